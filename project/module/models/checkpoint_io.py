@@ -1,0 +1,167 @@
+"""Reading weights: released files and our own, strictly and without running code from a file.
+
+Released files are flat state dicts with the prefix ``_forward_module.model.``; ours are Lightning
+checkpoints with a ``state_dict`` and, under ``CHECKPOINT_KEY``, what is needed to use the model
+without its flags.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from project.module.config import UserInputError
+
+CHECKPOINT_KEY = "neuromamba"
+# Wrappers put around the module by DeepSpeed, DDP, torch.compile and by our LightningModules.
+_WRAPPERS = ("_forward_module.", "module.", "_orig_mod.")
+_BACKBONE = "model."
+
+
+class CheckpointContents(NamedTuple):
+    """A file's tensors under their canonical names, and its description if it has one.
+
+    Attributes:
+        state_dict: names without wrapper prefixes and with ``conv1d`` for ``conv_xBC``; names of
+            the backbone without ``model.``, names of the head with ``head.``.
+        card: plain containers written by our training, {} for a released file.
+    """
+
+    state_dict: dict[str, Tensor]
+    card: dict[str, Any]
+
+
+def read_file(path: str | Path, flag: str = "--load_model_path") -> dict[str, Any]:
+    """Load a ``.pt``, ``.ckpt`` or ``.safetensors`` file; tensors and plain containers only.
+
+    Raises:
+        UserInputError: no such file, a directory, a damaged file, or one that needs to run code.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserInputError(
+            f"{flag}: '{path}' is a folder. Name a file in it, such as checkpoints/best.ckpt; of a "
+            f"DeepSpeed folder make one file first with its zero_to_fp32.py."
+        )
+    if not path.is_file():
+        raise UserInputError(f"{flag}: there is no file '{path}'.")
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        offender = re.search(r"(?:GLOBAL|Unsupported (?:class|operand)) ([\w.]+)", str(error))
+        if offender:
+            raise UserInputError(
+                f"{flag}: '{path}' holds an object of type {offender.group(1)}, and loading it "
+                f"would run code from the file. Only tensors and plain containers are read; save "
+                f"its state dict alone, with torch.save(module.state_dict(), ...)."
+            ) from None
+        raise UserInputError(f"{flag}: '{path}' is not a torch checkpoint or is damaged.") from None
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError, SafetensorError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserInputError(f"{flag}: '{path}' is damaged or not a checkpoint ({first}).") from None
+    if not isinstance(loaded, dict):
+        raise UserInputError(
+            f"{flag}: '{path}' holds a {type(loaded).__name__}, expected a state dict."
+        )
+    return loaded
+
+
+def canonical_name(key: str) -> str:
+    """The name of a tensor without wrappers: ``_forward_module.model.norm.weight`` -> ``norm.weight``."""
+    stripped = True
+    while stripped:
+        stripped = False
+        for wrapper in _WRAPPERS:
+            if key.startswith(wrapper):
+                key, stripped = key[len(wrapper) :], True
+    return key.removeprefix(_BACKBONE).replace(".conv_xBC.", ".conv1d.")
+
+
+def read_checkpoint(path: str | Path, flag: str = "--load_model_path") -> CheckpointContents:
+    """Read a released or own checkpoint; see ``CheckpointContents``.
+
+    Raises:
+        UserInputError: as ``read_file``; also when there is no tensor, or a name occurs twice.
+    """
+    loaded = read_file(path, flag)
+    state = loaded.get("state_dict", loaded)
+    tensors: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if not isinstance(value, Tensor):
+            continue
+        name = canonical_name(key)
+        if name in tensors:
+            raise UserInputError(f"{flag}: '{path}' holds the weights '{name}' twice.")
+        tensors[name] = value
+    if not tensors:
+        raise UserInputError(f"{flag}: '{path}' holds no tensors.")
+    card = loaded.get(CHECKPOINT_KEY, {})
+    return CheckpointContents(tensors, dict(card) if isinstance(card, Mapping) else {})
+
+
+def load_strictly(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    path: str | Path,
+    optional: Iterable[str] = (),
+    flag: str = "--load_model_path",
+) -> None:
+    """Copy ``state`` into ``module``; every difference in keys or shapes is an error.
+
+    Args:
+        module: receives the weights.
+        state: canonical names.
+        path: the file, for messages.
+        optional: prefixes that the file may hold although the module does not (the output layer
+            of pre-training, when a downstream model loads its backbone).
+        flag: the flag that named the file.
+
+    Raises:
+        UserInputError: lists the missing and unexpected keys and the differing shapes.
+    """
+    own = module.state_dict()
+    allowed = tuple(optional)
+    state = {k: v for k, v in state.items() if k in own or not k.startswith(allowed or ("\0",))}
+    shapes = [
+        f"{key} is {list(state[key].shape)} in the file, {list(own[key].shape)} in the model"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    missing = sorted(set(own) - set(state))
+    unexpected = sorted(set(state) - set(own))
+    problems = []
+    if shapes:
+        problems.append(
+            f"{len(shapes)} tensors of another size ({'; '.join(shapes[:3])}"
+            f"{'; ...' if len(shapes) > 3 else ''})"
+        )
+    if missing:
+        problems.append(f"missing keys: {', '.join(missing)}")
+    if unexpected:
+        problems.append(f"unexpected keys: {', '.join(unexpected)}")
+    if problems:
+        raise UserInputError(
+            f"{flag}: '{path}' does not fit the model: {'. '.join(problems)}. Check --embed_dim, "
+            f"--depth, --patch_size, --img_size and --mamba_pe_method."
+        )
+    module.load_state_dict(state)
+
+
+def load_backbone(backbone: nn.Module, path: str | Path) -> dict[str, Any]:
+    """Load the backbone's weights from a released or own checkpoint; returns the file's card.
+
+    The output layer and a head in the file are left aside when the backbone has no place for them.
+    """
+    contents = read_checkpoint(path)
+    load_strictly(backbone, contents.state_dict, path, optional=("output_layer.", "head."))
+    return contents.card

@@ -1,0 +1,79 @@
+"""The Mamba2 layer (Dao & Gu 2024) on packed sequences, with the parameter names of mamba_ssm.
+
+The layer owns the parameters; the computation between its two projections is
+``ssd.mixer_core``, so that every backend sees the same weights.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from project.module.models.ssd import MixerParams, mixer_core
+from project.module.models.utils import RMSNorm
+
+# Initial step sizes are log-uniform in this range, decay rates uniform in that one (mamba_ssm).
+DT_RANGE = (1e-3, 1e-1)
+DT_FLOOR = 1e-4
+A_RANGE = (1.0, 16.0)
+
+
+class Mamba2(nn.Module):
+    """Selective state-space layer, [L, D] -> [L, D].
+
+    Args:
+        d_model: D.
+        d_state: N.
+        headdim: P; divides expand * D.
+        d_conv: taps of the causal depthwise convolution.
+        expand: inner width I as a multiple of D.
+        ssd_backend: see ``ssd.select_backend``.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int,
+        headdim: int,
+        d_conv: int = 4,
+        expand: int = 2,
+        ssd_backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        d_inner = expand * d_model
+        assert d_inner % headdim == 0, (d_inner, headdim)
+        nheads, conv_dim = d_inner // headdim, d_inner + 2 * d_state
+        self.d_state, self.headdim, self.ssd_backend = d_state, headdim, ssd_backend
+        # Rows of the in-projection: z (I), x (I), B (N), C (N), dt (H).
+        self.in_proj = nn.Linear(d_model, 2 * d_inner + 2 * d_state + nheads, bias=False)
+        # Holds the filters under the checkpoint's names; applied by the backends.
+        self.conv1d = nn.Conv1d(conv_dim, conv_dim, d_conv, groups=conv_dim, padding=d_conv - 1)
+        low, high = (math.log(bound) for bound in DT_RANGE)
+        dt = torch.exp(torch.rand(nheads) * (high - low) + low).clamp(min=DT_FLOOR)
+        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
+        self.A_log = nn.Parameter(torch.empty(nheads).uniform_(*A_RANGE).log())
+        self.D = nn.Parameter(torch.ones(nheads))
+        self.norm = RMSNorm(d_inner)
+        self.out_proj = nn.Linear(d_inner, d_model, bias=False)
+
+    def forward(self, x_LD: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        """Mix the tokens of each sequence.
+
+        Args:
+            x_LD: [L, D], the sequences one after another.
+            lengths: tokens of each sequence, adding up to L.
+        """
+        params = MixerParams(
+            conv_weight=self.conv1d.weight.squeeze(1),
+            conv_bias=self.conv1d.bias,  # type: ignore[arg-type]
+            dt_bias=self.dt_bias,
+            A_log=self.A_log,
+            D=self.D,
+            norm_weight=self.norm.weight,
+            d_state=self.d_state,
+            headdim=self.headdim,
+        )
+        mixed_LI = mixer_core(self.in_proj(x_LD), params, lengths, self.ssd_backend)
+        return self.out_proj(mixed_LI)

@@ -1,0 +1,207 @@
+"""From scaled volumes to packed brain tokens (paper, section 3.1).
+
+A window (C, X, Y, Z, T) is cut into patches; a patch with its frames is a token. Tokens are in
+raster order, T fastest, then Z, Y, X; inside a token the voxels are in the order (x, y, z, t, c).
+Tokens without a brain voxel are dropped, for each sample by itself, and what is left of all
+samples is packed into one tensor without padding.
+
+Shapes: B samples, G tokens of the whole grid, S spatial patches, L kept tokens of all samples
+together, V values a token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor
+
+from project.module.config import ModelConfig, UserInputError
+
+_WHOLE = "b c (gx px) (gy py) (gz pz) (gt pt)"
+_TOKENS = "b (gx gy gz gt) (px py pz pt c)"
+
+
+class PackedTokens(NamedTuple):
+    """Kept tokens of a batch.
+
+    Attributes:
+        tokens: [L, V] scaled intensities, sample after sample, raster order inside a sample.
+        token_index: [L] position of each token in the full grid (0 .. G - 1).
+        lengths: kept tokens of each sample; they add up to L.
+    """
+
+    tokens: Tensor
+    token_index: Tensor
+    lengths: tuple[int, ...]
+
+
+def _patch_sizes(patch_size: Sequence[int]) -> dict[str, int]:
+    return dict(zip(("px", "py", "pz", "pt"), patch_size, strict=True))
+
+
+def patchify(fmri: Tensor, patch_size: Sequence[int]) -> Tensor:
+    """Cut (B, C, X, Y, Z, T) into tokens [B, G, V]."""
+    return rearrange(fmri, f"{_WHOLE} -> {_TOKENS}", **_patch_sizes(patch_size))
+
+
+def unpatchify(tokens: Tensor, config: ModelConfig) -> Tensor:
+    """Inverse of ``patchify``: [B, G, V] -> (B, C, X, Y, Z, T)."""
+    sizes = _patch_sizes(config.patch_size)
+    sizes |= dict(zip(("gx", "gy", "gz", "gt"), config.token_grid, strict=True))
+    return rearrange(tokens, f"{_TOKENS} -> {_WHOLE}", **sizes)
+
+
+def mask_to_tokens(mask: Tensor, patch_size: Sequence[int], frames: int) -> Tensor:
+    """Which tokens hold a brain voxel: (B, X, Y, Z) bool -> [B, G] bool."""
+    px, py, pz, pt = patch_size
+    spatial = reduce(
+        mask.float(), "b (gx px) (gy py) (gz pz) -> b (gx gy gz)", "max", px=px, py=py, pz=pz
+    )
+    return spatial.bool().repeat_interleave(frames // pt, dim=1)
+
+
+def tokens_off_background(tokens: Tensor, background: str) -> Tensor:
+    """Which tokens of dense data [B, G, V] differ from the background: [B, G] bool.
+
+    The reference's rule for data without a mask: background is the window's minimum ("min") or 0
+    ("zero"), and a token is kept if any of its values differs from it.
+    """
+    if background == "min":
+        level = tokens.flatten(1).amin(1)[:, None, None]
+    else:
+        level = tokens.new_zeros(())
+    return (tokens != level).any(-1)
+
+
+def pack_dense(
+    fmri: Tensor, config: ModelConfig, mask: Tensor | None = None, names: Sequence[str] = ()
+) -> PackedTokens:
+    """Tokenise dense windows and pack the tokens to keep.
+
+    Args:
+        fmri: (B, C, X, Y, Z, T), scaled.
+        config: patch size and what to keep.
+        mask: (B, X, Y, Z) bool brain mask; without it background is told by its value.
+        names: subjects of the samples, for the message.
+
+    Raises:
+        UserInputError: the shape is not ``--img_size``, or a sample has no brain token.
+    """
+    expected = (config.in_chans, *config.img_size)
+    if tuple(fmri.shape[1:]) != expected:
+        raise UserInputError(
+            f"--img_size: the model expects windows (C, X, Y, Z, T) = {expected}, "
+            f"got {tuple(fmri.shape[1:])}."
+        )
+    tokens = patchify(fmri, config.patch_size)
+    if config.keep_background:
+        keep = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    elif mask is not None:
+        keep = mask_to_tokens(mask, config.patch_size, config.img_size[3])
+    else:
+        keep = tokens_off_background(tokens, config.background)
+    lengths = keep.sum(1).tolist()
+    _refuse_empty(lengths, names)
+    if config.union_mask:
+        keep = keep.any(0, keepdim=True).expand_as(keep)
+        lengths = keep.sum(1).tolist()
+    return PackedTokens(tokens[keep], keep.nonzero()[:, 1], tuple(lengths))
+
+
+class CompactPlan(NamedTuple):
+    """Where the brain voxels of a run go, once its mask and the patch size are known.
+
+    Attributes:
+        spatial_index: [S] kept spatial patches, in raster order.
+        destination: [N] row of each brain voxel in the buffer [S * voxels of a patch, T].
+    """
+
+    spatial_index: Tensor
+    destination: Tensor
+
+
+def plan_compact(
+    voxels: Sequence[Tensor], config: ModelConfig, names: Sequence[str] = ()
+) -> list[CompactPlan]:
+    """Plan the scatter of compact windows; integer work on the mask only, meant for the CPU.
+
+    Args:
+        voxels: for each sample [N] sorted flat C-order indices of its brain voxels.
+        config: grid, patch size and what to keep.
+        names: subjects of the samples, for the message.
+
+    Raises:
+        UserInputError: a sample has no brain voxel.
+    """
+    _refuse_empty([v.numel() for v in voxels], names)
+    px, py, pz, _ = config.patch_size
+    _, gy, gz, _ = config.token_grid
+    _, size_y, size_z, _ = config.img_size
+    patches, places = [], []
+    for flat in voxels:
+        flat = flat.long()
+        z, y, x = flat % size_z, flat // size_z % size_y, flat // (size_z * size_y)
+        patches.append((x // px * gy + y // py) * gz + z // pz)
+        places.append((x % px * py + y % py) * pz + z % pz)
+    total = math.prod(config.token_grid[:3])
+    kept = [torch.zeros(total, dtype=torch.bool).index_fill_(0, p, True) for p in patches]
+    if config.keep_background:
+        kept = [torch.ones_like(k) for k in kept]
+    elif config.union_mask:
+        kept = [torch.stack(kept).any(0)] * len(kept)
+    plans = []
+    for keep, patch, place in zip(kept, patches, places, strict=True):
+        rank = keep.cumsum(0) - 1
+        plans.append(CompactPlan(keep.nonzero()[:, 0], rank[patch] * (px * py * pz) + place))
+    return plans
+
+
+def pack_compact(
+    bold: Sequence[Tensor],
+    plans: Sequence[CompactPlan],
+    gain: Tensor,
+    shift: Tensor,
+    background: Tensor,
+    config: ModelConfig,
+) -> PackedTokens:
+    """Scale, scatter and patchify compact windows straight into packed tokens, on their device.
+
+    Equals ``pack_dense`` on the dense window with the stored mask, without ever building it.
+
+    Args:
+        bold: for each sample [T, N] stored int16 values q of its brain voxels.
+        plans: from ``plan_compact``, moved to the device.
+        gain, shift, background: [B]; a voxel is q * gain + shift, outside the mask background.
+        config: grid and patch size; one channel.
+    """
+    assert config.in_chans == 1
+    patch_voxels, patch_frames = math.prod(config.patch_size[:3]), config.patch_size[3]
+    frames, grid_frames = config.img_size[3], config.token_grid[3]
+    tokens, index, lengths = [], [], []
+    for i, (q_TN, plan) in enumerate(zip(bold, plans, strict=True)):
+        patches = plan.spatial_index.numel()
+        volume = background[i].expand(patches * patch_voxels, frames).contiguous()
+        volume.index_copy_(0, plan.destination, (q_TN.to(gain.dtype) * gain[i] + shift[i]).T)
+        tokens.append(
+            rearrange(
+                volume, "(s v) (g t) -> (s g) (v t)", v=patch_voxels, t=patch_frames, g=grid_frames
+            )
+        )
+        time = torch.arange(grid_frames, device=q_TN.device)
+        index.append((plan.spatial_index[:, None] * grid_frames + time).flatten())
+        lengths.append(patches * grid_frames)
+    return PackedTokens(torch.cat(tokens), torch.cat(index), tuple(lengths))
+
+
+def _refuse_empty(counts: Sequence[int], names: Sequence[str]) -> None:
+    empty = [i for i, count in enumerate(counts) if not count]
+    if empty:
+        who = ", ".join(names[i] if names else f"sample {i}" for i in empty)
+        raise UserInputError(
+            f"no brain token is left in: {who}. The window is constant or its mask is empty; check "
+            f"the run, exclude it with --bad_subj_path, or keep all tokens with --keep_background."
+        )
