@@ -50,7 +50,9 @@ def look_up(name: str, options: Iterable[str], what: str) -> str:
     lowered = {option.lower(): option for option in known}
     close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
     hint = f" Did you mean '{lowered[close[0]]}'?" if close else ""
-    raise UserInputError(f"{what}: unknown name '{name}'.{hint} Known: {', '.join(known)}.")
+    # A list longer than this (all flags, say) hides the hint instead of helping.
+    listing = f" Known: {', '.join(known)}." if len(known) <= 20 or not hint else ""
+    raise UserInputError(f"{what}: unknown name '{name}'.{hint}{listing}")
 
 
 # --------------------------------------------------------------------------------------------
@@ -491,4 +493,3 @@ def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
 
 # Published sizes (paper, Appendix B): embed_dim of each variant; the rest follows from it.
 VARIANTS: Mapping[str, int] = {"small": 128, "base": 192, "medium": 256, "large": 384}
-

@@ -68,7 +68,9 @@ def read_file(path: str | Path, flag: str = "--load_model_path") -> dict[str, An
         raise UserInputError(f"{flag}: '{path}' is not a torch checkpoint or is damaged.") from None
     except (RuntimeError, EOFError, OSError, KeyError, ValueError, SafetensorError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserInputError(f"{flag}: '{path}' is damaged or not a checkpoint ({first}).") from None
+        raise UserInputError(
+            f"{flag}: '{path}' is damaged or not a checkpoint ({first})."
+        ) from None
     if not isinstance(loaded, dict):
         raise UserInputError(
             f"{flag}: '{path}' holds a {type(loaded).__name__}, expected a state dict."

@@ -54,7 +54,7 @@ class Embedder(nn.Module):
 
     def forward(self, tokens_LV: Tensor, token_index: Tensor) -> Tensor:
         """(L, V) tokens at grid positions (L,) -> (L, D)."""
-        x_LD = tokens_LV @ self.projection
+        x_LD = tokens_LV.to(self.projection.dtype) @ self.projection
         if self.pos is not None:
             x_LD = x_LD + self.pos[0, token_index]
         return x_LD
@@ -108,9 +108,7 @@ class FMamba(nn.Module):
         """
         return self.forward_tokens(pack_dense(fmri, self.config, mask, names))
 
-    def forward_tokens(
-        self, packed: PackedTokens, hidden: Tensor | None = None
-    ) -> BackboneOutput:
+    def forward_tokens(self, packed: PackedTokens, hidden: Tensor | None = None) -> BackboneOutput:
         """Run on packed tokens.
 
         Args:

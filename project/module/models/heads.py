@@ -60,7 +60,7 @@ class MambaHead(nn.Module):
         return self.classifier(x[last])
 
 
-HEADS: dict[str, type[LinearHead] | type[MambaHead]] = {"linear": LinearHead, "mamba": MambaHead}
+HEADS: dict[str, type[LinearHead | MambaHead]] = {"linear": LinearHead, "mamba": MambaHead}
 assert set(HEADS) == set(HEAD_NAMES)
 
 

@@ -1,0 +1,48 @@
+# Needs make, bash and Python >= 3.10. Every target sets up what it uses (seconds once that is done);
+# whether an environment is active does not matter.
+#   make test ARGS="tests/unit -k parser"     passes ARGS on to pytest
+SHELL := /bin/bash
+VENV := $(or $(NEUROMAMBA_VENV_PATH),.venv)
+PY := "$(VENV)/bin/python"
+# One thread each: the two test processes, not the libraries, share out the cores.
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev demo test test-all lint bench clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: ## create the environment (.venv, or NEUROMAMBA_VENV_PATH)
+	@bash setup_env.sh
+
+setup-dev: ## the same, with the tools for tests and checks
+	@bash setup_env.sh --dev
+
+demo: setup ## pre-train and fine-tune on synthetic fMRI; writes output/demo/report.html
+	$(PY) project/demo.py $(ARGS)
+
+test: setup-dev ## run the tests, without the slow ones and those that need a GPU
+	$(PYTEST) -m "not slow and not gpu" $(ARGS)
+
+test-all: setup-dev ## run all tests; those that need a GPU only where there is one
+	$(PYTEST) -m "$(if $(shell nvidia-smi -L 2>/dev/null),,not gpu)" $(ARGS)
+
+lint: setup-dev ## check style, types, the import rule and the shell scripts
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	"$(VENV)/bin/lint-imports"
+	@set -e; for script in setup_env.sh .ci/run $$(find sample_scripts -name '*.sh' 2>/dev/null); do \
+		bash -n "$$script"; \
+		if command -v shellcheck >/dev/null; then shellcheck "$$script"; fi; \
+	done; echo "Shell scripts: ok"
+
+bench: setup ## run the benchmarks
+	@set -e; shopt -s nullglob; scripts=(benchmarks/[!_]*.py); \
+	if [ $${#scripts[@]} -eq 0 ]; then echo "benchmarks/ holds no script yet."; fi; \
+	for script in "$${scripts[@]}"; do echo "== $$script"; $(PY) "$$script" $(ARGS); done
+
+clean: ## remove caches (the environment and output/ stay)
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -path "./$(VENV)" -prune -o -path ./.git -prune -o -name __pycache__ -type d -exec rm -rf {} +

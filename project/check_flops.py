@@ -1,0 +1,289 @@
+"""Parameters, tokens and FLOPs of FMamba with all tokens and with the brain's only.
+
+    python project/check_flops.py --model fmamba --embed_dim 256 --depth 12 \\
+        --patch_size 6 6 6 2 --img_size 96 96 96 20 --batch_size 1 \\
+        --image_path /path/to/hcp_hdf5 --dataset_name HCP --downstream_task sex
+
+It takes the flags of ``project/main.py``, so that a training command can be priced by exchanging
+the file name; flags that do not change the count have no effect here. Without data it uses the
+MNI152 brain mask and, for HCP, an assumed number of windows, and says so.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from project.module.analysis import flops
+from project.module.config import DataConfig, ModelConfig, UserInputError
+from project.module.training.run_config import RunConfig, run_config
+from project.module.utils.data_module import FMRIDataModule
+from project.module.utils.data_preprocess_and_load.datasets_hdf5 import windows_of
+from project.module.utils.data_preprocess_and_load.hdf5_store import RunFile, list_runs
+from project.module.utils.parser import Parser, build_parser, parse_arguments
+
+# NeuroMamba README, "Results": Medium, FLOPs an epoch with all and with brain tokens.
+PUBLISHED = {"flops_per_epoch_all": 6.96e17, "flops_per_epoch": 3.72e17, "saving_percent": 46.5}
+# Cohorts whose windows are assumed where their data are absent: subjects, frames of a run.
+ASSUMED_RUNS = {"S1200": (1084, 1200)}
+COUNTED = (
+    "model FLOPs, a multiply-add is 2: matrix products, convolution, scan, norms and pointwise "
+    "functions (1 each), with the pre-training output layer; backward is twice the forward, "
+    "without the gradient of the input; not counted: optimiser, recomputation, data handling"
+)
+
+
+class Workload(NamedTuple):
+    """What one epoch consists of.
+
+    Attributes:
+        tokens_brain: mean kept tokens of a window.
+        tokens_source: where that comes from.
+        windows: of an epoch; None if unknown.
+        windows_source: where that comes from.
+    """
+
+    tokens_brain: float
+    tokens_source: str
+    windows: int | None
+    windows_source: str
+
+
+def flops_parser() -> Parser:
+    """The flags of ``project/main.py`` and three of its own."""
+    parser = build_parser()
+    parser.prog = "project/check_flops.py"
+    parser.description = "Count parameters, tokens and FLOPs of FMamba."
+    group = parser.add_argument_group("FLOPs")
+    group.add_argument("--json", metavar="FILE", help="write the figures as JSON")
+    group.add_argument("--output", metavar="FILE", help="write the table as text")
+    group.add_argument(
+        "--windows_per_epoch", type=int, metavar="N", help="instead of counting the training set's"
+    )
+    return parser
+
+
+def read_workload(run: RunConfig) -> Workload:
+    """Tokens and windows from the stores if they are there, else from mask and assumption.
+
+    Raises:
+        UserInputError: a store is there and does not fit the flags.
+    """
+    model, data = run.model, run.data
+    given = run.flags["windows_per_epoch"]
+    if given is not None and given < 1:
+        raise UserInputError(f"--windows_per_epoch: got {given}, expected 1 or more.")
+    try:
+        for path in data.image_path:
+            list_runs(path) if path else _no_path()
+    except UserInputError as error:
+        mask, voxel = flops.mni_mask(model.img_size[:3])
+        tokens = float(flops.kept_tokens(np.flatnonzero(mask), model))
+        reason = str(error).split(". ")[0].rstrip(".")
+        source = (
+            f"MNI152 brain mask of nilearn at {voxel:.3g} mm, because there are no data ({reason})"
+        )
+        windows, windows_source = _assumed_windows(data)
+    else:
+        module = FMRIDataModule(data, write_split=False)
+        runs = [path for store in module.stores for path in store.paths]
+        tokens = float(np.mean([_tokens_of(path, model) for path in runs]))
+        source = f"mean over the {len(runs)} runs of {', '.join(data.image_path)}"
+        windows, windows_source = module.windows_in("train"), "training windows of the data"
+    if given is not None:
+        windows, windows_source = given, "--windows_per_epoch"
+    return Workload(tokens, source, windows, windows_source)
+
+
+def _no_path() -> None:
+    raise UserInputError("--image_path: not given.")
+
+
+def _tokens_of(path: Path, model: ModelConfig) -> int:
+    run = RunFile(path)
+    tokens = flops.kept_tokens(run.vox, model)
+    run.close()
+    return tokens
+
+
+def _assumed_windows(data: DataConfig) -> tuple[int | None, str]:
+    unknown = [name for name in data.dataset_name if name not in ASSUMED_RUNS]
+    if unknown:
+        return None, f"unknown without data of {', '.join(unknown)}; give --windows_per_epoch"
+    windows, parts = 0, []
+    for name in data.dataset_name:
+        subjects, frames = ASSUMED_RUNS[name]
+        training = int(subjects * data.train_split)
+        each = len(windows_of(frames, data))
+        windows += training * each
+        parts.append(
+            f"{name}: {data.train_split:.0%} of {subjects:,} subjects, one run of {frames:,} "
+            f"frames, {each} windows each"
+        )
+    return windows, f"assumption, no data: {'; '.join(parts)}"
+
+
+def count(run: RunConfig) -> dict[str, Any]:
+    """All figures of the JSON file.
+
+    FLOPs are those of one window unless the key says otherwise; ``flops_per_*`` is the forward
+    pass, ``training_flops_per_*`` forward and backward, ``flops_per_epoch`` training on the brain's
+    tokens. ``products_*`` is the formula's share that ``profiler_*`` (FlopCounterMode) counts too.
+    """
+    model, work = run.model, read_workload(run)
+    brain = round(work.tokens_brain)
+    everything = flops.forward_terms(model, model.num_tokens)
+    kept = flops.forward_terms(model, brain)
+    training_all, training = flops.training_total(everything), flops.training_total(kept)
+    windows = work.windows
+    profiled = {
+        "profiler_flops_per_window_all": flops.profiled_flops(model, model.num_tokens),
+        "profiler_flops_per_window_brain": flops.profiled_flops(model, brain),
+        "profiler_training_flops_per_window_brain": flops.profiled_flops(model, brain, True),
+    }
+    products = {
+        "products_flops_per_window_all": flops.total(everything, products_only=True),
+        "products_flops_per_window_brain": flops.total(kept, products_only=True),
+        "products_training_flops_per_window_brain": flops.training_total(kept, products_only=True),
+    }
+    result: dict[str, Any] = {
+        "parameters": flops.parameter_count(model),
+        "tokens_all": model.num_tokens,
+        "tokens_brain": work.tokens_brain,
+        "tokens_source": work.tokens_source,
+        "flops_per_window_all": flops.total(everything),
+        "flops_per_window_brain": flops.total(kept),
+        "training_flops_per_window_all": training_all,
+        "training_flops_per_window_brain": training,
+        "training_flops_per_batch_brain": training * run.data.batch_size,
+        "saving_percent": 100.0 * (1 - flops.total(kept) / flops.total(everything)),
+        "windows_per_epoch": windows,
+        "windows_source": work.windows_source,
+        "flops_per_epoch": None if windows is None else training * windows,
+        "flops_per_epoch_all": None if windows is None else training_all * windows,
+        "batches_per_epoch": None if windows is None else math.ceil(windows / run.data.batch_size),
+        "counted": COUNTED,
+        **products,
+        **profiled,
+        "terms_brain": {term.name: term.flops for term in kept},
+        "published": PUBLISHED,
+    }
+    if run.head is not None and run.downstream is not None:
+        result["head"] = f"{run.head.name}, {run.downstream.task}"
+        result["head_parameters"] = flops.head_parameter_count(run.head, model)
+        result["head_flops_per_window_brain"] = flops.total(
+            flops.head_terms(run.head, model, brain)
+        )
+    return result
+
+
+def table(run: RunConfig, result: dict[str, Any]) -> str:
+    """The figures as text."""
+    model = run.model
+    everything = flops.forward_terms(model, result["tokens_all"])
+    kept = flops.forward_terms(model, round(result["tokens_brain"]))
+    share = result["tokens_brain"] / result["tokens_all"]
+    size, patch = ("x".join(map(str, s)) for s in (model.img_size, model.patch_size))
+    lines = [
+        f"{model.model}: D {model.embed_dim}, {model.depth} blocks, N {model.d_state}, "
+        f"{model.nheads} heads of {model.headdim}; window {size}, patch {patch}",
+        f"Counted: {result['counted']}.",
+        "",
+        f"parameters                   {result['parameters']:>16,}  with the output layer",
+        f"tokens of a window, all      {result['tokens_all']:>16,}",
+        f"tokens of a window, brain    {result['tokens_brain']:>16,.0f}  {share:.1%}; "
+        f"{result['tokens_source']}",
+        "",
+        f"{'forward, GFLOPs a window':<40} {'formula (one block)':<26} {'all':>9} {'brain':>9}",
+    ]
+    for one, other in zip(everything, kept, strict=True):
+        lines.append(
+            f"  {one.name:<38} {one.formula:<26} {one.flops / 1e9:9.3f} {other.flops / 1e9:9.3f}"
+        )
+
+    def row(name: str, kind: str) -> None:
+        both = (result[f"{kind}flops_per_window_{part}"] / 1e9 for part in ("all", "brain"))
+        lines.append(f"  {name:<65} {next(both):9.3f} {next(both):9.3f}")
+
+    row("sum", "")
+    row("of it matrix products, formula", "products_")
+    row("matrix products, torch FlopCounterMode", "profiler_")
+    row("training (forward and backward), sum", "training_")
+    differences = [
+        result[f"products_{key}"] / result[f"profiler_{key}"] - 1
+        for key in (
+            "flops_per_window_all",
+            "flops_per_window_brain",
+            "training_flops_per_window_brain",
+        )
+    ]
+    lines += [
+        "  formula against FlopCounterMode (forward all, forward brain, training brain): "
+        + ", ".join(f"{value:+.2%}" for value in differences),
+        "",
+        f"saving by dropping background: {result['saving_percent']:.1f} % of the forward pass",
+        f"training, batch of {run.data.batch_size}: "
+        f"{result['training_flops_per_batch_brain']:.3e} FLOPs",
+    ]
+    if result["windows_per_epoch"] is None:
+        lines.append(f"epoch: {result['windows_source']}")
+    else:
+        lines += [
+            f"epoch: {result['windows_per_epoch']:,} windows ({result['windows_source']}), "
+            f"{result['batches_per_epoch']:,} batches",
+            f"training FLOPs an epoch: {result['flops_per_epoch_all']:.3e} (all) -> "
+            f"{result['flops_per_epoch']:.3e} (brain)",
+        ]
+    lines.append(
+        f"published (NeuroMamba README, Medium, the paper's data, DeepSpeed profiler): "
+        f"{PUBLISHED['flops_per_epoch_all']:.2e} -> {PUBLISHED['flops_per_epoch']:.2e}, "
+        f"{PUBLISHED['saving_percent']} % saved. That is {100 - PUBLISHED['saving_percent']:.1f} % "
+        f"of the tokens kept; an MNI mask keeps about 36 %, and the paper's number of windows is "
+        f"not public: compare the percentages, not the totals."
+    )
+    if "head" in result:
+        lines.append(
+            f"downstream head ({result['head']}), not in the figures above: "
+            f"{result['head_parameters']:,} parameters, "
+            f"{result['head_flops_per_window_brain'] / 1e9:.4f} GFLOPs a window"
+        )
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Parse, count, print and write; returns what ``--json`` holds.
+
+    Raises:
+        UserInputError: wrong flags, data that do not fit them, a file that cannot be written.
+    """
+    args, given = parse_arguments(flops_parser(), sys.argv[1:] if argv is None else argv)
+    run = run_config(args, given)
+    result = count(run)
+    text = table(run, result)
+    print(text)
+    for flag, content in (("json", json.dumps(result, indent=2)), ("output", text)):
+        path = run.flags[flag]
+        if path is None:
+            continue
+        try:
+            Path(path).write_text(content + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserInputError(f"--{flag}: cannot write '{path}' ({error.strerror}).") from None
+    return result
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserInputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

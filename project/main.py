@@ -1,0 +1,55 @@
+"""Pre-train, fine-tune and test FMamba: ``python project/main.py --help``.
+
+Flags become checked configurations, these a data module, a LightningModule and a Trainer; the run
+folder receives what ``training/outputs.py`` describes.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a script: make `project` importable without PYTHONPATH
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from project.module.config import UserInputError
+from project.module.training.run import Run
+from project.module.training.run_card import apply_card
+from project.module.training.run_config import run_config
+from project.module.utils.parser import build_parser, parse_arguments
+
+
+def run(argv: Sequence[str]) -> dict[str, float]:
+    """Do what the flags say.
+
+    Returns:
+        The metrics written to ``metrics.json``; {} for a dry run.
+
+    Raises:
+        UserInputError: anything the user can mend.
+    """
+    args, given = parse_arguments(build_parser(), argv)
+    if args.test_ckpt_path:
+        args, given = apply_card(args, given, args.test_ckpt_path, "--test_ckpt_path", True)
+    elif args.load_model_path and not (args.dry_run and not Path(args.load_model_path).exists()):
+        args, given = apply_card(args, given, args.load_model_path, "--load_model_path", False)
+    planned = Run(run_config(args, given))
+    if args.dry_run:
+        print(planned.plan())
+        return {}
+    return planned.execute()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point: 0 on success, 2 with one line for a user's mistake."""
+    try:
+        run(sys.argv[1:] if argv is None else argv)
+    except UserInputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

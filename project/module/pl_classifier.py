@@ -1,0 +1,342 @@
+"""LightningModules: pre-training of the backbone, and downstream tasks on top of it.
+
+A batch is what ``datasets_hdf5.collate_windows`` makes: compact windows with their masks. The
+scatter plan is made from the masks on the CPU before the batch travels; scaling, scatter and
+patchify happen on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor
+from torch.optim import SGD, AdamW, Optimizer
+
+from project.module.config import (
+    OPTIMIZER_NAMES,
+    ORIENTATION,
+    TASK_TYPES,
+    DownstreamConfig,
+    HeadConfig,
+    ModelConfig,
+    OptimConfig,
+    PretrainConfig,
+    to_dict,
+)
+from project.module.models.checkpoint_io import CHECKPOINT_KEY
+from project.module.models.fmamba import BackboneOutput
+from project.module.models.heads import build_head
+from project.module.models.load_model import build_model
+from project.module.models.tokenizer import PackedTokens, pack_compact, plan_compact
+from project.module.utils.losses import (
+    LOSSES,
+    masked_token_errors,
+    next_token_errors,
+    next_token_targets,
+)
+from project.module.utils.lr_scheduler import CosineAnnealingWarmUpRestarts
+from project.module.utils.masking_generator import hidden_tokens
+from project.module.utils.metrics import SubjectMetrics, TokenMetrics, WindowScores, subject_key
+from project.module.utils.seed_creation import stream
+
+CARD_FORMAT = 1
+Batch = dict[str, Any]
+
+
+class TargetScaling(NamedTuple):
+    """How a regression target is scaled, from the training subjects: (y - center) / scale."""
+
+    center: float
+    scale: float
+
+
+UNSCALED = TargetScaling(0.0, 1.0)
+
+
+class FMambaModule(LightningModule):
+    """What pre-training and downstream share: backbone, packing, optimiser, checkpoint card.
+
+    Args:
+        model: architecture.
+        optim: optimiser and schedule.
+        total_steps: optimiser steps of the whole run, for the schedule.
+        output_layer: whether the backbone has its next-token layer.
+        ssd_backend: see ``ssd.select_backend``.
+        data_card: plain containers that say what data the model saw (scaling, split ...); stored
+            in every checkpoint beside the configurations.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        optim: OptimConfig,
+        total_steps: int,
+        output_layer: bool,
+        ssd_backend: str,
+        data_card: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        self.optim, self.total_steps, self.data_card = optim, total_steps, dict(data_card)
+        # Named so that our keys read as the released ones: model.<key>.
+        self.model = build_model(model, output_layer=output_layer, ssd_backend=ssd_backend)
+
+    # ------------------------------------------------------------------ batches
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Plan the scatter from the masks, on the CPU, so that the device need not wait."""
+        plans = plan_compact(batch["vox"], self.model.config, batch["subject"])
+        keys = map(subject_key, batch["subject"], batch["dataset"].tolist())
+        return {name: value for name, value in batch.items() if name != "vox"} | {
+            "plans": plans,
+            "subject_key": torch.tensor(list(keys)),
+        }
+
+    def pack(self, batch: Batch) -> PackedTokens:
+        """The batch's tokens to keep, scaled, on the device."""
+        return pack_compact(
+            batch["bold"],
+            batch["plans"],
+            batch["gain"],
+            batch["shift"],
+            batch["background"],
+            self.model.config,
+        )
+
+    # ------------------------------------------------------------------ optimisation
+
+    def configure_optimizers(self) -> Any:
+        """AdamW or SGD on what is trainable, and the cosine schedule stepped every step."""
+        optimizer = build_optimizer(self, self.optim)
+        if not self.optim.use_scheduler:
+            return optimizer
+        cycle = max(1, round(self.total_steps * self.optim.cycle))
+        schedule = CosineAnnealingWarmUpRestarts(
+            optimizer,
+            cycle_steps=cycle,
+            warmup_steps=int(cycle * self.optim.warmup),
+            min_ratio=self.optim.min_lr_ratio,
+            gamma=self.optim.gamma,
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def log_training_loss(self, loss: Tensor, batch_size: int) -> None:
+        """Log the batch's loss and the learning rate it was taken with."""
+        self.log("train/loss", loss, prog_bar=True, batch_size=batch_size)
+        rate = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
+        self.log("train/learning_rate", rate, batch_size=batch_size)
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def card(self) -> dict[str, Any]:
+        """What is needed to use the weights without the flags of the run, in plain containers."""
+        return {
+            "format": CARD_FORMAT,
+            "model": to_dict(self.model.config),
+            "orientation": ORIENTATION,
+            "data": self.data_card,
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the card."""
+        checkpoint[CHECKPOINT_KEY] = self.card()
+
+
+def build_optimizer(module: torch.nn.Module, config: OptimConfig) -> Optimizer:
+    """The optimiser over the trainable parameters of ``module``.
+
+    Vectors (biases, norms, A_log, D, dt_bias) are not decayed: for them 0 means something.
+    """
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.dim() > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trainable if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    assert config.optimizer in OPTIMIZER_NAMES
+    if config.optimizer == "SGD":
+        return SGD(groups, lr=config.learning_rate, momentum=config.momentum)
+    return AdamW(groups, lr=config.learning_rate)
+
+
+class PretrainModule(FMambaModule):
+    """Next-token prediction (paper, section 3.3) or masked-token reconstruction.
+
+    Args:
+        model, optim, total_steps, ssd_backend, data_card: as in ``FMambaModule``.
+        objective: which of the two, and the masking.
+        seed: of the masks.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        objective: PretrainConfig,
+        optim: OptimConfig,
+        total_steps: int,
+        seed: int = 0,
+        ssd_backend: str = "auto",
+        data_card: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(model, optim, total_steps, True, ssd_backend, data_card or {})
+        self.objective, self.seed = objective, seed
+        self.validation = TokenMetrics(model.token_dim)
+
+    def predict_tokens(
+        self, batch: Batch, generator: torch.Generator
+    ) -> tuple[BackboneOutput, Tensor, Tensor]:
+        """Run the objective on a batch: output, rows of the target tokens, error of each."""
+        packed = self.pack(batch)
+        if self.objective.objective == "mim":
+            hidden = hidden_tokens(
+                packed.token_index,
+                packed.lengths,
+                self.model.config.token_grid[3],
+                self.objective.mask_ratio,
+                self.objective.masking_type,
+                generator,
+            )
+            output = self.model.forward_tokens(packed, hidden)
+            targets, errors_of = hidden.nonzero()[:, 0], masked_token_errors
+        else:
+            output = self.model.forward_tokens(packed)
+            targets = next_token_targets(packed.lengths, packed.tokens.device)
+            errors_of = next_token_errors
+        assert output.prediction is not None
+        return output, targets, errors_of(output.prediction, packed.tokens, targets)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Mean error over the batch's target tokens, every token of equal weight."""
+        generator = stream(self.seed, 0, self.current_epoch, batch_idx, self.global_rank)
+        _, _, errors = self.predict_tokens(batch, generator)
+        loss = errors.mean()
+        self.log_training_loss(loss, len(batch["subject"]))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add the batch to the loss and its controls; masks are the same in every epoch."""
+        generator = stream(self.seed, 1, batch_idx, self.global_rank)
+        output, targets, errors = self.predict_tokens(batch, generator)
+        self.validation.update(errors, output.tokens, targets)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log val/loss, val/persistence_loss, val/mean_token_loss and val/skill."""
+        values = self.validation.compute()
+        self.log_dict({f"val/{name}": value.float() for name, value in values.items()})
+        self.validation.reset()
+
+    def card(self) -> dict[str, Any]:
+        """Adds the objective."""
+        return super().card() | {"pretrain": to_dict(self.objective)}
+
+
+class DownstreamModule(FMambaModule):
+    """Backbone and head on a classification or regression of subjects.
+
+    Args:
+        model, optim, total_steps, ssd_backend, data_card: as in ``FMambaModule``.
+        head: which head.
+        task: target, loss and whether the backbone is frozen.
+        target_scaling: of a regression, from the training subjects.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        head: HeadConfig,
+        task: DownstreamConfig,
+        optim: OptimConfig,
+        total_steps: int,
+        target_scaling: TargetScaling = UNSCALED,
+        ssd_backend: str = "auto",
+        data_card: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(model, optim, total_steps, False, ssd_backend, data_card or {})
+        self.head_config, self.task, self.target_scaling = head, task, target_scaling
+        self.head = build_head(head, model, ssd_backend)
+        if task.freeze_feature_extractor:
+            self.model.requires_grad_(False)
+        self.loss = LOSSES[TASK_TYPES[task.task_type].loss]
+        self.validation = SubjectMetrics(task.task_type)
+        self.test = SubjectMetrics(task.task_type)
+        self.test_windows: WindowScores | None = None
+
+    def train(self, mode: bool = True) -> DownstreamModule:
+        """A frozen backbone stays in evaluation mode: no dropout in fixed features."""
+        super().train(mode)
+        if self.task.freeze_feature_extractor:
+            self.model.eval()
+        return self
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits (B, outputs) and each window's mean feature (B, D)."""
+        packed = self.pack(batch)
+        frozen = self.task.freeze_feature_extractor
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            features = self.model.forward_tokens(packed).features
+        means = [sample.mean(0) for sample in features.detach().split(packed.lengths)]
+        return self.head(features, packed.lengths), torch.stack(means)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The task's loss on a batch of windows."""
+        logits, _ = self(batch)
+        loss = self.loss(logits, self.scaled_target(batch), self.task.label_smoothing)
+        self.log_training_loss(loss, len(batch["subject"]))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add the batch's windows to the subjects' scores."""
+        self._evaluate(batch, self.validation, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """As in validation; returns the mean features for ``--save_embedding``."""
+        return {"embedding": self._evaluate(batch, self.test, "test")}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics over validation subjects."""
+        self._log_metrics(self.validation, "val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics over test subjects and keep the windows' scores."""
+        self.test_windows = self.test.windows()
+        self._log_metrics(self.test, "test")
+
+    def scaled_target(self, batch: Batch) -> Tensor:
+        """Class indices as they are; values scaled by the training subjects' statistics."""
+        target = batch["target"]
+        if self.task.task_type == "classification":
+            return target
+        return (target - self.target_scaling.center) / self.target_scaling.scale
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Class probabilities (B, classes), or predictions (B, 1) in the target's units."""
+        if self.task.task_type == "classification":
+            return logits.float().softmax(-1)
+        return logits.float() * self.target_scaling.scale + self.target_scaling.center
+
+    def _evaluate(self, batch: Batch, metric: SubjectMetrics, part: str) -> Tensor:
+        logits, embedding = self(batch)
+        loss = self.loss(logits, self.scaled_target(batch), 0.0)
+        size = len(batch["subject"])
+        self.log(
+            f"{part}/loss", loss, batch_size=size, on_step=False, on_epoch=True, sync_dist=True
+        )
+        metric.update(batch["subject_key"], batch["window"], self.scores(logits), batch["target"])
+        return embedding
+
+    def _log_metrics(self, metric: SubjectMetrics, part: str) -> None:
+        values = metric.compute()
+        self.log_dict({f"{part}/{name}": value.float() for name, value in values.items()})
+        metric.reset()
+
+    def card(self) -> dict[str, Any]:
+        """Adds the head, the task and the scaling of the target."""
+        return super().card() | {
+            "head": to_dict(self.head_config),
+            "downstream": to_dict(self.task),
+            "target_scaling": list(self.target_scaling),
+        }

@@ -1,0 +1,336 @@
+"""One run: plan it, then pre-train, fine-tune or test, and write its results."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Trainer
+
+from project.module.config import UserInputError
+from project.module.models.checkpoint_io import load_backbone, load_strictly, read_checkpoint
+from project.module.pl_classifier import (
+    UNSCALED,
+    DownstreamModule,
+    FMambaModule,
+    PretrainModule,
+    TargetScaling,
+)
+from project.module.training import outputs
+from project.module.training.run_config import RunConfig
+from project.module.training.strategies import Hardware, resolve_hardware
+from project.module.training.trainer import (
+    accumulation,
+    build_trainer,
+    epochs,
+    total_steps,
+)
+from project.module.utils.data_module import FMRIDataModule
+from project.module.utils.seed_creation import seed_run
+
+PAPER_EFFECTIVE_BATCH = 1152  # Appendix B
+DUMMY_FRAMES = 40
+
+
+class Run:
+    """A run with its configuration checked and its hardware resolved.
+
+    Args:
+        config: from ``run_config``.
+
+    Raises:
+        UserInputError: what cannot be right on any machine.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.hardware: Hardware = resolve_hardware(config.trainer)
+        self.config = self._scaled_rate(config)
+
+    @property
+    def effective_batch(self) -> int:
+        """Windows of an optimiser step: micro batch x devices x nodes x accumulation."""
+        return self.config.data.batch_size * self.hardware.ranks * accumulation(self.config)
+
+    def _scaled_rate(self, config: RunConfig) -> RunConfig:
+        """Apply ``--lr_scaling``."""
+        if not config.optim.lr_scaling:
+            return config
+        effective = config.data.batch_size * self.hardware.ranks * accumulation(config)
+        rate = config.optim.learning_rate * effective / PAPER_EFFECTIVE_BATCH
+        return dataclasses.replace(
+            config, optim=dataclasses.replace(config.optim, learning_rate=rate)
+        )
+
+    # ------------------------------------------------------------------ plan
+
+    def plan(self) -> str:
+        """What the run would do, and what is missing here for it; nothing is written."""
+        config, hardware = self.config, self.hardware
+        missing = list(hardware.missing)
+        data: FMRIDataModule | None = None
+        try:
+            data = FMRIDataModule(self._data_config(make_dummy=False), config.downstream, False)
+        except UserInputError as error:
+            missing.append(str(error))
+        for flag in ("load_model_path", "resume_ckpt_path", "test_ckpt_path"):
+            path = config.flags[flag]
+            if path and not Path(path).exists():
+                missing.append(f"--{flag}: there is no file '{path}'.")
+        with torch.device("meta"):
+            module = self._module(None, 1)
+        model = config.model
+        trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        rows: list[tuple[str, Any]] = [
+            ("objective", self._objective()),
+            (
+                "model",
+                f"{model.model} D={model.embed_dim} depth={model.depth} N={model.d_state} "
+                f"headdim={model.headdim}: {sum(p.numel() for p in module.parameters()):,} "
+                f"parameters, {trainable:,} trainable",
+            ),
+            (
+                "tokens",
+                f"{model.num_tokens:,} of {model.token_dim} values a window"
+                + (", all kept" if model.keep_background else ", background dropped"),
+            ),
+            ("hardware", f"{hardware.accelerator}, precision {hardware.precision}"),
+            ("strategy", hardware.strategy),
+            (
+                "effective batch",
+                f"{self.effective_batch:,} = micro batch {config.data.batch_size} x devices "
+                f"{hardware.devices} x nodes {hardware.num_nodes} x accumulation "
+                f"{accumulation(config)}",
+            ),
+            ("learning rate", f"{config.optim.learning_rate:g}, {config.optim.optimizer}"),
+            ("epochs", epochs(config)),
+        ]
+        if data is not None:
+            rows += [("data", line) for line in data.describe()]
+            batches = data.batches_in("train", hardware.ranks)
+            windows = ", ".join(f"{p} {data.windows_in(p)}" for p in data.parts)
+            rows.append(("windows", windows))
+            rows.append(("steps", f"{total_steps(config, batches):,} optimiser steps"))
+        else:
+            rows.append(("steps", "not known without the data"))
+        width = max(len(name) for name, _ in rows)
+        lines = [f"{name:<{width}}  {value}" for name, value in rows]
+        lines.append("")
+        if missing:
+            lines.append("missing on this machine:")
+            lines += [f"  - {item}" for item in missing]
+        else:
+            lines.append("nothing is missing on this machine")
+        return "\n".join(lines)
+
+    def _objective(self) -> str:
+        pretrain, task, head = self.config.pretrain, self.config.downstream, self.config.head
+        if pretrain is not None:
+            if pretrain.objective == "mim":
+                return (
+                    f"pre-training, masked tokens ({pretrain.masking_type}, {pretrain.mask_ratio})"
+                )
+            return "pre-training, next token"
+        assert task is not None and head is not None
+        if self.config.flags["test_only"]:
+            mode = "test only"
+        elif task.freeze_feature_extractor:
+            mode = "frozen backbone"
+        else:
+            mode = "full fine-tuning" if self.config.flags["load_model_path"] else "from scratch"
+        return f"{task.task} ({task.task_type}), {head.name} head, {mode}"
+
+    # ------------------------------------------------------------------ execution
+
+    def execute(self) -> dict[str, float]:
+        """Carry the run out; returns what ``metrics.json`` holds.
+
+        Raises:
+            UserInputError: missing hardware or data, or a checkpoint that does not fit; the run
+                folder is made only after all of it has been checked.
+        """
+        config, flags = self.config, self.config.flags
+        self.hardware.require()
+        logging.getLogger("project").setLevel(logging.INFO)
+        logging.basicConfig(format="%(message)s")
+        seed_run(flags["seed"])
+        data = FMRIDataModule(self._data_config(make_dummy=True), config.downstream)
+        if config.downstream is not None and not data.windows_in("test"):
+            raise UserInputError(
+                "--train_split/--val_split: no test subjects are left to evaluate on; lower them."
+            )
+        steps = total_steps(config, data.batches_in("train", self.hardware.ranks))
+        module = self._module(data, steps)
+        self._load_weights(module, data)
+        name = outputs.run_name(config)
+        run_dir = outputs.prepare_run_dir(config, name)
+        trainer = build_trainer(config, self.hardware, run_dir, name, data.windows_in("val") > 0)
+        if trainer.is_global_zero:
+            outputs.write_config(config, run_dir / "config.yaml")
+            data.write_splits(run_dir / "splits")
+            print(self._opening_lines(module, data, steps, run_dir), flush=True)
+        metrics = (
+            self._test(trainer, module, data)
+            if flags["test_only"]
+            else self._fit(trainer, module, data)
+        )
+        metrics |= {
+            "model/parameters": float(sum(p.numel() for p in module.parameters())),
+            **{f"data/subjects_{p}": float(sum(map(len, n))) for p, n in data.subjects.items()},
+            **{f"data/windows_{p}": float(data.windows_in(p)) for p in data.parts},
+        }
+        if trainer.is_global_zero:
+            if isinstance(module, DownstreamModule) and module.test_windows is not None:
+                outputs.write_predictions(
+                    module.test_windows,
+                    data.subject_names("test"),
+                    module.task.task_type == "classification",
+                    run_dir / "predictions.csv",
+                )
+            outputs.write_metrics(metrics, run_dir / "metrics.json")
+            shown = {k: v for k, v in metrics.items() if k.startswith(("val/", "test/"))}
+            print("".join(f"{k:<24}{v:.4f}\n" for k, v in sorted(shown.items())), end="")
+            print(f"results in {run_dir}", flush=True)
+        return metrics
+
+    def _data_config(self, make_dummy: bool) -> Any:
+        """The data configuration, with a store made for Dummy where no folder was given."""
+        config = self.config.data
+        if self.config.flags["image_path"]:
+            return config
+        if config.dataset_name != ("Dummy",):
+            raise UserInputError(
+                "--image_path: not given; name the folder of the HDF5 store of each data set."
+            )
+        subjects, effect = (
+            self.config.flags["dummy_subjects"],
+            self.config.flags["dummy_effect_size"],
+        )
+        grid = "x".join(str(n) for n in config.img_size)
+        frames = max(DUMMY_FRAMES, 2 * config.window_span)
+        path = Path("output") / "dummy" / f"{grid}_{frames}f_{subjects}s_effect{effect:g}"
+        if make_dummy:
+            # Imported here: the generator needs nilearn and scipy, which take seconds to load.
+            from project.module.utils.data_preprocess_and_load.synthetic import ensure_dummy_store
+
+            ensure_dummy_store(
+                path,
+                subjects=subjects,
+                frames=frames,
+                grid=config.img_size,
+                effect_size=effect,
+            )
+        elif not path.exists():
+            raise UserInputError(
+                f"--image_path: not given; {subjects} synthetic subjects will be made in '{path}'."
+            )
+        return dataclasses.replace(config, image_path=(str(path),))
+
+    def _module(self, data: FMRIDataModule | None, steps: int) -> FMambaModule:
+        config = self.config
+        card = {} if data is None else data.card()
+        backend = config.flags["ssd_backend"]
+        if config.pretrain is not None:
+            return PretrainModule(
+                config.model,
+                config.pretrain,
+                config.optim,
+                steps,
+                config.flags["seed"],
+                backend,
+                card,
+            )
+        assert config.downstream is not None and config.head is not None
+        scaling = UNSCALED
+        if data is not None and config.downstream.task_type == "regression":
+            scaling = TargetScaling(*data.target_scaling())
+        return DownstreamModule(
+            config.model,
+            config.head,
+            config.downstream,
+            config.optim,
+            steps,
+            scaling,
+            backend,
+            card,
+        )
+
+    def _load_weights(self, module: FMambaModule, data: FMRIDataModule) -> None:
+        flags = self.config.flags
+        if flags["test_ckpt_path"]:
+            contents = read_checkpoint(flags["test_ckpt_path"], "--test_ckpt_path")
+            state = {
+                (k if k.startswith("head.") else f"model.{k}"): v
+                for k, v in contents.state_dict.items()
+            }
+            load_strictly(module, state, flags["test_ckpt_path"], flag="--test_ckpt_path")
+            if isinstance(module, DownstreamModule) and "target_scaling" in contents.card:
+                module.target_scaling = TargetScaling(*contents.card["target_scaling"])
+            _warn_of_other_split(contents.card, data, flags["test_ckpt_path"])
+        elif flags["load_model_path"]:
+            card = load_backbone(module.model, flags["load_model_path"])
+            _warn_of_other_split(card, data, flags["load_model_path"])
+        if flags["resume_ckpt_path"]:
+            read_checkpoint(flags["resume_ckpt_path"], "--resume_ckpt_path")
+
+    def _opening_lines(
+        self, module: FMambaModule, data: FMRIDataModule, steps: int, run_dir: Path
+    ) -> str:
+        parameters = sum(p.numel() for p in module.parameters())
+        doing = (
+            "" if self.config.flags["test_only"] else f", {steps:,} steps of {self.effective_batch}"
+        )
+        lines = [
+            f"{self._objective()}: {parameters:,} parameters{doing}, on "
+            f"{self.hardware.accelerator} ({self.hardware.precision})",
+            *data.describe(),
+            f"writing to {run_dir}",
+        ]
+        return "\n".join(lines)
+
+    def _fit(
+        self, trainer: Trainer, module: FMambaModule, data: FMRIDataModule
+    ) -> dict[str, float]:
+        start = time.monotonic()
+        trainer.fit(module, datamodule=data, ckpt_path=self.config.flags["resume_ckpt_path"])
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        metrics = {
+            "train/loss": float(trainer.callback_metrics.get("train/loss", math.nan)),
+            "train/steps": float(trainer.global_step),
+            "train/seconds": time.monotonic() - start,
+        }
+        # The validation set has chosen the best weights; the test set is touched once, with them.
+        best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
+        quiet: dict[str, Any] = {"datamodule": data, "verbose": False, "ckpt_path": best}
+        if data.windows_in("val"):
+            metrics |= _floats(trainer.validate(module, **quiet))
+        if isinstance(module, DownstreamModule):
+            metrics |= _floats(trainer.test(module, **quiet))
+        return metrics
+
+    def _test(
+        self, trainer: Trainer, module: FMambaModule, data: FMRIDataModule
+    ) -> dict[str, float]:
+        return _floats(trainer.test(module, datamodule=data, verbose=False))
+
+
+def _floats(results: Any) -> dict[str, float]:
+    return {key: float(value) for part in results for key, value in part.items()}
+
+
+def _warn_of_other_split(card: Any, data: FMRIDataModule, path: str) -> None:
+    """Subjects held out here may have been trained on there, if the split was another."""
+    if not card:
+        return
+    same_stores = card["data"]["config"]["image_path"] == list(data.config.image_path)
+    if same_stores and card["data"]["split_hash"] != data.split_hash:
+        logging.getLogger(__name__).warning(
+            "warning: '%s' was trained on the same data with another split of the subjects; "
+            "subjects tested here may have been among its training subjects.",
+            path,
+        )

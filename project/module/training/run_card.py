@@ -1,0 +1,102 @@
+"""Flags that a checkpoint answers: its card fills what was not given and refuses what differs.
+
+So a model can be used without remembering how it was trained, and never with other settings by
+accident.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from project.module import config as names
+from project.module.config import ORIENTATION, UserInputError
+from project.module.models.checkpoint_io import read_checkpoint
+
+_MODEL_FLAGS = (
+    "model",
+    "img_size",
+    "patch_size",
+    "in_chans",
+    "embed_dim",
+    "depth",
+    "d_state",
+    "headdim",
+    "mamba_pe_method",
+    "keep_background",
+)
+_SPLIT_FLAGS = ("dataset_split_num", "train_split", "val_split")
+_WINDOW_FLAGS = ("stride_between_seq", "stride_within_seq", "shuffle_time_sequence")
+
+
+def flags_of_card(card: Mapping[str, Any], whole_run: bool) -> dict[str, Any]:
+    """The flags a card stands for.
+
+    Args:
+        card: from ``checkpoint_io.read_checkpoint``.
+        whole_run: also task, head, data and split (to test a model), not only what its weights
+            depend on (to start from them).
+    """
+    model, data = card["model"], card["data"]
+    flags = {name: model[name] for name in _MODEL_FLAGS}
+    flags["input_scaling_method"] = data["scaling"]
+    if whole_run and "downstream" in card:
+        flags["downstream_task"] = card["downstream"]["task"]
+        flags["clf_head_version"] = card["head"]["name"]
+        config = data["config"]
+        flags |= {name: config[name] for name in (*_SPLIT_FLAGS, *_WINDOW_FLAGS)}
+        flags |= {name: config[name] for name in ("dataset_name", "image_path", "bad_subj_path")}
+    return flags
+
+
+def apply_card(
+    args: argparse.Namespace, given: frozenset[str], path: str | Path, flag: str, whole_run: bool
+) -> tuple[argparse.Namespace, frozenset[str]]:
+    """Fill the flags that were not given from the checkpoint's card.
+
+    Args:
+        args, given: from ``parser.parse_arguments``.
+        path: checkpoint; one without a card (a released file) changes nothing.
+        flag: the flag that named it.
+        whole_run: see ``flags_of_card``.
+
+    Returns:
+        The flags completed, and the names now settled.
+
+    Raises:
+        UserInputError: a flag was given that contradicts the card; another orientation.
+    """
+    card = read_checkpoint(path, flag).card
+    if not card:
+        return args, given
+    if whole_run and "downstream" not in card:
+        raise UserInputError(
+            f"{flag}: '{path}' is a pre-trained backbone without a task; fine-tune it first with "
+            f"--load_model_path."
+        )
+    if card["orientation"] != ORIENTATION:
+        raise UserInputError(
+            f"{flag}: '{path}' was trained on {card['orientation']} data, stores are {ORIENTATION}."
+        )
+    values = dict(vars(args))
+    # Where the data lie and who is left out may change between training and testing.
+    free = {"image_path", "dataset_name", "bad_subj_path", *_WINDOW_FLAGS}
+    for name, recorded in flags_of_card(card, whole_run).items():
+        if name not in given:
+            values[name] = recorded
+        elif name not in free and not _same(name, values[name], recorded):
+            raise UserInputError(
+                f"--{name}: got {values[name]}, but '{path}' was trained with {recorded}. Leave "
+                f"--{name} out to use the checkpoint's, or choose another checkpoint."
+            )
+    return argparse.Namespace(**values), given | set(flags_of_card(card, whole_run))
+
+
+def _same(name: str, value: Any, recorded: Any) -> bool:
+    if name in ("d_state", "headdim") and value == 0:
+        return True  # 0 asks for the rule, which the card's embed_dim has applied
+    if name == "clf_head_version":
+        return names.HEAD_ALIASES.get(value, value) == recorded
+    return value == recorded

@@ -1,0 +1,183 @@
+"""From parsed flags to checked configurations: what a run was asked to do."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from project.module import config as names
+from project.module.config import (
+    DataConfig,
+    DownstreamConfig,
+    HeadConfig,
+    ModelConfig,
+    OptimConfig,
+    PretrainConfig,
+    UserInputError,
+    look_up,
+)
+from project.module.utils.parser import LATER, SYNONYMS, trainer_arguments
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a run was asked to do.
+
+    Attributes:
+        model, data, optim: always there.
+        pretrain: set when pre-training; ``downstream`` and ``head`` otherwise.
+        flags: remaining flags by name, as parsed.
+        given: names of the flags given on the command line or in ``--config``.
+        trainer: Trainer arguments given.
+    """
+
+    model: ModelConfig
+    data: DataConfig
+    optim: OptimConfig
+    pretrain: PretrainConfig | None
+    downstream: DownstreamConfig | None
+    head: HeadConfig | None
+    flags: Mapping[str, Any]
+    given: frozenset[str]
+    trainer: Mapping[str, Any]
+
+
+def run_config(args: argparse.Namespace, given: frozenset[str]) -> RunConfig:
+    """Check the flags against each other and build the configurations.
+
+    Raises:
+        UserInputError: as the configurations do, and for flags that contradict each other.
+    """
+    for name, (issue, feature) in LATER.items():
+        if name in given:
+            raise UserInputError(
+                f"--{name}: {feature} is not in this version; it comes with the open issue "
+                f"'{issue}'. Leave the flag out."
+            )
+    for theirs, ours in SYNONYMS.items():
+        if theirs in given and ours in given:
+            raise UserInputError(f"--{ours} and --{theirs} mean the same; give one of them.")
+    values = vars(args)
+    if len(values["img_size"]) != 4:
+        raise UserInputError(
+            f"--img_size: got {values['img_size']}, expected four numbers X Y Z T."
+        )
+    frames = values["img_size"][3]
+    if values["sequence_length"] not in (None, frames):
+        raise UserInputError(
+            f"--sequence_length: got {values['sequence_length']}, but --img_size ends with "
+            f"{frames}; they are the same number, give it once."
+        )
+    if values["keep_background"] and values["calc_loss_without_background"]:
+        raise UserInputError("--keep_background contradicts --calc_loss_without_background.")
+    if values["gradient_accumulation_steps"] < 1:
+        raise UserInputError(
+            f"--gradient_accumulation_steps: got {values['gradient_accumulation_steps']}, "
+            f"expected 1 or more."
+        )
+    look_up(values["loggername"], names.LOGGER_NAMES, "--loggername")
+    look_up(values["ssd_backend"], names.SSD_BACKENDS, "--ssd_backend")
+    if values["test_only"] and not values["test_ckpt_path"]:
+        raise UserInputError("--test_only: needs --test_ckpt_path FILE, the model to evaluate.")
+    if values["test_ckpt_path"] and not values["test_only"]:
+        raise UserInputError("--test_ckpt_path: only used with --test_only.")
+    if values["embedding_save_dir"] and not values["save_embedding"]:
+        raise UserInputError("--embedding_save_dir: only used with --save_embedding.")
+
+    model = _fill(ModelConfig, values, background=_background(values["input_scaling_method"]))
+    data = _fill(
+        DataConfig,
+        values,
+        img_size=tuple(values["img_size"][:3]),
+        sequence_length=frames,
+        image_path=tuple(values["image_path"] or [""] * len(values["dataset_name"])),
+        eval_batch_size=_at_least_one("--eval_batch_size", values["eval_batch_size"]),
+    )
+    if model.in_chans != 1:
+        raise UserInputError(
+            f"--in_chans: got {model.in_chans}, but a store holds one channel. Other values are "
+            f"for models built in Python."
+        )
+    pretrain, downstream, head = _objective(values, given)
+    return RunConfig(
+        model=model,
+        data=data,
+        optim=_fill(OptimConfig, values),
+        pretrain=pretrain,
+        downstream=downstream,
+        head=head,
+        flags=values,
+        given=given,
+        trainer={k: values[k] for k in trainer_arguments() if k in values and k in given},
+    )
+
+
+def _objective(
+    values: Mapping[str, Any], given: frozenset[str]
+) -> tuple[PretrainConfig | None, DownstreamConfig | None, HeadConfig | None]:
+    both = values["use_autoregressive"] and values["use_mim"]
+    if both or (
+        values["pretraining"] and not values["use_autoregressive"] and not values["use_mim"]
+    ):
+        raise UserInputError(
+            "--pretraining: give one objective, --use_autoregressive (next token) or --use_mim "
+            "(masked tokens)."
+        )
+    if not values["pretraining"]:
+        for name in ("use_autoregressive", "use_mim", "mask_ratio", "masking_type"):
+            if name in given:
+                raise UserInputError(f"--{name}: only used with --pretraining.")
+        downstream = _fill(
+            DownstreamConfig,
+            values,
+            task=values["downstream_task"],
+            task_type=values["downstream_task_type"] or "",
+        )
+        head = HeadConfig(
+            name=names.canonical_head_name(values["clf_head_version"]),
+            out_features=downstream.out_features,
+            dropout=values["head_dropout"],
+        )
+        return None, downstream, head
+    for name in ("mask_ratio", "masking_type"):
+        if name in given and not values["use_mim"]:
+            raise UserInputError(f"--{name}: only used with --use_mim.")
+    for name in (
+        "freeze_feature_extractor",
+        "shuffle_labels",
+        "label_smoothing",
+        "label_scaling_method",
+        "head_dropout",
+        "save_embedding",
+        "test_only",
+    ):
+        if name in given and values[name]:
+            raise UserInputError(f"--{name}: not used with --pretraining.")
+    return (
+        _fill(PretrainConfig, values, objective="mim" if values["use_mim"] else "autoregressive"),
+        None,
+        None,
+    )
+
+
+def _background(scaling: str) -> str:
+    look_up(scaling, names.SCALING_METHODS, "--input_scaling_method")
+    return "zero" if scaling.endswith("zeroback") else "min"
+
+
+def _at_least_one(flag: str, value: int | None) -> int:
+    if value is not None and value < 1:
+        raise UserInputError(f"{flag}: got {value}, expected 1 or more.")
+    return value or 0
+
+
+def _fill(cls: Any, values: Mapping[str, Any], **overrides: Any) -> Any:
+    """A configuration from the flags of its fields' names; ``overrides`` for the others."""
+    chosen = {
+        name: tuple(values[name]) if isinstance(values[name], list) else values[name]
+        for name in cls.__dataclass_fields__
+        if name in values
+    }
+    return cls(**(chosen | overrides))

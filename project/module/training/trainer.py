@@ -1,0 +1,194 @@
+"""Builds the Lightning Trainer of a run: loggers, callbacks, steps."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.loggers import CSVLogger, Logger
+
+from project.module.config import TASK_TYPES, UserInputError, read_yaml
+from project.module.training.callbacks import EmbeddingWriter, PlainProgress
+from project.module.training.run_config import RunConfig
+from project.module.training.strategies import Hardware, installed
+
+PRETRAIN_EPOCHS = 40  # paper, Appendix B
+DOWNSTREAM_EPOCHS = 30
+WANDB_FILE = Path(__file__).resolve().parents[3] / "configs" / "wandb.yaml"
+
+# Lightning's advice that does not apply here.
+_NOISE = (
+    ".*does not have many workers.*",  # 0 workers is our documented default
+    ".*The number of training batches .* is smaller than the logging interval.*",
+    ".*You defined a `validation_step` but have no `val_dataloader`.*",  # val_split 0 is allowed
+    ".*Checkpoint directory .* exists and is not empty.*",  # resuming
+    ".*Experiment logs directory .* exists and is not empty.*",
+    ".*GPU available but not used.*",
+)
+
+
+def monitored(config: RunConfig) -> tuple[str, str]:
+    """The validation value that chooses the best checkpoint, and "min" or "max"."""
+    if config.downstream is None:
+        return "val/loss", "min"
+    task_type = TASK_TYPES[config.downstream.task_type]
+    return task_type.monitor, task_type.monitor_mode
+
+
+def accumulation(config: RunConfig) -> int:
+    """Batches of an optimiser step."""
+    if "accumulate_grad_batches" in config.trainer:
+        return config.trainer["accumulate_grad_batches"]
+    return config.flags["gradient_accumulation_steps"]
+
+
+def epochs(config: RunConfig) -> int:
+    """``--max_epochs``, else the paper's number."""
+    chosen = config.trainer.get("max_epochs")
+    if chosen is None:
+        return PRETRAIN_EPOCHS if config.pretrain else DOWNSTREAM_EPOCHS
+    return chosen
+
+
+def total_steps(config: RunConfig, batches: int) -> int:
+    """Optimiser steps of the run, of which each epoch has ``batches`` on every rank.
+
+    Counted here: asking Lightning (``estimated_stepping_batches``) would set up the loaders early
+    and disable resuming in the middle of an epoch.
+    """
+    steps, quick = 0, config.trainer.get("fast_dev_run", False)
+    for name in ("limit_train_batches", "overfit_batches"):
+        limit = config.trainer.get(name)
+        if limit:
+            batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    if quick:
+        steps = math.ceil(min(batches, int(quick)) / accumulation(config))
+    else:
+        steps = math.ceil(batches / accumulation(config)) * epochs(config)
+    most = config.trainer.get("max_steps", -1)
+    return max(1, min(steps, most) if most > 0 else steps)
+
+
+def build_trainer(
+    config: RunConfig, hardware: Hardware, run_dir: Path, run_name: str, validates: bool
+) -> Trainer:
+    """The Trainer of a run.
+
+    Args:
+        config: the run.
+        hardware: resolved, present.
+        run_dir: everything is written below it.
+        run_name: for wandb.
+        validates: whether there are validation windows; without them only ``last.ckpt`` is kept.
+    """
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message=message)
+    # Lightning < 2.6 would unpickle whatever a checkpoint to resume from holds.
+    os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
+    ours = {"accelerator", "devices", "num_nodes", "strategy", "precision"}
+    arguments: dict[str, Any] = {k: v for k, v in config.trainer.items() if k not in ours}
+    arguments |= hardware.trainer_arguments()
+    arguments.setdefault("max_epochs", epochs(config))
+    arguments.setdefault("log_every_n_steps", 10)
+    arguments["accumulate_grad_batches"] = accumulation(config)
+    if config.flags["grad_clip"] is not None:
+        arguments["gradient_clip_val"] = config.flags["grad_clip"]
+    terminal = sys.stderr.isatty() and arguments.get("enable_progress_bar", True)
+    arguments["enable_progress_bar"] = terminal
+    arguments.setdefault("enable_model_summary", False)
+    arguments.setdefault("num_sanity_val_steps", 0)
+    quiet = arguments.get("barebones", False)
+    try:
+        return Trainer(
+            logger=False if quiet else build_loggers(config, run_dir, run_name),
+            callbacks=[] if quiet else build_callbacks(config, run_dir, validates, terminal),
+            default_root_dir=run_dir,
+            **arguments,
+        )
+    except (ValueError, TypeError, RuntimeError) as error:
+        # Lightning's own checks of its flags: their messages name the argument.
+        raise UserInputError(f"Trainer: {' '.join(str(error).split())}") from None
+
+
+def build_callbacks(
+    config: RunConfig, run_dir: Path, validates: bool, terminal: bool
+) -> list[Callback]:
+    """Checkpoints, progress, early stopping and embeddings, as far as asked for."""
+    callbacks: list[Callback] = [TQDMProgressBar() if terminal else PlainProgress()]
+    folder = run_dir / "checkpoints"
+    monitor, mode = monitored(config)
+    if config.trainer.get("enable_checkpointing", True):
+        callbacks.append(
+            ModelCheckpoint(
+                dirpath=folder,
+                filename="best" if validates else "last",
+                monitor=monitor if validates else None,
+                mode=mode,
+                save_last=True if validates else None,
+                enable_version_counter=False,
+            )
+        )
+        name = "epoch={epoch}-step={step}"
+        if config.flags["save_every_checkpoints"]:
+            callbacks.append(_keeper(folder, name, every_n_epochs=1))
+        if config.flags["every_n_train_steps"]:
+            every = config.flags["every_n_train_steps"]
+            callbacks.append(_keeper(folder, name, every_n_train_steps=every))
+    if config.flags["use_early_stopping"]:
+        if not validates:
+            raise UserInputError("--use_early_stopping: needs validation subjects (--val_split).")
+        patience = config.flags["early_stopping_patience"]
+        callbacks.append(EarlyStopping(monitor=monitor, mode=mode, patience=patience))
+    if config.flags["save_embedding"]:
+        target = config.flags["embedding_save_dir"] or run_dir / "embeddings"
+        callbacks.append(EmbeddingWriter(Path(target)))
+    return callbacks
+
+
+def _keeper(folder: Path, name: str, **when: int) -> ModelCheckpoint:
+    """Keeps every checkpoint it is asked to take."""
+    return ModelCheckpoint(
+        dirpath=folder, filename=name, auto_insert_metric_name=False, save_top_k=-1, **when
+    )
+
+
+def build_loggers(config: RunConfig, run_dir: Path, run_name: str) -> list[Logger]:
+    """``logs/metrics.csv`` always, and the logger asked for beside it."""
+    loggers: list[Logger] = [CSVLogger(save_dir=run_dir, name="", version="logs")]
+    name = config.flags["loggername"]
+    if name == "tensorboard":
+        from pytorch_lightning.loggers import TensorBoardLogger
+
+        loggers.append(TensorBoardLogger(save_dir=run_dir, name="", version="tensorboard"))
+    elif name == "wandb":
+        loggers.append(_wandb_logger(config, run_dir, run_name))
+    return loggers
+
+
+def _wandb_logger(config: RunConfig, run_dir: Path, run_name: str) -> Logger:
+    if not installed("wandb"):
+        raise UserInputError("--loggername: wandb is not installed; pip install wandb.")
+    from pytorch_lightning.loggers import WandbLogger
+
+    settings: Mapping[str, Any] = {}
+    if WANDB_FILE.exists():
+        settings = read_yaml(WANDB_FILE, "configs/wandb.yaml")
+    # Without a key wandb would ask on the terminal, and fail in a batch job.
+    has_key = "WANDB_API_KEY" in os.environ or (Path.home() / ".netrc").exists()
+    mode = os.environ.get("WANDB_MODE") or settings.get("mode") or ("online" if has_key else "")
+    if not mode:
+        print("wandb: no API key found, logging offline below the run folder (wandb sync later).")
+    return WandbLogger(
+        project=config.flags["project_name"],
+        name=run_name,
+        save_dir=run_dir,
+        entity=settings.get("entity"),
+        offline=mode != "online",
+    )

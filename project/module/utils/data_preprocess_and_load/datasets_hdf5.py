@@ -1,0 +1,213 @@
+"""Windows of runs as a torch data set: compact (brain voxels only), raw int16, scaled later.
+
+A sample carries the window as stored and the three numbers that scale it (z = q * gain + shift,
+background elsewhere), because scattering to the grid and cutting into tokens is cheaper on the
+device and moves a quarter of the bytes. Letters in shapes: T frames of a window, N brain voxels of
+a run, B windows of a batch.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from project.module.config import ORIENTATION, DataConfig, UserInputError
+from project.module.utils.data_preprocess_and_load.hdf5_store import (
+    RunFile,
+    RunHeader,
+    read_header,
+)
+from project.module.utils.data_preprocess_and_load.normalisation import Scaling, scaling_of
+from project.module.utils.data_preprocess_and_load.splits import names_for_message
+
+_OPEN_RUNS = 64  # files kept open in a process, far below the usual limit of 1,024
+
+
+def windows_of(n_frames: int, config: DataConfig) -> list[int]:
+    """First frames of a run's windows; only whole windows, so none if the run is too short."""
+    return list(range(0, n_frames - config.window_span + 1, config.window_step))
+
+
+@dataclass(frozen=True)
+class Window:
+    """Where a sample comes from.
+
+    Attributes:
+        run: position in the list of runs.
+        start: first frame.
+        index: counts the subject's windows, over all of the subject's runs.
+    """
+
+    run: int
+    start: int
+    index: int
+
+
+class WindowDataset(Dataset[dict[str, Any]]):
+    """The windows of the given runs, in the order of the runs and of time.
+
+    It can be pickled and forked: every process opens the files itself (``RunFile``), when needed.
+
+    Args:
+        run_paths: HDF5 files of the store.
+        config: windowing, ``img_size`` and ``input_scaling_method``.
+        labels: subject -> target; None for pre-training.
+        headers: of the runs, if they were read before.
+        dataset: number of this data set among several, handed through to the batch.
+        max_windows_per_run: keep the first so many windows of each run.
+
+    Raises:
+        UserInputError: no runs; a run of another grid or orientation; runs shorter than a window.
+    """
+
+    def __init__(
+        self,
+        run_paths: Sequence[str | Path],
+        config: DataConfig,
+        *,
+        labels: Mapping[str, int | float] | None = None,
+        headers: Sequence[RunHeader] | None = None,
+        dataset: int = 0,
+        max_windows_per_run: int | None = None,
+    ) -> None:
+        self.paths = [Path(path) for path in run_paths]
+        self.headers = list(headers) if headers else [read_header(path) for path in self.paths]
+        if not self.paths:
+            raise UserInputError("--image_path: there are no runs for this part of the split.")
+        if len(self.headers) != len(self.paths):
+            raise ValueError(f"{len(self.headers)} headers for {len(self.paths)} runs")
+        self.config = config
+        self.dataset = dataset
+        self._check_runs()
+        subjects = {header.subject for header in self.headers}
+        if labels is not None and (missing := subjects - set(labels)):
+            raise ValueError(f"no target for {names_for_message(missing)}")
+        self.labels = labels
+        self.scalings: list[Scaling] = [
+            scaling_of(header, config.input_scaling_method) for header in self.headers
+        ]
+        self.windows: list[Window] = []
+        counts: dict[str, int] = {}
+        for run, header in enumerate(self.headers):
+            for start in windows_of(header.n_frames, config)[:max_windows_per_run]:
+                index = counts.get(header.subject, 0)
+                counts[header.subject] = index + 1
+                self.windows.append(Window(run, start, index))
+        self._open_runs: OrderedDict[int, RunFile] = OrderedDict()
+
+    def _check_runs(self) -> None:
+        size = tuple(self.config.img_size)
+        span = self.config.window_span
+        short = []
+        for path, header in zip(self.paths, self.headers, strict=True):
+            if tuple(header.grid) != size:
+                found = " ".join(str(n) for n in header.grid)
+                raise UserInputError(
+                    f"--img_size: the run '{path}' has the grid {found}, expected "
+                    f"{' '.join(str(n) for n in size)}. Give --img_size {found} "
+                    f"{self.config.sequence_length}, or convert the data to the other grid."
+                )
+            if header.orientation != ORIENTATION:
+                raise UserInputError(
+                    f"--image_path: the run '{path}' has the orientation {header.orientation}, "
+                    f"expected {ORIENTATION}. Convert it again with preprocessing.py."
+                )
+            if header.n_frames < span:
+                short.append(f"{path.name} ({header.n_frames} frames)")
+        if short:
+            raise UserInputError(
+                f"--sequence_length: {len(short)} run(s) have fewer than the {span} frames that a "
+                f"window spans (--sequence_length {self.config.sequence_length}, "
+                f"--stride_within_seq {self.config.stride_within_seq}): "
+                f"{names_for_message(short)}. Shorten the window, or exclude the subjects with "
+                f"--bad_subj_path FILE."
+            )
+
+    @property
+    def subjects(self) -> list[str]:
+        """Subject of every window, in the order of the windows."""
+        return [self.headers[window.run].subject for window in self.windows]
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open_runs": OrderedDict()}  # open files cannot be pickled
+
+    def _run(self, run: int) -> RunFile:
+        """The open file of a run; the least recently used one gives way."""
+        if run not in self._open_runs:
+            if len(self._open_runs) >= _OPEN_RUNS:
+                self._open_runs.popitem(last=False)[1].close()
+            self._open_runs[run] = RunFile(self.paths[run])
+        self._open_runs.move_to_end(run)
+        return self._open_runs[run]
+
+    def frames_of(self, window: Window) -> np.ndarray:
+        """Frame numbers of a window, int64 [T], in the order they are delivered."""
+        stride = self.config.stride_within_seq
+        frames = window.start + stride * np.arange(self.config.sequence_length)
+        if self.config.shuffle_time_sequence:
+            # One fixed order for each window: a control experiment must be repeatable.
+            subject = zlib.crc32(self.headers[window.run].subject.encode())
+            rng = np.random.default_rng([self.config.seed, subject, window.index])
+            frames = rng.permutation(frames)
+        return frames
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        """One window.
+
+        Returns:
+            bold: int16 [T, N], values as stored.
+            vox: int32 [N], flat C-order indices of the brain voxels in the grid.
+            gain, shift, background: floats of the scaling, z = bold * gain + shift.
+            subject: name; window: its number among the subject's windows; dataset: number.
+            target: int or float, only if the data set has labels.
+        """
+        window = self.windows[item]
+        run = self._run(window.run)
+        scaling = self.scalings[window.run]
+        subject = self.headers[window.run].subject
+        sample = {
+            "bold": torch.from_numpy(run.read(self.frames_of(window))),
+            "vox": torch.from_numpy(run.vox.copy()),  # the cached one is read-only
+            "gain": scaling.gain,
+            "shift": scaling.shift,
+            "background": scaling.background,
+            "subject": subject,
+            "window": window.index,
+            "dataset": self.dataset,
+        }
+        if self.labels is not None:
+            sample["target"] = self.labels[subject]
+        return sample
+
+
+def collate_windows(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A batch of windows; runs differ in their voxels, so ``bold`` and ``vox`` stay lists.
+
+    Returns:
+        bold: B tensors int16 [T, N_b]; vox: B tensors int32 [N_b]; gain, shift, background:
+        float32 [B]; subject: B names; window, dataset: int64 [B]; target, if the samples have
+        one: int64 [B] for classes, float32 [B] for a regression.
+    """
+    columns = {key: [sample[key] for sample in samples] for key in samples[0]}
+    batch: dict[str, Any] = {key: columns[key] for key in ("bold", "vox", "subject")}
+    for key in ("gain", "shift", "background"):
+        batch[key] = torch.tensor(columns[key], dtype=torch.float32)
+    for key in ("window", "dataset"):
+        batch[key] = torch.tensor(columns[key], dtype=torch.int64)
+    if "target" in columns:
+        regression = any(isinstance(value, float) for value in columns["target"])
+        batch["target"] = torch.tensor(
+            columns["target"], dtype=torch.float32 if regression else torch.int64
+        )
+    return batch

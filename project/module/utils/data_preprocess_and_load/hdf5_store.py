@@ -1,0 +1,410 @@
+"""The HDF5 store: one file per run with its brain voxels only; the one module that imports h5py.
+
+    <image_path>/hdf5/<subject>[_ses-..][_task-..][_run-..].h5
+    <image_path>/manifest.csv
+
+A file (format version 1) holds, with T frames and N brain voxels,
+
+    /bold   <i2 [T, N]  one row per frame; y = bold * scale + offset. Contiguous and unfiltered, or
+                        Bitshuffle-LZ4 in chunks of 4 frames
+    /vox    <i4 [N]     sorted flat C-order indices into the target grid: it is the brain mask
+
+and the fields of ``RunHeader`` as attributes. int16 with a scale per run loses at most half of
+(max - min) / 65,534; the scaling of the intensities happens when a window is read
+(``normalisation.py``), so the file does not depend on it, nor on the patch size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+# Parallel file systems (Lustre, NFS) often lack locks, and nobody writes a finished file.
+os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
+
+import h5py
+import nibabel
+import numpy as np
+
+from project.module.config import ORIENTATION, UserInputError, look_up
+from project.module.utils.data_preprocess_and_load.normalisation import run_statistics
+from project.module.utils.data_preprocess_and_load.run_header import (
+    Affine,
+    RunHeader,
+    Triple,
+    run_file_name,
+)
+
+__all__ = [
+    "COMPRESSIONS",
+    "FORMAT_VERSION",
+    "TOOL_VERSION",
+    "RunFile",
+    "RunHeader",
+    "list_runs",
+    "read_header",
+    "run_file_name",
+    "write_run",
+]
+
+FORMAT_VERSION = 1
+TOOL_VERSION = "neuromamba-store 1.0"
+COMPRESSIONS = ("none", "lz4")
+CONVERT = "python project/module/utils/data_preprocess_and_load/preprocessing.py"
+
+_LARGEST = 32767  # stored integers lie in [-_LARGEST, _LARGEST]
+_ROWS_AT_ONCE = 64  # frames quantised at a time, to bound the memory
+_COUNT_UP_TO = 1000  # a message need not walk a whole file system
+
+
+def _triple(value: Any) -> Triple:
+    x, y, z = (int(item) for item in np.asarray(value).ravel())
+    return x, y, z
+
+
+def _affine(value: Any) -> Affine:
+    matrix = np.asarray(value, dtype=np.float64)
+    if matrix.shape != (4, 4):
+        raise ValueError(f"expected an affine of 4 x 4, got {matrix.shape}")
+    return tuple(tuple(float(item) for item in row) for row in matrix)
+
+
+# Annotation of a field -> its reader.
+_READERS: Mapping[str, Callable[[Any], Any]] = {
+    "str": str,
+    "int": int,
+    "float": float,
+    "Triple": _triple,
+    "Affine": _affine,
+}
+
+
+def write_run(
+    path: str | Path,
+    frames_TN: np.ndarray,
+    vox: np.ndarray,
+    *,
+    subject: str,
+    grid: Sequence[int],
+    affine: Any,
+    tr: float,
+    session: str = "",
+    task: str = "",
+    run: str = "",
+    dataset: str = "",
+    source_shape: Sequence[int] | None = None,
+    source_affine: Any = None,
+    crop_offset: Sequence[int] = (0, 0, 0),
+    cropped_voxels: int = 0,
+    tr_source: str = "",
+    dropped_frames: int = 0,
+    mask_source: str = "",
+    source: str = "",
+    source_sha256: str = "",
+    options: str = "",
+    tool_version: str = TOOL_VERSION,
+    compression: str | None = None,
+) -> RunHeader:
+    """Quantise a run and write it: whole, under its final name, or not at all.
+
+    Args:
+        path: of the ``.h5`` file; an older one is replaced at the very end.
+        frames_TN: float32 [T, N], raw intensities of the brain voxels, all finite.
+        vox: [N] flat C-order indices into ``grid``, strictly increasing.
+        compression: "lz4" for Bitshuffle-LZ4; None or "none" for a contiguous data set.
+        others: fields of ``RunHeader``; ``source_shape`` and ``source_affine`` default to those
+            of the target grid.
+
+    Returns:
+        The header as written, with the quantisation's scale and offset and the statistics.
+
+    Raises:
+        ValueError: arrays or affine that do not fit together (a mistake of the caller).
+        UserInputError: non-finite values; a folder that cannot be written or a full disk. Neither
+            the temporary file nor half a file is left behind, then or on Ctrl-C.
+    """
+    path = Path(path)
+    compression = look_up(compression or "none", COMPRESSIONS, "--compression")
+    vox = np.ascontiguousarray(vox, dtype="<i4")
+    if frames_TN.ndim != 2 or frames_TN.shape[1:] != vox.shape or not frames_TN.size:
+        raise ValueError(f"frames [T, N] are {frames_TN.shape}, vox [N] is {vox.shape}")
+    if not _sorted_within(vox, int(np.prod(grid))):
+        raise ValueError(f"vox must be strictly increasing and within the grid {tuple(grid)}")
+    orientation = "".join(str(code) for code in nibabel.aff2axcodes(np.asarray(affine)))
+    if orientation != ORIENTATION:
+        raise ValueError(f"the store is {ORIENTATION}, the affine is {orientation}")
+    statistics = run_statistics(frames_TN)
+    if not (np.isfinite(statistics.min) and np.isfinite(statistics.max)):
+        raise UserInputError(f"{source or path}: NaN or infinite values cannot be stored.")
+    # A constant run has no range; any scale will do, and 1 keeps it exact.
+    scale = (statistics.max - statistics.min) / (2 * _LARGEST) or 1.0
+    header = RunHeader(
+        subject=subject,
+        session=session,
+        task=task,
+        run=run,
+        dataset=dataset,
+        grid=_triple(grid),
+        affine=_affine(affine),
+        orientation=orientation,
+        source_shape=_triple(grid if source_shape is None else source_shape),
+        source_affine=_affine(affine if source_affine is None else source_affine),
+        crop_offset=_triple(crop_offset),
+        cropped_voxels=int(cropped_voxels),
+        scale=scale,
+        offset=(statistics.max + statistics.min) / 2,
+        mean=statistics.mean,
+        std=statistics.std,
+        min=statistics.min,
+        max=statistics.max,
+        tr=float(tr),
+        tr_source=tr_source,
+        n_frames=frames_TN.shape[0],
+        dropped_frames=int(dropped_frames),
+        n_voxels=frames_TN.shape[1],
+        mask_source=mask_source,
+        source=source,
+        source_sha256=source_sha256,
+        options=options,
+        tool_version=tool_version,
+    )
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        _write_file(temporary, frames_TN, vox, header, compression)
+        descriptor = os.open(temporary, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(temporary, path)
+    except BaseException as error:
+        # A path below a file raises NotADirectoryError here too; the first error is the cause.
+        if temporary.parent.is_dir():
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError | RuntimeError):  # h5py raises both when a disk is full
+            raise UserInputError(
+                f"{path}: cannot be written ({_reason(error)}). Check the free space and the "
+                f"permissions of the folder; nothing half-written was left."
+            ) from error
+        raise
+    return header
+
+
+def _write_file(
+    path: Path, frames_TN: np.ndarray, vox: np.ndarray, header: RunHeader, compression: str
+) -> None:
+    layout: dict[str, Any] = {}
+    if compression == "lz4":
+        import hdf5plugin
+
+        rows = min(4, header.n_frames)
+        layout = {"chunks": (rows, header.n_voxels), "compression": hdf5plugin.Bitshuffle()}
+    with h5py.File(path, "w") as file:
+        file.create_dataset("vox", data=vox)
+        bold = file.create_dataset("bold", frames_TN.shape, "<i2", **layout)
+        for start in range(0, header.n_frames, _ROWS_AT_ONCE):
+            rows_TN = frames_TN[start : start + _ROWS_AT_ONCE].astype(np.float64)
+            rows_TN -= header.offset
+            rows_TN /= header.scale
+            bold[start : start + _ROWS_AT_ONCE] = np.rint(rows_TN).astype("<i2")
+        file.attrs["format_version"] = FORMAT_VERSION
+        for field in dataclasses.fields(RunHeader):
+            file.attrs[field.name] = getattr(header, field.name)
+
+
+def _sorted_within(vox: np.ndarray, size: int) -> bool:
+    return bool(vox[0] >= 0 and vox[-1] < size and np.all(vox[1:] > vox[:-1]))
+
+
+def _reason(error: BaseException) -> str:
+    """An error in a few words: HDF5 writes paragraphs and repeats the path."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).split("\n")[0][:200]
+
+
+def _open(path: Path) -> h5py.File:
+    if not path.is_file():
+        raise UserInputError(f"{path}: no such file. Convert the data with {CONVERT}.")
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise UserInputError(
+            f"{path}: not a readable HDF5 file ({_reason(error)}). Delete it and convert the run "
+            f"again with {CONVERT}."
+        ) from None
+
+
+def _header_of(file: h5py.File, path: Path) -> RunHeader:
+    again = f"Convert the run again with {CONVERT} --overwrite."
+    version = file.attrs.get("format_version")
+    if version is None:
+        raise UserInputError(f"{path}: not a file of this store (no format_version). {again}")
+    if version != FORMAT_VERSION:
+        raise UserInputError(
+            f"{path}: format version {version}, expected {FORMAT_VERSION}. {again}"
+        )
+    fields = dataclasses.fields(RunHeader)
+    missing = [field.name for field in fields if field.name not in file.attrs]
+    if missing:
+        raise UserInputError(f"{path}: attributes missing: {', '.join(missing)}. {again}")
+    try:
+        values = {f.name: _READERS[str(f.type)](file.attrs[f.name]) for f in fields}
+    except (TypeError, ValueError) as error:
+        raise UserInputError(f"{path}: an attribute is damaged ({error}). {again}") from None
+    header = RunHeader(**values)
+    expected = {
+        "bold": ((header.n_frames, header.n_voxels), np.dtype("<i2")),
+        "vox": ((header.n_voxels,), np.dtype("<i4")),
+    }
+    for name, (shape, dtype) in expected.items():
+        data = file.get(name)
+        if not isinstance(data, h5py.Dataset) or data.shape != shape or data.dtype != dtype:
+            found = f"{data.dtype} {data.shape}" if isinstance(data, h5py.Dataset) else "nothing"
+            raise UserInputError(f"{path}: /{name} is {found}, expected {dtype} {shape}. {again}")
+    return header
+
+
+def read_header(path: str | Path) -> RunHeader:
+    """Read and check a file's header; the file is closed again.
+
+    Raises:
+        UserInputError: no such file, a broken or a foreign one, another format version.
+    """
+    path = Path(path)
+    with _open(path) as file:
+        return _header_of(file, path)
+
+
+class RunFile:
+    """A run for reading. Opened at the first access; only the path is pickled.
+
+    A handle must not cross a fork (HDF5 keeps state per process): a child opens the file anew.
+
+    Args:
+        path: of the ``.h5`` file; it is not touched yet.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._file: h5py.File | None = None
+        self._bold: h5py.Dataset | None = None
+        self._header: RunHeader | None = None
+        self._vox: np.ndarray | None = None
+        self._pid = -1
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__init__(state["path"])  # type: ignore[misc]
+
+    def _dataset(self) -> h5py.Dataset:
+        if self._bold is None or self._pid != os.getpid():
+            file = _open(self.path)
+            self._header = _header_of(file, self.path)
+            self._file, self._bold, self._pid = file, file["bold"], os.getpid()
+            if self._bold.chunks is not None:
+                import hdf5plugin  # noqa: F401  (registers the filter that reads the chunks)
+        return self._bold
+
+    @property
+    def header(self) -> RunHeader:
+        """The run's header."""
+        if self._header is None:
+            self._dataset()
+        assert self._header is not None
+        return self._header
+
+    @property
+    def vox(self) -> np.ndarray:
+        """int32 [N], flat C-order indices of the brain voxels; read-only.
+
+        Raises:
+            UserInputError: the indices are not increasing or leave the grid.
+        """
+        if self._vox is None:
+            self._dataset()
+            assert self._file is not None
+            vox = np.asarray(self._file["vox"][:], dtype=np.int32)
+            if not _sorted_within(vox, int(np.prod(self.header.grid))):
+                raise UserInputError(
+                    f"{self.path}: /vox is damaged (not increasing within the grid). Convert the "
+                    f"run again with {CONVERT} --overwrite."
+                )
+            vox.flags.writeable = False
+            self._vox = vox
+        return self._vox
+
+    def read(self, frame_indices: Sequence[int] | range | np.ndarray) -> np.ndarray:
+        """Read frames as stored, int16 [len(frame_indices), N].
+
+        Args:
+            frame_indices: from 0, in any order. Evenly spaced ones are one read.
+
+        Raises:
+            IndexError: an index outside the run.
+        """
+        bold = self._dataset()
+        frames = np.asarray(frame_indices, dtype=np.int64)
+        if frames.size and (frames.min() < 0 or frames.max() >= bold.shape[0]):
+            raise IndexError(
+                f"{self.path}: frames {frames.min()}..{frames.max()} of {bold.shape[0]}"
+            )
+        steps = np.diff(frames)
+        if frames.size and (steps > 0).all() and (steps == steps[:1]).all():
+            step = int(steps[0]) if steps.size else 1
+            return np.asarray(bold[int(frames[0]) : int(frames[-1]) + 1 : step])
+        rows_TN = np.empty((len(frames), bold.shape[1]), dtype=np.int16)
+        for row, frame in enumerate(frames):
+            bold.read_direct(rows_TN, np.s_[int(frame)], np.s_[row])
+        return rows_TN
+
+    def close(self) -> None:
+        """Close the file; the next access opens it again."""
+        if self._file is not None and self._pid == os.getpid():
+            self._file.close()
+        self._forget()
+
+
+def list_runs(image_path: str | Path) -> list[Path]:
+    """The run files of a store, sorted by name.
+
+    Args:
+        image_path: the store's folder, which holds ``hdf5/``; or that folder itself.
+
+    Raises:
+        UserInputError: there is nothing; the message says what was found instead.
+    """
+    root = Path(image_path)
+    if not root.exists():
+        raise UserInputError(
+            f"--image_path: no folder '{root}'. Give the folder that {CONVERT} wrote."
+        )
+    if not root.is_dir():
+        raise UserInputError(
+            f"--image_path: '{root}' is a file; expected a folder that holds hdf5/."
+        )
+    folder = root / "hdf5" if (root / "hdf5").is_dir() else root
+    runs = sorted(folder.glob("*.h5"))
+    if runs:
+        return runs
+    found = "hdf5/ is empty" if folder != root else "no folder hdf5/"
+    images = (path for suffix in ("*.nii", "*.nii.gz") for path in root.rglob(suffix))
+    count = sum(1 for _ in islice(images, _COUNT_UP_TO))
+    if count:
+        some = f"{count} or more" if count == _COUNT_UP_TO else str(count)
+        raise UserInputError(
+            f"--image_path: '{root}' holds no runs ({found}), but {some} NIfTI file(s): convert "
+            f"them first with {CONVERT} --input {root} --output FOLDER, and give that FOLDER."
+        )
+    raise UserInputError(
+        f"--image_path: '{root}' holds no runs ({found}). Give the folder that {CONVERT} wrote."
+    )

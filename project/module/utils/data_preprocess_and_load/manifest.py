@@ -1,0 +1,103 @@
+"""``manifest.csv`` of a store: one line per run, written from the headers of the files."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from project.module.config import UserInputError
+from project.module.utils.data_preprocess_and_load.run_header import RunHeader
+
+MANIFEST = "manifest.csv"
+
+
+@dataclass(frozen=True)
+class ManifestRow:
+    """A line of the manifest.
+
+    Attributes:
+        file: relative to the store's folder, such as "hdf5/sub-01_task-rest.h5".
+        tr: seconds; NaN if unknown.
+        n_voxels: brain voxels kept; kept_fraction: their share of the target grid.
+        others: as in ``RunHeader``.
+    """
+
+    file: str
+    subject: str
+    session: str
+    task: str
+    run: str
+    dataset: str
+    n_frames: int
+    tr: float
+    tr_source: str
+    n_voxels: int
+    kept_fraction: float
+    mask_source: str
+    source: str
+    source_sha256: str
+
+
+def manifest_row(file: str, header: RunHeader) -> ManifestRow:
+    """The line of a run."""
+    shared = {f.name for f in dataclasses.fields(ManifestRow)} - {"file", "kept_fraction"}
+    values = {name: getattr(header, name) for name in shared}
+    return ManifestRow(file=file, kept_fraction=round(header.brain_fraction, 6), **values)
+
+
+def write_manifest(image_path: str | Path, rows: Iterable[ManifestRow]) -> Path:
+    """Replace ``<image_path>/manifest.csv``, sorted by file; whole or not at all.
+
+    Raises:
+        UserInputError: the folder cannot be written.
+    """
+    path = Path(image_path) / MANIFEST
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, [f.name for f in dataclasses.fields(ManifestRow)])
+            writer.writeheader()
+            for row in sorted(rows, key=lambda row: row.file):
+                writer.writerow(dataclasses.asdict(row))
+        os.replace(temporary, path)
+    except BaseException as error:
+        if temporary.parent.is_dir():
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise UserInputError(f"{path}: cannot be written ({error.strerror}).") from error
+        raise
+    return path
+
+
+def read_manifest(image_path: str | Path) -> list[ManifestRow]:
+    """The lines of ``<image_path>/manifest.csv``.
+
+    Raises:
+        UserInputError: no manifest, columns missing or a value that is not a number.
+    """
+    path = Path(image_path) / MANIFEST
+    convert = {"str": str, "int": int, "float": float}
+    fields = dataclasses.fields(ManifestRow)
+    try:
+        with open(path, newline="", encoding="utf-8") as stream:
+            reader = csv.DictReader(stream)
+            missing = {f.name for f in fields} - set(reader.fieldnames or ())
+            if missing:
+                raise UserInputError(
+                    f"{path}: columns missing: {', '.join(sorted(missing))}. Run preprocessing.py "
+                    f"again on the same folders: it rebuilds the file."
+                )
+            return [
+                ManifestRow(**{f.name: convert[str(f.type)](line[f.name]) for f in fields})
+                for line in reader
+            ]
+    except OSError as error:
+        raise UserInputError(f"{path}: cannot be read ({error.strerror}).") from None
+    except UserInputError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UserInputError(f"{path}: a line is damaged ({error}).") from None

@@ -1,0 +1,89 @@
+"""The header of a stored run, and the name of its file; free of HDF5."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+Triple = tuple[int, int, int]
+Affine = tuple[tuple[float, ...], ...]
+
+_ENTITIES = ("ses", "task", "run")
+
+
+def run_file_name(subject: str, session: str = "", task: str = "", run: str = "") -> str:
+    """``<subject>[_ses-<session>][_task-<task>][_run-<run>].h5``."""
+    if not subject or any("/" in part or "\0" in part for part in (subject, session, task, run)):
+        raise ValueError(f"not a file name: {(subject, session, task, run)}")
+    values = (session, task, run)
+    parts = [subject]
+    parts += [f"{key}-{value}" for key, value in zip(_ENTITIES, values, strict=True) if value]
+    return "_".join(parts) + ".h5"
+
+
+@dataclass(frozen=True)
+class RunHeader:
+    """What a file says about its run; every field is an attribute of the file.
+
+    Attributes:
+        subject, session, task, run: names; session, task and run may be "". ``session`` is
+            "01", not "ses-01"; ``subject`` is as in participants.tsv ("sub-01" for BIDS).
+        dataset: name of the cohort, or "".
+        grid: X, Y, Z of the target grid.
+        affine: 4 x 4, voxel indices of the target grid -> mm.
+        orientation: of the target grid's axes.
+        source_shape, source_affine: X, Y, Z and affine of the source file, before anything.
+        crop_offset: index in the target grid = index in the reoriented (and, if asked for,
+            resampled) source + crop_offset; negative where the source was cropped.
+        cropped_voxels: brain voxels of the source that the crop cut off.
+        scale, offset: y = q * scale + offset, y in the units of the source.
+        mean, std, min, max: of y over brain voxels and kept frames, before quantisation.
+        tr: repetition time in seconds; NaN if unknown.
+        tr_source: where ``tr`` comes from.
+        n_frames: frames stored, T.  dropped_frames: frames left out before the first one.
+        n_voxels: brain voxels, N.
+        mask_source: where the mask comes from.
+        source, source_sha256: source file, relative to the input folder, and its hash.
+        options: hash of the conversion's options.
+        tool_version: program that wrote the file.
+    """
+
+    subject: str
+    session: str
+    task: str
+    run: str
+    dataset: str
+    grid: Triple
+    affine: Affine
+    orientation: str
+    source_shape: Triple
+    source_affine: Affine
+    crop_offset: Triple
+    cropped_voxels: int
+    scale: float
+    offset: float
+    mean: float
+    std: float
+    min: float
+    max: float
+    tr: float
+    tr_source: str
+    n_frames: int
+    dropped_frames: int
+    n_voxels: int
+    mask_source: str
+    source: str
+    source_sha256: str
+    options: str
+    tool_version: str
+
+    @property
+    def label(self) -> str:
+        """Name of the run in messages, as in its file name."""
+        return run_file_name(self.subject, self.session, self.task, self.run)[: -len(".h5")]
+
+    @property
+    def brain_fraction(self) -> float:
+        """Share of the target grid's voxels that are kept."""
+        return self.n_voxels / float(np.prod(self.grid))

@@ -1,0 +1,191 @@
+"""Metrics over subjects, and the losses of pre-training with their controls.
+
+Each is one torchmetrics ``Metric`` whose states are gathered from all ranks before anything is
+computed, so that a value does not depend on the number of ranks or on the batch size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.functional import pearson_corrcoef, r2_score
+from torchmetrics.functional.classification import binary_auroc, multiclass_auroc
+from torchmetrics.utilities import dim_zero_cat
+
+from project.module.config import TASK_TYPES
+
+
+def auroc(score: Tensor, target: Tensor) -> Tensor:
+    """Area under the ROC curve, one-vs-rest macro average for more than two classes.
+
+    NaN when a class is absent from ``target``, where it is not defined.
+    """
+    classes = score.shape[1]
+    if target.unique().numel() < classes:
+        return torch.tensor(float("nan"))
+    if classes == 2:
+        return binary_auroc(score[:, 1], target)
+    return multiclass_auroc(score, target, num_classes=classes)
+
+
+def accuracy(score: Tensor, target: Tensor) -> Tensor:
+    """Share of subjects whose most probable class is the true one."""
+    return (score.argmax(1) == target).double().mean()
+
+
+def balanced_accuracy(score: Tensor, target: Tensor) -> Tensor:
+    """Mean over the classes present of the share classified rightly."""
+    hits = (score.argmax(1) == target).double()
+    return torch.stack([hits[target == label].mean() for label in target.unique()]).mean()
+
+
+def _two_or_nan(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """``function(prediction, target)``, NaN where it is not defined: fewer than two subjects."""
+
+    def guarded(score: Tensor, target: Tensor) -> Tensor:
+        if target.numel() < 2:
+            return torch.tensor(float("nan"))
+        return function(score[:, 0], target)
+
+    return guarded
+
+
+METRICS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "auroc": auroc,
+    "accuracy": accuracy,
+    "balanced_accuracy": balanced_accuracy,
+    "mse": lambda score, target: (score[:, 0] - target).square().mean(),
+    "mae": lambda score, target: (score[:, 0] - target).abs().mean(),
+    "pearson_r": _two_or_nan(pearson_corrcoef),
+    "r2": _two_or_nan(r2_score),
+}
+assert {name for task in TASK_TYPES.values() for name in task.metrics} <= set(METRICS)
+
+
+def subject_key(name: str, dataset: int = 0) -> int:
+    """A number for a subject of the run's n-th data set that is the same on every rank."""
+    digest = hashlib.blake2b(f"{dataset}/{name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1  # fits int64
+
+
+class WindowScores(NamedTuple):
+    """Scores of all windows, each once, ordered by subject and window.
+
+    Attributes:
+        subject: [W] ``subject_key`` of the subject.
+        window: [W] index of the window within its subject.
+        score: [W, classes] probabilities, or [W, 1] prediction in the target's units.
+        target: [W] class index or value.
+    """
+
+    subject: Tensor
+    window: Tensor
+    score: Tensor
+    target: Tensor
+
+
+class SubjectMetrics(Metric):
+    """Averages the scores of a subject's windows, then computes metrics over subjects.
+
+    Args:
+        task_type: key of ``TASK_TYPES``; says which metrics.
+    """
+
+    full_state_update = False
+    subject: list[Tensor]
+    window: list[Tensor]
+    score: list[Tensor]
+    target: list[Tensor]
+
+    def __init__(self, task_type: str) -> None:
+        super().__init__()
+        self.names = TASK_TYPES[task_type].metrics
+        for state in ("subject", "window", "score", "target"):
+            self.add_state(state, default=[], dist_reduce_fx="cat")
+
+    def update(self, subject: Tensor, window: Tensor, score: Tensor, target: Tensor) -> None:
+        """Add windows: subject (B,), window (B,), score (B, classes or 1), target (B,)."""
+        self.subject.append(subject)
+        self.window.append(window)
+        self.score.append(score.double())
+        self.target.append(target)
+
+    def windows(self) -> WindowScores:
+        """All windows seen. A window that several ranks saw, for padding, counts once."""
+        subject, window = dim_zero_cat(self.subject), dim_zero_cat(self.window)
+        key = torch.stack([subject, window], dim=1)
+        unique, inverse = key.unique(dim=0, return_inverse=True)
+        first = torch.full((len(unique),), len(key), device=key.device).scatter_reduce(
+            0, inverse, torch.arange(len(key), device=key.device), reduce="amin"
+        )
+        return WindowScores(
+            subject[first],
+            window[first],
+            dim_zero_cat(self.score)[first],
+            dim_zero_cat(self.target)[first],
+        )
+
+    def compute(self) -> dict[str, Tensor]:
+        """Metric name -> value over subjects."""
+        seen = self.windows()
+        subjects, index = seen.subject.unique(return_inverse=True)
+        total = seen.score.new_zeros(len(subjects), seen.score.shape[1])
+        mean = total.index_add(0, index, seen.score) / index.bincount()[:, None]
+        target = seen.target.new_zeros(len(subjects)).index_copy(0, index, seen.target)
+        if target.is_floating_point():
+            target = target.double()
+        return {name: METRICS[name](mean, target) for name in self.names}
+
+
+class TokenMetrics(Metric):
+    """Loss of token prediction beside two controls, over all target tokens.
+
+    ``persistence_loss`` repeats the token before the target in the sequence; ``mean_token_loss``
+    predicts the mean target token, the best constant in hindsight; ``skill`` is
+    1 - loss / persistence_loss.
+    """
+
+    full_state_update = False
+    loss_sum: Tensor
+    persistence_sum: Tensor
+    token_sum: Tensor
+    square_sum: Tensor
+    count: Tensor
+
+    def __init__(self, token_dim: int) -> None:
+        super().__init__()
+        zero = torch.zeros((), dtype=torch.float64)
+        for state in ("loss_sum", "persistence_sum", "square_sum", "count"):
+            self.add_state(state, default=zero.clone(), dist_reduce_fx="sum")
+        self.add_state(
+            "token_sum", default=torch.zeros(token_dim, dtype=torch.float64), dist_reduce_fx="sum"
+        )
+
+    def update(self, errors: Tensor, tokens: Tensor, targets: Tensor) -> None:
+        """Add a batch: errors of the targets, all tokens (L, V), rows of the targets.
+
+        No target may be the first token of its sample.
+        """
+        wanted = tokens[targets].double()
+        self.loss_sum += errors.double().sum()
+        self.persistence_sum += (wanted - tokens[targets - 1].double()).square().mean(-1).sum()
+        self.token_sum += wanted.sum(0)
+        self.square_sum += wanted.square().mean(-1).sum()
+        self.count += len(targets)
+
+    def compute(self) -> dict[str, Tensor]:
+        """loss, persistence_loss, mean_token_loss and skill."""
+        loss = self.loss_sum / self.count
+        persistence = self.persistence_sum / self.count
+        constant = self.square_sum / self.count - (self.token_sum / self.count).square().mean()
+        return {
+            "loss": loss,
+            "persistence_loss": persistence,
+            "mean_token_loss": constant,
+            "skill": 1 - loss / persistence,
+        }

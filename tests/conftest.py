@@ -1,0 +1,18 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of the real development data; the test is skipped where it is absent."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("NEUROMAMBA_SHARED_DATA", default))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder} (set NEUROMAMBA_SHARED_DATA)")
+    return folder

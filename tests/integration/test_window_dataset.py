@@ -1,0 +1,217 @@
+"""Windows of a store: right frames, right scaling, same samples in every process."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from project.module.config import SCALING_METHODS, DataConfig, UserInputError
+from project.module.utils.data_preprocess_and_load import datasets_hdf5
+from project.module.utils.data_preprocess_and_load.datasets_hdf5 import (
+    WindowDataset,
+    collate_windows,
+    windows_of,
+)
+from project.module.utils.data_preprocess_and_load.hdf5_store import read_header, write_run
+
+GRID = (6, 5, 4)
+AFFINE = np.diag([-2.0, 2.0, 2.0, 1.0])
+CONFIG = DataConfig(
+    dataset_name=("Dummy",), image_path=("store",), img_size=GRID, sequence_length=4
+)
+# subject, run, frames, brain voxels: one subject has two runs, and no two masks are equal
+RUNS = (("sub-1", "1", 13, 30), ("sub-1", "2", 9, 28), ("sub-2", "", 12, 41))
+
+
+def frames_of_run(number: int) -> np.ndarray:
+    """Made-up BOLD of a run, float32 [T, N]; frame t is easy to tell from the others."""
+    _, _, n_frames, n_voxels = RUNS[number]
+    rng = np.random.default_rng([7, number])
+    noise = rng.normal(size=(n_frames, n_voxels))
+    return (1000 * (number + 1) + 40 * np.arange(n_frames)[:, None] + noise).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("store")
+    written = []
+    for number, (subject, run, _, n_voxels) in enumerate(RUNS):
+        rng = np.random.default_rng([8, number])
+        vox = np.sort(rng.choice(np.prod(GRID), n_voxels, replace=False))
+        path = folder / f"{subject}_{number}.h5"
+        frames = frames_of_run(number)
+        write_run(path, frames, vox, subject=subject, run=run, grid=GRID, affine=AFFINE, tr=2.0)
+        written.append(path)
+    return written
+
+
+def scaled(sample) -> np.ndarray:
+    return sample["bold"].numpy() * sample["gain"] + sample["shift"]
+
+
+@pytest.mark.parametrize(
+    ("n_frames", "change", "starts"),
+    [
+        (12, {}, [0, 4, 8]),
+        (13, {}, [0, 4, 8]),
+        (4, {}, [0]),
+        (3, {}, []),
+        (12, {"stride_between_seq": 0.5}, [0, 2, 4, 6, 8]),
+        (12, {"stride_between_seq": 2.0}, [0, 8]),
+        (12, {"stride_between_seq": 0.01}, list(range(9))),
+        (14, {"stride_within_seq": 2}, [0]),
+        (15, {"stride_within_seq": 2}, [0, 8]),
+    ],
+)
+def test_starts_of_windows(n_frames, change, starts):
+    assert windows_of(n_frames, replace(CONFIG, **change)) == starts
+
+
+def test_windows_are_the_frames_written(paths):
+    dataset = WindowDataset(paths, CONFIG)
+    assert len(dataset) == 3 + 2 + 3
+    found = [(s["subject"], s["window"]) for s in (dataset[i] for i in range(len(dataset)))]
+    assert found == [("sub-1", i) for i in range(5)] + [("sub-2", i) for i in range(3)]
+    assert dataset.subjects == [name for name, _ in found]
+    sample = dataset[4]  # second window of the second run
+    bold = frames_of_run(1)
+    header = read_header(paths[1])
+    assert sample["bold"].dtype == torch.int16
+    assert sample["vox"].dtype == torch.int32
+    assert sample["bold"].shape == (4, 28) and sample["vox"].shape == (28,)
+    stored = sample["bold"].numpy() * header.scale + header.offset
+    np.testing.assert_allclose(stored, bold[4:8], atol=header.scale)
+    assert "target" not in sample
+
+
+def test_stride_within(paths):
+    dataset = WindowDataset(paths[:1], replace(CONFIG, stride_within_seq=3))
+    header = read_header(paths[0])
+    stored = dataset[0]["bold"].numpy() * header.scale + header.offset
+    np.testing.assert_allclose(stored, frames_of_run(0)[[0, 3, 6, 9]], atol=header.scale)
+
+
+@pytest.mark.parametrize("method", SCALING_METHODS)
+def test_scaling(paths, method):
+    bold = frames_of_run(0).astype(np.float64)
+    sample = WindowDataset(paths, replace(CONFIG, input_scaling_method=method))[0]
+    centre, spread = (bold.mean(), bold.std()) if "znorm" in method else (0.0, bold.max())
+    np.testing.assert_allclose(scaled(sample), (bold[:4] - centre) / spread, atol=1e-4)
+    expected = (0 - centre) / spread if "minback" in method else 0.0
+    assert sample["background"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_max_windows_per_run(paths):
+    dataset = WindowDataset(paths, CONFIG, max_windows_per_run=2)
+    assert len(dataset) == 6
+    assert [w.start for w in dataset.windows] == [0, 4] * 3
+    assert [w.index for w in dataset.windows] == [0, 1, 2, 3, 0, 1]
+
+
+def test_shuffled_time(paths):
+    plain = WindowDataset(paths, CONFIG)
+    shuffled = WindowDataset(paths, replace(CONFIG, shuffle_time_sequence=True))
+    orders = set()
+    for i in range(len(plain)):
+        frames, moved = plain.frames_of(plain.windows[i]), shuffled.frames_of(plain.windows[i])
+        assert sorted(moved) == list(frames)
+        order = moved - frames[0]
+        orders.add(tuple(order.tolist()))
+        torch.testing.assert_close(shuffled[i]["bold"], plain[i]["bold"][torch.from_numpy(order)])
+        torch.testing.assert_close(shuffled[i]["bold"], shuffled[i]["bold"])
+    assert len(orders) > 3
+    other = WindowDataset(paths, replace(CONFIG, shuffle_time_sequence=True, seed=1))
+    assert any((other[i]["bold"] != shuffled[i]["bold"]).any() for i in range(len(plain)))
+
+
+@pytest.mark.parametrize(
+    ("labels", "dtype"),
+    [({"sub-1": 1, "sub-2": 0}, torch.int64), ({"sub-1": 31.0, "sub-2": 2.5}, torch.float32)],
+)
+def test_collate(paths, labels, dtype):
+    dataset = WindowDataset(paths, CONFIG, labels=labels, dataset=3)
+    batch = collate_windows([dataset[0], dataset[6]])
+    assert [tuple(b.shape) for b in batch["bold"]] == [(4, 30), (4, 41)]
+    assert [tuple(v.shape) for v in batch["vox"]] == [(30,), (41,)]
+    assert batch["subject"] == ["sub-1", "sub-2"]
+    assert batch["window"].tolist() == [0, 1]
+    assert batch["dataset"].tolist() == [3, 3]
+    assert batch["target"].dtype == dtype
+    assert batch["target"].tolist() == [labels["sub-1"], labels["sub-2"]]
+    for key in ("gain", "shift", "background"):
+        assert batch[key].dtype == torch.float32
+        assert batch[key].tolist() == pytest.approx([dataset[0][key], dataset[6][key]])
+
+
+def test_missing_label_is_a_mistake_of_the_caller(paths):
+    with pytest.raises(ValueError, match="no target for sub-2"):
+        WindowDataset(paths, CONFIG, labels={"sub-1": 0})
+
+
+# Python 3.12 warns of every fork in a process with threads; workers on Linux fork all the same.
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_workers_deliver_the_same(paths, context):
+    dataset = WindowDataset(paths, CONFIG)
+    expected = collate_windows([dataset[i] for i in range(len(dataset))])  # files are open now
+    loader = DataLoader(
+        dataset,
+        batch_size=3,
+        num_workers=2,
+        collate_fn=collate_windows,
+        multiprocessing_context=context,
+    )
+    batches = list(loader)
+    found = [bold for batch in batches for bold in batch["bold"]]
+    assert len(found) == len(dataset)
+    for a, b in zip(found, expected["bold"], strict=True):
+        torch.testing.assert_close(a, b)
+    assert [s for batch in batches for s in batch["subject"]] == expected["subject"]
+
+
+def test_pickled_without_open_files(paths):
+    dataset = WindowDataset(paths, CONFIG)
+    sample = dataset[0]
+    copy = pickle.loads(pickle.dumps(dataset))
+    torch.testing.assert_close(copy[0]["bold"], sample["bold"])
+
+
+def test_few_files_stay_open(paths, monkeypatch):
+    monkeypatch.setattr(datasets_hdf5, "_OPEN_RUNS", 2)
+    dataset = WindowDataset(paths, CONFIG)
+    first = dataset[0]["bold"]
+    for i in (7, 4, 0, 7):
+        dataset[i]
+        assert len(dataset._open_runs) <= 2
+    torch.testing.assert_close(dataset[0]["bold"], first)
+
+
+def test_short_runs_are_listed(paths):
+    with pytest.raises(
+        UserInputError, match=r"2 run\(s\).*13 frames.*--sequence_length 7"
+    ) as caught:
+        WindowDataset(paths, replace(CONFIG, sequence_length=7, stride_within_seq=2))
+    assert "sub-1_1.h5 (9 frames), sub-2_2.h5 (12 frames)" in str(caught.value)
+    assert "sub-1_0.h5" not in str(caught.value)
+
+
+def test_other_grid(paths):
+    with pytest.raises(UserInputError, match=r"--img_size.*sub-1_0\.h5' has the grid 6 5 4"):
+        WindowDataset(paths, replace(CONFIG, img_size=(6, 6, 6)))
+
+
+def test_other_orientation(paths):
+    headers = [replace(read_header(path), orientation="RAS") for path in paths]
+    with pytest.raises(UserInputError, match="orientation RAS, expected LAS"):
+        WindowDataset(paths, CONFIG, headers=headers)
+
+
+def test_no_runs():
+    with pytest.raises(UserInputError, match="no runs"):
+        WindowDataset([], CONFIG)

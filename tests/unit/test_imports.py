@@ -1,0 +1,111 @@
+"""The import rules that import-linter cannot express."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[2]
+# Optional or slow to load: imported inside the functions that need them.
+OPTIONAL = ("mamba_ssm", "causal_conv1d", "triton", "deepspeed", "wandb")
+
+
+def files() -> list[Path]:
+    return sorted((ROOT / "project").rglob("*.py"))
+
+
+def module_name(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_at_load(node: ast.AST) -> set[str]:
+    """Top-level packages that running ``node`` imports; functions and TYPE_CHECKING do not run."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        return set()
+    if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        return set().union(*map(imported_at_load, node.orelse))
+    if isinstance(node, ast.Import):
+        return {alias.name.split(".")[0] for alias in node.names}
+    if isinstance(node, ast.ImportFrom):
+        return {(node.module or "").split(".")[0]} if node.level == 0 else set()
+    return set().union(*map(imported_at_load, ast.iter_child_nodes(node)))
+
+
+def test_imported_at_load_sees_through_try_and_if() -> None:
+    source = """
+import a.b
+try:
+    from c import d
+except ImportError:
+    if True:
+        import e
+if TYPE_CHECKING:
+    import hidden
+def f():
+    import hidden
+class C:
+    import g
+"""
+    assert imported_at_load(ast.parse(source)) == {"a", "c", "e", "g"}
+
+
+def test_no_module_imports_an_optional_package_at_load() -> None:
+    found = {}
+    for file in files():
+        packages = imported_at_load(ast.parse(file.read_text(encoding="utf-8")))
+        if packages & set(OPTIONAL):
+            found[str(file.relative_to(ROOT))] = sorted(packages & set(OPTIONAL))
+    assert not found, f"move these imports into the functions that need them: {found}"
+
+
+def test_every_module_imports_without_the_optional_packages() -> None:
+    program = f"""
+import importlib, sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {OPTIONAL!r}:
+            raise ModuleNotFoundError(f"blocked: {{name}}", name=name)
+
+sys.meta_path.insert(0, Blocked())
+failed = 0
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name)
+    except BaseException as error:
+        failed += 1
+        print(f"{{name}}: {{type(error).__name__}}: {{error}}")
+sys.exit(failed != 0)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program, *map(module_name, files())],
+        cwd=ROOT,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_every_module_stands_in_a_layer() -> None:
+    """A module outside the layers would escape the import rule."""
+    with open(ROOT / "pyproject.toml", "rb") as stream:
+        contracts = tomllib.load(stream)["tool"]["importlinter"]["contracts"]
+    layers = next(c["layers"] for c in contracts if c["type"] == "layers")
+    known = tuple(name.strip(" ()") for layer in layers for name in layer.split("|"))
+    outside = [
+        name
+        for name in map(module_name, (f for f in files() if f.name != "__init__.py"))
+        if not any(name == layer or name.startswith(layer + ".") for layer in known)
+    ]
+    assert not outside, f"add to the layers in pyproject.toml: {outside}"
