@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -119,7 +120,8 @@ class FMamba(nn.Module):
         tokens = packed.tokens
         seen = tokens if hidden is None else tokens.masked_fill(hidden[:, None], 0.0)
         x = self.embedder(seen, packed.token_index)
-        for norm, mamba, dropout in self.mamba_layers:  # type: ignore[misc]
+        for layer in self.mamba_layers:
+            norm, mamba, dropout = cast(nn.ModuleList, layer)
             x = x + dropout(mamba(norm(x), packed.lengths))
         features = self.norm(x)
         return BackboneOutput(

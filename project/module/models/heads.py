@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -54,7 +56,8 @@ class MambaHead(nn.Module):
     def forward(self, features: Tensor, lengths: tuple[int, ...]) -> Tensor:
         """(L, D) features of samples with these lengths -> (B, outputs)."""
         x = features
-        for mamba, dropout, norm in self.blocks:  # type: ignore[misc]
+        for block in self.blocks:
+            mamba, dropout, norm = cast(nn.ModuleList, block)
             x = norm(x + dropout(mamba(x, lengths)))
         last = torch.tensor(lengths, device=x.device).cumsum(0) - 1
         return self.classifier(x[last])

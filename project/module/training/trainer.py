@@ -152,7 +152,7 @@ def build_callbacks(
     return callbacks
 
 
-def _keeper(folder: Path, name: str, **when: int) -> ModelCheckpoint:
+def _keeper(folder: Path, name: str, **when: Any) -> ModelCheckpoint:
     """Keeps every checkpoint it is asked to take."""
     return ModelCheckpoint(
         dirpath=folder, filename=name, auto_insert_metric_name=False, save_top_k=-1, **when

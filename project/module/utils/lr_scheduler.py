@@ -48,7 +48,7 @@ class CosineAnnealingWarmUpRestarts(LRScheduler):
             progress = (step - self.warmup_steps) / (self.cycle_steps - self.warmup_steps)
             share = (1 + math.cos(math.pi * progress)) / 2
         rates = []
-        for peak in self.base_lrs:
+        for peak in map(float, self.base_lrs):
             floor = peak * self.min_ratio
             rates.append(floor + max(0.0, peak * self.gamma**cycle - floor) * share)
         return rates

@@ -14,17 +14,11 @@ Exit status: 0; 1 if some files failed; 2 for a wrong flag; 130 after Ctrl-C.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import multiprocessing
 import os
-import signal
 import statistics
 import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 if __package__ in (None, ""):
@@ -37,12 +31,12 @@ from project.module.utils.data_preprocess_and_load.conversion import (
     ConversionOptions,
     Outcome,
     available_cpus,
-    convert_run,
 )
 from project.module.utils.data_preprocess_and_load.datasets import DATASETS
 from project.module.utils.data_preprocess_and_load.hdf5_store import COMPRESSIONS, read_header
 from project.module.utils.data_preprocess_and_load.manifest import manifest_row, write_manifest
-from project.module.utils.data_preprocess_and_load.sources import Source, find_sources
+from project.module.utils.data_preprocess_and_load.sources import find_sources
+from project.module.utils.data_preprocess_and_load.workers import convert_runs
 
 
 def convert_folder(
@@ -84,10 +78,12 @@ def convert_folder(
     folder = Path(image_path) / "hdf5"
     if not options.dry_run:
         _make_folder(folder)
-    workers = min(num_workers or available_cpus(), len(sources))
+    workers = 1 if options.dry_run else min(num_workers or available_cpus(), len(sources))
     outcomes: list[Outcome] = []
     try:
-        for outcome in _progress(_run(sources, folder, options, workers), len(sources), report):
+        for outcome in _progress(
+            convert_runs(sources, folder, options, workers), len(sources), report
+        ):
             outcomes.append(outcome)
     finally:
         outcomes.sort(key=lambda outcome: outcome.source.path)
@@ -112,60 +108,6 @@ def _make_folder(folder: Path) -> None:
         ) from None
     if not os.access(folder, os.W_OK):
         raise UserInputError(f"--output: '{folder}' is read-only. Choose another folder.")
-
-
-def _run(
-    sources: Sequence[Source], folder: Path, options: ConversionOptions, workers: int
-) -> Iterator[Outcome]:
-    """Outcomes as they come."""
-    if workers == 1 or options.dry_run:
-        for source in sources:
-            yield convert_run(source, folder, options)
-        return
-    # spawn: a fork would copy threads and locks of the libraries loaded here.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        with _ctrl_c_ignored():
-            waiting = {pool.submit(convert_run, run, folder, options): run for run in sources}
-        try:
-            for future in as_completed(list(waiting)):
-                yield _outcome_of(future, waiting.pop(future))
-        except KeyboardInterrupt:
-            print("interrupted: finishing the runs in progress", file=sys.stderr)
-            pool.shutdown(wait=True, cancel_futures=True)
-            for future, source in waiting.items():
-                if not future.cancelled():
-                    yield _outcome_of(future, source)
-            raise
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _ctrl_c_ignored() -> Iterator[None]:
-    """Processes started in here ignore Ctrl-C from their first instruction on.
-
-    So the parent decides: what is in progress ends, what waits is cancelled.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers, and only it receives Ctrl-C
-        return
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-
-
-def _outcome_of(future: Future[Outcome], source: Source) -> Outcome:
-    try:
-        return future.result()
-    except BrokenProcessPool:
-        message = (
-            f"{source.path}: a worker process was killed, perhaps for want of memory. Use fewer "
-            f"--num_workers and call again: finished runs are kept."
-        )
-        return Outcome(source, "failed", message)
 
 
 def _progress(
