@@ -16,7 +16,8 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -96,8 +97,9 @@ TASK_TYPES: Mapping[str, TaskType] = {
     "classification": TaskType(
         loss="cross_entropy",
         metrics=("auroc", "accuracy", "balanced_accuracy"),
-        monitor="val/auroc",
-        monitor_mode="max",
+        # Cross entropy, because the AUROC of a few validation subjects ties at 1.
+        monitor="val/loss",
+        monitor_mode="min",
     ),
     "regression": TaskType(
         loss="mse",
@@ -166,11 +168,30 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type[ConfigT], values: Mapping[str, Any], source: str) -> ConfigT:
-    """Build a configuration from plain containers; an unknown key is an error naming ``source``."""
-    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for key in values:
-        look_up(key, known, source)
+    """Build a configuration from plain containers.
+
+    Raises:
+        UserInputError: an unknown key or a value of another type, naming ``source``.
+    """
+    hints = get_type_hints(cls)
+    declared = {f.name: f.type for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key, value in values.items():
+        look_up(key, declared, source)
+        if not _fits(value, hints[key]):
+            raise UserInputError(f"{source}: {key}: got {value!r}, expected {declared[key]}.")
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value from a file has the type of a field."""
+    if get_origin(hint) is tuple:
+        item = get_args(hint)[0]
+        return isinstance(value, list | tuple) and all(_fits(v, item) for v in value)
+    if isinstance(hint, UnionType):
+        return any(_fits(value, option) for option in get_args(hint))
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, int | float if hint is float else hint)
 
 
 def _positive(flag: str, value: float, *, strict: bool = True) -> None:
@@ -219,7 +240,7 @@ class ModelConfig:
                 below, above = size // patch * patch, -(-size // patch) * patch
                 raise UserInputError(
                     f"--img_size: axis {axis} has {size}, which --patch_size {patch} does not "
-                    f"divide. Use {below or above} or {above}, or another patch size."
+                    f"divide. Use {f'{below} or ' if below else ''}{above}, or another patch size."
                 )
         for flag, value in (
             ("--in_chans", self.in_chans),
@@ -296,6 +317,8 @@ class HeadConfig:
         look_up(self.name, HEAD_NAMES, "--clf_head_version")
         _positive("out_features", self.out_features)
         _positive("mamba_depth", self.mamba_depth)
+        if not 0.0 <= self.dropout < 1.0:
+            raise UserInputError(f"--head_dropout: got {self.dropout}, expected 0 <= p < 1.")
 
 
 @dataclass(frozen=True)
@@ -352,6 +375,8 @@ class DataConfig:
             object.__setattr__(self, "eval_batch_size", self.batch_size)
         _positive("--eval_batch_size", self.eval_batch_size)
         _positive("--num_workers", self.num_workers, strict=False)
+        if not 0 <= self.seed < 2**32:
+            raise UserInputError(f"--seed: got {self.seed}, expected 0 to {2**32 - 1}.")
         if self.persistent_workers and self.num_workers == 0:
             raise UserInputError("--persistent_workers: needs --num_workers 1 or more.")
         if not 0 < self.train_split < 1 or not 0 <= self.val_split < 1:
@@ -369,7 +394,7 @@ class DataConfig:
             ("--limit_validation_samples", self.limit_validation_samples),
             ("--limit_test_samples", self.limit_test_samples),
         ):
-            if limit is not None and (limit <= 0 or (limit > 1 and limit != int(limit))):
+            if limit is not None and not (0 < limit <= 1 or (limit > 1 and limit % 1 == 0)):
                 raise UserInputError(
                     f"{flag}: got {limit}, expected a fraction in (0, 1] or a number of subjects."
                 )
@@ -430,6 +455,8 @@ class DownstreamConfig:
             raise UserInputError(
                 f"--label_smoothing: got {self.label_smoothing}, expected 0 <= s < 1."
             )
+        if self.shuffle_labels is not None:
+            _positive("--shuffle_labels", self.shuffle_labels, strict=False)
 
     @property
     def out_features(self) -> int:
@@ -481,7 +508,7 @@ def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
             values = yaml.safe_load(stream)
     except OSError as error:
         raise UserInputError(f"{what}: cannot read '{path}' ({error.strerror}).") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         first = str(error).replace("\n", " ")
         raise UserInputError(f"{what}: '{path}' is not valid YAML ({first}).") from None
     if values is None:

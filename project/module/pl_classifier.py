@@ -259,7 +259,7 @@ class DownstreamModule(FMambaModule):
         self.head_config, self.task, self.target_scaling = head, task, target_scaling
         self.head = build_head(head, model, ssd_backend)
         if task.freeze_feature_extractor:
-            self.model.requires_grad_(False)
+            self.model.requires_grad_(False).eval()  # Lightning keeps the mode it finds
         self.loss = LOSSES[TASK_TYPES[task.task_type].loss]
         self.validation = SubjectMetrics(task.task_type)
         self.test = SubjectMetrics(task.task_type)

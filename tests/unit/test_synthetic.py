@@ -68,15 +68,17 @@ def test_class_changes_neither_mask_nor_mean_nor_variance(effect_size, index):
         np.testing.assert_allclose(a.var(), b.var(), rtol=1e-6)
 
 
-def test_class_changes_the_spectrum_in_the_network_only():
-    slow, _, _ = generate_subject(SPEC, 0, sex=0)
-    fast, _, _ = generate_subject(SPEC, 0, sex=1)
+@pytest.mark.parametrize(("radius", "least", "most"), [(22.0, 0.05, 0.3), (45.0, 0.4, 0.8)])
+def test_class_changes_the_spectrum_in_the_network_only(radius, least, most):
+    spec = replace(SPEC, network_radius=radius)
+    slow, _, _ = generate_subject(spec, 0, sex=0)
+    fast, _, _ = generate_subject(spec, 0, sex=1)
     difference = band_power(fast) - band_power(slow)
     frequency = np.fft.rfftfreq(SPEC.frames)
     assert difference[frequency > 0.3].sum() > 0.02
     assert difference[frequency < 0.1].sum() < -0.02
     changed = np.abs(in_brain(fast) - in_brain(slow)).max(axis=1) > 0
-    assert 0.05 < changed.mean() < 0.3
+    assert least < changed.mean() < most
 
 
 def test_effect_size_zero_plants_nothing():

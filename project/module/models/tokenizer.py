@@ -135,9 +135,10 @@ def plan_compact(
         names: subjects of the samples, for the message.
 
     Raises:
-        UserInputError: a sample has no brain voxel.
+        UserInputError: a sample has no brain voxel, unless background is kept.
     """
-    _refuse_empty([v.numel() for v in voxels], names)
+    if not config.keep_background:
+        _refuse_empty([v.numel() for v in voxels], names)
     px, py, pz, _ = config.patch_size
     _, gy, gz, _ = config.token_grid
     _, size_y, size_z, _ = config.img_size
@@ -184,7 +185,7 @@ def pack_compact(
     tokens, index, lengths = [], [], []
     for i, (q_TN, plan) in enumerate(zip(bold, plans, strict=True)):
         patches = plan.spatial_index.numel()
-        volume = background[i].expand(patches * patch_voxels, frames).contiguous()
+        volume = background[i].repeat(patches * patch_voxels, frames)
         volume.index_copy_(0, plan.destination, (q_TN.to(gain.dtype) * gain[i] + shift[i]).T)
         tokens.append(
             rearrange(

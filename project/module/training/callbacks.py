@@ -1,7 +1,9 @@
-"""Callbacks: plain progress lines for logs, and the embeddings of test windows."""
+"""Callbacks: plain progress lines for logs, checkpoints, and the embeddings of test windows."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
+
+from project.module.utils.seed_creation import stream
 
 
 class PlainProgress(Callback):
@@ -56,6 +61,93 @@ class PlainProgress(Callback):
             f"{trainer.global_step}: {values} ({time.monotonic() - self._start:.1f} s)",
             flush=True,
         )
+
+
+class BatchSeed(Callback):
+    """Seeds every training batch by its place, so that a resumed run draws the same dropout."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seed torch's global generators on every device."""
+        place = (2, trainer.current_epoch, batch_idx, trainer.global_rank)
+        torch.manual_seed(stream(self.seed, *place).initial_seed())
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """``best.ckpt``, the weights with the best value of ``monitor``."""
+
+    def __init__(self, folder: Path, monitor: str, mode: str) -> None:
+        super().__init__(
+            dirpath=folder,
+            filename="best",
+            monitor=monitor,
+            mode=mode,
+            enable_version_counter=False,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the best so far; a run resumed in another folder takes its file along."""
+        old = Path(state_dict["best_model_path"])
+        if state_dict["dirpath"] != self.dirpath:
+            if not old.is_file():
+                return  # Nothing to compare with: the next validation is the best so far.
+            assert self.dirpath is not None
+            new = Path(self.dirpath) / old.name
+            new.parent.mkdir(parents=True, exist_ok=True)
+            temporary = new.with_name(f"{new.name}.{os.getpid()}.tmp")
+            shutil.copyfile(old, temporary)
+            os.replace(temporary, new)
+            state_dict = state_dict | {
+                "dirpath": self.dirpath,
+                "best_model_path": str(new),
+                "kth_best_model_path": str(new),
+                "best_k_models": {str(new): state_dict["best_model_score"]},
+            }
+        super().load_state_dict(state_dict)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run that ended before its first validation has no better weights than its last."""
+        if not self.best_model_path and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            assert self.dirpath is not None
+            self.best_model_path = str(Path(self.dirpath) / "best.ckpt")
+            trainer.save_checkpoint(self.best_model_path)
+
+
+class RegularCheckpoint(ModelCheckpoint):
+    """Checkpoints that do not depend on a metric; there is nothing to remember of them.
+
+    Lightning's own ``save_last`` follows the best checkpoint: it leaves out epochs that did not
+    improve.
+
+    Args:
+        folder: of the files.
+        filename: may hold ``{epoch}`` and ``{step}``.
+        steps: write every so many steps; None writes at the end of every epoch.
+    """
+
+    def __init__(self, folder: Path, filename: str, steps: int | None = None) -> None:
+        self._named = filename
+        super().__init__(
+            dirpath=folder,
+            filename=filename,
+            save_top_k=-1 if "{" in filename else 1,
+            every_n_train_steps=steps,
+            save_on_train_epoch_end=steps is None,
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+        )
+
+    @property
+    def state_key(self) -> str:
+        """Several of them may write in one run."""
+        return f"{super().state_key}{self._named}"
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to restore."""
 
 
 class EmbeddingWriter(Callback):

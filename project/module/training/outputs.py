@@ -19,8 +19,14 @@ from pathlib import Path
 import yaml
 
 from project.module.config import UserInputError
-from project.module.training.run_config import RunConfig
+from project.module.training.run_config import (
+    DOWNSTREAM_FLAGS,
+    MASKING_FLAGS,
+    PRETRAINING_FLAGS,
+    RunConfig,
+)
 from project.module.utils.metrics import WindowScores
+from project.module.utils.parser import SYNONYMS
 
 # Flags that say what to do with a run rather than what the run is.
 _NOT_RECORDED = {"config", "dry_run", "output_dir"}
@@ -34,21 +40,35 @@ def run_name(config: RunConfig) -> str:
     return f"{what}_{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def prepare_run_dir(config: RunConfig, name: str) -> Path:
-    """Create the run folder; refuses one that holds another run, unless it is being resumed.
+def choose_run_dir(config: RunConfig, name: str) -> Path:
+    """The run folder, not yet made.
 
     Raises:
-        UserInputError: the folder cannot be written, or holds a run.
+        UserInputError: it holds another run, and this one does not continue it.
     """
     chosen = config.flags["output_dir"]
     path = Path(chosen) if chosen else Path("output") / config.flags["project_name"] / name
-    flag = "--output_dir" if chosen else "--project_name"
     resumed = config.flags["resume_ckpt_path"]
     if (path / "config.yaml").exists() and not resumed:
         raise UserInputError(
-            f"{flag}: '{path}' already holds a run. Choose another folder, remove that one, or "
-            f"continue it with --resume_ckpt_path {path}/checkpoints/last.ckpt."
+            f"{_flag(config)}: '{path}' already holds a run. Choose another folder, remove that "
+            f"one, or continue it with --resume_ckpt_path {path}/checkpoints/last.ckpt."
         )
+    return path
+
+
+def make_folders(config: RunConfig, run_dir: Path) -> None:
+    """Create the run folder, and the one of ``--embedding_save_dir``.
+
+    Raises:
+        UserInputError: one of them cannot be written.
+    """
+    if config.flags["embedding_save_dir"]:
+        _make_folder(Path(config.flags["embedding_save_dir"]), "--embedding_save_dir")
+    _make_folder(run_dir, _flag(config))
+
+
+def _make_folder(path: Path, flag: str) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / ".writable"
@@ -58,7 +78,10 @@ def prepare_run_dir(config: RunConfig, name: str) -> Path:
         raise UserInputError(
             f"{flag}: cannot write to '{path}' ({error.strerror}). Choose a folder you can write."
         ) from None
-    return path
+
+
+def _flag(config: RunConfig) -> str:
+    return "--output_dir" if config.flags["output_dir"] else "--project_name"
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -76,10 +99,23 @@ def write_config(config: RunConfig, path: Path) -> None:
     recorded = {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in config.flags.items()
-        if key not in _NOT_RECORDED and value is not None
+        if key not in _NOT_RECORDED | _unused(config) and value is not None
     }
-    recorded |= {"d_state": config.model.d_state, "headdim": config.model.headdim}
+    recorded |= {
+        "d_state": config.model.d_state,
+        "headdim": config.model.headdim,
+        "eval_batch_size": config.data.eval_batch_size,
+    }
     write_atomically(path, yaml.safe_dump(recorded, sort_keys=True))
+
+
+def _unused(config: RunConfig) -> set[str]:
+    """Flags that do not apply to this run: given back with the others, they would be refused."""
+    unused = {ours for theirs, ours in SYNONYMS.items() if theirs in config.trainer}
+    if config.pretrain is None:
+        return unused | set(PRETRAINING_FLAGS)
+    unused |= {*DOWNSTREAM_FLAGS, "downstream_task", "downstream_task_type", "clf_head_version"}
+    return unused | (set() if config.pretrain.objective == "mim" else set(MASKING_FLAGS))
 
 
 def write_metrics(metrics: Mapping[str, float], path: Path) -> None:

@@ -13,7 +13,14 @@ import torch
 from pytorch_lightning import Trainer
 
 from project.module.config import UserInputError
-from project.module.models.checkpoint_io import load_backbone, load_strictly, read_checkpoint
+from project.module.models.checkpoint_io import (
+    CheckpointContents,
+    load_backbone,
+    load_strictly,
+    read_checkpoint,
+    read_file,
+)
+from project.module.models.ssd import BACKENDS, select_backend
 from project.module.pl_classifier import (
     UNSCALED,
     DownstreamModule,
@@ -27,6 +34,7 @@ from project.module.training.strategies import Hardware, resolve_hardware
 from project.module.training.trainer import (
     accumulation,
     build_trainer,
+    check_limits,
     epochs,
     total_steps,
 )
@@ -49,6 +57,9 @@ class Run:
 
     def __init__(self, config: RunConfig) -> None:
         self.hardware: Hardware = resolve_hardware(config.trainer)
+        backend = config.flags["ssd_backend"]
+        if backend != "auto" and backend not in BACKENDS:
+            select_backend(backend, torch.device("cpu"))  # raises: not in this version
         self.config = self._scaled_rate(config)
 
     @property
@@ -73,6 +84,10 @@ class Run:
         config, hardware = self.config, self.hardware
         missing = list(hardware.missing)
         data: FMRIDataModule | None = None
+        try:
+            select_backend(config.flags["ssd_backend"], torch.device(hardware.accelerator))
+        except UserInputError as error:
+            missing.append(str(error))
         try:
             data = FMRIDataModule(self._data_config(make_dummy=False), config.downstream, False)
         except UserInputError as error:
@@ -155,6 +170,7 @@ class Run:
         """
         config, flags = self.config, self.config.flags
         self.hardware.require()
+        select_backend(flags["ssd_backend"], torch.device(self.hardware.accelerator))
         logging.getLogger("project").setLevel(logging.INFO)
         logging.basicConfig(format="%(message)s")
         seed_run(flags["seed"])
@@ -163,12 +179,15 @@ class Run:
             raise UserInputError(
                 "--train_split/--val_split: no test subjects are left to evaluate on; lower them."
             )
-        steps = total_steps(config, data.batches_in("train", self.hardware.ranks))
+        batches = {part: data.batches_in(part, self.hardware.ranks) for part in data.parts}
+        check_limits(config, batches)
+        steps = total_steps(config, batches["train"])
         module = self._module(data, steps)
         self._load_weights(module, data)
         name = outputs.run_name(config)
-        run_dir = outputs.prepare_run_dir(config, name)
+        run_dir = outputs.choose_run_dir(config, name)
         trainer = build_trainer(config, self.hardware, run_dir, name, data.windows_in("val") > 0)
+        outputs.make_folders(config, run_dir)
         if trainer.is_global_zero:
             outputs.write_config(config, run_dir / "config.yaml")
             data.write_splits(run_dir / "splits")
@@ -262,12 +281,7 @@ class Run:
     def _load_weights(self, module: FMambaModule, data: FMRIDataModule) -> None:
         flags = self.config.flags
         if flags["test_ckpt_path"]:
-            contents = read_checkpoint(flags["test_ckpt_path"], "--test_ckpt_path")
-            state = {
-                (k if k.startswith("head.") else f"model.{k}"): v
-                for k, v in contents.state_dict.items()
-            }
-            load_strictly(module, state, flags["test_ckpt_path"], flag="--test_ckpt_path")
+            contents = _load_module(module, flags["test_ckpt_path"], "--test_ckpt_path")
             if isinstance(module, DownstreamModule) and "target_scaling" in contents.card:
                 module.target_scaling = TargetScaling(*contents.card["target_scaling"])
             _warn_of_other_split(contents.card, data, flags["test_ckpt_path"])
@@ -275,7 +289,25 @@ class Run:
             card = load_backbone(module.model, flags["load_model_path"])
             _warn_of_other_split(card, data, flags["load_model_path"])
         if flags["resume_ckpt_path"]:
-            read_checkpoint(flags["resume_ckpt_path"], "--resume_ckpt_path")
+            self._check_resumable(module, flags["resume_ckpt_path"])
+
+    def _check_resumable(self, module: FMambaModule, path: str) -> None:
+        """Lightning restores the training itself; here it is made sure that it can."""
+        flag = "--resume_ckpt_path"
+        training = read_file(path, flag)
+        if not {"pytorch-lightning_version", "optimizer_states"} <= training.keys():
+            raise UserInputError(
+                f"{flag}: '{path}' holds weights alone, not the state of a training; start from "
+                f"them with --load_model_path."
+            )
+        _load_module(module, path, flag)
+        groups = training["optimizer_states"][0]["param_groups"]
+        before, now = "SGD" if "momentum" in groups[0] else "AdamW", self.config.optim.optimizer
+        if before != now:
+            raise UserInputError(
+                f"{flag}: '{path}' was trained with --optimizer {before}, not {now}; give that, "
+                f"or start anew from its weights with --load_model_path."
+            )
 
     def _opening_lines(
         self, module: FMambaModule, data: FMRIDataModule, steps: int, run_dir: Path
@@ -317,6 +349,17 @@ class Run:
         self, trainer: Trainer, module: FMambaModule, data: FMRIDataModule
     ) -> dict[str, float]:
         return _floats(trainer.test(module, datamodule=data, verbose=False))
+
+
+def _load_module(module: FMambaModule, path: str, flag: str) -> CheckpointContents:
+    """Load backbone and head from a checkpoint of ours."""
+    contents = read_checkpoint(path, flag)
+    state = {
+        (key if key.startswith("head.") else f"model.{key}"): value
+        for key, value in contents.state_dict.items()
+    }
+    load_strictly(module, state, path, flag=flag)
+    return contents
 
 
 def _floats(results: Any) -> dict[str, float]:

@@ -28,7 +28,17 @@ _MODEL_FLAGS = (
     "keep_background",
 )
 _SPLIT_FLAGS = ("dataset_split_num", "train_split", "val_split")
-_WINDOW_FLAGS = ("stride_between_seq", "stride_within_seq", "shuffle_time_sequence")
+# What of the data is tested, unless flags say otherwise.
+_TEST_FLAGS = (
+    "dataset_name",
+    "image_path",
+    "bad_subj_path",
+    "limit_test_samples",
+    "stride_between_seq",
+    "stride_within_seq",
+    "shuffle_time_sequence",
+    "seed",
+)
 
 
 def flags_of_card(card: Mapping[str, Any], whole_run: bool) -> dict[str, Any]:
@@ -46,8 +56,8 @@ def flags_of_card(card: Mapping[str, Any], whole_run: bool) -> dict[str, Any]:
         flags["downstream_task"] = card["downstream"]["task"]
         flags["clf_head_version"] = card["head"]["name"]
         config = data["config"]
-        flags |= {name: config[name] for name in (*_SPLIT_FLAGS, *_WINDOW_FLAGS)}
-        flags |= {name: config[name] for name in ("dataset_name", "image_path", "bad_subj_path")}
+        flags |= {name: config[name] for name in (*_SPLIT_FLAGS, *_TEST_FLAGS)}
+        flags["shuffle_labels"] = card["downstream"]["shuffle_labels"]
     return flags
 
 
@@ -81,8 +91,7 @@ def apply_card(
             f"{flag}: '{path}' was trained on {card['orientation']} data, stores are {ORIENTATION}."
         )
     values = dict(vars(args))
-    # Where the data lie and who is left out may change between training and testing.
-    free = {"image_path", "dataset_name", "bad_subj_path", *_WINDOW_FLAGS}
+    free = {*_TEST_FLAGS, "shuffle_labels"}
     for name, recorded in flags_of_card(card, whole_run).items():
         if name not in given:
             values[name] = recorded

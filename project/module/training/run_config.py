@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,19 @@ from project.module.config import (
     look_up,
 )
 from project.module.utils.parser import LATER, SYNONYMS, trainer_arguments
+
+# Flags that only one kind of run uses; given for another, they are refused.
+MASKING_FLAGS = ("mask_ratio", "masking_type")
+PRETRAINING_FLAGS = ("use_autoregressive", "use_mim", *MASKING_FLAGS)
+DOWNSTREAM_FLAGS = (
+    "freeze_feature_extractor",
+    "shuffle_labels",
+    "label_smoothing",
+    "label_scaling_method",
+    "head_dropout",
+    "save_embedding",
+    "test_only",
+)
 
 
 @dataclass(frozen=True)
@@ -59,11 +73,13 @@ def run_config(args: argparse.Namespace, given: frozenset[str]) -> RunConfig:
     for theirs, ours in SYNONYMS.items():
         if theirs in given and ours in given:
             raise UserInputError(f"--{ours} and --{theirs} mean the same; give one of them.")
-    values = vars(args)
+    values = dict(vars(args))
     if len(values["img_size"]) != 4:
         raise UserInputError(
             f"--img_size: got {values['img_size']}, expected four numbers X Y Z T."
         )
+    if values["sequence_length"] is not None and "img_size" not in given:
+        values["img_size"] = [*values["img_size"][:3], values["sequence_length"]]
     frames = values["img_size"][3]
     if values["sequence_length"] not in (None, frames):
         raise UserInputError(
@@ -72,11 +88,16 @@ def run_config(args: argparse.Namespace, given: frozenset[str]) -> RunConfig:
         )
     if values["keep_background"] and values["calc_loss_without_background"]:
         raise UserInputError("--keep_background contradicts --calc_loss_without_background.")
-    if values["gradient_accumulation_steps"] < 1:
-        raise UserInputError(
-            f"--gradient_accumulation_steps: got {values['gradient_accumulation_steps']}, "
-            f"expected 1 or more."
-        )
+    _at_least_one("--gradient_accumulation_steps", values["gradient_accumulation_steps"])
+    _at_least_one("--accumulate_grad_batches", values.get("accumulate_grad_batches"))
+    _at_least_one("--every_n_train_steps", values["every_n_train_steps"])
+    _at_least_one("--early_stopping_patience", values["early_stopping_patience"])
+    _at_least_one("--dummy_subjects", values["dummy_subjects"])
+    for name in ("grad_clip", "gradient_clip_val"):
+        if values.get(name) is not None and not values[name] > 0:
+            raise UserInputError(f"--{name}: got {values[name]}, expected a number above 0.")
+    if not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", values.get("max_time", "00:00:00:00")):
+        raise UserInputError(f"--max_time: got '{values['max_time']}', expected DD:HH:MM:SS.")
     look_up(values["loggername"], names.LOGGER_NAMES, "--loggername")
     look_up(values["ssd_backend"], names.SSD_BACKENDS, "--ssd_backend")
     if values["test_only"] and not values["test_ckpt_path"]:
@@ -126,8 +147,8 @@ def _objective(
             "(masked tokens)."
         )
     if not values["pretraining"]:
-        for name in ("use_autoregressive", "use_mim", "mask_ratio", "masking_type"):
-            if name in given:
+        for name in PRETRAINING_FLAGS:
+            if name in given and (values[name] or name in MASKING_FLAGS):
                 raise UserInputError(f"--{name}: only used with --pretraining.")
         downstream = _fill(
             DownstreamConfig,
@@ -141,18 +162,10 @@ def _objective(
             dropout=values["head_dropout"],
         )
         return None, downstream, head
-    for name in ("mask_ratio", "masking_type"):
+    for name in MASKING_FLAGS:
         if name in given and not values["use_mim"]:
             raise UserInputError(f"--{name}: only used with --use_mim.")
-    for name in (
-        "freeze_feature_extractor",
-        "shuffle_labels",
-        "label_smoothing",
-        "label_scaling_method",
-        "head_dropout",
-        "save_embedding",
-        "test_only",
-    ):
+    for name in DOWNSTREAM_FLAGS:
         if name in given and values[name]:
             raise UserInputError(f"--{name}: not used with --pretraining.")
     return (

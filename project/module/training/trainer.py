@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import os
 import sys
@@ -11,11 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.callbacks import EarlyStopping, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from project.module.config import TASK_TYPES, UserInputError, read_yaml
-from project.module.training.callbacks import EmbeddingWriter, PlainProgress
+from project.module.models.checkpoint_io import read_file
+from project.module.training.callbacks import (
+    BatchSeed,
+    BestCheckpoint,
+    EmbeddingWriter,
+    PlainProgress,
+    RegularCheckpoint,
+)
 from project.module.training.run_config import RunConfig
 from project.module.training.strategies import Hardware, installed
 
@@ -31,6 +40,12 @@ _NOISE = (
     ".*Checkpoint directory .* exists and is not empty.*",  # resuming
     ".*Experiment logs directory .* exists and is not empty.*",
     ".*GPU available but not used.*",
+    ".*could not find the monitored key.*",  # ended before the first validation
+    ".*You are trying to `self.log\\(\\)` but `Trainer\\(barebones.*",
+    ".*Total length of `list` across ranks is zero.*",  # no validation subjects
+    ".*module\\(s\\) in eval mode at the start of training.*",  # a frozen backbone
+    ".*You have overridden `on_before_batch_transfer` in `LightningModule`.*",  # as intended
+    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # Lightning 2.6 with torch 2.13
 )
 
 
@@ -54,6 +69,10 @@ def epochs(config: RunConfig) -> int:
     chosen = config.trainer.get("max_epochs")
     if chosen is None:
         return PRETRAIN_EPOCHS if config.pretrain else DOWNSTREAM_EPOCHS
+    if chosen < 1 and not (chosen == -1 and config.trainer.get("max_steps", -1) > 0):
+        raise UserInputError(
+            f"--max_epochs: got {chosen}, expected 1 or more, or -1 together with --max_steps."
+        )
     return chosen
 
 
@@ -63,17 +82,45 @@ def total_steps(config: RunConfig, batches: int) -> int:
     Counted here: asking Lightning (``estimated_stepping_batches``) would set up the loaders early
     and disable resuming in the middle of an epoch.
     """
-    steps, quick = 0, config.trainer.get("fast_dev_run", False)
+    quick, most = config.trainer.get("fast_dev_run", False), config.trainer.get("max_steps", -1)
     for name in ("limit_train_batches", "overfit_batches"):
         limit = config.trainer.get(name)
         if limit:
             batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     if quick:
         steps = math.ceil(min(batches, int(quick)) / accumulation(config))
+    elif epochs(config) < 0:
+        steps = most
     else:
         steps = math.ceil(batches / accumulation(config)) * epochs(config)
-    most = config.trainer.get("max_steps", -1)
     return max(1, min(steps, most) if most > 0 else steps)
+
+
+def check_limits(config: RunConfig, batches: Mapping[str, int]) -> None:
+    """Refuse a share of the batches that is less than one, and validations that never come.
+
+    Args:
+        config: the run.
+        batches: "train", "val" and "test" -> batches on every rank.
+
+    Raises:
+        UserInputError: names the flag.
+    """
+    flags = {"limit_train_batches": "train", "overfit_batches": "train"}
+    flags |= {"limit_val_batches": "val", "limit_test_batches": "test"}
+    for name, part in flags.items():
+        share, available = config.trainer.get(name), batches[part]
+        if isinstance(share, float) and 0 < share * available < 1:
+            raise UserInputError(
+                f"--{name}: {share:g} of {available} batches is less than one; give a larger "
+                f"share, or a number of batches (an integer)."
+            )
+    interval = config.trainer.get("val_check_interval")
+    if isinstance(interval, int) and not 0 < interval <= batches["train"]:
+        raise UserInputError(
+            f"--val_check_interval: got {interval}, expected 1 to {batches['train']}, the batches "
+            f"of an epoch, or a share of them (a number with a point)."
+        )
 
 
 def build_trainer(
@@ -96,7 +143,9 @@ def build_trainer(
     arguments: dict[str, Any] = {k: v for k, v in config.trainer.items() if k not in ours}
     arguments |= hardware.trainer_arguments()
     arguments.setdefault("max_epochs", epochs(config))
-    arguments.setdefault("log_every_n_steps", 10)
+    quiet = arguments.get("barebones", False)
+    if not quiet:
+        arguments.setdefault("log_every_n_steps", 10)
     arguments["accumulate_grad_batches"] = accumulation(config)
     if config.flags["grad_clip"] is not None:
         arguments["gradient_clip_val"] = config.flags["grad_clip"]
@@ -104,7 +153,6 @@ def build_trainer(
     arguments["enable_progress_bar"] = terminal
     arguments.setdefault("enable_model_summary", False)
     arguments.setdefault("num_sanity_val_steps", 0)
-    quiet = arguments.get("barebones", False)
     try:
         return Trainer(
             logger=False if quiet else build_loggers(config, run_dir, run_name),
@@ -112,7 +160,7 @@ def build_trainer(
             default_root_dir=run_dir,
             **arguments,
         )
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
         # Lightning's own checks of its flags: their messages name the argument.
         raise UserInputError(f"Trainer: {' '.join(str(error).split())}") from None
 
@@ -121,26 +169,20 @@ def build_callbacks(
     config: RunConfig, run_dir: Path, validates: bool, terminal: bool
 ) -> list[Callback]:
     """Checkpoints, progress, early stopping and embeddings, as far as asked for."""
-    callbacks: list[Callback] = [TQDMProgressBar() if terminal else PlainProgress()]
+    callbacks: list[Callback] = [BatchSeed(config.flags["seed"])]
+    callbacks.append(TQDMProgressBar() if terminal else PlainProgress())
     folder = run_dir / "checkpoints"
     monitor, mode = monitored(config)
     if config.trainer.get("enable_checkpointing", True):
-        callbacks.append(
-            ModelCheckpoint(
-                dirpath=folder,
-                filename="best" if validates else "last",
-                monitor=monitor if validates else None,
-                mode=mode,
-                save_last=True if validates else None,
-                enable_version_counter=False,
-            )
-        )
+        if validates:
+            callbacks.append(BestCheckpoint(folder, monitor, mode))
+        callbacks.append(RegularCheckpoint(folder, "last"))
         name = "epoch={epoch}-step={step}"
         if config.flags["save_every_checkpoints"]:
-            callbacks.append(_keeper(folder, name, every_n_epochs=1))
+            callbacks.append(RegularCheckpoint(folder, name))
         if config.flags["every_n_train_steps"]:
-            every = config.flags["every_n_train_steps"]
-            callbacks.append(_keeper(folder, name, every_n_train_steps=every))
+            steps = config.flags["every_n_train_steps"]
+            callbacks.append(RegularCheckpoint(folder, name, steps))
     if config.flags["use_early_stopping"]:
         if not validates:
             raise UserInputError("--use_early_stopping: needs validation subjects (--val_split).")
@@ -152,16 +194,9 @@ def build_callbacks(
     return callbacks
 
 
-def _keeper(folder: Path, name: str, **when: Any) -> ModelCheckpoint:
-    """Keeps every checkpoint it is asked to take."""
-    return ModelCheckpoint(
-        dirpath=folder, filename=name, auto_insert_metric_name=False, save_top_k=-1, **when
-    )
-
-
 def build_loggers(config: RunConfig, run_dir: Path, run_name: str) -> list[Logger]:
     """``logs/metrics.csv`` always, and the logger asked for beside it."""
-    loggers: list[Logger] = [CSVLogger(save_dir=run_dir, name="", version="logs")]
+    loggers: list[Logger] = [_csv_logger(run_dir, config.flags["resume_ckpt_path"])]
     name = config.flags["loggername"]
     if name == "tensorboard":
         from pytorch_lightning.loggers import TensorBoardLogger
@@ -170,6 +205,19 @@ def build_loggers(config: RunConfig, run_dir: Path, run_name: str) -> list[Logge
     elif name == "wandb":
         loggers.append(_wandb_logger(config, run_dir, run_name))
     return loggers
+
+
+def _csv_logger(run_dir: Path, resumed: str | None) -> Logger:
+    """Lightning's; it starts its file anew, so a resumed run copies the steps already taken."""
+    logger = CSVLogger(save_dir=run_dir, name="", version="logs")
+    path = run_dir / "logs" / "metrics.csv"
+    if resumed and path.is_file():
+        with open(path, newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream))
+        taken = read_file(resumed, "--resume_ckpt_path").get("global_step", 0)
+        earlier = (row for row in rows if int(row.get("step") or 0) < taken)
+        logger.experiment.metrics = [{k: v for k, v in row.items() if v} for row in earlier]
+    return logger
 
 
 def _wandb_logger(config: RunConfig, run_dir: Path, run_name: str) -> Logger:

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.functional import pearson_corrcoef, r2_score
 from torchmetrics.functional.classification import binary_auroc, multiclass_auroc
 from torchmetrics.utilities import dim_zero_cat
 
@@ -44,15 +43,25 @@ def balanced_accuracy(score: Tensor, target: Tensor) -> Tensor:
     return torch.stack([hits[target == label].mean() for label in target.unique()]).mean()
 
 
-def _two_or_nan(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """``function(prediction, target)``, NaN where it is not defined: fewer than two subjects."""
+# The two below are not torchmetrics': its r2_score compares sums of squares with 1e-4, so that
+# targets in small units get R2 = 1, and its pearson_corrcoef warns where ours is NaN.
 
-    def guarded(score: Tensor, target: Tensor) -> Tensor:
-        if target.numel() < 2:
-            return torch.tensor(float("nan"))
-        return function(score[:, 0], target)
 
-    return guarded
+def pearson_r(score: Tensor, target: Tensor) -> Tensor:
+    """Pearson correlation; NaN when the predictions or the targets are all equal."""
+    x, y = score[:, 0].double(), target.double()
+    if x.max() == x.min() or y.max() == y.min():
+        return torch.tensor(float("nan"))
+    x, y = x - x.mean(), y - y.mean()
+    return (x * y).sum() / (x.norm() * y.norm())
+
+
+def r2(score: Tensor, target: Tensor) -> Tensor:
+    """1 - squared error / squared deviation from the mean; NaN when the targets are all equal."""
+    y = target.double()
+    if y.max() == y.min():
+        return torch.tensor(float("nan"))
+    return 1 - (score[:, 0].double() - y).square().sum() / (y - y.mean()).square().sum()
 
 
 METRICS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -61,8 +70,8 @@ METRICS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "balanced_accuracy": balanced_accuracy,
     "mse": lambda score, target: (score[:, 0] - target).square().mean(),
     "mae": lambda score, target: (score[:, 0] - target).abs().mean(),
-    "pearson_r": _two_or_nan(pearson_corrcoef),
-    "r2": _two_or_nan(r2_score),
+    "pearson_r": pearson_r,
+    "r2": r2,
 }
 assert {name for task in TASK_TYPES.values() for name in task.metrics} <= set(METRICS)
 

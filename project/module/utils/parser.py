@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -61,6 +62,11 @@ SYNONYMS: Mapping[str, str] = {
 
 class Parser(argparse.ArgumentParser):
     """An ``ArgumentParser`` that raises ``UserInputError`` and suggests the nearest flag."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        # argparse takes -1e-3 for a flag and would complain that the value is missing.
+        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|-inf$", re.I)
 
     def error(self, message: str) -> NoReturn:
         raise UserInputError(message)

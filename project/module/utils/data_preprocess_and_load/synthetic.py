@@ -215,6 +215,12 @@ def _parser() -> argparse.ArgumentParser:
         default=default.effect_size,
         help="amplitude of the planted oscillation over the standard deviation of the noise",
     )
+    parser.add_argument(
+        "--network_radius",
+        type=float,
+        default=default.network_radius,
+        help="of the regions that oscillate, mm",
+    )
     parser.add_argument("--seed", type=int, default=default.seed, help="seed of everything")
     parser.add_argument("--tr", type=float, default=default.tr, help="repetition time, s")
     parser.add_argument("--tsnr", type=float, default=default.tsnr, help="temporal SNR")

@@ -1,0 +1,184 @@
+"""Figures of runs: curves, ROC, confusion matrix. Each function returns a matplotlib ``Figure``.
+
+Colours are those of Okabe and Ito, which colour-blind readers can tell apart; lines also differ in
+style. ``Figure`` is used without pyplot, so nothing is global and no display is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from sklearn.metrics import roc_curve
+
+from project.module.analysis.run_folder import RunFolder, SubjectScores
+from project.module.config import UserInputError
+
+BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#6b6b6b"
+_LINES = ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (PURPLE, ":"))
+_STYLE: Any = {  # Any: matplotlib's stubs spell out the admissible keys
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.8,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "hatch.linewidth": 0.5,
+}
+_DPI = 160
+
+DrawT = TypeVar("DrawT", bound=Callable[..., Figure])
+
+
+def styled(draw: DrawT) -> DrawT:
+    """Draw with the style of this module, whatever the caller's matplotlib settings."""
+
+    @wraps(draw)
+    def wrapped(*args: Any, **kwargs: Any) -> Figure:
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()
+            matplotlib.rcParams.update(_STYLE)
+            return draw(*args, **kwargs)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a PNG (or the format of the suffix); returns the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=_DPI)
+    return path
+
+
+def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _steps_axis(axes: Axes) -> None:
+    axes.set_xlabel("optimiser step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+
+
+@styled
+def pretraining_curves(run: RunFolder) -> Figure:
+    """Training and validation loss over steps, beside the losses of the two naive predictors."""
+    figure, axes = _axes(5.6, 4.4)
+    steps, losses = run.curve("train/loss")
+    axes.plot(steps, losses, color=BLUE, alpha=0.45, linewidth=1.2, label="training batch")
+    steps, losses = run.curve("val/loss")
+    axes.plot(steps, losses, color=BLUE, marker="o", markersize=4, label="validation subjects")
+    for name, label, color, line in (
+        ("val/persistence_loss", "repeat the previous token", ORANGE, "--"),
+        ("val/mean_token_loss", "predict the mean token", GREEN, "-."),
+    ):
+        _, values = run.curve(name)
+        if values.size:
+            label = f"{label} ({values[-1]:.3g})"
+            axes.axhline(values[-1], color=color, linestyle=line, label=label)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylabel("mean squared error (scaled units²)")
+    _steps_axis(axes)
+    axes.set_title("Pre-training: loss of next-token prediction")
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+@styled
+def downstream_curves(run: RunFolder) -> Figure:
+    """Training loss and validation AUROC over steps; the chosen epoch is marked."""
+    figure = Figure(figsize=(5.6, 4.4), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    upper.plot(*run.curve("train/loss"), color=BLUE, label="training batch")
+    upper.plot(*run.curve("val/loss"), color=ORANGE, ls="--", marker="o", ms=4, label="validation")
+    upper.set_ylabel("cross entropy (nats)")
+    upper.legend(loc="best")
+    upper.set_title("Fine-tuning: loss, and AUROC of the validation subjects")
+    steps, values = run.curve("val/auroc")
+    lower.plot(steps, values, color=ORANGE, marker="o", ms=4)
+    lower.axhline(0.5, color=GREY, linestyle=":", label="chance")
+    if values.size and np.isfinite(values).any():
+        best = int(np.nanargmax(values))
+        label = f"chosen epoch: {values[best]:.2f}"
+        lower.plot(steps[best], values[best], "*", color=GREEN, ms=14, label=label)
+    lower.set_ylim(-0.03, 1.03)
+    lower.set_ylabel("AUROC (0 to 1)")
+    lower.legend(loc="lower right")
+    _steps_axis(lower)
+    return figure
+
+
+@styled
+def roc_figure(scores: Mapping[str, SubjectScores], positive: str = "class 1") -> Figure:
+    """ROC curves of a two-class problem, AUROC in the legend.
+
+    Args:
+        scores: label of the curve -> scores of the same test subjects.
+        positive: name of class 1.
+
+    Raises:
+        UserInputError: more than two classes.
+    """
+    figure, axes = _axes(5.0, 5.8)
+    for (label, one), (color, line) in zip(scores.items(), _LINES, strict=False):
+        if one.probability.shape[1] != 2:
+            raise UserInputError("ROC: drawn for two classes only.")
+        if len(np.unique(one.target)) < 2:
+            continue  # not defined
+        false, true, _ = roc_curve(one.target, one.probability[:, 1], drop_intermediate=False)
+        label = f"{label}: {one.metrics()['auroc']:.3f}"
+        axes.plot(false, true, color=color, linestyle=line, label=label)
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1, label="chance: 0.5")
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), box_aspect=1)
+    axes.set_xlabel(f"false positive rate (positive: {positive})")
+    axes.set_ylabel("true positive rate")
+    axes.set_title(f"ROC on {len(next(iter(scores.values())).target)} held-out subjects")
+    below: Any = {"loc": "upper left", "bbox_to_anchor": (0, -0.14), "borderaxespad": 0}
+    axes.legend(title="AUROC", alignment="left", **below)
+    return figure
+
+
+@styled
+def confusion_figure(scores: SubjectScores, class_names: Sequence[str]) -> Figure:
+    """Confusion matrix: subjects, and per cent of the row (the true class)."""
+    classes = len(class_names)
+    counts = np.zeros((classes, classes), dtype=int)
+    np.add.at(counts, (scores.target, scores.probability.argmax(axis=1)), 1)
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    figure, axes = _axes(5.0, 4.4)
+    image = axes.imshow(100 * share, cmap="Blues", vmin=0, vmax=100)
+    for row, column in np.ndindex(counts.shape):
+        axes.text(
+            column,
+            row,
+            f"{counts[row, column]}\n{100 * share[row, column]:.0f} %",
+            ha="center",
+            va="center",
+            fontsize=13,
+            color="white" if share[row, column] > 0.5 else "black",
+        )
+    labels = [f"{name} (n = {n})" for name, n in zip(class_names, counts.sum(axis=1), strict=True)]
+    axes.set_xticks(range(classes), class_names)
+    axes.set_yticks(range(classes), labels, rotation=90, va="center")
+    axes.set(xlabel="predicted class", ylabel="true class")
+    axes.set_title("Confusion matrix of the held-out subjects")
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, label="per cent of the true class", shrink=0.85)
+    return figure

@@ -1,0 +1,150 @@
+"""Reading a run folder (``training/outputs.py`` says what is in it) for figures and reports."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from project.module.config import (
+    TASK_TYPES,
+    DataConfig,
+    DownstreamConfig,
+    ModelConfig,
+    UserInputError,
+    from_dict,
+    read_yaml,
+)
+from project.module.models.checkpoint_io import CheckpointContents, read_checkpoint
+from project.module.utils.data_module import FMRIDataModule
+from project.module.utils.metrics import METRICS
+
+
+class SubjectScores(NamedTuple):
+    """Class probabilities of subjects, a subject's windows averaged.
+
+    Attributes:
+        subjects: S names.
+        target: int [S], the true class.
+        probability: float [S, classes].
+    """
+
+    subjects: tuple[str, ...]
+    target: np.ndarray
+    probability: np.ndarray
+
+    def metrics(self) -> dict[str, float]:
+        """AUROC, accuracy and balanced accuracy, computed as in ``metrics.json``."""
+        score, target = torch.from_numpy(self.probability), torch.from_numpy(self.target)
+        names = TASK_TYPES["classification"].metrics
+        return {name: float(METRICS[name](score, target)) for name in names}
+
+    @property
+    def per_class(self) -> list[int]:
+        """Subjects of each class."""
+        return np.bincount(self.target, minlength=self.probability.shape[1]).tolist()
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A finished run.
+
+    Args:
+        path: the folder that ``project/main.py`` wrote.
+
+    Raises:
+        UserInputError: on access, what is missing or damaged.
+    """
+
+    path: Path
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """``config.yaml``: every flag of the run."""
+        return read_yaml(self.path / "config.yaml", "run folder")
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """``metrics.json``; NaN for what is not defined."""
+        values = json.loads(self._text("metrics.json"))
+        return {k: math.nan if v is None else float(v) for k, v in values.items()}
+
+    @cached_property
+    def checkpoint(self) -> Path:
+        """``best.ckpt``, or ``last.ckpt`` of a run without validation subjects."""
+        for name in ("best.ckpt", "last.ckpt"):
+            if (self.path / "checkpoints" / name).is_file():
+                return self.path / "checkpoints" / name
+        raise UserInputError(f"{self.path}: no checkpoint; the run has not finished.")
+
+    @cached_property
+    def contents(self) -> CheckpointContents:
+        """Weights and card of the checkpoint."""
+        contents = read_checkpoint(self.checkpoint, "run folder")
+        if not contents.card:
+            raise UserInputError(f"{self.checkpoint}: it does not say how the model was trained.")
+        return contents
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """Architecture of the backbone."""
+        return from_dict(ModelConfig, self.contents.card["model"], str(self.checkpoint))
+
+    def data_module(self) -> FMRIDataModule:
+        """The data of the run, with the same split, windows and labels (shuffled ones too)."""
+        card = self.contents.card
+        task = card.get("downstream")
+        return FMRIDataModule(
+            from_dict(DataConfig, card["data"]["config"], str(self.checkpoint)),
+            from_dict(DownstreamConfig, task, str(self.checkpoint)) if task else None,
+            write_split=False,
+        )
+
+    def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Optimiser steps [n] and values [n] of a quantity logged in training; empty if never."""
+        rows = csv.DictReader(self._text("logs/metrics.csv").splitlines())
+        points = [(int(row["step"]) + 1, float(row[name])) for row in rows if row.get(name)]
+        # After training the best weights are validated once more, under the step after the last.
+        last = self.metrics.get("train/steps", math.inf)
+        points = [point for point in points if point[0] <= last]
+        steps, values = zip(*points, strict=True) if points else ((), ())
+        return np.array(steps, dtype=int), np.array(values, dtype=float)
+
+    def split_records(self) -> Mapping[str, Mapping[str, Any]]:
+        """Data set -> its split as written by ``splits.split_record``."""
+        found = sorted((self.path / "splits").glob("*/split_fixed_*.json"))
+        return {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in found}
+
+    def test_scores(self) -> SubjectScores:
+        """``predictions.csv`` of a classification, averaged over each subject's windows."""
+        rows = list(csv.DictReader(self._text("predictions.csv").splitlines()))
+        columns = [name for name in (rows[0] if rows else ()) if name.startswith("prob_")]
+        if not columns:
+            raise UserInputError(f"{self.path}/predictions.csv: no class probabilities in it.")
+        windows: dict[str, list[list[float]]] = {}
+        target: dict[str, int] = {}
+        for row in rows:
+            windows.setdefault(row["subject"], []).append([float(row[c]) for c in columns])
+            target[row["subject"]] = int(row["target"])
+        return SubjectScores(
+            tuple(windows),
+            np.array([target[name] for name in windows]),
+            np.array([np.mean(scores, axis=0) for scores in windows.values()]),
+        )
+
+    def _text(self, name: str) -> str:
+        try:
+            return (self.path / name).read_text(encoding="utf-8")
+        except OSError as error:
+            raise UserInputError(
+                f"{self.path / name}: cannot be read ({error.strerror}). Give the folder of a "
+                f"finished run of project/main.py."
+            ) from None

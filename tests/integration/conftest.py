@@ -1,0 +1,37 @@
+"""Fixtures of the tests that drive the command line; ``tiny.py`` says what they are."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.integration.tiny import SUBJECTS, CommandLine, write_tiny_run
+
+
+@pytest.fixture(scope="session")
+def pristine_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Store of Dummy, 20 subjects of 12 frames on 12 x 12 x 12; copy it before use."""
+    root = tmp_path_factory.mktemp("pristine")
+    (root / "hdf5").mkdir()
+    (root / "metadata").mkdir()
+    rows = ["subject,sex,age,intelligence,diagnosis"]
+    for i in range(SUBJECTS):
+        subject = f"sub-{i + 1:02d}"
+        write_tiny_run(root / "hdf5" / f"{subject}.h5", subject, i)
+        diagnosis = ("control", "patient")[i // 2 % 2]
+        rows.append(f"{subject},{'FM'[i % 2]},{20 + 2 * i},{100 + i % 7},{diagnosis}")
+    (root / "metadata" / "participants.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+@pytest.fixture
+def cli(pristine_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CommandLine:
+    """The command line, in an empty working directory, with a fresh copy of the store."""
+    torch.set_num_threads(1)  # tensors this small only wait for each other
+    shutil.copytree(pristine_store, tmp_path / "store")
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return CommandLine(tmp_path / "store", tmp_path / "work")

@@ -1,0 +1,444 @@
+"""Bad input: one line that names the flag or file, exit status 2, nothing half-written."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from project.main import main
+from tests.integration.tiny import CommandLine, write_tiny_run
+
+NEXT = "--pretraining --use_autoregressive"
+
+
+@pytest.fixture
+def refused(cli: CommandLine, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs flags that must be refused; returns the message after the checks of all cases."""
+
+    def check(extra: str, argv: list[str] | None = None) -> str:
+        before = contents(cli.folder)
+        runs = {path: path.read_bytes() for path in (cli.store / "hdf5").glob("*")}
+        capsys.readouterr()
+        status = main(cli.argv(extra) if argv is None else argv)
+        captured = capsys.readouterr()
+        assert status == 2
+        lines = [line for line in captured.err.splitlines() if line.startswith("error:")]
+        assert len(lines) == 1 and captured.err.rstrip().endswith(lines[0]), captured.err
+        assert "Traceback" not in captured.err + captured.out
+        assert contents(cli.folder) == before, "something was written"
+        assert {path: path.read_bytes() for path in (cli.store / "hdf5").glob("*")} == runs
+        assert not list(cli.store.rglob("*.tmp"))
+        return lines[0].removeprefix("error: ")
+
+    return check
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+# Flags alone ------------------------------------------------------------------------------------
+
+# flags -> what the message must hold
+FLAGS: dict[str, tuple[str, ...]] = {
+    # names
+    "--dataset_name ABDC": ("--dataset_name: unknown name 'ABDC'", "Did you mean 'ABCD'?"),
+    "--clf_head_version lineer": ("--clf_head_version", "Did you mean 'linear'?"),
+    "--input_scaling_method znorm_minbak": (
+        "--input_scaling_method",
+        "Did you mean 'znorm_minback'?",
+    ),
+    "--strategy ddp_": ("--strategy", "Did you mean 'ddp'?"),
+    "--precision bf16_mixed": ("--precision", "Did you mean 'bf16-mixed'?"),
+    "--accelerator gpuu": ("--accelerator", "Did you mean 'gpu'?"),
+    "--optimizer AdamX": ("--optimizer", "Did you mean 'AdamW'?"),
+    "--mamba_pe_method nerv": ("--mamba_pe_method", "Did you mean 'nerf'?"),
+    "--downstream_task sexx": ("--downstream_task", "Did you mean 'sex'?"),
+    "--downstream_task_type classify": ("--downstream_task_type", "'classification'"),
+    "--label_scaling_method minmaxx --downstream_task age": ("--label_scaling_method", "'minmax'"),
+    "--loggername wandbb": ("--loggername", "Did you mean 'wandb'?"),
+    "--ssd_backend referense": ("--ssd_backend", "Did you mean 'reference'?"),
+    "--ssd_backend triton": ("--ssd_backend", "open issue"),
+    "--pretraining --use_mim --masking_type tub": ("--masking_type", "Did you mean 'tube'?"),
+    "--embed_dimm 16": ("unknown name '--embed_dimm'", "Did you mean '--embed_dim'?"),
+    "--embed_dim=16 stray": ("unexpected argument 'stray'",),
+    # numbers
+    "--batch_size 0": ("--batch_size: got 0",),
+    "--batch_size 2.5": ("--batch_size", "2.5"),
+    "--eval_batch_size 0": ("--eval_batch_size: got 0",),
+    "--eval_batch_size -3": ("--eval_batch_size: got -3",),
+    "--learning_rate -1e-3": ("--learning_rate: got -0.001",),
+    "--learning_rate nan": ("--learning_rate: got nan",),
+    "--learning_rate inf": ("--learning_rate: got inf",),
+    "--weight_decay -1": ("--weight_decay: got -1",),
+    "--warmup 1": ("--warmup: got 1",),
+    "--cycle 0": ("--cycle: got 0",),
+    "--grad_clip -1": ("--grad_clip: got -1",),
+    "--gradient_clip_val 0": ("--gradient_clip_val: got 0",),
+    "--gradient_accumulation_steps 0": ("--gradient_accumulation_steps: got 0",),
+    "--accumulate_grad_batches 0": ("--accumulate_grad_batches: got 0",),
+    "--every_n_train_steps -1": ("--every_n_train_steps: got -1",),
+    "--early_stopping_patience 0": ("--early_stopping_patience: got 0",),
+    "--max_epochs 0": ("--max_epochs: got 0",),
+    "--max_epochs -1": ("--max_epochs: got -1", "--max_steps"),
+    "--max_steps many": ("--max_steps", "many"),
+    "--limit_train_batches 0.01": ("--limit_train_batches: 0.01 of 9 batches",),
+    "--limit_val_batches 0.1": ("--limit_val_batches: 0.1 of 3 batches",),
+    "--limit_train_batches 1.5": ("limit_train_batches", "1.5"),
+    "--val_check_interval 100": ("val_check_interval",),
+    "--gradient_clip_algorithm sum": ("gradient_clip_algorithm", "sum"),
+    "--max_time soon": ("max_time", "soon"),
+    "--devices 0": ("--devices: got '0'",),
+    "--devices some": ("--devices: got 'some'",),
+    "--num_nodes 0": ("--num_nodes: got 0",),
+    "--seed -1": ("--seed: got -1",),
+    "--dropout 1": ("--dropout: got 1",),
+    "--head_dropout -0.1": ("--head_dropout: got -0.1",),
+    "--label_smoothing 2": ("--label_smoothing: got 2",),
+    "--num_workers -1": ("--num_workers: got -1",),
+    "--persistent_workers": ("--persistent_workers: needs --num_workers",),
+    "--train_split 0.9 --val_split 0.2": ("--train_split + --val_split: got 1.1",),
+    "--train_split 0": ("--train_split",),
+    "--limit_training_samples 0": ("--limit_training_samples: got 0",),
+    "--num_train_fMRI_segments 0": ("--num_train_fMRI_segments: got 0",),
+    "--stride_between_seq 0": ("--stride_between_seq: got 0",),
+    "--stride_within_seq 0": ("--stride_within_seq: got 0",),
+    "--dataset_split_num -1": ("--dataset_split_num: got -1",),
+    "--pretraining --use_mim --mask_ratio 1": ("--mask_ratio: got 1",),
+    # sizes that do not fit
+    "--embed_dim 18": ("--embed_dim: got 18", "multiple of 4"),
+    "--embed_dim 20 --clf_head_version mamba": ("--embed_dim: got 20", "multiple of 16"),
+    "--embed_dim 20 --mamba_pe_method ff": ("--embed_dim: got 20", "multiple of 8"),
+    "--headdim 24": ("--headdim 24",),
+    "--img_size 12 12 13 4": ("--img_size: axis Z has 13", "--patch_size 6", "Use 12 or 18"),
+    "--img_size 12 12 12": ("--img_size: got [12, 12, 12]", "four numbers"),
+    "--img_size 12 12 12 5": ("--img_size: axis T has 5",),
+    "--patch_size 6 6 0 2": ("--patch_size: got 0",),
+    "--img_size 18 12 12 4": ("--img_size", ".h5' has the grid 12 12 12, expected 18 12 12"),
+    # windows
+    "--img_size 12 12 12 14": ("--sequence_length: 12 run(s) have fewer than the 14 frames",),
+    "--stride_within_seq 5": ("--sequence_length", "than the 16 frames", ".h5 (12 frames)"),
+    "--sequence_length 6": ("--sequence_length: got 6", "--img_size ends with 4"),
+    # contradictions
+    "--pretraining": ("--use_autoregressive", "--use_mim"),
+    "--pretraining --use_autoregressive --use_mim": ("--use_autoregressive", "--use_mim"),
+    "--use_autoregressive": ("--use_autoregressive: only used with --pretraining",),
+    "--mask_ratio 0.5": ("--mask_ratio: only used with --pretraining",),
+    f"{NEXT} --mask_ratio 0.5": ("--mask_ratio: only used with --use_mim",),
+    f"{NEXT} --freeze_feature_extractor": ("--freeze_feature_extractor: not used with",),
+    "--keep_background --calc_loss_without_background": ("--keep_background contradicts",),
+    "--grad_clip 1 --gradient_clip_val 1": ("mean the same",),
+    "--test_only": ("--test_only: needs --test_ckpt_path",),
+    "--test_ckpt_path a.ckpt": ("a.ckpt",),
+    "--embedding_save_dir here": ("--embedding_save_dir: only used with --save_embedding",),
+    "--dataset_name Dummy Dummy": ("--image_path: got 1 folder(s) for 2 data set(s)",),
+    "--train_split 0.8 --val_split 0.2": ("--train_split/--val_split: no test subjects",),
+    "--use_early_stopping --val_split 0": ("--use_early_stopping: needs validation subjects",),
+    # files that are not there
+    "--image_path nowhere": ("--image_path: no folder 'nowhere'",),
+    "--bad_subj_path nobody.txt": ("--bad_subj_path: cannot read 'nobody.txt'",),
+    "--config none.yaml": ("--config: cannot read 'none.yaml'",),
+    "--load_model_path none.ckpt": ("--load_model_path: there is no file 'none.ckpt'",),
+    "--resume_ckpt_path none.ckpt": ("--resume_ckpt_path: there is no file 'none.ckpt'",),
+    "--test_only --test_ckpt_path none.ckpt": ("--test_ckpt_path: there is no file",),
+}
+
+
+@pytest.mark.parametrize("extra", FLAGS)
+def test_flags(refused: Callable[..., str], extra: str) -> None:
+    message = refused(extra)
+    for part in FLAGS[extra]:
+        assert part in message
+
+
+def test_without_image_path(refused: Callable[..., str]) -> None:
+    assert "--image_path: not given" in refused("", ["--dataset_name", "S1200"])
+    assert "expected one argument" in refused("", ["--seed"])
+
+
+# --config ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("batch_sise: 3", "unknown name 'batch_sise'. Did you mean 'batch_size'?"),
+        ("batch_size: [3", "not valid YAML"),
+        ("- batch_size", "must hold 'flag: value' lines"),
+        ("batch_size: {a: 1}", "'batch_size' holds a mapping"),
+        ("pretraining: 3", "'pretraining' is 3, expected true or false"),
+        ("batch_size: many", "--batch_size: invalid int value: 'many'"),
+        ("embed_dim: 18", "--embed_dim: got 18"),
+        ("augment_strength: 0.1", "--augment_strength"),
+        ("batch_size: \udcff", "not valid YAML"),
+    ],
+)
+def test_config_files(
+    cli: CommandLine, refused: Callable[..., str], text: str, message: str
+) -> None:
+    Path("bad.yaml").write_bytes(text.encode(errors="surrogateescape"))
+    argv = cli.argv("--config bad.yaml")
+    for flag in ("--batch_size", "--embed_dim"):  # would override the file
+        del argv[argv.index(flag) : argv.index(flag) + 2]
+    assert message in refused("", argv)
+
+
+# Stores and labels ------------------------------------------------------------------------------
+
+
+def rewrite_labels(store: Path, change: Callable[[dict[str, str]], dict[str, str] | None]) -> None:
+    path = store / "metadata" / "participants.csv"
+    with open(path, newline="") as stream:
+        rows = [row for row in map(change, csv.DictReader(stream)) if row]
+    with open(path, "w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_labels_missing_for_some_subjects(cli: CommandLine, refused: Callable[..., str]) -> None:
+    lost = {"sub-03": None, "sub-17": None}
+    rewrite_labels(cli.store, lambda row: lost.get(row["subject"], row))
+    message = refused("")
+    assert "has no label for 2 of 20 subjects: sub-03, sub-17" in message
+    assert "--bad_subj_path" in message
+
+
+def test_unknown_label(cli: CommandLine, refused: Callable[..., str]) -> None:
+    rewrite_labels(cli.store, lambda row: row | {"age": row["age"].replace("24", "young")})
+    assert "unknown values for 1 subject(s) (sub-03: 'young')" in refused("--downstream_task age")
+
+
+def test_class_absent_from_the_training_subjects(
+    cli: CommandLine, refused: Callable[..., str]
+) -> None:
+    training = set(cli.data().subjects["train"][0])
+    rewrite_labels(
+        cli.store, lambda row: row | ({"sex": "F"} if row["subject"] in training else {})
+    )
+    assert "the training subjects hold no 'male' (12 female, 0 male)" in refused("")
+
+
+def test_constant_regression_target(cli: CommandLine, refused: Callable[..., str]) -> None:
+    rewrite_labels(cli.store, lambda row: row | {"age": "40"})
+    assert "all 12 training subjects have the same age" in refused("--downstream_task age")
+
+
+def test_no_metadata(cli: CommandLine, refused: Callable[..., str]) -> None:
+    shutil.rmtree(cli.store / "metadata")
+    assert "--image_path: no CSV file in" in refused("")
+    cli.run(NEXT)  # needs no labels
+
+
+def test_task_that_the_cohort_lacks(refused: Callable[..., str]) -> None:
+    message = refused("--dataset_name UKB --downstream_task diagnosis")
+    assert "--downstream_task: the data set UKB has no target for 'diagnosis'" in message
+
+
+def test_everybody_excluded(cli: CommandLine, refused: Callable[..., str]) -> None:
+    Path("bad.txt").write_text("\n".join(p.stem for p in (cli.store / "hdf5").glob("*.h5")))
+    assert "no training subject is left" in refused("--bad_subj_path bad.txt")
+
+
+def test_empty_store(cli: CommandLine, refused: Callable[..., str]) -> None:
+    for path in (cli.store / "hdf5").glob("*.h5"):
+        path.unlink()
+    assert "holds no runs (hdf5/ is empty)" in refused("")
+    Path("file").write_text("")
+    assert "'file' is a file" in refused("--image_path file")
+
+
+@pytest.mark.parametrize("keep", [0, 100, 4000])
+def test_truncated_run(cli: CommandLine, refused: Callable[..., str], keep: int) -> None:
+    path = cli.store / "hdf5" / "sub-05.h5"
+    path.write_bytes(path.read_bytes()[:keep])
+    assert "sub-05.h5: not a readable HDF5 file" in refused("")
+
+
+def test_run_of_another_grid(cli: CommandLine, refused: Callable[..., str]) -> None:
+    (train, *_) = cli.data().subjects["train"][0]
+    write_tiny_run(cli.store / "hdf5" / f"{train}.h5", train, 1, grid=(14, 12, 12))
+    message = refused("")
+    assert f"{train}.h5' has the grid 14 12 12, expected 12 12 12" in message
+
+
+def test_split_of_other_fractions(cli: CommandLine, refused: Callable[..., str]) -> None:
+    cli.run("--max_steps 1")
+    message = refused("--train_split 0.7")
+    assert "--train_split/--val_split" in message and "drawn with 0.6 and 0.2" in message
+
+
+# Checkpoints ------------------------------------------------------------------------------------
+
+GIVEN = ("--load_model_path {}", "--resume_ckpt_path {}", "--test_only --test_ckpt_path {}")
+
+
+class Foreign:
+    """An object that loading would have to build by running code."""
+
+
+@pytest.mark.parametrize("given", GIVEN)
+def test_checkpoint_that_needs_unpickling(refused: Callable[..., str], given: str) -> None:
+    torch.save({"state_dict": {"norm.weight": torch.ones(16)}, "extra": Foreign()}, "model.ckpt")
+    message = refused(given.format("model.ckpt"))
+    assert "Foreign" in message and "would run code" in message
+
+
+@pytest.mark.parametrize("given", GIVEN)
+@pytest.mark.parametrize("damage", ["truncated", "text", "empty"])
+def test_damaged_checkpoint(
+    cli: CommandLine, refused: Callable[..., str], given: str, damage: str
+) -> None:
+    torch.save({"norm.weight": torch.ones(1000)}, "whole.ckpt")
+    whole = Path("whole.ckpt").read_bytes()
+    damaged = {"truncated": whole[: len(whole) // 2], "text": b"no weights\n", "empty": b""}
+    Path("model.ckpt").write_bytes(damaged[damage])
+    message = refused(given.format("model.ckpt"))
+    assert "'model.ckpt' is" in message and "damaged" in message
+    assert message.startswith(given.split(" {")[0].split()[-1])
+
+
+def test_checkpoint_without_tensors(refused: Callable[..., str]) -> None:
+    torch.save({"state_dict": {}}, "model.ckpt")
+    assert "holds no tensors" in refused("--load_model_path model.ckpt")
+    torch.save([1, 2], "list.ckpt")
+    assert "holds a list" in refused("--load_model_path list.ckpt")
+    Path("folder").mkdir()
+    assert "'folder' is a folder" in refused("--load_model_path folder")
+
+
+@pytest.fixture
+def pretrained(cli: CommandLine) -> Path:
+    """Checkpoint of a pre-trained backbone."""
+    return cli.run(f"{NEXT} --max_steps 1").folder / "checkpoints" / "last.ckpt"
+
+
+def without_card(path: Path, name: str) -> str:
+    """A released file: a flat state dict with the published prefix."""
+    state = torch.load(path, weights_only=True)["state_dict"]
+    torch.save({f"_forward_module.{key}": value for key, value in state.items()}, name)
+    return name
+
+
+@pytest.mark.parametrize(
+    ("extra", "parts"),
+    [
+        ("--embed_dim 32", ("tensors of another size", "embedder.projection is [432, 16]")),
+        ("--depth 2", ("missing keys: mamba_layers.1.0.weight",)),
+        ("--img_size 12 12 12 6", ("embedder.pos is [1, 16, 16]", "[1, 24, 16] in the model")),
+        ("--patch_size 6 6 6 4", ("tensors of another size",)),
+        ("--mamba_pe_method none", ("unexpected keys: embedder.pos",)),
+    ],
+)
+def test_checkpoint_of_another_size(
+    refused: Callable[..., str], pretrained: Path, extra: str, parts: tuple[str, ...]
+) -> None:
+    """A released file says nothing of its size; ours does, and the flag is named."""
+    message = refused(f"--load_model_path {without_card(pretrained, 'released.pt')} {extra}")
+    for part in ("--load_model_path: 'released.pt' does not fit", *parts):
+        assert part in message
+    message = refused(f"--load_model_path {pretrained} {extra}")
+    flag = extra.split()[0]
+    assert message.startswith(f"{flag}: got") and "was trained with" in message
+
+
+def test_scaling_other_than_the_checkpoints(refused: Callable[..., str], pretrained: Path) -> None:
+    message = refused(f"--load_model_path {pretrained} --input_scaling_method minmax_minback")
+    assert "--input_scaling_method: got minmax_minback" in message and "znorm_minback" in message
+
+
+def test_testing_a_backbone_without_head(refused: Callable[..., str], pretrained: Path) -> None:
+    message = refused(f"--test_only --test_ckpt_path {pretrained}")
+    assert "is a pre-trained backbone without a task" in message
+
+
+def test_testing_with_another_head(cli: CommandLine, refused: Callable[..., str]) -> None:
+    best = cli.run("--max_steps 1").folder / "checkpoints" / "best.ckpt"
+    message = refused(f"--test_only --test_ckpt_path {best} --clf_head_version mamba")
+    assert "--clf_head_version: got mamba" in message and "was trained with linear" in message
+
+
+@pytest.mark.parametrize(
+    "extra", ["--embed_dim 32", "--clf_head_version mamba", NEXT, "--optimizer SGD"]
+)
+def test_resuming_another_run(cli: CommandLine, refused: Callable[..., str], extra: str) -> None:
+    last = cli.run().folder / "checkpoints" / "last.ckpt"
+    message = refused(f"--resume_ckpt_path {last} --max_epochs 2 {extra}")
+    assert message.startswith("--resume_ckpt_path")
+
+
+def test_resuming_from_weights_alone(refused: Callable[..., str], pretrained: Path) -> None:
+    released = without_card(pretrained, "released.pt")
+    message = refused(f"{NEXT} --resume_ckpt_path {released}")
+    assert message.startswith("--resume_ckpt_path") and "--load_model_path" in message
+
+
+# Hardware and output folders --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "extra", ["--accelerator gpu", "--accelerator cuda --devices 4", "--accelerator mps"]
+)
+def test_gpu_where_there_is_none(
+    cli: CommandLine,
+    refused: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    extra: str,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    message = refused(extra)
+    assert "--accelerator" in message and "GPU was asked for" in message
+    assert main(cli.argv(f"{extra} --dry_run")) == 0
+    assert message in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("extra", ["--output_dir file/run", "--output_dir file"])
+def test_file_in_the_way_of_the_output_folder(refused: Callable[..., str], extra: str) -> None:
+    Path("file").write_text("mine")
+    message = refused(extra)
+    assert message.startswith("--output_dir: cannot write to 'file")
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc, a folder nobody can write")
+@pytest.mark.parametrize("extra", ["", "--loggername tensorboard", "--loggername wandb"])
+def test_unwritable_output_folder(refused: Callable[..., str], extra: str) -> None:
+    message = refused(f"--output_dir /proc/neuromamba/run {extra}")
+    assert message.startswith("--output_dir: cannot write to '/proc/neuromamba/run'")
+
+
+def test_project_folder_that_cannot_be_made(refused: Callable[..., str]) -> None:
+    Path("output").write_text("mine")
+    assert refused("").startswith("--project_name: cannot write to 'output/default/")
+
+
+def test_folder_that_holds_a_run(cli: CommandLine, refused: Callable[..., str]) -> None:
+    folder = cli.run("--max_steps 1").folder
+    message = refused(f"--output_dir {folder} --seed 2")
+    assert "already holds a run" in message
+    assert f"--resume_ckpt_path {folder}/checkpoints/last.ckpt" in message
+
+
+def test_embeddings_that_cannot_be_written(refused: Callable[..., str]) -> None:
+    Path("file").write_text("mine")
+    message = refused("--save_embedding --embedding_save_dir file/features")
+    assert message.startswith("--embedding_save_dir: cannot write to 'file/features'")
+
+
+def test_missing_hardware_is_told_whole(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything that is missing at once, not one thing an attempt."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("project.module.training.strategies.installed", lambda name: False)
+    message = refused("--accelerator gpu --strategy deepspeed_stage_1")
+    assert "GPU was asked for" in message and "DeepSpeed is not installed" in message

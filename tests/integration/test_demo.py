@@ -1,0 +1,137 @@
+"""The demo end to end: small in every test run, at full size in the slow tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from project.demo import build_parser, steps_of
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+KEYS = {
+    *(f"test/{name}" for name in ("auroc", "accuracy", "balanced_accuracy")),
+    *(f"control/mean_volume/{name}" for name in ("auroc", "accuracy", "balanced_accuracy")),
+    *(f"control/untrained/{name}" for name in ("auroc", "accuracy", "balanced_accuracy")),
+    *(f"pretrain/val/{name}" for name in ("loss", "skill", "persistence_loss", "mean_token_loss")),
+    *(f"seconds/{name}" for name in ("synthetic", "convert", "pretrain", "finetune", "untrained")),
+    *("seconds/mean_volume", "seconds/total", "kept_tokens", "model/parameters"),
+    *("test/subjects_class_0", "test/subjects_class_1"),
+}
+FIGURES = ("roc", "confusion", "pretraining", "finetuning", "next_tokens", "token_mask")
+
+
+def demo(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "project/demo.py", "--output_dir", str(folder), *flags],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def metrics_of(folder: Path, *flags: str) -> dict[str, Any]:
+    result = demo(folder, *flags)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def mean(values: Iterable[float]) -> float:
+    listed = list(values)
+    return sum(listed) / len(listed)
+
+
+def test_quick_demo(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    result = demo(folder, "--quick")
+    assert result.returncode == 0, result.stderr[-3000:]
+
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics.keys() >= KEYS
+    assert all(isinstance(value, float) for value in metrics.values())
+    assert 0.5 < metrics["kept_tokens"] < 0.7
+    assert metrics["test/subjects_class_0"] + metrics["test/subjects_class_1"] == 8
+
+    for name in FIGURES:
+        assert (folder / "figures" / f"{name}.png").stat().st_size > 5000
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    pictures = re.findall(r'<img src="data:image/png;base64,([^"]+)"', html)
+    assert len(pictures) == html.count("<img") == len(FIGURES)
+    assert min(map(len, pictures)) > 5000
+    text = re.sub(r"base64,[^\"]+", "", html)
+    assert re.findall(r"https?://|<script|<link|@import|url\(", text) == []
+    assert "Synthetic data." in text
+    assert "hash " in text
+
+    commands = re.findall(r"^\$ (python \S+)", result.stdout, flags=re.M)
+    scripts = "project/module/utils/data_preprocess_and_load"
+    assert commands == [
+        f"python {scripts}/synthetic.py",
+        f"python {scripts}/preprocessing.py",
+        *["python project/main.py"] * 3,
+    ]
+    assert result.stdout.count("balanced accuracy\n") == 1
+    assert result.stdout.rstrip().endswith(f"report: {folder}/report.html")
+
+    again = demo(folder, "--quick")
+    assert again.returncode == 0
+    assert "$ python" not in again.stdout
+    assert again.stdout.count("finished before") == 6
+
+
+def test_shuffled_labels_reach_what_sees_labels_and_nothing_else() -> None:
+    plain, shuffled = (
+        {step.stage.name: step for step in steps_of(build_parser().parse_args(words))}
+        for words in (["--subjects", "9"], ["--subjects", "9", "--shuffle_labels", "1"])
+    )
+    changed = {name for name in plain if plain[name] != shuffled[name]}
+    assert changed == {"finetune", "untrained"}
+    for name in changed:
+        added = ("--shuffle_labels", "1")
+        assert set(shuffled[name].command) - set(plain[name].command) == set(added)
+
+
+def test_a_failing_stage_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    result = demo(folder, "--quick", "--subjects", "0")
+    assert result.returncode == 1
+    assert "stage 'synthetic' failed" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (folder / "report.html").exists()
+
+
+def test_a_folder_of_others_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    result = demo(tmp_path, "--quick")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: --output_dir:")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_full_demo_then_shuffled_labels(tmp_path: Path) -> None:
+    metrics = metrics_of(tmp_path / "demo")
+    assert min(metrics["test/subjects_class_0"], metrics["test/subjects_class_1"]) >= 20
+    assert metrics["test/auroc"] >= 0.9
+    assert metrics["control/mean_volume/auroc"] <= 0.65
+    # The images and the pre-trained weights stay; only the labels change.
+    null = [metrics_of(tmp_path / "demo", "--shuffle_labels", str(seed)) for seed in range(5)]
+    assert 0.35 < mean(m["test/auroc"] for m in null) < 0.65
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_without_an_effect_the_demo_is_at_chance(tmp_path: Path) -> None:
+    flags = ("--effect_size", "0", "--subjects", "80")
+    null = [metrics_of(tmp_path / str(s), *flags, "--seed", str(s)) for s in range(5)]
+    assert 0.35 < mean(m["test/auroc"] for m in null) < 0.65

@@ -1,0 +1,283 @@
+"""The flags of every entry point, frozen: names and defaults are a contract with the user.
+
+A new, renamed or vanished flag, or another default, must be a conscious change of this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import pytest
+
+from project import demo
+from project import main as entry
+from project.check_flops import flops_parser
+from project.module.utils.data_preprocess_and_load import preprocessing, synthetic
+from project.module.utils.parser import LATER, build_parser, parse_arguments, trainer_arguments
+
+MAIN: dict[str, Any] = {
+    # run
+    "config": None,
+    "seed": 1234,
+    "dry_run": False,
+    "output_dir": None,
+    "project_name": "default",
+    "process_code": None,
+    "loggername": "csv",
+    "load_model_path": None,
+    "resume_ckpt_path": None,
+    "test_only": False,
+    "test_ckpt_path": None,
+    "save_embedding": False,
+    "embedding_save_dir": None,
+    "use_early_stopping": False,
+    "early_stopping_patience": 5,
+    "save_every_checkpoints": False,
+    "every_n_train_steps": None,
+    # data
+    "dataset_name": ["S1200"],
+    "image_path": None,
+    "img_size": [96, 96, 96, 20],
+    "sequence_length": None,
+    "stride_between_seq": 1.0,
+    "stride_within_seq": 1,
+    "input_scaling_method": "znorm_minback",
+    "dataset_split_num": 1,
+    "train_split": 0.8,
+    "val_split": 0.1,
+    "batch_size": 4,
+    "eval_batch_size": None,
+    "num_workers": 0,
+    "pin_memory": False,
+    "persistent_workers": False,
+    "limit_training_samples": None,
+    "limit_validation_samples": None,
+    "limit_test_samples": None,
+    "num_train_fMRI_segments": None,
+    "bad_subj_path": None,
+    "shuffle_time_sequence": False,
+    "include_valid_to_train": False,
+    "dummy_subjects": 40,
+    "dummy_effect_size": 2.0,
+    # model
+    "model": "fmamba",
+    "embed_dim": 192,
+    "depth": 12,
+    "d_state": 0,
+    "headdim": 0,
+    "dropout": 0.0,
+    "patch_size": [6, 6, 6, 2],
+    "in_chans": 1,
+    "mamba_pe_method": "nerf",
+    "keep_background": False,
+    "calc_loss_without_background": False,
+    "union_mask": False,
+    "ssd_backend": "auto",
+    # objective
+    "pretraining": False,
+    "use_autoregressive": False,
+    "use_mim": False,
+    "mask_ratio": 0.75,
+    "masking_type": "random",
+    "downstream_task": "sex",
+    "downstream_task_type": None,
+    "clf_head_version": "linear",
+    "head_dropout": 0.0,
+    "freeze_feature_extractor": False,
+    "label_smoothing": 0.1,
+    "label_scaling_method": "standardization",
+    "shuffle_labels": None,
+    # optimisation
+    "optimizer": "AdamW",
+    "learning_rate": 1e-4,
+    "lr_scaling": False,
+    "weight_decay": 1e-2,
+    "momentum": 0.9,
+    "use_scheduler": True,
+    "warmup": 0.05,
+    "gamma": 1.0,
+    "cycle": 1.0,
+    "min_lr_ratio": 0.01,
+    "grad_clip": None,
+    "gradient_accumulation_steps": 1,
+}
+# Flags of the reference whose feature is an open issue: flag -> issue.
+REFUSED = {
+    "augment_during_training": "Data",
+    "augment_only_affine": "Data",
+    "augment_only_intensity": "Data",
+    "augment_strength": "Data",
+    "scalability_check": "Scale",
+    "adjust_thresh": "Evaluation",
+}
+CHECK_FLOPS: dict[str, Any] = {"json": None, "output": None, "windows_per_epoch": None}
+PREPROCESSING: dict[str, Any] = {
+    "input": None,
+    "output": None,
+    "img_size": (96, 96, 96),
+    "mask": "auto",
+    "tr": None,
+    "drop_first": 0,
+    "resample": None,
+    "crop_offset": None,
+    "dataset_name": "",
+    "compression": "none",
+    "num_workers": None,
+    "min_frames": 2,
+    "overwrite": False,
+    "dry_run": False,
+}
+SYNTHETIC: dict[str, Any] = {
+    "output": None,
+    "subjects": 60,
+    "frames": 40,
+    "grid": (30, 36, 30),
+    "voxel_size": 0.0,
+    "effect_size": 3.0,
+    "network_radius": 45.0,
+    "seed": 0,
+    "tr": 2.0,
+    "tsnr": 10.0,
+    "orientation": "RAS",
+    "num_workers": 1,
+    "overwrite": False,
+}
+DEMO: dict[str, Any] = {
+    "output_dir": "output/demo",
+    "subjects": None,
+    "effect_size": 3.0,
+    "shuffle_labels": None,
+    "seed": 0,
+    "quick": False,
+}
+
+# The reference's command line, each flag with a value it takes; from its READMEs and code.
+REFERENCE = """
+--seed 1234
+--dataset_name S1200
+--image_path store
+--downstream_task sex
+--downstream_task_type classification
+--dataset_split_num 1
+--train_split 0.8
+--val_split 0.1
+--batch_size 4
+--eval_batch_size 4
+--img_size 96 96 96 20
+--sequence_length 20
+--stride_between_seq 1.0
+--stride_within_seq 1
+--num_workers 2
+--pin_memory
+--persistent_workers
+--input_scaling_method znorm_minback
+--label_scaling_method standardization
+--limit_training_samples 0.5
+--limit_validation_samples 10
+--limit_test_samples 10
+--bad_subj_path bad.txt
+--shuffle_time_sequence
+--num_train_fMRI_segments 3
+--include_valid_to_train
+--model fmamba
+--embed_dim 192
+--depth 12
+--patch_size 6 6 6 2
+--in_chans 1
+--mamba_pe_method nerf
+--clf_head_version v1
+--pretraining
+--use_autoregressive
+--calc_loss_without_background
+--augment_during_training
+--augment_only_affine
+--augment_only_intensity
+--augment_strength 0.5
+--optimizer AdamW
+--learning_rate 1e-4
+--lr_scaling
+--weight_decay 1e-2
+--use_scheduler
+--warmup 0.05
+--gamma 1.0
+--cycle 1.0
+--grad_clip 1.0
+--gradient_accumulation_steps 2
+--freeze_feature_extractor
+--load_model_path a.pt
+--resume_ckpt_path a.ckpt
+--test_only
+--test_ckpt_path a.ckpt
+--adjust_thresh
+--loggername wandb
+--project_name name
+--process_code name
+--scalability_check
+--save_embedding
+--embedding_save_dir folder
+--use_early_stopping
+--save_every_checkpoints
+--every_n_train_steps 100
+--accelerator gpu
+--devices 12
+--num_nodes 32
+--strategy deepspeed_stage_1
+--precision bf16
+--max_epochs 40
+--limit_train_batches 0.5
+""".strip().splitlines()
+
+
+def flags_of(parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """Flag -> default."""
+    return {a.dest: a.default for a in parser._actions if a.option_strings and a.dest != "help"}
+
+
+def test_flags_of_main() -> None:
+    found = flags_of(build_parser())
+    ours = {flag: value for flag, value in found.items() if flag not in trainer_arguments()}
+    assert ours == MAIN | dict.fromkeys(REFUSED)
+    assert {flag: issue for flag, (issue, _) in LATER.items()} == REFUSED
+
+
+def test_a_flag_of_the_trainer_is_passed_on_only_when_given() -> None:
+    # Which flags there are depends on Lightning's version; none may have a default of ours.
+    defaults = flags_of(build_parser())
+    assert {defaults[flag] for flag in trainer_arguments()} == {argparse.SUPPRESS}
+
+
+def test_flags_of_check_flops() -> None:
+    main, flops = flags_of(build_parser()), flags_of(flops_parser())
+    assert {flag: value for flag, value in flops.items() if flag not in main} == CHECK_FLOPS
+    assert set(main) <= set(flops)
+
+
+def test_flags_of_preprocessing() -> None:
+    assert flags_of(preprocessing.build_parser()) == PREPROCESSING
+
+
+def test_flags_of_synthetic() -> None:
+    assert flags_of(synthetic._parser()) == SYNTHETIC
+
+
+def test_flags_of_demo() -> None:
+    assert flags_of(demo.build_parser()) == DEMO
+
+
+@pytest.mark.parametrize("line", REFERENCE)
+def test_flag_of_the_reference_is_accepted(line: str) -> None:
+    _, given = parse_arguments(build_parser(), line.split())
+    assert given == {line.split()[0].removeprefix("--")}
+
+
+@pytest.mark.parametrize("flag", REFUSED)
+def test_flag_of_a_later_issue_names_the_issue(
+    flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = next(line for line in REFERENCE if line.split()[0] == f"--{flag}")
+    assert entry.main(line.split()) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert f"--{flag}" in message
+    assert f"'{REFUSED[flag]}'" in message

@@ -1,0 +1,417 @@
+"""The documentation, held true: commands are parsed, snippets run, links and figures checked.
+
+Commands that hold ``/path/to`` need data and are only parsed; ``test_cpu_commands_run`` (slow)
+types all others in the order of the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+
+import pytest
+import torch
+
+from project import demo
+from project import main as entry
+from project.check_flops import flops_parser
+from project.module.analysis import flops
+from project.module.config import TASKS, VARIANTS, ModelConfig
+from project.module.models.load_model import build_model, load_model_config
+from project.module.training.run_config import run_config
+from project.module.utils.data_preprocess_and_load import preprocessing, synthetic
+from project.module.utils.data_preprocess_and_load.datasets import DATASETS
+from project.module.utils.data_preprocess_and_load.hdf5_store import RunHeader, write_run
+from project.module.utils.data_preprocess_and_load.manifest import ManifestRow
+from project.module.utils.parser import build_parser, parse_arguments
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = [
+    "README.md",
+    "ADDING_YOUR_DATASET.md",
+    "CONTRIBUTING.md",
+    "paper/README.md",
+    *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")),
+]
+
+# The two training commands of the NeuroMamba README, as they stand there.
+PRETRAIN_COMMAND = r"""
+python project/main.py \
+--model fmamba \
+--pretraining \
+--use_autoregressive \
+--calc_loss_without_background \
+--embed_dim 192 --depth 12 \
+--patch_size 6 6 6 2 \
+--img_size 96 96 96 20 \
+--batch_size 3 \
+--gradient_accumulation_steps 1 \
+--precision bf16 \
+--dataset_name S1200 \
+--image_path /path/to/hdf5 \
+--max_epochs 40 \
+--learning_rate 1e-4 \
+--weight_decay 1e-2 \
+--accelerator gpu --devices 12 --num_nodes 32 \
+--strategy deepspeed_stage_1 \
+--loggername wandb \
+--project_name neuromamba_pretrain
+"""
+DOWNSTREAM_COMMAND = r"""
+python project/main.py \
+--model fmamba \
+--downstream_task sex \
+--downstream_task_type classification \
+--dataset_name HCP \
+--image_path /path/to/hcp_hdf5 \
+--load_model_path /path/to/3M_E192.pt \
+--embed_dim 192 --depth 12 \
+--clf_head_version mamba \
+--patch_size 6 6 6 2 \
+--img_size 96 96 96 20 \
+--batch_size 2 \
+--precision bf16 \
+--max_epochs 30 \
+--accelerator gpu --devices 12 --num_nodes 2 \
+--strategy deepspeed_stage_1 \
+--loggername wandb \
+--project_name neuromamba_hcp_sex
+"""
+FLOPS_COMMAND = r"""
+python project/check_flops.py \
+--model fmamba \
+--embed_dim 256 --depth 12 \
+--patch_size 6 6 6 2 \
+--img_size 96 96 96 20 \
+--batch_size 1 \
+--image_path /path/to/hcp_hdf5 \
+--dataset_name HCP \
+--downstream_task sex
+"""
+
+
+# --- reading Markdown ---------------------------------------------------------------------------
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def blocks(name: str, *languages: str) -> list[str]:
+    """Fenced blocks of these languages."""
+    found = re.findall(r"(?ms)^ *```(\w*)[^\n]*\n(.*?)^ *```", read(name))
+    return [body for language, body in found if language in languages]
+
+
+def commands_of(shell: str) -> list[list[str]]:
+    """Words of every command of a script, comments gone, continued lines joined."""
+    lines = shell.replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def shell_commands(name: str) -> list[list[str]]:
+    """Words of every command in the shell blocks."""
+    return commands_of("\n".join(blocks(name, "bash", "sh", "shell", "console")))
+
+
+def prose(name: str) -> str:
+    """The text without fenced blocks."""
+    return re.sub(r"(?ms)^ *```.*?^ *```", "", read(name))
+
+
+def tables(name: str) -> list[tuple[str, str]]:
+    """(paragraph before, table)."""
+    return re.findall(r"(?m)((?:^(?!\|).+\n)*)\n((?:^\|.*\n)+)", prose(name))
+
+
+def anchors(name: str) -> set[str]:
+    """Anchors of the headings, as GitHub makes them."""
+    headings = re.findall(r"(?m)^#+ (.+)$", prose(name))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+# --- commands -----------------------------------------------------------------------------------
+
+
+def _parse_run(arguments: Sequence[str]) -> None:
+    run_config(*parse_arguments(build_parser(), arguments))
+
+
+def _parse_flops(arguments: Sequence[str]) -> None:
+    run_config(*parse_arguments(flops_parser(), arguments))
+
+
+DATA_LAYER = "project/module/utils/data_preprocess_and_load"
+ENTRY_POINTS: dict[str, Callable[[Sequence[str]], object]] = {
+    "project/main.py": _parse_run,
+    "project/check_flops.py": _parse_flops,
+    f"{DATA_LAYER}/preprocessing.py": lambda words: preprocessing.build_parser().parse_args(words),
+    f"{DATA_LAYER}/synthetic.py": lambda words: synthetic._parser().parse_args(words),
+}
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_commands_are_parsed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    targets = set(re.findall(r"(?m)^([a-z-]+):", read("Makefile")))
+    for words in shell_commands(name):
+        if words[0] == "python" and words[1].startswith("project/"):
+            assert words[1] in ENTRY_POINTS, f"{name}: no parser known for {words[1]}"
+            # A checkpoint's card would complete the flags; they must fit without it, too.
+            ENTRY_POINTS[words[1]](words[2:])
+        elif words[0] == "python":
+            assert (ROOT / words[1]).is_file(), words
+        elif words[0] == "make":
+            assert {word for word in words[1:] if "=" not in word} <= targets, words
+            for word in words[1:]:
+                if words[1] == "demo" and word.startswith("ARGS="):
+                    demo.build_parser().parse_args(shlex.split(word.removeprefix("ARGS=")))
+        elif words[0] == "bash":
+            assert (ROOT / words[1]).is_file(), words
+            assert set(words[2:]) <= set(re.findall(r"--[\w-]+", read("setup_env.sh"))), words
+
+
+def test_commands_are_found() -> None:
+    commands = [words for name in DOCS for words in shell_commands(name)]
+    scripts = {words[1] for words in commands if words[0] == "python"}
+    assert scripts == set(ENTRY_POINTS)
+    assert ["make", "demo"] in commands
+
+
+@pytest.mark.parametrize("command", [PRETRAIN_COMMAND, DOWNSTREAM_COMMAND])
+def test_command_of_the_reference_passes_the_dry_run(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (words,) = commands_of(command)
+    assert words in shell_commands("README.md")
+    assert entry.main([*words[2:], "--dry_run"]) == 0
+    plan = capsys.readouterr().out
+    assert "effective batch" in plan
+    assert "/path/to" in plan  # named as missing
+
+
+def test_flops_command_of_the_reference_is_in_the_readme() -> None:
+    assert commands_of(FLOPS_COMMAND)[0] in shell_commands("README.md")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", ["README.md", "ADDING_YOUR_DATASET.md"])
+def test_cpu_commands_run(name: str, tmp_path: Path) -> None:
+    for folder in ("project", "configs"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    ran = 0
+    for words in shell_commands(name):
+        if words[0] not in ("python", "mkdir", "cp") or "/path/to" in " ".join(words):
+            continue
+        if words[0] == "python":
+            words = [sys.executable, *words[1:]]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
+        ran += 1
+    assert ran >= 5
+
+
+def known_flags() -> set[str]:
+    """Every flag that a user of this repository may type."""
+    parsers = (
+        flops_parser(),
+        preprocessing.build_parser(),
+        synthetic._parser(),
+        demo.build_parser(),
+    )
+    flags = {o for parser in parsers for action in parser._actions for o in action.option_strings}
+    return flags | set(re.findall(r"--[\w-]+", read("setup_env.sh")))
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_flags_in_the_text_exist(name: str) -> None:
+    spans = re.findall(r"`([^`\n]+)`", prose(name))
+    flags = {flag for span in spans for flag in re.findall(r"(?<!\S)--[a-zA-Z][\w-]*", span)}
+    assert flags <= known_flags()
+
+
+# --- snippets -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def placeholders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Small stand-ins for what the snippets call /path/to/...."""
+    folder = tmp_path_factory.mktemp("placeholders")
+    released = folder / "3M_E192.pt"
+    weights = build_model(load_model_config(ROOT / "configs/neuromamba_base.yaml")).state_dict()
+    torch.save({f"_forward_module.model.{key}": value for key, value in weights.items()}, released)
+    store = folder / "store"
+    (store / "hdf5").mkdir(parents=True)
+    write_run(
+        store / "hdf5" / "sub-01.h5",
+        torch.rand(12, 3).numpy(),
+        torch.tensor([0, 2, 5]).numpy(),
+        subject="sub-01",
+        grid=(2, 2, 2),
+        affine=torch.diag(torch.tensor([-2.0, 2, 2, 1])).numpy(),
+        tr=2.0,
+    )
+    return {"/path/to/3M_E192.pt": released, "/path/to/store": store}
+
+
+SNIPPETS = [(name, code) for name in DOCS for code in blocks(name, "python")]
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), SNIPPETS, ids=[f"{name}-{i}" for i, (name, _) in enumerate(SNIPPETS)]
+)
+def test_snippet_runs(
+    name: str, code: str, placeholders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    for placeholder, path in placeholders.items():
+        code = code.replace(placeholder, str(path))
+    exec(compile(code, name, "exec"), {})
+
+
+def test_released_sizes_in_the_readme(placeholders: dict[str, Path]) -> None:
+    size = placeholders["/path/to/3M_E192.pt"].stat().st_size / 2**20
+    assert re.search(rf"`3M_E192\.pt` .*\| {size:.1f} MiB \|", read("README.md"))
+
+
+# --- links and layout ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_links_resolve(name: str) -> None:
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(name)):
+        if re.match(r"https?://|mailto:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (ROOT / name).parent / path if path else ROOT / name
+        page = target.resolve()
+        resolves = page.exists() and page.is_relative_to(ROOT)
+        if resolves and anchor:
+            resolves = anchor in anchors(page.relative_to(ROOT).as_posix())
+        if not resolves:
+            broken.append(link)
+    assert broken == []
+
+
+def top_level(*options: str) -> set[str]:
+    """Top-level entries that ``git ls-files`` lists."""
+    try:
+        listed = subprocess.run(
+            ["git", "ls-files", *options], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"not a git checkout ({error})")
+    return {path.split("/")[0] for path in listed}
+
+
+def layout() -> list[PurePosixPath]:
+    """Paths of the tree in the README's section, without the repository's own name."""
+    (section,) = re.findall(r"(?ms)^## Repository Layout\n(.*?)^## ", read("README.md"))
+    tree = re.search(r"(?ms)^```text\nNeuroMamba/\n(.*?)^```", section)
+    assert tree is not None
+    paths: list[PurePosixPath] = []
+    parents: list[str] = []
+    for line in tree[1].splitlines():
+        match = re.fullmatch(r"([│ ]*)[├└]── (\S+)(?: .*)?", line)
+        assert match is not None, line
+        depth = len(match[1]) // 4
+        parents[depth:] = [match[2].rstrip("/")]
+        paths.append(PurePosixPath(*parents))
+    return paths
+
+
+def test_layout_names_the_top_level_entries() -> None:
+    listed = {path.parts[0] for path in layout()}
+    tracked, new = top_level(), top_level("--others", "--exclude-standard")
+    assert tracked - listed == set()
+    assert listed - tracked - new == set()  # a stray file of a developer need not be listed
+
+
+def test_layout_lists_what_exists() -> None:
+    assert [path for path in layout() if not (ROOT / path).exists()] == []
+
+
+def test_architecture_lists_every_module() -> None:
+    listed = re.findall(r"`(project/[\w/.]+\.\w+)`", read("docs/architecture.md"))
+    assert [path for path in listed if not (ROOT / path).is_file()] == []
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "project").rglob("*.py")}
+    assert modules - set(listed) == set()
+
+
+# --- facts --------------------------------------------------------------------------------------
+
+
+def test_variants_table() -> None:
+    rows = [line for _, table in tables("README.md") for line in table.splitlines()]
+    for variant, width in VARIANTS.items():
+        model = ModelConfig(embed_dim=width)
+        (row,) = [line for line in rows if line.startswith(f"| {variant.capitalize()} ")]
+        assert f"| {flops.parameter_count(model):,} | {width} | {model.d_state} |" in row
+        assert f"configs/neuromamba_{variant}.yaml" in row
+
+
+@pytest.mark.parametrize("variant", ["base", "medium"])
+def test_flops_table(variant: str) -> None:
+    model = ModelConfig(embed_dim=VARIANTS[variant])
+    mask, _ = flops.mni_mask(model.img_size[:3])
+    brain = int(flops.kept_tokens(mask.ravel().nonzero()[0], model))
+    full, kept = (
+        flops.total(flops.forward_terms(model, tokens)) for tokens in (model.num_tokens, brain)
+    )
+    row = (
+        f"| counted here: {variant.capitalize()}, a window forward, MNI mask ({brain:,} tokens, "
+        f"{brain / model.num_tokens:.1%}) | {full / 1e9:.1f}e9 | {kept / 1e9:.1f}e9 | "
+        f"{1 - kept / full:.1%} |"
+    )
+    assert row.replace("%", " %") in read("README.md")
+
+
+# Figures of the papers, which no run of this code has produced.
+PUBLISHED = re.compile(r"0\.\d{4} (?:±|/)|\b9[0-9]\.\d\b|\b(?:6\.96|3\.72)|\b46\.5\b")
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_published_figures_are_labelled(name: str) -> None:
+    for before, table in tables(name):
+        if PUBLISHED.search(table):
+            assert "ublished" in before or "ublished" in table, table
+    for paragraph in re.split(r"\n\s*\n", prose(name)):
+        if re.search(r"6\.96", paragraph):
+            assert "ublished" in paragraph, paragraph
+
+
+def test_published_tables_are_found() -> None:
+    labelled = [table for _, table in tables("README.md") if PUBLISHED.search(table)]
+    assert len(labelled) == 4
+
+
+def test_data_format_names_every_field() -> None:
+    text = read("docs/data_format.md")
+    fields = dataclasses.fields(RunHeader) + dataclasses.fields(ManifestRow)
+    assert [field.name for field in fields if f"`{field.name}`" not in text] == []
+
+
+def test_metadata_table_agrees_with_the_cohorts() -> None:
+    (section,) = re.findall(r"(?ms)^## Metadata\n(.*?)^## ", read("docs/data_format.md"))
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines()]
+    header = next(row for row in rows if row and "sex" in row)
+    for name, cohort in DATASETS.items():
+        (row,) = [row for row in rows if row and row[0].startswith(f"`{name}`")]
+        cells = dict(zip(header, row, strict=True))
+        for column in (cohort.subject_column, *cohort.other_subject_columns):
+            assert f"`{column}`" in cells["subject"]
+        for task in TASKS:
+            target = cohort.targets.get(task)
+            columns = (target.column, *target.other_columns) if target else ()
+            assert re.findall(r"`(\w+)`", cells[task]) == list(columns), (name, task)
+
+
+def test_demo_figures_have_a_place() -> None:
+    assert read("README.md").count("<!-- demo-figures -->") == 1
