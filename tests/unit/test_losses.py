@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from project.module.config import TASK_TYPES
 from project.module.utils.losses import (
@@ -84,12 +86,13 @@ def test_masked_errors_compare_each_token_with_itself() -> None:
 
 
 @pytest.mark.parametrize("errors_of", [next_token_errors, masked_token_errors])
-def test_errors_are_wide_under_half_precision(errors_of) -> None:  # type: ignore[no-untyped-def]
+def test_errors_are_wide_under_half_precision(errors_of: Callable[..., Tensor]) -> None:
     prediction = torch.full((3, 4), 1.0, dtype=torch.bfloat16)
     tokens = torch.full((3, 4), 1.0 + 2**-12)
     errors = errors_of(prediction, tokens, torch.tensor([1, 2]))
     assert errors.dtype == torch.float32
     assert errors.tolist() == [2.0**-24] * 2
+    assert errors_of(prediction, prediction, torch.tensor([1])).dtype == torch.float32
 
 
 # ------------------------------------------------------------------------------ downstream

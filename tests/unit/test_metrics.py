@@ -283,7 +283,7 @@ class Tokens(NamedTuple):
                 row = (self.prediction[i - 1], self.tokens[i - 1], self.tokens[i])
                 found.append(tuple(value.astype(np.float64) for value in row))
             start += length
-        return found  # type: ignore[return-value]
+        return found
 
 
 def token_batch(lengths: tuple[int, ...], seed: int, offset: float = 0.0) -> Tokens:

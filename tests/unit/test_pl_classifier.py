@@ -201,7 +201,7 @@ def test_batch_is_planned_before_it_travels() -> None:
     ],
 )
 def test_background_decides_the_number_of_tokens(
-    flags: dict[str, bool], lengths: tuple[int, ...]
+    flags: dict[str, Any], lengths: tuple[int, ...]
 ) -> None:
     module = pretrain(**flags)
     packed = module.pack(batch_of(module, samples()))
@@ -496,6 +496,38 @@ def test_frozen_features_do_not_vary_with_dropout() -> None:
     assert torch.equal(module(batch)[1], module(batch)[1])
     trained = downstream(dropout=0.5)
     assert not torch.equal(trained(batch)[1], trained(batch)[1])
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_no_graph_is_kept_where_none_is_needed(frozen: bool) -> None:
+    """In evaluation, and below a frozen backbone's features: half the memory of a step."""
+    module = downstream(frozen=frozen)
+    batch, kept = batch_of(module, samples([0, 1, 0])), []
+    module.model.norm.register_forward_hook(lambda *call: kept.append(call[2].requires_grad))
+    module(batch)
+    with torch.no_grad():
+        module(batch)
+    assert kept == [not frozen, False]
+
+
+# ------------------------------------------------------------------------------------ heads
+
+
+@pytest.mark.parametrize("head", ["linear", "mamba"])
+def test_which_tokens_a_head_reads(head: str) -> None:
+    """Linear: every token of the sample by the same share. Mamba: the last, and so all."""
+    module = downstream(head)
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(sum(LENGTHS), EMBED, generator=generator, requires_grad=True)
+    module.head(features, LENGTHS)[1].sum().backward()  # the second sample
+    assert features.grad is not None
+    reach = features.grad.abs().amax(1).split(LENGTHS)
+    assert reach[0].max() == reach[2].max() == 0.0
+    assert reach[1].min() > 0.0
+    if head == "linear":
+        torch.testing.assert_close(reach[1], reach[1][:1].expand_as(reach[1]))
+    else:
+        assert reach[1].argmax() == LENGTHS[1] - 1  # nearest to what is read
 
 
 # -------------------------------------------------------------------------------- optimiser

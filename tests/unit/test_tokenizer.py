@@ -46,9 +46,10 @@ class Run:
         for n, flat in enumerate(self.vox.tolist()):
             place = (flat // (size_y * size_z), flat // size_z % size_y, flat % size_z)
             mask[place] = True
+            values = volume[0][place]
             for t in range(frames):
                 q = np.float32(self.bold[t, n].item())
-                volume[(0, *place, t)] = q * np.float32(self.gain) + np.float32(self.shift)
+                values[t] = q * np.float32(self.gain) + np.float32(self.shift)
         return torch.from_numpy(volume), torch.from_numpy(mask)
 
 

@@ -249,7 +249,7 @@ def token_mask_figure(tokens: TokenMask) -> Figure:
     low, high = np.nanpercentile(tokens.mean, [1, 99])
     sizes = tokens.mean.shape
     widths = [sizes[1], sizes[0], sizes[0]]
-    figure = Figure(figsize=(8.0, 3.3), layout="constrained")
+    figure = Figure(figsize=(8.0, 3.05), layout="constrained")
     columns = figure.subplots(1, 3, width_ratios=widths)
     names = ("Sagittal", "Coronal", "Axial")
     for axis, axes in enumerate(columns):

@@ -146,8 +146,9 @@ class RegularCheckpoint(ModelCheckpoint):
         """Several of them may write in one run."""
         return f"{super().state_key}{self._named}"
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to restore."""
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: a run may be resumed with other flags for these files."""
+        return {}
 
 
 class EmbeddingWriter(Callback):
