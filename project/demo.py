@@ -33,7 +33,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIG = "configs/demo.yaml"
 DATA_SCRIPTS = "project/module/utils/data_preprocess_and_load"
 GRID = ("30", "36", "30")
-PRETRAIN_EPOCHS, FRAMES, TSNR, WORKERS = 8, 40, 10, 2
+PRETRAIN_EPOCHS, FRAMES, TSNR, WORKERS = 6, 40, 10, 2
 QUICK_SUBJECTS, QUICK_FRAMES = 24, 20
 
 MODEL, MEAN_VOLUME, UNTRAINED = "model", "mean-volume logistic regression", "untrained backbone"

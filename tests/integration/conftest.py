@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,10 +30,17 @@ def pristine_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def cli(pristine_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CommandLine:
+def cli(
+    pristine_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[CommandLine]:
     """The command line, in an empty working directory, with a fresh copy of the store."""
     torch.set_num_threads(1)  # tensors this small only wait for each other
+    # A run sets this for its process; once known to monkeypatch, it is gone after the test.
+    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "")
+    monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
     shutil.copytree(pristine_store, tmp_path / "store")
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    return CommandLine(tmp_path / "store", tmp_path / "work")
+    level = logging.getLogger("project").level
+    yield CommandLine(tmp_path / "store", tmp_path / "work")
+    logging.getLogger("project").setLevel(level)

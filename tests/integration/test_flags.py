@@ -23,6 +23,7 @@ import torch
 import yaml
 
 from project.main import main, run
+from project.module.models.mamba2 import Mamba2
 from project.module.training import strategies
 from project.module.training import trainer as trainer_module
 from project.module.utils.data_module import FMRIDataModule
@@ -118,8 +119,9 @@ def encoding(cli: CommandLine, extra: str) -> Any:
 
 
 def backends(cli: CommandLine, extra: str) -> Any:
-    """Implementation of the scan in the first layer."""
-    return cli.module(extra).model.mamba_layers[0][1].ssd_backend
+    """Implementations of the scan in the layers."""
+    layers = (m for m in cli.module(extra).modules() if isinstance(m, Mamba2))
+    return {layer.ssd_backend for layer in layers}
 
 
 def optimiser(cli: CommandLine, extra: str) -> Any:
@@ -241,7 +243,7 @@ CASES: dict[str, Case] = {
     "mamba_pe_method": Case("--mamba_pe_method none", encoding),
     "keep_background": Case("--keep_background", kept, expected=(16, 16, 16, 16)),
     "union_mask": Case("--union_mask", kept, expected=(12, 12, 12, 12)),
-    "ssd_backend": Case("--ssd_backend reference", backends, expected="reference"),
+    "ssd_backend": Case("--ssd_backend reference", backends, expected={"reference"}),
     # objective
     "pretraining": Case(NEXT, objective, expected="pre-training, next token"),
     "use_autoregressive": Case(NEXT, objective, expected="pre-training, next token"),
@@ -898,14 +900,29 @@ def test_steps_of_the_schedule_are_those_taken(cli: CommandLine, extra: str, ste
 
 # The environment ---------------------------------------------------------------------------------
 
+# DeepSpeed as if it were not installed, and a folder of its name on the path.
 HIDE_DEEPSPEED = """
-import importlib.metadata as metadata
-version = metadata.version
-def hidden(name):
+import sys
+from importlib.machinery import ModuleSpec
+from importlib.metadata import Distribution, PackageNotFoundError
+
+found_by_name = Distribution.from_name
+
+def from_name(name):
     if name == "deepspeed":
-        raise metadata.PackageNotFoundError(name)
-    return version(name)
-metadata.version = hidden
+        raise PackageNotFoundError(name)
+    return found_by_name(name)
+
+class EmptyFolder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "deepspeed":
+            spec = ModuleSpec(name, None, is_package=True)
+            spec.submodule_search_locations = ["deepspeed"]
+            return spec
+
+Distribution.from_name = staticmethod(from_name)
+sys.meta_path.insert(0, EmptyFolder)
 """
 
 
@@ -913,16 +930,22 @@ def test_an_empty_deepspeed_folder_breaks_nothing(cli: CommandLine) -> None:
     """The reference's TORCH_EXTENSIONS_DIR=$PWD/deepspeed with PYTHONPATH=$PWD."""
     (cli.folder / "deepspeed").mkdir()
     (cli.folder / "sitecustomize.py").write_text(HIDE_DEEPSPEED)
-    program = Path(strategies.__file__).parents[2] / "main.py"
-    environment = os.environ | {
-        "PYTHONPATH": str(cli.folder),
-        "TORCH_EXTENSIONS_DIR": str(cli.folder / "deepspeed"),
-    }
-    done = subprocess.run(
-        [sys.executable, program, *cli.argv("--strategy deepspeed --dry_run")],
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
+    root = Path(strategies.__file__).parents[3]
+
+    def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+        path = os.pathsep.join([str(cli.folder), str(root)])
+        extensions = str(cli.folder / "deepspeed")
+        return subprocess.run(
+            [sys.executable, *arguments],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": path, "TORCH_EXTENSIONS_DIR": extensions},
+        )
+
+    assert python("-c", "import deepspeed").returncode == 0, "the trap is set"
+    done = python("-c", "import project, deepspeed")
+    assert "ModuleNotFoundError: import of deepspeed halted" in done.stderr
+    program = str(root / "project" / "main.py")
+    done = python(program, *cli.argv("--strategy deepspeed --dry_run"))
     assert done.returncode == 0, done.stderr
     assert "DeepSpeed is not installed" in done.stdout

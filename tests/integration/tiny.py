@@ -35,7 +35,11 @@ def write_tiny_run(path: Path, subject: str, number: int, **changes: Any) -> Non
     rng = np.random.default_rng([5, number])
     wave = 100 * np.sin((0.7 + 0.8 * (number % 2)) * time + vox / 50)
     bold = 1000 + 5 * np.sqrt(vox) + wave + rng.normal(0, 20, (len(time), len(vox)))
-    fields = {"grid": GRID, "affine": np.diag([-2.0, 2.0, 2.0, 1.0]), "tr": 2.0} | changes
+    fields: dict[str, Any] = {
+        "grid": GRID,
+        "affine": np.diag([-2.0, 2.0, 2.0, 1.0]),
+        "tr": 2.0,
+    } | changes
     write_run(path, bold.astype(np.float32), vox, subject=subject, **fields)
 
 

@@ -233,6 +233,9 @@ def test_constant_predictions_and_targets() -> None:
     windows = regression()
     flat = measured("regression", windows._replace(score=np.full_like(windows.score, 0.1)))
     assert math.isnan(flat["pearson_r"]) and flat["r2"] < 0
+    for count in range(2, 40):  # whatever the rounding of the mean
+        score = torch.full((count, 1), 0.1, dtype=torch.float64)
+        assert METRICS["pearson_r"](score, torch.arange(count)).isnan()
     same = measured("regression", windows._replace(target=np.full_like(windows.target, 0.1)))
     assert math.isnan(same["pearson_r"]) and math.isnan(same["r2"]) and same["mse"] > 0
 

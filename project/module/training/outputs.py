@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
+from pytorch_lightning.utilities import rank_zero_only
 
 from project.module.config import UserInputError
 from project.module.training.run_config import (
@@ -49,7 +50,9 @@ def choose_run_dir(config: RunConfig, name: str) -> Path:
     chosen = config.flags["output_dir"]
     path = Path(chosen) if chosen else Path("output") / config.flags["project_name"] / name
     resumed = config.flags["resume_ckpt_path"]
-    if (path / "config.yaml").exists() and not resumed:
+    # The other ranks of a run may come when the first has begun to write.
+    first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    if first and (path / "config.yaml").exists() and not resumed:
         raise UserInputError(
             f"{_flag(config)}: '{path}' already holds a run. Choose another folder, remove that "
             f"one, or continue it with --resume_ckpt_path {path}/checkpoints/last.ckpt."
