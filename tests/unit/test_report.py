@@ -55,7 +55,7 @@ def run(tmp_path: Path) -> RunFolder:
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "metrics.csv").write_text(
         "epoch,step,train/loss,val/auroc,val/loss,val/mean_token_loss,val/persistence_loss\n"
-        "0,9,3.0,,,,\n0,9,,0.5,2.5,4.0,1.5\n1,19,1.2,,,,\n1,19,,0.9,1.1,4.0,1.5\n"
+        "0,9,3.0,,,,\n0,9,,0.95,2.5,4.0,1.5\n1,19,1.2,,,,\n1,19,,0.9,1.1,4.0,1.5\n"
         "2,20,,0.9,1.1,4.0,1.5\n"  # the last validation, with the best weights
     )
     (tmp_path / "metrics.json").write_text('{"train/steps": 20.0, "test/auroc": null}')
@@ -111,9 +111,10 @@ def test_curves_show_the_controls_and_the_chosen_epoch(run: RunFolder) -> None:
     labels = [line.get_label() for line in pretraining_curves(run).axes[0].lines]
     assert "repeat the previous token (1.5)" in labels
     assert "predict the mean token (4)" in labels
-    lower = downstream_curves(run).axes[1]
-    star = next(line for line in lower.lines if "chosen" in str(line.get_label()))
-    assert (star.get_xdata()[0], star.get_ydata()[0]) == (20, 0.9)
+    upper = downstream_curves(run).axes[0]
+    star = next(line for line in upper.lines if "chosen" in str(line.get_label()))
+    # By the loss, as best.ckpt is, although the AUROC was higher before.
+    assert (star.get_xdata()[0], star.get_ydata()[0]) == (20, 1.1)
 
 
 def test_roc_needs_two_classes() -> None:

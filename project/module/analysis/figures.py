@@ -106,17 +106,19 @@ def downstream_curves(run: RunFolder) -> Figure:
     figure = Figure(figsize=(5.6, 4.4), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
     upper.plot(*run.curve("train/loss"), color=BLUE, label="training batch")
-    upper.plot(*run.curve("val/loss"), color=ORANGE, ls="--", marker="o", ms=4, label="validation")
+    steps, losses = run.curve("val/loss")
+    upper.plot(steps, losses, color=ORANGE, ls="--", marker="o", ms=4, label="validation")
+    if losses.size and np.isfinite(losses).any():
+        # The value that chose best.ckpt: TASK_TYPES["classification"].monitor.
+        best = int(np.nanargmin(losses))
+        label = f"chosen epoch: {losses[best]:.2f}"
+        upper.plot(steps[best], losses[best], "*", color=GREEN, ms=14, label=label)
     upper.set_ylabel("cross entropy (nats)")
     upper.legend(loc="best")
     upper.set_title("Fine-tuning: loss, and AUROC of the validation subjects")
     steps, values = run.curve("val/auroc")
     lower.plot(steps, values, color=ORANGE, marker="o", ms=4)
     lower.axhline(0.5, color=GREY, linestyle=":", label="chance")
-    if values.size and np.isfinite(values).any():
-        best = int(np.nanargmax(values))
-        label = f"chosen epoch: {values[best]:.2f}"
-        lower.plot(steps[best], values[best], "*", color=GREEN, ms=14, label=label)
     lower.set_ylim(-0.03, 1.03)
     lower.set_ylabel("AUROC (0 to 1)")
     lower.legend(loc="lower right")

@@ -143,7 +143,7 @@ def _curves(given: ReportInput, folder: Path) -> Section:
             ),
             Picture(
                 save_figure(downstream_curves(given.finetuned), folder / "finetuning.png"),
-                "Fine-tuning. The epoch with the highest validation AUROC (star) is the one "
+                "Fine-tuning. The epoch with the lowest validation loss (star) is the one "
                 "tested. The training loss includes label smoothing, the validation loss not.",
                 "Fine-tuning loss and validation AUROC over optimiser steps",
             ),

@@ -22,7 +22,7 @@ class PlainProgress(Callback):
 
     def __init__(self, seconds: float = 30.0) -> None:
         self.seconds = seconds
-        self._start = self._last = 0.0
+        self._start = self._last = time.monotonic()  # resuming within an epoch does not start it
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock of the epoch."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import math
 import os
 import sys
@@ -137,6 +138,9 @@ def build_trainer(
     """
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
+    # Its informal lines (devices found, files restored, tips) hide ours.
+    for name in ("pytorch_lightning", "lightning_utilities"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     # Lightning < 2.6 would unpickle whatever a checkpoint to resume from holds.
     os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
     ours = {"accelerator", "devices", "num_nodes", "strategy", "precision"}
