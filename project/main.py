@@ -14,6 +14,7 @@ if __package__ in (None, ""):  # run as a script: make `project` importable with
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from project.module.config import UserInputError
+from project.module.training.plan import describe_plan
 from project.module.training.run import Run
 from project.module.training.run_card import apply_card
 from project.module.training.run_config import run_config
@@ -36,18 +37,21 @@ def run(argv: Sequence[str]) -> dict[str, float]:
         args, given = apply_card(args, given, args.load_model_path, "--load_model_path", False)
     planned = Run(run_config(args, given))
     if args.dry_run:
-        print(planned.plan())
+        print(describe_plan(planned))
         return {}
     return planned.execute()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point: 0 on success, 2 with one line for a user's mistake."""
+    """Entry point: 0 on success, 2 with one line for a user's mistake, 130 after Ctrl-C."""
     try:
         run(sys.argv[1:] if argv is None else argv)
     except UserInputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("error: interrupted; what was written so far is kept.", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -140,6 +140,8 @@ class FMambaModule(LightningModule):
             "model": to_dict(self.model.config),
             "orientation": ORIENTATION,
             "data": self.data_card,
+            "optim": to_dict(self.optim),
+            "total_steps": self.total_steps,
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -132,8 +132,13 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "--pretraining --use_autoregressive --use_mim": ("--use_autoregressive", "--use_mim"),
     "--use_autoregressive": ("--use_autoregressive: only used with --pretraining",),
     "--mask_ratio 0.5": ("--mask_ratio: only used with --pretraining",),
-    f"{NEXT} --mask_ratio 0.5": ("--mask_ratio: only used with --use_mim",),
-    f"{NEXT} --freeze_feature_extractor": ("--freeze_feature_extractor: not used with",),
+    f"{NEXT} --mask_ratio 0.5": ("--mask_ratio: only used with --pretraining --use_mim",),
+    f"{NEXT} --freeze_feature_extractor": (
+        "--freeze_feature_extractor: only used with a downstream task",
+    ),
+    "--momentum 0.5": ("--momentum: only used with --optimizer SGD",),
+    "--early_stopping_patience 2": ("--early_stopping_patience: only used with --use_early",),
+    "--dummy_subjects 9": ("--dummy_subjects: only used with --dataset_name Dummy without",),
     "--keep_background --calc_loss_without_background": ("--keep_background contradicts",),
     "--grad_clip 1 --gradient_clip_val 1": ("mean the same",),
     "--test_only": ("--test_only: needs --test_ckpt_path",),
@@ -367,12 +372,21 @@ def test_testing_with_another_head(cli: CommandLine, refused: Callable[..., str]
 
 
 @pytest.mark.parametrize(
-    "extra", ["--embed_dim 32", "--clf_head_version mamba", NEXT, "--optimizer SGD"]
+    ("extra", "start"),
+    [
+        ("--embed_dim 32", "--resume_ckpt_path"),
+        ("--clf_head_version mamba", "--resume_ckpt_path"),
+        (NEXT, "--resume_ckpt_path"),
+        ("--max_epochs 2", "--resume_ckpt_path: the learning rates of"),
+        ("--optimizer SGD", "--optimizer: got SGD"),
+        ("--learning_rate 0.5", "--learning_rate: got 0.5"),
+    ],
 )
-def test_resuming_another_run(cli: CommandLine, refused: Callable[..., str], extra: str) -> None:
+def test_resuming_another_run(
+    cli: CommandLine, refused: Callable[..., str], extra: str, start: str
+) -> None:
     last = cli.run().folder / "checkpoints" / "last.ckpt"
-    message = refused(f"--resume_ckpt_path {last} --max_epochs 2 {extra}")
-    assert message.startswith("--resume_ckpt_path")
+    assert refused(f"--resume_ckpt_path {last} {extra}").startswith(start)
 
 
 def test_resuming_from_weights_alone(refused: Callable[..., str], pretrained: Path) -> None:

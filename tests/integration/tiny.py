@@ -96,7 +96,7 @@ class CommandLine:
         """The LightningModule as a run would start with it."""
         planned = self.planned(extra)
         seed_run(planned.config.flags["seed"])
-        return planned._module(self.data(extra), steps)
+        return planned.build_module(self.data(extra), steps)
 
     def run(self, extra: str = "") -> Finished:
         """A run in a folder of its own, unless ``extra`` names one."""

@@ -20,12 +20,7 @@ import yaml
 from pytorch_lightning.utilities import rank_zero_only
 
 from project.module.config import UserInputError
-from project.module.training.run_config import (
-    DOWNSTREAM_FLAGS,
-    MASKING_FLAGS,
-    PRETRAINING_FLAGS,
-    RunConfig,
-)
+from project.module.training.run_config import RunConfig, unused_flags
 from project.module.utils.metrics import WindowScores
 from project.module.utils.parser import SYNONYMS
 
@@ -114,11 +109,11 @@ def write_config(config: RunConfig, path: Path) -> None:
 
 def _unused(config: RunConfig) -> set[str]:
     """Flags that do not apply to this run: given back with the others, they would be refused."""
-    unused = {ours for theirs, ours in SYNONYMS.items() if theirs in config.trainer}
-    if config.pretrain is None:
-        return unused | set(PRETRAINING_FLAGS)
-    unused |= {*DOWNSTREAM_FLAGS, "downstream_task", "downstream_task_type", "clf_head_version"}
-    return unused | (set() if config.pretrain.objective == "mim" else set(MASKING_FLAGS))
+    unused = set(unused_flags(config.flags))
+    unused |= {ours for theirs, ours in SYNONYMS.items() if theirs in config.trainer}
+    if config.pretrain is not None:
+        unused |= {"downstream_task", "downstream_task_type", "clf_head_version"}
+    return unused
 
 
 def write_metrics(metrics: Mapping[str, float], path: Path) -> None:

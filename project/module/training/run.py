@@ -1,4 +1,4 @@
-"""One run: plan it, then pre-train, fine-tune or test, and write its results."""
+"""One run: pre-train, fine-tune or test, and write its results."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from pytorch_lightning import Trainer
 
-from project.module.config import UserInputError
+from project.module.config import UserInputError, to_dict
 from project.module.models.checkpoint_io import (
+    CHECKPOINT_KEY,
     CheckpointContents,
     load_backbone,
     load_strictly,
@@ -35,7 +36,6 @@ from project.module.training.trainer import (
     accumulation,
     build_trainer,
     check_limits,
-    epochs,
     total_steps,
 )
 from project.module.utils.data_module import FMRIDataModule
@@ -77,72 +77,8 @@ class Run:
             config, optim=dataclasses.replace(config.optim, learning_rate=rate)
         )
 
-    # ------------------------------------------------------------------ plan
-
-    def plan(self) -> str:
-        """What the run would do, and what is missing here for it; nothing is written."""
-        config, hardware = self.config, self.hardware
-        missing = list(hardware.missing)
-        data: FMRIDataModule | None = None
-        try:
-            select_backend(config.flags["ssd_backend"], torch.device(hardware.accelerator))
-        except UserInputError as error:
-            missing.append(str(error))
-        try:
-            data = FMRIDataModule(self._data_config(make_dummy=False), config.downstream, False)
-        except UserInputError as error:
-            missing.append(str(error))
-        for flag in ("load_model_path", "resume_ckpt_path", "test_ckpt_path"):
-            path = config.flags[flag]
-            if path and not Path(path).exists():
-                missing.append(f"--{flag}: there is no file '{path}'.")
-        with torch.device("meta"):
-            module = self._module(None, 1)
-        model = config.model
-        trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
-        rows: list[tuple[str, Any]] = [
-            ("objective", self._objective()),
-            (
-                "model",
-                f"{model.model} D={model.embed_dim} depth={model.depth} N={model.d_state} "
-                f"headdim={model.headdim}: {sum(p.numel() for p in module.parameters()):,} "
-                f"parameters, {trainable:,} trainable",
-            ),
-            (
-                "tokens",
-                f"{model.num_tokens:,} of {model.token_dim} values a window"
-                + (", all kept" if model.keep_background else ", background dropped"),
-            ),
-            ("hardware", f"{hardware.accelerator}, precision {hardware.precision}"),
-            ("strategy", hardware.strategy),
-            (
-                "effective batch",
-                f"{self.effective_batch:,} = micro batch {config.data.batch_size} x devices "
-                f"{hardware.devices} x nodes {hardware.num_nodes} x accumulation "
-                f"{accumulation(config)}",
-            ),
-            ("learning rate", f"{config.optim.learning_rate:g}, {config.optim.optimizer}"),
-            ("epochs", epochs(config)),
-        ]
-        if data is not None:
-            rows += [("data", line) for line in data.describe()]
-            batches = data.batches_in("train", hardware.ranks)
-            windows = ", ".join(f"{p} {data.windows_in(p)}" for p in data.parts)
-            rows.append(("windows", windows))
-            rows.append(("steps", f"{total_steps(config, batches):,} optimiser steps"))
-        else:
-            rows.append(("steps", "not known without the data"))
-        width = max(len(name) for name, _ in rows)
-        lines = [f"{name:<{width}}  {value}" for name, value in rows]
-        lines.append("")
-        if missing:
-            lines.append("missing on this machine:")
-            lines += [f"  - {item}" for item in missing]
-        else:
-            lines.append("nothing is missing on this machine")
-        return "\n".join(lines)
-
-    def _objective(self) -> str:
+    def objective(self) -> str:
+        """What the run is, in a few words."""
         pretrain, task, head = self.config.pretrain, self.config.downstream, self.config.head
         if pretrain is not None:
             if pretrain.objective == "mim":
@@ -159,8 +95,6 @@ class Run:
             mode = "full fine-tuning" if self.config.flags["load_model_path"] else "from scratch"
         return f"{task.task} ({task.task_type}), {head.name} head, {mode}"
 
-    # ------------------------------------------------------------------ execution
-
     def execute(self) -> dict[str, float]:
         """Carry the run out; returns what ``metrics.json`` holds.
 
@@ -169,12 +103,12 @@ class Run:
                 folder is made only after all of it has been checked.
         """
         config, flags = self.config, self.config.flags
-        self.hardware.require()
-        select_backend(flags["ssd_backend"], torch.device(self.hardware.accelerator))
         logging.getLogger("project").setLevel(logging.INFO)
         logging.basicConfig(format="%(message)s")
+        self.hardware.require()
+        select_backend(flags["ssd_backend"], torch.device(self.hardware.accelerator))
         seed_run(flags["seed"])
-        data = FMRIDataModule(self._data_config(make_dummy=True), config.downstream)
+        data = FMRIDataModule(self.data_config(make_dummy=True), config.downstream)
         if config.downstream is not None and not data.windows_in("test"):
             raise UserInputError(
                 "--train_split/--val_split: no test subjects are left to evaluate on; lower them."
@@ -182,7 +116,7 @@ class Run:
         batches = {part: data.batches_in(part, self.hardware.ranks) for part in data.parts}
         check_limits(config, batches)
         steps = total_steps(config, batches["train"])
-        module = self._module(data, steps)
+        module = self.build_module(data, steps)
         self._load_weights(module, data)
         name = outputs.run_name(config)
         run_dir = outputs.choose_run_dir(config, name)
@@ -216,7 +150,7 @@ class Run:
             print(f"results in {run_dir}", flush=True)
         return metrics
 
-    def _data_config(self, make_dummy: bool) -> Any:
+    def data_config(self, make_dummy: bool) -> Any:
         """The data configuration, with a store made for Dummy where no folder was given."""
         config = self.config.data
         if self.config.flags["image_path"]:
@@ -249,7 +183,8 @@ class Run:
             )
         return dataclasses.replace(config, image_path=(str(path),))
 
-    def _module(self, data: FMRIDataModule | None, steps: int) -> FMambaModule:
+    def build_module(self, data: FMRIDataModule | None, steps: int) -> FMambaModule:
+        """The LightningModule, freshly initialised; without data for a plan."""
         config = self.config
         card = {} if data is None else data.card()
         backend = config.flags["ssd_backend"]
@@ -301,12 +236,20 @@ class Run:
                 f"them with --load_model_path."
             )
         _load_module(module, path, flag)
-        groups = training["optimizer_states"][0]["param_groups"]
-        before, now = "SGD" if "momentum" in groups[0] else "AdamW", self.config.optim.optimizer
-        if before != now:
+        # Optimiser and schedule come from the file: other flags would change nothing.
+        before = training[CHECKPOINT_KEY]["optim"]
+        for name, value in to_dict(module.optim).items():
+            if before[name] != value:
+                raise UserInputError(
+                    f"--{name}: got {value}, but '{path}' was trained with {before[name]}; give "
+                    f"that, or start anew from its weights with --load_model_path."
+                )
+        planned = training[CHECKPOINT_KEY]["total_steps"]
+        if module.optim.use_scheduler and planned != module.total_steps:
             raise UserInputError(
-                f"{flag}: '{path}' was trained with --optimizer {before}, not {now}; give that, "
-                f"or start anew from its weights with --load_model_path."
+                f"{flag}: the learning rates of '{path}' were planned for {planned} steps, and "
+                f"this run would have {module.total_steps}. Give the same --max_epochs, batch size "
+                f"and subjects, or start anew from its weights with --load_model_path."
             )
 
     def _opening_lines(
@@ -317,7 +260,7 @@ class Run:
             "" if self.config.flags["test_only"] else f", {steps:,} steps of {self.effective_batch}"
         )
         lines = [
-            f"{self._objective()}: {parameters:,} parameters{doing}, on "
+            f"{self.objective()}: {parameters:,} parameters{doing}, on "
             f"{self.hardware.accelerator} ({self.hardware.precision})",
             *data.describe(),
             f"writing to {run_dir}",

@@ -21,9 +21,9 @@ from project.module.config import (
 )
 from project.module.utils.parser import LATER, SYNONYMS, trainer_arguments
 
-# Flags that only one kind of run uses; given for another, they are refused.
+# Flags that only one kind of run uses.
 MASKING_FLAGS = ("mask_ratio", "masking_type")
-PRETRAINING_FLAGS = ("use_autoregressive", "use_mim", *MASKING_FLAGS)
+PRETRAINING_FLAGS = ("use_autoregressive", "use_mim")
 DOWNSTREAM_FLAGS = (
     "freeze_feature_extractor",
     "shuffle_labels",
@@ -102,10 +102,9 @@ def run_config(args: argparse.Namespace, given: frozenset[str]) -> RunConfig:
     look_up(values["ssd_backend"], names.SSD_BACKENDS, "--ssd_backend")
     if values["test_only"] and not values["test_ckpt_path"]:
         raise UserInputError("--test_only: needs --test_ckpt_path FILE, the model to evaluate.")
-    if values["test_ckpt_path"] and not values["test_only"]:
-        raise UserInputError("--test_ckpt_path: only used with --test_only.")
-    if values["embedding_save_dir"] and not values["save_embedding"]:
-        raise UserInputError("--embedding_save_dir: only used with --save_embedding.")
+    for name, need in unused_flags(values).items():
+        if name in given and values[name] not in (None, False):
+            raise UserInputError(f"--{name}: only used with {need}.")
 
     model = _fill(ModelConfig, values, background=_background(values["input_scaling_method"]))
     data = _fill(
@@ -121,7 +120,7 @@ def run_config(args: argparse.Namespace, given: frozenset[str]) -> RunConfig:
             f"--in_chans: got {model.in_chans}, but a store holds one channel. Other values are "
             f"for models built in Python."
         )
-    pretrain, downstream, head = _objective(values, given)
+    pretrain, downstream, head = _objective(values)
     return RunConfig(
         model=model,
         data=data,
@@ -135,8 +134,35 @@ def run_config(args: argparse.Namespace, given: frozenset[str]) -> RunConfig:
     )
 
 
+def unused_flags(values: Mapping[str, Any]) -> dict[str, str]:
+    """Flags without effect on the run that ``values`` describe -> what they need to have one.
+
+    Given, they are refused; and they are left out of a run's ``config.yaml``.
+    """
+    pretraining, training = values["pretraining"], not values["test_only"]
+    needs = {
+        "momentum": ("--optimizer SGD", values["optimizer"] == "SGD"),
+        "early_stopping_patience": ("--use_early_stopping", values["use_early_stopping"]),
+        "embedding_save_dir": ("--save_embedding", values["save_embedding"]),
+        "test_ckpt_path": ("--test_only", values["test_only"]),
+        "load_model_path": ("training, not with --test_only", training),
+        "resume_ckpt_path": ("training, not with --test_only", training),
+        "dummy_subjects": ("--dataset_name Dummy without --image_path", not values["image_path"]),
+        "dummy_effect_size": (
+            "--dataset_name Dummy without --image_path",
+            not values["image_path"],
+        ),
+    }
+    needs |= dict.fromkeys(PRETRAINING_FLAGS, ("--pretraining", pretraining))
+    needs |= dict.fromkeys(MASKING_FLAGS, ("--pretraining --use_mim", values["use_mim"]))
+    needs |= dict.fromkeys(
+        DOWNSTREAM_FLAGS, ("a downstream task, not with --pretraining", not pretraining)
+    )
+    return {name: need for name, (need, met) in needs.items() if not met}
+
+
 def _objective(
-    values: Mapping[str, Any], given: frozenset[str]
+    values: Mapping[str, Any],
 ) -> tuple[PretrainConfig | None, DownstreamConfig | None, HeadConfig | None]:
     both = values["use_autoregressive"] and values["use_mim"]
     if both or (
@@ -147,9 +173,6 @@ def _objective(
             "(masked tokens)."
         )
     if not values["pretraining"]:
-        for name in PRETRAINING_FLAGS:
-            if name in given and (values[name] or name in MASKING_FLAGS):
-                raise UserInputError(f"--{name}: only used with --pretraining.")
         downstream = _fill(
             DownstreamConfig,
             values,
@@ -162,12 +185,6 @@ def _objective(
             dropout=values["head_dropout"],
         )
         return None, downstream, head
-    for name in MASKING_FLAGS:
-        if name in given and not values["use_mim"]:
-            raise UserInputError(f"--{name}: only used with --use_mim.")
-    for name in DOWNSTREAM_FLAGS:
-        if name in given and values[name]:
-            raise UserInputError(f"--{name}: not used with --pretraining.")
     return (
         _fill(PretrainConfig, values, objective="mim" if values["use_mim"] else "autoregressive"),
         None,

@@ -1,0 +1,80 @@
+"""The plan of a run, as ``--dry_run`` prints it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from project.module.config import UserInputError
+from project.module.models.ssd import select_backend
+from project.module.training.run import Run
+from project.module.training.trainer import accumulation, epochs, total_steps
+from project.module.utils.data_module import FMRIDataModule
+
+
+def describe_plan(run: Run) -> str:
+    """What the run would do, and what this machine lacks for it; nothing is written."""
+    config, hardware = run.config, run.hardware
+    missing = list(hardware.missing)
+    data: FMRIDataModule | None = None
+    backend = config.flags["ssd_backend"]
+    try:
+        backend = select_backend(backend, torch.device(hardware.accelerator)).name
+    except UserInputError as error:
+        missing.append(str(error))
+    try:
+        data = FMRIDataModule(run.data_config(make_dummy=False), config.downstream, False)
+    except UserInputError as error:
+        missing.append(str(error))
+    for flag in ("load_model_path", "resume_ckpt_path", "test_ckpt_path"):
+        path = config.flags[flag]
+        if path and not Path(path).exists():
+            missing.append(f"--{flag}: there is no file '{path}'.")
+    with torch.device("meta"):
+        module = run.build_module(None, 1)
+    model = config.model
+    trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    rows: list[tuple[str, Any]] = [
+        ("objective", run.objective()),
+        (
+            "model",
+            f"{model.model} D={model.embed_dim} depth={model.depth} N={model.d_state} "
+            f"headdim={model.headdim}: {sum(p.numel() for p in module.parameters()):,} "
+            f"parameters, {trainable:,} trainable",
+        ),
+        (
+            "tokens",
+            f"{model.num_tokens:,} of {model.token_dim} values a window"
+            + (", all kept" if model.keep_background else ", background dropped"),
+        ),
+        ("hardware", f"{hardware.accelerator}, precision {hardware.precision}"),
+        ("strategy", hardware.strategy),
+        ("state-space scan", f"{backend} backend"),
+        (
+            "effective batch",
+            f"{run.effective_batch:,} = micro batch {config.data.batch_size} x devices "
+            f"{hardware.devices} x nodes {hardware.num_nodes} x accumulation "
+            f"{accumulation(config)}",
+        ),
+        ("learning rate", f"{config.optim.learning_rate:g}, {config.optim.optimizer}"),
+        ("epochs", epochs(config)),
+    ]
+    if data is not None:
+        rows += [("data", line) for line in data.describe()]
+        batches = data.batches_in("train", hardware.ranks)
+        windows = ", ".join(f"{p} {data.windows_in(p)}" for p in data.parts)
+        rows.append(("windows", windows))
+        rows.append(("steps", f"{total_steps(config, batches):,} optimiser steps"))
+    else:
+        rows.append(("steps", "not known without the data"))
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{width}}  {value}" for name, value in rows]
+    lines.append("")
+    if missing:
+        lines.append("missing on this machine:")
+        lines += [f"  - {item}" for item in missing]
+    else:
+        lines.append("nothing is missing on this machine")
+    return "\n".join(lines)
