@@ -411,7 +411,3 @@ def test_metadata_table_agrees_with_the_cohorts() -> None:
             target = cohort.targets.get(task)
             columns = (target.column, *target.other_columns) if target else ()
             assert re.findall(r"`(\w+)`", cells[task]) == list(columns), (name, task)
-
-
-def test_demo_figures_have_a_place() -> None:
-    assert read("README.md").count("<!-- demo-figures -->") == 1
