@@ -43,14 +43,18 @@ def run(argv: Sequence[str]) -> dict[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point: 0 on success, 2 with one line for a user's mistake, 130 after Ctrl-C."""
+    """Entry point: 0 on success, 2 with one line for a user's mistake, 130 if interrupted."""
     try:
         run(sys.argv[1:] if argv is None else argv)
     except UserInputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("error: interrupted; what was written so far is kept.", file=sys.stderr)
+        print(
+            "error: interrupted; the run folder keeps what was written. Continue the training with "
+            "--resume_ckpt_path RUN/checkpoints/last.ckpt.",
+            file=sys.stderr,
+        )
         return 130
     return 0
 

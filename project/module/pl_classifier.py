@@ -89,10 +89,16 @@ class FMambaModule(LightningModule):
         """Plan the scatter from the masks, on the CPU, so that the device need not wait."""
         plans = plan_compact(batch["vox"], self.model.config, batch["subject"])
         keys = map(subject_key, batch["subject"], batch["dataset"].tolist())
-        return {name: value for name, value in batch.items() if name != "vox"} | {
+        planned = {name: value for name, value in batch.items() if name != "vox"} | {
             "plans": plans,
             "subject_key": torch.tensor(list(keys)),
         }
+        if "target" in batch:
+            # int64 classes or float64 values; made here, after Lightning's cast to its precision.
+            values = batch["target"]
+            real = any(isinstance(value, float) for value in values)
+            planned["target"] = torch.tensor(values, dtype=torch.float64 if real else torch.int64)
+        return planned
 
     def pack(self, batch: Batch) -> PackedTokens:
         """The batch's tokens to keep, scaled, on the device."""
@@ -103,6 +109,7 @@ class FMambaModule(LightningModule):
             batch["shift"],
             batch["background"],
             self.model.config,
+            torch.promote_types(self.model.embedder.projection.dtype, torch.float32),
         )
 
     # ------------------------------------------------------------------ optimisation
@@ -274,14 +281,13 @@ class DownstreamModule(FMambaModule):
             self.model.eval()
         return self
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits (B, outputs) and each window's mean feature (B, D)."""
+    def forward(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Logits (B, outputs), and the features (L, D) of each window."""
         packed = self.pack(batch)
         frozen = self.task.freeze_feature_extractor
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             features = self.model.forward_tokens(packed).features
-        means = [sample.mean(0) for sample in features.detach().split(packed.lengths)]
-        return self.head(features, packed.lengths), torch.stack(means)
+        return self.head(features, packed.lengths), features.split(packed.lengths)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The task's loss on a batch of windows."""
@@ -296,7 +302,8 @@ class DownstreamModule(FMambaModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """As in validation; returns the mean features for ``--save_embedding``."""
-        return {"embedding": self._evaluate(batch, self.test, "test")}
+        features = self._evaluate(batch, self.test, "test")
+        return {"embedding": torch.stack([window.mean(0) for window in features])}
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics over validation subjects."""
@@ -304,7 +311,7 @@ class DownstreamModule(FMambaModule):
 
     def on_test_epoch_end(self) -> None:
         """Log the metrics over test subjects and keep the windows' scores."""
-        self.test_windows = self.test.windows()
+        self.test_windows = self.test.all_windows()
         self._log_metrics(self.test, "test")
 
     def scaled_target(self, batch: Batch) -> Tensor:
@@ -317,18 +324,18 @@ class DownstreamModule(FMambaModule):
     def scores(self, logits: Tensor) -> Tensor:
         """Class probabilities (B, classes), or predictions (B, 1) in the target's units."""
         if self.task.task_type == "classification":
-            return logits.float().softmax(-1)
-        return logits.float() * self.target_scaling.scale + self.target_scaling.center
+            return logits.double().softmax(-1)
+        return logits.double() * self.target_scaling.scale + self.target_scaling.center
 
-    def _evaluate(self, batch: Batch, metric: SubjectMetrics, part: str) -> Tensor:
-        logits, embedding = self(batch)
+    def _evaluate(self, batch: Batch, metric: SubjectMetrics, part: str) -> tuple[Tensor, ...]:
+        logits, features = self(batch)
         loss = self.loss(logits, self.scaled_target(batch), 0.0)
         size = len(batch["subject"])
         self.log(
             f"{part}/loss", loss, batch_size=size, on_step=False, on_epoch=True, sync_dist=True
         )
         metric.update(batch["subject_key"], batch["window"], self.scores(logits), batch["target"])
-        return embedding
+        return features
 
     def _log_metrics(self, metric: SubjectMetrics, part: str) -> None:
         values = metric.compute()

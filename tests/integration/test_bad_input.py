@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from pytorch_lightning import Trainer
 
 from project.main import main
+from project.module.utils.data_module import FMRIDataModule
 from tests.integration.tiny import CommandLine, write_tiny_run
 
 NEXT = "--pretraining --use_autoregressive"
@@ -239,7 +241,7 @@ def test_constant_regression_target(cli: CommandLine, refused: Callable[..., str
 
 def test_no_metadata(cli: CommandLine, refused: Callable[..., str]) -> None:
     shutil.rmtree(cli.store / "metadata")
-    assert "--image_path: no CSV file in" in refused("")
+    assert "--image_path: no CSV or TSV file in" in refused("")
     cli.run(NEXT)  # needs no labels
 
 
@@ -372,21 +374,74 @@ def test_testing_with_another_head(cli: CommandLine, refused: Callable[..., str]
 
 
 @pytest.mark.parametrize(
-    ("extra", "start"),
+    ("extra", "found"),
     [
         ("--embed_dim 32", "--resume_ckpt_path"),
         ("--clf_head_version mamba", "--resume_ckpt_path"),
         (NEXT, "--resume_ckpt_path"),
-        ("--max_epochs 2", "--resume_ckpt_path: the learning rates of"),
-        ("--optimizer SGD", "--optimizer: got SGD"),
-        ("--learning_rate 0.5", "--learning_rate: got 0.5"),
+        ("--max_epochs 2", "learning rates planned for so many steps"),
+        ("--optimizer SGD", "--optimizer AdamW, and this run has SGD"),
+        ("--learning_rate 0.5", "--learning_rate 0.0001, and this run has 0.5"),
+        ("--dataset_split_num 2", "a split of hash"),
+        ("--input_scaling_method znorm_zeroback", "--input_scaling_method znorm_minback"),
+        ("--seed 7", "--seed"),
+        ("--shuffle_labels 1", "downstream shuffle_labels None"),
+        ("--max_steps 20", "--max_steps: cannot be combined"),
     ],
 )
 def test_resuming_another_run(
-    cli: CommandLine, refused: Callable[..., str], extra: str, start: str
+    cli: CommandLine, refused: Callable[..., str], extra: str, found: str
 ) -> None:
     last = cli.run().folder / "checkpoints" / "last.ckpt"
-    assert refused(f"--resume_ckpt_path {last} {extra}").startswith(start)
+    assert found in refused(f"--resume_ckpt_path {last} {extra}")
+
+
+def test_resuming_inside_an_epoch(cli: CommandLine, refused: Callable[..., str]) -> None:
+    folder = cli.run("--every_n_train_steps 4").folder / "checkpoints"
+    middle = next(folder.glob("*step=4.ckpt"))
+    assert "was taken inside an epoch" in refused(f"--resume_ckpt_path {middle}")
+
+
+def test_one_person_trained_on_and_tested(cli: CommandLine, refused: Callable[..., str]) -> None:
+    best = cli.run().folder / "checkpoints" / "best.ckpt"
+    message = refused(f"--test_only --test_ckpt_path {best} --image_path {another_split(cli)}")
+    assert message.startswith("--test_ckpt_path") and "were trained on in" in message
+
+
+def test_stores_whose_splits_disagree(refused: Callable[..., str], cli: CommandLine) -> None:
+    other = another_split(cli)
+    message = refused(f"{NEXT} --dataset_name Dummy Dummy --image_path {cli.store} {other}")
+    assert "for training in one store and held out in another" in message
+    message = refused(f"{NEXT} --dataset_name Dummy Dummy --image_path {cli.store} {cli.store}/.")
+    assert "the same folder is given twice" in message
+
+
+def another_split(cli: CommandLine) -> Path:
+    """The store once more, without one subject and so with another split."""
+    other = cli.folder / "elsewhere"
+    shutil.copytree(cli.store, other, ignore=shutil.ignore_patterns("splits"))
+    (other / "hdf5" / "sub-20.h5").unlink()
+    config = cli.planned(f"--image_path {other}").config
+    FMRIDataModule(config.data)  # draws the split and keeps it
+    return other
+
+
+def test_diverging_training_fails(cli: CommandLine, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(cli.argv("--optimizer SGD --learning_rate 1e30 --no-use_scheduler")) == 2
+    assert "error: --learning_rate: the training loss is not a num" in capsys.readouterr().err
+
+
+def test_interrupted_training_says_so(
+    cli: CommandLine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning ends with SystemExit on Ctrl-C, and on SIGTERM even without an error status."""
+
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(Trainer, "fit", interrupted)
+    assert main(cli.argv("")) == 130
+    assert capsys.readouterr().err.startswith("error: interrupted")
 
 
 def test_resuming_from_weights_alone(refused: Callable[..., str], pretrained: Path) -> None:
@@ -398,9 +453,7 @@ def test_resuming_from_weights_alone(refused: Callable[..., str], pretrained: Pa
 # Hardware and output folders --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "extra", ["--accelerator gpu", "--accelerator cuda --devices 4", "--accelerator mps"]
-)
+@pytest.mark.parametrize("extra", ["--accelerator gpu", "--accelerator cuda --devices 4"])
 def test_gpu_where_there_is_none(
     cli: CommandLine,
     refused: Callable[..., str],
@@ -409,7 +462,6 @@ def test_gpu_where_there_is_none(
     extra: str,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     message = refused(extra)
     assert "--accelerator" in message and "GPU was asked for" in message
     assert main(cli.argv(f"{extra} --dry_run")) == 0

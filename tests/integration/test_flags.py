@@ -211,7 +211,7 @@ CASES: dict[str, Case] = {
     ),
     "save_embedding": Case("--save_embedding", files),
     # data
-    "dataset_name": Case("--dataset_name Dummy Dummy --image_path {store} {store}", windows),
+    "dataset_name": Case("--dataset_name Dummy S1200 --image_path {store} {other}", windows, NEXT),
     "image_path": Case("--image_path {other}", batch),
     "img_size": Case("--img_size 12 12 12 6", windows, expected=(24, 8, 8)),
     "stride_between_seq": Case("--stride_between_seq 0.5", windows, expected=(60, 20, 20)),
@@ -233,7 +233,7 @@ CASES: dict[str, Case] = {
     "num_train_fMRI_segments": Case("--num_train_fMRI_segments 1", windows, expected=(12, 12, 12)),
     "bad_subj_path": Case("--bad_subj_path {bad}", names),
     "shuffle_time_sequence": Case("--shuffle_time_sequence", batch),
-    "include_valid_to_train": Case("--include_valid_to_train", subjects, expected=(16, 4, 4)),
+    "include_valid_to_train": Case("--include_valid_to_train", subjects, expected=(16, 0, 4)),
     # model
     "embed_dim": Case("--embed_dim 32", shapes),
     "depth": Case("--depth 2", shapes),

@@ -312,6 +312,8 @@ def test_names_and_companions(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         "100206_rest": "100206",
         "B_1": "B_1",
         "B_2": "B_2",
+        "100307_rfMRI_REST1_LR": "100307_run-rfMRI-REST1-LR",
+        "100307_rfMRI_REST2_LR": "100307_run-rfMRI-REST2-LR",
     }
     for name in names:
         save(folder / f"{name}.nii.gz", phantom())
@@ -324,6 +326,7 @@ def test_names_and_companions(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "3 companion image(s) passed over" in capsys.readouterr().out
     rows = {row.subject: row for row in read_manifest(tmp_path / "store")}
     assert rows["sub-01"].session == "a"
+    assert rows["100307"].subject == "100307"  # both runs: no split can part them
     assert rows["sub-01"].source == "x/sub-01_ses-a_task-x_run-2_space-MNI_desc-preproc_bold.nii.gz"
     assert rows["100206"].kept_fraction == pytest.approx(120 / 12**3, abs=1e-6)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pytorch_lightning.plugins.precision import HalfPrecision
 from torch.utils.data import DataLoader
 
 from project.module.config import SCALING_METHODS, DataConfig, UserInputError
@@ -130,11 +131,8 @@ def test_shuffled_time(paths):
     assert any((other[i]["bold"] != shuffled[i]["bold"]).any() for i in range(len(plain)))
 
 
-@pytest.mark.parametrize(
-    ("labels", "dtype"),
-    [({"sub-1": 1, "sub-2": 0}, torch.int64), ({"sub-1": 31.0, "sub-2": 2.5}, torch.float32)],
-)
-def test_collate(paths, labels, dtype):
+@pytest.mark.parametrize("labels", [{"sub-1": 1, "sub-2": 0}, {"sub-1": 31.0, "sub-2": 2.5}])
+def test_collate(paths, labels):
     dataset = WindowDataset(paths, CONFIG, labels=labels, dataset=3)
     batch = collate_windows([dataset[0], dataset[6]])
     assert [tuple(b.shape) for b in batch["bold"]] == [(4, 30), (4, 41)]
@@ -142,11 +140,18 @@ def test_collate(paths, labels, dtype):
     assert batch["subject"] == ["sub-1", "sub-2"]
     assert batch["window"].tolist() == [0, 1]
     assert batch["dataset"].tolist() == [3, 3]
-    assert batch["target"].dtype == dtype
-    assert batch["target"].tolist() == [labels["sub-1"], labels["sub-2"]]
+    assert batch["target"] == [labels["sub-1"], labels["sub-2"]]
     for key in ("gain", "shift", "background"):
-        assert batch[key].dtype == torch.float32
-        assert batch[key].tolist() == pytest.approx([dataset[0][key], dataset[6][key]])
+        assert batch[key] == [dataset[0][key], dataset[6][key]]
+
+
+def test_precision_of_the_run_does_not_touch_the_scaling(paths):
+    """Lightning casts a batch's floating-point tensors; int16 and plain numbers stay."""
+    batch = collate_windows([WindowDataset(paths, CONFIG, labels={"sub-1": 63.4, "sub-2": 1.5})[0]])
+    cast = HalfPrecision("bf16-true").convert_input(batch)
+    assert cast["target"] == [63.4]
+    assert cast["gain"] == batch["gain"]
+    assert cast["bold"][0].dtype == torch.int16
 
 
 def test_missing_label_is_a_mistake_of_the_caller(paths):

@@ -105,7 +105,7 @@ def test_bad_metadata(tmp_path, text, task, message):
 
 
 def test_no_metadata_folder(tmp_path):
-    with pytest.raises(UserInputError, match=r"no CSV file in.*'Subject' and 'Gender'"):
+    with pytest.raises(UserInputError, match=r"no CSV or TSV file in.*'Subject' and 'Gender'"):
         read_labels(DATASETS["S1200"], tmp_path, "sex", ["1"])
 
 

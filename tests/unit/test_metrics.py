@@ -375,3 +375,21 @@ def test_subject_key_has_no_collisions() -> None:
     assert len(keys) == 140_000
     assert min(keys) >= 0 and max(keys) < 2**63
     torch.tensor(sorted(keys)[-1])  # fits int64
+
+
+def test_sums_of_tokens_stay_wide_in_a_bf16_module() -> None:
+    """``--precision bf16-true`` casts the module; in bf16, 256 + 1 is 256."""
+    module = torch.nn.ModuleDict({"metric": TokenMetrics(2)}).to(torch.bfloat16)
+    metric = module["metric"]
+    tokens = torch.zeros(1001, 2)
+    for _ in range(3):
+        metric.update(torch.ones(1000), tokens, torch.arange(1, 1001))
+    assert metric.count == 3000 and metric.count.dtype == torch.float64
+
+
+def test_windows_of_a_subject_share_a_target() -> None:
+    metric = SubjectMetrics("classification")
+    score = torch.tensor([[0.4, 0.6], [0.4, 0.6]])
+    metric.update(torch.tensor([5, 5]), torch.tensor([0, 1]), score, torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="different targets"):
+        metric.compute()

@@ -164,10 +164,11 @@ def plan_compact(
 def pack_compact(
     bold: Sequence[Tensor],
     plans: Sequence[CompactPlan],
-    gain: Tensor,
-    shift: Tensor,
-    background: Tensor,
+    gain: Sequence[float],
+    shift: Sequence[float],
+    background: Sequence[float],
     config: ModelConfig,
+    dtype: torch.dtype = torch.float32,
 ) -> PackedTokens:
     """Scale, scatter and patchify compact windows straight into packed tokens, on their device.
 
@@ -176,8 +177,10 @@ def pack_compact(
     Args:
         bold: for each sample [T, N] stored int16 values q of its brain voxels.
         plans: from ``plan_compact``, moved to the device.
-        gain, shift, background: [B]; a voxel is q * gain + shift, outside the mask background.
+        gain, shift, background: B numbers; a voxel is q * gain + shift, outside the mask
+            background.
         config: grid and patch size; one channel.
+        dtype: of the tokens; the stored int16 values need fp32 at least.
     """
     assert config.in_chans == 1
     patch_voxels, patch_frames = math.prod(config.patch_size[:3]), config.patch_size[3]
@@ -185,8 +188,10 @@ def pack_compact(
     tokens, index, lengths = [], [], []
     for i, (q_TN, plan) in enumerate(zip(bold, plans, strict=True)):
         patches = plan.spatial_index.numel()
-        volume = background[i].repeat(patches * patch_voxels, frames)
-        volume.index_copy_(0, plan.destination, (q_TN.to(gain.dtype) * gain[i] + shift[i]).T)
+        volume = torch.full(
+            (patches * patch_voxels, frames), background[i], dtype=dtype, device=q_TN.device
+        )
+        volume.index_copy_(0, plan.destination, (q_TN.to(dtype) * gain[i] + shift[i]).T)
         tokens.append(
             rearrange(
                 volume, "(s v) (g t) -> (s g) (v t)", v=patch_voxels, t=patch_frames, g=grid_frames

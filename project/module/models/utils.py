@@ -25,6 +25,6 @@ class RMSNorm(nn.Module):
 
 def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
     """``x / sqrt(mean(x^2) + eps) * weight`` over the last axis, in at least fp32."""
-    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + NORM_EPS)
     return (wide * scale * weight).to(x.dtype)

@@ -12,6 +12,7 @@ import csv
 import json
 import math
 import os
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -69,9 +70,7 @@ def make_folders(config: RunConfig, run_dir: Path) -> None:
 def _make_folder(path: Path, flag: str) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".writable"
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise UserInputError(
             f"{flag}: cannot write to '{path}' ({error.strerror}). Choose a folder you can write."
@@ -145,5 +144,5 @@ def write_predictions(
     with open(temporary, "w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["subject", "window", "target", *header])
-        writer.writerows([s, w, t, *(f"{v:.9g}" for v in values)] for s, w, t, *values in rows)
+        writer.writerows(rows)
     os.replace(temporary, path)

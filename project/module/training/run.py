@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from pytorch_lightning import Trainer
 
-from project.module.config import UserInputError, to_dict
+from project.module.config import UserInputError
 from project.module.models.checkpoint_io import (
     CHECKPOINT_KEY,
     CheckpointContents,
@@ -36,9 +36,12 @@ from project.module.training.trainer import (
     accumulation,
     build_trainer,
     check_limits,
+    inside_epoch,
     total_steps,
 )
-from project.module.utils.data_module import FMRIDataModule
+from project.module.utils.data_module import DATASETS, FMRIDataModule
+from project.module.utils.data_preprocess_and_load.datasets import target_of
+from project.module.utils.data_preprocess_and_load.splits import names_for_message
 from project.module.utils.seed_creation import seed_run
 
 PAPER_EFFECTIVE_BATCH = 1152  # Appendix B
@@ -60,6 +63,9 @@ class Run:
         backend = config.flags["ssd_backend"]
         if backend != "auto" and backend not in BACKENDS:
             select_backend(backend, torch.device("cpu"))  # raises: not in this version
+        if config.downstream is not None:
+            for name in config.data.dataset_name:
+                target_of(DATASETS[name], config.downstream.task)
         self.config = self._scaled_rate(config)
 
     @property
@@ -219,10 +225,10 @@ class Run:
             contents = _load_module(module, flags["test_ckpt_path"], "--test_ckpt_path")
             if isinstance(module, DownstreamModule) and "target_scaling" in contents.card:
                 module.target_scaling = TargetScaling(*contents.card["target_scaling"])
-            _warn_of_other_split(contents.card, data, flags["test_ckpt_path"])
+            self._guard_against_leaks(contents.card, data, "--test_ckpt_path")
         elif flags["load_model_path"]:
             card = load_backbone(module.model, flags["load_model_path"])
-            _warn_of_other_split(card, data, flags["load_model_path"])
+            self._guard_against_leaks(card, data, "--load_model_path")
         if flags["resume_ckpt_path"]:
             self._check_resumable(module, flags["resume_ckpt_path"])
 
@@ -236,21 +242,46 @@ class Run:
                 f"them with --load_model_path."
             )
         _load_module(module, path, flag)
-        # Optimiser and schedule come from the file: other flags would change nothing.
-        before = training[CHECKPOINT_KEY]["optim"]
-        for name, value in to_dict(module.optim).items():
-            if before[name] != value:
-                raise UserInputError(
-                    f"--{name}: got {value}, but '{path}' was trained with {before[name]}; give "
-                    f"that, or start anew from its weights with --load_model_path."
-                )
-        planned = training[CHECKPOINT_KEY]["total_steps"]
-        if module.optim.use_scheduler and planned != module.total_steps:
+        if inside_epoch(training):
             raise UserInputError(
-                f"{flag}: the learning rates of '{path}' were planned for {planned} steps, and "
-                f"this run would have {module.total_steps}. Give the same --max_epochs, batch size "
-                f"and subjects, or start anew from its weights with --load_model_path."
+                f"{flag}: '{path}' was taken inside an epoch, whose other batches would be lost; "
+                f"that comes with the open issue 'Scale'. Resume from checkpoints/last.ckpt."
             )
+        if self.config.trainer.get("max_steps", -1) > 0:
+            raise UserInputError(
+                "--max_steps: cannot be combined with --resume_ckpt_path; give --max_epochs."
+            )
+        before, now = _training_facts(training[CHECKPOINT_KEY]), _training_facts(module.card())
+        for fact, value in now.items():
+            if before.get(fact) != value:
+                raise UserInputError(
+                    f"{flag}: '{path}' was trained with {fact} {before.get(fact)}, and this run "
+                    f"has {value}. Resume with the same flags, or start anew from its weights with "
+                    f"--load_model_path."
+                )
+
+    def _guard_against_leaks(self, card: dict[str, Any], data: FMRIDataModule, flag: str) -> None:
+        """Nobody may be tested on who was trained on.
+
+        A supervised model is refused. Of a backbone that has seen held-out subjects without their
+        labels a warning tells.
+        """
+        if not card:
+            return
+        trained = set(card["data"]["training_subjects"])
+        held_out = data.person_keys("val") | data.person_keys("test")
+        shared = [name for key, name in held_out.items() if key in trained]
+        if not shared:
+            return
+        message = (
+            f"{flag}: {len(shared)} subject(s) held out here were trained on in "
+            f"'{self.config.flags[flag.removeprefix('--')]}': {names_for_message(shared)}. Use its "
+            f"split (--dataset_split_num, --train_split, --val_split), or exclude them with "
+            f"--bad_subj_path FILE."
+        )
+        if flag == "--test_ckpt_path":
+            raise UserInputError(message)
+        logging.getLogger(__name__).warning("warning: %s", message)
 
     def _opening_lines(
         self, module: FMambaModule, data: FMRIDataModule, steps: int, run_dir: Path
@@ -271,9 +302,17 @@ class Run:
         self, trainer: Trainer, module: FMambaModule, data: FMRIDataModule
     ) -> dict[str, float]:
         start = time.monotonic()
-        trainer.fit(module, datamodule=data, ckpt_path=self.config.flags["resume_ckpt_path"])
-        if trainer.interrupted:
-            raise KeyboardInterrupt
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=self.config.flags["resume_ckpt_path"])
+        except SystemExit:
+            # Lightning turns Ctrl-C and SIGTERM into an exit, the latter without an error status.
+            raise KeyboardInterrupt from None
+        if math.isnan(float(trainer.callback_metrics.get("train/loss", 0.0))):
+            raise UserInputError(
+                f"--learning_rate: the training loss is not a number after "
+                f"{trainer.global_step} steps. Lower {self.config.optim.learning_rate:g}, or add "
+                f"--grad_clip 1."
+            )
         metrics = {
             "train/loss": float(trainer.callback_metrics.get("train/loss", math.nan)),
             "train/steps": float(trainer.global_step),
@@ -305,18 +344,20 @@ def _load_module(module: FMambaModule, path: str, flag: str) -> CheckpointConten
     return contents
 
 
+def _training_facts(card: dict[str, Any]) -> dict[str, Any]:
+    """What a resumed run must share with the run it continues: name -> value."""
+    data = dict(card["data"]["config"])
+    for free in ("image_path", "num_workers", "pin_memory", "persistent_workers"):
+        data.pop(free)
+    facts = {"a split of hash": card["data"]["split_hash"]}
+    for part in (data, card["model"], card["optim"]):
+        facts |= {f"--{name}": value for name, value in part.items()}
+    for part in ("pretrain", "downstream", "head"):
+        facts |= {f"{part} {name}": value for name, value in card.get(part, {}).items()}
+    if card["optim"]["use_scheduler"]:
+        facts["learning rates planned for so many steps:"] = card["total_steps"]
+    return facts
+
+
 def _floats(results: Any) -> dict[str, float]:
     return {key: float(value) for part in results for key, value in part.items()}
-
-
-def _warn_of_other_split(card: Any, data: FMRIDataModule, path: str) -> None:
-    """Subjects held out here may have been trained on there, if the split was another."""
-    if not card:
-        return
-    same_stores = card["data"]["config"]["image_path"] == list(data.config.image_path)
-    if same_stores and card["data"]["split_hash"] != data.split_hash:
-        logging.getLogger(__name__).warning(
-            "warning: '%s' was trained on the same data with another split of the subjects; "
-            "subjects tested here may have been among its training subjects.",
-            path,
-        )

@@ -26,6 +26,7 @@ _MODEL_FLAGS = (
     "headdim",
     "mamba_pe_method",
     "keep_background",
+    "union_mask",
 )
 _SPLIT_FLAGS = ("dataset_split_num", "train_split", "val_split")
 # What of the data is tested, unless flags say otherwise.

@@ -11,7 +11,7 @@ import torch
 
 from project.module.config import UserInputError, look_up
 
-ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
 STRATEGIES = (
     "auto",
     "ddp",
@@ -39,7 +39,7 @@ class Hardware:
     """Resolved request.
 
     Attributes:
-        accelerator: "cpu", "cuda" or "mps".
+        accelerator: "cpu" or "cuda".
         devices: processes on a node.
         num_nodes: nodes.
         strategy: as for the Trainer.
@@ -114,7 +114,6 @@ def resolve_hardware(trainer_flags: Mapping[str, Any]) -> Hardware:
     missing = []
     present = {
         "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
-        "mps": int(torch.backends.mps.is_available()),
         "cpu": 0,
     }[accelerator]
     request = trainer_flags.get("devices", "auto")

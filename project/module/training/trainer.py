@@ -97,6 +97,12 @@ def total_steps(config: RunConfig, batches: int) -> int:
     return max(1, min(steps, most) if most > 0 else steps)
 
 
+def inside_epoch(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether a Lightning checkpoint was taken before the end of an epoch."""
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    return not progress["is_last_batch"]
+
+
 def check_limits(config: RunConfig, batches: Mapping[str, int]) -> None:
     """Refuse a share of the batches that is less than one, and validations that never come.
 

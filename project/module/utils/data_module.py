@@ -41,6 +41,7 @@ from project.module.utils.data_preprocess_and_load.splits import (
     PARTS,
     Split,
     load_or_draw_split,
+    names_for_message,
     split_record,
     write_split_files,
 )
@@ -120,6 +121,9 @@ class FMRIDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.config, self.task = config, task
+        places = [Path(path).resolve() for path in config.image_path]
+        if len(set(places)) < len(places):
+            raise UserInputError("--image_path: the same folder is given twice.")
         self.stores = [
             self._open(name, path, write_split)
             for name, path in zip(config.dataset_name, config.image_path, strict=True)
@@ -127,6 +131,8 @@ class FMRIDataModule(LightningDataModule):
         self.subjects = {part: self._subjects(part) for part in PARTS}
         if not any(self.subjects["train"]):
             raise UserInputError("--train_split: no training subject is left after exclusions.")
+        self._refuse_leaks()
+        self._compare_voxel_sizes()
         if task is not None:
             self._check_labels(task)
         self.parts = {part: self._windows(part) for part in PARTS}
@@ -137,6 +143,7 @@ class FMRIDataModule(LightningDataModule):
         paths = list_runs(image_path)
         headers = [read_header(path) for path in paths]
         everybody = sorted({header.subject for header in headers})
+        _refuse_two_names(everybody, dataset, image_path)
         split = load_or_draw_split(
             image_path,
             dataset,
@@ -180,8 +187,9 @@ class FMRIDataModule(LightningDataModule):
         chosen = []
         for store in self.stores:
             names: tuple[str, ...] = getattr(store.split, part)
-            if part == "train" and self.config.include_valid_to_train:
-                names = names + store.split.val
+            if self.config.include_valid_to_train and part != "test":
+                # Nothing is validated then: it would be on subjects that were trained on.
+                names = names + store.split.val if part == "train" else ()
             if limit is not None and names:
                 count = int(limit) if limit > 1 else max(1, round(limit * len(names)))
                 # One order for all limits: a smaller sample is part of a larger one.
@@ -189,6 +197,43 @@ class FMRIDataModule(LightningDataModule):
                 names = tuple(sorted(names)[i] for i in sorted(order[:count]))
             chosen.append(names)
         return chosen
+
+    def person_keys(self, part: str) -> dict[int, str]:
+        """Key of each person of a part -> name; the same person has it in every store and run.
+
+        Compared by ``Cohort.key``, so that ``sub-100307`` and ``100307`` are one.
+        """
+        keys: dict[int, str] = {}
+        for store, names in zip(self.stores, self.subjects[part], strict=True):
+            key = DATASETS[store.dataset].key
+            keys |= {subject_key(f"{store.dataset}/{key(name)}"): name for name in names}
+        return keys
+
+    def _compare_voxel_sizes(self) -> None:
+        """Positions are indices: runs of another voxel size put other anatomy under them."""
+        headers = [header for store in self.stores for header in store.headers]
+        zooms = [np.linalg.norm(np.array(header.affine)[:3, :3], axis=0) for header in headers]
+        spread = np.ptp(zooms, axis=0) / np.min(zooms, axis=0)
+        if spread.max() > 0.01:
+            low, high = np.min(zooms, axis=0).round(2), np.max(zooms, axis=0).round(2)
+            logger.warning(
+                "warning: --image_path: the runs have different voxel sizes, from %s to %s mm. "
+                "Convert them with preprocessing.py --resample MM.",
+                "x".join(map(str, low)),
+                "x".join(map(str, high)),
+            )
+
+    def _refuse_leaks(self) -> None:
+        """Stores of one cohort draw their splits apart: a person may be in two parts."""
+        train = self.person_keys("train")
+        held_out = self.person_keys("val") | self.person_keys("test")
+        shared = [train[key] for key in train.keys() & held_out.keys()]
+        if shared:
+            raise UserInputError(
+                f"--image_path: {len(shared)} subject(s) are for training in one store and held "
+                f"out in another: {names_for_message(shared)}. Put the same split_fixed_N.txt into "
+                f"splits/ of both stores, or exclude the subjects with --bad_subj_path FILE."
+            )
 
     def _labels(self, part: str) -> list[int | float]:
         return [
@@ -300,6 +345,7 @@ class FMRIDataModule(LightningDataModule):
             "orientation": ORIENTATION,
             "scaling": self.config.input_scaling_method,
             "split_hash": self.split_hash,
+            "training_subjects": sorted(self.person_keys("train")),
             "subjects": {part: sum(map(len, self.subjects[part])) for part in PARTS},
             "windows": {part: self.windows_in(part) for part in PARTS},
             "tr": sorted({round(h.tr, 4) for s in self.stores for h in s.headers}),
@@ -338,6 +384,21 @@ class FMRIDataModule(LightningDataModule):
                 f"{store.dataset} ({store.image_path}): {len(store.paths)} runs, subjects {counts}"
             )
         return lines
+
+
+def _refuse_two_names(subjects: Sequence[str], dataset: str, image_path: str) -> None:
+    """Two names of one person in a store could come into different parts of the split."""
+    names: dict[str, list[str]] = {}
+    for subject in subjects:
+        names.setdefault(DATASETS[dataset].key(subject), []).append(subject)
+    twice = [" and ".join(group) for group in names.values() if len(group) > 1]
+    if twice:
+        raise UserInputError(
+            f"--image_path: in '{image_path}' {len(twice)} person(s) of {dataset} have several "
+            f"names: {names_for_message(twice)}. Convert their runs under one subject "
+            f"(sub-NAME_ses-1_task-rest_bold.nii.gz, sub-NAME_ses-2_...), so that a split keeps "
+            f"them together."
+        )
 
 
 def _shuffled(labels: Mapping[str, int | float], split: Split, seed: int) -> dict[str, int | float]:

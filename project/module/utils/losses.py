@@ -1,4 +1,4 @@
-"""Training losses. Token losses are sums with counts, so that they can be weighted exactly.
+"""Training losses, in fp32 or wider. Token losses are one error a token, for exact weighting.
 
 Shapes: L packed tokens, V values a token, B samples.
 """
@@ -11,6 +11,10 @@ import torch
 from torch import Tensor
 
 from project.module.config import TASK_TYPES
+
+
+def _widened(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def next_token_targets(lengths: tuple[int, ...], device: torch.device) -> Tensor:
@@ -27,24 +31,25 @@ def next_token_errors(prediction: Tensor, tokens: Tensor, targets: Tensor) -> Te
     ``prediction[i - 1]`` is compared with ``tokens[i]`` (paper, section 3.3); since no target is
     the first token of its sample, no pair crosses a border.
     """
-    return (prediction[targets - 1] - tokens[targets]).float().square().mean(-1)
+    return _widened(prediction[targets - 1] - tokens[targets]).square().mean(-1)
 
 
 def masked_token_errors(prediction: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:
     """Squared error of each hidden token at its own place, averaged over V: [len(targets)]."""
-    return (prediction[targets] - tokens[targets]).float().square().mean(-1)
+    return _widened(prediction[targets] - tokens[targets]).square().mean(-1)
 
 
 def cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float) -> Tensor:
     """Mean cross entropy of (B, classes) logits against (B,) class indices."""
     return torch.nn.functional.cross_entropy(
-        logits.float(), target, label_smoothing=label_smoothing
+        _widened(logits), target, label_smoothing=label_smoothing
     )
 
 
 def mse(logits: Tensor, target: Tensor, label_smoothing: float) -> Tensor:
     """Mean squared error of (B, 1) outputs against (B,) scaled targets; nothing to smooth."""
-    return torch.nn.functional.mse_loss(logits.float()[:, 0], target)
+    wide = _widened(logits)[:, 0]
+    return torch.nn.functional.mse_loss(wide, target.to(wide.dtype))
 
 
 LOSSES: Mapping[str, Callable[[Tensor, Tensor, float], Tensor]] = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -124,8 +124,13 @@ class SubjectMetrics(Metric):
         self.score.append(score.double())
         self.target.append(target)
 
+    def all_windows(self) -> WindowScores:
+        """``windows`` of all ranks together, on the CPU."""
+        with self.sync_context():
+            return WindowScores(*(tensor.cpu() for tensor in self.windows()))
+
     def windows(self) -> WindowScores:
-        """All windows seen. A window that several ranks saw, for padding, counts once."""
+        """The windows in the states. One that several ranks saw, for padding, counts once."""
         subject, window = dim_zero_cat(self.subject), dim_zero_cat(self.window)
         key = torch.stack([subject, window], dim=1)
         unique, inverse = key.unique(dim=0, return_inverse=True)
@@ -146,6 +151,8 @@ class SubjectMetrics(Metric):
         total = seen.score.new_zeros(len(subjects), seen.score.shape[1])
         mean = total.index_add(0, index, seen.score) / index.bincount()[:, None]
         target = seen.target.new_zeros(len(subjects)).index_copy(0, index, seen.target)
+        if not torch.equal(target[index], seen.target):
+            raise ValueError("the windows of a subject have different targets")
         if target.is_floating_point():
             target = target.double()
         return {name: METRICS[name](mean, target) for name in self.names}
@@ -174,6 +181,15 @@ class TokenMetrics(Metric):
         self.add_state(
             "token_sum", default=torch.zeros(token_dim, dtype=torch.float64), dist_reduce_fx="sum"
         )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> TokenMetrics:
+        """Move with the module, but stay in fp64: sums in bf16 (``bf16-true``) stop growing."""
+
+        def same_type(tensor: Tensor) -> Tensor:
+            return fn(tensor).to(tensor.dtype)
+
+        super()._apply(same_type, *args, **kwargs)
+        return self
 
     def update(self, errors: Tensor, tokens: Tensor, targets: Tensor) -> None:
         """Add a batch: errors of the targets, all tokens (L, V), rows of the targets.

@@ -169,8 +169,7 @@ class MixerInputs(NamedTuple):
 
 def prepare_inputs(zxbcdt: Tensor, params: MixerParams) -> MixerInputs:
     """Split, convolve and activate one sequence [L, 2I + 2N + H]; fp32 or wider throughout."""
-    if zxbcdt.dtype not in (torch.float32, torch.float64):
-        zxbcdt = zxbcdt.float()
+    zxbcdt = zxbcdt.to(torch.promote_types(zxbcdt.dtype, torch.float32))
     d_inner, n = params.norm_weight.numel(), params.d_state
     z, xbc, dt = zxbcdt.split([d_inner, d_inner + 2 * n, params.dt_bias.numel()], dim=-1)
     length, taps = xbc.shape[0], params.conv_weight.shape[1]

@@ -55,7 +55,7 @@ def _mix_sequence(zxbcdt: Tensor, params: MixerParams) -> Tensor:
         to_end_KHQ = torch.exp(total_KHQ[..., -1:] - total_KHQ) * dt_KHQ
         added_KHNP = (b_KQN[:, None] * to_end_KHQ[..., None]).transpose(2, 3) @ x_KHQP
         # States before each chunk; K steps on [H, N, P], a small part of the work.
-        state = torch.zeros_like(added_KHNP[0])
+        state = torch.zeros_like(added_KHNP[0], dtype=dt.dtype)
         states = [state]
         for decay, added in zip(
             torch.exp(total_KHQ[:-1, :, -1]), added_KHNP[:-1].to(state.dtype), strict=True

@@ -154,6 +154,21 @@ for _cohort in DATASETS.values():
         assert bool(_classes) == (TASKS[_task].type == "classification"), f"{_cohort.name}: {_task}"
 
 
+def target_of(cohort: Cohort, task: str) -> Target:
+    """Where the cohort keeps a task's target.
+
+    Raises:
+        UserInputError: unknown task, or one that the cohort has no target for.
+    """
+    look_up(task, TASKS, "--downstream_task")
+    if task not in cohort.targets:
+        raise UserInputError(
+            f"--downstream_task: the data set {cohort.name} has no target for '{task}'; it has "
+            f"{', '.join(cohort.targets)}."
+        )
+    return cohort.targets[task]
+
+
 def read_labels(
     cohort: Cohort, image_path: str | Path, task: str, subjects: Iterable[str]
 ) -> dict[str, int | float]:
@@ -172,13 +187,7 @@ def read_labels(
         UserInputError: no file or column, a subject without label, an unknown value, or a subject
             with two different labels. The message lists what was found.
     """
-    look_up(task, TASKS, "--downstream_task")
-    if task not in cohort.targets:
-        raise UserInputError(
-            f"--downstream_task: the data set {cohort.name} has no target for '{task}'; it has "
-            f"{', '.join(cohort.targets)}."
-        )
-    target = cohort.targets[task]
+    target = target_of(cohort, task)
     folder = Path(image_path) / "metadata"
     names = sorted(set(subjects))
     wanted = {cohort.key(name) for name in names}
@@ -238,10 +247,10 @@ def _raw_labels(
     cohort: Cohort, folder: Path, columns: tuple[str, ...], wanted: set[str]
 ) -> dict[str, str]:
     """Text of the label by subject key, from every file that has both columns."""
-    files = sorted(folder.glob("*.csv"))
+    files = sorted([*folder.glob("*.csv"), *folder.glob("*.tsv")])
     if not files:
         raise UserInputError(
-            f"--image_path: no CSV file in '{folder}'; expected one with the columns "
+            f"--image_path: no CSV or TSV file in '{folder}'; expected one with the columns "
             f"'{cohort.subject_column}' and '{columns[0]}' ({cohort.description})."
         )
     subject_columns = (cohort.subject_column, *cohort.other_subject_columns)

@@ -195,19 +195,14 @@ def collate_windows(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A batch of windows; runs differ in their voxels, so ``bold`` and ``vox`` stay lists.
 
     Returns:
-        bold: B tensors int16 [T, N_b]; vox: B tensors int32 [N_b]; gain, shift, background:
-        float32 [B]; subject: B names; window, dataset: int64 [B]; target, if the samples have
-        one: int64 [B] for classes, float32 [B] for a regression.
+        bold: B tensors int16 [T, N_b]; vox: B tensors int32 [N_b]; gain, shift, background: B
+        floats; subject: B names; window, dataset: int64 [B]; target, if the samples have one:
+        B numbers, int for classes and float for a regression.
     """
     columns = {key: [sample[key] for sample in samples] for key in samples[0]}
-    batch: dict[str, Any] = {key: columns[key] for key in ("bold", "vox", "subject")}
-    for key in ("gain", "shift", "background"):
-        batch[key] = torch.tensor(columns[key], dtype=torch.float32)
+    # Numbers, not tensors: Lightning would cast floating-point tensors to the run's precision.
+    plain = ("bold", "vox", "subject", "gain", "shift", "background", "target")
+    batch: dict[str, Any] = {key: columns[key] for key in plain if key in columns}
     for key in ("window", "dataset"):
         batch[key] = torch.tensor(columns[key], dtype=torch.int64)
-    if "target" in columns:
-        regression = any(isinstance(value, float) for value in columns["target"])
-        batch["target"] = torch.tensor(
-            columns["target"], dtype=torch.float32 if regression else torch.int64
-        )
     return batch

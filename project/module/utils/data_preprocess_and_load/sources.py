@@ -56,8 +56,9 @@ def find_sources(folder: str | Path, exclude: Path | None = None) -> tuple[list[
     """All runs below a folder, sorted by path.
 
     A name that starts with a BIDS ``sub-`` entity gives subject ("sub-01"), session, task and run.
-    Any other file's subject is its name up to the first "_", or its whole name where that is not
-    unique. Files that would share an output name are returned with an ``error``.
+    Any other file's subject is its name up to the first "_". Where several files share that, it is
+    one subject and the rest names the run, if it holds a digit (``100307_rfMRI_REST1_LR``); else
+    (``scan_1``) the whole name is the subject. Files that would share an output name are returned with an ``error``.
 
     Args:
         folder: searched recursively for ``*.nii`` and ``*.nii.gz``; hidden files are left out.
@@ -96,8 +97,15 @@ def find_sources(folder: str | Path, exclude: Path | None = None) -> tuple[list[
             session, task, run = (entities.get(key, "") for key in ("ses", "task", "run"))
             sources.append(Source(path, name, subject, session, task, run))
         else:
-            short = stem.split("_")[0]
-            sources.append(Source(path, name, short if short and shorts[short] == 1 else stem))
+            short, _, rest = stem.partition("_")
+            if shorts[short] > 1 and any(map(str.isdigit, short)):
+                # Several runs of one subject (100307_rfMRI_REST1_LR): one subject, or a split
+                # could put one person into training and test.
+                run = rest.replace("_", "-")
+                sources.append(Source(path, name, short, run=run))
+            else:
+                unique = short and shorts[short] == 1
+                sources.append(Source(path, name, short if unique else stem))
     return _refuse_shared_names(sources), companions
 
 
