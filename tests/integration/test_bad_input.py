@@ -142,6 +142,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "--early_stopping_patience 2": ("--early_stopping_patience: only used with --use_early",),
     "--dummy_subjects 9": ("--dummy_subjects: only used with --dataset_name Dummy without",),
     "--keep_background --calc_loss_without_background": ("--keep_background contradicts",),
+    "--keep_background --union_mask": ("--union_mask: has no effect",),
     "--grad_clip 1 --gradient_clip_val 1": ("mean the same",),
     "--test_only": ("--test_only: needs --test_ckpt_path",),
     "--test_ckpt_path a.ckpt": ("a.ckpt",),

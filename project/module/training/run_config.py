@@ -88,6 +88,8 @@ def run_config(args: argparse.Namespace, given: frozenset[str]) -> RunConfig:
         )
     if values["keep_background"] and values["calc_loss_without_background"]:
         raise UserInputError("--keep_background contradicts --calc_loss_without_background.")
+    if values["keep_background"] and values["union_mask"]:
+        raise UserInputError("--union_mask: has no effect with --keep_background; give one.")
     _at_least_one("--gradient_accumulation_steps", values["gradient_accumulation_steps"])
     _at_least_one("--accumulate_grad_batches", values.get("accumulate_grad_batches"))
     _at_least_one("--every_n_train_steps", values["every_n_train_steps"])

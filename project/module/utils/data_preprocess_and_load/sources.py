@@ -58,7 +58,8 @@ def find_sources(folder: str | Path, exclude: Path | None = None) -> tuple[list[
     A name that starts with a BIDS ``sub-`` entity gives subject ("sub-01"), session, task and run.
     Any other file's subject is its name up to the first "_". Where several files share that, it is
     one subject and the rest names the run, if it holds a digit (``100307_rfMRI_REST1_LR``); else
-    (``scan_1``) the whole name is the subject. Files that would share an output name are returned with an ``error``.
+    (``scan_1``) the whole name is the subject. Files that would share an output name are returned
+    with an ``error``.
 
     Args:
         folder: searched recursively for ``*.nii`` and ``*.nii.gz``; hidden files are left out.
