@@ -136,7 +136,8 @@ def write_report(out: Path, commands: Sequence[str], seconds: dict[str, float]) 
     from project.module.analysis.report import render
     from project.module.analysis.run_folder import RunFolder
     from project.module.analysis.training_report import ReportInput, training_report
-    from project.module.training.outputs import write_atomically, write_metrics
+    from project.module.training.outputs import write_metrics
+    from project.module.utils.data_preprocess_and_load.whole_files import write_text_whole
 
     pretrained, finetuned, untrained = (
         RunFolder(out / name) for name in ("pretrain", "finetune", "untrained")
@@ -179,7 +180,7 @@ def write_report(out: Path, commands: Sequence[str], seconds: dict[str, float]) 
     page = training_report(given, out / "figures")
     metrics |= {f"seconds/{name}": value for name, value in seconds.items()}
     metrics["seconds/total"] = sum(seconds.values())
-    write_atomically(out / "report.html", render(page))
+    write_text_whole(out / "report.html", render(page))
     write_metrics(metrics, out / "metrics.json")
 
 

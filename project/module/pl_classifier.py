@@ -102,15 +102,8 @@ class FMambaModule(LightningModule):
 
     def pack(self, batch: Batch) -> PackedTokens:
         """The batch's tokens to keep, scaled, on the device."""
-        return pack_compact(
-            batch["bold"],
-            batch["plans"],
-            batch["gain"],
-            batch["shift"],
-            batch["background"],
-            self.model.config,
-            torch.promote_types(self.model.embedder.projection.dtype, torch.float32),
-        )
+        dtype = torch.promote_types(self.model.embedder.projection.dtype, torch.float32)
+        return pack_batch(batch, self.model.config, dtype)
 
     # ------------------------------------------------------------------ optimisation
 
@@ -154,6 +147,21 @@ class FMambaModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the card."""
         checkpoint[CHECKPOINT_KEY] = self.card()
+
+
+def pack_batch(
+    batch: Batch, config: ModelConfig, dtype: torch.dtype = torch.float32
+) -> PackedTokens:
+    """Tokens to keep of a batch with its ``plans``, scaled, on the batch's device."""
+    return pack_compact(
+        batch["bold"],
+        batch["plans"],
+        batch["gain"],
+        batch["shift"],
+        batch["background"],
+        config,
+        dtype,
+    )
 
 
 def build_optimizer(module: torch.nn.Module, config: OptimConfig) -> Optimizer:

@@ -21,7 +21,8 @@ from project.module.analysis.run_folder import RunFolder
 from project.module.config import ModelConfig, UserInputError
 from project.module.models.checkpoint_io import load_strictly
 from project.module.models.load_model import build_model
-from project.module.models.tokenizer import pack_compact, plan_compact, unpatchify
+from project.module.models.tokenizer import plan_compact, unpatchify
+from project.module.pl_classifier import pack_batch
 from project.module.utils.data_module import FMRIDataModule
 from project.module.utils.data_preprocess_and_load.datasets_hdf5 import collate_windows
 from project.module.utils.data_preprocess_and_load.hdf5_store import RunFile
@@ -113,9 +114,7 @@ def next_token_example(
     load_strictly(model, run.contents.state_dict, run.checkpoint)
     batch = collate_windows([windows[item]])
     plans = plan_compact(batch["vox"], config, batch["subject"])
-    packed = pack_compact(
-        batch["bold"], plans, batch["gain"], batch["shift"], batch["background"], config
-    )
+    packed = pack_batch(batch | {"plans": plans}, config)
     with torch.no_grad():
         output = model.forward_tokens(packed)
     assert output.prediction is not None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shlex
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from project.module.config import UserInputError
+from project.module.utils.data_preprocess_and_load.whole_files import write_text_whole
 
 
 class StageFailure(Exception):
@@ -77,10 +77,7 @@ class Pipeline:
             ) from None
 
     def _write(self) -> None:
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        text = json.dumps({"stages": self._stages}, indent=1) + "\n"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, self.path)
+        write_text_whole(self.path, json.dumps({"stages": self._stages}, indent=1) + "\n")
 
     def do(self, stage: Stage, work: Callable[[], None]) -> None:
         """Do the stage unless it is finished.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from project.module.utils.data_preprocess_and_load.whole_files import written_whole
 from project.module.utils.seed_creation import stream
 
 
@@ -98,9 +98,8 @@ class BestCheckpoint(ModelCheckpoint):
             assert self.dirpath is not None
             new = Path(self.dirpath) / old.name
             new.parent.mkdir(parents=True, exist_ok=True)
-            temporary = new.with_name(f"{new.name}.{os.getpid()}.tmp")
-            shutil.copyfile(old, temporary)
-            os.replace(temporary, new)
+            with written_whole(new) as temporary:
+                shutil.copyfile(old, temporary)
             state_dict = state_dict | {
                 "dirpath": self.dirpath,
                 "best_model_path": str(new),

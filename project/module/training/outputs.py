@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import tempfile
 import time
 from collections.abc import Mapping
@@ -22,6 +21,10 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from project.module.config import UserInputError
 from project.module.training.run_config import RunConfig, unused_flags
+from project.module.utils.data_preprocess_and_load.whole_files import (
+    write_text_whole,
+    written_whole,
+)
 from project.module.utils.metrics import WindowScores
 from project.module.utils.parser import SYNONYMS
 
@@ -81,16 +84,6 @@ def _flag(config: RunConfig) -> str:
     return "--output_dir" if config.flags["output_dir"] else "--project_name"
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_config(config: RunConfig, path: Path) -> None:
     """Write ``config.yaml``."""
     recorded = {
@@ -103,7 +96,7 @@ def write_config(config: RunConfig, path: Path) -> None:
         "headdim": config.model.headdim,
         "eval_batch_size": config.data.eval_batch_size,
     }
-    write_atomically(path, yaml.safe_dump(recorded, sort_keys=True))
+    write_text_whole(path, yaml.safe_dump(recorded, sort_keys=True))
 
 
 def _unused(config: RunConfig) -> set[str]:
@@ -118,7 +111,7 @@ def _unused(config: RunConfig) -> set[str]:
 def write_metrics(metrics: Mapping[str, float], path: Path) -> None:
     """Write ``metrics.json``."""
     clean = {k: (v if math.isfinite(v) else None) for k, v in sorted(metrics.items())}
-    write_atomically(path, json.dumps(clean, indent=1, allow_nan=False) + "\n")
+    write_text_whole(path, json.dumps(clean, indent=1, allow_nan=False) + "\n")
 
 
 def write_predictions(
@@ -140,9 +133,10 @@ def write_predictions(
             scores.subject, scores.window, scores.target, scores.score, strict=True
         )
     )
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", newline="", encoding="utf-8") as stream:
+    with (
+        written_whole(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as stream,
+    ):
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["subject", "window", "target", *header])
         writer.writerows(rows)
-    os.replace(temporary, path)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from project.module.config import UserInputError
 from project.module.utils.data_preprocess_and_load.run_header import RunHeader
+from project.module.utils.data_preprocess_and_load.whole_files import written_whole
 
 MANIFEST = "manifest.csv"
 
@@ -56,20 +56,17 @@ def write_manifest(image_path: str | Path, rows: Iterable[ManifestRow]) -> Path:
         UserInputError: the folder cannot be written.
     """
     path = Path(image_path) / MANIFEST
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        with open(temporary, "w", newline="", encoding="utf-8") as stream:
+        with (
+            written_whole(path) as temporary,
+            open(temporary, "w", newline="", encoding="utf-8") as stream,
+        ):
             writer = csv.DictWriter(stream, [f.name for f in dataclasses.fields(ManifestRow)])
             writer.writeheader()
             for row in sorted(rows, key=lambda row: row.file):
                 writer.writerow(dataclasses.asdict(row))
-        os.replace(temporary, path)
-    except BaseException as error:
-        if temporary.parent.is_dir():
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise UserInputError(f"{path}: cannot be written ({error.strerror}).") from error
-        raise
+    except OSError as error:
+        raise UserInputError(f"{path}: cannot be written ({error.strerror}).") from error
     return path
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from project.module.config import UserInputError
+from project.module.utils.data_preprocess_and_load.whole_files import write_text_whole
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ def _section(part: str, names: Iterable[str]) -> str:
 
 def write_split_txt(path: str | Path, split: Split) -> None:
     """Write the reference's text file (a line ``<part>_subjects``, then names), atomically."""
-    _write_atomically(Path(path), "".join(_section(p, getattr(split, p)) for p in PARTS))
+    write_text_whole(Path(path), "".join(_section(p, getattr(split, p)) for p in PARTS))
 
 
 def read_split_txt(path: str | Path) -> Split:
@@ -174,16 +174,6 @@ def read_split_txt(path: str | Path) -> Split:
         raise UserInputError(f"{path}: {error}") from None
 
 
-def _write_atomically(path: Path, text: str) -> None:
-    """Write ``path`` whole or not at all, several ranks at once included."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def split_record(
     split: Split, dataset_name: str, split_num: int, train_fraction: float, val_fraction: float
 ) -> dict[str, Any]:
@@ -204,7 +194,7 @@ def write_split_files(folder: str | Path, split: Split, record: Mapping[str, Any
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"split_fixed_{record['split_num']}"
-    _write_atomically(folder / f"{stem}.json", json.dumps(record, indent=1) + "\n")
+    write_text_whole(folder / f"{stem}.json", json.dumps(record, indent=1) + "\n")
     write_split_txt(folder / f"{stem}.txt", split)
 
 

@@ -40,6 +40,7 @@ from project.module.utils.data_preprocess_and_load.synthetic_brain import (
     SyntheticSpec,
     generate_subject,
 )
+from project.module.utils.data_preprocess_and_load.whole_files import written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -53,14 +54,9 @@ def _write_subject(spec: SyntheticSpec, output_dir: Path, index: int) -> dict[st
     image.set_sform(affine, code=4)  # 4: MNI152
     image.set_qform(affine, code=4)
     path = output_dir / f"{labels['subject']}_task-rest_bold.nii.gz"
-    temporary = path.with_name(path.name + ".tmp")
-    try:
+    with written_whole(path) as temporary:
         # Level 1 is the fastest; no time stamp, so that equal specs give equal files.
         temporary.write_bytes(gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
     return labels
 
 
@@ -106,12 +102,13 @@ def write_nifti_dataset(
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(min(workers, spec.subjects), mp_context=context) as pool:
             rows = _with_progress(pool.map(task, range(spec.subjects)), spec.subjects)
-    temporary = output_dir / "participants.csv.tmp"
-    with open(temporary, "w", newline="", encoding="utf-8") as stream:
+    with (
+        written_whole(output_dir / "participants.csv") as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as stream,
+    ):
         writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(temporary, output_dir / "participants.csv")
 
 
 def _with_progress(results: Iterator[dict[str, Any]], total: int) -> list[dict[str, Any]]:
