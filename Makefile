@@ -8,7 +8,7 @@ PY := "$(VENV)/bin/python"
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test test-all lint bench clean
+.PHONY: help setup setup-dev demo test test-all lint bench gpu-wheels clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -25,7 +25,8 @@ demo: setup ## pre-train and fine-tune on synthetic fMRI; writes output/demo/rep
 test: setup-dev ## run the tests, without the slow ones and those that need a GPU
 	$(PYTEST) -m "not slow and not gpu" $(ARGS)
 
-test-all: setup-dev ## run all tests; those that need a GPU only where there is one
+test-all: ## run all tests; those that need a GPU only where there is one
+	@bash setup_env.sh --dev --kernels-test
 	$(PYTEST) -m "$(if $(shell nvidia-smi -L 2>/dev/null),,not gpu)" $(ARGS)
 
 lint: setup-dev ## check style, types, the import rule and the shell scripts
@@ -38,10 +39,13 @@ lint: setup-dev ## check style, types, the import rule and the shell scripts
 		if command -v shellcheck >/dev/null; then shellcheck "$$script"; fi; \
 	done; echo "Shell scripts: ok"
 
-bench: setup ## run the benchmarks
-	@set -e; shopt -s nullglob; scripts=(benchmarks/[!_]*.py); \
-	if [ $${#scripts[@]} -eq 0 ]; then echo "benchmarks/ holds no script yet."; fi; \
-	for script in "$${scripts[@]}"; do echo "== $$script"; $(PY) "$$script" $(ARGS); done
+bench: setup-dev ## run the benchmarks, about 20 minutes (ARGS=--quick: a minute)
+	@set -e; for name in mixer backbone scaling training_step; do \
+		echo "== benchmarks/$$name.py"; $(PY) benchmarks/$$name.py $(ARGS); \
+	done
+
+gpu-wheels: setup ## fetch what benchmarks/gpu_check.sh takes to a GPU machine without internet
+	bash benchmarks/gpu_wheels.sh
 
 clean: ## remove caches (the environment and output/ stay)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -10,11 +10,13 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-Usage: bash setup_env.sh [--dev] [--force] [--dry-run]
+Usage: bash setup_env.sh [--dev] [--kernels-test] [--force] [--dry-run]
 
-  --dev      also install the tools for tests and checks (requirements-dev.txt)
-  --force    repeat every step, finished ones included
-  --dry-run  print what would be done and change nothing
+  --dev           also install the tools for tests and checks (requirements-dev.txt)
+  --kernels-test  also install Triton and mamba-ssm without a GPU, for the test that interprets
+                  their kernels on the CPU
+  --force         repeat every step, finished ones included
+  --dry-run       print what would be done and change nothing
 
 Environment variables:
   NEUROMAMBA_VENV_PATH   where the environment goes (default: .venv in the repository)
@@ -28,11 +30,13 @@ TEXT
 
 MIN_TORCH=2.6
 CPU_INDEX=https://download.pytorch.org/whl/cpu
+INTERPRETED_TRITON=triton==3.9.0 # without CUDA it serves tests only, and fits any torch
 
-DEV=0 FORCE=0 DRY_RUN=0
+DEV=0 KERNELS_TEST=0 FORCE=0 DRY_RUN=0
 for argument in "$@"; do
     case $argument in
         --dev) DEV=1 ;;
+        --kernels-test) KERNELS_TEST=1 ;;
         --force) FORCE=1 ;;
         --dry-run) DRY_RUN=1 ;;
         -h | --help) usage && exit 0 ;;
@@ -343,8 +347,18 @@ install_mamba_ssm() {
         pip_install --no-deps --no-build-isolation mamba-ssm
 }
 
+# torch's CUDA builds for Linux bring their own Triton.
+install_triton() {
+    "$VPY" -I -c 'import triton' 2>/dev/null || pip_install --no-deps "$INTERPRETED_TRITON"
+}
+
+step_triton() { # without a GPU nobody else needs it
+    ((!KERNELS_TEST)) || optional triton "install $INTERPRETED_TRITON, to interpret kernels" \
+        "there are wheels for Linux only; a test is skipped" install_triton
+}
+
 step_mamba_ssm() {
-    if ((!GPU)); then
+    if ((!GPU && !KERNELS_TEST)); then
         row mamba-ssm skipped "no NVIDIA GPU"
         return
     fi
@@ -383,6 +397,24 @@ step_deepspeed() {
         optional deepspeed "install deepspeed with constraints.txt" \
             "train with --strategy ddp, or mend what pip names" \
             install_deepspeed
+    fi
+}
+
+# The C passes of the scan. Not `optional`: that keys by torch's version, this by its own source.
+step_native() {
+    local builder=project/module/models/ssd/native/build.py result options=()
+    if ((DRY_RUN)); then
+        row native would "compile $(dirname "$builder")/kernels.c where there is a C compiler"
+        return
+    fi
+    ((!FORCE)) || options+=(--force)
+    if result=$("$VPY" -I "$builder" ${options[@]+"${options[@]}"} 2>&1); then
+        row native "$([[ $result == ready* ]] && echo ready || echo built)" "${result#* }"
+        [[ $result == ready* ]] || CHANGED=1
+    else
+        WARNED=1
+        row native skipped "${result##*error: }; plain torch takes its place, 2 to 3 times slower on a CPU"
+        row "" "" "remedy: install a C compiler (Debian, Ubuntu: gcc; or set CC) and run setup_env.sh again"
     fi
 }
 
@@ -432,9 +464,11 @@ main() {
     step_python
     step_torch
     step_requirements
+    step_triton
     step_mamba_ssm
     step_causal_conv1d
     step_deepspeed
+    step_native
     step_check
 
     if ((DRY_RUN)); then

@@ -6,7 +6,8 @@
 
 It takes the flags of ``project/main.py``, so that a training command can be priced by exchanging
 the file name; flags that do not change the count have no effect here. Without data it uses the
-MNI152 brain mask and, for HCP, an assumed number of windows, and says so.
+MNI152 brain mask and, for HCP, an assumed number of windows, and says so. The table of the paper is
+written by ``paper/flops_table.py``.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ if __package__ in (None, ""):
 import numpy as np
 
 from project.module.analysis import flops
-from project.module.config import DataConfig, ModelConfig, UserInputError
+from project.module.analysis.deepspeed_flops import Comparison, compare
+from project.module.config import DataConfig, ModelConfig, UserInputError, look_up
 from project.module.training.run_config import RunConfig, run_config
 from project.module.utils.data_module import FMRIDataModule
 from project.module.utils.data_preprocess_and_load.datasets_hdf5 import windows_of
@@ -33,6 +35,8 @@ from project.module.utils.parser import Parser, build_parser, parse_arguments
 
 # NeuroMamba README, "Results": Medium, FLOPs an epoch with all and with brain tokens.
 PUBLISHED = {"flops_per_epoch_all": 6.96e17, "flops_per_epoch": 3.72e17, "saving_percent": 46.5}
+PROFILERS = ("torch", "deepspeed")
+BACKEND_TOKENS = 130  # two whole chunks and a part of one: enough to run every backend for real
 # Cohorts whose windows are assumed where their data are absent: subjects, frames of a run.
 ASSUMED_RUNS = {"S1200": (1084, 1200)}
 COUNTED = (
@@ -59,7 +63,7 @@ class Workload(NamedTuple):
 
 
 def flops_parser() -> Parser:
-    """The flags of ``project/main.py`` and three of its own."""
+    """The flags of ``project/main.py`` and four of its own."""
     parser = build_parser()
     parser.prog = "project/check_flops.py"
     parser.description = "Count parameters, tokens and FLOPs of FMamba."
@@ -68,6 +72,13 @@ def flops_parser() -> Parser:
     group.add_argument("--output", metavar="FILE", help="write the table as text")
     group.add_argument(
         "--windows_per_epoch", type=int, metavar="N", help="instead of counting the training set's"
+    )
+    group.add_argument(
+        "--profiler",
+        metavar="NAME",
+        default="torch",
+        help="torch: its FlopCounterMode beside the formula; deepspeed: DeepSpeed's flops profiler "
+        "as well, with every difference explained (has to be installed)",
     )
     return parser
 
@@ -137,9 +148,13 @@ def count(run: RunConfig) -> dict[str, Any]:
 
     FLOPs are those of one window unless the key says otherwise; ``flops_per_*`` is the forward
     pass, ``training_flops_per_*`` forward and backward, ``flops_per_epoch`` training on the brain's
-    tokens. ``products_*`` is the formula's share that ``profiler_*`` (FlopCounterMode) counts too.
+    tokens. ``products_*`` is the formula's share that ``profiler_*`` (FlopCounterMode) counts too,
+    ``backends`` what it counts while a backend runs, ``deepspeed`` the other profiler's lines.
     """
-    model, work = run.model, read_workload(run)
+    profiler = look_up(run.flags["profiler"], PROFILERS, "--profiler")
+    model = run.model
+    deepspeed = compare(model, model.num_tokens) if profiler == "deepspeed" else None
+    work = read_workload(run)
     brain = round(work.tokens_brain)
     everything = flops.forward_terms(model, model.num_tokens)
     kept = flops.forward_terms(model, brain)
@@ -174,6 +189,15 @@ def count(run: RunConfig) -> dict[str, Any]:
         "counted": COUNTED,
         **products,
         **profiled,
+        "backend_tokens": BACKEND_TOKENS,
+        "backends_formula": flops.training_total(
+            flops.forward_terms(model, BACKEND_TOKENS), products_only=True
+        ),
+        "backends": flops.counted_by_backend(model, BACKEND_TOKENS),
+        "deepspeed": None if deepspeed is None else [line._asdict() for line in deepspeed],
+        "tokens_for_published_saving": flops.tokens_for_share(
+            model, PUBLISHED["flops_per_epoch"] / PUBLISHED["flops_per_epoch_all"]
+        ),
         "terms_brain": {term.name: term.flops for term in kept},
         "published": PUBLISHED,
     }
@@ -229,6 +253,17 @@ def table(run: RunConfig, result: dict[str, Any]) -> str:
     lines += [
         "  formula against FlopCounterMode (forward all, forward brain, training brain): "
         + ", ".join(f"{value:+.2%}" for value in differences),
+        f"  the same, each backend running {result['backend_tokens']} tokens forward and backward: "
+        + ", ".join(
+            f"{name} {value / result['backends_formula'] - 1:+.2%}"
+            if isinstance(value, int)
+            else f"{name} not run ({value})"
+            for name, value in result["backends"].items()
+        ),
+    ]
+    if result["deepspeed"] is not None:
+        lines += ["", *_deepspeed_lines([Comparison(**line) for line in result["deepspeed"]])]
+    lines += [
         "",
         f"saving by dropping background: {result['saving_percent']:.1f} % of the forward pass",
         f"training, batch of {run.data.batch_size}: "
@@ -243,12 +278,14 @@ def table(run: RunConfig, result: dict[str, Any]) -> str:
             f"training FLOPs an epoch: {result['flops_per_epoch_all']:.3e} (all) -> "
             f"{result['flops_per_epoch']:.3e} (brain)",
         ]
+    needed = result["tokens_for_published_saving"]
     lines.append(
         f"published (NeuroMamba README, Medium, the paper's data, DeepSpeed profiler): "
         f"{PUBLISHED['flops_per_epoch_all']:.2e} -> {PUBLISHED['flops_per_epoch']:.2e}, "
-        f"{PUBLISHED['saving_percent']} % saved. That is {100 - PUBLISHED['saving_percent']:.1f} % "
-        f"of the tokens kept; an MNI mask keeps about 36 %, and the paper's number of windows is "
-        f"not public: compare the percentages, not the totals."
+        f"{PUBLISHED['saving_percent']} % saved. Here that takes {needed:,} of "
+        f"{result['tokens_all']:,} tokens ({needed / result['tokens_all']:.2%}). The paper's "
+        f"number of windows is not public: compare the percentages, not the totals; see "
+        f"paper/flops.md."
     )
     if "head" in result:
         lines.append(
@@ -257,6 +294,44 @@ def table(run: RunConfig, result: dict[str, Any]) -> str:
             f"{result['head_flops_per_window_brain'] / 1e9:.4f} GFLOPs a window"
         )
     return "\n".join(lines)
+
+
+def _deepspeed_lines(lines: Sequence[Comparison]) -> list[str]:
+    """DeepSpeed's count beside the formula, a line for each term, and what the sums differ by."""
+    whole = Comparison(
+        "sum",
+        sum(line.formula for line in lines),
+        sum(line.as_kernel for line in lines),
+        sum(line.in_torch for line in lines),
+        "",
+    )
+    lacking = whole.as_kernel - whole.formula
+    left = ", ".join(
+        f"{line.name.removeprefix('block: ')} ({(line.as_kernel - line.formula) / 1e9:+.3f})"
+        for line in lines
+        if line.as_kernel
+    )
+    text = [
+        "DeepSpeed's flops profiler, forward pass (it knows no other), all tokens, GFLOPs a window",
+        "It counts the torch functions that it replaces. 'torch': the scan in such functions "
+        "(conv1d, einsum); 'kernel': the scan as one kernel, of which it sees nothing.",
+        f"  {'':<38} {'formula':>9} {'kernel':>9} {'torch':>9}  torch less formula",
+    ]
+    for line in (*lines, whole):
+        numbers = " ".join(f"{value / 1e9:9.3f}" for value in line[1:4])
+        gap = line.in_torch - line.formula
+        if gap == 0:
+            reason = "same"
+        elif line.formula == 0 or line.in_torch == 0:
+            reason = f"{gap / 1e9:+.3f}: {line.why}"
+        else:
+            reason = f"{gap / 1e9:+.3f} ({gap / line.formula:+.2%}): {line.why}"
+        text.append(f"  {line.name:<38} {numbers}  {reason.removesuffix(': ')}")
+    text.append(
+        f"  kernel less formula: {lacking / 1e9:+.3f} GFLOPs ({lacking / whole.formula:+.1%}); "
+        f"of the terms only these are left: {left}"
+    )
+    return text
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

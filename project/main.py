@@ -6,6 +6,7 @@ folder receives what ``training/outputs.py`` describes.
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,6 +40,9 @@ def run(argv: Sequence[str]) -> dict[str, float]:
     if args.dry_run:
         print(describe_plan(planned))
         return {}
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("project").setLevel(logging.INFO)
+    planned.allocator.apply()
     return planned.execute()
 
 

@@ -69,6 +69,7 @@ POSITIONAL_ENCODINGS = ("none", "ff", "nerf", "cpe")
 HEAD_NAMES = ("linear", "mamba")
 HEAD_ALIASES: Mapping[str, str] = {"v1": "linear"}
 SSD_BACKENDS = ("auto", "reference", "cpu", "triton")
+ALLOCATORS = ("auto", "default", "retain")
 MASKING_TYPES = ("random", "tube", "temporal")
 OBJECTIVES = ("autoregressive", "mim")
 OPTIMIZER_NAMES = ("AdamW", "SGD")

@@ -27,7 +27,6 @@ from project.module.config import (
     to_dict,
 )
 from project.module.models.checkpoint_io import CHECKPOINT_KEY
-from project.module.models.fmamba import BackboneOutput
 from project.module.models.heads import build_head
 from project.module.models.load_model import build_model
 from project.module.models.tokenizer import PackedTokens, pack_compact, plan_compact
@@ -65,6 +64,7 @@ class FMambaModule(LightningModule):
         total_steps: optimiser steps of the whole run, for the schedule.
         output_layer: whether the backbone has its next-token layer.
         ssd_backend: see ``ssd.select_backend``.
+        activation_checkpointing: see ``FMamba``.
         data_card: plain containers that say what data the model saw (scaling, split ...); stored
             in every checkpoint beside the configurations.
     """
@@ -76,12 +76,13 @@ class FMambaModule(LightningModule):
         total_steps: int,
         output_layer: bool,
         ssd_backend: str,
+        activation_checkpointing: bool,
         data_card: Mapping[str, Any],
     ) -> None:
         super().__init__()
         self.optim, self.total_steps, self.data_card = optim, total_steps, dict(data_card)
         # Named so that our keys read as the released ones: model.<key>.
-        self.model = build_model(model, output_layer=output_layer, ssd_backend=ssd_backend)
+        self.model = build_model(model, output_layer, ssd_backend, activation_checkpointing)
 
     # ------------------------------------------------------------------ batches
 
@@ -177,14 +178,20 @@ def build_optimizer(module: torch.nn.Module, config: OptimConfig) -> Optimizer:
     assert config.optimizer in OPTIMIZER_NAMES
     if config.optimizer == "SGD":
         return SGD(groups, lr=config.learning_rate, momentum=config.momentum)
-    return AdamW(groups, lr=config.learning_rate)
+    # One pass over the parameters instead of one for each operation of the update.
+    optimizer = AdamW(groups, lr=config.learning_rate, fused=True)
+    # A fused step could undo a loss scaling by itself, and Lightning then refuses --grad_clip, with
+    # and without scaling. It is left to the scaler, as for every other optimiser.
+    optimizer._step_supports_amp_scaling = False
+    return optimizer
 
 
 class PretrainModule(FMambaModule):
     """Next-token prediction (paper, section 3.3) or masked-token reconstruction.
 
     Args:
-        model, optim, total_steps, ssd_backend, data_card: as in ``FMambaModule``.
+        model, optim, total_steps, ssd_backend, data_card, activation_checkpointing: as in
+            ``FMambaModule``.
         objective: which of the two, and the masking.
         seed: of the masks.
     """
@@ -198,15 +205,18 @@ class PretrainModule(FMambaModule):
         seed: int = 0,
         ssd_backend: str = "auto",
         data_card: Mapping[str, Any] | None = None,
+        activation_checkpointing: bool = False,
     ) -> None:
-        super().__init__(model, optim, total_steps, True, ssd_backend, data_card or {})
+        super().__init__(
+            model, optim, total_steps, True, ssd_backend, activation_checkpointing, data_card or {}
+        )
         self.objective, self.seed = objective, seed
         self.validation = TokenMetrics(model.token_dim)
 
     def predict_tokens(
         self, batch: Batch, generator: torch.Generator
-    ) -> tuple[BackboneOutput, Tensor, Tensor]:
-        """Run the objective on a batch: output, rows of the target tokens, error of each."""
+    ) -> tuple[PackedTokens, Tensor, Tensor]:
+        """Run the objective on a batch: its tokens, rows of the targets, error of each target."""
         packed = self.pack(batch)
         if self.objective.objective == "mim":
             hidden = hidden_tokens(
@@ -217,14 +227,13 @@ class PretrainModule(FMambaModule):
                 self.objective.masking_type,
                 generator,
             )
-            output = self.model.forward_tokens(packed, hidden)
-            targets, errors_of = hidden.nonzero()[:, 0], masked_token_errors
+            x, targets = self.model.encode(packed, hidden), hidden.nonzero()[:, 0]
+            errors_of = masked_token_errors
         else:
-            output = self.model.forward_tokens(packed)
+            x = self.model.encode(packed)
             targets = next_token_targets(packed.lengths, packed.tokens.device)
             errors_of = next_token_errors
-        assert output.prediction is not None
-        return output, targets, errors_of(output.prediction, packed.tokens, targets)
+        return packed, targets, errors_of(x, packed.tokens, targets, self.model.predict)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean error over the batch's target tokens, every token of equal weight."""
@@ -237,8 +246,8 @@ class PretrainModule(FMambaModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add the batch to the loss and its controls; masks are the same in every epoch."""
         generator = stream(self.seed, 1, batch_idx, self.global_rank)
-        output, targets, errors = self.predict_tokens(batch, generator)
-        self.validation.update(errors, output.tokens, targets)
+        packed, targets, errors = self.predict_tokens(batch, generator)
+        self.validation.update(errors, packed.tokens, targets)
 
     def on_validation_epoch_end(self) -> None:
         """Log val/loss, val/persistence_loss, val/mean_token_loss and val/skill."""
@@ -255,7 +264,8 @@ class DownstreamModule(FMambaModule):
     """Backbone and head on a classification or regression of subjects.
 
     Args:
-        model, optim, total_steps, ssd_backend, data_card: as in ``FMambaModule``.
+        model, optim, total_steps, ssd_backend, data_card, activation_checkpointing: as in
+            ``FMambaModule``.
         head: which head.
         task: target, loss and whether the backbone is frozen.
         target_scaling: of a regression, from the training subjects.
@@ -271,8 +281,11 @@ class DownstreamModule(FMambaModule):
         target_scaling: TargetScaling = UNSCALED,
         ssd_backend: str = "auto",
         data_card: Mapping[str, Any] | None = None,
+        activation_checkpointing: bool = False,
     ) -> None:
-        super().__init__(model, optim, total_steps, False, ssd_backend, data_card or {})
+        super().__init__(
+            model, optim, total_steps, False, ssd_backend, activation_checkpointing, data_card or {}
+        )
         self.head_config, self.task, self.target_scaling = head, task, target_scaling
         self.head = build_head(head, model, ssd_backend)
         if task.freeze_feature_extractor:

@@ -68,7 +68,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "--label_scaling_method minmaxx --downstream_task age": ("--label_scaling_method", "'minmax'"),
     "--loggername wandbb": ("--loggername", "Did you mean 'wandb'?"),
     "--ssd_backend referense": ("--ssd_backend", "Did you mean 'reference'?"),
-    "--ssd_backend triton": ("--ssd_backend", "open issue"),
+    "--ssd_backend triton": ("--ssd_backend", "needs a CUDA GPU"),
     "--pretraining --use_mim --masking_type tub": ("--masking_type", "Did you mean 'tube'?"),
     "--embed_dimm 16": ("unknown name '--embed_dimm'", "Did you mean '--embed_dim'?"),
     "--embed_dim=16 stray": ("unexpected argument 'stray'",),

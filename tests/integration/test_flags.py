@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -23,8 +24,9 @@ import torch
 import yaml
 
 from project.main import main, run
-from project.module.models.mamba2 import Mamba2
-from project.module.training import strategies
+from project.module.models.mamba2 import Mamba2, ResidualBlock
+from project.module.models.ssd.api import CHUNK
+from project.module.training import allocator, strategies
 from project.module.training import trainer as trainer_module
 from project.module.training.plan import describe_plan
 from project.module.utils.data_module import FMRIDataModule
@@ -359,6 +361,84 @@ def test_schedule_of_the_paper(cli: CommandLine) -> None:
 
 def test_scan_backends_agree(cli: CommandLine) -> None:
     assert loss(cli, "--ssd_backend reference") == pytest.approx(loss(cli, ""), rel=1e-5)
+
+
+def curve(done: Finished) -> list[float]:
+    """Training loss of every step of a run with ``--log_every_n_steps 1``."""
+    with open(done.folder / "logs" / "metrics.csv", newline="") as stream:
+        return [float(row["train/loss"]) for row in csv.DictReader(stream) if row["train/loss"]]
+
+
+@pytest.mark.parametrize("extra", [NEXT, MIM], ids=["next token", "masked tokens"])
+def test_loss_curves_do_not_depend_on_the_backend(cli: CommandLine, extra: str) -> None:
+    """The golden run: 24 steps of pre-training, on the recurrence and on the fast scan.
+
+    Windows of more tokens than a chunk of the scan has, of other lengths in every batch.
+    """
+    extra += (
+        " --img_size 12 12 12 12 --patch_size 4 4 4 2 --depth 2 --batch_size 2 "
+        "--learning_rate 3e-2 --max_epochs 4 --log_every_n_steps 1"
+    )
+    lengths = kept(cli, extra)
+    assert min(lengths) > CHUNK
+    slow, fast = (cli.run(f"{extra} --ssd_backend {name}") for name in ("reference", "cpu"))
+    assert len(curve(slow)) == 24
+    assert slow.metrics["val/loss"] < 0.9 * curve(slow)[0], "it learns, so errors would grow"
+    np.testing.assert_allclose(curve(fast), curve(slow), rtol=1e-5)
+    for key in ("val/loss", "val/persistence_loss", "val/mean_token_loss"):
+        assert fast.metrics[key] == pytest.approx(slow.metrics[key], rel=1e-5)
+
+
+@shows("activation_checkpointing")
+def test_activation_checkpointing(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks run twice a step, and the run is the same: also where they draw for dropout."""
+    calls: list[bool] = []
+    forward = ResidualBlock.forward
+
+    def counted(self: ResidualBlock, *args: Any) -> torch.Tensor:
+        calls.append(True)
+        return forward(self, *args)
+
+    monkeypatch.setattr(ResidualBlock, "forward", counted)
+    extra = f"{NEXT} --dropout 0.2 --depth 2 --max_steps 3 --limit_val_batches 0"
+    plain = cli.run(extra)
+    once = len(calls)
+    again = cli.run(f"{extra} --activation_checkpointing")
+    assert once == 3 * 2 and len(calls) - once == 2 * once
+    assert again.metrics["train/loss"] == pytest.approx(plain.metrics["train/loss"], rel=1e-6)
+
+
+@shows("allocator")
+def test_allocator(
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the flag does to the memory is in tests/unit/test_allocator.py."""
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+
+    def mallopt(key: int, value: int) -> int:
+        asked.append((key, value))
+        return 1
+
+    library = SimpleNamespace(mallopt=mallopt)
+    monkeypatch.setattr(allocator, "ctypes", SimpleNamespace(CDLL=lambda name: library))
+    line = "memory allocator: {}"
+    for extra, settings, said in (
+        ("", [(-4, 0), (-1, -1)], "retain (auto on cpu with glibc; "),
+        ("--allocator retain", [(-4, 0), (-1, -1)], "retain (requested; "),
+        ("--allocator default", [], "default (requested)"),
+    ):
+        asked.clear()
+        caplog.clear()
+        cli.run(f"--max_steps 1 {extra}")
+        assert asked == settings
+        assert [m for m in caplog.messages if m.startswith(line.format(said))], caplog.messages
+    asked.clear()
+    plan = describe_plan(cli.planned("--allocator default"))
+    assert "default allocator: requested" in plan and asked == []
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    assert main(cli.argv("--allocator retain")) == 2
 
 
 def test_accumulated_batches_are_one_large_batch(cli: CommandLine) -> None:

@@ -141,7 +141,8 @@ def test_next_token_loss(case: Case, dtype: torch.dtype) -> None:
     out = golden_backbone(case, dtype, "cpu")(torch.from_numpy(case["input"]).to(dtype))
     targets = next_token_targets(tuple(out.lengths.tolist()), torch.device("cpu"))
     assert len(targets) == out.lengths.sum() - 2
-    loss = next_token_errors(out.prediction, out.tokens, targets).double().mean().item()
+    errors = next_token_errors(out.prediction, out.tokens, targets, lambda rows: rows)
+    loss = errors.double().mean().item()
     # The errors are summed in float32 whatever the model's type.
     assert loss == pytest.approx(case["next_token_loss"].item(), rel=1e-6)
 

@@ -35,6 +35,7 @@ MAIN: dict[str, Any] = {
     "early_stopping_patience": 5,
     "save_every_checkpoints": False,
     "every_n_train_steps": None,
+    "allocator": "auto",
     # data
     "dataset_name": ["S1200"],
     "image_path": None,
@@ -74,6 +75,7 @@ MAIN: dict[str, Any] = {
     "calc_loss_without_background": False,
     "union_mask": False,
     "ssd_backend": "auto",
+    "activation_checkpointing": False,
     # objective
     "pretraining": False,
     "use_autoregressive": False,
@@ -111,7 +113,12 @@ REFUSED = {
     "scalability_check": "Scale",
     "adjust_thresh": "Evaluation",
 }
-CHECK_FLOPS: dict[str, Any] = {"json": None, "output": None, "windows_per_epoch": None}
+CHECK_FLOPS: dict[str, Any] = {
+    "json": None,
+    "output": None,
+    "windows_per_epoch": None,
+    "profiler": "torch",
+}
 PREPROCESSING: dict[str, Any] = {
     "input": None,
     "output": None,

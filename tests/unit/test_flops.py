@@ -1,20 +1,29 @@
-"""The FLOPs formula against torch's counter and hand-made sums, and the command line."""
+"""The FLOPs formula against torch's counter and hand-made sums; command line; the paper's table.
+
+How every backend comes to the same count is tested in ``tests/numerics/test_flop_count.py``.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 
 from project import check_flops
 from project.module.analysis import flops
+from project.module.analysis.deepspeed_flops import Comparison
 from project.module.config import HeadConfig, ModelConfig, UserInputError
+from project.module.training.strategies import installed
 from project.module.utils.data_preprocess_and_load.hdf5_store import run_file_name, write_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,15 +54,13 @@ def small_config(**changes: object) -> ModelConfig:
 @pytest.mark.parametrize("tokens", [1, 63, 64, 65, 200])
 @pytest.mark.parametrize("changes", [{}, {"embed_dim": 24, "headdim": 12, "depth": 3}])
 def test_products_equal_flop_counter(tokens: int, changes: dict[str, int]) -> None:
-    """Forward, and forward with backward; other backends may sum chunks a little differently."""
+    """Forward, and forward with backward, to the last FLOP."""
     config = small_config(**changes)
     terms = flops.forward_terms(config, tokens)
-    forward, training = (
-        flops.profiled_flops(config, tokens),
-        flops.profiled_flops(config, tokens, True),
-    )
-    assert flops.total(terms, products_only=True) == pytest.approx(forward, rel=0.01)
-    assert flops.training_total(terms, products_only=True) == pytest.approx(training, rel=0.01)
+    forward = flops.profiled_flops(config, tokens)
+    assert flops.total(terms, products_only=True) == forward
+    training = flops.profiled_flops(config, tokens, True)
+    assert flops.training_total(terms, products_only=True) == training
     assert forward < flops.total(terms) < 2 * forward
 
 
@@ -117,7 +124,12 @@ def test_readme_command_without_data(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert result["flops_per_epoch"] == epoch
     for part in ("all", "brain"):
         products = result[f"products_flops_per_window_{part}"]
-        assert result[f"profiler_flops_per_window_{part}"] == pytest.approx(products, rel=0.01)
+        assert result[f"profiler_flops_per_window_{part}"] == products
+    assert (
+        result["backends"]["cpu"] == result["backends"]["reference"] == result["backends_formula"]
+    )
+    assert result["backends"].keys() == {"cpu", "reference", "triton"}
+    assert result["deepspeed"] is None
     printed = capsys.readouterr().out
     assert "published" in printed and printed == (tmp_path / "t.txt").read_text()
 
@@ -184,6 +196,10 @@ def test_flags_without_data(capsys: pytest.CaptureFixture[str]) -> None:
         (["--json", "/no/such/folder/f.json"], "--json"),
         (["--embed_dims", "8"], "Did you mean '--embed_dim'"),
         (["--img_size", "13", "12", "12", "4"], "--img_size"),
+        (
+            ["--profiler", "deepsped"],
+            "--profiler: unknown name 'deepsped'. Did you mean 'deepspeed'",
+        ),
     ],
 )
 def test_user_errors(flags: list[str], message: str) -> None:
@@ -205,3 +221,129 @@ def test_script_runs_from_anywhere(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: --img_size") and done.stderr.count("\n") == 1
+
+
+def test_tokens_for_share() -> None:
+    """The nearest cost: half of it takes half of the tokens, as there are whole chunks only."""
+    config = ModelConfig()
+    assert flops.tokens_for_share(config, 0.5) == 20_480
+    for share in (0.1, 0.5345, 0.9):
+        tokens = flops.tokens_for_share(config, share)
+        whole = flops.total(flops.forward_terms(config, config.num_tokens))
+
+        def gap(n: int, wanted: float = share * whole) -> float:
+            return abs(flops.total(flops.forward_terms(config, n)) - wanted)
+
+        assert gap(tokens) <= min(gap(tokens - 1), gap(tokens + 1))
+
+
+# ------------------------------------------------------------------------- DeepSpeed's profiler
+
+NO_DEEPSPEED = "deepspeed is not installed (NEUROMAMBA_DEEPSPEED=1 bash setup_env.sh)"
+
+
+@pytest.mark.skipif(installed("deepspeed"), reason="deepspeed is installed")
+def test_deepspeed_absent() -> None:
+    with pytest.raises(UserInputError, match=r"NEUROMAMBA_DEEPSPEED=1 bash setup_env\.sh"):
+        check_flops.main([*SMALL, "--profiler", "deepspeed"])
+
+
+@pytest.mark.skipif(not installed("deepspeed"), reason=NO_DEEPSPEED)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # DeepSpeed's own, on import
+def test_deepspeed_differs_where_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    """Linear layers agree; convolution + 1/8 (its bias); einsum to four digits; nothing else."""
+    before = torch.bmm, torch.nn.functional.linear, torch.einsum
+    result = check_flops.main([*SMALL, "--profiler", "deepspeed"])
+    assert (torch.bmm, torch.nn.functional.linear, torch.einsum) == before  # put back
+    lines = {line["name"]: Comparison(**line) for line in result["deepspeed"]}
+    assert sum(line.formula for line in lines.values()) == result["flops_per_window_all"]
+    for name in ("embedding", "block: in_proj", "block: out_proj", "output layer"):
+        line = lines.pop(name)
+        assert line.formula == line.as_kernel == line.in_torch and not line.why
+    assert all(line.as_kernel == 0 for line in lines.values())
+    convolution = lines.pop("block: convolution")
+    assert 8 * convolution.in_torch == 9 * convolution.formula and "bias" in convolution.why
+    for name in [name for name in lines if name.startswith("block: scan, ")]:
+        line = lines.pop(name)
+        if line.in_torch:
+            assert line.in_torch == pytest.approx(line.formula, rel=5e-4)
+    silu = lines.pop("block: SiLU, softplus, gate, residual")
+    assert 0 < silu.in_torch < silu.formula
+    assert all(line.in_torch == 0 and line.why for line in lines.values())
+    assert "DeepSpeed's flops profiler" in capsys.readouterr().out
+
+
+def test_deepspeed_lines_add_up() -> None:
+    lines = [
+        Comparison("block: in_proj", 8_000_000_000, 8_000_000_000, 8_000_000_000, ""),
+        Comparison("block: convolution", 2_000_000_000, 0, 2_250_000_000, "the bias"),
+    ]
+    text = check_flops._deepspeed_lines(lines)
+    assert any(re.search(r"in_proj +8.000 +8.000 +8.000  same$", line) for line in text)
+    assert any(line.endswith("+0.250 (+12.50%): the bias") for line in text)
+    assert any(re.search(r"  sum +10.000 +8.000 +10.250  \+0.250 \(\+2.50%\)$", t) for t in text)
+    assert "-2.000 GFLOPs (-20.0%)" in text[-1] and "in_proj (+0.000)" in text[-1]
+
+
+# ------------------------------------------------------------------------------ the paper's table
+
+
+@pytest.fixture(scope="module")
+def flops_table() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("flops_table", ROOT / "paper/flops_table.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_files_of_the_paper_are_up_to_date(flops_table: ModuleType) -> None:
+    """`python paper/flops_table.py` writes what is committed."""
+    result = flops_table.figures()
+    assert flops_table.markdown(result) == (ROOT / "paper/flops.md").read_text(encoding="utf-8")
+    stored = json.loads((ROOT / "paper/flops.json").read_text(encoding="utf-8"))
+    assert json.loads(json.dumps(result)) == stored
+    assert (ROOT / "paper/flops.png").stat().st_size > 10_000
+
+
+def test_rows_of_the_paper_by_other_means() -> None:
+    """Published figures, masks and FLOPs of ``flops.json`` against what does not come from it."""
+    stored = json.loads((ROOT / "paper/flops.json").read_text(encoding="utf-8"))
+    assert stored["published_share"] == 3.72e17 / 6.96e17
+    masks = {mask["name"]: mask for mask in stored["masks"]}
+    assert masks["none"]["tokens"] == 16**3 * 10
+    # Small with all tokens, per token: the linear layers, then the scan of whole chunks of 64.
+    d, n = 128, 32
+    linear = 2 * 432 * d * 2 + 12 * 2 * (d * (4 * d + 2 * n + 2) + 2 * d * d)
+    scan = 12 * 2 * (64 * n + 2 * 64 * d + 2 * 2 * n * d)
+    small = masks["none"]["sizes"]["Small"]
+    assert 40_960 * (linear + scan) == pytest.approx(small["forward"], rel=0.03)
+    assert small["forward"] > 40_960 * (linear + scan)  # norms, convolution, pointwise
+    shares = [masks[name]["share"] for name in ("MNI152", "MNI152 + 1 voxel", "MNI152 + 2 voxels")]
+    assert shares == sorted(shares)
+    assert masks["MNI152"]["share"] < masks["union of 3, shifts to 1"]["share"]
+    for name in ("MNI152", "union of 3, shifts to 4", "box"):
+        saved = masks[name]["sizes"]["Medium"]["saving_percent"] / 100
+        assert saved == pytest.approx(1 - masks[name]["share"], abs=0.002)
+
+
+def test_shifted_and_grown(flops_table: ModuleType) -> None:
+    mask = np.zeros((5, 5, 5), dtype=bool)
+    mask[0, 2, 2] = True
+    assert np.argwhere(flops_table.shifted(mask, (2, -1, 0))).tolist() == [[2, 1, 2]]
+    assert not flops_table.shifted(mask, (-1, 0, 0)).any()  # left the grid
+    assert flops_table.grown(mask, 1).sum() == 1 + 5  # a neighbour on each side inside the grid
+
+
+def test_paper_table_command(
+    flops_table: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flops_table.main(["--folder", str(tmp_path), "--windows_per_epoch", "10"])
+    assert {file.name for file in tmp_path.iterdir()} == {"flops.md", "flops.json", "flops.png"}
+    assert "10 windows (--windows_per_epoch)" in (tmp_path / "flops.md").read_text()
+    assert str(tmp_path) in capsys.readouterr().out
+    with pytest.raises(UserInputError, match="--windows_per_epoch"):
+        flops_table.main(["--windows_per_epoch", "0"])
+    with pytest.raises(UserInputError, match="--folder"):
+        flops_table.main(["--folder", str(tmp_path / "none")])

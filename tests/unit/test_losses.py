@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from project.module.config import TASK_TYPES
+from project.module.utils import losses
 from project.module.utils.losses import (
     LOSSES,
     masked_token_errors,
@@ -20,6 +21,11 @@ from project.module.utils.losses import (
 
 CPU = torch.device("cpu")
 LENGTHS = (4, 1, 3, 2)
+
+
+def given(rows: Tensor) -> Tensor:
+    """A prediction that is what it is made from."""
+    return rows
 
 
 @pytest.mark.parametrize(
@@ -41,17 +47,19 @@ def test_no_pair_crosses_a_border() -> None:
     """Every sample has a constant of its own, predicted perfectly: a cross pair would show."""
     constants = torch.tensor([1.0, 1e3, -1e5, 1e7])
     tokens = constants.repeat_interleave(torch.tensor(LENGTHS))[:, None].repeat(1, 6)
-    errors = next_token_errors(tokens, tokens, next_token_targets(LENGTHS, CPU))
+    errors = next_token_errors(tokens, tokens, next_token_targets(LENGTHS, CPU), given)
     assert errors.tolist() == [0.0] * (sum(LENGTHS) - len(LENGTHS))
     # The same tokens taken as one sample: the three borders do show.
-    as_one = next_token_errors(tokens, tokens, next_token_targets((sum(LENGTHS),), CPU))
+    everything = next_token_targets((sum(LENGTHS),), CPU)
+    as_one = next_token_errors(tokens, tokens, everything, given)
     assert (as_one > 0).sum() == 3
 
 
 def test_gradient_stays_off_the_last_prediction_of_a_sample() -> None:
     prediction = torch.zeros(10, 2, requires_grad=True)
     tokens = torch.ones(10, 2)
-    next_token_errors(prediction, tokens, next_token_targets(LENGTHS, CPU)).sum().backward()
+    targets = next_token_targets(LENGTHS, CPU)
+    next_token_errors(prediction, tokens, targets, given).sum().backward()
     assert prediction.grad is not None
     touched = prediction.grad.abs().sum(1).nonzero()[:, 0].tolist()
     assert touched == [0, 1, 2, 5, 6, 8]
@@ -71,6 +79,7 @@ def test_next_token_errors_weigh_every_token_alike() -> None:
         torch.from_numpy(prediction).float(),
         torch.from_numpy(tokens).float(),
         next_token_targets(LENGTHS, CPU),
+        given,
     )
     np.testing.assert_allclose(errors.numpy(), expected, rtol=1e-5)
     assert errors.mean().item() == pytest.approx(sum(expected) / len(expected), rel=1e-6)
@@ -81,7 +90,7 @@ def test_next_token_errors_weigh_every_token_alike() -> None:
 def test_masked_errors_compare_each_token_with_itself() -> None:
     prediction = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
     tokens = torch.tensor([[9.0, 9.0], [0.0, 4.0], [6.0, 9.0]])
-    errors = masked_token_errors(prediction, tokens, torch.tensor([1, 2]))
+    errors = masked_token_errors(prediction, tokens, torch.tensor([1, 2]), given)
     assert errors.tolist() == [4.5, 5.0]  # (9 + 0) / 2, (1 + 9) / 2
 
 
@@ -89,10 +98,42 @@ def test_masked_errors_compare_each_token_with_itself() -> None:
 def test_errors_are_wide_under_half_precision(errors_of: Callable[..., Tensor]) -> None:
     prediction = torch.full((3, 4), 1.0, dtype=torch.bfloat16)
     tokens = torch.full((3, 4), 1.0 + 2**-12)
-    errors = errors_of(prediction, tokens, torch.tensor([1, 2]))
+    errors = errors_of(prediction, tokens, torch.tensor([1, 2]), given)
     assert errors.dtype == torch.float32
     assert errors.tolist() == [2.0**-24] * 2
-    assert errors_of(prediction, prediction, torch.tensor([1])).dtype == torch.float32
+    assert errors_of(prediction, prediction, torch.tensor([1]), given).dtype == torch.float32
+
+
+@pytest.mark.parametrize("rows", [1, 3, 9, 10, 1000])
+@pytest.mark.parametrize("kind", ["next", "masked"])
+def test_blocks_change_neither_errors_nor_gradients(
+    monkeypatch: pytest.MonkeyPatch, rows: int, kind: str
+) -> None:
+    """Against the whole prediction at once, with autograd's own gradients, in float64."""
+    monkeypatch.setitem(losses.BLOCK_ROWS, "cpu", rows)
+    generator = torch.Generator().manual_seed(0)
+    layer = torch.nn.Linear(3, 5, dtype=torch.float64)
+    x = torch.randn(10, 3, dtype=torch.float64, generator=generator, requires_grad=True)
+    tokens = torch.randn(10, 5, dtype=torch.float64, generator=generator)
+    weights = torch.randn(6, dtype=torch.float64, generator=generator)
+    targets = next_token_targets(LENGTHS, CPU)
+    if kind == "next":
+        errors, pairs = next_token_errors(x, tokens, targets, layer), targets - 1
+    else:
+        errors, pairs = masked_token_errors(x, tokens, targets, layer), targets
+    expected = (layer(x)[pairs] - tokens[targets]).square().mean(1)
+    torch.testing.assert_close(errors, expected, rtol=1e-14, atol=0)
+    wanted = (x, layer.weight, layer.bias)
+    found = torch.autograd.grad((errors * weights).sum(), wanted)
+    for one, other in zip(
+        found, torch.autograd.grad((expected * weights).sum(), wanted), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+    with torch.no_grad():
+        without = (next_token_errors if kind == "next" else masked_token_errors)(
+            x, tokens, targets, layer
+        )
+    assert torch.equal(without, errors)
 
 
 # ------------------------------------------------------------------------------ downstream

@@ -11,6 +11,7 @@ import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from project.module.config import (
@@ -20,6 +21,7 @@ from project.module.config import (
     OptimConfig,
     PretrainConfig,
 )
+from project.module.models.load_model import build_model
 from project.module.models.tokenizer import pack_dense
 from project.module.pl_classifier import (
     DownstreamModule,
@@ -574,6 +576,167 @@ def test_frozen_parameters_are_not_given_to_the_optimiser() -> None:
     optimizer = build_optimizer(module, OptimConfig())
     given = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert given == {id(p) for p in module.head.parameters()}
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD"])
+def test_steps_equal_torchs_plain_ones(name: str) -> None:
+    """The update in one pass against the one written operation by operation."""
+    torch.manual_seed(0)
+    module, plain = downstream(), downstream()
+    config = OptimConfig(name, learning_rate=1e-2, weight_decay=0.1)
+    ours = build_optimizer(module, config)
+    groups = [
+        {"params": [p for p in plain.parameters() if p.dim() > 1], "weight_decay": 0.1},
+        {"params": [p for p in plain.parameters() if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    reference: torch.optim.Optimizer = (
+        torch.optim.AdamW(groups, lr=1e-2, foreach=False, fused=False)
+        if name == "AdamW"
+        else torch.optim.SGD(groups, lr=1e-2, momentum=0.9, foreach=False)
+    )
+    pairs = list(zip(module.parameters(), plain.parameters(), strict=True))
+    for _ in range(5):
+        for one, other in pairs:
+            one.grad = torch.randn_like(one)
+            other.grad = one.grad.clone()
+        ours.step()
+        reference.step()
+    for one, other in pairs:
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+@lightning_remarks
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "64-true"])
+def test_clipping_in_every_precision(precision: Any) -> None:
+    """Lightning would refuse to clip for an optimiser that undoes a loss scaling by itself."""
+    norms = []
+
+    class Watch(Callback):
+        def on_before_zero_grad(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+            if gradients:
+                norms.append(torch.nn.utils.get_total_norm(gradients).item())
+
+    trainer = Trainer(
+        accelerator="cpu",
+        precision=precision,
+        max_steps=2,
+        gradient_clip_val=1e-3,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[Watch()],
+    )
+    module = pretrain()
+    trainer.fit(module, loader(samples(), 1), loader(samples(), 3))
+    assert norms == pytest.approx([1e-3], rel=1e-3)
+    kind = torch.float64 if precision == "64-true" else torch.float32
+    assert {p.dtype for p in module.parameters()} == {kind}, "A_log, dt_bias and norms too"
+
+
+class ScalarReads(TorchDispatchMode):
+    """Counts what makes the host wait for a GPU: a value asked for, by ``item`` or ``if``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@lightning_remarks
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_a_training_step_reads_no_value(clip: float | None) -> None:
+    """From the batch to its end, of a step that is not logged."""
+    reads = ScalarReads()
+    counts = []
+
+    class Watch(Callback):
+        def on_train_batch_start(self, *rest: Any) -> None:
+            reads.count = 0
+            reads.__enter__()
+
+        def on_train_batch_end(self, *rest: Any) -> None:
+            counts.append(reads.count)
+            reads.__exit__(None, None, None)
+
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=3,
+        gradient_clip_val=clip,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[Watch()],
+    )
+    trainer.fit(pretrain(), loader(samples(), 1), loader(samples(), 3))
+    assert counts == [0, 0, 0]
+    with reads:
+        torch.ones(1).item()
+    assert reads.count == 1
+
+
+# ------------------------------------------------------------------ activation checkpointing
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_checkpointed_activations_change_nothing(dropout: float, precision: torch.dtype) -> None:
+    """Loss and gradients, also where the blocks draw: the second pass draws the same."""
+
+    def step(again: bool) -> tuple[Tensor, list[Tensor]]:
+        module = pretrain(dropout=dropout)
+        module.model.activation_checkpointing = again
+        torch.manual_seed(7)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            loss = module.training_step(batch_of(module, samples()), 0)
+        loss.backward()
+        gradients = [p.grad for p in module.parameters()]
+        assert all(g is not None for g in gradients)
+        return loss.detach(), [g for g in gradients if g is not None]
+
+    (loss, gradients), (other_loss, others) = step(True), step(False)
+    assert torch.equal(loss, other_loss)
+    for one, other in zip(gradients, others, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_checkpointed_activations_keep_the_inputs_of_blocks_only(backend: str) -> None:
+    """Counted where autograd stores them; the blocks' own are most of a step's memory."""
+
+    def kept(again: bool) -> int:
+        torch.manual_seed(0)
+        model = build_model(model_config(depth=3, dropout=0.1), False, backend, again)
+        storages: dict[int, int] = {}
+
+        def count(tensor: Tensor) -> Tensor:
+            if not isinstance(tensor, torch.nn.Parameter):
+                storage = tensor.untyped_storage()
+                storages[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        module = pretrain()
+        packed = module.pack(batch_of(module, samples()))
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            model.encode(packed)
+        return sum(storages.values())
+
+    inputs = 3 * sum(LENGTHS) * EMBED * 4
+    tokens = sum(LENGTHS) * VALUES * 4
+    assert kept(True) <= inputs + tokens < kept(False)
+
+
+def test_frozen_features_are_not_checkpointed() -> None:
+    """Without gradients there is nothing to compute again, and torch would warn."""
+    module = downstream(frozen=True)
+    module.model.activation_checkpointing = True
+    module.training_step(batch_of(module, samples([0, 1, 0])), 0).backward()
+    assert all(p.grad is None for p in module.model.parameters())
 
 
 # ------------------------------------------------------------------- independence, precision

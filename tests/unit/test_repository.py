@@ -193,6 +193,14 @@ def test_plan_with_gpu(machine: Machine) -> None:
     assert machine.plan(NEUROMAMBA_GPU="0")["mamba-ssm"].startswith("skipped")
 
 
+def test_plan_for_the_interpreted_kernels(machine: Machine) -> None:
+    result = machine.set_up("--dry-run", "--kernels-test")
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"(?m)^  triton +would +install triton==", result.stdout)
+    assert re.search(r"(?m)^  mamba-ssm +would +install", result.stdout)
+    assert "triton" not in machine.plan()
+
+
 def test_plan_ignores_a_driver_without_gpu(machine: Machine) -> None:
     machine.add("nvidia-smi", "echo 'No devices were found'; exit 6")
     assert machine.plan()["mamba-ssm"].startswith("skipped")

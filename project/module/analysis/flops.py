@@ -11,6 +11,7 @@ k taps of the convolution, Q tokens of a chunk, K = ceil(L / Q) chunks.
 
 from __future__ import annotations
 
+import bisect
 import functools
 import math
 from collections.abc import Sequence
@@ -20,13 +21,15 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from project.module.config import HeadConfig, ModelConfig
+from project.module.config import SSD_BACKENDS, HeadConfig, ModelConfig
+from project.module.models.fmamba import FMamba
 from project.module.models.heads import build_head
 from project.module.models.load_model import build_model
-from project.module.models.ssd.cpu import CHUNK
+from project.module.models.ssd import BACKENDS
+from project.module.models.ssd.api import CHUNK
+from project.module.models.ssd.flop_count import scan_products
 from project.module.models.tokenizer import PackedTokens, plan_compact
 
-PORTABLE_BACKEND = "cpu"  # plain torch operations: the counter sees them, also on the meta device
 # Longest side of the MNI152 brain relative to the field of view: 2 mm voxels on a 96^3 grid.
 _FIELD_OF_VIEW = 192.0 / 180.0
 
@@ -58,20 +61,20 @@ def block_terms(config: ModelConfig, tokens: int, d_state: int, blocks: int) -> 
     """
     length, d, inner, n = tokens, config.embed_dim, config.d_inner, d_state
     heads, p, taps = config.nheads, config.headdim, config.d_conv
+    products = scan_products(length, heads, p, n, CHUNK)
     q = min(CHUNK, length)
     chunks = math.ceil(length / q) if length else 0
-    carried = chunks if chunks > 1 else 0  # a single chunk has no state to hand on
     rows = 2 * inner + 2 * n + heads
     terms = [
         Term("block: norm", "4 L D", 4 * length * d),
         Term("block: in_proj", "2 L D (2I + 2N + H)", 2 * length * d * rows, True),
         Term("block: convolution", "2 L (I + 2N) k", 2 * length * (inner + 2 * n) * taps),
-        Term("block: scan, C B^T", "2 K Q^2 N", 2 * chunks * q * q * n, True),
+        Term("block: scan, C B^T", "2 K Q^2 N", products.scores, True),
         Term("block: scan, decays", "3 K H Q^2", 3 * chunks * heads * q * q),
-        Term("block: scan, in chunks", "2 K H Q^2 P", 2 * chunks * heads * q * q * p, True),
-        Term("block: scan, to states", "2 K H Q N P", 2 * carried * heads * q * n * p, True),
-        Term("block: scan, states", "2 (K-1) H N P", 2 * max(carried - 1, 0) * heads * n * p),
-        Term("block: scan, from states", "2 K H Q N P", 2 * carried * heads * q * n * p, True),
+        Term("block: scan, in chunks", "2 K H Q^2 P", products.in_chunks, True),
+        Term("block: scan, to states", "2 K H Q N P", products.to_states, True),
+        Term("block: scan, states", "2 (K-1) H N P", 2 * max(chunks - 1, 0) * heads * n * p),
+        Term("block: scan, from states", "2 K H Q N P", products.from_states, True),
         Term("block: skip D x", "2 L I", 2 * length * inner),
         Term(
             "block: SiLU, softplus, gate, residual",
@@ -123,21 +126,38 @@ def training_total(terms: Sequence[Term], products_only: bool = False) -> int:
     return 3 * total(terms, products_only) - embedding
 
 
-def profiled_flops(config: ModelConfig, tokens: int, training: bool = False) -> int:
-    """What ``FlopCounterMode`` counts for one window, on the meta device (no memory, no data).
-
-    Args:
-        config: the model, run with the portable scan.
-        tokens: kept tokens.
-        training: forward and backward instead of forward only.
-    """
-    with torch.device("meta"):
-        model = build_model(config, ssd_backend=PORTABLE_BACKEND)
+def untrained_window(
+    config: ModelConfig, tokens: int, backend: str = "auto", device: str = "meta"
+) -> tuple[FMamba, PackedTokens]:
+    """An untrained backbone and the packed tokens of one window, on the meta device by default."""
+    with torch.device(device):
+        model = build_model(config, ssd_backend=backend)
+        assert isinstance(model, FMamba)
         packed = PackedTokens(
-            torch.empty(tokens, config.token_dim),
+            torch.zeros(tokens, config.token_dim),
             torch.zeros(tokens, dtype=torch.long),
             (tokens,),
         )
+    return model, packed
+
+
+def profiled_flops(
+    config: ModelConfig,
+    tokens: int,
+    training: bool = False,
+    backend: str = "auto",
+    device: str = "meta",
+) -> int:
+    """What ``FlopCounterMode`` counts for one window: matrix products, the scan's by its formula.
+
+    Args:
+        config: the model.
+        tokens: kept tokens.
+        training: forward and backward instead of forward only.
+        backend: of the scan; the count does not depend on it (``ssd.flop_count``).
+        device: where to run; the meta device needs no memory, no time and no kernels.
+    """
+    model, packed = untrained_window(config, tokens, backend, device)
     with (
         FlopCounterMode(display=False) as counter,
         torch.set_grad_enabled(training),
@@ -147,6 +167,36 @@ def profiled_flops(config: ModelConfig, tokens: int, training: bool = False) -> 
             assert prediction is not None
             prediction.sum().backward()
     return int(counter.get_total_flops())
+
+
+def counted_by_backend(config: ModelConfig, tokens: int) -> dict[str, int | str]:
+    """Training FLOPs that ``FlopCounterMode`` counts while each backend really runs on the CPU.
+
+    Returns:
+        The count, or why the backend cannot run here, under the name of every backend.
+    """
+    results: dict[str, int | str] = {}
+    for name in SSD_BACKENDS:
+        if name == "auto":
+            continue
+        backend = BACKENDS.get(name)
+        why_not = backend.why_not(torch.device("cpu")) if backend else "not in this version"
+        if why_not:
+            results[name] = why_not.split(";")[0].rstrip(".")
+        else:
+            results[name] = profiled_flops(config, tokens, True, name, "cpu")
+    return results
+
+
+def tokens_for_share(config: ModelConfig, share: float) -> int:
+    """The number of tokens whose forward pass comes nearest to a share of that of all tokens."""
+
+    def cost(tokens: int) -> int:
+        return total(forward_terms(config, tokens))
+
+    wanted = share * cost(config.num_tokens)
+    above = bisect.bisect_left(range(config.num_tokens), wanted, key=cost)
+    return min((above - 1, above), key=lambda tokens: abs(cost(tokens) - wanted))
 
 
 def parameter_count(config: ModelConfig) -> int:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from project.module.config import ModelConfig
-from project.module.models.mamba2 import Mamba2
+from project.module.models.mamba2 import Mamba2, ResidualBlock
 from project.module.models.positional import positional_encoding
 from project.module.models.tokenizer import PackedTokens, pack_dense
 from project.module.models.utils import RMSNorm
@@ -57,7 +57,8 @@ class Embedder(nn.Module):
         """(L, V) tokens at grid positions (L,) -> (L, D)."""
         x_LD = tokens_LV.to(self.projection.dtype) @ self.projection
         if self.pos is not None:
-            x_LD = x_LD + self.pos[0, token_index]
+            # Into the gathered encodings: one tensor of this size less.
+            x_LD = self.pos[0].index_select(0, token_index).add_(x_LD)
         return x_LD
 
 
@@ -68,28 +69,33 @@ class FMamba(nn.Module):
         config: the architecture.
         output_layer: with the next-token prediction layer (pre-training) or without (downstream).
         ssd_backend: see ``ssd.select_backend``.
+        activation_checkpointing: keep only the input of each block for the backward pass and
+            compute the block again there; loss and gradients stay the same.
     """
 
     def __init__(
-        self, config: ModelConfig, output_layer: bool = True, ssd_backend: str = "auto"
+        self,
+        config: ModelConfig,
+        output_layer: bool = True,
+        ssd_backend: str = "auto",
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.config = config
+        self.activation_checkpointing = activation_checkpointing
         self.embedder = Embedder(config)
         self.mamba_layers = nn.ModuleList(
-            nn.ModuleList(
-                [
-                    RMSNorm(config.embed_dim),
-                    Mamba2(
-                        config.embed_dim,
-                        config.d_state,
-                        config.headdim,
-                        config.d_conv,
-                        config.expand,
-                        ssd_backend,
-                    ),
-                    nn.Dropout(config.dropout),
-                ]
+            ResidualBlock(
+                RMSNorm(config.embed_dim),
+                Mamba2(
+                    config.embed_dim,
+                    config.d_state,
+                    config.headdim,
+                    config.d_conv,
+                    config.expand,
+                    ssd_backend,
+                ),
+                nn.Dropout(config.dropout),
             )
             for _ in range(config.depth)
         )
@@ -117,17 +123,33 @@ class FMamba(nn.Module):
             hidden: (L,) bool, tokens whose content the model must not see (masked-token
                 reconstruction): they enter as 0, the mean intensity, with their position.
         """
-        tokens = packed.tokens
-        seen = tokens if hidden is None else tokens.masked_fill(hidden[:, None], 0.0)
-        x = self.embedder(seen, packed.token_index)
-        for layer in self.mamba_layers:
-            norm, mamba, dropout = cast(nn.ModuleList, layer)
-            x = x + dropout(mamba(norm(x), packed.lengths))
-        features = self.norm(x)
+        features = self.norm(self.encode(packed, hidden))
         return BackboneOutput(
             features=features,
             prediction=None if self.output_layer is None else self.output_layer(features),
-            tokens=tokens,
+            tokens=packed.tokens,
             lengths=torch.tensor(packed.lengths),
             token_index=packed.token_index,
         )
+
+    def encode(self, packed: PackedTokens, hidden: Tensor | None = None) -> Tensor:
+        """The (L, D) residual stream after the last block, before the final norm.
+
+        Args:
+            packed, hidden: as in ``forward_tokens``.
+        """
+        tokens = packed.tokens
+        seen = tokens if hidden is None else tokens.masked_fill(hidden[:, None], 0.0)
+        x = self.embedder(seen, packed.token_index)
+        again = self.activation_checkpointing and torch.is_grad_enabled()
+        for block in self.mamba_layers:
+            if again:
+                x = checkpoint(block, x, packed.lengths, use_reentrant=False)
+            else:
+                x = block(x, packed.lengths)
+        return x
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Next-token prediction (rows, V) from rows (rows, D) of ``encode``; rows do not mix."""
+        assert self.output_layer is not None
+        return self.output_layer(self.norm(x))

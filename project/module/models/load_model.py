@@ -20,7 +20,10 @@ assert set(MODELS) == set(MODEL_NAMES)
 
 
 def build_model(
-    config: ModelConfig, output_layer: bool = True, ssd_backend: str = "auto"
+    config: ModelConfig,
+    output_layer: bool = True,
+    ssd_backend: str = "auto",
+    activation_checkpointing: bool = False,
 ) -> FMamba:
     """The backbone named in ``config.model``, freshly initialised from torch's global generator.
 
@@ -28,9 +31,15 @@ def build_model(
         config: the architecture.
         output_layer: with the next-token prediction layer.
         ssd_backend: see ``ssd.select_backend``.
+        activation_checkpointing: compute the blocks again in the backward pass.
     """
     look_up(config.model, MODELS, "--model")
-    return MODELS[config.model](config, output_layer=output_layer, ssd_backend=ssd_backend)
+    return MODELS[config.model](
+        config,
+        output_layer=output_layer,
+        ssd_backend=ssd_backend,
+        activation_checkpointing=activation_checkpointing,
+    )
 
 
 def load_model_config(path: str | Path) -> ModelConfig:

@@ -7,11 +7,13 @@ The layer owns the parameters; the computation between its two projections is
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from project.module.models.ssd import MixerParams, mixer_core
+from project.module.models.ssd import BlockParams, MixerParams, mixer_core, select_backend
+from project.module.models.ssd.flop_count import counting_flops
 from project.module.models.utils import RMSNorm
 
 # Initial step sizes are log-uniform in this range, decay rates uniform in that one (mamba_ssm).
@@ -65,7 +67,12 @@ class Mamba2(nn.Module):
             x_LD: [L, D], the sequences one after another.
             lengths: tokens of each sequence, adding up to L.
         """
-        params = MixerParams(
+        mixed_LI = mixer_core(self.in_proj(x_LD), self.mixer_params(), lengths, self.ssd_backend)
+        return self.out_proj(mixed_LI)
+
+    def mixer_params(self) -> MixerParams:
+        """What lies between the projections, as the backends take it."""
+        return MixerParams(
             conv_weight=self.conv1d.weight.squeeze(1),
             conv_bias=self.conv1d.bias,  # type: ignore[arg-type]
             dt_bias=self.dt_bias,
@@ -75,5 +82,33 @@ class Mamba2(nn.Module):
             d_state=self.d_state,
             headdim=self.headdim,
         )
-        mixed_LI = mixer_core(self.in_proj(x_LD), params, lengths, self.ssd_backend)
-        return self.out_proj(mixed_LI)
+
+
+class ResidualBlock(nn.ModuleList):
+    """``x + dropout(mamba(norm(x)))``, [L, D] -> [L, D].
+
+    A list of the three, so that parameters keep the checkpoints' names (``0.weight``, ...).
+    """
+
+    def __init__(self, norm: RMSNorm, mamba: Mamba2, dropout: nn.Dropout) -> None:
+        super().__init__([norm, mamba, dropout])
+
+    def forward(self, x_LD: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        """Mix the tokens of each sequence and add the result to them."""
+        norm, mamba, dropout = cast(tuple[RMSNorm, Mamba2, nn.Dropout], tuple(self))
+        dropping = self.training and dropout.p > 0
+        if dropping or x_LD.is_meta or counting_flops() or _watched(norm) or _watched(mamba):
+            fused = None
+        else:
+            fused = select_backend(mamba.ssd_backend, x_LD.device).block
+        if fused is None:
+            return x_LD + dropout(mamba(norm(x_LD), lengths))
+        params = BlockParams(
+            norm.weight, mamba.in_proj.weight, mamba.out_proj.weight, mamba.mixer_params()
+        )
+        return fused(x_LD, params, lengths)
+
+
+def _watched(module: nn.Module) -> bool:
+    """Whether something hooks into the module or its parts (DeepSpeed ZeRO-3, a profiler)."""
+    return any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -117,11 +118,28 @@ class CompactPlan(NamedTuple):
 
     Attributes:
         spatial_index: [S] kept spatial patches, in raster order.
-        destination: [N] row of each brain voxel in the buffer [S * voxels of a patch, T].
+        patch: [N] which of the kept patches each brain voxel is in (0 .. S - 1).
+        place: [N] and where in it, counted in the order (x, y, z).
     """
 
     spatial_index: Tensor
-    destination: Tensor
+    patch: Tensor
+    place: Tensor
+
+
+@lru_cache(maxsize=4)
+def _voxel_tables(
+    volume: tuple[int, ...], patch: tuple[int, ...], grid: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """Spatial patch of every voxel of the volume and its place in the patch, int64 [X * Y * Z].
+
+    Looked up for the voxels of each window: divisions would take longer than the rest of a plan.
+    """
+    (px, py, pz), (_, gy, gz) = patch, grid
+    x, y, z = torch.meshgrid(*(torch.arange(size) for size in volume), indexing="ij")
+    patches = (x // px * gy + y // py) * gz + z // pz
+    places = (x % px * py + y % py) * pz + z % pz
+    return patches.flatten(), places.flatten()
 
 
 def plan_compact(
@@ -139,15 +157,10 @@ def plan_compact(
     """
     if not config.keep_background:
         _refuse_empty([v.numel() for v in voxels], names)
-    px, py, pz, _ = config.patch_size
-    _, gy, gz, _ = config.token_grid
-    _, size_y, size_z, _ = config.img_size
-    patches, places = [], []
-    for flat in voxels:
-        flat = flat.long()
-        z, y, x = flat % size_z, flat // size_z % size_y, flat // (size_z * size_y)
-        patches.append((x // px * gy + y // py) * gz + z // pz)
-        places.append((x % px * py + y % py) * pz + z % pz)
+    patch_of, place_of = _voxel_tables(
+        tuple(config.img_size[:3]), tuple(config.patch_size[:3]), config.token_grid[:3]
+    )
+    patches = [patch_of[flat] for flat in voxels]
     total = math.prod(config.token_grid[:3])
     kept = [torch.zeros(total, dtype=torch.bool).index_fill_(0, p, True) for p in patches]
     if config.keep_background:
@@ -155,9 +168,9 @@ def plan_compact(
     elif config.union_mask:
         kept = [torch.stack(kept).any(0)] * len(kept)
     plans = []
-    for keep, patch, place in zip(kept, patches, places, strict=True):
+    for keep, patch, flat in zip(kept, patches, voxels, strict=True):
         rank = keep.cumsum(0) - 1
-        plans.append(CompactPlan(keep.nonzero()[:, 0], rank[patch] * (px * py * pz) + place))
+        plans.append(CompactPlan(keep.nonzero()[:, 0], rank[patch], place_of[flat]))
     return plans
 
 
@@ -184,23 +197,18 @@ def pack_compact(
     """
     assert config.in_chans == 1
     patch_voxels, patch_frames = math.prod(config.patch_size[:3]), config.patch_size[3]
-    frames, grid_frames = config.img_size[3], config.token_grid[3]
-    tokens, index, lengths = [], [], []
-    for i, (q_TN, plan) in enumerate(zip(bold, plans, strict=True)):
-        patches = plan.spatial_index.numel()
-        volume = torch.full(
-            (patches * patch_voxels, frames), background[i], dtype=dtype, device=q_TN.device
-        )
-        volume.index_copy_(0, plan.destination, (q_TN.to(dtype) * gain[i] + shift[i]).T)
-        tokens.append(
-            rearrange(
-                volume, "(s v) (g t) -> (s g) (v t)", v=patch_voxels, t=patch_frames, g=grid_frames
-            )
-        )
-        time = torch.arange(grid_frames, device=q_TN.device)
-        index.append((plan.spatial_index[:, None] * grid_frames + time).flatten())
-        lengths.append(patches * grid_frames)
-    return PackedTokens(torch.cat(tokens), torch.cat(index), tuple(lengths))
+    grid_frames, device = config.token_grid[3], bold[0].device
+    lengths = tuple(plan.spatial_index.numel() * grid_frames for plan in plans)
+    # The batch's tokens are made once and written in place: a pass over them costs milliseconds.
+    tokens = torch.empty(sum(lengths), config.token_dim, dtype=dtype, device=device)
+    for i, (q_TN, plan, sample) in enumerate(zip(bold, plans, tokens.split(lengths), strict=True)):
+        sample.fill_(background[i])
+        scaled_TN = q_TN.to(dtype).mul_(gain[i]).add_(shift[i])
+        patches_SVGt = sample.view(-1, grid_frames, patch_voxels, patch_frames).transpose(1, 2)
+        patches_SVGt[plan.patch, plan.place] = scaled_TN.T.unflatten(1, (grid_frames, -1))
+    time = torch.arange(grid_frames, device=device)
+    index = [(plan.spatial_index[:, None] * grid_frames + time).flatten() for plan in plans]
+    return PackedTokens(tokens, torch.cat(index), lengths)
 
 
 def _refuse_empty(counts: Sequence[int], names: Sequence[str]) -> None:

@@ -52,6 +52,7 @@ def describe_plan(run: Run) -> str:
         ("hardware", f"{hardware.accelerator}, precision {hardware.precision}"),
         ("strategy", hardware.strategy),
         ("state-space scan", f"{backend} backend"),
+        ("memory", f"{run.allocator.name} allocator: {run.allocator.why}"),
         (
             "effective batch",
             f"{run.effective_batch:,} = micro batch {config.data.batch_size} x devices "

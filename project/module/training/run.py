@@ -30,6 +30,7 @@ from project.module.pl_classifier import (
     TargetScaling,
 )
 from project.module.training import outputs
+from project.module.training.allocator import choose_allocator
 from project.module.training.run_config import RunConfig
 from project.module.training.strategies import Hardware, resolve_hardware
 from project.module.training.trainer import (
@@ -60,6 +61,7 @@ class Run:
 
     def __init__(self, config: RunConfig) -> None:
         self.hardware: Hardware = resolve_hardware(config.trainer)
+        self.allocator = choose_allocator(config.flags["allocator"], self.hardware.accelerator)
         backend = config.flags["ssd_backend"]
         if backend != "auto" and backend not in BACKENDS:
             select_backend(backend, torch.device("cpu"))  # raises: not in this version
@@ -109,8 +111,6 @@ class Run:
                 folder is made only after all of it has been checked.
         """
         config, flags = self.config, self.config.flags
-        logging.getLogger("project").setLevel(logging.INFO)
-        logging.basicConfig(format="%(message)s")
         self.hardware.require()
         select_backend(flags["ssd_backend"], torch.device(self.hardware.accelerator))
         seed_run(flags["seed"])
@@ -193,7 +193,7 @@ class Run:
         """The LightningModule, freshly initialised; without data for a plan."""
         config = self.config
         card = {} if data is None else data.card()
-        backend = config.flags["ssd_backend"]
+        backend, again = config.flags["ssd_backend"], config.flags["activation_checkpointing"]
         if config.pretrain is not None:
             return PretrainModule(
                 config.model,
@@ -203,6 +203,7 @@ class Run:
                 config.flags["seed"],
                 backend,
                 card,
+                again,
             )
         assert config.downstream is not None and config.head is not None
         scaling = UNSCALED
@@ -217,6 +218,7 @@ class Run:
             scaling,
             backend,
             card,
+            again,
         )
 
     def _load_weights(self, module: FMambaModule, data: FMRIDataModule) -> None:

@@ -102,6 +102,7 @@ def run_config(args: argparse.Namespace, given: frozenset[str]) -> RunConfig:
         raise UserInputError(f"--max_time: got '{values['max_time']}', expected DD:HH:MM:SS.")
     look_up(values["loggername"], names.LOGGER_NAMES, "--loggername")
     look_up(values["ssd_backend"], names.SSD_BACKENDS, "--ssd_backend")
+    look_up(values["allocator"], names.ALLOCATORS, "--allocator")
     if values["test_only"] and not values["test_ckpt_path"]:
         raise UserInputError("--test_only: needs --test_ckpt_path FILE, the model to evaluate.")
     for name, need in unused_flags(values).items():

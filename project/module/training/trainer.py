@@ -159,14 +159,17 @@ def build_trainer(
     arguments["accumulate_grad_batches"] = accumulation(config)
     if config.flags["grad_clip"] is not None:
         arguments["gradient_clip_val"] = config.flags["grad_clip"]
-    terminal = sys.stderr.isatty() and arguments.get("enable_progress_bar", True)
-    arguments["enable_progress_bar"] = terminal
+    bar = None
+    if sys.stderr.isatty() and arguments.get("enable_progress_bar", True):
+        # It shows the loss, and to read that from a GPU the host waits until the step is done.
+        bar = TQDMProgressBar(refresh_rate=1 if hardware.accelerator == "cpu" else 20)
+    arguments["enable_progress_bar"] = bar is not None
     arguments.setdefault("enable_model_summary", False)
     arguments.setdefault("num_sanity_val_steps", 0)
     try:
         return Trainer(
             logger=False if quiet else build_loggers(config, run_dir, run_name),
-            callbacks=[] if quiet else build_callbacks(config, run_dir, validates, terminal),
+            callbacks=[] if quiet else build_callbacks(config, run_dir, validates, bar),
             default_root_dir=run_dir,
             **arguments,
         )
@@ -176,11 +179,11 @@ def build_trainer(
 
 
 def build_callbacks(
-    config: RunConfig, run_dir: Path, validates: bool, terminal: bool
+    config: RunConfig, run_dir: Path, validates: bool, bar: TQDMProgressBar | None
 ) -> list[Callback]:
     """Checkpoints, progress, early stopping and embeddings, as far as asked for."""
     callbacks: list[Callback] = [BatchSeed(config.flags["seed"])]
-    callbacks.append(TQDMProgressBar() if terminal else PlainProgress())
+    callbacks.append(bar or PlainProgress())
     folder = run_dir / "checkpoints"
     monitor, mode = monitored(config)
     if config.trainer.get("enable_checkpointing", True):

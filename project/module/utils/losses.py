@@ -6,11 +6,17 @@ Shapes: L packed tokens, V values a token, B samples.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from project.module.config import TASK_TYPES
+
+# Rows of a block of token errors: on a CPU it should stay in the cache, elsewhere launches be few.
+BLOCK_ROWS = {"cpu": 1024}
+BLOCK_ROWS_ELSEWHERE = 32_768
 
 
 def _widened(values: Tensor) -> Tensor:
@@ -20,23 +26,73 @@ def _widened(values: Tensor) -> Tensor:
 def next_token_targets(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     """Rows of the tokens to predict: all but the first of each sample, [sum(lengths) - B]."""
     keep = torch.ones(sum(lengths), dtype=torch.bool)
-    starts = torch.tensor((0, *lengths[:-1])).cumsum(0)
-    keep[starts] = False
-    return keep.nonzero()[:, 0].to(device)
+    keep[torch.tensor((0, *lengths[:-1])).cumsum(0)] = False
+    return keep.nonzero()[:, 0].to(device, non_blocking=True)
 
 
-def next_token_errors(prediction: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:
+def next_token_errors(
+    x: Tensor, tokens: Tensor, targets: Tensor, predict: Callable[[Tensor], Tensor]
+) -> Tensor:
     """Squared error of each target token, averaged over its V values: [len(targets)].
 
-    ``prediction[i - 1]`` is compared with ``tokens[i]`` (paper, section 3.3); since no target is
-    the first token of its sample, no pair crosses a border.
+    The prediction from ``x[i - 1]`` is compared with ``tokens[i]`` (paper, section 3.3); since no
+    target is the first token of its sample, no pair crosses a border.
+
+    Args:
+        x: (L, D), what the predictions are made from.
+        tokens: (L, V).
+        targets: rows of the tokens to predict.
+        predict: (rows, D) -> (rows, V), each row by itself.
     """
-    return _widened(prediction[targets - 1] - tokens[targets]).square().mean(-1)
+    return _row_errors(x, tokens, predict, 1)[targets - 1]
 
 
-def masked_token_errors(prediction: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:
-    """Squared error of each hidden token at its own place, averaged over V: [len(targets)]."""
-    return _widened(prediction[targets] - tokens[targets]).square().mean(-1)
+def masked_token_errors(
+    x: Tensor, tokens: Tensor, targets: Tensor, predict: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """As ``next_token_errors``, for hidden tokens: each is predicted from its own place."""
+    return _row_errors(x, tokens, predict, 0)[targets]
+
+
+def _row_errors(
+    x: Tensor, tokens: Tensor, predict: Callable[[Tensor], Tensor], shift: int
+) -> Tensor:
+    """Error of the prediction from every row i against token i + shift: [L - shift].
+
+    Block after block, so that a prediction is still in the cache when it is compared. The few rows
+    that are not asked for cost less than gathering the others.
+    """
+    size = BLOCK_ROWS.get(x.device.type, BLOCK_ROWS_ELSEWHERE)
+    whole, rest = divmod(len(x) - shift, size)
+    blocks = x.split([size] * whole + [rest, shift])[:-1]
+    partners = tokens[shift:].split([size] * whole + [rest])
+    errors = [
+        _MeanSquares.apply(predict(rows), wanted)
+        for rows, wanted in zip(blocks, partners, strict=True)
+    ]
+    return torch.cat(errors)
+
+
+class _MeanSquares(torch.autograd.Function):
+    """Mean over V of (prediction - tokens)^2, (rows, V) -> (rows,); tokens get no gradient.
+
+    Written out because autograd would make the gradient in three passes and keep two copies.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, prediction: Tensor, tokens: Tensor) -> Tensor:
+        difference = _widened(prediction - tokens)
+        ctx.save_for_backward(difference)
+        ctx.dtype = prediction.dtype
+        squares = torch.linalg.vector_norm(difference, dim=-1).square_()
+        return squares.div_(difference.shape[-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (difference,) = ctx.saved_tensors
+        factor = gradient * (2 / difference.shape[-1])
+        return (difference * factor[:, None]).to(ctx.dtype), None
 
 
 def cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float) -> Tensor:

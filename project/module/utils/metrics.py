@@ -158,6 +158,9 @@ class SubjectMetrics(Metric):
         return {name: METRICS[name](mean, target) for name in self.names}
 
 
+_BLOCK_ROWS = 4096
+
+
 class TokenMetrics(Metric):
     """Loss of token prediction beside two controls, over all target tokens.
 
@@ -196,11 +199,13 @@ class TokenMetrics(Metric):
 
         No target may be the first token of its sample.
         """
-        wanted = tokens[targets].double()
         self.loss_sum += errors.double().sum()
-        self.persistence_sum += (wanted - tokens[targets - 1].double()).square().mean(-1).sum()
-        self.token_sum += wanted.sum(0)
-        self.square_sum += wanted.square().mean(-1).sum()
+        for rows in targets.split(_BLOCK_ROWS):  # so that fp64 copies stay small
+            wanted = tokens[rows].double()
+            before = tokens[rows - 1].double()
+            self.persistence_sum += (wanted - before).square().mean(-1).sum()
+            self.token_sum += wanted.sum(0)
+            self.square_sum += wanted.square().mean(-1).sum()
         self.count += len(targets)
 
     def compute(self) -> dict[str, Tensor]:

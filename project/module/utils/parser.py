@@ -128,6 +128,12 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     add("--resume_ckpt_path", metavar="FILE", help="continue this run's training")
     _switch(group, "test_only", False, "only evaluate --test_ckpt_path on the test subjects")
     add("--test_ckpt_path", metavar="FILE", help="checkpoint for --test_only")
+    add(
+        "--allocator",
+        default="auto",
+        metavar="NAME",
+        help=f"{', '.join(names.ALLOCATORS)}; retain keeps freed memory for the next step (glibc)",
+    )
     _switch(group, "save_embedding", False, "write the test windows' mean features")
     add("--embedding_save_dir", metavar="DIR", help="default: embeddings/ in the run folder")
     _switch(group, "use_early_stopping", False, "stop when the monitored value stops improving")
@@ -233,6 +239,12 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         default="auto",
         metavar="NAME",
         help=f"state-space scan: {', '.join(names.SSD_BACKENDS)}",
+    )
+    _switch(
+        group,
+        "activation_checkpointing",
+        False,
+        "keep only the input of each block and compute the rest again: less memory, more time",
     )
 
 

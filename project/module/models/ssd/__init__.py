@@ -10,6 +10,7 @@ from pkgutil import iter_modules
 from project.module.models.ssd.api import (
     BACKENDS,
     Backend,
+    BlockParams,
     MixerParams,
     mixer_core,
     select_backend,
@@ -18,4 +19,4 @@ from project.module.models.ssd.api import (
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["BACKENDS", "Backend", "MixerParams", "mixer_core", "select_backend"]
+__all__ = ["BACKENDS", "Backend", "BlockParams", "MixerParams", "mixer_core", "select_backend"]

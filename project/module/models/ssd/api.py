@@ -28,8 +28,13 @@ import torch
 from torch import Tensor
 
 from project.module.config import SSD_BACKENDS, UserInputError, look_up
+from project.module.models.ssd.flop_count import counted_mixer, counting_flops
 
 logger = logging.getLogger(__name__)
+
+# Tokens of a chunk, inside which the scan is a matrix product: fewer waste the products, more raise
+# their number (it grows with the chunk).
+CHUNK = 64
 
 
 class MixerParams(NamedTuple):
@@ -54,7 +59,24 @@ class MixerParams(NamedTuple):
     headdim: int
 
 
+class BlockParams(NamedTuple):
+    """Parameters of a residual block.
+
+    Attributes:
+        norm_weight: [D] of the RMSNorm before the layer.
+        in_proj: [2I + 2N + H, D].
+        out_proj: [D, I].
+        mixer: what lies between the projections.
+    """
+
+    norm_weight: Tensor
+    in_proj: Tensor
+    out_proj: Tensor
+    mixer: MixerParams
+
+
 MixerFunction = Callable[[Tensor, MixerParams, tuple[int, ...]], Tensor]
+BlockFunction = Callable[[Tensor, BlockParams, tuple[int, ...]], Tensor]
 
 
 class Backend(NamedTuple):
@@ -64,11 +86,16 @@ class Backend(NamedTuple):
         name: value of ``--ssd_backend``.
         run: (zxbcdt [L, 2I + 2N + H], parameters, lengths) -> [L, I].
         why_not: given a device, None if the backend works there, else the reason and the remedy.
+        block: (x [L, D], parameters, lengths) -> [L, D], a whole residual block
+            ``x + out_proj(mixer(in_proj(rmsnorm(x))))`` in one go, for backends that gain by it.
+        detail: a word on how it will run here, for the log.
     """
 
     name: str
     run: MixerFunction
     why_not: Callable[[torch.device], str | None]
+    block: BlockFunction | None
+    detail: Callable[[], str] | None
 
 
 BACKENDS: dict[str, Backend] = {}
@@ -76,13 +103,16 @@ _announced: set[tuple[str, str]] = set()
 
 
 def register_backend(
-    name: str, why_not: Callable[[torch.device], str | None] = lambda device: None
+    name: str,
+    why_not: Callable[[torch.device], str | None] = lambda device: None,
+    block: BlockFunction | None = None,
+    detail: Callable[[], str] | None = None,
 ) -> Callable[[MixerFunction], MixerFunction]:
     """Decorator that enters a mixer function into ``BACKENDS`` under ``name``."""
     assert name in SSD_BACKENDS and name not in BACKENDS, name
 
     def enter(run: MixerFunction) -> MixerFunction:
-        BACKENDS[name] = Backend(name, run, why_not)
+        BACKENDS[name] = Backend(name, run, why_not, block, detail)
         return run
 
     return enter
@@ -123,7 +153,8 @@ def select_backend(requested: str, device: torch.device) -> Backend:
             raise UserInputError(f"--ssd_backend: '{requested}' cannot run on {device}: {reason}")
     if (chosen.name, device.type) not in _announced:
         _announced.add((chosen.name, device.type))
-        logger.info("state-space backend: %s (%s)", chosen.name, why)
+        how = f"{why}; {chosen.detail()}" if chosen.detail else why
+        logger.info("state-space backend: %s (%s)", chosen.name, how)
     return chosen
 
 
@@ -142,7 +173,10 @@ def mixer_core(
         [L, I], input of the out-projection, in the type of ``zxbcdt``.
     """
     assert sum(lengths) == zxbcdt.shape[0] and all(lengths), (lengths, zxbcdt.shape)
-    return select_backend(backend, zxbcdt.device).run(zxbcdt, params, lengths)
+    run = None if zxbcdt.is_meta else select_backend(backend, zxbcdt.device).run
+    if run is None or counting_flops():
+        return counted_mixer(run, zxbcdt, params, lengths, CHUNK)
+    return run(zxbcdt, params, lengths)
 
 
 # ----------------------------------------------------------------- shared by the torch backends

@@ -1,0 +1,482 @@
+"""The mixer, block after block: what lies between its input and its output stays in the cache.
+
+State-space duality (Dao & Gu 2024, section 6): inside a chunk of Q tokens the output is a masked
+product as in attention, across chunks only the states [N, P] of the heads are carried. Here a
+sequence is walked in blocks of some chunks, all steps of a block one after the other; the backward
+pass walks it in reverse and computes what lies between again. So nothing of a layer but its input,
+the states at the borders and (see ``KEEP_BYTES``) the in-projection's output exists as a whole.
+
+With a = running sum of dt A inside a chunk, G = C B^T (one for all heads), S the state before it:
+
+    W  = G exp(a_i - a_j) dt_j below the diagonal, G dt + D on it
+    Y  = (W | C exp(a_i)) (X ; S)                      one product; the skip D x is in it
+    S' = exp(a_last) S + (B exp(a_last - a_j) dt_j)^T X
+
+and backwards, with dY given:
+
+    d(W | C exp(a)) = dY (X ; S)^T        d(X ; S) = (W | C exp(a))^T dY
+    dS = exp(a_last) dS' + what the outputs ask of S       (reversed scan)
+    dX += (B w) dS'     d(B w) = X dS'^T   dG = sum over heads of dW exp(a_i - a_j) dt_j
+    dC = .. + dG B      dB = .. + dG^T C   da = row sums less column sums of dW W, and the states'
+
+Matrix products are torch's; the passes between them come from ``stages`` (torch) or ``native`` (C).
+With bf16 operands only what enters or leaves a product is bf16; decays, states, norms and sums are
+fp32 or wider.
+
+Shapes: L packed tokens, D width, I inner width, R = 2I + 2N + H columns of the in-projection, K
+chunks of Q tokens in a block, H heads of P, N state size, W = I + 2N.
+"""
+
+from __future__ import annotations
+
+import threading
+from types import ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from project.module.models.ssd import native, stages
+from project.module.models.ssd.api import CHUNK, BlockParams, MixerParams
+from project.module.models.ssd.stages import Sizes, Weights
+
+# Tokens of a block: on a CPU its buffers should stay in the cache, elsewhere few launches count.
+BLOCK = {"cpu": 2048}
+BLOCK_ELSEWHERE = 16_384
+# An in-projection's output up to this size is kept for the backward pass (fp32 on a CPU).
+KEEP_BYTES = 128 << 20
+
+
+class Layer(NamedTuple):
+    """What does not need a gradient: sizes, packing, types.
+
+    Attributes:
+        heads, headdim, state, taps: H, P, N and the taps of the convolution.
+        lengths: tokens of each sequence.
+        operand: type of what enters matrix products.
+    """
+
+    heads: int
+    headdim: int
+    state: int
+    taps: int
+    lengths: tuple[int, ...]
+    operand: torch.dtype
+
+    def sizes(self, rows: int) -> Sizes:
+        """Of a block of ``rows`` tokens."""
+        return Sizes(rows, -(-rows // CHUNK), CHUNK, *self[:4])
+
+
+def operand_type(tensor: Tensor) -> torch.dtype:
+    """bf16 for bf16 input and under autocast to it; fp16 has too small a range and becomes fp32."""
+    kind = tensor.device.type
+    if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16:
+        return torch.bfloat16
+    return torch.float32 if tensor.dtype == torch.float16 else tensor.dtype
+
+
+# ---------------------------------------------------------------------------------------- memory
+# Fresh memory costs more than the arithmetic: the kernel clears it page by page.
+
+
+class _Buffers:
+    """Memory for the blocks of one kind of layer."""
+
+    def __init__(self, layer: Layer, rows: int, width: int, device: torch.device) -> None:
+        s = layer.sizes(rows)
+        narrow, double = layer.operand, torch.float64
+        full = torch.promote_types(narrow, torch.float32)
+        k, q, n, p = s.chunks, s.q, s.state, s.headdim
+        self._layer = layer
+        self._views: dict[int, SimpleNamespace] = {}
+        shapes = {
+            "dt": ((k, s.heads, q), full),
+            "a": ((k, s.heads, q), double),
+            "dlast": ((k, s.heads, n), full),
+            "db_rest": ((k, q, n), full),
+            "dc_rest": ((k, q, n), full),
+            "dprojected": ((k * q, width), narrow),
+        }
+        for name, shape in {
+            "normed": (k * q, width),
+            "projected": (k * q, width),
+            "zx": (k * q, s.inner + s.channels + s.heads),
+            "gated": (k * q, s.inner),
+            "xs": (k * s.heads, q + n, p),
+            "b": (k, q, n),
+            "c": (k, q, n),
+            "g": (k, q, q),
+            "wc": (k * s.heads, q, q + n),
+            "bw": (k * s.heads, q, n),
+            "added": (k * s.heads, n, p),
+            "y": (k * s.heads, q, p),
+        }.items():
+            shapes[name] = shapes["d" + name] = (shape, narrow)
+        self._memory = {
+            name: torch.empty(shape, dtype=dtype, device=device)
+            for name, (shape, dtype) in shapes.items()
+        }
+
+    def block(self, rows: int) -> SimpleNamespace:
+        """The buffers cut to a block of so many tokens; their content is undefined.
+
+        A buffer of K H matrices is there as [K, H, ...] too, with a 4 behind its name; ``x`` are
+        the first Q rows of ``xs``.
+        """
+        if rows not in self._views:
+            with torch.inference_mode(False):
+                self._views[rows] = self._cut(rows)
+        return self._views[rows]
+
+    def _cut(self, rows: int) -> SimpleNamespace:
+        s = self._layer.sizes(rows)
+        v = SimpleNamespace(s=s)
+        for name, memory in self._memory.items():
+            first = rows if memory.dim() == 2 else s.chunks
+            by_head = name.removeprefix("d") in ("xs", "wc", "bw", "added", "y")
+            setattr(v, name, memory[: first * s.heads if by_head else first])
+            if by_head:
+                setattr(v, name + "4", getattr(v, name).unflatten(0, (s.chunks, s.heads)))
+        v.x, v.dx = v.xs[:, : s.q], v.dxs[:, : s.q]
+        return v
+
+
+_local = threading.local()
+
+
+def _buffers(layer: Layer, width: int, device: torch.device) -> _Buffers:
+    """Of this thread; those of the last kind of layer are kept (40 MB for Base)."""
+    rows = min(_block_rows(device), -(-max(layer.lengths) // CHUNK) * CHUNK)
+    key = (layer._replace(lengths=()), rows, width, device)
+    if getattr(_local, "key", None) != key:
+        with torch.inference_mode(False):  # a validation may come before the first training step
+            _local.key, _local.buffers = key, _Buffers(layer, rows, width, device)
+    return _local.buffers
+
+
+def forget_buffers() -> None:
+    """Give back the memory kept between calls (of this thread)."""
+    _local.__dict__.clear()
+    _pool.clear()
+
+
+def _block_rows(device: torch.device) -> int:
+    return BLOCK.get(device.type, BLOCK_ELSEWHERE)
+
+
+class _Pool:
+    """Memory for what is kept from forward to backward pass, handed on from step to step."""
+
+    def __init__(self) -> None:
+        self._free: list[Tensor] = []
+        self._lock = threading.Lock()
+
+    def take(self, rows: int, columns: int) -> Tensor:
+        """fp32 [rows, columns], content undefined."""
+        size = rows * columns
+        with self._lock:
+            fitting = [i for i, memory in enumerate(self._free) if memory.numel() >= size]
+            if fitting:
+                memory = self._free.pop(min(fitting, key=lambda i: self._free[i].numel()))
+            else:
+                self._free.clear()  # too small: windows have grown
+                memory = torch.empty(size)
+        return memory[:size].view(rows, columns)
+
+    def clear(self) -> None:
+        """Give all of it back."""
+        with self._lock:
+            self._free.clear()
+
+    def give(self, taken: Tensor) -> None:
+        """Take back what ``take`` gave; nothing may refer to it any more."""
+        memory = taken.new_empty(0).set_(taken.untyped_storage())
+        with self._lock:
+            self._free.append(memory)
+
+
+_pool = _Pool()
+
+
+# -------------------------------------------------------------------------------------- autograd
+
+
+class _Blockwise(torch.autograd.Function):
+    """The mixer, or with projections a whole residual block."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, layer: Layer, x: Tensor,
+        pre_norm: Tensor | None, in_proj: Tensor | None, out_proj: Tensor | None,
+        conv_weight: Tensor, conv_bias: Tensor, dt_bias: Tensor, A_log: Tensor, D: Tensor,
+        norm_weight: Tensor,
+    ) -> Tensor:  # fmt: skip
+        tensors = (
+            x, pre_norm, in_proj, out_proj, conv_weight, conv_bias, dt_bias, A_log, D, norm_weight
+        )  # fmt: skip
+        ctx.keep = any(ctx.needs_input_grad)
+        with torch.autocast(x.device.type, enabled=False):
+            out, borders, kept = _Call(layer, tensors).forward(ctx.keep)
+        if ctx.keep:
+            ctx.layer, ctx.borders, ctx.kept = layer, borders, kept
+            ctx.save_for_backward(*tensors)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        tensors, kept = ctx.saved_tensors, ctx.kept
+        ctx.kept = (
+            None  # its memory goes on to another call: a second backward pass computes it anew
+        )
+        with torch.autocast(dout.device.type, enabled=False):
+            gradients = _Call(ctx.layer, tensors).backward(dout, ctx.borders, kept).gradients()
+        if kept is not None:
+            _pool.give(kept)
+        wanted = zip(gradients, tensors, ctx.needs_input_grad[1:], strict=True)
+        return None, *(
+            g.to(t.dtype) if g is not None and needed else None for g, t, needed in wanted
+        )
+
+
+class _Call:
+    """One pass through a layer, forward or backward."""
+
+    def __init__(self, layer: Layer, tensors: tuple[Tensor | None, ...]) -> None:
+        x, pre_norm, in_proj, out_proj, conv_weight, conv_bias, dt_bias, A_log, D, norm = tensors
+        assert x is not None and conv_weight is not None and conv_bias is not None
+        assert dt_bias is not None and A_log is not None and D is not None and norm is not None
+        self.layer, self.x = layer, x
+        self.full = torch.promote_types(layer.operand, torch.float32)
+
+        def small(tensor: Tensor) -> Tensor:
+            return tensor.detach().to(self.full).contiguous()
+
+        self.w = Weights(
+            conv_weight=small(conv_weight.t()),
+            conv_bias=small(conv_bias),
+            dt_bias=small(dt_bias),
+            A=small(-torch.exp(A_log.to(self.full))),
+            D=small(D),
+            norm=small(norm),
+        )
+        self.pre_norm = None if pre_norm is None else small(pre_norm)
+        self.in_proj = None if in_proj is None else in_proj.detach().to(layer.operand)
+        self.out_proj = None if out_proj is None else out_proj.detach().to(layer.operand)
+        self.passes: ModuleType = stages
+        if native.can_run(x, layer.operand, layer.taps, residual=in_proj is not None):
+            self.passes = native
+        self.buffers = _buffers(layer, x.shape[1], x.device)
+
+    def blocks(self) -> list[list[tuple[int, int]]]:
+        """(first, past the last) token of each block, sequence by sequence."""
+        found, start, step = [], 0, _block_rows(self.x.device)
+        for length in self.layer.lengths:
+            end = start + length
+            found.append([(at, min(at + step, end)) for at in range(start, end, step)])
+            start = end
+        return found
+
+    def zero_state(self) -> Tensor:
+        """[H, N, P]."""
+        return self.w.A.new_zeros(self.layer.heads, self.layer.state, self.layer.headdim)
+
+    # --- steps of a block; v are its buffers, x its input rows
+
+    def project_in(self, v: SimpleNamespace, x: Tensor, kept: Tensor | None) -> Tensor:
+        """[rows, R], what enters the mixer; ``v.normed`` is what went into the in-projection."""
+        if self.in_proj is None:
+            return x.to(self.layer.operand)
+        self.passes.norm(x, self.pre_norm, v.normed)
+        return torch.mm(v.normed, self.in_proj.t(), out=v.zx if kept is None else kept)
+
+    def scan(self, v: SimpleNamespace, zx: Tensor, tail: Tensor, state: Tensor) -> None:
+        """From the in-projection's output to ``v.y``; ``state`` moves on to the block's end."""
+        passes, w = self.passes, self.w
+        passes.prepare(v.s, zx, tail, w, v.xs4, v.b, v.c, v.dt, v.a)
+        torch.bmm(v.c, v.b.mT, out=v.g)
+        passes.weights(v.s, v.g, v.b, v.c, v.dt, v.a, w.D, v.wc4, v.bw4)
+        torch.bmm(v.bw.mT, v.x, out=v.added)
+        passes.scan(v.s, v.added4, v.a, state, v.xs4)
+        torch.bmm(v.wc, v.xs, out=v.y)
+
+    def scan_backward(
+        self, v: SimpleNamespace, zx: Tensor, dstate: Tensor, dzx: Tensor, total: _Totals
+    ) -> None:
+        """From ``v.dy`` to ``v.dx`` and the gradients of B, C and dt; ``dstate`` moves back."""
+        torch.bmm(v.dy, v.xs.mT, out=v.dwc)
+        torch.bmm(v.wc.mT, v.dy, out=v.dxs)
+        self.passes.scan_backward(v.s, v.dxs4, v.xs4, v.a, dstate, v.dadded4, v.dlast)
+        torch.bmm(v.x, v.dadded.mT, out=v.dbw)
+        v.dx.baddbmm_(v.bw, v.dadded)
+        dA, dD, ddt_bias = self.passes.weights_backward(
+            v.s, v.dwc4, v.dbw4, v.dlast, v.g, v.b, v.c, v.dt, v.a, zx, self.w,
+            v.dg, v.db_rest, v.dc_rest, dzx,
+        )  # fmt: skip
+        torch.bmm(v.dg, v.b, out=v.dc)
+        torch.bmm(v.dg.mT, v.c, out=v.db)
+        total.A += dA
+        total.D += dD
+        total.dt_bias += ddt_bias
+
+    # --- passes over all tokens
+
+    def forward(self, keep: bool) -> tuple[Tensor, list[tuple[Tensor, Tensor]], Tensor | None]:
+        """Run all blocks.
+
+        Returns:
+            The output; and if a backward pass is to follow, state [H, N, P] and tail [taps - 1, W]
+            at the start of each block, and the in-projection's output where it is kept.
+        """
+        x, w, taps = self.x, self.w, self.layer.taps
+        inner, channels = w.norm.numel(), w.conv_bias.numel()
+        out = x.new_empty(x.shape[0], inner if self.out_proj is None else x.shape[1])
+        kept = self._kept_memory() if keep else None
+        borders = []
+        for blocks in self.blocks():
+            state = self.zero_state()
+            tail = x.new_zeros(taps - 1, channels, dtype=self.layer.operand)
+            for first, last in blocks:
+                if keep:
+                    borders.append((state.clone(), tail))
+                v = self.buffers.block(last - first)
+                zx = self.project_in(v, x[first:last], None if kept is None else kept[first:last])
+                self.scan(v, zx, tail, state)
+                if self.out_proj is None:
+                    self.passes.gate(v.s, v.y4, zx, w.norm, out[first:last])
+                else:
+                    self.passes.gate(v.s, v.y4, zx, w.norm, v.gated)
+                    torch.mm(v.gated, self.out_proj.t(), out=v.projected)
+                    self.passes.add(x[first:last], v.projected, out[first:last])
+                inputs = torch.cat([tail, zx[1 - taps :, inner : inner + channels]])
+                tail = inputs[len(inputs) - (taps - 1) :]
+        return out, borders, kept
+
+    def _kept_memory(self) -> Tensor | None:
+        """Where the in-projection's output is kept, if that is worth it.
+
+        In fp32 computing it again takes longer than reading it; with bf16 operands it does not.
+        """
+        x, projection = self.x, self.in_proj
+        if projection is None or self.layer.operand != torch.float32 or x.device.type != "cpu":
+            return None
+        rows, columns = x.shape[0], projection.shape[0]
+        return _pool.take(rows, columns) if rows * columns * 4 <= KEEP_BYTES else None
+
+    def backward(
+        self, dout: Tensor, borders: list[tuple[Tensor, Tensor]], kept: Tensor | None
+    ) -> _Totals:
+        """Walk back through all blocks and sum up the gradients."""
+        x, w, layer = self.x, self.w, self.layer
+        dout = dout.contiguous()
+        total = _Totals(self)
+        at = len(borders)
+        for blocks in reversed(self.blocks()):
+            dstate, carry = self.zero_state(), torch.zeros_like(w.conv_weight[1:])
+            for first, last in reversed(blocks):
+                at -= 1
+                state, tail = borders[at]
+                v = self.buffers.block(last - first)
+                dx, dout_rows = total.dx[first:last], dout[first:last]
+                if kept is None:
+                    zx = self.project_in(v, x[first:last], None)
+                else:
+                    zx = kept[first:last]
+                    self.passes.norm(x[first:last], self.pre_norm, v.normed)
+                self.scan(v, zx, tail, state.clone())
+
+                dgated, gated = dout_rows, None
+                if self.out_proj is not None:
+                    gated, dprojected = v.gated, dout_rows
+                    if dout_rows.dtype != layer.operand:
+                        dprojected = v.dprojected.copy_(dout_rows)
+                    dgated = torch.mm(dprojected, self.out_proj, out=v.dgated)
+                dzx = v.dzx
+                if self.in_proj is None and dx.dtype == layer.operand:
+                    dzx = dx
+                total.norm += self.passes.gate_backward(
+                    v.s, v.y4, zx, w.norm, dgated, gated, v.dy4, dzx
+                )
+                if self.out_proj is not None:
+                    total.add_product("out_proj", dprojected, v.gated)
+                self.scan_backward(v, zx, dstate, dzx, total)
+                dweight, dbias = self.passes.convolution_backward(
+                    v.s, v.dxs4, v.db, v.db_rest, v.dc, v.dc_rest, zx, tail, w, carry, dzx
+                )
+                total.conv_weight += dweight
+                total.conv_bias += dbias
+                if self.in_proj is not None:
+                    total.add_product("in_proj", dzx, v.normed)
+                    torch.mm(dzx, self.in_proj, out=v.dnormed)
+                    total.pre_norm += self.passes.norm_backward(
+                        x[first:last], self.pre_norm, v.dnormed, dout_rows, dx
+                    )
+                elif dzx is not dx:
+                    dx.copy_(dzx)
+        return total
+
+
+class _Totals:
+    """Gradients, those of the parameters summed over blocks in fp32 or wider."""
+
+    def __init__(self, call: _Call) -> None:
+        w, double = call.w, torch.float64
+        self.dx = torch.empty_like(call.x)
+        self.pre_norm = torch.zeros_like(w.norm if call.pre_norm is None else call.pre_norm)
+        self.projections = {
+            name: torch.zeros_like(weight, dtype=call.full)
+            for name, weight in (("in_proj", call.in_proj), ("out_proj", call.out_proj))
+            if weight is not None
+        }
+        self.conv_weight = torch.zeros_like(w.conv_weight)
+        self.conv_bias = torch.zeros_like(w.conv_bias)
+        self.dt_bias, self.A, self.D = (torch.zeros_like(w.A, dtype=double) for _ in range(3))
+        self.norm = torch.zeros_like(w.norm)
+        self._A = w.A
+
+    def add_product(self, name: str, left: Tensor, right: Tensor) -> None:
+        """Add left^T right to the gradient of a projection."""
+        total = self.projections[name]
+        if left.dtype == total.dtype:
+            torch.addmm(total, left.t(), right, out=total)
+        else:
+            total.add_(left.t() @ right)
+
+    def gradients(self) -> tuple[Tensor | None, ...]:
+        """In the order of the tensors that the layer takes."""
+        return (
+            self.dx,
+            self.pre_norm,
+            self.projections.get("in_proj"),
+            self.projections.get("out_proj"),
+            self.conv_weight.t(),
+            self.conv_bias,
+            self.dt_bias,
+            self.A * self._A,  # A = -exp(A_log) is its own derivative
+            self.D,
+            self.norm,
+        )
+
+
+# ------------------------------------------------------------------------------------- interface
+
+
+def _layer(x: Tensor, params: MixerParams, lengths: tuple[int, ...]) -> Layer:
+    heads, taps = params.dt_bias.numel(), params.conv_weight.shape[1]
+    return Layer(heads, params.headdim, params.d_state, taps, lengths, operand_type(x))
+
+
+def mix(zxbcdt: Tensor, params: MixerParams, lengths: tuple[int, ...]) -> Tensor:
+    """The mixer of packed sequences; see ``api.mixer_core``."""
+    return _Blockwise.apply(
+        _layer(zxbcdt, params, lengths), zxbcdt.contiguous(), None, None, None, *params[:6]
+    )
+
+
+def residual_block(x: Tensor, block: BlockParams, lengths: tuple[int, ...]) -> Tensor:
+    """``x + out_proj(mixer(in_proj(rmsnorm(x))))``; see ``api.BlockParams``."""
+    return _Blockwise.apply(
+        _layer(x, block.mixer, lengths), x.contiguous(), *block[:3], *block.mixer[:6]
+    )

@@ -1,0 +1,199 @@
+"""The passes of ``stages`` in C: the same functions on the same buffers, CPU only, fp32 or bf16.
+
+``build.py`` compiles ``kernels.c`` when the environment is set up; nothing is compiled on import.
+Where no library was built, or it was built from another version of the source, ``can_run`` is false
+and the torch passes run instead: the numbers agree to rounding.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from project.module.models.ssd.native.build import library_path
+from project.module.models.ssd.stages import Sizes, Weights
+from project.module.models.utils import NORM_EPS
+
+# Set to 0 to compute with the torch passes although the library is there.
+SWITCH = "NEUROMAMBA_NATIVE"
+MAX_TAPS = 8  # as in kernels.c
+_SUFFIX = {torch.float32: "_f32", torch.bfloat16: "_bf16"}
+
+
+class Status(NamedTuple):
+    """Whether the C passes are used.
+
+    Attributes:
+        library: the loaded library, or None.
+        detail: which one, or why none.
+    """
+
+    library: ctypes.CDLL | None
+    detail: str
+
+
+def status() -> Status:
+    """The library for this machine, loaded once; the switch is read at every call."""
+    if os.environ.get(SWITCH, "1") == "0":
+        return Status(None, f"{SWITCH}=0")
+    return _load()
+
+
+@functools.cache
+def _load() -> Status:
+    # torch's answer also honours ATEN_CPU_CAPABILITY.
+    path: Path | None = library_path(torch.backends.cpu.get_cpu_capability())
+    if path is None:
+        return Status(None, "not built (setup_env.sh builds it where there is a C compiler)")
+    try:
+        return Status(ctypes.CDLL(str(path)), path.stem)
+    except OSError as error:
+        return Status(None, f"{path.name} cannot be loaded: {error}")
+
+
+def can_run(x: Tensor, operand: torch.dtype, taps: int, residual: bool) -> bool:
+    """Whether the C passes take this call: on the CPU, fp32 or bf16 operands, an fp32 residual."""
+    kind = torch.float32 if residual else operand
+    return (
+        x.device.type == "cpu"
+        and operand in _SUFFIX
+        and x.dtype == kind
+        and taps <= MAX_TAPS
+        and status().library is not None
+    )
+
+
+class _Shape(ctypes.Structure):
+    """Keep in step with Shape in kernels.c."""
+
+    _fields_ = [
+        (name, ctypes.c_int64)
+        for name in ("rows", "chunks", "q", "heads", "headdim", "state", "taps", "threads")
+    ]
+
+
+def _call(name: str, operand: torch.dtype, *arguments: object) -> None:
+    library = status().library
+    assert library is not None
+    function = getattr(library, name + _SUFFIX[operand])
+    function.restype = None
+    function(*map(_as_c, arguments))
+
+
+def _as_c(value: object) -> object:
+    if isinstance(value, Tensor):
+        assert value.stride(-1) == 1, value.stride()
+        return ctypes.c_void_p(value.data_ptr())
+    if isinstance(value, Sizes):
+        return ctypes.byref(_Shape(*value, torch.get_num_threads()))
+    if isinstance(value, float):
+        return ctypes.c_float(value)
+    return ctypes.c_void_p(None) if value is None else ctypes.c_int64(value)  # type: ignore[arg-type]
+
+
+def norm(x: Tensor, weight: Tensor, out: Tensor) -> None:
+    """See ``stages.norm``."""
+    threads = torch.get_num_threads()
+    _call("norm", out.dtype, *x.shape, NORM_EPS, threads, x, x.stride(0), weight, out)
+
+
+def norm_backward(x: Tensor, weight: Tensor, dout: Tensor, residual: Tensor, dx: Tensor) -> Tensor:
+    """See ``stages.norm_backward``."""
+    chunk = 64
+    partial = weight.new_empty(-(-x.shape[0] // chunk), weight.numel())
+    _call(
+        "norm_backward", dout.dtype, *x.shape, NORM_EPS, chunk, torch.get_num_threads(),
+        x, x.stride(0), weight, dout, residual, residual.stride(0), dx, dx.stride(0), partial,
+    )  # fmt: skip
+    return partial.sum(0)
+
+
+def add(x: Tensor, y: Tensor, out: Tensor) -> None:
+    """See ``stages.add``."""
+    threads = torch.get_num_threads()
+    _call("add", y.dtype, *x.shape, threads, x, x.stride(0), y, out, out.stride(0))
+
+
+def prepare(
+    s: Sizes, zx: Tensor, tail: Tensor, w: Weights,
+    xs: Tensor, b: Tensor, c: Tensor, dt: Tensor, a: Tensor,
+) -> None:  # fmt: skip
+    """See ``stages.prepare``."""
+    _call(
+        "prepare", zx.dtype, s, zx, zx.stride(0), tail, w.conv_weight, w.conv_bias, w.dt_bias,
+        w.A, xs, b, c, dt, a,
+    )  # fmt: skip
+
+
+def weights(
+    s: Sizes, g: Tensor, b: Tensor, c: Tensor, dt: Tensor, a: Tensor, D: Tensor,
+    wc: Tensor, bw: Tensor,
+) -> None:  # fmt: skip
+    """See ``stages.weights``."""
+    _call("weights", g.dtype, s, g, b, c, dt, a, D, wc, bw)
+
+
+def scan(s: Sizes, added: Tensor, a: Tensor, state: Tensor, xs: Tensor) -> None:
+    """See ``stages.scan``."""
+    _call("scan", xs.dtype, s, added, a, state, xs)
+
+
+def gate(s: Sizes, y: Tensor, zx: Tensor, weight: Tensor, out: Tensor) -> None:
+    """See ``stages.gate``."""
+    _call("gate", y.dtype, s, NORM_EPS, y, zx, zx.stride(0), weight, out, out.stride(0))
+
+
+def gate_backward(
+    s: Sizes, y: Tensor, zx: Tensor, weight: Tensor, dout: Tensor,
+    out: Tensor | None, dy: Tensor, dzx: Tensor,
+) -> Tensor:  # fmt: skip
+    """See ``stages.gate_backward``."""
+    partial = weight.new_empty(s.chunks, s.inner)
+    _call(
+        "gate_backward", y.dtype, s, NORM_EPS, y, zx, zx.stride(0), weight, dout, dout.stride(0),
+        out, dy, dzx, dzx.stride(0), partial,
+    )  # fmt: skip
+    return partial.sum(0)
+
+
+def scan_backward(
+    s: Sizes, dxs: Tensor, xs: Tensor, a: Tensor, dstate: Tensor, dadded: Tensor, dlast: Tensor
+) -> None:
+    """See ``stages.scan_backward``."""
+    _call("scan_backward", xs.dtype, s, dxs, xs, a, dstate, dadded, dlast)
+
+
+def weights_backward(
+    s: Sizes, dwc: Tensor, dbw: Tensor, dlast: Tensor, g: Tensor, b: Tensor, c: Tensor,
+    dt: Tensor, a: Tensor, zx: Tensor, w: Weights,
+    dg: Tensor, db: Tensor, dc: Tensor, dzx: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """See ``stages.weights_backward``."""
+    partial = torch.empty(s.chunks, s.heads, 3, dtype=torch.float64)
+    _call(
+        "weights_backward", g.dtype, s, dwc, dbw, dlast, g, b, c, dt, a, w.A, zx, zx.stride(0),
+        w.dt_bias, dg, db, dc, dzx, dzx.stride(0), partial,
+    )  # fmt: skip
+    dA, dD, ddt_bias = partial.sum(0).unbind(-1)
+    return dA, dD, ddt_bias
+
+
+def convolution_backward(
+    s: Sizes, dxs: Tensor, db: Tensor, db_rest: Tensor, dc: Tensor, dc_rest: Tensor,
+    zx: Tensor, tail: Tensor, w: Weights, carry: Tensor, dzx: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """See ``stages.convolution_backward``."""
+    before = carry.clone()
+    partial = carry.new_empty(s.chunks, s.taps + 1, s.channels)
+    _call(
+        "convolution_backward", zx.dtype, s, dxs, db, db_rest, dc, dc_rest, zx, zx.stride(0), tail,
+        w.conv_weight, w.conv_bias, before, carry, dzx, dzx.stride(0), partial,
+    )  # fmt: skip
+    total = partial.sum(0)
+    return total[:-1], total[-1]

@@ -1,0 +1,551 @@
+/* Included by kernels.c once for each operand type OP. Letters as in blockwise.py: K chunks of Q tokens,
+ * H heads of P, N state size, I = H P, channels of the convolution W = I + 2N. A leading dimension (ld) is
+ * the distance between two rows. */
+
+/* A stretch of channels in a buffer by chunks: row i of chunk k stands at to + (k * chunk_rows + i) * ld. */
+typedef struct {
+    OP *at;
+    int64_t ld, chunk_rows;
+} NAME(Place);
+
+/* Where channels go (or their gradients come from): part h < H is head h of xs, H is B, H + 1 is C. */
+static inline NAME(Place) NAME(place)(const Shape *s, int64_t part, OP *xs, OP *b, OP *c) {
+    const int64_t H = s->heads, P = s->headdim, N = s->state, Q = s->q;
+    NAME(Place) of_x = {xs + part * (Q + N) * P, P, H * (Q + N)};
+    NAME(Place) of_bc = {part == H ? b : c, N, Q};
+    return part < H ? of_x : of_bc;
+}
+
+/* Input t of the convolution; those before the block stand in `tail`. */
+static inline const OP *NAME(input)(const OP *xbc, int64_t ld, const OP *tail, int64_t taps,
+                                    int64_t width, int64_t t) {
+    return t < 0 ? tail + (t + taps - 1) * width : xbc + t * ld;
+}
+
+/* Root-mean-square norm of rows: out = x / sqrt(mean x^2 + eps) * weight. */
+void NAME(norm)(int64_t rows, int64_t width, float eps, int64_t threads, const float *x, int64_t ld_x,
+                const float *restrict weight, OP *out) {
+    (void)threads;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t t = 0; t < rows; t++) {
+        const float *restrict from = x + t * ld_x;
+        OP *restrict to = out + t * width;
+        float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t c = 0; c < width; c++) sum += from[c] * from[c];
+        float scale = 1.0f / sqrtf(sum / (float)width + eps);
+#pragma omp simd
+        for (int64_t c = 0; c < width; c++) to[c] = STORE(from[c] * scale * weight[c]);
+    }
+}
+
+/* dx = residual + gradient of the norm; partial [ceil(rows / q)][width] receives d weight. */
+void NAME(norm_backward)(int64_t rows, int64_t width, float eps, int64_t q, int64_t threads,
+                         const float *x, int64_t ld_x, const float *restrict weight, const OP *dout,
+                         const float *residual, int64_t ld_residual, float *dx, int64_t ld_dx,
+                         float *partial) {
+    (void)threads;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t k = 0; k < (rows + q - 1) / q; k++) {
+        float *restrict dweight = partial + k * width;
+        memset(dweight, 0, (size_t)width * sizeof *dweight);
+        int64_t end = (k + 1) * q < rows ? (k + 1) * q : rows;
+        for (int64_t t = k * q; t < end; t++) {
+            const float *restrict from = x + t * ld_x;
+            const float *restrict skip = residual + t * ld_residual;
+            const OP *restrict d = dout + t * width;
+            float *restrict to = dx + t * ld_dx;
+            float sum = 0.0f, dot = 0.0f;
+#pragma omp simd reduction(+ : sum, dot)
+            for (int64_t c = 0; c < width; c++) {
+                sum += from[c] * from[c];
+                dot += LOAD(d[c]) * weight[c] * from[c];
+            }
+            float scale = 1.0f / sqrtf(sum / (float)width + eps);
+            float shrink = scale * scale * scale * dot / (float)width;
+#pragma omp simd
+            for (int64_t c = 0; c < width; c++) {
+                float g = LOAD(d[c]);
+                dweight[c] += g * from[c] * scale;
+                to[c] = skip[c] + g * weight[c] * scale - from[c] * shrink;
+            }
+        }
+    }
+}
+
+/* out = x + y, y of the operand type. */
+void NAME(add)(int64_t rows, int64_t width, int64_t threads, const float *x, int64_t ld_x, const OP *y,
+               float *out, int64_t ld_out) {
+    (void)threads;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t t = 0; t < rows; t++) {
+        const float *restrict from = x + t * ld_x;
+        const OP *restrict other = y + t * width;
+        float *restrict to = out + t * ld_out;
+#pragma omp simd
+        for (int64_t c = 0; c < width; c++) to[c] = from[c] + LOAD(other[c]);
+    }
+}
+
+/* silu(convolution) of LANES channels from `c` on, for tokens [from, to) of the block: four taps. */
+static inline void NAME(convolve_vec)(const float *weight, const float *bias_of, int64_t width, int64_t c,
+                                      const OP *xbc, int64_t ld, const OP *tail, int64_t from,
+                                      int64_t to, OP *out, int64_t ld_out) {
+    const vec w0 = load_vec_f32(weight + c), w1 = load_vec_f32(weight + width + c);
+    const vec w2 = load_vec_f32(weight + 2 * width + c), w3 = load_vec_f32(weight + 3 * width + c);
+    const vec bias = load_vec_f32(bias_of + c);
+    vec x0 = LOAD_VEC(NAME(input)(xbc, ld, tail, 4, width, from - 3) + c);
+    vec x1 = LOAD_VEC(NAME(input)(xbc, ld, tail, 4, width, from - 2) + c);
+    vec x2 = LOAD_VEC(NAME(input)(xbc, ld, tail, 4, width, from - 1) + c);
+    for (int64_t t = from; t < to; t++) {
+        const vec x3 = LOAD_VEC(xbc + t * ld + c);
+        const vec v = bias + w0 * x0 + w1 * x1 + w2 * x2 + w3 * x3;
+        STORE_VEC(out + (t - from) * ld_out, v * sigmoid_vec(v));
+        x0 = x1, x1 = x2, x2 = x3;
+    }
+}
+
+/* The same for one channel and any filter. */
+static inline void NAME(convolve_one)(const float *weight, const float *bias, int64_t taps,
+                                      int64_t width, int64_t c, const OP *xbc, int64_t ld,
+                                      const OP *tail, int64_t from, int64_t to, OP *out,
+                                      int64_t ld_out) {
+    for (int64_t t = from; t < to; t++) {
+        float v = bias[c];
+        for (int64_t j = 0; j < taps; j++)
+            v += weight[j * width + c] *
+                 LOAD(NAME(input)(xbc, ld, tail, taps, width, t - (taps - 1) + j)[c]);
+        out[(t - from) * ld_out] = STORE(v * sigmoid(v));
+    }
+}
+
+/* Convolution, SiLU, step sizes and summed log decays of a block.
+ *
+ * zx [rows, ld]: z (I), x (I), B (N), C (N), dt (H). Into xs [K, H, Q + N, P], its first Q rows of each
+ * head; b, c [K, Q, N]; dt, a [K, H, Q]. Tokens past the end become 0, with dt = 0: they neither
+ * decay the state nor add to it. */
+void NAME(prepare)(const Shape *s, const OP *zx, int64_t ld, const OP *tail,
+                   const float *conv_weight, const float *conv_bias, const float *dt_bias, const float *A, OP *xs, OP *b, OP *c,
+                   float *dt, double *a) {
+    const int64_t H = s->heads, P = s->headdim, N = s->state, Q = s->q, I = H * P, W = I + 2 * N;
+#pragma omp parallel for schedule(static) num_threads(s->threads)
+    for (int64_t k = 0; k < s->chunks; k++) {
+        const int64_t from = k * Q, to = from + Q < s->rows ? from + Q : s->rows;
+        for (int64_t part = 0; part < H + 2; part++) {
+            const int64_t first = part < H ? part * P : I + (part - H) * N, size = part < H ? P : N;
+            const NAME(Place) place = NAME(place)(s, part, xs, b, c);
+            OP *out = place.at + k * place.chunk_rows * place.ld;
+            int64_t done = 0;
+            for (; s->taps == 4 && done + LANES <= size; done += LANES)
+                NAME(convolve_vec)(conv_weight, conv_bias, W, first + done, zx + I, ld, tail, from, to,
+                                   out + done, place.ld);
+            for (; done < size; done++)
+                NAME(convolve_one)(conv_weight, conv_bias, s->taps, W, first + done, zx + I, ld, tail,
+                                   from, to, out + done, place.ld);
+            memset(out + (to - from) * place.ld, 0, (size_t)((Q - (to - from)) * size) * sizeof(OP));
+        }
+        for (int64_t h = 0; h < H; h++) {
+            double sum = 0.0;
+            for (int64_t i = 0; i < Q; i++) {
+                const int64_t t = from + i;
+                float step = 0.0f;
+                if (t < to) {
+                    float raw = LOAD(zx[t * ld + I + W + h]) + dt_bias[h];
+                    step = raw > 20.0f ? raw : log1pf(expf(raw));
+                }
+                sum += (double)step * (double)A[h];
+                dt[(k * H + h) * Q + i] = step;
+                a[(k * H + h) * Q + i] = sum;
+            }
+        }
+    }
+}
+
+/* The matrices that multiply x and the state.
+ *
+ * From g = C B^T [K, Q, Q]:  wc [K, H, Q, Q + N] = (g exp(a_i - a_j) dt_j + D for j = i, 0 above | C exp(a_i)),
+ * bw [K, H, Q, N] = B exp(a_last - a_j) dt_j. */
+void NAME(weights)(const Shape *s, const OP *g, const OP *b, const OP *c, const float *dt,
+                   const double *a, const float *D, OP *wc, OP *bw) {
+    const int64_t H = s->heads, N = s->state, Q = s->q;
+#pragma omp parallel for schedule(static) num_threads(s->threads)
+    for (int64_t kh = 0; kh < s->chunks * H; kh++) {
+        const int64_t k = kh / H;
+        const float *restrict step = dt + kh * Q;
+        const double *restrict sum = a + kh * Q;
+        for (int64_t i = 0; i < Q; i++) {
+            const OP *restrict from = g + (k * Q + i) * Q;
+            OP *restrict to = wc + (kh * Q + i) * (Q + N);
+            const double here = sum[i];
+#pragma omp simd
+            for (int64_t j = 0; j <= i; j++)
+                to[j] = STORE(LOAD(from[j]) * exp_clamped((float)(here - sum[j])) * step[j]);
+            to[i] = STORE(LOAD(from[i]) * step[i] + D[kh % H]);
+            for (int64_t j = i + 1; j < Q; j++) to[j] = STORE(0.0f);
+            const float decay = exp_clamped((float)here);
+            const float weight = exp_clamped((float)(sum[Q - 1] - here)) * step[i];
+            const OP *restrict from_b = b + (k * Q + i) * N, *restrict from_c = c + (k * Q + i) * N;
+            OP *restrict to_b = bw + (kh * Q + i) * N;
+            for (int64_t n = 0; n < N; n++) to[Q + n] = STORE(LOAD(from_c[n]) * decay);
+            for (int64_t n = 0; n < N; n++) to_b[n] = STORE(LOAD(from_b[n]) * weight);
+        }
+    }
+}
+
+/* States before each chunk into the last N rows of xs; `state` [H, N, P] goes from the block's start
+ * to its end. added [K, H, N, P] is what each chunk adds. */
+void NAME(scan)(const Shape *s, const OP *added, const double *a, float *state, OP *xs) {
+    const int64_t H = s->heads, P = s->headdim, N = s->state, Q = s->q;
+#pragma omp parallel for schedule(static) num_threads(s->threads)
+    for (int64_t hn = 0; hn < H * N; hn++) {
+        const int64_t h = hn / N, n = hn % N;
+        float *restrict carry = state + hn * P;
+        for (int64_t k = 0; k < s->chunks; k++) {
+            const int64_t kh = k * H + h;
+            const float decay = exp_clamped((float)a[kh * Q + Q - 1]);
+            const OP *restrict plus = added + (kh * N + n) * P;
+            OP *restrict to = xs + (kh * (Q + N) + Q + n) * P;
+            for (int64_t p = 0; p < P; p++) {
+                to[p] = STORE(carry[p]);
+                carry[p] = decay * carry[p] + LOAD(plus[p]);
+            }
+        }
+    }
+}
+
+/* out [rows, ld_out] = RMSNorm(y silu(z)); y [K, H, Q, P]. */
+void NAME(gate)(const Shape *s, float eps, const OP *y, const OP *zx, int64_t ld,
+                const float *restrict weight, OP *out, int64_t ld_out) {
+    const int64_t H = s->heads, P = s->headdim, Q = s->q, I = H * P;
+#pragma omp parallel for schedule(static) num_threads(s->threads)
+    for (int64_t t = 0; t < s->rows; t++) {
+        float v[I];
+        float sum = 0.0f;
+        for (int64_t h = 0; h < H; h++) {
+            const OP *restrict from = y + (((t / Q) * H + h) * Q + t % Q) * P;
+            const OP *restrict z = zx + t * ld + h * P;
+            float *restrict to = v + h * P;
+#pragma omp simd reduction(+ : sum)
+            for (int64_t p = 0; p < P; p++) {
+                float gate = LOAD(z[p]);
+                float value = LOAD(from[p]) * gate * sigmoid(gate);
+                to[p] = value;
+                sum += value * value;
+            }
+        }
+        float scale = 1.0f / sqrtf(sum / (float)I + eps);
+        OP *restrict to = out + t * ld_out;
+#pragma omp simd
+        for (int64_t c = 0; c < I; c++) to[c] = STORE(v[c] * scale * weight[c]);
+    }
+}
+
+/* Gradient of `gate`: dy [K, H, Q, P], the z columns of dzx, partial [K, I] for d weight; and once more
+ * the output itself into `out` (unless NULL). */
+void NAME(gate_backward)(const Shape *s, float eps, const OP *y, const OP *zx, int64_t ld,
+                         const float *restrict weight, const OP *dout, int64_t ld_dout, OP *out,
+                         OP *dy, OP *dzx, int64_t ld_dzx, float *partial) {
+    const int64_t H = s->heads, P = s->headdim, Q = s->q, I = H * P;
+#pragma omp parallel for schedule(static) num_threads(s->threads)
+    for (int64_t k = 0; k < s->chunks; k++) {
+        float v[I], sig[I], d[I];
+        float *restrict dweight = partial + k * I;
+        memset(dweight, 0, (size_t)I * sizeof *dweight);
+        for (int64_t i = 0; i < Q; i++) {
+            const int64_t t = k * Q + i;
+            if (t >= s->rows) {
+                for (int64_t h = 0; h < H; h++)
+                    memset(dy + ((k * H + h) * Q + i) * P, 0, (size_t)P * sizeof(OP));
+                continue;
+            }
+            const OP *restrict z = zx + t * ld;
+            const OP *restrict grad = dout + t * ld_dout;
+            float sum = 0.0f, dot = 0.0f;
+            for (int64_t h = 0; h < H; h++) {
+                const OP *restrict from = y + ((k * H + h) * Q + i) * P;
+                const int64_t first = h * P;
+#pragma omp simd reduction(+ : sum, dot)
+                for (int64_t p = 0; p < P; p++) {
+                    float gate = LOAD(z[first + p]);
+                    float s1 = sigmoid(gate);
+                    float value = LOAD(from[p]) * gate * s1;
+                    float g = LOAD(grad[first + p]) * weight[first + p];
+                    v[first + p] = value;
+                    sig[first + p] = s1;
+                    d[first + p] = g;
+                    sum += value * value;
+                    dot += value * g;
+                }
+            }
+            float scale = 1.0f / sqrtf(sum / (float)I + eps);
+            float shrink = scale * scale * scale * dot / (float)I;
+#pragma omp simd
+            for (int64_t c = 0; c < I; c++) {
+                dweight[c] += LOAD(grad[c]) * v[c] * scale;
+                d[c] = d[c] * scale - v[c] * shrink;
+            }
+            if (out) {
+                OP *restrict to = out + t * I;
+#pragma omp simd
+                for (int64_t c = 0; c < I; c++) to[c] = STORE(v[c] * scale * weight[c]);
+            }
+            OP *restrict dz = dzx + t * ld_dzx;
+            for (int64_t h = 0; h < H; h++) {
+                const OP *restrict from = y + ((k * H + h) * Q + i) * P;
+                OP *restrict to = dy + ((k * H + h) * Q + i) * P;
+                const int64_t first = h * P;
+#pragma omp simd
+                for (int64_t p = 0; p < P; p++) {
+                    float gate = LOAD(z[first + p]), s1 = sig[first + p], g = d[first + p];
+                    to[p] = STORE(g * gate * s1);
+                    dz[first + p] = STORE(g * LOAD(from[p]) * s1 * (1.0f + gate * (1.0f - s1)));
+                }
+            }
+        }
+    }
+}
+
+/* Gradient of `scan`. dstate [H, N, P] goes from the block's end to its start; dadded [K, H, N, P];
+ * dlast [K, H, N] are the summands of d a_last. The last N rows of dxs hold what the chunks' outputs
+ * ask of the states, those of xs the states. */
+void NAME(scan_backward)(const Shape *s, const OP *dxs, const OP *xs, const double *a, float *dstate,
+                         OP *dadded, float *dlast) {
+    const int64_t H = s->heads, P = s->headdim, N = s->state, Q = s->q;
+#pragma omp parallel for schedule(static) num_threads(s->threads)
+    for (int64_t hn = 0; hn < H * N; hn++) {
+        const int64_t h = hn / N, n = hn % N;
+        float *restrict carry = dstate + hn * P;
+        for (int64_t k = s->chunks - 1; k >= 0; k--) {
+            const int64_t kh = k * H + h, row = (kh * (Q + N) + Q + n) * P;
+            const float decay = exp_clamped((float)a[kh * Q + Q - 1]);
+            const OP *restrict state = xs + row, *restrict plus = dxs + row;
+            OP *restrict to = dadded + (kh * N + n) * P;
+            float dot = 0.0f;
+#pragma omp simd reduction(+ : dot)
+            for (int64_t p = 0; p < P; p++) {
+                float d = carry[p];
+                to[p] = STORE(d);
+                dot += d * LOAD(state[p]);
+                carry[p] = decay * d + LOAD(plus[p]);
+            }
+            dlast[kh * N + n] = decay * dot;
+        }
+    }
+}
+
+/* Gradient of `weights`, and from there of the step sizes.
+ *
+ * dwc [K, H, Q, Q + N], dbw [K, H, Q, N], dlast of scan_backward. Out: dg [K, Q, Q]; db, dc [K, Q, N], the
+ * parts that do not go through g; the dt columns of dzx; partial [K, H, 3] for d A, d D, d dt_bias. */
+void NAME(weights_backward)(const Shape *s, const OP *dwc, const OP *dbw, const float *dlast,
+                            const OP *g, const OP *b, const OP *c, const float *dt, const double *a,
+                            const float *A, const OP *zx, int64_t ld, const float *dt_bias, OP *dg,
+                            float *db, float *dc, OP *dzx, int64_t ld_dzx, double *partial) {
+    const int64_t H = s->heads, P = s->headdim, N = s->state, Q = s->q, I = H * P;
+#pragma omp parallel for schedule(static) num_threads(s->threads)
+    for (int64_t k = 0; k < s->chunks; k++) {
+        float sum_g[Q * Q];
+        double da[Q];
+        float ddt[Q], column[Q];
+        memset(sum_g, 0, sizeof sum_g);
+        memset(db + k * Q * N, 0, (size_t)(Q * N) * sizeof *db);
+        memset(dc + k * Q * N, 0, (size_t)(Q * N) * sizeof *dc);
+        for (int64_t h = 0; h < H; h++) {
+            const int64_t kh = k * H + h;
+            const float *restrict step = dt + kh * Q;
+            const double *restrict sum = a + kh * Q;
+            double skip = 0.0, last = 0.0;
+            memset(column, 0, sizeof column);
+            for (int64_t n = 0; n < N; n++) last += (double)dlast[kh * N + n];
+            for (int64_t i = 0; i < Q; i++) {
+                const OP *restrict dw = dwc + (kh * Q + i) * (Q + N);
+                const OP *restrict score = g + (k * Q + i) * Q;
+                float *restrict to = sum_g + i * Q;
+                const double here = sum[i];
+                float row = 0.0f;
+#pragma omp simd reduction(+ : row)
+                for (int64_t j = 0; j <= i; j++) {
+                    float d = LOAD(dw[j]) * exp_clamped((float)(here - sum[j]));
+                    float whole = d * LOAD(score[j]);
+                    to[j] += d * step[j];
+                    column[j] += whole;
+                    row += whole * step[j];
+                }
+                skip += (double)LOAD(dw[i]);
+                da[i] = (double)row;
+            }
+            for (int64_t j = 0; j < Q; j++) {
+                da[j] -= (double)(column[j] * step[j]);
+                ddt[j] = column[j];
+            }
+            for (int64_t i = 0; i < Q; i++) {
+                const int64_t t = k * Q + i;
+                const OP *restrict dcw = dwc + (kh * Q + i) * (Q + N) + Q;
+                const OP *restrict dbw_row = dbw + (kh * Q + i) * N;
+                const OP *restrict b_row = b + t * N, *restrict c_row = c + t * N;
+                float *restrict to_b = db + t * N, *restrict to_c = dc + t * N;
+                const float decay = exp_clamped((float)sum[i]);
+                const float rest = exp_clamped((float)(sum[Q - 1] - sum[i])), weight = rest * step[i];
+                float dot_c = 0.0f, dot_b = 0.0f;
+#pragma omp simd reduction(+ : dot_c, dot_b)
+                for (int64_t n = 0; n < N; n++) {
+                    float d = LOAD(dcw[n]) * decay;
+                    to_c[n] += d;
+                    dot_c += d * LOAD(c_row[n]);
+                    d = LOAD(dbw_row[n]);
+                    to_b[n] += d * weight;
+                    dot_b += d * LOAD(b_row[n]);
+                }
+                ddt[i] += rest * dot_b;
+                da[i] += (double)dot_c - (double)(weight * dot_b);
+                last += (double)(weight * dot_b);
+            }
+            da[Q - 1] += last;
+            /* a is a running sum of dt A: its gradient runs back from the end. */
+            double running = 0.0, sum_a = 0.0, sum_bias = 0.0;
+            for (int64_t i = Q - 1; i >= 0; i--) {
+                const int64_t t = k * Q + i;
+                running += da[i];
+                if (t >= s->rows) continue;
+                sum_a += running * (double)step[i];
+                float raw = LOAD(zx[t * ld + 2 * I + 2 * N + h]) + dt_bias[h];
+                float draw = (float)((double)ddt[i] + running * (double)A[h]) / (1.0f + expf(-raw));
+                dzx[t * ld_dzx + 2 * I + 2 * N + h] = STORE(draw);
+                sum_bias += (double)draw;
+            }
+            partial[kh * 3] = sum_a;
+            partial[kh * 3 + 1] = skip;
+            partial[kh * 3 + 2] = sum_bias;
+        }
+        for (int64_t i = 0; i < Q; i++) /* nothing above the diagonal has been added */
+            for (int64_t j = 0; j < Q; j++) dg[(k * Q + i) * Q + j] = STORE(sum_g[i * Q + j]);
+    }
+}
+
+/* Gradient of SiLU and convolution for LANES channels from `c` on and chunk k: four taps.
+ *
+ * The gradient before the activation is needed for the chunk's tokens and the three after them: those are
+ * computed here as well as in the next chunk, or stand in `carry` past the block's end. `rest` (or NULL)
+ * is added to the incoming gradient. */
+static inline void NAME(unconvolve_vec)(const Shape *s, int64_t k, int64_t c, NAME(Place) grad,
+                                        const float *rest, const OP *xbc, int64_t ld,
+                                        const OP *tail, const float *weight, const float *bias_of,
+                                        const float *carry, float *first_dv, OP *dxbc,
+                                        int64_t ld_dxbc, float *partial) {
+    const int64_t Q = s->q, W = s->heads * s->headdim + 2 * s->state;
+    const int64_t from = k * Q, to = from + Q < s->rows ? from + Q : s->rows;
+    const vec w0 = load_vec_f32(weight + c), w1 = load_vec_f32(weight + W + c);
+    const vec w2 = load_vec_f32(weight + 2 * W + c), w3 = load_vec_f32(weight + 3 * W + c);
+    const vec bias = load_vec_f32(bias_of + c), zero = {0};
+    vec x0 = LOAD_VEC(NAME(input)(xbc, ld, tail, 4, W, from - 3) + c);
+    vec x1 = LOAD_VEC(NAME(input)(xbc, ld, tail, 4, W, from - 2) + c);
+    vec x2 = LOAD_VEC(NAME(input)(xbc, ld, tail, 4, W, from - 1) + c);
+    vec d0 = zero, d1 = zero, d2 = zero;
+    vec dw0 = zero, dw1 = zero, dw2 = zero, dw3 = zero, dbias = zero;
+    for (int64_t t = from; t < to; t++) {
+        const int64_t row = k * grad.chunk_rows + (t - from);
+        const vec x3 = LOAD_VEC(xbc + t * ld + c);
+        vec incoming = LOAD_VEC(grad.at + row * grad.ld);
+        if (rest) incoming += load_vec_f32(rest + row * grad.ld);
+        const vec d3 = incoming * silu_slope_vec(bias + w0 * x0 + w1 * x1 + w2 * x2 + w3 * x3);
+        dw0 += d3 * x0, dw1 += d3 * x1, dw2 += d3 * x2, dw3 += d3 * x3, dbias += d3;
+        if (t < 3) store_vec_f32(first_dv + t * W + c, d3);
+        if (t - 3 >= from)
+            STORE_VEC(dxbc + (t - 3) * ld_dxbc + c, w3 * d0 + w2 * d1 + w1 * d2 + w0 * d3);
+        x0 = x1, x1 = x2, x2 = x3, d0 = d1, d1 = d2, d2 = d3;
+    }
+    for (int64_t t = to; t < to + 3; t++) {
+        vec d3;
+        vec x3 = zero;
+        if (t >= s->rows) {
+            d3 = load_vec_f32(carry + (t - s->rows) * W + c);
+            if (t < 3) store_vec_f32(first_dv + t * W + c, d3);
+        } else { /* the chunk is full: row t - to of the next one */
+            const int64_t row = (k + 1) * grad.chunk_rows + (t - to);
+            x3 = LOAD_VEC(xbc + t * ld + c);
+            vec incoming = LOAD_VEC(grad.at + row * grad.ld);
+            if (rest) incoming += load_vec_f32(rest + row * grad.ld);
+            d3 = incoming * silu_slope_vec(bias + w0 * x0 + w1 * x1 + w2 * x2 + w3 * x3);
+        }
+        if (t - 3 >= from)
+            STORE_VEC(dxbc + (t - 3) * ld_dxbc + c, w3 * d0 + w2 * d1 + w1 * d2 + w0 * d3);
+        x0 = x1, x1 = x2, x2 = x3, d0 = d1, d1 = d2, d2 = d3;
+    }
+    store_vec_f32(partial + c, dw0);
+    store_vec_f32(partial + W + c, dw1);
+    store_vec_f32(partial + 2 * W + c, dw2);
+    store_vec_f32(partial + 3 * W + c, dw3);
+    store_vec_f32(partial + 4 * W + c, dbias);
+}
+
+/* The same for one channel and any filter. */
+static inline void NAME(unconvolve_one)(const Shape *s, int64_t k, int64_t c, NAME(Place) grad,
+                                        const float *rest, const OP *xbc, int64_t ld,
+                                        const OP *tail, const float *weight, const float *bias,
+                                        const float *carry, float *first_dv, OP *dxbc,
+                                        int64_t ld_dxbc, float *partial) {
+    const int64_t Q = s->q, W = s->heads * s->headdim + 2 * s->state, taps = s->taps;
+    const int64_t from = k * Q, to = from + Q < s->rows ? from + Q : s->rows;
+    float dv[Q + MAX_TAPS], dweight[MAX_TAPS + 1] = {0};
+    for (int64_t t = from; t < to + taps - 1; t++) {
+        if (t >= s->rows) {
+            dv[t - from] = carry[(t - s->rows) * W + c];
+        } else {
+            float v = bias[c], x[MAX_TAPS];
+            for (int64_t j = 0; j < taps; j++) {
+                x[j] = LOAD(NAME(input)(xbc, ld, tail, taps, W, t - (taps - 1) + j)[c]);
+                v += weight[j * W + c] * x[j];
+            }
+            const int64_t row = (t < to ? k : k + 1) * grad.chunk_rows + (t < to ? t - from : t - to);
+            float incoming = LOAD(grad.at[row * grad.ld]) + (rest ? rest[row * grad.ld] : 0.0f);
+            float d = incoming * silu_slope(v);
+            dv[t - from] = d;
+            if (t < to) {
+                for (int64_t j = 0; j < taps; j++) dweight[j] += d * x[j];
+                dweight[taps] += d;
+            }
+        }
+        if (t < taps - 1) first_dv[t * W + c] = dv[t - from];
+    }
+    for (int64_t t = from; t < to; t++) {
+        float sum = 0.0f;
+        for (int64_t j = 0; j < taps; j++) sum += weight[j * W + c] * dv[t - from + taps - 1 - j];
+        dxbc[t * ld_dxbc + c] = STORE(sum);
+    }
+    for (int64_t j = 0; j <= taps; j++) partial[j * W + c] = dweight[j];
+}
+
+/* Gradient of convolution and SiLU: the x, B and C columns of dzx.
+ *
+ * dxs [K, H, Q + N, P], its first Q rows; db, dc [K, Q, N] in two summands each; carry [taps - 1, W] are
+ * the gradients before the activation of the first tokens after the block, first_dv receives those
+ * of this block's first tokens. partial [K, taps + 1, W] for d weight and d bias. */
+void NAME(convolution_backward)(const Shape *s, OP *dxs, OP *db, const float *db_rest, OP *dc,
+                                const float *dc_rest, const OP *zx, int64_t ld, const OP *tail,
+                                const float *conv_weight, const float *conv_bias,
+                                const float *carry, float *first_dv, OP *dzx, int64_t ld_dzx,
+                                float *partial) {
+    const int64_t H = s->heads, P = s->headdim, N = s->state, I = H * P, W = I + 2 * N;
+#pragma omp parallel for schedule(static) num_threads(s->threads)
+    for (int64_t k = 0; k < s->chunks; k++) {
+        float *to = partial + k * (s->taps + 1) * W;
+        for (int64_t part = 0; part < H + 2; part++) {
+            const int64_t first = part < H ? part * P : I + (part - H) * N, size = part < H ? P : N;
+            const float *rest = part < H ? NULL : part == H ? db_rest : dc_rest;
+            NAME(Place) grad = NAME(place)(s, part, dxs, db, dc);
+            int64_t done = 0;
+            for (; s->taps == 4 && done + LANES <= size; done += LANES) {
+                NAME(unconvolve_vec)(s, k, first + done, grad, rest, zx + I, ld, tail, conv_weight,
+                                     conv_bias, carry, first_dv, dzx + I, ld_dzx, to);
+                grad.at += LANES;
+                rest = rest ? rest + LANES : NULL;
+            }
+            for (; done < size; done++) {
+                NAME(unconvolve_one)(s, k, first + done, grad, rest, zx + I, ld, tail, conv_weight,
+                                     conv_bias, carry, first_dv, dzx + I, ld_dzx, to);
+                grad.at += 1;
+                rest = rest ? rest + 1 : NULL;
+            }
+        }
+    }
+}

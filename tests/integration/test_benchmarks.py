@@ -1,0 +1,218 @@
+"""The benchmarks: contenders compute the same, measuring measures, each script runs end to end."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import _measure, _report, backbone, mixer, scaling
+from project.module.config import UserInputError
+
+ROOT = Path(__file__).resolve().parents[2]
+BOUND = {"32": 1e-5, "bf16": 3e-2}
+SCRIPTS = ["mixer", "backbone", "scaling"]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+# --- what is compared ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", list(BOUND))
+@pytest.mark.parametrize("part", ["mixer", "core"])
+def test_mixers_compute_the_same(part: str, precision: str) -> None:
+    pytest.importorskip("transformers")
+    runs, x = mixer.contenders(_report.TINY, part, 150, precision, "cpu", 64)
+    assert list(runs) == list(mixer.CONTENDERS)
+    assert _measure.largest_difference(runs, dict.fromkeys(runs, x)) <= BOUND[precision]
+
+
+@pytest.mark.parametrize("precision", list(BOUND))
+def test_backbones_compute_the_same(precision: str) -> None:
+    pytest.importorskip("transformers")
+    runs, probes = backbone.contenders(_report.TINY, 130, precision, "cpu", 64)
+    assert list(runs) == list(backbone.CONTENDERS)
+    assert _measure.largest_difference(runs, probes) <= BOUND[precision]
+
+
+def test_a_contender_that_computes_something_else_is_seen() -> None:
+    layers = [torch.nn.Linear(4, 4, bias=False) for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    x, weight = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4)
+
+    def difference() -> float:
+        runs = {
+            str(i): _measure.forward_backward(layer, (x,), weight, "32")
+            for i, layer in enumerate(layers)
+        }
+        return _measure.largest_difference(runs, dict.fromkeys(runs, x))
+
+    assert difference() == 0
+    layers[1].register_full_backward_hook(lambda module, grads, _: (grads[0] * 1.5,))
+    assert difference() == pytest.approx(0.5)  # the same output, another gradient
+
+
+def test_every_run_starts_without_gradients() -> None:
+    layer, x = torch.nn.Linear(4, 2), torch.randn(3, 4, requires_grad=True)
+    run = _measure.forward_backward(layer, (x,), torch.ones(3, 2), "32")
+    run()
+    assert x.grad is not None and layer.weight.grad is not None
+    first = x.grad.clone(), layer.weight.grad.clone()
+    run()
+    torch.testing.assert_close((x.grad, layer.weight.grad), first)
+
+
+# --- measuring ----------------------------------------------------------------------------------
+
+
+def test_contenders_take_turns_and_each_goes_first() -> None:
+    calls: list[str] = []
+    runs = {
+        name: lambda name=name: (calls.append(name), time.sleep(0.02 if name == "b" else 0))
+        for name in "abc"
+    }
+    seconds = _measure.interleaved(runs, repeats=3, warmup=1)
+    rounds = ["".join(calls[i : i + 3]) for i in range(0, len(calls), 3)]
+    assert [sorted(order) for order in rounds] == [["a", "b", "c"]] * 4
+    assert {order[0] for order in rounds[1:]} == {"a", "b", "c"}
+    assert [s["runs"] for s in seconds.values()] == [3, 3, 3]
+    assert 0.02 <= seconds["b"]["min"] <= seconds["b"]["median"] <= seconds["b"]["max"]
+    assert seconds["a"]["median"] < 0.02
+
+
+def test_rate_of_products() -> None:
+    products = _measure.matrix_products(_report.TINY, 100, "32")
+    rows = 2 * 64 + 2 * 8 + 2
+    assert list(products) == [f"gemm 100x32x{rows}", "gemm 100x100x100"]
+    seconds = {name: {"median": 0.5} for name in [*products, "ours"]}
+    rates = _measure.gemm_rates(seconds)
+    assert rates == {
+        f"100x32x{rows}": 2 * 100 * 32 * rows * _measure.PRODUCTS / 0.5,
+        "100x100x100": 2 * 100**3 * _measure.PRODUCTS / 0.5,
+    }
+
+
+def test_peak_memory_is_what_the_run_takes_for_a_moment() -> None:
+    program = (
+        "import torch; from benchmarks._measure import peak_memory\n"
+        "held = torch.ones(50_000_000 // 4)\n"
+        "print(*peak_memory(lambda: None, lambda: torch.ones(300_000_000 // 4)).values())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    peak, added = map(float, done.stdout.split())
+    assert added == pytest.approx(0.3, abs=0.03)
+    assert peak > added + 0.05
+
+
+def test_child_gets_its_settings_and_reports_failure() -> None:
+    assert _report.in_child("torch:get_num_threads", 2, "default") == 2
+    with pytest.raises(UserInputError, match=r"math:sqrt.*ended with status 1"):
+        _report.in_child("math:sqrt", 1, "default", x=1)
+
+
+def test_slope_of_a_power_law() -> None:
+    assert scaling.slope([10, 20, 40], [3, 6, 12]) == pytest.approx(1)
+    assert scaling.slope([10, 20, 40], [3, 12, 48]) == pytest.approx(2)
+
+
+def test_points_grow_as_named() -> None:
+    points = scaling.points(_report.TINY, quick=False)
+    for point in points:
+        if point["series"] == "frames":  # tokens in proportion to frames, one window
+            assert point["lengths"] == [points[0]["lengths"][0] * point["frames"] // 20]
+        elif point["series"] == "windows":
+            assert len(point["lengths"]) == point["amount"]
+        else:
+            assert point["lengths"] == [point["amount"]]
+    assert [p["amount"] for p in points if p["series"] == "frames"] == [20, 50, 100, 200]
+
+
+def test_a_point_too_large_for_the_memory_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = {"frames": 8, "lengths": [64], "expected_gb": 2.0}
+    monkeypatch.setattr(scaling, "available_memory", lambda: 2_100_000_000)
+    assert scaling.memory({}, point, "32", "cpu") is None
+
+
+# --- command line -------------------------------------------------------------------------------
+
+
+def test_tables_line_up() -> None:
+    text = _report.table("Title", ["name", "n"], [["a", 12_345], ["long name", 0.12345]])
+    assert text.splitlines() == [
+        "Title",
+        "",
+        "| name      | n      |",
+        "|-----------|--------|",
+        "| a         | 12,345 |",
+        "| long name | 0.123  |",
+    ]
+
+
+def test_bad_flags_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        mixer.main(["--repeats", "0"])
+    assert "got 0, expected 1 or more" in capsys.readouterr().err
+    monkeypatch.setenv("LD_PRELOAD", "/usr/lib/libjemalloc.so")
+    with pytest.raises(UserInputError, match="--allocator"):
+        mixer.main(["--quick", "--allocator", "retain", "--json", str(tmp_path / "x.json")])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_make_bench_runs_every_script() -> None:
+    (recipe,) = re.findall(r"(?m)^bench:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text())
+    scripts = [path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py")]
+    # The check on a GPU machine is a script of its own.
+    assert [s for s in scripts if not s.startswith("gpu_check") and s not in recipe] == []
+
+
+KEYS: dict[str, tuple[str, set[str]]] = {
+    "mixer": ("times", {"part", "tokens", "precision", "allocator", "seconds", "difference"}),
+    "backbone": ("windows", {"tokens", "seconds", "memory", "gemm_share", "model_flops"}),
+    "scaling": ("points", {"series", "amount", "tokens", "seconds", "peak_gb", "added_gb"}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_quick_run(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    path = tmp_path / "new" / f"{name}.json"
+    flags = ["--quick", "--threads", "1", "--allocator", "default", "--json", str(path)]
+    done = subprocess.run(
+        [sys.executable, f"benchmarks/{name}.py", *flags], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    record: dict[str, Any] = json.loads(path.read_text())
+    assert record["quick"] is True
+    assert record["machine"].keys() >= {"cpu", "cpu_flags", "cores", "threads", "torch"}
+    assert record["machine"]["threads"] == 1
+    rows, keys = KEYS[name]
+    assert record[rows]
+    for row in record[rows]:
+        assert row.keys() >= keys
+    table = path.with_suffix(".md").read_text()
+    assert table in done.stdout
+    assert str(path) in done.stdout
+    if name == "scaling":
+        assert {fit["series"] for fit in record["slopes"]} == set(scaling.LABELS)
+        assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    else:
+        assert {row["precision"] for row in record[rows]} == {"32", "bf16"}
+        for row in record[rows]:
+            assert all(0 < s["min"] <= s["median"] <= s["max"] for s in row["seconds"].values())
+            assert row["difference"] <= BOUND[row["precision"]]

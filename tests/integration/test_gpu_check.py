@@ -1,0 +1,159 @@
+"""``benchmarks/gpu_check.{sh,py}`` as far as a CPU can run them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gpu_check
+from project.module.models.load_model import load_model_config
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_throughput_program(tmp_path: Path) -> None:
+    """All contenders run, and those on the same tokens compute the same loss."""
+    pytest.importorskip("transformers", reason="stands in for mamba_ssm on a CPU")
+    path = tmp_path / "figures.json"
+    flags = f"--device cpu --sizes tiny --batches 1 2 --quick --precision 32 --json {path}"
+    result = subprocess.run(
+        [sys.executable, "benchmarks/gpu_check.py", *flags.split()],
+        cwd=ROOT,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    rows = json.loads(path.read_text())["rows"]
+    by_name = {(row["batch"], row["contender"]): row for row in rows}
+    assert len(by_name) == len(rows) == 10
+    assert not [row["failed"] for row in rows if "failed" in row]
+    for row in rows:
+        assert row["windows_per_s"] > 0 and 0 < row["share"] < 1, row
+    for batch in (1, 2):
+        assert by_name[batch, "ours, union"]["loss_difference"] < 1e-5
+        assert by_name[batch, "ours, all"]["loss_difference"] < 1e-5
+        assert by_name[batch, "ours, all"]["tokens"] == batch * gpu_check.TINY.num_tokens
+    # Masks that do not quite overlap: their union has more tokens than each by itself.
+    assert by_name[1, "ours"]["tokens"] == by_name[1, "reference"]["tokens"]
+    assert by_name[2, "ours"]["tokens"] < by_name[2, "reference"]["tokens"]
+    table = path.with_suffix(".md").read_text()
+    assert table in result.stdout
+    assert "transformers Mamba2" in table and "ours, all" in table
+
+
+def test_contender_that_cannot_run_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*args: object) -> None:
+        raise RuntimeError("no kernel image\nand more")
+
+    monkeypatch.setattr(gpu_check, "reference_mixers", fail)
+    flags = f"--device cpu --sizes tiny --batches 1 --quick --json {tmp_path / 'f.json'}"
+    assert gpu_check.main(flags.split()) == 0
+    output = capsys.readouterr().out
+    assert output.count("RuntimeError: no kernel image |") == 2
+    assert "ours, all" in output
+
+
+def test_out_of_time_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = f"--device cpu --sizes tiny --batches 1 2 --quick --budget 0 --json {tmp_path / 'f'}"
+    assert gpu_check.main(flags.split()) == 0
+    assert "tiny x 1, tiny x 2" in capsys.readouterr().out
+
+
+def test_masks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The carried mask is the one of nilearn; the last resort is a brain's size."""
+    import numpy as np
+
+    grid = (96, 96, 96)
+    mask, source = gpu_check.brain_mask(grid)
+    assert "nilearn" in source
+
+    def missing(grid: tuple[int, ...]) -> None:
+        raise ImportError
+
+    monkeypatch.setattr(gpu_check, "mni_mask", missing)
+    monkeypatch.setattr(gpu_check, "CARRIED_MASK", tmp_path / "mask.npz")
+    ellipsoid, source = gpu_check.brain_mask(grid)
+    assert "ellipsoid" in source and 0.8 < ellipsoid.sum() / mask.sum() < 1.2
+    np.savez_compressed(tmp_path / "mask.npz", bits=np.packbits(mask))
+    carried, source = gpu_check.brain_mask(grid)
+    assert "carried" in source and (carried == mask).all()
+
+
+@pytest.mark.parametrize("size", gpu_check.SIZES)
+def test_sizes_are_the_published_ones(size: str) -> None:
+    config = gpu_check.model_config(size)
+    assert config == load_model_config(ROOT / f"configs/neuromamba_{size}.yaml")
+    assert config.img_size == (96, 96, 96, 20)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    """One line and status 2, from the script and from the program."""
+    result = subprocess.run(
+        ["bash", "benchmarks/gpu_check.sh"], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
+    assert result.returncode == 2
+    assert result.stdout == "" and len(result.stderr.splitlines()) == 1
+    assert "no CUDA GPU" in result.stderr
+    assert gpu_check.main([]) == 2
+    assert "no CUDA GPU" in capsys.readouterr().err
+
+
+# Claims a GPU of compute capability 9.0; the throughput table is that of the tiny model on the CPU.
+PRETENDER = """#!/bin/bash
+case "$*" in
+    *"is_available()"*) exit 0 ;;
+    *get_device_capability*) echo 90 ;;
+    *"-m pip"*) echo "pip $*" >>"{log}"; exit 1 ;;
+    *"-m pytest"*) echo "pytest $*" >>"{log}"; echo "28 passed" ;;
+    *"--warm"*) echo "$*" >>"{log}" ;;
+    *gpu_check.py*)
+        echo "table $*" >>"{log}"
+        exec "{python}" benchmarks/gpu_check.py --device cpu --sizes tiny --quick --batches 1 \\
+            --json "$NEUROMAMBA_GPU_CHECK_RESULTS/gpu_check_cuda.json"
+        ;;
+    *) exec "{python}" "$@" ;;
+esac
+"""
+
+
+@pytest.mark.slow
+def test_script_from_end_to_end(tmp_path: Path) -> None:
+    """Order of the steps, what is said about what is missing, and that nothing is left behind."""
+    python, log, scratch = tmp_path / "python", tmp_path / "log", tmp_path / "scratch"
+    python.write_text(PRETENDER.format(python=sys.executable, log=log))
+    python.chmod(0o755)
+    scratch.mkdir()
+    results = tmp_path / "results"
+    result = subprocess.run(
+        ["bash", "benchmarks/gpu_check.sh"],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "PYTHON": str(python),
+            "TMPDIR": str(scratch),
+            "NEUROMAMBA_GPU_CHECK_RESULTS": str(results),
+        },
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    steps = log.read_text().splitlines()
+    warmed = {line.split()[-1] for line in steps if "--warm" in line}
+    assert warmed == set(gpu_check.SIZES)
+    assert [line for line in steps if line.startswith("table")] == [steps[-1]]
+    assert any(line.startswith("pytest") and "tests/gpu" in line for line in steps)
+    assert "ours, all" in result.stdout and "done, status 0" in result.stdout
+    assert (results / "gpu_check.log").read_text() == result.stdout
+    assert list(scratch.iterdir()) == []
