@@ -39,7 +39,7 @@ from torch.autograd.function import once_differentiable
 
 from project.module.models.ssd import native, stages
 from project.module.models.ssd.api import CHUNK, BlockParams, MixerParams
-from project.module.models.ssd.stages import Sizes, Weights
+from project.module.models.ssd.stages import Sizes, Totals, Weights
 
 # Tokens of a block: on a CPU its buffers should stay in the cache, elsewhere few launches count.
 BLOCK = {"cpu": 2048}
@@ -81,6 +81,9 @@ def operand_type(tensor: Tensor) -> torch.dtype:
 # Fresh memory costs more than the arithmetic: the kernel clears it page by page.
 
 
+BY_HEAD = ("xs", "wc", "bw", "added", "y", "x_rest")
+
+
 class _Buffers:
     """Memory for the blocks of one kind of layer."""
 
@@ -95,8 +98,9 @@ class _Buffers:
             "dt": ((k, s.heads, q), full),
             "a": ((k, s.heads, q), double),
             "dlast": ((k, s.heads, n), full),
-            "db_rest": ((k, q, n), full),
-            "dc_rest": ((k, q, n), full),
+            "db_rest": ((k, q, n), narrow),
+            "dc_rest": ((k, q, n), narrow),
+            "dx_rest": ((k * s.heads, q, p), narrow),
             "dprojected": ((k * q, width), narrow),
         }
         for name, shape in {
@@ -135,11 +139,11 @@ class _Buffers:
         v = SimpleNamespace(s=s)
         for name, memory in self._memory.items():
             first = rows if memory.dim() == 2 else s.chunks
-            by_head = name.removeprefix("d") in ("xs", "wc", "bw", "added", "y")
+            by_head = name.removeprefix("d") in BY_HEAD
             setattr(v, name, memory[: first * s.heads if by_head else first])
             if by_head:
                 setattr(v, name + "4", getattr(v, name).unflatten(0, (s.chunks, s.heads)))
-        v.x, v.dx = v.xs[:, : s.q], v.dxs[:, : s.q]
+        v.x = v.xs[:, : s.q]
         return v
 
 
@@ -227,18 +231,31 @@ class _Blockwise(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        tensors, kept = ctx.saved_tensors, ctx.kept
-        ctx.kept = (
-            None  # its memory goes on to another call: a second backward pass computes it anew
-        )
+        tensors, kept, wanted = ctx.saved_tensors, ctx.kept, ctx.needs_input_grad[1:]
+        ctx.kept = None  # its memory goes on to another call: a second pass back computes it anew
         with torch.autocast(dout.device.type, enabled=False):
-            gradients = _Call(ctx.layer, tensors).backward(dout, ctx.borders, kept).gradients()
+            call = _Call(ctx.layer, tensors)
+            found = call.backward(
+                dout.contiguous(), ctx.borders, kept, projections=any(wanted[2:4])
+            )
         if kept is not None:
             _pool.give(kept)
-        wanted = zip(gradients, tensors, ctx.needs_input_grad[1:], strict=True)
         return None, *(
-            g.to(t.dtype) if g is not None and needed else None for g, t, needed in wanted
+            g.to(t.dtype) if needed and g is not None else None
+            for g, t, needed in zip(found, tensors, wanted, strict=True)
         )
+
+
+class _Borders(NamedTuple):
+    """What the backward pass needs at the start of each block.
+
+    Attributes:
+        states: [blocks, H, N, P].
+        tails: [blocks + 1, taps - 1, W], inputs of the convolution before the block.
+    """
+
+    states: Tensor
+    tails: Tensor
 
 
 class _Call:
@@ -303,55 +320,67 @@ class _Call:
         torch.bmm(v.wc, v.xs, out=v.y)
 
     def scan_backward(
-        self, v: SimpleNamespace, zx: Tensor, dstate: Tensor, dzx: Tensor, total: _Totals
+        self, v: SimpleNamespace, zx: Tensor, dstate: Tensor, dzx: Tensor, total: Totals
     ) -> None:
-        """From ``v.dy`` to ``v.dx`` and the gradients of B, C and dt; ``dstate`` moves back."""
+        """From ``v.dy`` to the gradients of x, B, C and dt; ``dstate`` moves back.
+
+        Those of x, B and C come in two summands: through the chunks' products and the states.
+        """
         torch.bmm(v.dy, v.xs.mT, out=v.dwc)
         torch.bmm(v.wc.mT, v.dy, out=v.dxs)
         self.passes.scan_backward(v.s, v.dxs4, v.xs4, v.a, dstate, v.dadded4, v.dlast)
         torch.bmm(v.x, v.dadded.mT, out=v.dbw)
-        v.dx.baddbmm_(v.bw, v.dadded)
-        dA, dD, ddt_bias = self.passes.weights_backward(
+        torch.bmm(v.bw, v.dadded, out=v.dx_rest)
+        self.passes.weights_backward(
             v.s, v.dwc4, v.dbw4, v.dlast, v.g, v.b, v.c, v.dt, v.a, zx, self.w,
-            v.dg, v.db_rest, v.dc_rest, dzx,
+            v.dg, v.db_rest, v.dc_rest, dzx, total,
         )  # fmt: skip
         torch.bmm(v.dg, v.b, out=v.dc)
         torch.bmm(v.dg.mT, v.c, out=v.db)
-        total.A += dA
-        total.D += dD
-        total.dt_bias += ddt_bias
 
     # --- passes over all tokens
 
-    def forward(self, keep: bool) -> tuple[Tensor, list[tuple[Tensor, Tensor]], Tensor | None]:
+    def forward(self, keep: bool) -> tuple[Tensor, _Borders, Tensor | None]:
         """Run all blocks.
 
+        Args:
+            keep: a backward pass will follow.
+
         Returns:
-            The output; and if a backward pass is to follow, state [H, N, P] and tail [taps - 1, W]
-            at the start of each block, and the in-projection's output where it is kept.
+            The output, what stands at the start of each block, and the in-projection's output where
+            it is kept.
         """
-        x, w, taps = self.x, self.w, self.layer.taps
-        inner, channels = w.norm.numel(), w.conv_bias.numel()
+        x, w = self.x, self.w
+        inner, channels, before = w.norm.numel(), w.conv_bias.numel(), self.layer.taps - 1
         out = x.new_empty(x.shape[0], inner if self.out_proj is None else x.shape[1])
         kept = self._kept_memory() if keep else None
-        borders = []
-        for blocks in self.blocks():
-            state = self.zero_state()
-            tail = x.new_zeros(taps - 1, channels, dtype=self.layer.operand)
+        sequences = self.blocks()
+        count = sum(map(len, sequences))
+        state = self.zero_state()
+        borders = _Borders(
+            states=state.new_empty(count if keep else 1, *state.shape),
+            tails=x.new_empty(count + 1, before, channels, dtype=self.layer.operand),
+        )
+        at = 0
+        for blocks in sequences:
+            state.zero_()
+            borders.tails[at].zero_()
             for first, last in blocks:
-                if keep:
-                    borders.append((state.clone(), tail))
                 v = self.buffers.block(last - first)
                 zx = self.project_in(v, x[first:last], None if kept is None else kept[first:last])
-                self.scan(v, zx, tail, state)
+                if keep:
+                    borders.states[at].copy_(state)
+                self.scan(v, zx, borders.tails[at], state)
                 if self.out_proj is None:
                     self.passes.gate(v.s, v.y4, zx, w.norm, out[first:last])
                 else:
                     self.passes.gate(v.s, v.y4, zx, w.norm, v.gated)
                     torch.mm(v.gated, self.out_proj.t(), out=v.projected)
                     self.passes.add(x[first:last], v.projected, out[first:last])
-                inputs = torch.cat([tail, zx[1 - taps :, inner : inner + channels]])
-                tail = inputs[len(inputs) - (taps - 1) :]
+                at += 1
+                if last - first >= before:  # else the sequence ends here
+                    end = last - first
+                    borders.tails[at].copy_(zx[end - before :, inner : inner + channels])
         return out, borders, kept
 
     def _kept_memory(self) -> Tensor | None:
@@ -366,98 +395,99 @@ class _Call:
         return _pool.take(rows, columns) if rows * columns * 4 <= KEEP_BYTES else None
 
     def backward(
-        self, dout: Tensor, borders: list[tuple[Tensor, Tensor]], kept: Tensor | None
-    ) -> _Totals:
-        """Walk back through all blocks and sum up the gradients."""
-        x, w, layer = self.x, self.w, self.layer
-        dout = dout.contiguous()
-        total = _Totals(self)
-        at = len(borders)
+        self, dout: Tensor, borders: _Borders, kept: Tensor | None, projections: bool
+    ) -> tuple[Tensor | None, ...]:
+        """Walk back through all blocks.
+
+        Args:
+            dout: gradient of the output.
+            borders, kept: of ``forward``.
+            projections: whether the gradients of the projections' weights are wanted.
+
+        Returns:
+            Gradients in the order of the layer's tensors, summed over blocks in fp32 or wider.
+        """
+        x, w, operand = self.x, self.w, self.layer.operand
+        dx = torch.empty_like(x)
+        dpre_norm = None if self.pre_norm is None else torch.zeros_like(self.pre_norm)
+        din_proj, dout_proj = (
+            torch.zeros_like(weight, dtype=self.full)
+            if weight is not None and projections
+            else None
+            for weight in (self.in_proj, self.out_proj)
+        )
+        total = Totals(
+            conv=w.norm.new_zeros(self.layer.taps + 1, w.conv_bias.numel()),
+            heads=torch.zeros(3, self.layer.heads, dtype=torch.float64, device=x.device),
+            norm=torch.zeros_like(w.norm),
+        )
+        at = len(borders.states)
+        state, dstate = self.zero_state(), self.zero_state()
+        carry = torch.zeros_like(w.conv_weight[1:])
         for blocks in reversed(self.blocks()):
-            dstate, carry = self.zero_state(), torch.zeros_like(w.conv_weight[1:])
+            dstate.zero_()
+            carry.zero_()
             for first, last in reversed(blocks):
                 at -= 1
-                state, tail = borders[at]
-                v = self.buffers.block(last - first)
-                dx, dout_rows = total.dx[first:last], dout[first:last]
+                v, tail = self.buffers.block(last - first), borders.tails[at]
+                state.copy_(borders.states[at])
+                x_rows, dx_rows, dout_rows = x[first:last], dx[first:last], dout[first:last]
                 if kept is None:
-                    zx = self.project_in(v, x[first:last], None)
+                    zx = self.project_in(v, x_rows, None)
                 else:
                     zx = kept[first:last]
-                    self.passes.norm(x[first:last], self.pre_norm, v.normed)
-                self.scan(v, zx, tail, state.clone())
+                    self.passes.norm(x_rows, self.pre_norm, v.normed)
+                self.scan(v, zx, tail, state)
 
                 dgated, gated = dout_rows, None
                 if self.out_proj is not None:
                     gated, dprojected = v.gated, dout_rows
-                    if dout_rows.dtype != layer.operand:
+                    if dout_rows.dtype != operand:
                         dprojected = v.dprojected.copy_(dout_rows)
                     dgated = torch.mm(dprojected, self.out_proj, out=v.dgated)
-                dzx = v.dzx
-                if self.in_proj is None and dx.dtype == layer.operand:
-                    dzx = dx
-                total.norm += self.passes.gate_backward(
-                    v.s, v.y4, zx, w.norm, dgated, gated, v.dy4, dzx
-                )
-                if self.out_proj is not None:
-                    total.add_product("out_proj", dprojected, v.gated)
+                dzx = dx_rows if self.in_proj is None and dx.dtype == operand else v.dzx
+                self.passes.gate_backward(v.s, v.y4, zx, w.norm, dgated, gated, v.dy4, dzx, total)
+                if dout_proj is not None:
+                    _add_product(dout_proj, dprojected, v.gated)
                 self.scan_backward(v, zx, dstate, dzx, total)
-                dweight, dbias = self.passes.convolution_backward(
-                    v.s, v.dxs4, v.db, v.db_rest, v.dc, v.dc_rest, zx, tail, w, carry, dzx
+                self.passes.convolution_backward(
+                    v.s,
+                    v.dxs4,
+                    v.dx_rest4,
+                    v.db,
+                    v.db_rest,
+                    v.dc,
+                    v.dc_rest,
+                    zx,
+                    tail,
+                    w,
+                    carry,
+                    dzx,
+                    total,
                 )
-                total.conv_weight += dweight
-                total.conv_bias += dbias
+                if din_proj is not None:
+                    _add_product(din_proj, dzx, v.normed)
                 if self.in_proj is not None:
-                    total.add_product("in_proj", dzx, v.normed)
                     torch.mm(dzx, self.in_proj, out=v.dnormed)
-                    total.pre_norm += self.passes.norm_backward(
-                        x[first:last], self.pre_norm, v.dnormed, dout_rows, dx
+                    self.passes.norm_backward(
+                        x_rows, self.pre_norm, v.dnormed, dout_rows, dx_rows, dpre_norm
                     )
-                elif dzx is not dx:
-                    dx.copy_(dzx)
-        return total
-
-
-class _Totals:
-    """Gradients, those of the parameters summed over blocks in fp32 or wider."""
-
-    def __init__(self, call: _Call) -> None:
-        w, double = call.w, torch.float64
-        self.dx = torch.empty_like(call.x)
-        self.pre_norm = torch.zeros_like(w.norm if call.pre_norm is None else call.pre_norm)
-        self.projections = {
-            name: torch.zeros_like(weight, dtype=call.full)
-            for name, weight in (("in_proj", call.in_proj), ("out_proj", call.out_proj))
-            if weight is not None
-        }
-        self.conv_weight = torch.zeros_like(w.conv_weight)
-        self.conv_bias = torch.zeros_like(w.conv_bias)
-        self.dt_bias, self.A, self.D = (torch.zeros_like(w.A, dtype=double) for _ in range(3))
-        self.norm = torch.zeros_like(w.norm)
-        self._A = w.A
-
-    def add_product(self, name: str, left: Tensor, right: Tensor) -> None:
-        """Add left^T right to the gradient of a projection."""
-        total = self.projections[name]
-        if left.dtype == total.dtype:
-            torch.addmm(total, left.t(), right, out=total)
-        else:
-            total.add_(left.t() @ right)
-
-    def gradients(self) -> tuple[Tensor | None, ...]:
-        """In the order of the tensors that the layer takes."""
+                elif dzx is not dx_rows:
+                    dx_rows.copy_(dzx)
+        dA, dD, ddt_bias = total.heads
         return (
-            self.dx,
-            self.pre_norm,
-            self.projections.get("in_proj"),
-            self.projections.get("out_proj"),
-            self.conv_weight.t(),
-            self.conv_bias,
-            self.dt_bias,
-            self.A * self._A,  # A = -exp(A_log) is its own derivative
-            self.D,
-            self.norm,
-        )
+            dx, dpre_norm, din_proj, dout_proj, total.conv[:-1].t(), total.conv[-1], ddt_bias,
+            dA * w.A,  # A = -exp(A_log) is its own derivative
+            dD, total.norm,
+        )  # fmt: skip
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left^T right to the gradient of a projection."""
+    if left.dtype == total.dtype:
+        torch.addmm(total, left.t(), right, out=total)
+    else:
+        total.add_(left.t() @ right)
 
 
 # ------------------------------------------------------------------------------------- interface

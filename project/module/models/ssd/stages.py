@@ -37,6 +37,20 @@ class Weights(NamedTuple):
     norm: Tensor
 
 
+class Totals(NamedTuple):
+    """Gradients of ``Weights``; the passes add to them.
+
+    Attributes:
+        conv: [taps + 1, W], those of ``conv_weight`` and, last, ``conv_bias``.
+        heads: [3, H] fp64, those of A, D and dt_bias.
+        norm: [I].
+    """
+
+    conv: Tensor
+    heads: Tensor
+    norm: Tensor
+
+
 class Sizes(NamedTuple):
     """Sizes of a block: ``rows`` tokens in ``chunks`` chunks of ``q``, and of the layer."""
 
@@ -100,11 +114,13 @@ def _norm_gradient(x: Tensor, weight: Tensor, dout: Tensor) -> tuple[Tensor, Ten
     return dx, (dout * x * scale).sum(0)
 
 
-def norm_backward(x: Tensor, weight: Tensor, dout: Tensor, residual: Tensor, dx: Tensor) -> Tensor:
-    """``dx`` = residual + gradient of ``norm``; returns d weight."""
-    gradient, dweight = _norm_gradient(wide(x), weight, wide(dout))
+def norm_backward(
+    x: Tensor, weight: Tensor, dout: Tensor, residual: Tensor, dx: Tensor, dweight: Tensor
+) -> None:
+    """``dx`` = residual + gradient of ``norm``; adds to ``dweight``."""
+    gradient, own = _norm_gradient(wide(x), weight, wide(dout))
     dx.copy_(residual + gradient)
-    return dweight
+    dweight += own
 
 
 def add(x: Tensor, y: Tensor, out: Tensor) -> None:
@@ -179,9 +195,9 @@ def gate(s: Sizes, y: Tensor, zx: Tensor, weight: Tensor, out: Tensor) -> None:
 
 def gate_backward(
     s: Sizes, y: Tensor, zx: Tensor, weight: Tensor, dout: Tensor,
-    out: Tensor | None, dy: Tensor, dzx: Tensor,
-) -> Tensor:  # fmt: skip
-    """Gradient of ``gate``: dy [K, H, Q, P] and the z columns of dzx; returns d weight.
+    out: Tensor | None, dy: Tensor, dzx: Tensor, total: Totals,
+) -> None:  # fmt: skip
+    """Gradient of ``gate``: dy [K, H, Q, P] and the z columns of dzx; adds to ``total.norm``.
 
     The output is computed once more into ``out``, for the gradient of the out-projection.
     """
@@ -191,10 +207,10 @@ def gate_backward(
     if out is not None:
         norm(gated, weight, out)
     dgated, dweight = _norm_gradient(gated, weight, wide(dout))
+    total.norm.add_(dweight)
     dy_rows = dgated * z * sigmoid
     dy.copy_(_chunked(s, dy_rows).unflatten(-1, (s.heads, s.headdim)).transpose(1, 2))
     dzx[:, : s.inner].copy_(dgated * y_rows * sigmoid * (1 + z * (1 - sigmoid)))
-    return dweight
 
 
 def scan_backward(
@@ -217,8 +233,8 @@ def scan_backward(
 def weights_backward(
     s: Sizes, dwc: Tensor, dbw: Tensor, dlast: Tensor, g: Tensor, b: Tensor, c: Tensor,
     dt: Tensor, a: Tensor, zx: Tensor, w: Weights,
-    dg: Tensor, db: Tensor, dc: Tensor, dzx: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    dg: Tensor, db: Tensor, dc: Tensor, dzx: Tensor, total: Totals,
+) -> None:  # fmt: skip
     """Gradient of ``weights`` and of the step sizes.
 
     Args:
@@ -226,9 +242,7 @@ def weights_backward(
         dg: [K, Q, Q].
         db, dc: [K, Q, N], the parts that do not go through g.
         dzx: its dt columns.
-
-    Returns:
-        d A, d D, d dt_bias, each [H].
+        total: ``heads`` is added to.
     """
     dw = wide(dwc[..., : s.q])
     through_decay = dw * _causal_decay(a, dt)
@@ -251,40 +265,36 @@ def weights_backward(
     raw = wide(zx[:, s.inner + s.channels :]) + w.dt_bias
     draw = ddt.transpose(1, 2).flatten(0, 1)[: s.rows] * torch.sigmoid(raw)
     dzx[:, s.inner + s.channels :].copy_(draw)
-    return (
-        (running * dt).sum((0, 2)),
-        dw.diagonal(dim1=-2, dim2=-1).double().sum((0, 2)),
-        draw.double().sum(0),
-    )
+    total.heads[0] += (running * dt).sum((0, 2))
+    total.heads[1] += dw.diagonal(dim1=-2, dim2=-1).double().sum((0, 2))
+    total.heads[2] += draw.double().sum(0)
 
 
 def convolution_backward(
-    s: Sizes, dxs: Tensor, db: Tensor, db_rest: Tensor, dc: Tensor, dc_rest: Tensor,
-    zx: Tensor, tail: Tensor, w: Weights, carry: Tensor, dzx: Tensor,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    s: Sizes, dxs: Tensor, dx_rest: Tensor,
+    db: Tensor, db_rest: Tensor, dc: Tensor, dc_rest: Tensor, zx: Tensor, tail: Tensor,
+    w: Weights, carry: Tensor, dzx: Tensor, total: Totals,
+) -> None:  # fmt: skip
     """Gradient of convolution and SiLU: the x, B and C columns of dzx.
 
     Args:
-        dxs: [K, H, Q + N, P], its first Q rows.
-        db, db_rest, dc, dc_rest: [K, Q, N], summands.
+        dxs, dx_rest: [K, H, Q + N, P], its first Q rows, and [K, H, Q, P]; summands of d x.
+        db, db_rest, dc, dc_rest: [K, Q, N], summands of d B and d C.
         carry: [taps - 1, W], gradient before the activation of the first tokens after the block;
             becomes that of this block's first tokens.
-
-    Returns:
-        d conv_weight [taps, W] and d conv_bias [W].
+        total: ``conv`` is added to.
     """
     inputs, v = _convolution(s, zx, tail, w)
-    dx = _rows_of(s, dxs[:, :, : s.q])
-    dbc = [(part + rest).flatten(0, 1)[: s.rows] for part, rest in ((db, db_rest), (dc, dc_rest))]
+    dx = _rows_of(s, wide(dxs[:, :, : s.q]) + dx_rest)
+    dbc = [(wide(a) + b).flatten(0, 1)[: s.rows] for a, b in ((db, db_rest), (dc, dc_rest))]
     sigmoid = torch.sigmoid(v)
-    dv = torch.cat([wide(dx), *dbc], -1) * sigmoid * (1 + v * (1 - sigmoid))
+    dv = torch.cat([dx, *dbc], -1) * sigmoid * (1 + v * (1 - sigmoid))
     later = torch.cat([dv, carry])
     dinputs = torch.zeros_like(dv)
-    dweight = torch.empty_like(w.conv_weight)
     for tap in range(s.taps):
         shift = s.taps - 1 - tap
         dinputs.addcmul_(later[shift : shift + s.rows], w.conv_weight[tap])
-        dweight[tap] = (dv * inputs[tap : tap + s.rows]).sum(0)
+        total.conv[tap] += (dv * inputs[tap : tap + s.rows]).sum(0)
     carry.copy_(later[: s.taps - 1])
+    total.conv[-1] += dv.sum(0)
     dzx[:, s.inner : s.inner + s.channels].copy_(dinputs)
-    return dweight, dv.sum(0)

@@ -10,14 +10,17 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from project.module.models.ssd.api import CHUNK
 from project.module.models.ssd.native.build import library_path
-from project.module.models.ssd.stages import Sizes, Weights
+from project.module.models.ssd.stages import Sizes, Totals, Weights
 from project.module.models.utils import NORM_EPS
 
 # Set to 0 to compute with the torch passes although the library is there.
@@ -78,23 +81,43 @@ class _Shape(ctypes.Structure):
     ]
 
 
+@functools.lru_cache(maxsize=64)
+def _shape(sizes: Sizes, threads: int) -> _Shape:
+    return _Shape(*sizes, threads)
+
+
+@functools.lru_cache(maxsize=64)
+def _function(library: ctypes.CDLL, name: str) -> Any:
+    function = getattr(library, name)
+    function.restype = None
+    return function
+
+
+# Tensors are the caller's buffers, contiguous in their last dimension.
+_AS_C: dict[type, Callable[[Any], object]] = {
+    Tensor: lambda tensor: ctypes.c_void_p(tensor.data_ptr()),
+    int: ctypes.c_int64,
+    float: ctypes.c_float,
+    Sizes: lambda sizes: ctypes.byref(_shape(sizes, torch.get_num_threads())),
+    type(None): ctypes.c_void_p,
+}
+
+
 def _call(name: str, operand: torch.dtype, *arguments: object) -> None:
     library = status().library
     assert library is not None
-    function = getattr(library, name + _SUFFIX[operand])
-    function.restype = None
-    function(*map(_as_c, arguments))
+    _function(library, name + _SUFFIX[operand])(*[_AS_C[type(a)](a) for a in arguments])
 
 
-def _as_c(value: object) -> object:
-    if isinstance(value, Tensor):
-        assert value.stride(-1) == 1, value.stride()
-        return ctypes.c_void_p(value.data_ptr())
-    if isinstance(value, Sizes):
-        return ctypes.byref(_Shape(*value, torch.get_num_threads()))
-    if isinstance(value, float):
-        return ctypes.c_float(value)
-    return ctypes.c_void_p(None) if value is None else ctypes.c_int64(value)  # type: ignore[arg-type]
+_local = threading.local()
+
+
+def _room(size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Memory of this thread for sums that are kept a chunk apart, content undefined."""
+    rooms = _local.__dict__.setdefault("rooms", {})
+    if dtype not in rooms or rooms[dtype].numel() < size:
+        rooms[dtype] = torch.empty(size, dtype=dtype)
+    return rooms[dtype]
 
 
 def norm(x: Tensor, weight: Tensor, out: Tensor) -> None:
@@ -103,15 +126,16 @@ def norm(x: Tensor, weight: Tensor, out: Tensor) -> None:
     _call("norm", out.dtype, *x.shape, NORM_EPS, threads, x, x.stride(0), weight, out)
 
 
-def norm_backward(x: Tensor, weight: Tensor, dout: Tensor, residual: Tensor, dx: Tensor) -> Tensor:
+def norm_backward(
+    x: Tensor, weight: Tensor, dout: Tensor, residual: Tensor, dx: Tensor, dweight: Tensor
+) -> None:
     """See ``stages.norm_backward``."""
-    chunk = 64
-    partial = weight.new_empty(-(-x.shape[0] // chunk), weight.numel())
+    rows, width = x.shape
+    room = _room(-(-rows // CHUNK) * width)
     _call(
-        "norm_backward", dout.dtype, *x.shape, NORM_EPS, chunk, torch.get_num_threads(),
-        x, x.stride(0), weight, dout, residual, residual.stride(0), dx, dx.stride(0), partial,
+        "norm_backward", dout.dtype, rows, width, NORM_EPS, CHUNK, torch.get_num_threads(),
+        x, x.stride(0), weight, dout, residual, residual.stride(0), dx, dx.stride(0), room, dweight,
     )  # fmt: skip
-    return partial.sum(0)
 
 
 def add(x: Tensor, y: Tensor, out: Tensor) -> None:
@@ -151,15 +175,13 @@ def gate(s: Sizes, y: Tensor, zx: Tensor, weight: Tensor, out: Tensor) -> None:
 
 def gate_backward(
     s: Sizes, y: Tensor, zx: Tensor, weight: Tensor, dout: Tensor,
-    out: Tensor | None, dy: Tensor, dzx: Tensor,
-) -> Tensor:  # fmt: skip
+    out: Tensor | None, dy: Tensor, dzx: Tensor, total: Totals,
+) -> None:  # fmt: skip
     """See ``stages.gate_backward``."""
-    partial = weight.new_empty(s.chunks, s.inner)
     _call(
         "gate_backward", y.dtype, s, NORM_EPS, y, zx, zx.stride(0), weight, dout, dout.stride(0),
-        out, dy, dzx, dzx.stride(0), partial,
+        out, dy, dzx, dzx.stride(0), _room(s.chunks * s.inner), total.norm,
     )  # fmt: skip
-    return partial.sum(0)
 
 
 def scan_backward(
@@ -172,28 +194,24 @@ def scan_backward(
 def weights_backward(
     s: Sizes, dwc: Tensor, dbw: Tensor, dlast: Tensor, g: Tensor, b: Tensor, c: Tensor,
     dt: Tensor, a: Tensor, zx: Tensor, w: Weights,
-    dg: Tensor, db: Tensor, dc: Tensor, dzx: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    dg: Tensor, db: Tensor, dc: Tensor, dzx: Tensor, total: Totals,
+) -> None:  # fmt: skip
     """See ``stages.weights_backward``."""
-    partial = torch.empty(s.chunks, s.heads, 3, dtype=torch.float64)
     _call(
         "weights_backward", g.dtype, s, dwc, dbw, dlast, g, b, c, dt, a, w.A, zx, zx.stride(0),
-        w.dt_bias, dg, db, dc, dzx, dzx.stride(0), partial,
+        w.dt_bias, dg, db, dc, dzx, dzx.stride(0), _room(s.chunks * s.heads * 3, torch.float64),
+        total.heads,
     )  # fmt: skip
-    dA, dD, ddt_bias = partial.sum(0).unbind(-1)
-    return dA, dD, ddt_bias
 
 
 def convolution_backward(
-    s: Sizes, dxs: Tensor, db: Tensor, db_rest: Tensor, dc: Tensor, dc_rest: Tensor,
-    zx: Tensor, tail: Tensor, w: Weights, carry: Tensor, dzx: Tensor,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    s: Sizes, dxs: Tensor, dx_rest: Tensor,
+    db: Tensor, db_rest: Tensor, dc: Tensor, dc_rest: Tensor, zx: Tensor, tail: Tensor,
+    w: Weights, carry: Tensor, dzx: Tensor, total: Totals,
+) -> None:  # fmt: skip
     """See ``stages.convolution_backward``."""
-    before = carry.clone()
-    partial = carry.new_empty(s.chunks, s.taps + 1, s.channels)
     _call(
-        "convolution_backward", zx.dtype, s, dxs, db, db_rest, dc, dc_rest, zx, zx.stride(0), tail,
-        w.conv_weight, w.conv_bias, before, carry, dzx, dzx.stride(0), partial,
+        "convolution_backward", zx.dtype, s, dxs, dx_rest, db, db_rest, dc, dc_rest,
+        zx, zx.stride(0), tail, w.conv_weight, w.conv_bias, carry.clone(), carry,
+        dzx, dzx.stride(0), _room(s.chunks * total.conv.numel()), total.conv,
     )  # fmt: skip
-    total = partial.sum(0)
-    return total[:-1], total[-1]

@@ -8,18 +8,38 @@ typedef struct {
     int64_t ld, chunk_rows;
 } NAME(Place);
 
-/* Where channels go (or their gradients come from): part h < H is head h of xs, H is B, H + 1 is C. */
-static inline NAME(Place) NAME(place)(const Shape *s, int64_t part, OP *xs, OP *b, OP *c) {
-    const int64_t H = s->heads, P = s->headdim, N = s->state, Q = s->q;
-    NAME(Place) of_x = {xs + part * (Q + N) * P, P, H * (Q + N)};
-    NAME(Place) of_bc = {part == H ? b : c, N, Q};
+/* Where channels go (or their gradients come from): part h < H is head h of x [K, H, height, P], H is
+ * B [K, Q, N], H + 1 is C. */
+static inline NAME(Place) NAME(place)(const Shape *s, int64_t part, OP *x, int64_t height, OP *b,
+                                      OP *c) {
+    const int64_t H = s->heads, P = s->headdim;
+    NAME(Place) of_x = {x + part * height * P, P, H * height};
+    NAME(Place) of_bc = {part == H ? b : c, s->state, s->q};
     return part < H ? of_x : of_bc;
+}
+
+static inline OP *NAME(row)(NAME(Place) place, int64_t k, int64_t i) {
+    return place.at + (k * place.chunk_rows + i) * place.ld;
+}
+
+/* The place of channels further on. */
+static inline NAME(Place) NAME(after)(NAME(Place) place, int64_t channels) {
+    place.at += channels;
+    return place;
 }
 
 /* Input t of the convolution; those before the block stand in `tail`. */
 static inline const OP *NAME(input)(const OP *xbc, int64_t ld, const OP *tail, int64_t taps,
                                     int64_t width, int64_t t) {
     return t < 0 ? tail + (t + taps - 1) * width : xbc + t * ld;
+}
+
+/* Ask for rows [from, to) of a buffer. Passes that walk down columns find them in the cache then; left to
+ * themselves they would wait for memory at every step. */
+static inline void NAME(fetch)(const OP *rows, int64_t ld, int64_t from, int64_t to, int64_t width) {
+    for (int64_t t = from; t < to; t++)
+        for (int64_t c = 0; c < width; c += 64 / (int64_t)sizeof(OP))
+            __builtin_prefetch(rows + t * ld + c, 0, 2);
 }
 
 /* Root-mean-square norm of rows: out = x / sqrt(mean x^2 + eps) * weight. */
@@ -39,14 +59,23 @@ void NAME(norm)(int64_t rows, int64_t width, float eps, int64_t threads, const f
     }
 }
 
-/* dx = residual + gradient of the norm; partial [ceil(rows / q)][width] receives d weight. */
+/* total[c] += sum over k of partial[k][c], in this order whatever the number of threads. */
+static inline void NAME(collect)(int64_t chunks, int64_t width, const float *partial, int64_t ld,
+                                 float *restrict total) {
+    for (int64_t k = 0; k < chunks; k++)
+        for (int64_t c = 0; c < width; c++) total[c] += partial[k * ld + c];
+}
+
+/* dx = residual + gradient of the norm; d weight is added to dweight_total. partial: room for
+ * [ceil(rows / q), width]. */
 void NAME(norm_backward)(int64_t rows, int64_t width, float eps, int64_t q, int64_t threads,
                          const float *x, int64_t ld_x, const float *restrict weight, const OP *dout,
                          const float *residual, int64_t ld_residual, float *dx, int64_t ld_dx,
-                         float *partial) {
+                         float *partial, float *dweight_total) {
     (void)threads;
+    const int64_t chunks = (rows + q - 1) / q;
 #pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t k = 0; k < (rows + q - 1) / q; k++) {
+    for (int64_t k = 0; k < chunks; k++) {
         float *restrict dweight = partial + k * width;
         memset(dweight, 0, (size_t)width * sizeof *dweight);
         int64_t end = (k + 1) * q < rows ? (k + 1) * q : rows;
@@ -71,6 +100,7 @@ void NAME(norm_backward)(int64_t rows, int64_t width, float eps, int64_t q, int6
             }
         }
     }
+    NAME(collect)(chunks, width, partial, width, dweight_total);
 }
 
 /* out = x + y, y of the operand type. */
@@ -131,10 +161,11 @@ void NAME(prepare)(const Shape *s, const OP *zx, int64_t ld, const OP *tail,
 #pragma omp parallel for schedule(static) num_threads(s->threads)
     for (int64_t k = 0; k < s->chunks; k++) {
         const int64_t from = k * Q, to = from + Q < s->rows ? from + Q : s->rows;
+        NAME(fetch)(zx + I, ld, from, to, W);
         for (int64_t part = 0; part < H + 2; part++) {
             const int64_t first = part < H ? part * P : I + (part - H) * N, size = part < H ? P : N;
-            const NAME(Place) place = NAME(place)(s, part, xs, b, c);
-            OP *out = place.at + k * place.chunk_rows * place.ld;
+            const NAME(Place) place = NAME(place)(s, part, xs, Q + N, b, c);
+            OP *out = NAME(row)(place, k, 0);
             int64_t done = 0;
             for (; s->taps == 4 && done + LANES <= size; done += LANES)
                 NAME(convolve_vec)(conv_weight, conv_bias, W, first + done, zx + I, ld, tail, from, to,
@@ -240,11 +271,11 @@ void NAME(gate)(const Shape *s, float eps, const OP *y, const OP *zx, int64_t ld
     }
 }
 
-/* Gradient of `gate`: dy [K, H, Q, P], the z columns of dzx, partial [K, I] for d weight; and once more
- * the output itself into `out` (unless NULL). */
+/* Gradient of `gate`: dy [K, H, Q, P], the z columns of dzx, d weight added to dweight_total; and once more
+ * the output itself into `out` (unless NULL). partial: room for [K, I]. */
 void NAME(gate_backward)(const Shape *s, float eps, const OP *y, const OP *zx, int64_t ld,
                          const float *restrict weight, const OP *dout, int64_t ld_dout, OP *out,
-                         OP *dy, OP *dzx, int64_t ld_dzx, float *partial) {
+                         OP *dy, OP *dzx, int64_t ld_dzx, float *partial, float *dweight_total) {
     const int64_t H = s->heads, P = s->headdim, Q = s->q, I = H * P;
 #pragma omp parallel for schedule(static) num_threads(s->threads)
     for (int64_t k = 0; k < s->chunks; k++) {
@@ -303,6 +334,7 @@ void NAME(gate_backward)(const Shape *s, float eps, const OP *y, const OP *zx, i
             }
         }
     }
+    NAME(collect)(s->chunks, I, partial, I, dweight_total);
 }
 
 /* Gradient of `scan`. dstate [H, N, P] goes from the block's end to its start; dadded [K, H, N, P];
@@ -336,20 +368,22 @@ void NAME(scan_backward)(const Shape *s, const OP *dxs, const OP *xs, const doub
 /* Gradient of `weights`, and from there of the step sizes.
  *
  * dwc [K, H, Q, Q + N], dbw [K, H, Q, N], dlast of scan_backward. Out: dg [K, Q, Q]; db, dc [K, Q, N], the
- * parts that do not go through g; the dt columns of dzx; partial [K, H, 3] for d A, d D, d dt_bias. */
+ * parts that do not go through g; the dt columns of dzx; d A, d D, d dt_bias are added to total [3, H].
+ * partial: room for [K, H, 3]. */
 void NAME(weights_backward)(const Shape *s, const OP *dwc, const OP *dbw, const float *dlast,
                             const OP *g, const OP *b, const OP *c, const float *dt, const double *a,
-                            const float *A, const OP *zx, int64_t ld, const float *dt_bias, OP *dg,
-                            float *db, float *dc, OP *dzx, int64_t ld_dzx, double *partial) {
+                            const float *A, const OP *zx, int64_t ld, const float *dt_bias, OP *dg, OP *db,
+                            OP *dc, OP *dzx, int64_t ld_dzx, double *partial,
+                            double *total) {
     const int64_t H = s->heads, P = s->headdim, N = s->state, Q = s->q, I = H * P;
 #pragma omp parallel for schedule(static) num_threads(s->threads)
     for (int64_t k = 0; k < s->chunks; k++) {
-        float sum_g[Q * Q];
+        float sum_g[Q * Q], sum_b[Q * N], sum_c[Q * N];
         double da[Q];
         float ddt[Q], column[Q];
         memset(sum_g, 0, sizeof sum_g);
-        memset(db + k * Q * N, 0, (size_t)(Q * N) * sizeof *db);
-        memset(dc + k * Q * N, 0, (size_t)(Q * N) * sizeof *dc);
+        memset(sum_b, 0, sizeof sum_b);
+        memset(sum_c, 0, sizeof sum_c);
         for (int64_t h = 0; h < H; h++) {
             const int64_t kh = k * H + h;
             const float *restrict step = dt + kh * Q;
@@ -383,7 +417,7 @@ void NAME(weights_backward)(const Shape *s, const OP *dwc, const OP *dbw, const 
                 const OP *restrict dcw = dwc + (kh * Q + i) * (Q + N) + Q;
                 const OP *restrict dbw_row = dbw + (kh * Q + i) * N;
                 const OP *restrict b_row = b + t * N, *restrict c_row = c + t * N;
-                float *restrict to_b = db + t * N, *restrict to_c = dc + t * N;
+                float *restrict to_b = sum_b + i * N, *restrict to_c = sum_c + i * N;
                 const float decay = exp_clamped((float)sum[i]);
                 const float rest = exp_clamped((float)(sum[Q - 1] - sum[i])), weight = rest * step[i];
                 float dot_c = 0.0f, dot_b = 0.0f;
@@ -419,16 +453,20 @@ void NAME(weights_backward)(const Shape *s, const OP *dwc, const OP *dbw, const 
         }
         for (int64_t i = 0; i < Q; i++) /* nothing above the diagonal has been added */
             for (int64_t j = 0; j < Q; j++) dg[(k * Q + i) * Q + j] = STORE(sum_g[i * Q + j]);
+        for (int64_t i = 0; i < Q * N; i++) db[k * Q * N + i] = STORE(sum_b[i]);
+        for (int64_t i = 0; i < Q * N; i++) dc[k * Q * N + i] = STORE(sum_c[i]);
     }
+    for (int64_t kh = 0; kh < s->chunks * H; kh++)
+        for (int64_t j = 0; j < 3; j++) total[j * H + kh % H] += partial[kh * 3 + j];
 }
 
 /* Gradient of SiLU and convolution for LANES channels from `c` on and chunk k: four taps.
  *
  * The gradient before the activation is needed for the chunk's tokens and the three after them: those are
- * computed here as well as in the next chunk, or stand in `carry` past the block's end. `rest` (or NULL)
- * is added to the incoming gradient. */
+ * computed here as well as in the next chunk, or stand in `carry` past the block's end. The incoming
+ * gradient is grad + rest. */
 static inline void NAME(unconvolve_vec)(const Shape *s, int64_t k, int64_t c, NAME(Place) grad,
-                                        const float *rest, const OP *xbc, int64_t ld,
+                                        NAME(Place) rest, const OP *xbc, int64_t ld,
                                         const OP *tail, const float *weight, const float *bias_of,
                                         const float *carry, float *first_dv, OP *dxbc,
                                         int64_t ld_dxbc, float *partial) {
@@ -443,10 +481,8 @@ static inline void NAME(unconvolve_vec)(const Shape *s, int64_t k, int64_t c, NA
     vec d0 = zero, d1 = zero, d2 = zero;
     vec dw0 = zero, dw1 = zero, dw2 = zero, dw3 = zero, dbias = zero;
     for (int64_t t = from; t < to; t++) {
-        const int64_t row = k * grad.chunk_rows + (t - from);
         const vec x3 = LOAD_VEC(xbc + t * ld + c);
-        vec incoming = LOAD_VEC(grad.at + row * grad.ld);
-        if (rest) incoming += load_vec_f32(rest + row * grad.ld);
+        const vec incoming = LOAD_VEC(NAME(row)(grad, k, t - from)) + LOAD_VEC(NAME(row)(rest, k, t - from));
         const vec d3 = incoming * silu_slope_vec(bias + w0 * x0 + w1 * x1 + w2 * x2 + w3 * x3);
         dw0 += d3 * x0, dw1 += d3 * x1, dw2 += d3 * x2, dw3 += d3 * x3, dbias += d3;
         if (t < 3) store_vec_f32(first_dv + t * W + c, d3);
@@ -461,10 +497,9 @@ static inline void NAME(unconvolve_vec)(const Shape *s, int64_t k, int64_t c, NA
             d3 = load_vec_f32(carry + (t - s->rows) * W + c);
             if (t < 3) store_vec_f32(first_dv + t * W + c, d3);
         } else { /* the chunk is full: row t - to of the next one */
-            const int64_t row = (k + 1) * grad.chunk_rows + (t - to);
+            const vec incoming =
+                LOAD_VEC(NAME(row)(grad, k + 1, t - to)) + LOAD_VEC(NAME(row)(rest, k + 1, t - to));
             x3 = LOAD_VEC(xbc + t * ld + c);
-            vec incoming = LOAD_VEC(grad.at + row * grad.ld);
-            if (rest) incoming += load_vec_f32(rest + row * grad.ld);
             d3 = incoming * silu_slope_vec(bias + w0 * x0 + w1 * x1 + w2 * x2 + w3 * x3);
         }
         if (t - 3 >= from)
@@ -480,7 +515,7 @@ static inline void NAME(unconvolve_vec)(const Shape *s, int64_t k, int64_t c, NA
 
 /* The same for one channel and any filter. */
 static inline void NAME(unconvolve_one)(const Shape *s, int64_t k, int64_t c, NAME(Place) grad,
-                                        const float *rest, const OP *xbc, int64_t ld,
+                                        NAME(Place) rest, const OP *xbc, int64_t ld,
                                         const OP *tail, const float *weight, const float *bias,
                                         const float *carry, float *first_dv, OP *dxbc,
                                         int64_t ld_dxbc, float *partial) {
@@ -496,8 +531,8 @@ static inline void NAME(unconvolve_one)(const Shape *s, int64_t k, int64_t c, NA
                 x[j] = LOAD(NAME(input)(xbc, ld, tail, taps, W, t - (taps - 1) + j)[c]);
                 v += weight[j * W + c] * x[j];
             }
-            const int64_t row = (t < to ? k : k + 1) * grad.chunk_rows + (t < to ? t - from : t - to);
-            float incoming = LOAD(grad.at[row * grad.ld]) + (rest ? rest[row * grad.ld] : 0.0f);
+            const int64_t chunk = t < to ? k : k + 1, i = t < to ? t - from : t - to;
+            float incoming = LOAD(*NAME(row)(grad, chunk, i)) + LOAD(*NAME(row)(rest, chunk, i));
             float d = incoming * silu_slope(v);
             dv[t - from] = d;
             if (t < to) {
@@ -517,35 +552,34 @@ static inline void NAME(unconvolve_one)(const Shape *s, int64_t k, int64_t c, NA
 
 /* Gradient of convolution and SiLU: the x, B and C columns of dzx.
  *
- * dxs [K, H, Q + N, P], its first Q rows; db, dc [K, Q, N] in two summands each; carry [taps - 1, W] are
+ * dxs [K, H, Q + N, P], its first Q rows, and dx_rest [K, H, Q, P]; db, dc [K, Q, N] in two summands as well; carry [taps - 1, W] are
  * the gradients before the activation of the first tokens after the block, first_dv receives those
- * of this block's first tokens. partial [K, taps + 1, W] for d weight and d bias. */
-void NAME(convolution_backward)(const Shape *s, OP *dxs, OP *db, const float *db_rest, OP *dc,
-                                const float *dc_rest, const OP *zx, int64_t ld, const OP *tail,
+ * of this block's first tokens. d weight and d bias are added to total [taps + 1, W]. partial: room
+ * for [K, taps + 1, W]. */
+void NAME(convolution_backward)(const Shape *s, OP *dxs, OP *dx_rest, OP *db, OP *db_rest, OP *dc,
+                                OP *dc_rest, const OP *zx, int64_t ld, const OP *tail,
                                 const float *conv_weight, const float *conv_bias,
                                 const float *carry, float *first_dv, OP *dzx, int64_t ld_dzx,
-                                float *partial) {
-    const int64_t H = s->heads, P = s->headdim, N = s->state, I = H * P, W = I + 2 * N;
+                                float *partial, float *total) {
+    const int64_t H = s->heads, P = s->headdim, N = s->state, Q = s->q, I = H * P, W = I + 2 * N;
 #pragma omp parallel for schedule(static) num_threads(s->threads)
     for (int64_t k = 0; k < s->chunks; k++) {
         float *to = partial + k * (s->taps + 1) * W;
+        NAME(fetch)(zx + I, ld, k * Q, (k + 1) * Q < s->rows ? (k + 1) * Q : s->rows, W);
         for (int64_t part = 0; part < H + 2; part++) {
             const int64_t first = part < H ? part * P : I + (part - H) * N, size = part < H ? P : N;
-            const float *rest = part < H ? NULL : part == H ? db_rest : dc_rest;
-            NAME(Place) grad = NAME(place)(s, part, dxs, db, dc);
+            const NAME(Place) grad = NAME(place)(s, part, dxs, Q + N, db, dc);
+            const NAME(Place) rest = NAME(place)(s, part, dx_rest, Q, db_rest, dc_rest);
             int64_t done = 0;
-            for (; s->taps == 4 && done + LANES <= size; done += LANES) {
-                NAME(unconvolve_vec)(s, k, first + done, grad, rest, zx + I, ld, tail, conv_weight,
+            for (; s->taps == 4 && done + LANES <= size; done += LANES)
+                NAME(unconvolve_vec)(s, k, first + done, NAME(after)(grad, done),
+                                     NAME(after)(rest, done), zx + I, ld, tail, conv_weight,
                                      conv_bias, carry, first_dv, dzx + I, ld_dzx, to);
-                grad.at += LANES;
-                rest = rest ? rest + LANES : NULL;
-            }
-            for (; done < size; done++) {
-                NAME(unconvolve_one)(s, k, first + done, grad, rest, zx + I, ld, tail, conv_weight,
+            for (; done < size; done++)
+                NAME(unconvolve_one)(s, k, first + done, NAME(after)(grad, done),
+                                     NAME(after)(rest, done), zx + I, ld, tail, conv_weight,
                                      conv_bias, carry, first_dv, dzx + I, ld_dzx, to);
-                grad.at += 1;
-                rest = rest ? rest + 1 : NULL;
-            }
         }
     }
+    NAME(collect)(s->chunks, (s->taps + 1) * W, partial, (s->taps + 1) * W, total);
 }
