@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from project.module.config import ModelConfig, UserInputError
 from project.module.models.fmamba import FMamba
-from project.module.models.mamba2 import Mamba2
+from project.module.models.mamba2 import Mamba2, ResidualBlock
 from project.module.models.ssd import MixerParams, mixer_core
 from project.module.models.tokenizer import PackedTokens
+from project.module.models.utils import RMSNorm
 
 Lengths = tuple[int, ...]
 Mixer = Callable[[Tensor, Lengths], Tensor]
@@ -41,6 +42,12 @@ def our_layer(config: ModelConfig, backend: str) -> Mamba2:
         config.expand,
         ssd_backend=backend,
     )
+
+
+def our_block(config: ModelConfig, backend: str) -> ResidualBlock:
+    """One block of the backbone as it is trained: norm, layer and residual, [L, D] -> [L, D]."""
+    layer = our_layer(config, backend)
+    return ResidualBlock(RMSNorm(config.embed_dim), layer, nn.Dropout(config.dropout))
 
 
 class OurCore(nn.Module):
@@ -146,6 +153,18 @@ class PlainMixer(nn.Module):
         return gated * scale * layer.norm.weight
 
 
+class PlainBlock(nn.Module):
+    """``x + mixer(norm(x))`` around ``PlainMixer``, on a copy of our block's weights."""
+
+    def __init__(self, block: ResidualBlock) -> None:
+        super().__init__()
+        norm, layer, _ = block
+        self.norm, self.mixer = copy.deepcopy(norm), PlainMixer(layer)  # type: ignore[arg-type]
+
+    def forward(self, x_LD: Tensor, lengths: Lengths) -> Tensor:
+        return x_LD + self.mixer(self.norm(x_LD), lengths)
+
+
 # ------------------------------------------------------------------------------- transformers
 
 
@@ -199,6 +218,29 @@ class TransformersMixer(nn.Module):
         return torch.cat([self.mixer(piece[None])[0] for piece in x_LD.split(lengths)])
 
 
+def _peer_block(block: nn.Module, config: ModelConfig, chunk: int) -> Any:
+    """``Mamba2Block`` (norm, mixer, residual in fp32) with the weights of our block."""
+    peer = _peer_modules()[1].Mamba2Block(_peer_config(config, chunk), layer_idx=0)
+    names = {"0": "norm", "1": "mixer"}
+    weights = {}
+    for key, value in block.state_dict().items():
+        part, name = key.split(".", 1)
+        weights[f"{names[part]}.{name}"] = value
+    peer.load_state_dict(weights, strict=True)
+    return peer
+
+
+class TransformersBlock(nn.Module):
+    """``Mamba2Block`` with the weights of our block, a call per sequence."""
+
+    def __init__(self, block: ResidualBlock, config: ModelConfig, chunk: int) -> None:
+        super().__init__()
+        self.block = _peer_block(block, config, chunk)
+
+    def forward(self, x_LD: Tensor, lengths: Lengths) -> Tensor:
+        return torch.cat([self.block(piece[None])[0] for piece in x_LD.split(lengths)])
+
+
 # -------------------------------------------------------------------------------- backbones
 
 
@@ -221,25 +263,12 @@ class TransformersBackbone(nn.Module):
 
     def __init__(self, model: FMamba, chunk: int) -> None:
         super().__init__()
-        modeling, config = _peer_modules()[1], model.config
         self.embedder = copy.deepcopy(model.embedder)
         self.norm = copy.deepcopy(model.norm)
         self.output_layer = copy.deepcopy(model.output_layer)
-        self.blocks = nn.ModuleList()
-        weights = model.state_dict()
-        for i in range(config.depth):
-            block = modeling.Mamba2Block(_peer_config(config, chunk), layer_idx=i)
-            names = {"norm.": f"mamba_layers.{i}.0.", "mixer.": f"mamba_layers.{i}.1."}
-            block.load_state_dict(
-                {
-                    own + key.removeprefix(prefix): value
-                    for own, prefix in names.items()
-                    for key, value in weights.items()
-                    if key.startswith(prefix)
-                },
-                strict=True,
-            )
-            self.blocks.append(block)
+        self.blocks = nn.ModuleList(
+            _peer_block(block, model.config, chunk) for block in model.mamba_layers
+        )
 
     def forward(self, packed: PackedTokens) -> Tensor:
         """[L, V] predicted next tokens of one window."""

@@ -7,7 +7,8 @@
 # is missing is taken from benchmarks/gpu_wheels/ (`make gpu-wheels`, on a machine with internet;
 # then copy the repository with that folder), and causal-conv1d is compiled for this card while the
 # first steps run. Results: benchmarks/results/gpu_check_cuda.{json,md}, and gpu_check.log beside it.
-# Exit status: 0 if the tests passed and the table is there, 1 if not, 2 without a GPU.
+# Exit status: 0 if the tests passed, every contender ran and losses on the same tokens agree (rows
+# left out for lack of time are named); 1 if not, the table is printed all the same; 2 without a GPU.
 #
 #   NEUROMAMBA_GPU_CHECK_SECONDS   the limit (default 530)
 #   NEUROMAMBA_GPU_CHECK_RESULTS   where results go instead

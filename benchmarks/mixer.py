@@ -2,9 +2,11 @@
 
     python benchmarks/mixer.py [--quick] [--threads N] [--precision 32 bf16]
 
-``mixer`` is the layer with both projections, as transformers' ``Mamba2Mixer`` has them; ``core`` is
-what lies between them. The gradients of the input and of every parameter are computed. Contenders
-have the same weights and are timed in turns in one process; peak memory is that of a process each.
+``mixer`` is the layer with both projections, as transformers' ``Mamba2Mixer`` has them; ``block``
+is what is trained, norm + mixer + residual, beside transformers' ``Mamba2Block``; ``core`` is what
+lies between the projections. The gradients of the input and of every parameter are computed.
+Contenders have the same weights and are timed in turns in one process; peak memory is that of a
+process each.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -24,9 +26,11 @@ from torch import Tensor
 
 from benchmarks._contenders import (
     OurCore,
+    PlainBlock,
     PlainMixer,
+    TransformersBlock,
     TransformersMixer,
-    our_layer,
+    our_block,
 )
 from benchmarks._measure import (
     forward_backward,
@@ -37,6 +41,7 @@ from benchmarks._measure import (
 )
 from benchmarks._report import in_child, parser, prepare, run, save, table
 from project.module.config import ModelConfig, from_dict
+from project.module.models.mamba2 import Mamba2
 
 LENGTHS = (2_048, 8_192, 21_900)
 QUICK_LENGTHS = (64, 150)
@@ -55,15 +60,21 @@ def contenders(
     chunk: int,
     names: Sequence[str] = CONTENDERS,
 ) -> tuple[dict[str, Callable[[], Tensor]], Tensor]:
-    """Runs of one part on random input by name, and that input."""
+    """Runs of one part ("block", "mixer", "core") on random input by name, and that input."""
     torch.manual_seed(0)
-    ours = our_layer(config, backend)
-    core = part == "core"
+    block = our_block(config, backend)
+    ours, core = cast(Mamba2, block[1]), part == "core"
     build: dict[str, Callable[[], torch.nn.Module]] = {
         "ours": lambda: OurCore(ours) if core else ours,
         "plain": lambda: PlainMixer(ours, core),
         "transformers": lambda: TransformersMixer(ours, config, chunk, core),
     }
+    if part == "block":
+        build = {
+            "ours": lambda: block,
+            "plain": lambda: PlainBlock(block),
+            "transformers": lambda: TransformersBlock(block, config, chunk),
+        }
     width = ours.in_proj.out_features if core else config.embed_dim
     # Under autocast the in-projection hands on bf16.
     dtype = torch.bfloat16 if core and precision == "bf16" else torch.float32
@@ -93,9 +104,12 @@ def times(
     apart (``largest_difference``, on at most 1,000 tokens).
     """
     config, results = from_dict(ModelConfig, model, "benchmark"), []
+    chunks: dict[tuple[int, str], dict[int, float]] = {}
     for part, tokens, precision in cases:
         progress(f"{part}, {tokens:,} tokens, {precision}")
-        by_chunk = chunk_seconds(config, tokens, precision)
+        if (tokens, precision) not in chunks:
+            chunks[tokens, precision] = chunk_seconds(config, tokens, precision)
+        by_chunk = chunks[tokens, precision]
         chunk = min(by_chunk, key=by_chunk.__getitem__)
         short, x = contenders(config, part, min(tokens, 1_000), precision, backend, chunk)
         difference = largest_difference(short, dict.fromkeys(short, x))
@@ -130,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     model, lengths = prepare(args), QUICK_LENGTHS if args.quick else LENGTHS
     fields, started = dataclasses.asdict(model), time.perf_counter()
     common = {"model": fields, "backend": args.ssd_backend}
-    cases = [("mixer", n, p) for n in lengths for p in args.precision]
+    cases = [(part, n, p) for n in lengths for p in args.precision for part in ("mixer", "block")]
     cases += [("core", lengths[-1], p) for p in args.precision]
     rows = []
     for allocator in args.allocator:
@@ -192,8 +206,9 @@ def report(rows: list[dict[str, Any]], measured: list[dict[str, Any]]) -> str:
     chunks = ", ".join(map(str, PEER_CHUNKS))
     text = table(
         "One layer, forward and backward: milliseconds (median), and how many times as long as "
-        "ours. transformers runs with the\nfastest of its chunk sizes; by chunk: its whole layer "
-        f"with {chunks}. Difference: largest among outputs and input gradients, relative.",
+        "ours. A block is what is trained:\nnorm + mixer + residual. transformers runs with the "
+        f"fastest of its chunk sizes; by chunk: its whole layer with {chunks}.\n"
+        "Difference: largest among outputs and input gradients, relative.",
         [*case, *CONTENDERS, "plain/ours", "transformers/ours", "by chunk", "difference"],
         lines,
     )

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import resource
 import statistics
 import sys
 import tempfile
@@ -29,6 +28,7 @@ import torch
 from pytorch_lightning import Callback, Trainer
 from torch import Tensor
 
+from benchmarks._measure import resident
 from benchmarks._report import in_child, parser, prepare, run, save, table
 from project.module.analysis import flops
 from project.module.config import ModelConfig
@@ -187,7 +187,7 @@ def profile(command: list[str], steps: int) -> dict[str, Any]:
         "parts": {part: statistics.median(step[part] for step in taken) for part in PARTS},
         "step": {"median": statistics.median(whole), "min": min(whole), "max": max(whole)},
         "share_of_blocks": statistics.median(shares),
-        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+        "peak_gb": resident("VmHWM") / 1e9,
     }
 
 

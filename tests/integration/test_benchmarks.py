@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -15,6 +16,7 @@ import torch
 
 from benchmarks import _measure, _report, backbone, mixer, scaling
 from project.module.config import UserInputError
+from project.module.models.ssd import BACKENDS
 
 ROOT = Path(__file__).resolve().parents[2]
 BOUND = {"32": 1e-5, "bf16": 3e-2}
@@ -30,7 +32,7 @@ def _one_thread() -> None:
 
 
 @pytest.mark.parametrize("precision", list(BOUND))
-@pytest.mark.parametrize("part", ["mixer", "core"])
+@pytest.mark.parametrize("part", ["block", "mixer", "core"])
 def test_mixers_compute_the_same(part: str, precision: str) -> None:
     pytest.importorskip("transformers")
     runs, x = mixer.contenders(_report.TINY, part, 150, precision, "cpu", 64)
@@ -101,6 +103,50 @@ def test_rate_of_products() -> None:
         f"100x32x{rows}": 2 * 100 * 32 * rows * _measure.PRODUCTS / 0.5,
         "100x100x100": 2 * 100**3 * _measure.PRODUCTS / 0.5,
     }
+
+
+def test_share_counts_products_against_each_rate() -> None:
+    seconds = {"ours": {"median": 2.0}, "transformers": {"median": 4.0}}
+    rates = {"9x8x7": 100.0, "5x5x5": 200.0}
+    assert backbone.gemm_shares(80.0, seconds, rates) == {
+        "ours": {"9x8x7": 0.4, "5x5x5": 0.2},
+        "transformers": {"9x8x7": 0.2, "5x5x5": 0.1},
+    }
+
+
+def test_every_backbone_warms_up_at_full_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first run of a length pays for its pages."""
+    ran: list[tuple[str, int]] = []
+
+    def recorded(
+        config: object, tokens: int, *rest: object, **more: object
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        runs = {name: lambda n=name: ran.append((n, tokens)) for name in backbone.CONTENDERS}
+        return runs, {}
+
+    monkeypatch.setattr(backbone, "chunk_seconds", lambda *case: {64: 1.0})
+    monkeypatch.setattr(backbone, "largest_difference", lambda runs, probes: 0.0)
+    monkeypatch.setattr(backbone, "contenders", recorded)
+    (row,) = backbone.times(dataclasses.asdict(_report.TINY), [(130, "32")], "cpu", repeats=2)
+    for name in backbone.CONTENDERS:
+        assert ran.count((name, 130)) == 3 and row["seconds"][name]["runs"] == 2
+
+
+def test_trained_block_is_timed_as_it_is_trained() -> None:
+    """The block of the benchmark takes the fused way of the backend."""
+    fused = BACKENDS["cpu"].block
+    assert fused is not None
+    runs, _ = mixer.contenders(_report.TINY, "block", 70, "32", "cpu", 64, ["ours"])
+    calls: list[object] = []
+
+    def block(*args: Any) -> torch.Tensor:
+        calls.append(args)
+        return fused(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BACKENDS, "cpu", BACKENDS["cpu"]._replace(block=block))
+        runs["ours"]()
+    assert len(calls) == 1
 
 
 def test_peak_memory_is_what_the_run_takes_for_a_moment() -> None:
@@ -208,6 +254,13 @@ def test_quick_run(name: str, tmp_path: Path) -> None:
     table = path.with_suffix(".md").read_text()
     assert table in done.stdout
     assert str(path) in done.stdout
+    if name == "mixer":
+        assert {row["part"] for row in record[rows]} == {"block", "mixer", "core"}
+    if name == "backbone":
+        for row in record[rows]:
+            for shares in row["gemm_share"].values():
+                assert list(shares) == list(row["gemm_flops_per_second"]) and len(shares) == 2
+                assert all(0 < share < 1 for share in shares.values())
     if name == "scaling":
         assert {fit["series"] for fit in record["slopes"]} == set(scaling.LABELS)
         assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")

@@ -393,13 +393,13 @@ def test_loss_curves_do_not_depend_on_the_backend(cli: CommandLine, extra: str) 
 def test_activation_checkpointing(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks run twice a step, and the run is the same: also where they draw for dropout."""
     calls: list[bool] = []
-    forward = ResidualBlock.forward
+    forward = Mamba2.forward
 
-    def counted(self: ResidualBlock, *args: Any) -> torch.Tensor:
+    def counted(self: Mamba2, *args: Any) -> torch.Tensor:
         calls.append(True)
         return forward(self, *args)
 
-    monkeypatch.setattr(ResidualBlock, "forward", counted)
+    monkeypatch.setattr(Mamba2, "forward", counted)
     extra = f"{NEXT} --dropout 0.2 --depth 2 --max_steps 3 --limit_val_batches 0"
     plain = cli.run(extra)
     once = len(calls)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,16 +58,75 @@ def test_contender_that_cannot_run_is_named(
 
     monkeypatch.setattr(gpu_check, "reference_mixers", fail)
     flags = f"--device cpu --sizes tiny --batches 1 --quick --json {tmp_path / 'f.json'}"
-    assert gpu_check.main(flags.split()) == 0
-    output = capsys.readouterr().out
+    assert gpu_check.main(flags.split()) == 1
+    output, errors = capsys.readouterr()
     assert output.count("RuntimeError: no kernel image |") == 2
     assert "ours, all" in output
+    assert "error: tiny x 1, reference, all: RuntimeError: no kernel image\n" in errors
+    assert "error: tiny x 1, ours, union: there is no loss of 'reference'" in errors
 
 
-def test_out_of_time_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = f"--device cpu --sizes tiny --batches 1 2 --quick --budget 0 --json {tmp_path / 'f'}"
-    assert gpu_check.main(flags.split()) == 0
-    assert "tiny x 1, tiny x 2" in capsys.readouterr().out
+def test_out_of_time_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows left out are named, and are no failure; a table without any row is one."""
+    flags = f"--device cpu --sizes tiny --batches 1 2 --quick --json {tmp_path / 'f'} --budget"
+    assert gpu_check.main([*flags.split(), "0"]) == 1
+    output, errors = capsys.readouterr()
+    assert "tiny x 1, tiny x 2" in output
+    assert errors == "error: nothing was measured.\n"
+
+    def last_row(*args: object) -> list[dict[str, Any]]:
+        monkeypatch.setattr(gpu_check.time, "monotonic", lambda: float("inf"))
+        return measured(0.0)
+
+    monkeypatch.setattr(gpu_check, "measure_row", last_row)
+    assert gpu_check.main([*flags.split(), "1000"]) == 0
+    output, errors = capsys.readouterr()
+    assert "| tiny x 2 " in output and not errors
+
+
+def measured(*differences: float | None) -> list[dict[str, Any]]:
+    """Rows of "ours, union" whose losses are so far from the reference's."""
+    row = dict.fromkeys(("windows_per_s", "tokens_per_s", "tflops", "share", "added_gb"), 1.0)
+    row |= {"size": "tiny", "batch": 1, "contender": "ours, union", "tokens": 10, "step_s": 1.0}
+    return [row if d is None else {**row, "loss_difference": d} for d in differences]
+
+
+@pytest.mark.parametrize(
+    ("differences", "count", "shown"),
+    [
+        ((0.0, 1e-5), 0, "1.0e-05"),
+        ((0.0, 3e-4, 0.0), 1, "3.0e-04"),
+        ((0.0, float("nan"), 0.0), 1, "nan"),
+        ((float("nan"), 1e-5), 1, "nan"),
+        ((0.0, None), 1, "0.0e+00"),
+    ],
+)
+def test_losses_that_differ_are_seen(
+    differences: tuple[float | None, ...], count: int, shown: str
+) -> None:
+    rows = measured(*differences)
+    assert len(gpu_check.faults(rows, gpu_check.LOSS_BOUND["32"])) == count
+    assert f"differ by | {shown} " in gpu_check.report({}, rows)
+
+
+def test_a_step_that_ran_out_of_memory_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside a row that was measured; the table is printed all the same."""
+
+    def one_fits(size: str, config: object, batch: int, *rest: object) -> list[dict[str, Any]]:
+        if batch == 2:
+            raise torch.OutOfMemoryError("no memory left\nand more")
+        return measured(0.0)
+
+    monkeypatch.setattr(gpu_check, "measure_row", one_fits)
+    flags = f"--device cpu --sizes tiny --batches 1 2 --quick --json {tmp_path / 'f.json'}"
+    assert gpu_check.main(flags.split()) == 1
+    output, errors = capsys.readouterr()
+    assert "no memory left |" in output and "ours, union" in output
+    assert errors == "error: tiny x 2, all of them: no memory left\n"
 
 
 def test_masks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from project.module.models.ssd import BACKENDS, MixerParams, blockwise, mixer_core, native
+from project.module.models.ssd import BACKENDS, MixerParams, memory, mixer_core, native
 from project.module.models.ssd.api import CHUNK
 
 LENGTHS = (1, 3, 63, 64, 65, 130, 257, 2000)  # around the chunk size, odd ones, several chunks
@@ -52,6 +52,10 @@ class Way(NamedTuple):
     def skip_unless_it_computes_in(self, dtype: torch.dtype) -> None:
         if dtype == torch.float64 and (self.device.type != "cpu" or self.passes == "C passes"):
             pytest.skip(f"{self}: no float64")
+
+    def bound(self, dtype: torch.dtype) -> float:
+        # Triton's sums of decays are float32, and the order of its sums changes.
+        return BOUND[dtype] * (10 if self.backend == "triton" and dtype == torch.float32 else 1)
 
     @property
     def widest(self) -> torch.dtype:
@@ -135,7 +139,9 @@ def test_output_and_gradients(way: Way, dtype: torch.dtype, length: int) -> None
             **{name: getattr(params, name).to(dtype).double() for name in PARAMETERS}
         )
     expected = run("reference", zxbcdt, params, (length,))
-    compare(run(way.backend, zxbcdt, params, (length,), dtype, way.device), expected, BOUND[dtype])
+    compare(
+        run(way.backend, zxbcdt, params, (length,), dtype, way.device), expected, way.bound(dtype)
+    )
 
 
 @pytest.mark.parametrize("way", ["reference", *WAYS], indirect=True)
@@ -155,7 +161,7 @@ def test_packed_equals_separate_sequences(way: Way) -> None:
     separate = {"output": out, "d zxbcdt": z.grad, **{f"d {k}": v.grad for k, v in leaves.items()}}
     expected = {k: v.detach() for k, v in separate.items() if v is not None}
     assert expected.keys() == packed.keys()
-    compare(packed, expected, BOUND[way.widest])
+    compare(packed, expected, way.bound(way.widest))
 
 
 @pytest.mark.parametrize(
@@ -170,7 +176,11 @@ def test_widths(way: Way, heads: int, headdim: int, d_state: int, taps: int) -> 
     zxbcdt, params = draw_inputs(150, heads, headdim, d_state, taps)
     zxbcdt = zxbcdt * 0.3
     expected = run("reference", zxbcdt, params, (83, 67))
-    compare(run(way.backend, zxbcdt, params, (83, 67), torch.float32, way.device), expected, 2e-5)
+    compare(
+        run(way.backend, zxbcdt, params, (83, 67), torch.float32, way.device),
+        expected,
+        way.bound(torch.float32),
+    )
 
 
 @pytest.mark.parametrize(("dt_bias", "bound"), [(-12.0, 2e-5), (6.0, 1e-4)])
@@ -191,17 +201,12 @@ def test_extreme_steps(way: Way, dt_bias: float, bound: float) -> None:
     compare(got, expected, bound if way.backend == "cpu" else 1e-3)
 
 
-def poison_kept_buffers() -> None:
-    for memory in blockwise._local.buffers._memory.values():
-        memory.fill_(torch.nan)
-
-
 @every_way
 def test_uninitialised_memory_is_never_read(way: Way) -> None:
     """torch fills it with NaN here; ``run`` asserts that all results are finite, twice."""
     zxbcdt, params = draw_inputs(sum(PACKED))
     plain = run(way.backend, zxbcdt, params, PACKED, torch.float32, way.device)
-    blockwise.forget_buffers()
+    memory.forget()
     torch.use_deterministic_algorithms(True)
     try:
         assert torch.empty(1).isnan()
@@ -209,7 +214,9 @@ def test_uninitialised_memory_is_never_read(way: Way) -> None:
             poisoned = run(way.backend, zxbcdt, params, PACKED, torch.float32, way.device)
             for name, value in plain.items():
                 torch.testing.assert_close(poisoned[name], value, rtol=0, atol=0)
-            poison_kept_buffers()
+            for buffers in getattr(memory._local, "kinds", {}).values():  # of cpu
+                for buffer in buffers._memory.values():
+                    buffer.fill_(torch.nan)
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -243,7 +250,7 @@ def test_blockwise_gradients_are_finite_differences(
     way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Across borders of blocks as well."""
-    monkeypatch.setitem(blockwise.BLOCK, "cpu", 64)
+    monkeypatch.setitem(memory.BLOCK, "cpu", 64)
     zxbcdt, params = draw_inputs(150, headdim=2, d_state=2)
     zxbcdt = zxbcdt * 0.5
     leaves = [zxbcdt, *(getattr(params, name) for name in PARAMETERS)]

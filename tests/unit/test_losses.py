@@ -94,6 +94,29 @@ def test_masked_errors_compare_each_token_with_itself() -> None:
     assert errors.tolist() == [4.5, 5.0]  # (9 + 0) / 2, (1 + 9) / 2
 
 
+@pytest.mark.parametrize("targets", [[1, 4, 5, 9], [3], []])
+def test_only_hidden_tokens_are_predicted(
+    monkeypatch: pytest.MonkeyPatch, targets: list[int]
+) -> None:
+    """At a small mask ratio most rows are not asked for; they are not computed either."""
+    monkeypatch.setitem(losses.BLOCK_ROWS, "cpu", 3)
+    x = torch.arange(20.0).view(10, 2).requires_grad_()
+    predicted: list[list[float]] = []
+
+    def predict(rows: Tensor) -> Tensor:
+        predicted.extend(rows.tolist())
+        return rows
+
+    errors = masked_token_errors(x, torch.zeros(10, 2), torch.tensor(targets, dtype=int), predict)
+    assert predicted == x[targets].tolist()
+    assert errors.shape == (len(targets),)
+    errors.sum().backward()
+    assert x.grad is not None
+    expected = torch.zeros(10, 2)
+    expected[targets] = x.detach()[targets]  # d/dx of (x0^2 + x1^2) / 2
+    assert torch.equal(x.grad, expected)
+
+
 @pytest.mark.parametrize("errors_of", [next_token_errors, masked_token_errors])
 def test_errors_are_wide_under_half_precision(errors_of: Callable[..., Tensor]) -> None:
     prediction = torch.full((3, 4), 1.0, dtype=torch.bfloat16)

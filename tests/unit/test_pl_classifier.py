@@ -734,7 +734,8 @@ def test_checkpointed_activations_keep_the_inputs_of_blocks_only(backend: str) -
 def test_frozen_features_are_not_checkpointed() -> None:
     """Without gradients there is nothing to compute again, and torch would warn."""
     module = downstream(frozen=True)
-    module.model.activation_checkpointing = True
+    for block in module.model.mamba_layers:
+        block.checkpointing = True
     module.training_step(batch_of(module, samples([0, 1, 0])), 0).backward()
     assert all(p.grad is None for p in module.model.parameters())
 

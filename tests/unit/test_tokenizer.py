@@ -138,6 +138,19 @@ def test_compact_leaves_the_batch_alone() -> None:
     assert background.item() == -1.0 and bold.item() == 3
 
 
+@pytest.mark.parametrize("dtype", [torch.int16, torch.float32, torch.float64])
+def test_values_that_need_no_conversion_are_left_alone_too(dtype: torch.dtype) -> None:
+    model = config((2, 1, 1, 2), (1, 1, 1, 1))
+    plans = plan_compact([torch.tensor([0, 1])], model)
+    bold = torch.tensor([[1, 2], [3, 4]], dtype=dtype)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    for _ in range(2):
+        packed = pack_compact([bold], plans, [2.0], [0.5], [0.0], model, wide)
+        assert packed.tokens[:, 0].tolist() == [2.5, 6.5, 4.5, 8.5]
+        assert packed.tokens.dtype == wide
+    assert bold.tolist() == [[1, 2], [3, 4]]
+
+
 def test_voxels_outside_the_mask_are_background_inside_kept_tokens() -> None:
     model = config((2, 2, 2, 1), (2, 2, 2, 1))
     run = Run(torch.tensor([[7, 8]], dtype=torch.int16), torch.tensor([1, 6]), 0.5, 1.0, -9.0)

@@ -179,9 +179,7 @@ def counted_by_backend(config: ModelConfig, tokens: int) -> dict[str, int | str]
     for name in SSD_BACKENDS:
         if name == "auto":
             continue
-        backend = BACKENDS.get(name)
-        why_not = backend.why_not(torch.device("cpu")) if backend else "not in this version"
-        if why_not:
+        if why_not := BACKENDS[name].why_not(torch.device("cpu")):
             results[name] = why_not.split(";")[0].rstrip(".")
         else:
             results[name] = profiled_flops(config, tokens, True, name, "cpu")

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from project.module.config import ModelConfig
 from project.module.models.mamba2 import Mamba2, ResidualBlock
@@ -56,10 +55,11 @@ class Embedder(nn.Module):
     def forward(self, tokens_LV: Tensor, token_index: Tensor) -> Tensor:
         """(L, V) tokens at grid positions (L,) -> (L, D)."""
         x_LD = tokens_LV.to(self.projection.dtype) @ self.projection
-        if self.pos is not None:
-            # Into the gathered encodings: one tensor of this size less.
-            x_LD = self.pos[0].index_select(0, token_index).add_(x_LD)
-        return x_LD
+        if self.pos is None:
+            # Autocast makes bf16 of it: the sums over the blocks keep the parameters' type.
+            return x_LD.to(self.projection.dtype)
+        # Into the gathered encodings: one tensor of this size less.
+        return self.pos[0].index_select(0, token_index).add_(x_LD)
 
 
 class FMamba(nn.Module):
@@ -69,8 +69,7 @@ class FMamba(nn.Module):
         config: the architecture.
         output_layer: with the next-token prediction layer (pre-training) or without (downstream).
         ssd_backend: see ``ssd.select_backend``.
-        activation_checkpointing: keep only the input of each block for the backward pass and
-            compute the block again there; loss and gradients stay the same.
+        activation_checkpointing: see ``ResidualBlock``.
     """
 
     def __init__(
@@ -82,7 +81,6 @@ class FMamba(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.activation_checkpointing = activation_checkpointing
         self.embedder = Embedder(config)
         self.mamba_layers = nn.ModuleList(
             ResidualBlock(
@@ -96,6 +94,7 @@ class FMamba(nn.Module):
                     ssd_backend,
                 ),
                 nn.Dropout(config.dropout),
+                activation_checkpointing,
             )
             for _ in range(config.depth)
         )
@@ -141,12 +140,8 @@ class FMamba(nn.Module):
         tokens = packed.tokens
         seen = tokens if hidden is None else tokens.masked_fill(hidden[:, None], 0.0)
         x = self.embedder(seen, packed.token_index)
-        again = self.activation_checkpointing and torch.is_grad_enabled()
         for block in self.mamba_layers:
-            if again:
-                x = checkpoint(block, x, packed.lengths, use_reentrant=False)
-            else:
-                x = block(x, packed.lengths)
+            x = block(x, packed.lengths)
         return x
 
     def predict(self, x: Tensor) -> Tensor:

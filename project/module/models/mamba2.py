@@ -11,6 +11,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from project.module.models.ssd import BlockParams, MixerParams, mixer_core, select_backend
 from project.module.models.ssd.flop_count import counting_flops
@@ -88,27 +89,49 @@ class ResidualBlock(nn.ModuleList):
     """``x + dropout(mamba(norm(x)))``, [L, D] -> [L, D].
 
     A list of the three, so that parameters keep the checkpoints' names (``0.weight``, ...).
+
+    Args:
+        norm, mamba, dropout: the layers.
+        checkpointing: keep the input for the backward pass and compute the block again there;
+            loss and gradients stay the same.
     """
 
-    def __init__(self, norm: RMSNorm, mamba: Mamba2, dropout: nn.Dropout) -> None:
+    def __init__(
+        self, norm: RMSNorm, mamba: Mamba2, dropout: nn.Dropout, checkpointing: bool = False
+    ) -> None:
         super().__init__([norm, mamba, dropout])
+        self.checkpointing = checkpointing
 
     def forward(self, x_LD: Tensor, lengths: tuple[int, ...]) -> Tensor:
         """Mix the tokens of each sequence and add the result to them."""
         norm, mamba, dropout = cast(tuple[RMSNorm, Mamba2, nn.Dropout], tuple(self))
-        dropping = self.training and dropout.p > 0
-        if dropping or x_LD.is_meta or counting_flops() or _watched(norm) or _watched(mamba):
-            fused = None
-        else:
+        fused = None
+        if self._may_be_fused(norm, mamba, dropout) and not (x_LD.is_meta or counting_flops()):
             fused = select_backend(mamba.ssd_backend, x_LD.device).block
-        if fused is None:
-            return x_LD + dropout(mamba(norm(x_LD), lengths))
-        params = BlockParams(
-            norm.weight, mamba.in_proj.weight, mamba.out_proj.weight, mamba.mixer_params()
+        if fused is not None:
+            params = BlockParams(
+                norm.weight, mamba.in_proj.weight, mamba.out_proj.weight, mamba.mixer_params()
+            )
+            return fused(x_LD, params, lengths, self.checkpointing)
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(self._layer_by_layer, x_LD, lengths, use_reentrant=False)
+        return self._layer_by_layer(x_LD, lengths)
+
+    def _layer_by_layer(self, x_LD: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        norm, mamba, dropout = self
+        return x_LD + dropout(mamba(norm(x_LD), lengths))
+
+    def _may_be_fused(self, norm: RMSNorm, mamba: Mamba2, dropout: nn.Dropout) -> bool:
+        """Whether nothing but the layers' own arithmetic is expected.
+
+        That is: no dropout, no hooks (DeepSpeed's ZeRO-3, profilers), no layer replaced by one
+        that does more (LoRA).
+        """
+        if (dropout.training and dropout.p > 0) or nn.modules.module._has_any_global_hook():
+            return False
+        plain = type(norm) is RMSNorm and type(mamba) is Mamba2 and type(mamba.norm) is RMSNorm
+        plain = plain and type(mamba.in_proj) is type(mamba.out_proj) is nn.Linear
+        return plain and not any(
+            m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
+            for m in (norm, *mamba.modules(), dropout)
         )
-        return fused(x_LD, params, lengths)
-
-
-def _watched(module: nn.Module) -> bool:
-    """Whether something hooks into the module or its parts (DeepSpeed ZeRO-3, a profiler)."""
-    return any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())

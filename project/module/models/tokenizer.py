@@ -203,7 +203,7 @@ def pack_compact(
     tokens = torch.empty(sum(lengths), config.token_dim, dtype=dtype, device=device)
     for i, (q_TN, plan, sample) in enumerate(zip(bold, plans, tokens.split(lengths), strict=True)):
         sample.fill_(background[i])
-        scaled_TN = q_TN.to(dtype).mul_(gain[i]).add_(shift[i])
+        scaled_TN = q_TN.to(dtype, copy=True).mul_(gain[i]).add_(shift[i])
         patches_SVGt = sample.view(-1, grid_frames, patch_voxels, patch_frames).transpose(1, 2)
         patches_SVGt[plan.patch, plan.place] = scaled_TN.T.unflatten(1, (grid_frames, -1))
     time = torch.arange(grid_frames, device=device)

@@ -21,7 +21,7 @@ from project.module.models.checkpoint_io import (
     read_checkpoint,
     read_file,
 )
-from project.module.models.ssd import BACKENDS, select_backend
+from project.module.models.ssd import select_backend
 from project.module.pl_classifier import (
     UNSCALED,
     DownstreamModule,
@@ -62,9 +62,6 @@ class Run:
     def __init__(self, config: RunConfig) -> None:
         self.hardware: Hardware = resolve_hardware(config.trainer)
         self.allocator = choose_allocator(config.flags["allocator"], self.hardware.accelerator)
-        backend = config.flags["ssd_backend"]
-        if backend != "auto" and backend not in BACKENDS:
-            select_backend(backend, torch.device("cpu"))  # raises: not in this version
         if config.downstream is not None:
             for name in config.data.dataset_name:
                 target_of(DATASETS[name], config.downstream.task)

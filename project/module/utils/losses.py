@@ -44,28 +44,28 @@ def next_token_errors(
         targets: rows of the tokens to predict.
         predict: (rows, D) -> (rows, V), each row by itself.
     """
-    return _row_errors(x, tokens, predict, 1)[targets - 1]
+    # All rows but one a sample: computing these too costs less than gathering the others.
+    return _row_errors(x, tokens[1:], predict)[targets - 1]
 
 
 def masked_token_errors(
     x: Tensor, tokens: Tensor, targets: Tensor, predict: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """As ``next_token_errors``, for hidden tokens: each is predicted from its own place."""
-    return _row_errors(x, tokens, predict, 0)[targets]
+    return _row_errors(x.index_select(0, targets), tokens.index_select(0, targets), predict)
 
 
-def _row_errors(
-    x: Tensor, tokens: Tensor, predict: Callable[[Tensor], Tensor], shift: int
-) -> Tensor:
-    """Error of the prediction from every row i against token i + shift: [L - shift].
+def _row_errors(x: Tensor, tokens: Tensor, predict: Callable[[Tensor], Tensor]) -> Tensor:
+    """Error of the prediction from row i of ``x`` against row i of ``tokens``: [len(tokens)].
 
-    Block after block, so that a prediction is still in the cache when it is compared. The few rows
-    that are not asked for cost less than gathering the others.
+    Block after block, so that a prediction is still in the cache when it is compared. Rows of ``x``
+    beyond the tokens are passed over here: cutting them off first would copy its gradient.
     """
     size = BLOCK_ROWS.get(x.device.type, BLOCK_ROWS_ELSEWHERE)
-    whole, rest = divmod(len(x) - shift, size)
-    blocks = x.split([size] * whole + [rest, shift])[:-1]
-    partners = tokens[shift:].split([size] * whole + [rest])
+    whole, rest = divmod(len(tokens), size)
+    sizes = [size] * whole + [rest]
+    blocks = x.split([*sizes, len(x) - len(tokens)])[:-1]
+    partners = tokens.split(sizes)
     errors = [
         _MeanSquares.apply(predict(rows), wanted)
         for rows, wanted in zip(blocks, partners, strict=True)

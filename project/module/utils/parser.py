@@ -132,7 +132,8 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         "--allocator",
         default="auto",
         metavar="NAME",
-        help=f"{', '.join(names.ALLOCATORS)}; retain keeps freed memory for the next step (glibc)",
+        help=f"{', '.join(names.ALLOCATORS)}; retain (glibc only) keeps freed memory for the next "
+        "step: the process never shrinks; auto retains on CPU runs with glibc",
     )
     _switch(group, "save_embedding", False, "write the test windows' mean features")
     add("--embedding_save_dir", metavar="DIR", help="default: embeddings/ in the run folder")

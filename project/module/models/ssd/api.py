@@ -76,7 +76,7 @@ class BlockParams(NamedTuple):
 
 
 MixerFunction = Callable[[Tensor, MixerParams, tuple[int, ...]], Tensor]
-BlockFunction = Callable[[Tensor, BlockParams, tuple[int, ...]], Tensor]
+BlockFunction = Callable[[Tensor, BlockParams, tuple[int, ...], bool], Tensor]
 
 
 class Backend(NamedTuple):
@@ -86,8 +86,9 @@ class Backend(NamedTuple):
         name: value of ``--ssd_backend``.
         run: (zxbcdt [L, 2I + 2N + H], parameters, lengths) -> [L, I].
         why_not: given a device, None if the backend works there, else the reason and the remedy.
-        block: (x [L, D], parameters, lengths) -> [L, D], a whole residual block
-            ``x + out_proj(mixer(in_proj(rmsnorm(x))))`` in one go, for backends that gain by it.
+        block: (x [L, D], parameters, lengths, sparing) -> [L, D], a whole residual block
+            ``x + out_proj(mixer(in_proj(rmsnorm(x))))`` in one go, for backends that gain by it;
+            ``sparing`` asks to keep no more for the backward pass than activation checkpointing.
         detail: a word on how it will run here, for the log.
     """
 
@@ -128,24 +129,16 @@ def select_backend(requested: str, device: torch.device) -> Backend:
     """
     look_up(requested, SSD_BACKENDS, "--ssd_backend")
     if requested == "auto":
-        order = ("triton", "cpu") if device.type == "cuda" else ("cpu",)
         refused = []
-        for name in order:
-            if name not in BACKENDS:
-                refused.append(f"{name} is not in this version")
-                continue
-            reason = BACKENDS[name].why_not(device)
+        for name in ("triton", "cpu") if device.type == "cuda" else ("cpu",):
+            chosen = BACKENDS[name]
+            reason = chosen.why_not(device)
             if reason is None:
-                chosen, why = BACKENDS[name], "; ".join([f"auto on {device.type}", *refused])
                 break
             refused.append(f"{name}: {reason}")
         else:  # pragma: no cover - the portable backend works on every device
             raise AssertionError(refused)
-    elif requested not in BACKENDS:
-        raise UserInputError(
-            f"--ssd_backend: '{requested}' is not in this version (it comes with the open "
-            f"issue 'Compute'). Available: auto, {', '.join(sorted(BACKENDS))}."
-        )
+        why = "; ".join([f"auto on {device.type}", *refused])
     else:
         chosen, why = BACKENDS[requested], "requested"
         reason = chosen.why_not(device)

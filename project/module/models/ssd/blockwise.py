@@ -4,7 +4,7 @@ State-space duality (Dao & Gu 2024, section 6): inside a chunk of Q tokens the o
 product as in attention, across chunks only the states [N, P] of the heads are carried. Here a
 sequence is walked in blocks of some chunks, all steps of a block one after the other; the backward
 pass walks it in reverse and computes what lies between again. So nothing of a layer but its input,
-the states at the borders and (see ``KEEP_BYTES``) the in-projection's output exists as a whole.
+the states at the borders and (see ``memory.Pool``) the in-projection's output exists as a whole.
 
 With a = running sum of dt A inside a chunk, G = C B^T (one for all heads), S the state before it:
 
@@ -29,7 +29,6 @@ chunks of Q tokens in a block, H heads of P, N state size, W = I + 2N.
 
 from __future__ import annotations
 
-import threading
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -37,36 +36,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from project.module.models.ssd import native, stages
-from project.module.models.ssd.api import CHUNK, BlockParams, MixerParams
-from project.module.models.ssd.stages import Sizes, Totals, Weights
-
-# Tokens of a block: on a CPU its buffers should stay in the cache, elsewhere few launches count.
-BLOCK = {"cpu": 2048}
-BLOCK_ELSEWHERE = 16_384
-# An in-projection's output up to this size is kept for the backward pass (fp32 on a CPU).
-KEEP_BYTES = 128 << 20
-
-
-class Layer(NamedTuple):
-    """What does not need a gradient: sizes, packing, types.
-
-    Attributes:
-        heads, headdim, state, taps: H, P, N and the taps of the convolution.
-        lengths: tokens of each sequence.
-        operand: type of what enters matrix products.
-    """
-
-    heads: int
-    headdim: int
-    state: int
-    taps: int
-    lengths: tuple[int, ...]
-    operand: torch.dtype
-
-    def sizes(self, rows: int) -> Sizes:
-        """Of a block of ``rows`` tokens."""
-        return Sizes(rows, -(-rows // CHUNK), CHUNK, *self[:4])
+from project.module.models.ssd import memory, native, stages
+from project.module.models.ssd.api import BlockParams, MixerParams
+from project.module.models.ssd.stages import Layer, Totals, Weights
 
 
 def operand_type(tensor: Tensor) -> torch.dtype:
@@ -77,133 +49,6 @@ def operand_type(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.dtype == torch.float16 else tensor.dtype
 
 
-# ---------------------------------------------------------------------------------------- memory
-# Fresh memory costs more than the arithmetic: the kernel clears it page by page.
-
-
-BY_HEAD = ("xs", "wc", "bw", "added", "y", "x_rest")
-
-
-class _Buffers:
-    """Memory for the blocks of one kind of layer."""
-
-    def __init__(self, layer: Layer, rows: int, width: int, device: torch.device) -> None:
-        s = layer.sizes(rows)
-        narrow, double = layer.operand, torch.float64
-        full = torch.promote_types(narrow, torch.float32)
-        k, q, n, p = s.chunks, s.q, s.state, s.headdim
-        self._layer = layer
-        self._views: dict[int, SimpleNamespace] = {}
-        shapes = {
-            "dt": ((k, s.heads, q), full),
-            "a": ((k, s.heads, q), double),
-            "dlast": ((k, s.heads, n), full),
-            "db_rest": ((k, q, n), narrow),
-            "dc_rest": ((k, q, n), narrow),
-            "dx_rest": ((k * s.heads, q, p), narrow),
-            "dprojected": ((k * q, width), narrow),
-        }
-        for name, shape in {
-            "normed": (k * q, width),
-            "projected": (k * q, width),
-            "zx": (k * q, s.inner + s.channels + s.heads),
-            "gated": (k * q, s.inner),
-            "xs": (k * s.heads, q + n, p),
-            "b": (k, q, n),
-            "c": (k, q, n),
-            "g": (k, q, q),
-            "wc": (k * s.heads, q, q + n),
-            "bw": (k * s.heads, q, n),
-            "added": (k * s.heads, n, p),
-            "y": (k * s.heads, q, p),
-        }.items():
-            shapes[name] = shapes["d" + name] = (shape, narrow)
-        self._memory = {
-            name: torch.empty(shape, dtype=dtype, device=device)
-            for name, (shape, dtype) in shapes.items()
-        }
-
-    def block(self, rows: int) -> SimpleNamespace:
-        """The buffers cut to a block of so many tokens; their content is undefined.
-
-        A buffer of K H matrices is there as [K, H, ...] too, with a 4 behind its name; ``x`` are
-        the first Q rows of ``xs``.
-        """
-        if rows not in self._views:
-            with torch.inference_mode(False):
-                self._views[rows] = self._cut(rows)
-        return self._views[rows]
-
-    def _cut(self, rows: int) -> SimpleNamespace:
-        s = self._layer.sizes(rows)
-        v = SimpleNamespace(s=s)
-        for name, memory in self._memory.items():
-            first = rows if memory.dim() == 2 else s.chunks
-            by_head = name.removeprefix("d") in BY_HEAD
-            setattr(v, name, memory[: first * s.heads if by_head else first])
-            if by_head:
-                setattr(v, name + "4", getattr(v, name).unflatten(0, (s.chunks, s.heads)))
-        v.x = v.xs[:, : s.q]
-        return v
-
-
-_local = threading.local()
-
-
-def _buffers(layer: Layer, width: int, device: torch.device) -> _Buffers:
-    """Of this thread; those of the last kind of layer are kept (40 MB for Base)."""
-    rows = min(_block_rows(device), -(-max(layer.lengths) // CHUNK) * CHUNK)
-    key = (layer._replace(lengths=()), rows, width, device)
-    if getattr(_local, "key", None) != key:
-        with torch.inference_mode(False):  # a validation may come before the first training step
-            _local.key, _local.buffers = key, _Buffers(layer, rows, width, device)
-    return _local.buffers
-
-
-def forget_buffers() -> None:
-    """Give back the memory kept between calls (of this thread)."""
-    _local.__dict__.clear()
-    _pool.clear()
-
-
-def _block_rows(device: torch.device) -> int:
-    return BLOCK.get(device.type, BLOCK_ELSEWHERE)
-
-
-class _Pool:
-    """Memory for what is kept from forward to backward pass, handed on from step to step."""
-
-    def __init__(self) -> None:
-        self._free: list[Tensor] = []
-        self._lock = threading.Lock()
-
-    def take(self, rows: int, columns: int) -> Tensor:
-        """fp32 [rows, columns], content undefined."""
-        size = rows * columns
-        with self._lock:
-            fitting = [i for i, memory in enumerate(self._free) if memory.numel() >= size]
-            if fitting:
-                memory = self._free.pop(min(fitting, key=lambda i: self._free[i].numel()))
-            else:
-                self._free.clear()  # too small: windows have grown
-                memory = torch.empty(size)
-        return memory[:size].view(rows, columns)
-
-    def clear(self) -> None:
-        """Give all of it back."""
-        with self._lock:
-            self._free.clear()
-
-    def give(self, taken: Tensor) -> None:
-        """Take back what ``take`` gave; nothing may refer to it any more."""
-        memory = taken.new_empty(0).set_(taken.untyped_storage())
-        with self._lock:
-            self._free.append(memory)
-
-
-_pool = _Pool()
-
-
 # -------------------------------------------------------------------------------------- autograd
 
 
@@ -212,7 +57,7 @@ class _Blockwise(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, layer: Layer, x: Tensor,
+        ctx: Any, layer: Layer, graph: bool, sparing: bool, x: Tensor,
         pre_norm: Tensor | None, in_proj: Tensor | None, out_proj: Tensor | None,
         conv_weight: Tensor, conv_bias: Tensor, dt_bias: Tensor, A_log: Tensor, D: Tensor,
         norm_weight: Tensor,
@@ -220,30 +65,34 @@ class _Blockwise(torch.autograd.Function):
         tensors = (
             x, pre_norm, in_proj, out_proj, conv_weight, conv_bias, dt_bias, A_log, D, norm_weight
         )  # fmt: skip
-        ctx.keep = any(ctx.needs_input_grad)
+        call = _Call(layer, tensors)
+        backward = graph and any(ctx.needs_input_grad)
+        # In fp32 computing the in-projection again takes longer than reading it; not so in bf16.
+        lent = None
+        if backward and not sparing and in_proj is not None and layer.operand == torch.float32:
+            lent = memory.lend(x, x.shape[0] * in_proj.shape[0])
         with torch.autocast(x.device.type, enabled=False):
-            out, borders, kept = _Call(layer, tensors).forward(ctx.keep)
-        if ctx.keep:
-            ctx.layer, ctx.borders, ctx.kept = layer, borders, kept
+            out, borders = call.forward(backward, lent)
+        if backward:
+            ctx.layer, ctx.borders, ctx.lent = layer, borders, lent
             ctx.save_for_backward(*tensors)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        tensors, kept, wanted = ctx.saved_tensors, ctx.kept, ctx.needs_input_grad[1:]
-        ctx.kept = None  # its memory goes on to another call: a second pass back computes it anew
+        tensors, lent, wanted = ctx.saved_tensors, ctx.lent, ctx.needs_input_grad[3:]
+        ctx.lent = None  # goes on to another call: a second pass back computes its content anew
         with torch.autocast(dout.device.type, enabled=False):
             call = _Call(ctx.layer, tensors)
-            found = call.backward(
-                dout.contiguous(), ctx.borders, kept, projections=any(wanted[2:4])
-            )
-        if kept is not None:
-            _pool.give(kept)
-        return None, *(
+            found = call.backward(dout.contiguous(), ctx.borders, lent, any(wanted[2:4]))
+        if lent is not None:
+            memory.give_back(lent)
+        gradients = (
             g.to(t.dtype) if needed and g is not None else None
             for g, t, needed in zip(found, tensors, wanted, strict=True)
         )
+        return None, None, None, *gradients
 
 
 class _Borders(NamedTuple):
@@ -285,11 +134,11 @@ class _Call:
         self.passes: ModuleType = stages
         if native.can_run(x, layer.operand, layer.taps, residual=in_proj is not None):
             self.passes = native
-        self.buffers = _buffers(layer, x.shape[1], x.device)
+        self.buffers = memory.buffers(layer, x)
 
     def blocks(self) -> list[list[tuple[int, int]]]:
         """(first, past the last) token of each block, sequence by sequence."""
-        found, start, step = [], 0, _block_rows(self.x.device)
+        found, start, step = [], 0, memory.block_rows(self.x.device)
         for length in self.layer.lengths:
             end = start + length
             found.append([(at, min(at + step, end)) for at in range(start, end, step)])
@@ -340,25 +189,25 @@ class _Call:
 
     # --- passes over all tokens
 
-    def forward(self, keep: bool) -> tuple[Tensor, _Borders, Tensor | None]:
+    def forward(self, backward: bool, lent: Tensor | None) -> tuple[Tensor, _Borders]:
         """Run all blocks.
 
         Args:
-            keep: a backward pass will follow.
+            backward: a backward pass will follow.
+            lent: memory where the in-projection's output is to be kept for it.
 
         Returns:
-            The output, what stands at the start of each block, and the in-projection's output where
-            it is kept.
+            The output, and what stands at the start of each block.
         """
         x, w = self.x, self.w
         inner, channels, before = w.norm.numel(), w.conv_bias.numel(), self.layer.taps - 1
         out = x.new_empty(x.shape[0], inner if self.out_proj is None else x.shape[1])
-        kept = self._kept_memory() if keep else None
+        kept = self.kept(lent)
         sequences = self.blocks()
         count = sum(map(len, sequences))
         state = self.zero_state()
         borders = _Borders(
-            states=state.new_empty(count if keep else 1, *state.shape),
+            states=state.new_empty(count if backward else 1, *state.shape),
             tails=x.new_empty(count + 1, before, channels, dtype=self.layer.operand),
         )
         at = 0
@@ -366,9 +215,9 @@ class _Call:
             state.zero_()
             borders.tails[at].zero_()
             for first, last in blocks:
-                v = self.buffers.block(last - first)
+                v = self.buffers.block(last - first, backward=False)
                 zx = self.project_in(v, x[first:last], None if kept is None else kept[first:last])
-                if keep:
+                if backward:
                     borders.states[at].copy_(state)
                 self.scan(v, zx, borders.tails[at], state)
                 if self.out_proj is None:
@@ -381,33 +230,30 @@ class _Call:
                 if last - first >= before:  # else the sequence ends here
                     end = last - first
                     borders.tails[at].copy_(zx[end - before :, inner : inner + channels])
-        return out, borders, kept
+        return out, borders
 
-    def _kept_memory(self) -> Tensor | None:
-        """Where the in-projection's output is kept, if that is worth it.
-
-        In fp32 computing it again takes longer than reading it; with bf16 operands it does not.
-        """
-        x, projection = self.x, self.in_proj
-        if projection is None or self.layer.operand != torch.float32 or x.device.type != "cpu":
+    def kept(self, lent: Tensor | None) -> Tensor | None:
+        """[L, R] in the memory lent."""
+        if lent is None or self.in_proj is None:
             return None
-        rows, columns = x.shape[0], projection.shape[0]
-        return _pool.take(rows, columns) if rows * columns * 4 <= KEEP_BYTES else None
+        rows, columns = self.x.shape[0], self.in_proj.shape[0]
+        return lent[: rows * columns].view(rows, columns)
 
     def backward(
-        self, dout: Tensor, borders: _Borders, kept: Tensor | None, projections: bool
+        self, dout: Tensor, borders: _Borders, lent: Tensor | None, projections: bool
     ) -> tuple[Tensor | None, ...]:
         """Walk back through all blocks.
 
         Args:
             dout: gradient of the output.
-            borders, kept: of ``forward``.
+            borders, lent: of ``forward``.
             projections: whether the gradients of the projections' weights are wanted.
 
         Returns:
             Gradients in the order of the layer's tensors, summed over blocks in fp32 or wider.
         """
         x, w, operand = self.x, self.w, self.layer.operand
+        kept = self.kept(lent)
         dx = torch.empty_like(x)
         dpre_norm = None if self.pre_norm is None else torch.zeros_like(self.pre_norm)
         din_proj, dout_proj = (
@@ -418,7 +264,7 @@ class _Call:
         )
         total = Totals(
             conv=w.norm.new_zeros(self.layer.taps + 1, w.conv_bias.numel()),
-            heads=torch.zeros(3, self.layer.heads, dtype=torch.float64, device=x.device),
+            heads=torch.zeros(3, self.layer.heads, dtype=stages.finest(x.device), device=x.device),
             norm=torch.zeros_like(w.norm),
         )
         at = len(borders.states)
@@ -429,7 +275,7 @@ class _Call:
             carry.zero_()
             for first, last in reversed(blocks):
                 at -= 1
-                v, tail = self.buffers.block(last - first), borders.tails[at]
+                v, tail = self.buffers.block(last - first, backward=True), borders.tails[at]
                 state.copy_(borders.states[at])
                 x_rows, dx_rows, dout_rows = x[first:last], dx[first:last], dout[first:last]
                 if kept is None:
@@ -500,13 +346,17 @@ def _layer(x: Tensor, params: MixerParams, lengths: tuple[int, ...]) -> Layer:
 
 def mix(zxbcdt: Tensor, params: MixerParams, lengths: tuple[int, ...]) -> Tensor:
     """The mixer of packed sequences; see ``api.mixer_core``."""
-    return _Blockwise.apply(
-        _layer(zxbcdt, params, lengths), zxbcdt.contiguous(), None, None, None, *params[:6]
-    )
+    layer = _layer(zxbcdt, params, lengths)
+    graph = torch.is_grad_enabled()
+    return _Blockwise.apply(layer, graph, False, zxbcdt.contiguous(), None, None, None, *params[:6])
 
 
-def residual_block(x: Tensor, block: BlockParams, lengths: tuple[int, ...]) -> Tensor:
-    """``x + out_proj(mixer(in_proj(rmsnorm(x))))``; see ``api.BlockParams``."""
-    return _Blockwise.apply(
-        _layer(x, block.mixer, lengths), x.contiguous(), *block[:3], *block.mixer[:6]
-    )
+def residual_block(
+    x: Tensor, block: BlockParams, lengths: tuple[int, ...], sparing: bool = False
+) -> Tensor:
+    """``x + out_proj(mixer(in_proj(rmsnorm(x))))``; see ``api.BlockParams``.
+
+    ``sparing``: keep nothing for the backward pass but the input and the states between blocks.
+    """
+    layer, graph = _layer(x, block.mixer, lengths), torch.is_grad_enabled()
+    return _Blockwise.apply(layer, graph, sparing, x.contiguous(), *block[:3], *block.mixer[:6])

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, softplus
 
+from project.module.models.ssd.api import CHUNK
 from project.module.models.utils import NORM_EPS
 
 
@@ -73,9 +74,40 @@ class Sizes(NamedTuple):
         return self.inner + 2 * self.state
 
 
+class Layer(NamedTuple):
+    """What does not need a gradient: sizes, packing, types.
+
+    Attributes:
+        heads, headdim, state, taps: H, P, N and the taps of the convolution.
+        lengths: tokens of each sequence.
+        operand: type of what enters matrix products.
+    """
+
+    heads: int
+    headdim: int
+    state: int
+    taps: int
+    lengths: tuple[int, ...]
+    operand: torch.dtype
+
+    def sizes(self, rows: int) -> Sizes:
+        """Of a block of ``rows`` tokens."""
+        return Sizes(rows, -(-rows // CHUNK), CHUNK, *self[:4])
+
+
+def wide_type(dtype: torch.dtype) -> torch.dtype:
+    """fp32, or ``dtype`` if that is wider."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def wide(tensor: Tensor) -> Tensor:
     """In fp32, or as it is if that is wider."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor.to(wide_type(tensor.dtype))
+
+
+def finest(device: torch.device) -> torch.dtype:
+    """Type for sums of decays: fp64 where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _chunked(s: Sizes, values: Tensor) -> Tensor:
@@ -149,7 +181,7 @@ def prepare(
     c.copy_(_chunked(s, c_new))
     steps = softplus(wide(zx[:, s.inner + s.channels :]) + w.dt_bias)
     dt.copy_(_chunked(s, steps).transpose(1, 2))
-    torch.cumsum(dt.double() * w.A.double()[:, None], -1, out=a)
+    torch.cumsum(dt.to(a.dtype) * w.A.to(a.dtype)[:, None], -1, out=a)
 
 
 def weights(
@@ -249,7 +281,7 @@ def weights_backward(
     dg.copy_((through_decay * dt[:, :, None]).sum(1))
     whole = through_decay * wide(g)[:, None]
     by_column = whole.sum(-2)
-    da = ((whole * dt[:, :, None]).sum(-1) - by_column * dt).double()
+    da = ((whole * dt[:, :, None]).sum(-1) - by_column * dt).to(a.dtype)
     from_start = a.exp().to(dt.dtype)[..., None]
     to_end = (a[..., -1:] - a).exp().to(dt.dtype)
     through_c = wide(dwc[..., s.q :]) * from_start
@@ -266,8 +298,8 @@ def weights_backward(
     draw = ddt.transpose(1, 2).flatten(0, 1)[: s.rows] * torch.sigmoid(raw)
     dzx[:, s.inner + s.channels :].copy_(draw)
     total.heads[0] += (running * dt).sum((0, 2))
-    total.heads[1] += dw.diagonal(dim1=-2, dim2=-1).double().sum((0, 2))
-    total.heads[2] += draw.double().sum(0)
+    total.heads[1] += dw.diagonal(dim1=-2, dim2=-1).to(a.dtype).sum((0, 2))
+    total.heads[2] += draw.to(a.dtype).sum(0)
 
 
 def convolution_backward(

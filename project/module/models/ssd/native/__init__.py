@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from project.module.models.ssd.api import CHUNK
 from project.module.models.ssd.native.build import library_path
@@ -65,6 +65,7 @@ def can_run(x: Tensor, operand: torch.dtype, taps: int, residual: bool) -> bool:
     kind = torch.float32 if residual else operand
     return (
         x.device.type == "cpu"
+        and type(x) in (Tensor, nn.Parameter)  # not one of torch's tensors without memory
         and operand in _SUFFIX
         and x.dtype == kind
         and taps <= MAX_TAPS
@@ -93,9 +94,15 @@ def _function(library: ctypes.CDLL, name: str) -> Any:
     return function
 
 
-# Tensors are the caller's buffers, contiguous in their last dimension.
+def _pointer(tensor: Tensor) -> ctypes.c_void_p:
+    # Matrices may have a row stride, which is handed over beside them.
+    assert tensor.is_contiguous() or (tensor.dim() == 2 and tensor.stride(1) == 1)
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
 _AS_C: dict[type, Callable[[Any], object]] = {
-    Tensor: lambda tensor: ctypes.c_void_p(tensor.data_ptr()),
+    Tensor: _pointer,
+    nn.Parameter: _pointer,
     int: ctypes.c_int64,
     float: ctypes.c_float,
     Sizes: lambda sizes: ctypes.byref(_shape(sizes, torch.get_num_threads())),
@@ -104,8 +111,8 @@ _AS_C: dict[type, Callable[[Any], object]] = {
 
 
 def _call(name: str, operand: torch.dtype, *arguments: object) -> None:
-    library = status().library
-    assert library is not None
+    library = _load().library
+    assert library is not None  # can_run has been asked
     _function(library, name + _SUFFIX[operand])(*[_AS_C[type(a)](a) for a in arguments])
 
 

@@ -33,7 +33,7 @@ COMMON = ["-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-shared
 
 
 def _digest() -> str:
-    digest = hashlib.sha256(" ".join(COMMON).encode())
+    digest = hashlib.sha256(repr((COMMON, X86, TUNING)).encode())
     for name in SOURCES:
         digest.update((HERE / name).read_bytes())
     return digest.hexdigest()[:12]
