@@ -24,7 +24,7 @@ import torch
 import yaml
 
 from project.main import main, run
-from project.module.models.mamba2 import Mamba2, ResidualBlock
+from project.module.models.mamba2 import Mamba2
 from project.module.models.ssd.api import CHUNK
 from project.module.training import allocator, strategies
 from project.module.training import trainer as trainer_module
