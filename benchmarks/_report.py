@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -64,24 +65,35 @@ def parser(script: str, description: str, repeats: int) -> argparse.ArgumentPars
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"got {value}, expected 1 or more")
-    return value
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"got '{text}', expected a whole number from 1 on")
+    return int(text)
 
 
-def prepare(args: argparse.Namespace) -> ModelConfig:
+def prepare(args: argparse.Namespace, compares: bool = False) -> ModelConfig:
     """The model to measure, once it is clear that the run can do what was asked.
 
+    Args:
+        args: of ``parser``.
+        compares: with transformers, which only the tools for tests bring along.
+
     Raises:
-        UserInputError: the allocator has no effect here, or the configuration cannot be read.
+        UserInputError: transformers is missing, the allocator has no effect here, the configuration
+            cannot be read, or there is no place for the results.
     """
+    if compares and importlib.util.find_spec("transformers") is None:
+        raise UserInputError(
+            "benchmarks: transformers, which they compare with, is missing; run 'make setup-dev'."
+        )
     args.load_before = round(os.getloadavg()[0], 2)
     if args.quick:
         args.repeats = 1
     for allocator in args.allocator:
         choose_allocator(allocator, "cpu")  # refuses what has no effect here
-    args.json.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserInputError(f"--json: cannot write to {args.json.parent}: {error}.") from error
     return TINY if args.quick else load_model_config(args.config)
 
 
@@ -123,8 +135,8 @@ def in_child(function: str, threads: int, allocator: str, **arguments: Any) -> A
     )
     if done.returncode:
         raise UserInputError(
-            f"benchmarks: {function}({arguments}) ended with status {done.returncode}, see above; "
-            f"if it was killed (-9), this machine has too little memory for it."
+            f"benchmarks: {function} ended with status {done.returncode}, see above"
+            + ("; this machine has too little memory for it." if done.returncode == -9 else ".")
         )
     return json.loads(done.stdout.splitlines()[-1])
 

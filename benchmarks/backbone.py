@@ -119,7 +119,7 @@ def memory(
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     args = parser("backbone", __doc__, repeats=3).parse_args(argv)
-    model = prepare(args)
+    model = prepare(args, compares=True)
     mask, voxel = flops.mni_mask(model.img_size[:3])
     mni = flops.kept_tokens(np.flatnonzero(mask), model)
     sizes = [mni, QUICK_LONG if args.quick else min(LONG, model.num_tokens)]

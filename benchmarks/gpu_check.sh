@@ -14,6 +14,18 @@
 #   NEUROMAMBA_GPU_CHECK_RESULTS   where results go instead
 set -uo pipefail
 
+case ${1:-} in
+    "") ;;
+    -h | --help)
+        sed -n '2,/^set /p' "${BASH_SOURCE[0]}" | sed -n 's/^# \{0,1\}//p'
+        exit 0
+        ;;
+    *)
+        echo "gpu_check.sh: unknown argument '$1'; it takes none but --help." >&2
+        exit 2
+        ;;
+esac
+
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$ROOT" || exit 1
 LIMIT=${NEUROMAMBA_GPU_CHECK_SECONDS:-530}

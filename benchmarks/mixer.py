@@ -141,7 +141,7 @@ def memory(
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     args = parser("mixer", __doc__, repeats=5).parse_args(argv)
-    model, lengths = prepare(args), QUICK_LENGTHS if args.quick else LENGTHS
+    model, lengths = prepare(args, compares=True), QUICK_LENGTHS if args.quick else LENGTHS
     fields, started = dataclasses.asdict(model), time.perf_counter()
     common = {"model": fields, "backend": args.ssd_backend}
     cases = [(part, n, p) for n in lengths for p in args.precision for part in ("mixer", "block")]

@@ -59,6 +59,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
         "Did you mean 'znorm_minback'?",
     ),
     "--strategy ddp_": ("--strategy", "Did you mean 'ddp'?"),
+    "--accelerator cpu --precision 16": ("--precision", "needs a GPU", "bf16"),
     "--precision bf16_mixed": ("--precision", "Did you mean 'bf16-mixed'?"),
     "--accelerator gpuu": ("--accelerator", "Did you mean 'gpu'?"),
     "--optimizer AdamX": ("--optimizer", "Did you mean 'AdamW'?"),

@@ -210,13 +210,25 @@ def test_tables_line_up() -> None:
 def test_bad_flags_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit):
-        mixer.main(["--repeats", "0"])
-    assert "got 0, expected 1 or more" in capsys.readouterr().err
+    for value in ("0", "many"):
+        with pytest.raises(SystemExit):
+            mixer.main(["--repeats", value])
+        assert f"got '{value}', expected a whole number from 1 on" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    with pytest.raises(UserInputError, match="--json: cannot write"):
+        mixer.main(["--quick", "--json", str(tmp_path / "file" / "x.json")])
+    (tmp_path / "file").unlink()
     monkeypatch.setenv("LD_PRELOAD", "/usr/lib/libjemalloc.so")
     with pytest.raises(UserInputError, match="--allocator"):
         mixer.main(["--quick", "--allocator", "retain", "--json", str(tmp_path / "x.json")])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line before anything is measured: a user's environment does not have it."""
+    monkeypatch.setattr(_report.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserInputError, match="make setup-dev"):
+        mixer.main(["--quick"])
 
 
 def test_make_bench_runs_every_script() -> None:

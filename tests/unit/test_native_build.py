@@ -14,7 +14,13 @@ import torch
 from project.module.models.ssd import api, native, select_backend
 from project.module.models.ssd.native import build
 
-compiler = pytest.mark.skipif(build.find_compiler() is None, reason="no C compiler")
+compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler"
+)
+FAKE = {
+    "fails": ("echo 'cc: error: no luck' >&2; exit 1", "no luck"),
+    "writes nothing": ("exit 0", "it wrote no file"),
+}
 
 
 @pytest.fixture
@@ -27,16 +33,25 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def fake_compiler(folder: Path, body: str) -> str:
+    script = folder / "fake-cc"
+    script.write_text(f"#!/bin/sh\n{body}\n")
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    return str(script)
+
+
 @compiler
 def test_every_variant_is_built_once(folder: Path) -> None:
-    assert build.library_path("AVX512") is None
+    assert build.find_library("AVX512") is None
     assert build.build()[0].startswith("built with")
-    built = sorted(build.BUILT.iterdir())
-    assert len(built) == len(build._variants())
+    libraries = sorted(build.BUILT.glob("*.so"))
+    assert len(libraries) == len(build._variants())
     assert build.build()[0].startswith("ready")
-    assert build.library_path(next(iter(build._variants()))) in built
+    best = build.find_library(next(iter(build._variants())))
+    assert best is not None and best.path in libraries and best.openmp
     # A CPU that torch knows by another name gets the plain one.
-    assert build.library_path("unheard of") == build.BUILT / build._name("DEFAULT")
+    plain = build.find_library("unheard of")
+    assert plain is not None and plain.path == build.BUILT / build._name("DEFAULT")
 
 
 @compiler
@@ -45,27 +60,68 @@ def test_a_changed_source_is_built_again_and_the_old_library_not_loaded(folder: 
     before = set(build.BUILT.iterdir())
     with (folder / "kernels.c").open("a") as source:
         source.write("/* changed */\n")
-    assert build.library_path("DEFAULT") is None
+    assert build.find_library("DEFAULT") is None
     build.build()
     assert not before & set(build.BUILT.iterdir())
 
 
+@compiler
+def test_a_damaged_library_is_passed_over_and_mended(folder: Path) -> None:
+    """To load half a library can end the process with a bus error."""
+    build.build()
+    best, *rest = build._variants()
+    path = build.BUILT / build._name(best)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    found = build.find_library(best)
+    assert found == (build.built(rest[0]) if rest else None)
+    assert build.build()[0].startswith("built with")
+    assert build.find_library(best) == (path, True)
+
+
+def test_the_best_one_that_this_machine_built_is_loaded() -> None:
+    capability = torch.backends.cpu.get_cpu_capability()
+    found = build.find_library(capability)
+    if found is None:
+        pytest.skip("no library was built here")
+    assert native._load().detail.startswith(found.path.stem)
+
+
 def test_no_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setenv("CC", "no-such-compiler")
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(folder))
     assert build.main([]) == 1
     assert "no C compiler" in capsys.readouterr().err
+    monkeypatch.setenv("CC", "no-such-compiler -O2")
+    assert build.main([]) == 1
+    assert "CC=no-such-compiler -O2: there is no such program" in capsys.readouterr().err
+
+
+@compiler
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell script")
+def test_compiler_without_openmp(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread then does the work; that is said, and not taken for finished."""
+    real = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    refuses = 'for a; do [ "$a" = -fopenmp ] && exit 1; done; '
+    script = fake_compiler(folder, f'{refuses}exec {real} "$@"')
+    monkeypatch.setenv("CC", f"{script} -g0")  # arguments are allowed
+    lines = build.build()
+    assert "one thread: no OpenMP" in lines[0]
+    found = build.find_library("DEFAULT")
+    assert found is not None and not found.openmp
+    monkeypatch.delenv("CC")
+    assert "one thread" not in build.build()[0]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a shell script")
+@pytest.mark.parametrize("kind", FAKE)
 def test_a_failing_compiler_leaves_nothing_behind(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys
+    kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    fake = folder / "cc"
-    fake.write_text("#!/bin/sh\necho 'cc: error: no luck' >&2\nexit 1\n")
-    fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("CC", str(fake))
+    body, message = FAKE[kind]
+    monkeypatch.setenv("CC", fake_compiler(folder, body))
     assert build.main([]) == 1
-    assert "no luck" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert list(build.BUILT.iterdir()) == []
 
 

@@ -137,6 +137,11 @@ def resolve_hardware(trainer_flags: Mapping[str, Any]) -> Hardware:
                 f"--strategy: {strategy} on a CPU is not in this version (it comes with the open "
                 f"issue 'Scale'); use --strategy auto."
             )
+    if precision == "16-mixed" and accelerator == "cpu":
+        missing.append(
+            "--precision: fp16 needs a GPU (on a CPU, Lightning would take bf16 instead); use "
+            "--precision bf16 or 32."
+        )
     if strategy == "fsdp" and accelerator == "cpu":
         missing.append("--strategy: torch offers fsdp on GPUs only; use --strategy auto.")
     return Hardware(

@@ -12,18 +12,17 @@ import functools
 import os
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from project.module.models.ssd.api import CHUNK
-from project.module.models.ssd.native.build import library_path
+from project.module.models.ssd.native.build import find_library
 from project.module.models.ssd.stages import Sizes, Totals, Weights
 from project.module.models.utils import NORM_EPS
 
-# Set to 0 to compute with the torch passes although the library is there.
+# Set to 0 (or false, no, off) to compute with the torch passes although the library is there.
 SWITCH = "NEUROMAMBA_NATIVE"
 MAX_TAPS = 8  # as in kernels.c
 _SUFFIX = {torch.float32: "_f32", torch.bfloat16: "_bf16"}
@@ -43,21 +42,23 @@ class Status(NamedTuple):
 
 def status() -> Status:
     """The library for this machine, loaded once; the switch is read at every call."""
-    if os.environ.get(SWITCH, "1") == "0":
-        return Status(None, f"{SWITCH}=0")
+    value = os.environ.get(SWITCH, "1")
+    if value.lower() in ("0", "false", "no", "off"):
+        return Status(None, f"{SWITCH}={value}")
     return _load()
 
 
 @functools.cache
 def _load() -> Status:
     # torch's answer also honours ATEN_CPU_CAPABILITY.
-    path: Path | None = library_path(torch.backends.cpu.get_cpu_capability())
-    if path is None:
+    found = find_library(torch.backends.cpu.get_cpu_capability())
+    if found is None:
         return Status(None, "not built (setup_env.sh builds it where there is a C compiler)")
     try:
-        return Status(ctypes.CDLL(str(path)), path.stem)
+        library = ctypes.CDLL(str(found.path))
     except OSError as error:
-        return Status(None, f"{path.name} cannot be loaded: {error}")
+        return Status(None, f"{found.path.name} cannot be loaded: {error}")
+    return Status(library, found.path.stem + ("" if found.openmp else ", one thread (no OpenMP)"))
 
 
 def can_run(x: Tensor, operand: torch.dtype, taps: int, residual: bool) -> bool:
