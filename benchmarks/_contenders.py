@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from project.module.config import ModelConfig, UserInputError
 from project.module.models.fmamba import FMamba
 from project.module.models.mamba2 import Mamba2, ResidualBlock
-from project.module.models.ssd import MixerParams, mixer_core
+from project.module.models.ssd import mixer_core
 from project.module.models.tokenizer import PackedTokens
 from project.module.models.utils import RMSNorm
 
@@ -58,19 +58,8 @@ class OurCore(nn.Module):
         self.layer = layer
 
     def forward(self, zxbcdt: Tensor, lengths: Lengths) -> Tensor:
-        layer = self.layer
-        assert layer.conv1d.bias is not None
-        params = MixerParams(
-            conv_weight=layer.conv1d.weight.squeeze(1),
-            conv_bias=layer.conv1d.bias,
-            dt_bias=layer.dt_bias,
-            A_log=layer.A_log,
-            D=layer.D,
-            norm_weight=layer.norm.weight,
-            d_state=layer.d_state,
-            headdim=layer.headdim,
-        )
-        return mixer_core(zxbcdt, params, lengths, layer.ssd_backend)
+        params = self.layer.mixer_params()
+        return mixer_core(zxbcdt, params, lengths, self.layer.ssd_backend)
 
 
 # ------------------------------------------------------------------------- plain chunked scan

@@ -115,7 +115,7 @@ class _Call:
         assert x is not None and conv_weight is not None and conv_bias is not None
         assert dt_bias is not None and A_log is not None and D is not None and norm is not None
         self.layer, self.x = layer, x
-        self.full = torch.promote_types(layer.operand, torch.float32)
+        self.full = stages.wide_type(layer.operand)
 
         def small(tensor: Tensor) -> Tensor:
             return tensor.detach().to(self.full).contiguous()

@@ -2,7 +2,8 @@
  * H heads of P, N state size, I = H P, channels of the convolution W = I + 2N. A leading dimension (ld) is
  * the distance between two rows. */
 
-/* A stretch of channels in a buffer by chunks: row i of chunk k stands at to + (k * chunk_rows + i) * ld. */
+/* A stretch of channels in a buffer by chunks: row i of chunk k stands at
+ * at + (k * chunk_rows + i) * ld. */
 typedef struct {
     OP *at;
     int64_t ld, chunk_rows;
@@ -155,8 +156,8 @@ static inline void NAME(convolve_one)(const float *weight, const float *bias, in
  * head; b, c [K, Q, N]; dt, a [K, H, Q]. Tokens past the end become 0, with dt = 0: they neither
  * decay the state nor add to it. */
 void NAME(prepare)(const Shape *s, const OP *zx, int64_t ld, const OP *tail,
-                   const float *conv_weight, const float *conv_bias, const float *dt_bias, const float *A, OP *xs, OP *b, OP *c,
-                   float *dt, double *a) {
+                   const float *conv_weight, const float *conv_bias, const float *dt_bias,
+                   const float *A, OP *xs, OP *b, OP *c, float *dt, double *a) {
     const int64_t H = s->heads, P = s->headdim, N = s->state, Q = s->q, I = H * P, W = I + 2 * N;
 #pragma omp parallel for schedule(static) num_threads(s->threads)
     for (int64_t k = 0; k < s->chunks; k++) {
@@ -194,8 +195,8 @@ void NAME(prepare)(const Shape *s, const OP *zx, int64_t ld, const OP *tail,
 
 /* The matrices that multiply x and the state.
  *
- * From g = C B^T [K, Q, Q]:  wc [K, H, Q, Q + N] = (g exp(a_i - a_j) dt_j + D for j = i, 0 above | C exp(a_i)),
- * bw [K, H, Q, N] = B exp(a_last - a_j) dt_j. */
+ * From g = C B^T [K, Q, Q]:  wc [K, H, Q, Q + N] =
+ * (g exp(a_i - a_j) dt_j + D for j = i, 0 above | C exp(a_i)), bw [K, H, Q, N] = B exp(a_last - a_j) dt_j. */
 void NAME(weights)(const Shape *s, const OP *g, const OP *b, const OP *c, const float *dt,
                    const double *a, const float *D, OP *wc, OP *bw) {
     const int64_t H = s->heads, N = s->state, Q = s->q;
@@ -552,10 +553,11 @@ static inline void NAME(unconvolve_one)(const Shape *s, int64_t k, int64_t c, NA
 
 /* Gradient of convolution and SiLU: the x, B and C columns of dzx.
  *
- * dxs [K, H, Q + N, P], its first Q rows, and dx_rest [K, H, Q, P]; db, dc [K, Q, N] in two summands as well; carry [taps - 1, W] are
- * the gradients before the activation of the first tokens after the block, first_dv receives those
- * of this block's first tokens. d weight and d bias are added to total [taps + 1, W]. partial: room
- * for [K, taps + 1, W]. */
+ * The incoming ones come in two summands: dxs [K, H, Q + N, P], its first Q rows, and dx_rest
+ * [K, H, Q, P]; db, dc [K, Q, N] and their rests. carry [taps - 1, W] are the gradients before the
+ * activation of the first tokens after the block, first_dv receives those of this block's first
+ * tokens. d weight and d bias are added to total [taps + 1, W]. partial: room for
+ * [K, taps + 1, W]. */
 void NAME(convolution_backward)(const Shape *s, OP *dxs, OP *dx_rest, OP *db, OP *db_rest, OP *dc,
                                 OP *dc_rest, const OP *zx, int64_t ld, const OP *tail,
                                 const float *conv_weight, const float *conv_bias,
