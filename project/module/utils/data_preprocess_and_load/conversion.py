@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from project.module.config import UserInputError, canonical_dataset_name, look_up
 from project.module.utils.data_preprocess_and_load.brain_grid import (
+    Placement,
     choose_mask,
     place,
     resample,
@@ -183,24 +185,10 @@ def _convert(source: Source, output: Path, options: ConversionOptions) -> Outcom
     if placed.cropped:
         share = placed.cropped / (placed.cropped + placed.vox.size)
         notes.append(f"the crop cuts off {placed.cropped} brain voxels ({share:.1%})")
-    frames_TN = np.empty((n_frames, placed.vox.size), dtype=np.float32)
-    if options.resample is None:
-        # Position in the file of each kept voxel: reorientation, mask and crop in one `take`.
-        in_file = run.unflatten(np.arange(math.prod(run.shape))).ravel()[placed.source_index]
-        for t, frame in enumerate(run.frames(options.drop_first)):
-            np.take(frame, in_file, out=frames_TN[t])
-    else:
-        for t, frame in enumerate(run.frames(options.drop_first)):
-            volume = resample(run.unflatten(frame), run.las_affine, shape, affine, "linear")
-            np.take(volume.ravel(), placed.source_index, out=frames_TN[t])
-    if frames_TN.min() == frames_TN.max():
-        raise UserInputError(
-            f"{source.path}: all brain voxels have the value {frames_TN[0, 0]:g} in every frame, "
-            f"expected BOLD. Take the file from its origin again."
-        )
+    frames = _brain_frames(run, options, placed, shape, affine)
     header = write_run(
         output,
-        frames_TN,
+        frames,
         placed.vox,
         subject=source.subject,
         session=source.session,
@@ -218,11 +206,38 @@ def _convert(source: Source, output: Path, options: ConversionOptions) -> Outcom
         dropped_frames=options.drop_first,
         mask_source=mask_source,
         source=source.name,
-        source_sha256=run.sha256,
+        source_sha256=lambda: run.sha256,
         options=digest,
         compression=options.compression,
     )
     return Outcome(source, "converted", again, notes, header)
+
+
+def _brain_frames(
+    run: NiftiRun, options: ConversionOptions, placed: Placement, shape: Triple, affine: np.ndarray
+) -> Iterator[np.ndarray]:
+    """The brain voxels [N] of frame after frame, in the order of the target grid.
+
+    Raises:
+        UserInputError: after the last frame, if all values are equal.
+    """
+    if options.resample is None:
+        # Position in the file of each kept voxel: reorientation, mask and crop in one `take`.
+        in_file = run.unflatten(np.arange(math.prod(run.shape))).ravel()[placed.source_index]
+    low, high = math.inf, -math.inf
+    for frame in run.frames(options.drop_first):
+        if options.resample is None:
+            values = frame[in_file]
+        else:
+            volume = resample(run.unflatten(frame), run.las_affine, shape, affine, "linear")
+            values = volume.ravel()[placed.source_index]
+        low, high = min(low, float(values.min())), max(high, float(values.max()))
+        yield values
+    if low == high:
+        raise UserInputError(
+            f"{run.path}: all brain voxels have the value {low:g} in every frame, expected BOLD. "
+            f"Take the file from its origin again."
+        )
 
 
 def _sidecar_tr(path: Path) -> float | None:

@@ -8,6 +8,7 @@ A file (format version 1) holds, with T frames and N brain voxels,
     /bold   <i2 [T, N]  one row per frame; y = bold * scale + offset. Contiguous and unfiltered, or
                         Bitshuffle-LZ4 in chunks of 4 frames
     /vox    <i4 [N]     sorted flat C-order indices into the target grid: it is the brain mask
+    /voxel_mean, /voxel_std  <f4 [N]  optional: statistics of every voxel over the frames
 
 and the fields of ``RunHeader`` as attributes. int16 with a scale per run loses at most half of
 (max - min) / 65,534; the scaling of the intensities happens when a window is read
@@ -17,11 +18,13 @@ and the fields of ``RunHeader`` as attributes. int16 with a scale per run loses 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 # Parallel file systems (Lustre, NFS) often lack locks, and nobody writes a finished file.
 os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
@@ -31,7 +34,7 @@ import nibabel
 import numpy as np
 
 from project.module.config import ORIENTATION, UserInputError, look_up
-from project.module.utils.data_preprocess_and_load.normalisation import run_statistics
+from project.module.utils.data_preprocess_and_load.normalisation import StatisticsOfFrames
 from project.module.utils.data_preprocess_and_load.run_header import (
     Affine,
     RunHeader,
@@ -57,7 +60,7 @@ COMPRESSIONS = ("none", "lz4")
 CONVERT = "python project/module/utils/data_preprocess_and_load/preprocessing.py"
 
 _LARGEST = 32767  # stored integers lie in [-_LARGEST, _LARGEST]
-_ROWS_AT_ONCE = 64  # frames quantised at a time, to bound the memory
+_VALUES_AT_ONCE = 1 << 21  # quantised or hashed at a time, to bound the memory
 _COUNT_UP_TO = 1000  # a message need not walk a whole file system
 
 
@@ -85,7 +88,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
 
 def write_run(
     path: str | Path,
-    frames_TN: np.ndarray,
+    frames: Iterable[np.ndarray],
     vox: np.ndarray,
     *,
     subject: str,
@@ -104,18 +107,26 @@ def write_run(
     dropped_frames: int = 0,
     mask_source: str = "",
     source: str = "",
-    source_sha256: str = "",
+    source_sha256: str | Callable[[], str] = "",
     options: str = "",
     tool_version: str = TOOL_VERSION,
+    space: str = "",
     compression: str | None = None,
+    voxel_statistics: bool = False,
 ) -> RunHeader:
     """Quantise a run and write it: whole, under its final name, or not at all.
 
+    The scale is known only after the last frame, so the frames wait in a nameless file in the
+    folder of ``path``; memory holds a few of them at a time.
+
     Args:
         path: of the ``.h5`` file; an older one is replaced at the very end.
-        frames_TN: float32 [T, N], raw intensities of the brain voxels, all finite.
+        frames: float32 [T, N], or its rows [N] one by one; raw intensities of the brain voxels,
+            all finite.
         vox: [N] flat C-order indices into ``grid``, strictly increasing.
+        source_sha256: may be a function, called after the last frame.
         compression: "lz4" for Bitshuffle-LZ4; None or "none" for a contiguous data set.
+        voxel_statistics: also store the mean and standard deviation of every voxel.
         others: fields of ``RunHeader``; ``source_shape`` and ``source_affine`` default to those
             of the target grid.
 
@@ -130,51 +141,54 @@ def write_run(
     path = Path(path)
     compression = look_up(compression or "none", COMPRESSIONS, "--compression")
     vox = np.ascontiguousarray(vox, dtype="<i4")
-    if frames_TN.ndim != 2 or frames_TN.shape[1:] != vox.shape or not frames_TN.size:
-        raise ValueError(f"frames [T, N] are {frames_TN.shape}, vox [N] is {vox.shape}")
-    if not _sorted_within(vox, int(np.prod(grid))):
+    if vox.ndim != 1 or not vox.size or not _sorted_within(vox, int(np.prod(grid))):
         raise ValueError(f"vox must be strictly increasing and within the grid {tuple(grid)}")
     orientation = "".join(str(code) for code in nibabel.aff2axcodes(np.asarray(affine)))
     if orientation != ORIENTATION:
         raise ValueError(f"the store is {ORIENTATION}, the affine is {orientation}")
-    statistics = run_statistics(frames_TN)
-    if not (np.isfinite(statistics.min) and np.isfinite(statistics.max)):
-        raise UserInputError(f"{source or path}: NaN or infinite values cannot be stored.")
-    # A constant run has no range; any scale will do, and 1 keeps it exact.
-    scale = (statistics.max - statistics.min) / (2 * _LARGEST) or 1.0
-    header = RunHeader(
-        subject=subject,
-        session=session,
-        task=task,
-        run=run,
-        dataset=dataset,
-        grid=_triple(grid),
-        affine=_affine(affine),
-        orientation=orientation,
-        source_shape=_triple(grid if source_shape is None else source_shape),
-        source_affine=_affine(affine if source_affine is None else source_affine),
-        crop_offset=_triple(crop_offset),
-        cropped_voxels=int(cropped_voxels),
-        scale=scale,
-        offset=(statistics.max + statistics.min) / 2,
-        mean=statistics.mean,
-        std=statistics.std,
-        min=statistics.min,
-        max=statistics.max,
-        tr=float(tr),
-        tr_source=tr_source,
-        n_frames=frames_TN.shape[0],
-        dropped_frames=int(dropped_frames),
-        n_voxels=frames_TN.shape[1],
-        mask_source=mask_source,
-        source=source,
-        source_sha256=source_sha256,
-        options=options,
-        tool_version=tool_version,
-    )
+    found = StatisticsOfFrames(voxel_statistics)
     temporary = path.with_name(path.name + ".tmp")
     try:
-        _write_file(temporary, frames_TN, vox, header, compression)
+        # The operating system removes a nameless file, even if this process is killed.
+        with tempfile.TemporaryFile(dir=path.parent) as spool:
+            _spool(frames, vox, found, spool)
+            statistics = found.result()
+            if not (np.isfinite(statistics.min) and np.isfinite(statistics.max)):
+                raise UserInputError(f"{source or path}: NaN or infinite values cannot be stored.")
+            header = RunHeader(
+                subject=subject,
+                session=session,
+                task=task,
+                run=run,
+                dataset=dataset,
+                grid=_triple(grid),
+                affine=_affine(affine),
+                orientation=orientation,
+                source_shape=_triple(grid if source_shape is None else source_shape),
+                source_affine=_affine(affine if source_affine is None else source_affine),
+                crop_offset=_triple(crop_offset),
+                cropped_voxels=int(cropped_voxels),
+                # A constant run has no range; any scale will do, and 1 keeps it exact.
+                scale=(statistics.max - statistics.min) / (2 * _LARGEST) or 1.0,
+                offset=(statistics.max + statistics.min) / 2,
+                mean=statistics.mean,
+                std=statistics.std,
+                min=statistics.min,
+                max=statistics.max,
+                tr=float(tr),
+                tr_source=tr_source,
+                n_frames=found.n_frames,
+                dropped_frames=int(dropped_frames),
+                n_voxels=found.n_voxels,
+                mask_source=mask_source,
+                source=source,
+                source_sha256=source_sha256 if isinstance(source_sha256, str) else source_sha256(),
+                options=options,
+                tool_version=tool_version,
+                space=space,
+            )
+            of_voxels = found.of_voxels() if voxel_statistics else None
+            header = _write_file(temporary, spool, vox, of_voxels, header, compression)
         descriptor = os.open(temporary, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -194,26 +208,64 @@ def write_run(
     return header
 
 
-def _write_file(
-    path: Path, frames_TN: np.ndarray, vox: np.ndarray, header: RunHeader, compression: str
+def _spool(
+    frames: Iterable[np.ndarray], vox: np.ndarray, found: StatisticsOfFrames, spool: IO[bytes]
 ) -> None:
+    """Write the frames into a file as float32 and take their statistics."""
+    with np.errstate(invalid="ignore"):  # NaN and infinite values are refused after the last frame
+        for frame in frames:
+            if frame.shape != vox.shape:
+                raise ValueError(f"a frame [N] is {frame.shape}, vox [N] is {vox.shape}")
+            values = np.ascontiguousarray(frame, dtype=np.float32)
+            found.add(values)
+            spool.write(values.data)
+    if not found.n_frames:
+        raise ValueError("there are no frames")
+
+
+def _write_file(
+    path: Path,
+    spool: IO[bytes],
+    vox: np.ndarray,
+    of_voxels: tuple[np.ndarray, np.ndarray] | None,
+    header: RunHeader,
+    compression: str,
+) -> RunHeader:
+    """Quantise the spooled frames into a file; returns the header with the content's hash."""
     layout: dict[str, Any] = {}
     if compression == "lz4":
         import hdf5plugin
 
         rows = min(4, header.n_frames)
         layout = {"chunks": (rows, header.n_voxels), "compression": hdf5plugin.Bitshuffle()}
+    content = hashlib.sha256(vox.data)
+    spool.seek(0)
     with h5py.File(path, "w") as file:
         file.create_dataset("vox", data=vox)
-        bold = file.create_dataset("bold", frames_TN.shape, "<i2", **layout)
-        for start in range(0, header.n_frames, _ROWS_AT_ONCE):
-            rows_TN = frames_TN[start : start + _ROWS_AT_ONCE].astype(np.float64)
+        bold = file.create_dataset("bold", (header.n_frames, header.n_voxels), "<i2", **layout)
+        for rows_of in _row_blocks(header):
+            size = 4 * header.n_voxels * len(rows_of)
+            rows_TN = np.frombuffer(spool.read(size), np.float32).astype(np.float64)
             rows_TN -= header.offset
             rows_TN /= header.scale
-            bold[start : start + _ROWS_AT_ONCE] = np.rint(rows_TN).astype("<i2")
+            stored = np.rint(rows_TN, out=rows_TN).astype("<i2").reshape(-1, header.n_voxels)
+            content.update(stored.data)
+            bold[rows_of.start : rows_of.stop] = stored
+        if of_voxels is not None:
+            for name, values in zip(("voxel_mean", "voxel_std"), of_voxels, strict=True):
+                file.create_dataset(name, data=values.astype("<f4"))
+        header = dataclasses.replace(header, content_sha256=content.hexdigest())
         file.attrs["format_version"] = FORMAT_VERSION
         for field in dataclasses.fields(RunHeader):
             file.attrs[field.name] = getattr(header, field.name)
+    return header
+
+
+def _row_blocks(header: RunHeader) -> Iterator[range]:
+    """Consecutive frames, so many at a time that memory stays small; whole chunks of 4."""
+    rows = max(1, _VALUES_AT_ONCE // header.n_voxels // 4) * 4
+    for start in range(0, header.n_frames, rows):
+        yield range(start, min(start + rows, header.n_frames))
 
 
 def _sorted_within(vox: np.ndarray, size: int) -> bool:
@@ -249,11 +301,12 @@ def _header_of(file: h5py.File, path: Path) -> RunHeader:
             f"{path}: format version {version}, expected {FORMAT_VERSION}. {again}"
         )
     fields = dataclasses.fields(RunHeader)
-    missing = [field.name for field in fields if field.name not in file.attrs]
+    present = [field for field in fields if field.name in file.attrs]
+    missing = [f.name for f in fields if f not in present and f.default is dataclasses.MISSING]
     if missing:
         raise UserInputError(f"{path}: attributes missing: {', '.join(missing)}. {again}")
     try:
-        values = {f.name: _READERS[str(f.type)](file.attrs[f.name]) for f in fields}
+        values = {f.name: _READERS[str(f.type)](file.attrs[f.name]) for f in present}
     except (TypeError, ValueError) as error:
         raise UserInputError(f"{path}: an attribute is damaged ({error}). {again}") from None
     header = RunHeader(**values)
@@ -342,6 +395,25 @@ class RunFile:
             vox.flags.writeable = False
             self._vox = vox
         return self._vox
+
+    def voxel_statistics(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Mean and standard deviation of every voxel over the run, float32 [N]; None if absent.
+
+        They are there if the run was converted with ``--voxel_norm``.
+        """
+        self._dataset()
+        assert self._file is not None
+        if "voxel_mean" not in self._file or "voxel_std" not in self._file:
+            return None
+        return self._file["voxel_mean"][:], self._file["voxel_std"][:]
+
+    def content_sha256(self) -> str:
+        """The hash of ``RunHeader.content_sha256``, computed from the file as it is now."""
+        bold = self._dataset()
+        content = hashlib.sha256(np.ascontiguousarray(self.vox, dtype="<i4").data)
+        for rows in _row_blocks(self.header):
+            content.update(np.ascontiguousarray(bold[rows.start : rows.stop]).data)
+        return content.hexdigest()
 
     def read(self, frame_indices: Sequence[int] | range | np.ndarray) -> np.ndarray:
         """Read frames as stored, int16 [len(frame_indices), N].

@@ -34,8 +34,62 @@ class RunStatistics:
     max: float
 
 
+class StatisticsOfFrames:
+    """Statistics of a run whose frames come one after the other, accumulated in float64.
+
+    The sums of squares of the frames about their own means are merged (Chan, Golub and LeVeque
+    1979), because E[y^2] - E[y]^2 cancels.
+
+    Args:
+        per_voxel: also keep the mean and standard deviation of every voxel over the frames.
+    """
+
+    def __init__(self, per_voxel: bool = False) -> None:
+        self.n_frames = self.n_voxels = 0
+        self._mean = self._squares = 0.0
+        self._min, self._max = math.inf, -math.inf
+        self._per_voxel = per_voxel
+        self._voxel_mean: np.ndarray = np.empty(0)
+        self._voxel_squares: np.ndarray = np.empty(0)
+
+    def add(self, frame: np.ndarray) -> None:
+        """Add a frame [N] of any real dtype."""
+        if frame.ndim != 1 or not frame.size or self.n_voxels not in (0, frame.size):
+            raise ValueError(f"expected frames [N] of one size, got {frame.shape}")
+        if not self.n_frames:
+            self.n_voxels = frame.size
+            if self._per_voxel:
+                self._voxel_mean, self._voxel_squares = np.zeros((2, frame.size))
+        values = frame.astype(np.float64)
+        # A NaN must show in the result, which Python's min and max would not do.
+        self._min = float(np.minimum(self._min, values.min()))
+        self._max = float(np.maximum(self._max, values.max()))
+        mean = float(values.mean())
+        step = mean - self._mean
+        self.n_frames += 1
+        if self._per_voxel:
+            deviation = values - self._voxel_mean
+            self._voxel_mean += deviation / self.n_frames
+            self._voxel_squares += deviation * (values - self._voxel_mean)
+        values -= mean
+        self._squares += float(np.dot(values, values))
+        self._squares += step * step * self.n_voxels * (self.n_frames - 1) / self.n_frames
+        self._mean += step / self.n_frames
+
+    def result(self) -> RunStatistics:
+        """The statistics over all frames and voxels."""
+        if not self.n_frames:
+            raise ValueError("no frames were added")
+        variance = self._squares / (self.n_frames * self.n_voxels)
+        return RunStatistics(self._mean, math.sqrt(variance), self._min, self._max)
+
+    def of_voxels(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and population standard deviation of each voxel over the frames, float64 [N]."""
+        return self._voxel_mean, np.sqrt(self._voxel_squares / self.n_frames)
+
+
 def run_statistics(frames: np.ndarray) -> RunStatistics:
-    """Statistics over all brain voxels and frames, accumulated in float64.
+    """Statistics over all brain voxels and frames.
 
     Args:
         frames: [T, N], any real dtype; neither T nor N may be 0.
@@ -46,17 +100,11 @@ def run_statistics(frames: np.ndarray) -> RunStatistics:
     """
     if frames.ndim != 2 or frames.size == 0:
         raise ValueError(f"expected frames [T, N] with T, N >= 1, got shape {frames.shape}")
-    # Frame by frame: bounded memory, and two passes because E[y^2] - E[y]^2 cancels.
-    mean = math.fsum(float(frame.sum(dtype=np.float64)) for frame in frames) / frames.size
-    squares = math.fsum(
-        float(np.square(np.subtract(frame, mean, dtype=np.float64)).sum()) for frame in frames
-    )
-    return RunStatistics(
-        mean=mean,
-        std=math.sqrt(squares / frames.size),
-        min=float(frames.min()),
-        max=float(frames.max()),
-    )
+    statistics = StatisticsOfFrames()
+    with np.errstate(invalid="ignore"):  # inf - inf is NaN, as promised
+        for frame in frames:
+            statistics.add(frame)
+    return statistics.result()
 
 
 @dataclass(frozen=True)

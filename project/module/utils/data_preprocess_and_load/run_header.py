@@ -47,6 +47,9 @@ class RunHeader:
         source, source_sha256: source file, relative to the input folder, and its hash.
         options: hash of the conversion's options.
         tool_version: program that wrote the file.
+        space: name of the space of the images, such as "MNI152NLin6Asym" or "native"; "" if
+            unknown. This and what follows may be absent in older files.
+        content_sha256: of the bytes of /vox and then of /bold, row after row; "" if unknown.
     """
 
     subject: str
@@ -77,6 +80,8 @@ class RunHeader:
     source_sha256: str
     options: str
     tool_version: str
+    space: str = ""
+    content_sha256: str = ""
 
     @property
     def label(self) -> str:
