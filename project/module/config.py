@@ -61,8 +61,20 @@ def look_up(name: str, options: Iterable[str], what: str) -> str:
 # --------------------------------------------------------------------------------------------
 
 MODEL_NAMES = ("fmamba",)
-DATASET_NAMES = ("S1200", "ABCD", "UKB", "HBN", "ABIDE", "Dummy")
+DATASET_NAMES = (
+    "S1200",
+    "ABCD",
+    "UKB",
+    "HBN",
+    "ABIDE",
+    "ADHD200",
+    "DevelopmentFMRI",
+    "Own",
+    "Dummy",
+)
 DATASET_ALIASES: Mapping[str, str] = {"HCP": "S1200"}
+SPLIT_UNITS = ("subject", "session", "run")
+CLASS_WEIGHTS = ("none", "balanced")
 SCALING_METHODS = ("znorm_minback", "znorm_zeroback", "minmax_zeroback", "minmax_minback")
 LABEL_SCALING_METHODS = ("standardization", "minmax")
 POSITIONAL_ENCODINGS = ("none", "ff", "nerf", "cpe")
@@ -133,6 +145,7 @@ TASKS: Mapping[str, Task] = {
     "age": Task("regression", description="age in years"),
     "intelligence": Task("regression", description="the cohort's composite cognition score"),
     "diagnosis": Task("classification", 2, ("control", "patient"), "case or control"),
+    "age_group": Task("classification", 2, ("child", "adult"), "child or adult"),
 }
 
 
@@ -329,6 +342,13 @@ class DataConfig:
     ``img_size`` is (X, Y, Z); ``sequence_length`` counts frames of a window, taken every
     ``stride_within_seq`` frames; consecutive windows start ``stride_between_seq`` *
     (sequence_length * stride_within_seq) frames apart.
+
+    ``group_by`` names what is split and scored as one (``SPLIT_UNITS``). Subjects of one value in
+    ``family_column`` stay in one part; ``stratify_by`` are columns whose values every part gets in
+    equal shares (empty: the cohort's own; ("none",): none). ``dataset_weights`` are the shares of
+    the data sets in the training windows of an epoch. ``match_on`` are columns in which matched
+    pairs of the two classes agree, within ``match_caliper`` standard deviations of the propensity
+    score's logit.
     """
 
     dataset_name: tuple[str, ...] = ("S1200",)
@@ -354,6 +374,13 @@ class DataConfig:
     bad_subj_path: str | None = None
     shuffle_time_sequence: bool = False
     include_valid_to_train: bool = False
+    group_by: str = "subject"
+    family_column: str | None = None
+    stratify_by: tuple[str, ...] = ()
+    dataset_weights: tuple[float, ...] = ()
+    balanced_sampling: bool = False
+    match_on: tuple[str, ...] = ()
+    match_caliper: float = 0.2
 
     def __post_init__(self) -> None:
         object.__setattr__(
@@ -401,6 +428,20 @@ class DataConfig:
                 )
         if self.num_train_fMRI_segments is not None:
             _positive("--num_train_fMRI_segments", self.num_train_fMRI_segments)
+        look_up(self.group_by, SPLIT_UNITS, "--group_by")
+        if self.family_column is not None and self.group_by != "subject":
+            raise UserInputError(
+                f"--family_column: keeps subjects together, so it cannot be combined with "
+                f"--group_by {self.group_by}."
+            )
+        if self.dataset_weights and len(self.dataset_weights) != len(self.dataset_name):
+            raise UserInputError(
+                f"--dataset_weights: got {len(self.dataset_weights)} number(s) for "
+                f"{len(self.dataset_name)} data set(s) in --dataset_name; give one each."
+            )
+        for weight in self.dataset_weights:
+            _positive("--dataset_weights", weight)
+        _positive("--match_caliper", self.match_caliper)
 
     @property
     def window_span(self) -> int:
@@ -432,7 +473,13 @@ class PretrainConfig:
 
 @dataclass(frozen=True)
 class DownstreamConfig:
-    """A downstream task on top of the backbone."""
+    """A downstream task on top of the backbone.
+
+    The targets are those that the cohort keeps for ``task`` (a key of ``TASKS``); or the column
+    ``target_column`` of ``label_csv``, one value a subject; or of ``events``, one value an event.
+    For the latter two ``task`` is the column's name and ``target_classes`` are its classes, in the
+    order of the class index; empty for a regression.
+    """
 
     task: str = "sex"
     task_type: str = ""
@@ -440,29 +487,72 @@ class DownstreamConfig:
     label_smoothing: float = 0.1
     label_scaling_method: str = "standardization"
     shuffle_labels: int | None = None
+    class_weights: str = "none"
+    label_csv: str | None = None
+    subject_column: str | None = None
+    target_column: str | None = None
+    target_classes: tuple[str, ...] = ()
+    events: str | None = None
+    event_delay: float = 0.0
 
     def __post_init__(self) -> None:
-        look_up(self.task, TASKS, "--downstream_task")
-        if not self.task_type:
-            object.__setattr__(self, "task_type", TASKS[self.task].type)
-        look_up(self.task_type, TASK_TYPES, "--downstream_task_type")
-        if self.task_type != TASKS[self.task].type:
-            raise UserInputError(
-                f"--downstream_task_type: got '{self.task_type}', but the task '{self.task}' is a "
-                f"{TASKS[self.task].type}; leave the flag out or choose another task."
-            )
+        if self.has_own_targets:
+            self._check_own_targets()
+        else:
+            look_up(self.task, TASKS, "--downstream_task")
+            if not self.task_type:
+                object.__setattr__(self, "task_type", TASKS[self.task].type)
+            look_up(self.task_type, TASK_TYPES, "--downstream_task_type")
+            if self.task_type != TASKS[self.task].type:
+                raise UserInputError(
+                    f"--downstream_task_type: got '{self.task_type}', but the task '{self.task}' "
+                    f"is a {TASKS[self.task].type}; leave the flag out or choose another task."
+                )
         look_up(self.label_scaling_method, LABEL_SCALING_METHODS, "--label_scaling_method")
+        look_up(self.class_weights, CLASS_WEIGHTS, "--class_weights")
         if not 0.0 <= self.label_smoothing < 1.0:
             raise UserInputError(
                 f"--label_smoothing: got {self.label_smoothing}, expected 0 <= s < 1."
             )
         if self.shuffle_labels is not None:
             _positive("--shuffle_labels", self.shuffle_labels, strict=False)
+        if self.class_weights != "none" and self.task_type != "classification":
+            raise UserInputError("--class_weights: only used with a classification.")
+
+    def _check_own_targets(self) -> None:
+        if self.label_csv is not None and self.events is not None:
+            raise UserInputError(
+                "--label_csv and --events: one gives a label to each subject, the other to each "
+                "event; give one of them."
+            )
+        look_up(self.task_type, TASK_TYPES, "--downstream_task_type")
+        if not math.isfinite(self.event_delay):
+            raise UserInputError(f"--event_delay: got {self.event_delay}, expected seconds.")
+        classes = self.target_classes
+        if self.task_type == "classification" and (len(set(classes)) < 2 or "" in classes):
+            found = ", ".join(classes) or "none"
+            raise UserInputError(
+                f"--target_classes: a classification needs two or more classes, found: {found}."
+            )
+        if len(set(classes)) < len(classes):
+            raise UserInputError(f"--target_classes: a class is named twice: {', '.join(classes)}.")
+        if self.task_type == "regression" and classes:
+            raise UserInputError("--target_classes: only used with a classification.")
+
+    @property
+    def has_own_targets(self) -> bool:
+        """Whether the targets come from a file of the user's instead of the cohort's."""
+        return self.label_csv is not None or self.events is not None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the class index; empty for a regression."""
+        return self.target_classes if self.has_own_targets else TASKS[self.task].class_names
 
     @property
     def out_features(self) -> int:
         """Outputs of the head: classes, or 1 for a regression."""
-        return TASKS[self.task].num_classes if self.task_type == "classification" else 1
+        return len(self.class_names) if self.task_type == "classification" else 1
 
 
 @dataclass(frozen=True)

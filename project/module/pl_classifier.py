@@ -7,7 +7,7 @@ patchify happen on the device.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -89,7 +89,7 @@ class FMambaModule(LightningModule):
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Plan the scatter from the masks, on the CPU, so that the device need not wait."""
         plans = plan_compact(batch["vox"], self.model.config, batch["subject"])
-        keys = map(subject_key, batch["subject"], batch["dataset"].tolist())
+        keys = map(subject_key, batch["unit"], batch["dataset"].tolist())
         planned = {name: value for name, value in batch.items() if name != "vox"} | {
             "plans": plans,
             "subject_key": torch.tensor(list(keys)),
@@ -269,6 +269,7 @@ class DownstreamModule(FMambaModule):
         head: which head.
         task: target, loss and whether the backbone is frozen.
         target_scaling: of a regression, from the training subjects.
+        class_weights: of a classification's loss; None weighs all classes alike.
     """
 
     def __init__(
@@ -282,6 +283,7 @@ class DownstreamModule(FMambaModule):
         ssd_backend: str = "auto",
         data_card: Mapping[str, Any] | None = None,
         activation_checkpointing: bool = False,
+        class_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__(
             model, optim, total_steps, False, ssd_backend, activation_checkpointing, data_card or {}
@@ -291,6 +293,7 @@ class DownstreamModule(FMambaModule):
         if task.freeze_feature_extractor:
             self.model.requires_grad_(False).eval()  # Lightning keeps the mode it finds
         self.loss = LOSSES[TASK_TYPES[task.task_type].loss]
+        self.class_weights = class_weights
         self.validation = SubjectMetrics(task.task_type)
         self.test = SubjectMetrics(task.task_type)
         self.test_windows: WindowScores | None = None
@@ -313,7 +316,9 @@ class DownstreamModule(FMambaModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The task's loss on a batch of windows."""
         logits, _ = self(batch)
-        loss = self.loss(logits, self.scaled_target(batch), self.task.label_smoothing)
+        loss = self.loss(
+            logits, self.scaled_target(batch), self.task.label_smoothing, self.class_weights
+        )
         self.log_training_loss(loss, len(batch["subject"]))
         return loss
 
@@ -350,7 +355,7 @@ class DownstreamModule(FMambaModule):
 
     def _evaluate(self, batch: Batch, metric: SubjectMetrics, part: str) -> tuple[Tensor, ...]:
         logits, features = self(batch)
-        loss = self.loss(logits, self.scaled_target(batch), 0.0)
+        loss = self.loss(logits, self.scaled_target(batch), 0.0, self.class_weights)
         size = len(batch["subject"])
         self.log(
             f"{part}/loss", loss, batch_size=size, on_step=False, on_epoch=True, sync_dist=True

@@ -31,12 +31,14 @@ from project.module.training import trainer as trainer_module
 from project.module.training.plan import describe_plan
 from project.module.utils.data_module import FMRIDataModule
 from project.module.utils.parser import LATER, SYNONYMS, build_parser, trainer_arguments
-from tests.integration.tiny import CommandLine, Finished
+from tests.integration.tiny import SUBJECTS, CommandLine, Finished
 
 AGE = "--downstream_task age"
 NEXT = "--pretraining --use_autoregressive"
 MIM = "--pretraining --use_mim"
 SGD = "--optimizer SGD"
+TWO_STORES = "--dataset_name Dummy S1200 --image_path {store} {other}"
+OWN = "--label_csv own.csv --target_column group"
 
 # ------------------------------------------------------------------------- what can be observed
 
@@ -85,6 +87,16 @@ def batch(cli: CommandLine, extra: str) -> Any:
         return [plain(item) for item in value] if isinstance(value, list) else value
 
     return {key: plain(value) for key, value in found.items()}
+
+
+def drawn(cli: CommandLine, extra: str) -> Any:
+    """Which training windows an epoch draws."""
+    return list(cli.data(extra).train_dataloader().sampler)
+
+
+def unit_of_split(cli: CommandLine, extra: str) -> Any:
+    """What is split."""
+    return cli.data(extra).stores[0].grouping.unit
 
 
 def targets(cli: CommandLine, extra: str) -> Any:
@@ -236,6 +248,13 @@ CASES: dict[str, Case] = {
     "bad_subj_path": Case("--bad_subj_path {bad}", names),
     "shuffle_time_sequence": Case("--shuffle_time_sequence", batch),
     "include_valid_to_train": Case("--include_valid_to_train", subjects, expected=(16, 0, 4)),
+    "group_by": Case("--group_by run", unit_of_split, expected="run"),
+    "family_column": Case("--family_column family", names),
+    "stratify_by": Case("--stratify_by diagnosis", names),
+    "match_on": Case("--match_on skew", subjects),
+    "match_caliper": Case("--match_caliper 5", subjects, "--match_on skew"),
+    "dataset_weights": Case("--dataset_weights 1 3", drawn, f"{NEXT} {TWO_STORES}"),
+    "balanced_sampling": Case("--balanced_sampling", drawn, OWN),
     # model
     "embed_dim": Case("--embed_dim 32", shapes),
     "depth": Case("--depth 2", shapes),
@@ -254,6 +273,13 @@ CASES: dict[str, Case] = {
     "mask_ratio": Case("--mask_ratio 0.3", loss, MIM),
     "masking_type": Case("--masking_type temporal", loss, MIM),
     "downstream_task": Case("--downstream_task diagnosis", targets),
+    "class_weights": Case("--class_weights balanced", loss, OWN),
+    "label_csv": Case(OWN, targets),
+    "subject_column": Case("--subject_column twin", targets, OWN),
+    "target_column": Case("--target_column hand", targets, OWN),
+    "target_classes": Case("--target_classes b a", targets, OWN),
+    "events": Case("--events events.tsv", windows, expected=(24, 8, 8)),
+    "event_delay": Case("--event_delay 12", windows, "--events events.tsv", expected=(12, 4, 4)),
     "clf_head_version": Case("--clf_head_version mamba", shapes),
     "head_dropout": Case("--head_dropout 0.5", loss),
     "freeze_feature_extractor": Case(
@@ -293,6 +319,23 @@ def shows(*flags: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     return enter
 
 
+def write_tables(cli: CommandLine) -> None:
+    """A column of families and one that depends on the sex; labels of one's own; events."""
+    numbers = range(SUBJECTS)
+    rows = [f"sub-{i + 1:02d},{i // 3},{i + 9 * (i % 2)}" for i in numbers]
+    text = "\n".join(["subject,family,skew", *rows]) + "\n"
+    (cli.store / "metadata" / "more.csv").write_text(text)
+    rows = [
+        f"sub-{i + 1:02d};sub-{SUBJECTS - i:02d};{'abbb'[i % 4]};{'lr'[i // 5 % 2]}"
+        for i in numbers
+    ]
+    text = "\n".join(["subject;twin;group;hand", *rows]) + "\n"
+    (cli.folder / "own.csv").write_text(text)
+    # 12 frames of 2 s; a window of 4 frames fits into each event, unless they are moved.
+    events = "onset\tduration\ttrial_type\n0\t8\tface\n10\t10\thouse\n16\t4\tface\n"
+    (cli.folder / "events.tsv").write_text(events)
+
+
 @pytest.mark.parametrize("flag", CASES)
 def test_flag_changes_something(cli: CommandLine, flag: str) -> None:
     case = CASES[flag]
@@ -300,12 +343,13 @@ def test_flag_changes_something(cli: CommandLine, flag: str) -> None:
     shutil.copytree(cli.store, other)
     (other / "hdf5" / "sub-20.h5").unlink()
     (cli.folder / "bad.txt").write_text("01\nsub-02\n")
+    write_tables(cli)
     places = {"store": cli.store, "other": other, "bad": cli.folder / "bad.txt"}
-    changed = case.changed.format(**places)
+    changed, base = case.changed.format(**places), case.base.format(**places)
     assert f"--{flag}" in changed or f"--no-{flag}" in changed
-    before = case.observe(cli, case.base)
-    assert case.observe(cli, case.base) == before, "not reproducible: a change would show anyway"
-    after = case.observe(cli, f"{case.base} {changed}")
+    before = case.observe(cli, base)
+    assert case.observe(cli, base) == before, "not reproducible: a change would show anyway"
+    after = case.observe(cli, f"{base} {changed}")
     assert after != before
     if case.expected is not None:
         assert after == case.expected
@@ -346,7 +390,8 @@ def test_bad_subjects_move_nobody(cli: CommandLine) -> None:
 def test_shuffled_labels_stay_in_their_part(cli: CommandLine) -> None:
     data, shuffled = cli.data(), cli.data("--shuffle_labels 1")
     for part in ("train", "val", "test"):
-        assert sorted(shuffled._labels(part)) == sorted(data._labels(part))
+        assert sorted(shuffled.targets_of_units(part)) == sorted(data.targets_of_units(part))
+    assert shuffled.stores[0].labels != data.stores[0].labels
 
 
 def test_schedule_of_the_paper(cli: CommandLine) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from project.module.config import DATASET_NAMES, UserInputError
-from project.module.utils.data_preprocess_and_load.datasets import DATASETS, read_labels
+from project.module.utils.data_preprocess_and_load.datasets import DATASETS
+from project.module.utils.data_preprocess_and_load.labels import read_labels
 
 
 def store(tmp_path, text: str, name: str = "labels.csv", encoding: str = "utf-8"):
@@ -93,7 +94,7 @@ def test_missing_code_of_a_cohort(tmp_path):
         ("subject,sex\n1,F\n1,M\n2,F\n", "sex", "subject '1' has conflicting values.*'F' and 'M'"),
         ("subject,gender\n1,F\n", "sex", r"column sex\. Found: labels.csv \(subject, gender\)"),
         ("name,sex\n1,F\n", "sex", r"subject column \(subject\)"),
-        ("", "sex", r"Found: labels.csv \(\)"),
+        ("", "sex", "labels.csv: the file is empty"),
         ("subject,sex\n1\n2,F\n", "sex", "no label for 1 of 2 subjects: 1"),
         ("subject,sex\n1,F,3,4\n2,F\n", "sex", "line 2: found 4 fields, expected 2"),
     ],
@@ -112,7 +113,7 @@ def test_no_metadata_folder(tmp_path):
 def test_not_text(tmp_path):
     (tmp_path / "metadata").mkdir()
     (tmp_path / "metadata" / "x.csv").write_bytes(b"\xff\xfe\x00s\x00u")
-    with pytest.raises(UserInputError, match=r"x\.csv: cannot read"):
+    with pytest.raises(UserInputError, match=r"x\.csv: not a text file in UTF-8"):
         read_labels(DATASETS["S1200"], tmp_path, "sex", ["1"])
 
 

@@ -412,4 +412,4 @@ def test_metadata_table_agrees_with_the_cohorts() -> None:
         for task in TASKS:
             target = cohort.targets.get(task)
             columns = (target.column, *target.other_columns) if target else ()
-            assert re.findall(r"`(\w+)`", cells[task]) == list(columns), (name, task)
+            assert re.findall(r"`([\w ]+)`", cells[task]) == list(columns), (name, task)

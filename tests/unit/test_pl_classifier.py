@@ -74,6 +74,7 @@ def sample(seed: int, vox: Sequence[int], target: float | None = None) -> dict[s
         "shift": 0.3,
         "background": -7.0,
         "subject": f"sub-{seed}",
+        "unit": f"sub-{seed}",
         "window": seed % 3,
         "dataset": 0,
     }
@@ -398,7 +399,11 @@ def test_evaluation_averages_the_windows_of_a_subject(task: str) -> None:
     """Through the Trainer; metrics in the target's units, the loss in the units of training."""
     targets = [1, 1, 0] if task == "sex" else [30.0, 30.0, 50.0]
     made = samples(targets)
-    made[1] |= {"subject": "sub-0", "window": 7}  # a second window of the first subject
+    made[1] |= {
+        "subject": "sub-0",
+        "unit": "sub-0",
+        "window": 7,
+    }  # a second window of the first subject
     module = downstream(task=task, scaling=TargetScaling(40.0, 8.0))
     trainer = quiet_trainer()
     trainer.test(module, loader(made, 2), verbose=False)

@@ -15,12 +15,13 @@ from sklearn.model_selection import cross_val_score
 
 from project.module.config import UserInputError
 from project.module.utils.data_preprocess_and_load import synthetic
-from project.module.utils.data_preprocess_and_load.datasets import DATASETS, read_labels
+from project.module.utils.data_preprocess_and_load.datasets import DATASETS
 from project.module.utils.data_preprocess_and_load.hdf5_store import (
     RunFile,
     list_runs,
     read_header,
 )
+from project.module.utils.data_preprocess_and_load.labels import read_labels
 from project.module.utils.data_preprocess_and_load.synthetic_brain import (
     SyntheticSpec,
     generate_subject,

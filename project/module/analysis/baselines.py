@@ -94,7 +94,7 @@ def mean_volumes(data: FMRIDataModule, parts: Sequence[str], voxels: np.ndarray)
     several = len(data.stores) > 1
     for part in parts:
         for item in _items(data, part):
-            name = f"{item['dataset']}/{item['subject']}" if several else item["subject"]
+            name = f"{item['dataset']}/{item['unit']}" if several else item["unit"]
             mean = item["bold"].numpy().mean(axis=0, dtype=np.float64)
             place = column[item["vox"].numpy()]
             volume = np.full(len(voxels), item["background"], dtype=np.float32)

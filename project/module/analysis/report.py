@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from project.module.analysis.brain_figures import kept_shares
 from project.module.analysis.run_folder import RunFolder, SubjectScores
-from project.module.config import TASKS, UserInputError
+from project.module.config import UserInputError
 from project.module.utils.data_module import DATASETS, FMRIDataModule
 
 PACKAGES = (
@@ -182,14 +182,8 @@ def _subjects(data: FMRIDataModule, part: str) -> str:
     names = [name for store in data.subjects[part] for name in store]
     if data.task is None or data.task.task_type != "classification":
         return str(len(names))
-    labels = [
-        int(store.labels[name])
-        for store, chosen in zip(data.stores, data.subjects[part], strict=True)
-        for name in chosen
-        if store.labels is not None
-    ]
-    classes = TASKS[data.task.task].class_names
-    counts = np.bincount(labels, minlength=len(classes))
+    classes = data.task.class_names
+    counts = np.bincount([int(t) for t in data.targets_of_units(part)], minlength=len(classes))
     shown = ", ".join(f"{n} {c}" for n, c in zip(counts, classes, strict=True))
     return f"{len(names)} ({shown})"
 

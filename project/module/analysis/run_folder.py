@@ -98,15 +98,16 @@ class RunFolder:
         """Architecture of the backbone."""
         return from_dict(ModelConfig, self.contents.card["model"], str(self.checkpoint))
 
+    @property
+    def task(self) -> DownstreamConfig | None:
+        """The downstream task; None for a pre-trained backbone."""
+        task = self.contents.card.get("downstream")
+        return from_dict(DownstreamConfig, task, str(self.checkpoint)) if task else None
+
     def data_module(self) -> FMRIDataModule:
         """The data of the run, with the same split, windows and labels (shuffled ones too)."""
-        card = self.contents.card
-        task = card.get("downstream")
-        return FMRIDataModule(
-            from_dict(DataConfig, card["data"]["config"], str(self.checkpoint)),
-            from_dict(DownstreamConfig, task, str(self.checkpoint)) if task else None,
-            write_split=False,
-        )
+        config = from_dict(DataConfig, self.contents.card["data"]["config"], str(self.checkpoint))
+        return FMRIDataModule(config, self.task, write_split=False)
 
     def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Optimiser steps [n] and values [n] of a quantity logged in training; empty if never."""

@@ -31,7 +31,6 @@ from project.module.analysis.report import (
     wrap_command,
 )
 from project.module.analysis.run_folder import RunFolder, SubjectScores
-from project.module.config import TASKS
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,8 @@ def training_report(given: ReportInput, figure_dir: Path) -> Page:
         UserInputError: a run folder is incomplete, or the controls have other test subjects.
     """
     finetuned = given.finetuned
-    task = finetuned.contents.card["downstream"]["task"]
-    classes = TASKS[task].class_names
+    assert finetuned.task is not None
+    classes = finetuned.task.class_names
     scores = {"FMamba, fine-tuned": finetuned.test_scores(), **given.controls}
     return Page(
         given.title,
@@ -77,7 +76,7 @@ def training_report(given: ReportInput, figure_dir: Path) -> Page:
                 given.controls_text,
                 tables=(metrics_table(scores, classes),),
             ),
-            _classification(scores, task, classes, figure_dir),
+            _classification(scores, finetuned.task.task, classes, figure_dir),
             _curves(given, figure_dir),
             _tokens(given.pretrained, figure_dir),
             Section(

@@ -151,14 +151,16 @@ class RegularCheckpoint(ModelCheckpoint):
 
 
 class EmbeddingWriter(Callback):
-    """Writes ``embeddings.npz`` after testing: subject [W], window [W], embedding [W, D].
+    """Writes ``embeddings.npz`` after testing: subject, unit, window [W], embedding [W, D].
 
-    An embedding is the mean of a window's final features.
+    An embedding is the mean of a window's final features; ``unit`` and ``window`` are those of the
+    predictions.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._subjects: list[str] = []
+        self._units: list[str] = []
         self._windows: list[Tensor] = []
         self._embeddings: list[Tensor] = []
 
@@ -173,6 +175,7 @@ class EmbeddingWriter(Callback):
     ) -> None:
         """Keep the batch's embeddings."""
         self._subjects += batch["subject"]
+        self._units += batch["unit"]
         self._windows.append(batch["window"].cpu())
         self._embeddings.append(outputs["embedding"].float().cpu())
 
@@ -183,6 +186,7 @@ class EmbeddingWriter(Callback):
         np.savez_compressed(
             self.folder / f"embeddings{suffix}.npz",
             subject=np.array(self._subjects),
+            unit=np.array(self._units),
             window=torch.cat(self._windows).numpy(),
             embedding=torch.cat(self._embeddings).numpy(),
         )

@@ -89,7 +89,7 @@ def write_config(config: RunConfig, path: Path) -> None:
     recorded = {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in config.flags.items()
-        if key not in _NOT_RECORDED | _unused(config) and value is not None
+        if key not in _NOT_RECORDED | _unused(config) and value is not None and value != []
     }
     recorded |= {
         "d_state": config.model.d_state,

@@ -41,7 +41,7 @@ from project.module.training.trainer import (
     total_steps,
 )
 from project.module.utils.data_module import DATASETS, FMRIDataModule
-from project.module.utils.data_preprocess_and_load.datasets import target_of
+from project.module.utils.data_preprocess_and_load.labels import target_of
 from project.module.utils.data_preprocess_and_load.splits import names_for_message
 from project.module.utils.seed_creation import seed_run
 
@@ -62,7 +62,7 @@ class Run:
     def __init__(self, config: RunConfig) -> None:
         self.hardware: Hardware = resolve_hardware(config.trainer)
         self.allocator = choose_allocator(config.flags["allocator"], self.hardware.accelerator)
-        if config.downstream is not None:
+        if config.downstream is not None and not config.downstream.has_own_targets:
             for name in config.data.dataset_name:
                 target_of(DATASETS[name], config.downstream.task)
         self.config = self._scaled_rate(config)
@@ -143,7 +143,7 @@ class Run:
             if isinstance(module, DownstreamModule) and module.test_windows is not None:
                 outputs.write_predictions(
                     module.test_windows,
-                    data.subject_names("test"),
+                    data.unit_names("test"),
                     module.task.task_type == "classification",
                     run_dir / "predictions.csv",
                 )
@@ -203,9 +203,11 @@ class Run:
                 again,
             )
         assert config.downstream is not None and config.head is not None
-        scaling = UNSCALED
+        scaling, weights = UNSCALED, None
         if data is not None and config.downstream.task_type == "regression":
             scaling = TargetScaling(*data.target_scaling())
+        elif data is not None:
+            weights = data.class_weights()
         return DownstreamModule(
             config.model,
             config.head,
@@ -216,6 +218,7 @@ class Run:
             backend,
             card,
             again,
+            weights,
         )
 
     def _load_weights(self, module: FMambaModule, data: FMRIDataModule) -> None:
@@ -267,8 +270,12 @@ class Run:
         """
         if not card:
             return
-        trained = set(card["data"]["training_subjects"])
-        held_out = data.person_keys("val") | data.person_keys("test")
+        # Where sessions or runs are split, then and now, a subject is in several parts on purpose.
+        unit = card["data"]["config"].get("group_by", "subject")
+        same_unit = unit == self.config.data.group_by != "subject"
+        trained = set(card["data"]["training_units" if same_unit else "training_subjects"])
+        keys = data.unit_keys if same_unit else data.person_keys
+        held_out = keys("val") | keys("test")
         shared = [name for key, name in held_out.items() if key in trained]
         if not shared:
             return
@@ -348,11 +355,13 @@ def _training_facts(card: dict[str, Any]) -> dict[str, Any]:
     data = dict(card["data"]["config"])
     for free in ("image_path", "num_workers", "pin_memory", "persistent_workers"):
         data.pop(free)
+    task = {k: v for k, v in card.get("downstream", {}).items() if k not in ("label_csv", "events")}
     facts = {"a split of hash": card["data"]["split_hash"]}
     for part in (data, card["model"], card["optim"]):
         facts |= {f"--{name}": value for name, value in part.items()}
-    for part in ("pretrain", "downstream", "head"):
-        facts |= {f"{part} {name}": value for name, value in card.get(part, {}).items()}
+    for part, values in (("pretrain", card.get("pretrain", {})), ("downstream", task)):
+        facts |= {f"{part} {name}": value for name, value in values.items()}
+    facts |= {f"head {name}": value for name, value in card.get("head", {}).items()}
     if card["optim"]["use_scheduler"]:
         facts["learning rates planned for so many steps:"] = card["total_steps"]
     return facts

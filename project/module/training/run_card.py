@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from project.module import config as names
-from project.module.config import ORIENTATION, UserInputError
+from project.module.config import (
+    ORIENTATION,
+    DataConfig,
+    DownstreamConfig,
+    UserInputError,
+    from_dict,
+)
 from project.module.models.checkpoint_io import read_checkpoint
 
 _MODEL_FLAGS = (
@@ -28,7 +34,16 @@ _MODEL_FLAGS = (
     "keep_background",
     "union_mask",
 )
-_SPLIT_FLAGS = ("dataset_split_num", "train_split", "val_split")
+_SPLIT_FLAGS = (
+    "dataset_split_num",
+    "train_split",
+    "val_split",
+    "group_by",
+    "family_column",
+    "stratify_by",
+)
+# Where targets of the user's own are; the classes among them belong to the model.
+_LABEL_FLAGS = ("label_csv", "subject_column", "target_column", "events", "event_delay")
 # What of the data is tested, unless flags say otherwise.
 _TEST_FLAGS = (
     "dataset_name",
@@ -38,6 +53,7 @@ _TEST_FLAGS = (
     "stride_between_seq",
     "stride_within_seq",
     "shuffle_time_sequence",
+    "match_on",
     "seed",
 )
 
@@ -54,12 +70,21 @@ def flags_of_card(card: Mapping[str, Any], whole_run: bool) -> dict[str, Any]:
     flags = {name: model[name] for name in _MODEL_FLAGS}
     flags["input_scaling_method"] = data["scaling"]
     if whole_run and "downstream" in card:
-        flags["downstream_task"] = card["downstream"]["task"]
+        task = from_dict(DownstreamConfig, card["downstream"], "checkpoint")
+        config = from_dict(DataConfig, data["config"], "checkpoint")
         flags["clf_head_version"] = card["head"]["name"]
-        config = data["config"]
-        flags |= {name: config[name] for name in (*_SPLIT_FLAGS, *_TEST_FLAGS)}
-        flags["shuffle_labels"] = card["downstream"]["shuffle_labels"]
-    return flags
+        flags |= {name: getattr(config, name) for name in (*_SPLIT_FLAGS, *_TEST_FLAGS)}
+        if config.match_on:
+            flags["match_caliper"] = config.match_caliper
+        flags["shuffle_labels"] = task.shuffle_labels
+        if task.has_own_targets:
+            flags |= {name: getattr(task, name) for name in _LABEL_FLAGS}
+            flags["target_classes"] = task.target_classes
+            flags["downstream_task_type"] = task.task_type
+        else:
+            flags["downstream_task"] = task.task
+    # As the parser would have them.
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in flags.items()}
 
 
 def apply_card(
@@ -92,7 +117,7 @@ def apply_card(
             f"{flag}: '{path}' was trained on {card['orientation']} data, stores are {ORIENTATION}."
         )
     values = dict(vars(args))
-    free = {*_TEST_FLAGS, "shuffle_labels"}
+    free = {*_TEST_FLAGS, *_LABEL_FLAGS, "match_caliper", "shuffle_labels"}
     for name, recorded in flags_of_card(card, whole_run).items():
         if name not in given:
             values[name] = recorded

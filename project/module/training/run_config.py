@@ -19,6 +19,8 @@ from project.module.config import (
     UserInputError,
     look_up,
 )
+from project.module.utils.data_preprocess_and_load.events import LABEL_COLUMN, event_task
+from project.module.utils.data_preprocess_and_load.labels import own_classes
 from project.module.utils.parser import LATER, SYNONYMS, trainer_arguments
 
 # Flags that only one kind of run uses.
@@ -32,6 +34,11 @@ DOWNSTREAM_FLAGS = (
     "head_dropout",
     "save_embedding",
     "test_only",
+    "class_weights",
+    "label_csv",
+    "events",
+    "balanced_sampling",
+    "match_on",
 )
 
 
@@ -106,7 +113,7 @@ def run_config(args: argparse.Namespace, given: frozenset[str]) -> RunConfig:
     if values["test_only"] and not values["test_ckpt_path"]:
         raise UserInputError("--test_only: needs --test_ckpt_path FILE, the model to evaluate.")
     for name, need in unused_flags(values).items():
-        if name in given and values[name] not in (None, False):
+        if name in given and values[name] not in (None, False, []):
             raise UserInputError(f"--{name}: only used with {need}.")
 
     model = _fill(ModelConfig, values, background=_background(values["input_scaling_method"]))
@@ -124,6 +131,8 @@ def run_config(args: argparse.Namespace, given: frozenset[str]) -> RunConfig:
             f"for models built in Python."
         )
     pretrain, downstream, head = _objective(values)
+    if data.balanced_sampling and downstream and downstream.task_type != "classification":
+        raise UserInputError("--balanced_sampling: only used with a classification.")
     return RunConfig(
         model=model,
         data=data,
@@ -143,6 +152,7 @@ def unused_flags(values: Mapping[str, Any]) -> dict[str, str]:
     Given, they are refused; and they are left out of a run's ``config.yaml``.
     """
     pretraining, training = values["pretraining"], not values["test_only"]
+    own_targets = values["label_csv"] or values["events"]
     needs = {
         "momentum": ("--optimizer SGD", values["optimizer"] == "SGD"),
         "early_stopping_patience": ("--use_early_stopping", values["use_early_stopping"]),
@@ -150,6 +160,16 @@ def unused_flags(values: Mapping[str, Any]) -> dict[str, str]:
         "test_ckpt_path": ("--test_only", values["test_only"]),
         "load_model_path": ("training, not with --test_only", training),
         "resume_ckpt_path": ("training, not with --test_only", training),
+        "subject_column": ("--label_csv", values["label_csv"]),
+        "target_column": ("--label_csv or --events", own_targets),
+        "target_classes": ("--label_csv or --events", own_targets),
+        "event_delay": ("--events", values["events"]),
+        "downstream_task": (
+            "a task of the data set; with --label_csv and --events the column is the task",
+            not own_targets,
+        ),
+        "match_caliper": ("--match_on", values["match_on"]),
+        "dataset_weights": ("several data sets", len(values["dataset_name"]) > 1),
         "dummy_subjects": ("--dataset_name Dummy without --image_path", not values["image_path"]),
         "dummy_effect_size": (
             "--dataset_name Dummy without --image_path",
@@ -176,12 +196,7 @@ def _objective(
             "(masked tokens)."
         )
     if not values["pretraining"]:
-        downstream = _fill(
-            DownstreamConfig,
-            values,
-            task=values["downstream_task"],
-            task_type=values["downstream_task_type"] or "",
-        )
+        downstream = _fill(DownstreamConfig, values, **_task(values))
         head = HeadConfig(
             name=names.canonical_head_name(values["clf_head_version"]),
             out_features=downstream.out_features,
@@ -193,6 +208,33 @@ def _objective(
         None,
         None,
     )
+
+
+def _task(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Task, its type and classes; for targets of the user's own, from the file that holds them."""
+    task_type = values["downstream_task_type"] or ""
+    if task_type:
+        look_up(task_type, names.TASK_TYPES, "--downstream_task_type")
+    column = values["target_column"]
+    if values["events"] is not None:
+        column = column or LABEL_COLUMN
+        classes = event_task(values["events"], column, task_type)
+    elif values["label_csv"] is not None:
+        if column is None:
+            raise UserInputError("--label_csv: needs --target_column COLUMN, the target's column.")
+        classes = own_classes(task_type, values["label_csv"], column)
+    else:
+        return {"task": values["downstream_task"], "task_type": task_type, "target_classes": ()}
+    chosen = tuple(values["target_classes"])
+    if classes and not values["test_only"]:  # what is tested need not hold all classes
+        for name in chosen:
+            look_up(name, classes, "--target_classes")
+    return {
+        "task": column,
+        "task_type": "classification" if classes else "regression",
+        "target_column": column,
+        "target_classes": chosen or classes,
+    }
 
 
 def _background(scaling: str) -> str:

@@ -10,8 +10,7 @@ import hashlib
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +20,21 @@ from torch.utils.data import ConcatDataset, DataLoader, Sampler
 
 from project.module.config import (
     ORIENTATION,
-    TASKS,
     DataConfig,
     DownstreamConfig,
     UserInputError,
     to_dict,
 )
-from project.module.utils.data_preprocess_and_load.datasets import DATASETS, read_labels
+from project.module.utils.data_preprocess_and_load.cohort_store import open_store
+from project.module.utils.data_preprocess_and_load.datasets import DATASETS
 from project.module.utils.data_preprocess_and_load.datasets_hdf5 import (
     WindowDataset,
     collate_windows,
+    event_name,
 )
-from project.module.utils.data_preprocess_and_load.hdf5_store import (
-    RunHeader,
-    list_runs,
-    read_header,
-)
+from project.module.utils.data_preprocess_and_load.sampling import GroupedOrder
 from project.module.utils.data_preprocess_and_load.splits import (
     PARTS,
-    Split,
-    load_or_draw_split,
     names_for_message,
     split_record,
     write_split_files,
@@ -57,8 +51,10 @@ class EpochSampler(Sampler[int]):
     Lightning calls ``set_epoch``, so that a resumed run sees the orders it would have seen.
     """
 
-    def __init__(self, size: int, seed: int) -> None:
-        self.size, self.seed, self.epoch = size, seed, 0
+    def __init__(
+        self, size: int, seed: int, order: Callable[[int], np.ndarray] | None = None
+    ) -> None:
+        self.size, self.seed, self.epoch, self.order = size, seed, 0, order
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order comes next."""
@@ -68,43 +64,17 @@ class EpochSampler(Sampler[int]):
         return self.size
 
     def __iter__(self) -> Iterator[int]:
+        if self.order is not None:
+            return iter(self.order(self.epoch).tolist())
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
         return iter(order.tolist())
 
 
-@dataclass(frozen=True)
-class Store:
-    """One data set's runs and the split of its subjects.
-
-    Attributes:
-        dataset: key of ``DATASETS``.
-        image_path: folder of the store.
-        paths, headers: of every run, in the order of the file names.
-        split: of the subjects in use, exclusions taken out.
-        labels: subject -> target; None for pre-training.
-    """
-
-    dataset: str
-    image_path: Path
-    paths: tuple[Path, ...]
-    headers: tuple[RunHeader, ...]
-    split: Split
-    labels: Mapping[str, int | float] | None
-
-    def runs_of(self, subjects: Sequence[str]) -> tuple[list[Path], list[RunHeader]]:
-        """Runs of these subjects, in the order of the file names."""
-        wanted = set(subjects)
-        chosen = [
-            (p, h) for p, h in zip(self.paths, self.headers, strict=True) if h.subject in wanted
-        ]
-        return [p for p, _ in chosen], [h for _, h in chosen]
-
-
 class FMRIDataModule(LightningDataModule):
-    """Windows of one or several stores, split by subject.
+    """Windows of one or several stores, split by subject (session or run: ``--group_by``).
 
     Everything is read and checked on construction, before a model is built; only headers are
-    opened, no images.
+    opened, no images. ``subjects`` are the names of what is split, for each part and store.
 
     Args:
         config: which data, how windowed, scaled and split.
@@ -125,57 +95,19 @@ class FMRIDataModule(LightningDataModule):
         if len(set(places)) < len(places):
             raise UserInputError("--image_path: the same folder is given twice.")
         self.stores = [
-            self._open(name, path, write_split)
+            open_store(name, path, config, task, write_split)
             for name, path in zip(config.dataset_name, config.image_path, strict=True)
         ]
         self.subjects = {part: self._subjects(part) for part in PARTS}
         if not any(self.subjects["train"]):
             raise UserInputError("--train_split: no training subject is left after exclusions.")
         self._refuse_leaks()
-        self._compare_voxel_sizes()
-        if task is not None:
-            self._check_labels(task)
+        self._compare_spaces()
         self.parts = {part: self._windows(part) for part in PARTS}
+        if task is not None:
+            self._check_targets(task)
 
-    # ------------------------------------------------------------------ stores, subjects, labels
-
-    def _open(self, dataset: str, image_path: str, write_split: bool) -> Store:
-        paths = list_runs(image_path)
-        headers = [read_header(path) for path in paths]
-        everybody = sorted({header.subject for header in headers})
-        _refuse_two_names(everybody, dataset, image_path)
-        split = load_or_draw_split(
-            image_path,
-            dataset,
-            everybody,
-            self.config.dataset_split_num,
-            self.config.train_split,
-            self.config.val_split,
-            write=write_split,
-        ).restricted_to(self._admitted(everybody, dataset))
-        labels = None
-        if self.task is not None:
-            labels = read_labels(DATASETS[dataset], image_path, self.task.task, split.subjects)
-            if self.task.shuffle_labels is not None:
-                labels = _shuffled(labels, split, self.task.shuffle_labels)
-        return Store(dataset, Path(image_path), tuple(paths), tuple(headers), split, labels)
-
-    def _admitted(self, everybody: Sequence[str], dataset: str) -> list[str]:
-        """Subjects that ``--bad_subj_path`` does not exclude."""
-        path = self.config.bad_subj_path
-        if path is None:
-            return list(everybody)
-        try:
-            lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-        except OSError as error:
-            raise UserInputError(
-                f"--bad_subj_path: cannot read '{path}' ({error.strerror})."
-            ) from None
-        key = DATASETS[dataset].key
-        bad = {key(line) for line in lines if line.strip()}
-        kept = [name for name in everybody if key(name) not in bad]
-        logger.info("%s: %d subjects left out", path, len(everybody) - len(kept))
-        return kept
+    # ------------------------------------------------------------------ subjects and targets
 
     def _subjects(self, part: str) -> list[tuple[str, ...]]:
         """Subjects of a part in each store, ``--limit_*_samples`` applied."""
@@ -198,20 +130,34 @@ class FMRIDataModule(LightningDataModule):
             chosen.append(names)
         return chosen
 
-    def person_keys(self, part: str) -> dict[int, str]:
-        """Key of each person of a part -> name; the same person has it in every store and run.
+    def unit_keys(self, part: str) -> dict[int, str]:
+        """Key of what is split -> name; a subject has the same one in every store and run.
 
         Compared by ``Cohort.key``, so that ``sub-100307`` and ``100307`` are one.
         """
         keys: dict[int, str] = {}
         for store, names in zip(self.stores, self.subjects[part], strict=True):
-            key = DATASETS[store.dataset].key
-            keys |= {subject_key(f"{store.dataset}/{key(name)}"): name for name in names}
+            keys |= {person_key(store.dataset, name): name for name in names}
         return keys
 
-    def _compare_voxel_sizes(self) -> None:
-        """Positions are indices: runs of another voxel size put other anatomy under them."""
+    def person_keys(self, part: str) -> dict[int, str]:
+        """As ``unit_keys``, of the subjects, whatever is split."""
+        keys: dict[int, str] = {}
+        for store, names in zip(self.stores, self.subjects[part], strict=True):
+            subjects = {header.subject for header in store.runs_of(names)[1]}
+            keys |= {person_key(store.dataset, name): name for name in subjects}
+        return keys
+
+    def _compare_spaces(self) -> None:
+        """Positions are indices: other spaces and voxel sizes put other anatomy under them."""
         headers = [header for store in self.stores for header in store.headers]
+        native = [header.label for header in headers if header.space == "native"]
+        if native and len(native) < len(headers):
+            raise UserInputError(
+                f"--image_path: {len(native)} of {len(headers)} runs are in native space, the "
+                f"others are not: {names_for_message(native)}. Register them too, or train on one "
+                f"space at a time."
+            )
         zooms = [np.linalg.norm(np.array(header.affine)[:3, :3], axis=0) for header in headers]
         spread = np.ptp(zooms, axis=0) / np.min(zooms, axis=0)
         if spread.max() > 0.01:
@@ -225,8 +171,8 @@ class FMRIDataModule(LightningDataModule):
 
     def _refuse_leaks(self) -> None:
         """Stores of one cohort draw their splits apart: a person may be in two parts."""
-        train = self.person_keys("train")
-        held_out = self.person_keys("val") | self.person_keys("test")
+        train = self.unit_keys("train")
+        held_out = self.unit_keys("val") | self.unit_keys("test")
         shared = [train[key] for key in train.keys() & held_out.keys()]
         if shared:
             raise UserInputError(
@@ -235,40 +181,49 @@ class FMRIDataModule(LightningDataModule):
                 f"splits/ of both stores, or exclude the subjects with --bad_subj_path FILE."
             )
 
-    def _labels(self, part: str) -> list[int | float]:
-        return [
-            store.labels[name]
-            for store, names in zip(self.stores, self.subjects[part], strict=True)
-            if store.labels is not None
-            for name in names
-        ]
+    def _window_sets(self, part: str) -> list[WindowDataset]:
+        windows = self.parts[part]
+        return [] if windows is None else list(windows.datasets)  # type: ignore[arg-type]
 
-    def _check_labels(self, task: DownstreamConfig) -> None:
+    def targets_of_units(self, part: str) -> list[int | float]:
+        """Target of every subject (session, run) or event of a part that has windows."""
+        found = [{w.unit: w.target for w in data.windows} for data in self._window_sets(part)]
+        return [t for targets in found for t in targets.values() if t is not None]
+
+    def _check_targets(self, task: DownstreamConfig) -> None:
+        found = self.targets_of_units("train")
         if task.task_type == "regression":
-            values = self._labels("train")
-            if min(values) == max(values):
+            if min(found) == max(found):
                 raise UserInputError(
-                    f"--downstream_task: all {len(values)} training subjects have the same "
-                    f"{task.task}, {values[0]}; there is nothing to learn."
+                    f"--downstream_task: all {len(found)} training subjects have the same "
+                    f"{task.task}, {found[0]}; there is nothing to learn."
                 )
             return
-        counts = Counter(self._labels("train"))
-        names = TASKS[task.task].class_names
-        absent = [names[c] for c in range(TASKS[task.task].num_classes) if not counts[c]]
+        counts = Counter(found)
+        absent = [name for c, name in enumerate(task.class_names) if not counts[c]]
         if absent:
-            found = ", ".join(f"{counts[c]} {name}" for c, name in enumerate(names))
+            listed = ", ".join(f"{counts[c]} {name}" for c, name in enumerate(task.class_names))
             raise UserInputError(
                 f"--downstream_task: the training subjects hold no '{', '.join(absent)}' "
-                f"({found}). Use another --dataset_split_num, or more subjects."
+                f"({listed}). Use another --dataset_split_num, or more subjects."
             )
 
     def target_scaling(self) -> tuple[float, float]:
         """Centre and scale of a regression target over the training subjects."""
         assert self.task is not None
-        values = np.asarray(self._labels("train"), dtype=np.float64)
+        values = np.asarray(self.targets_of_units("train"), dtype=np.float64)
         if self.task.label_scaling_method == "minmax":
             return float(values.min()), float(np.ptp(values))
         return float(values.mean()), float(values.std())
+
+    def class_weights(self) -> tuple[float, ...] | None:
+        """Weight of each class in the loss; their mean over the training windows is 1."""
+        assert self.task is not None
+        if self.task.class_weights == "none":
+            return None
+        counts = Counter(w.target for data in self._window_sets("train") for w in data.windows)
+        classes = range(len(self.task.class_names))
+        return tuple(sum(counts.values()) / (len(classes) * counts[c]) for c in classes)
 
     # ------------------------------------------------------------------ windows and batches
 
@@ -283,6 +238,8 @@ class FMRIDataModule(LightningDataModule):
                         paths,
                         self.config,
                         labels=store.labels,
+                        events=store.events,
+                        unit_of=store.unit,
                         headers=headers,
                         dataset=number,
                         max_windows_per_run=segments,
@@ -300,6 +257,26 @@ class FMRIDataModule(LightningDataModule):
         size = self.config.batch_size if part == "train" else self.config.eval_batch_size
         return math.ceil(math.ceil(self.windows_in(part) / ranks) / size)
 
+    def _order(self) -> GroupedOrder | None:
+        """The order of training windows, if data sets or classes have set shares."""
+        config = self.config
+        if not (config.dataset_weights or config.balanced_sampling):
+            return None
+        groups: dict[tuple[int, float | None], list[int]] = {}
+        place = 0
+        for data in self._window_sets("train"):
+            for window in data.windows:
+                label = window.target if config.balanced_sampling else None
+                groups.setdefault((data.dataset, label), []).append(place)
+                place += 1
+        sizes: Counter[int] = Counter()
+        for (number, _), members in groups.items():
+            sizes[number] += len(members)
+        weights = config.dataset_weights or tuple(float(sizes[n]) for n in range(len(self.stores)))
+        classes = Counter(number for number, _ in groups)
+        shares = [weights[number] / classes[number] for number, _ in groups]
+        return GroupedOrder(list(groups.values()), shares, config.seed)
+
     def _loader(self, part: str) -> Any:
         windows = self.parts[part]
         if windows is None:
@@ -309,7 +286,7 @@ class FMRIDataModule(LightningDataModule):
         return DataLoader(
             windows,
             batch_size=self.config.batch_size if train else self.config.eval_batch_size,
-            sampler=EpochSampler(len(windows), self.config.seed) if train else None,
+            sampler=EpochSampler(len(windows), self.config.seed, self._order()) if train else None,
             collate_fn=collate_windows,
             num_workers=workers,
             pin_memory=self.config.pin_memory,
@@ -346,6 +323,8 @@ class FMRIDataModule(LightningDataModule):
             "scaling": self.config.input_scaling_method,
             "split_hash": self.split_hash,
             "training_subjects": sorted(self.person_keys("train")),
+            "training_units": sorted(self.unit_keys("train")),
+            "spaces": sorted({header.space for s in self.stores for header in s.headers}),
             "subjects": {part: sum(map(len, self.subjects[part])) for part in PARTS},
             "windows": {part: self.windows_in(part) for part in PARTS},
             "tr": sorted({round(h.tr, 4) for s in self.stores for h in s.headers}),
@@ -360,20 +339,33 @@ class FMRIDataModule(LightningDataModule):
                 self.config.dataset_split_num,
                 self.config.train_split,
                 self.config.val_split,
+                store.grouping,
             )
             name = store.dataset if len(self.stores) == 1 else f"{number}_{store.dataset}"
             write_split_files(folder / name, store.split, record)
 
-    def subject_names(self, part: str) -> dict[int, str]:
-        """``subject_key`` -> name of the subjects of a part; with several stores ``store/name``."""
+    def unit_names(self, part: str) -> dict[int, str]:
+        """``subject_key`` -> name of what the predictions of a part are for.
+
+        These are subjects (sessions, runs), or events; with several stores ``dataset/name``.
+        """
         several = len(self.stores) > 1
-        return {
-            subject_key(name, number): f"{store.dataset}/{name}" if several else name
-            for number, (store, names) in enumerate(
-                zip(self.stores, self.subjects[part], strict=True)
-            )
-            for name in names
-        }
+        names: dict[int, str] = {}
+        for number, (store, chosen) in enumerate(
+            zip(self.stores, self.subjects[part], strict=True)
+        ):
+            units: Iterable[str] = chosen
+            if store.events is not None:
+                units = [
+                    event_name(header, event.number)
+                    for header in store.runs_of(chosen)[1]
+                    for event in store.events.get(header.label, ())
+                ]
+            names |= {
+                subject_key(unit, number): f"{store.dataset}/{unit}" if several else unit
+                for unit in units
+            }
+        return names
 
     def describe(self) -> list[str]:
         """One line a store: subjects and windows of each part."""
@@ -381,34 +373,12 @@ class FMRIDataModule(LightningDataModule):
         for number, store in enumerate(self.stores):
             counts = ", ".join(f"{part} {len(self.subjects[part][number])}" for part in PARTS)
             lines.append(
-                f"{store.dataset} ({store.image_path}): {len(store.paths)} runs, subjects {counts}"
+                f"{store.dataset} ({store.image_path}): {len(store.paths)} runs, "
+                f"{store.grouping.unit}s {counts}"
             )
         return lines
 
 
-def _refuse_two_names(subjects: Sequence[str], dataset: str, image_path: str) -> None:
-    """Two names of one person in a store could come into different parts of the split."""
-    names: dict[str, list[str]] = {}
-    for subject in subjects:
-        names.setdefault(DATASETS[dataset].key(subject), []).append(subject)
-    twice = [" and ".join(group) for group in names.values() if len(group) > 1]
-    if twice:
-        raise UserInputError(
-            f"--image_path: in '{image_path}' {len(twice)} person(s) of {dataset} have several "
-            f"names: {names_for_message(twice)}. Convert their runs under one subject "
-            f"(sub-NAME_ses-1_task-rest_bold.nii.gz, sub-NAME_ses-2_...), so that a split keeps "
-            f"them together."
-        )
-
-
-def _shuffled(labels: Mapping[str, int | float], split: Split, seed: int) -> dict[str, int | float]:
-    """Labels permuted over the subjects of each part: the null of a permutation test.
-
-    Permuting within the parts keeps their class proportions.
-    """
-    shuffled: dict[str, int | float] = {}
-    for number, part in enumerate(PARTS):
-        names = sorted(getattr(split, part))
-        order = np.random.default_rng([seed, number]).permutation(len(names))
-        shuffled |= {name: labels[names[i]] for name, i in zip(names, order, strict=True)}
-    return shuffled
+def person_key(dataset: str, name: str) -> int:
+    """Key of a subject, session or run of a cohort; the same in every store."""
+    return subject_key(f"{dataset}/{DATASETS[dataset].key(name)}")

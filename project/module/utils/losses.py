@@ -5,7 +5,7 @@ Shapes: L packed tokens, V values a token, B samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -95,20 +95,38 @@ class _MeanSquares(torch.autograd.Function):
         return (difference * factor[:, None]).to(ctx.dtype), None
 
 
-def cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float) -> Tensor:
-    """Mean cross entropy of (B, classes) logits against (B,) class indices."""
-    return torch.nn.functional.cross_entropy(
-        _widened(logits), target, label_smoothing=label_smoothing
+def cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    label_smoothing: float,
+    class_weights: Sequence[float] | None = None,
+) -> Tensor:
+    """Mean cross entropy of (B, classes) logits against (B,) class indices.
+
+    A sample counts with the weight of its class. The sum is divided by B, not by the weights of
+    the batch, so that the mean over batches is that over all samples.
+    """
+    errors = torch.nn.functional.cross_entropy(
+        _widened(logits), target, label_smoothing=label_smoothing, reduction="none"
     )
+    if class_weights is not None:
+        errors = errors * errors.new_tensor(class_weights)[target]
+    return errors.mean()
 
 
-def mse(logits: Tensor, target: Tensor, label_smoothing: float) -> Tensor:
+def mse(
+    logits: Tensor,
+    target: Tensor,
+    label_smoothing: float,
+    class_weights: Sequence[float] | None = None,
+) -> Tensor:
     """Mean squared error of (B, 1) outputs against (B,) scaled targets; nothing to smooth."""
+    assert class_weights is None
     wide = _widened(logits)[:, 0]
     return torch.nn.functional.mse_loss(wide, target.to(wide.dtype))
 
 
-LOSSES: Mapping[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+LOSSES: Mapping[str, Callable[[Tensor, Tensor, float, Sequence[float] | None], Tensor]] = {
     "cross_entropy": cross_entropy,
     "mse": mse,
 }

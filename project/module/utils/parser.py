@@ -179,6 +179,38 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     value("dataset_split_num", int, "which split of the subjects")
     value("train_split", float, "share of the subjects for training")
     value("val_split", float, "share for validation; the rest is for testing")
+    add(
+        "--group_by",
+        default=_default(DataConfig, "group_by"),
+        metavar="UNIT",
+        help=f"what is split and scored as one: {', '.join(names.SPLIT_UNITS)}",
+    )
+    value("family_column", str, "metadata column; subjects of one value stay in one part")
+    add(
+        "--stratify_by",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="metadata columns whose values every part gets in equal shares; none: no "
+        "stratification (default: the data set's own, SITE_ID for ABIDE)",
+    )
+    add(
+        "--match_on",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="keep pairs of the two classes that agree in these columns (propensity matching)",
+    )
+    value("match_caliper", float, "largest distance of a pair, in SD of the propensity's logit")
+    add(
+        "--dataset_weights",
+        nargs="+",
+        type=float,
+        default=[],
+        metavar="W",
+        help="share of each data set in the training windows of an epoch (default: its size)",
+    )
+    _switch(group, "balanced_sampling", False, "draw training windows of all classes alike")
     value("batch_size", int, "windows of a training batch on each device")
     add("--eval_batch_size", type=int, help="windows of an evaluation batch; default: --batch_size")
     value("num_workers", int, "processes that load data")
@@ -282,6 +314,35 @@ def add_objective_flags(parser: argparse.ArgumentParser) -> None:
         help=f"of regression targets: {', '.join(names.LABEL_SCALING_METHODS)}",
     )
     add("--shuffle_labels", type=int, metavar="SEED", help="control: permute labels over subjects")
+    add(
+        "--class_weights",
+        default=_default(DownstreamConfig, "class_weights"),
+        metavar="NAME",
+        help=f"weights of the classes in the loss: {', '.join(names.CLASS_WEIGHTS)}",
+    )
+    add("--label_csv", metavar="FILE", help="targets of your own: CSV or TSV, one row a subject")
+    add("--subject_column", metavar="COLUMN", help="its column of subjects (default: the usual)")
+    add("--target_column", metavar="COLUMN", help="its column of the target; of --events too")
+    add(
+        "--target_classes",
+        nargs="+",
+        default=[],
+        metavar="CLASS",
+        help="classes to use, in this order (default: all, sorted)",
+    )
+    add(
+        "--events",
+        metavar="PATH",
+        help="targets of windows: file with onset, duration and trial_type, or folder of "
+        "*_events.tsv",
+    )
+    add(
+        "--event_delay",
+        type=float,
+        default=_default(DownstreamConfig, "event_delay"),
+        metavar="SECONDS",
+        help="shift of the events, for the delay of the haemodynamic response",
+    )
 
 
 def add_optim_flags(parser: argparse.ArgumentParser) -> None:

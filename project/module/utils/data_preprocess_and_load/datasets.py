@@ -8,15 +8,12 @@ zeros). Nothing here opens an image.
 
 from __future__ import annotations
 
-import csv
-import math
+import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from project.module.config import DATASET_NAMES, TASKS, UserInputError, look_up
-from project.module.utils.data_preprocess_and_load.splits import names_for_message
+from project.module.config import DATASET_NAMES, TASKS
 
 
 @dataclass(frozen=True)
@@ -50,6 +47,10 @@ class Cohort:
         subject_pattern: regular expression whose first group is the name in the metadata, for
             stores that call their subjects otherwise; "" means the names agree.
         missing_codes: values that stand for "not recorded", besides empty fields and NA.
+        stratify_by: columns whose values every part of a split gets in equal shares, unless
+            ``--stratify_by`` says otherwise.
+        tables: tables of subjects that lie among the cohort's images; the conversion copies them
+            into ``metadata/``.
     """
 
     name: str
@@ -60,6 +61,22 @@ class Cohort:
     crop_offset: tuple[int, int, int] | None = None
     subject_pattern: str = ""
     missing_codes: tuple[str, ...] = ()
+    stratify_by: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ("participants.tsv", "participants.csv")
+
+    @property
+    def subject_columns(self) -> tuple[str, ...]:
+        """Admitted names of the subject column."""
+        return (self.subject_column, *self.other_subject_columns)
+
+    def with_subject_column(self, name: str) -> Cohort:
+        """The cohort with another subject column and no other names of it."""
+        return dataclasses.replace(self, subject_column=name, other_subject_columns=())
+
+    def columns_of(self, name: str) -> tuple[str, ...]:
+        """Columns that ``name`` stands for: those of a task's target, else the column itself."""
+        target = self.targets.get(name)
+        return (name,) if target is None else (target.column, *target.other_columns, name)
 
     def key(self, subject: str) -> str:
         """The form of a subject's name that is compared between store and metadata.
@@ -132,6 +149,41 @@ DATASETS: Mapping[str, Cohort] = {
                 "diagnosis": Target("DX_GROUP", {"1": 1, "2": 0}),
             },
             missing_codes=("-9999",),
+            stratify_by=("SITE_ID",),
+        ),
+        Cohort(
+            "ADHD200",
+            "ADHD-200 sample, or its 40 subjects of nilearn's fetch_adhd",
+            "ScanDir ID",
+            {
+                # The consortium codes 0 female, 1 male; nilearn's table writes F and M.
+                "sex": Target("Gender", {**_SEX_LETTERS, "0": 0, "1": 1}, ("sex",)),
+                "age": Target("Age", other_columns=("age",)),
+                "intelligence": Target("Full4 IQ", other_columns=("full_4_iq",)),
+                # DX: 0 typically developing, 1 to 3 the types of ADHD; adhd: 0 or 1.
+                "diagnosis": Target("DX", {"0": 0, "1": 1, "2": 1, "3": 1}, ("adhd",)),
+            },
+            other_subject_columns=("Subject",),
+            subject_pattern=r"(\d+)_rest_.*",
+            missing_codes=("-999", "pending", "N/A"),
+            tables=("ADHD200_40subs_motion_parameters_and_phenotypics.csv",),
+        ),
+        Cohort(
+            "DevelopmentFMRI",
+            "children and adults watching a film, nilearn's fetch_development_fmri",
+            "participant_id",
+            {
+                "sex": Target("Gender", _SEX_LETTERS),
+                "age": Target("Age"),
+                "age_group": Target("Child_Adult", {"child": 0, "adult": 1}),
+            },
+        ),
+        Cohort(
+            "Own",
+            "data of your own; labels by --label_csv",
+            "participant_id",
+            {},
+            other_subject_columns=("subject", "subject_id", "Subject"),
         ),
         Cohort(
             "Dummy",
@@ -152,158 +204,3 @@ for _cohort in DATASETS.values():
         _classes = set(range(TASKS[_task].num_classes)) if _target.mapping else set()
         assert set(_target.mapping.values()) == _classes, f"{_cohort.name}: classes of {_task}"
         assert bool(_classes) == (TASKS[_task].type == "classification"), f"{_cohort.name}: {_task}"
-
-
-def target_of(cohort: Cohort, task: str) -> Target:
-    """Where the cohort keeps a task's target.
-
-    Raises:
-        UserInputError: unknown task, or one that the cohort has no target for.
-    """
-    look_up(task, TASKS, "--downstream_task")
-    if task not in cohort.targets:
-        raise UserInputError(
-            f"--downstream_task: the data set {cohort.name} has no target for '{task}'; it has "
-            f"{', '.join(cohort.targets)}."
-        )
-    return cohort.targets[task]
-
-
-def read_labels(
-    cohort: Cohort, image_path: str | Path, task: str, subjects: Iterable[str]
-) -> dict[str, int | float]:
-    """Targets of ``subjects`` from ``<image_path>/metadata/*.csv``.
-
-    Args:
-        cohort: an entry of ``DATASETS``.
-        image_path: the store's folder.
-        task: a key of ``TASKS``.
-        subjects: names as in the store.
-
-    Returns:
-        subject as given -> class index (classification, int) or value (regression, float).
-
-    Raises:
-        UserInputError: no file or column, a subject without label, an unknown value, or a subject
-            with two different labels. The message lists what was found.
-    """
-    target = target_of(cohort, task)
-    folder = Path(image_path) / "metadata"
-    names = sorted(set(subjects))
-    wanted = {cohort.key(name) for name in names}
-    raw = _raw_labels(cohort, folder, (target.column, *target.other_columns), wanted)
-
-    missing = [name for name in names if cohort.key(name) not in raw]
-    if missing:
-        raise UserInputError(
-            f"{folder}: column '{target.column}' has no label for {len(missing)} of "
-            f"{len(names)} subjects: {names_for_message(missing)}. Complete the CSV, or exclude "
-            f"them with --bad_subj_path FILE (one name a line)."
-        )
-    labels: dict[str, int | float] = {}
-    unknown: list[str] = []
-    for name in names:
-        text = raw[cohort.key(name)]
-        value = _class_of(text, target.mapping) if target.mapping else _number(text)
-        if value is None:
-            unknown.append(f"{name}: '{text}'")
-        else:
-            labels[name] = value
-    if unknown:
-        expected = f"one of {', '.join(target.mapping)}" if target.mapping else "finite numbers"
-        raise UserInputError(
-            f"{folder}: column '{target.column}' holds unknown values for {len(unknown)} "
-            f"subject(s) ({names_for_message(unknown)}); expected {expected}. Correct the CSV, or "
-            f"exclude the subjects with --bad_subj_path FILE."
-        )
-    return labels
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
-def _class_of(text: str, mapping: Mapping[str, int]) -> int | None:
-    # A spreadsheet may have turned 1 into 1.0.
-    return mapping.get(re.sub(r"^(\d+)\.0+$", r"\1", text).lower())
-
-
-def _header(path: Path) -> tuple[list[str], str]:
-    """Column names and delimiter of a CSV file (comma, semicolon or tab)."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as stream:
-            first = stream.readline()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserInputError(f"{path}: cannot read the metadata ({error}).") from None
-    delimiter = max(",;\t", key=first.count)
-    return [name.strip() for name in next(csv.reader([first], delimiter=delimiter), [])], delimiter
-
-
-def _raw_labels(
-    cohort: Cohort, folder: Path, columns: tuple[str, ...], wanted: set[str]
-) -> dict[str, str]:
-    """Text of the label by subject key, from every file that has both columns."""
-    files = sorted([*folder.glob("*.csv"), *folder.glob("*.tsv")])
-    if not files:
-        raise UserInputError(
-            f"--image_path: no CSV or TSV file in '{folder}'; expected one with the columns "
-            f"'{cohort.subject_column}' and '{columns[0]}' ({cohort.description})."
-        )
-    subject_columns = (cohort.subject_column, *cohort.other_subject_columns)
-    found: list[str] = []
-    labels: dict[str, str] = {}
-    usable = False
-    for path in files:
-        header, delimiter = _header(path)
-        found.append(f"{path.name} ({', '.join(header[:20])}{' ...' if len(header) > 20 else ''})")
-        subject_column = next((c for c in subject_columns if c in header), None)
-        label_column = next((c for c in columns if c in header), None)
-        if subject_column is None or label_column is None:
-            continue
-        usable = True
-        positions = [header.index(subject_column), header.index(label_column)]
-        for subject, label in _two_columns(path, delimiter, positions, cohort.missing_codes):
-            key = cohort.key(subject)
-            if key not in wanted:
-                continue
-            if labels.setdefault(key, label) != label:
-                raise UserInputError(
-                    f"{path}: subject '{subject}' has conflicting values in column "
-                    f"'{label_column}': '{labels[key]}' and '{label}'. Keep one row a subject."
-                )
-    if not usable:
-        raise UserInputError(
-            f"{folder}: no file has both a subject column ({' or '.join(subject_columns)}) and the "
-            f"column {' or '.join(columns)}. Found: {'; '.join(found)}. Rename the columns or add "
-            f"a CSV with these two ({cohort.description})."
-        )
-    return labels
-
-
-def _two_columns(
-    path: Path, delimiter: str, positions: list[int], missing_codes: tuple[str, ...]
-) -> list[tuple[str, str]]:
-    """(subject, label) of the rows that have a label."""
-    absent = {"", "na", "n/a", "nan", "none", "null", *missing_codes}
-    pairs = []
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as stream:
-            rows = csv.reader(stream, delimiter=delimiter)
-            width = len(next(rows))
-            for row in rows:
-                if any(cell.strip() for cell in row[width:]):
-                    # The columns would be shifted: a label could belong to another column.
-                    raise UserInputError(
-                        f"{path}, line {rows.line_num}: found {len(row)} fields, expected {width} "
-                        f"as in the first line. Quote the fields that hold a '{delimiter}'."
-                    )
-                subject, label = (row[i].strip() if i < len(row) else "" for i in positions)
-                if label.lower() not in absent:
-                    pairs.append((subject, label))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserInputError(f"{path}: cannot read the metadata ({error}).") from None
-    return pairs

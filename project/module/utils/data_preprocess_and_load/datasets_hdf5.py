@@ -9,8 +9,8 @@ a run, B windows of a batch.
 from __future__ import annotations
 
 import zlib
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 from torch.utils.data import Dataset
 
 from project.module.config import ORIENTATION, DataConfig, UserInputError
+from project.module.utils.data_preprocess_and_load.events import LabelledEvent
 from project.module.utils.data_preprocess_and_load.hdf5_store import (
     RunFile,
     RunHeader,
@@ -43,12 +44,21 @@ class Window:
     Attributes:
         run: position in the list of runs.
         start: first frame.
-        index: counts the subject's windows, over all of the subject's runs.
+        unit: what its prediction counts for: a subject (session, run), or an event.
+        index: counts the unit's windows, over all of its runs.
+        target: class index or value; None for pre-training.
     """
 
     run: int
     start: int
+    unit: str
     index: int
+    target: int | float | None = None
+
+
+def event_name(header: RunHeader, number: int) -> str:
+    """Name of an event as a unit: the run and the event's number in it, from 1."""
+    return f"{header.label}#{number + 1}"
 
 
 class WindowDataset(Dataset[dict[str, Any]]):
@@ -59,7 +69,10 @@ class WindowDataset(Dataset[dict[str, Any]]):
     Args:
         run_paths: HDF5 files of the store.
         config: windowing, ``img_size`` and ``input_scaling_method``.
-        labels: subject -> target; None for pre-training.
+        labels: unit -> target; None for pre-training.
+        events: label of a run -> its events, which have targets of their own; then only windows
+            within events are used.
+        unit_of: names the unit of a run; default: its subject.
         headers: of the runs, if they were read before.
         dataset: number of this data set among several, handed through to the batch.
         max_windows_per_run: keep the first so many windows of each run.
@@ -74,6 +87,8 @@ class WindowDataset(Dataset[dict[str, Any]]):
         config: DataConfig,
         *,
         labels: Mapping[str, int | float] | None = None,
+        events: Mapping[str, Sequence[LabelledEvent]] | None = None,
+        unit_of: Callable[[RunHeader], str] = lambda header: header.subject,
         headers: Sequence[RunHeader] | None = None,
         dataset: int = 0,
         max_windows_per_run: int | None = None,
@@ -87,20 +102,29 @@ class WindowDataset(Dataset[dict[str, Any]]):
         self.config = config
         self.dataset = dataset
         self._check_runs()
-        subjects = {header.subject for header in self.headers}
-        if labels is not None and (missing := subjects - set(labels)):
+        units = {unit_of(header) for header in self.headers}
+        if labels is not None and (missing := units - set(labels)):
             raise ValueError(f"no target for {names_for_message(missing)}")
-        self.labels = labels
         self.scalings: list[Scaling] = [
             scaling_of(header, config.input_scaling_method) for header in self.headers
         ]
         self.windows: list[Window] = []
-        counts: dict[str, int] = {}
+        counts: Counter[str] = Counter()
         for run, header in enumerate(self.headers):
-            for start in windows_of(header.n_frames, config)[:max_windows_per_run]:
-                index = counts.get(header.subject, 0)
-                counts[header.subject] = index + 1
-                self.windows.append(Window(run, start, index))
+            found: list[tuple[int, str, int | float | None]]
+            if events is not None:
+                found = [
+                    (start, event_name(header, event.number), event.target)
+                    for event in events.get(header.label, ())
+                    for start in event.starts
+                ]
+            else:
+                unit = unit_of(header)
+                target = None if labels is None else labels[unit]
+                found = [(start, unit, target) for start in windows_of(header.n_frames, config)]
+            for start, unit, target in found[:max_windows_per_run]:
+                self.windows.append(Window(run, start, unit, counts[unit], target))
+                counts[unit] += 1
         self._open_runs: OrderedDict[int, RunFile] = OrderedDict()
 
     def _check_runs(self) -> None:
@@ -157,8 +181,8 @@ class WindowDataset(Dataset[dict[str, Any]]):
         frames = window.start + stride * np.arange(self.config.sequence_length)
         if self.config.shuffle_time_sequence:
             # One fixed order for each window: a control experiment must be repeatable.
-            subject = zlib.crc32(self.headers[window.run].subject.encode())
-            rng = np.random.default_rng([self.config.seed, subject, window.index])
+            unit = zlib.crc32(window.unit.encode())
+            rng = np.random.default_rng([self.config.seed, unit, window.index])
             frames = rng.permutation(frames)
         return frames
 
@@ -169,25 +193,26 @@ class WindowDataset(Dataset[dict[str, Any]]):
             bold: int16 [T, N], values as stored.
             vox: int32 [N], flat C-order indices of the brain voxels in the grid.
             gain, shift, background: floats of the scaling, z = bold * gain + shift.
-            subject: name; window: its number among the subject's windows; dataset: number.
-            target: int or float, only if the data set has labels.
+            subject: name; unit: what the prediction counts for; window: its number among the
+            unit's windows; dataset: number.
+            target: int or float, only if the data set has targets.
         """
         window = self.windows[item]
         run = self._run(window.run)
         scaling = self.scalings[window.run]
-        subject = self.headers[window.run].subject
         sample = {
             "bold": torch.from_numpy(run.read(self.frames_of(window))),
             "vox": torch.from_numpy(run.vox.copy()),  # the cached one is read-only
             "gain": scaling.gain,
             "shift": scaling.shift,
             "background": scaling.background,
-            "subject": subject,
+            "subject": self.headers[window.run].subject,
+            "unit": window.unit,
             "window": window.index,
             "dataset": self.dataset,
         }
-        if self.labels is not None:
-            sample["target"] = self.labels[subject]
+        if window.target is not None:
+            sample["target"] = window.target
         return sample
 
 
@@ -196,12 +221,12 @@ def collate_windows(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns:
         bold: B tensors int16 [T, N_b]; vox: B tensors int32 [N_b]; gain, shift, background: B
-        floats; subject: B names; window, dataset: int64 [B]; target, if the samples have one:
+        floats; subject, unit: B names; window, dataset: int64 [B]; target, if the samples have one:
         B numbers, int for classes and float for a regression.
     """
     columns = {key: [sample[key] for sample in samples] for key in samples[0]}
     # Numbers, not tensors: Lightning would cast floating-point tensors to the run's precision.
-    plain = ("bold", "vox", "subject", "gain", "shift", "background", "target")
+    plain = ("bold", "vox", "subject", "unit", "gain", "shift", "background", "target")
     batch: dict[str, Any] = {key: columns[key] for key in plain if key in columns}
     for key in ("window", "dataset"):
         batch[key] = torch.tensor(columns[key], dtype=torch.int64)

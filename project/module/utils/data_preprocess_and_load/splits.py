@@ -1,8 +1,9 @@
 """Subject-wise splits into training, validation and test set, kept in files.
 
 A split is drawn once per store and split number, written beside the data as the reference's
-``split_fixed_<N>.txt`` and as JSON (parameters and hash), and used unchanged from then on. Only
-subjects are split, never windows: all windows of a subject belong to one part.
+``split_fixed_<N>.txt`` and as JSON (parameters and hash), and used unchanged from then on. Windows
+are never split: all windows of a unit belong to one part. The unit is the subject, unless sessions
+or runs are asked for (``Grouping``).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from project.module.config import UserInputError
+from project.module.utils.data_preprocess_and_load.sampling import largest_remainder
 from project.module.utils.data_preprocess_and_load.whole_files import write_text_whole
 
 logger = logging.getLogger(__name__)
@@ -60,6 +62,41 @@ class Split:
         return Split(*(tuple(s for s in getattr(self, part) if s in kept) for part in PARTS))
 
 
+@dataclass(frozen=True)
+class Grouping:
+    """What is split, what stays together, and what is spread evenly.
+
+    Attributes:
+        unit: what the names of a split stand for, of ``config.SPLIT_UNITS``.
+        family_column, stratify_by: columns of the metadata; recorded beside the split.
+        family: name -> family, whose members stay in one part; who is not in it stands alone.
+        stratum: name -> stratum, which every part gets an equal share of.
+    """
+
+    unit: str = "subject"
+    family_column: str = ""
+    stratify_by: tuple[str, ...] = ()
+    family: Mapping[str, str] = field(default_factory=dict)
+    stratum: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The columns and the unit in plain containers."""
+        return {
+            "unit": self.unit,
+            "family_column": self.family_column,
+            "stratify_by": list(self.stratify_by),
+        }
+
+
+def split_stem(split_num: int, unit: str) -> str:
+    """Name of a split's files, without suffix."""
+    return f"split_fixed_{split_num}" + ("" if unit == "subject" else f"_by_{unit}")
+
+
+BY_SUBJECT = Grouping()
+
+
 def names_for_message(names: Iterable[str]) -> str:
     """The first ten names, sorted, and how many more there are."""
     ordered = sorted(names)
@@ -91,12 +128,7 @@ def _sizes(n_subjects: int, fractions: Sequence[float]) -> list[int]:
             f"with a positive fraction; expected at least {n_parts}. Add subjects, or set a "
             f"fraction to 0 (the test set gets what train and val leave)."
         )
-    # Rounding to 9 digits keeps 0.8 + 0.1 from making the remainders depend on float noise.
-    exact = [round(fraction * n_subjects, 9) for fraction in wanted]
-    sizes = [int(value) for value in exact]
-    by_remainder = sorted(range(len(exact)), key=lambda i: (sizes[i] - exact[i], i))
-    for i in by_remainder[: n_subjects - sum(sizes)]:
-        sizes[i] += 1
+    sizes = largest_remainder(n_subjects, wanted)
     for i, fraction in enumerate(wanted):
         if fraction > 0 and sizes[i] == 0:
             sizes[sizes.index(max(sizes))] -= 1
@@ -105,19 +137,25 @@ def _sizes(n_subjects: int, fractions: Sequence[float]) -> list[int]:
 
 
 def draw_split(
-    subjects: Iterable[str], split_num: int, train_fraction: float, val_fraction: float
+    subjects: Iterable[str],
+    split_num: int,
+    train_fraction: float,
+    val_fraction: float,
+    grouping: Grouping = BY_SUBJECT,
 ) -> Split:
     """Draw a split; the test set gets what training and validation leave.
 
-    The result depends on the set of subjects, not on their order, and on ``split_num`` alone.
+    The result depends on the set of subjects, not on their order, on ``split_num`` and on the
+    families and strata alone.
 
     Args:
-        subjects: the subjects of a store; repetitions (several runs each) are ignored.
+        subjects: the subjects of a store (or its sessions or runs); repetitions are ignored.
         split_num: seed, ``--dataset_split_num``.
         train_fraction, val_fraction: above 0 and from 0; their sum is at most 1.
+        grouping: families and strata.
 
     Raises:
-        UserInputError: fractions out of range, or too few subjects to fill every part.
+        UserInputError: fractions out of range, or too few subjects or families to fill every part.
     """
     if split_num < 0:
         raise UserInputError(f"--dataset_split_num: got {split_num}, expected 0 or more.")
@@ -129,10 +167,68 @@ def draw_split(
     ordered = sorted(set(subjects))
     fractions = (train_fraction, val_fraction, 1 - train_fraction - val_fraction)
     n_train, n_val, _ = _sizes(len(ordered), fractions)
+    if grouping.family or grouping.stratum:
+        return _draw_grouped(ordered, split_num, fractions, grouping)
     order = np.random.default_rng([split_num]).permutation(len(ordered))
     shuffled = [ordered[i] for i in order]
     ends = (0, n_train, n_train + n_val, len(ordered))
     return Split(*(tuple(sorted(shuffled[a:b])) for a, b in pairwise(ends)))
+
+
+def _draw_grouped(
+    names: Sequence[str], split_num: int, fractions: Sequence[float], grouping: Grouping
+) -> Split:
+    """Families in random order, stratum after stratum, each to the part that lacks most.
+
+    What a small stratum leaves over counts for the next one, so that the parts have their sizes
+    over all strata too.
+    """
+    families: dict[str, list[str]] = {}
+    for name in names:
+        # A family's name could be that of a subject.
+        own = f"family {grouping.family[name]}" if name in grouping.family else f"alone {name}"
+        families.setdefault(own, []).append(name)
+    strata: dict[str, list[list[str]]] = {}
+    for key in sorted(families):
+        members = Counter(grouping.stratum.get(name, "") for name in families[key])
+        stratum = min(members, key=lambda value: (-members[value], value))
+        strata.setdefault(stratum, []).append(families[key])
+    rng = np.random.default_rng([split_num])
+    parts: tuple[list[str], ...] = ([], [], [])
+    done = 0
+    for stratum in sorted(strata):
+        for i in rng.permutation(len(strata[stratum])):
+            family = strata[stratum][i]
+            done += len(family)
+            lacks = [round(f * done - len(p), 9) for f, p in zip(fractions, parts, strict=True)]
+            parts[lacks.index(max(lacks))].extend(family)
+    empty = [p for p, f, n in zip(PARTS, fractions, parts, strict=True) if f > 1e-9 and not n]
+    if empty:
+        raise UserInputError(
+            f"--train_split/--val_split: {len(names)} subjects in {len(families)} families cannot "
+            f"fill {' and '.join(empty)}. Add subjects, or set the fraction to 0."
+        )
+    return Split(*(tuple(sorted(part)) for part in parts))
+
+
+def assert_families_whole(split: Split, family: Mapping[str, str], where: object) -> None:
+    """Leak guard: the members of a family may not be in different parts.
+
+    Raises:
+        UserInputError: names the families; ``where`` is the file of the split.
+    """
+    parts: dict[str, set[str]] = {}
+    for part in PARTS:
+        for name in getattr(split, part):
+            if name in family:
+                parts.setdefault(family[name], set()).add(part)
+    divided = [name for name, found in parts.items() if len(found) > 1]
+    if divided:
+        raise UserInputError(
+            f"--family_column: {where} puts members of {len(divided)} families into different "
+            f"parts: {names_for_message(divided)}. Use another --dataset_split_num, or delete the "
+            f"file and its JSON to draw a split that keeps families together."
+        )
 
 
 def _section(part: str, names: Iterable[str]) -> str:
@@ -175,7 +271,12 @@ def read_split_txt(path: str | Path) -> Split:
 
 
 def split_record(
-    split: Split, dataset_name: str, split_num: int, train_fraction: float, val_fraction: float
+    split: Split,
+    dataset_name: str,
+    split_num: int,
+    train_fraction: float,
+    val_fraction: float,
+    grouping: Grouping = BY_SUBJECT,
 ) -> dict[str, Any]:
     """The split as plain containers: parameters, hash and names (the JSON file's content)."""
     return {
@@ -184,6 +285,7 @@ def split_record(
         "split_num": split_num,
         "train_fraction": train_fraction,
         "val_fraction": val_fraction,
+        **grouping.record,
         "hash": split.hash,
         **{part: list(getattr(split, part)) for part in PARTS},
     }
@@ -193,17 +295,21 @@ def write_split_files(folder: str | Path, split: Split, record: Mapping[str, Any
     """Write ``split_fixed_<N>.json`` and then ``.txt`` (whose presence makes the split fixed)."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    stem = f"split_fixed_{record['split_num']}"
+    stem = split_stem(record["split_num"], record["unit"])
     write_text_whole(folder / f"{stem}.json", json.dumps(record, indent=1) + "\n")
     write_split_txt(folder / f"{stem}.txt", split)
 
 
-def _check_record(path: Path, split: Split, train_fraction: float, val_fraction: float) -> None:
-    """Compare the JSON beside a split file with the file and with the fractions asked for."""
+def _check_record(
+    path: Path, split: Split, train_fraction: float, val_fraction: float, grouping: Grouping
+) -> None:
+    """Compare the JSON beside a split file with the file and with what was asked for."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         stored = float(record["train_fraction"]), float(record["val_fraction"])
         stored_hash = record["hash"]
+        # Absent in records of older versions, which knew neither.
+        columns = record.get("family_column", ""), tuple(record.get("stratify_by", ()))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserInputError(
             f"{path}: damaged ({error!r}). Delete it to use the text file beside it as it is."
@@ -214,6 +320,13 @@ def _check_record(path: Path, split: Split, train_fraction: float, val_fraction:
             f"{stored[1]:g}, but {train_fraction:g} and {val_fraction:g} were asked for. Use "
             f"those fractions, another --dataset_split_num, or delete the split's files."
         )
+    wanted = grouping.family_column, grouping.stratify_by
+    for flag, old, new in zip(("--family_column", "--stratify_by"), columns, wanted, strict=True):
+        if old != new:
+            raise UserInputError(
+                f"{flag}: {path} holds a split drawn with {old or 'none'}, but {new or 'none'} was "
+                f"asked for. Use that, another --dataset_split_num, or delete the split's files."
+            )
     if stored_hash != split.hash:
         raise UserInputError(
             f"{path}: the hash {stored_hash} is not that of the text file beside it "
@@ -252,6 +365,7 @@ def load_or_draw_split(
     train_fraction: float,
     val_fraction: float,
     *,
+    grouping: Grouping = BY_SUBJECT,
     write: bool = True,
 ) -> Split:
     """Use ``<image_path>/splits/split_fixed_<N>.txt`` if it is there, else draw and write it.
@@ -261,6 +375,8 @@ def load_or_draw_split(
         dataset_name: recorded in the JSON.
         subjects: **all** subjects of the store; exclude some with ``Split.restricted_to`` later.
         split_num, train_fraction, val_fraction: as in ``draw_split``.
+        grouping: what is split, families and strata; the file is ``split_fixed_<N>_by_<unit>.txt``
+            where the unit is not the subject.
         write: keep a newly drawn split.
 
     Returns:
@@ -269,20 +385,24 @@ def load_or_draw_split(
 
     Raises:
         UserInputError: the file is malformed, overlaps, misses subjects of the store or was drawn
-            with other fractions; or too few subjects to draw from.
+            with other fractions or columns; it divides a family; or too few subjects to draw from.
     """
     folder = Path(image_path) / "splits"
-    path = folder / f"split_fixed_{split_num}.txt"
+    path = folder / f"{split_stem(split_num, grouping.unit)}.txt"
     known = set(subjects)
     if path.exists():
         split = read_split_txt(path)
         record_path = path.with_suffix(".json")
         if record_path.exists():  # absent beside the reference's own files
-            _check_record(record_path, split, train_fraction, val_fraction)
-        return _match(split, known, path)
-    split = draw_split(known, split_num, train_fraction, val_fraction)
+            _check_record(record_path, split, train_fraction, val_fraction, grouping)
+        split = _match(split, known, path)
+        assert_families_whole(split, grouping.family, path)
+        return split
+    split = draw_split(known, split_num, train_fraction, val_fraction, grouping)
     if write:
-        record = split_record(split, dataset_name, split_num, train_fraction, val_fraction)
+        record = split_record(
+            split, dataset_name, split_num, train_fraction, val_fraction, grouping
+        )
         try:
             write_split_files(folder, split, record)
         except OSError as error:
