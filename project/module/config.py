@@ -520,11 +520,7 @@ class DownstreamConfig:
             raise UserInputError("--class_weights: only used with a classification.")
 
     def _check_own_targets(self) -> None:
-        if self.label_csv is not None and self.events is not None:
-            raise UserInputError(
-                "--label_csv and --events: one gives a label to each subject, the other to each "
-                "event; give one of them."
-            )
+        assert self.label_csv is None or self.events is None
         look_up(self.task_type, TASK_TYPES, "--downstream_task_type")
         if not math.isfinite(self.event_delay):
             raise UserInputError(f"--event_delay: got {self.event_delay}, expected seconds.")

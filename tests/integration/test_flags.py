@@ -94,6 +94,12 @@ def drawn(cli: CommandLine, extra: str) -> Any:
     return list(cli.data(extra).train_dataloader().sampler)
 
 
+def targets_and_units(cli: CommandLine, extra: str) -> Any:
+    """Target of each thing that is scored, and their names."""
+    data = cli.data(extra)
+    return data.targets_of_units("test"), sorted(data.unit_names("test").values())
+
+
 def unit_of_split(cli: CommandLine, extra: str) -> Any:
     """What is split."""
     return cli.data(extra).stores[0].grouping.unit
@@ -278,8 +284,8 @@ CASES: dict[str, Case] = {
     "subject_column": Case("--subject_column twin", targets, OWN),
     "target_column": Case("--target_column hand", targets, OWN),
     "target_classes": Case("--target_classes b a", targets, OWN),
-    "events": Case("--events events.tsv", windows, expected=(24, 8, 8)),
-    "event_delay": Case("--event_delay 12", windows, "--events events.tsv", expected=(12, 4, 4)),
+    "events": Case("--events events.tsv", targets_and_units),
+    "event_delay": Case("--event_delay 4", windows, "--events events.tsv", expected=(24, 8, 8)),
     "clf_head_version": Case("--clf_head_version mamba", shapes),
     "head_dropout": Case("--head_dropout 0.5", loss),
     "freeze_feature_extractor": Case(
@@ -332,7 +338,7 @@ def write_tables(cli: CommandLine) -> None:
     text = "\n".join(["subject;twin;group;hand", *rows]) + "\n"
     (cli.folder / "own.csv").write_text(text)
     # 12 frames of 2 s; a window of 4 frames fits into each event, unless they are moved.
-    events = "onset\tduration\ttrial_type\n0\t8\tface\n10\t10\thouse\n16\t4\tface\n"
+    events = "onset\tduration\ttrial_type\n0\t8\tface\n8\t8\thouse\n16\t8\tface\n"
     (cli.folder / "events.tsv").write_text(events)
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
+from pathlib import Path
 
 import pytest
 
 from project.module.config import UserInputError
 from project.module.utils.data_preprocess_and_load.splits import (
+    PARTS,
+    Grouping,
     Split,
     draw_split,
     load_or_draw_split,
@@ -162,3 +166,75 @@ def test_store_that_cannot_be_written(tmp_path, caplog):
     split = load_or_draw_split(tmp_path, "Dummy", NAMES, 1, 0.8, 0.1)
     assert split == draw_split(NAMES, 1, 0.8, 0.1)
     assert "not kept" in caplog.text
+
+
+# ------------------------------------------------------------------------- families and strata
+
+
+def family_of(names: list[str], size: int) -> dict[str, str]:
+    return {name: f"f{i // size}" for i, name in enumerate(names)}
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_families_stay_together(size: int) -> None:
+    names = [f"s{i:03d}" for i in range(200)]
+    family = family_of(names, size)
+    grouping = Grouping(family_column="Family_ID", family=family)
+    split = draw_split(names, 1, 0.8, 0.1, grouping)
+    assert sorted(split.subjects) == names
+    parts = [{family[name] for name in getattr(split, part)} for part in PARTS]
+    assert not parts[0] & parts[1] and not parts[0] & parts[2] and not parts[1] & parts[2]
+    assert [len(getattr(split, part)) for part in PARTS] == pytest.approx([160, 20, 20], abs=size)
+    assert draw_split(reversed(names), 1, 0.8, 0.1, grouping) == split
+    assert draw_split(names, 2, 0.8, 0.1, grouping) != split
+
+
+def test_a_subject_without_family_stands_alone() -> None:
+    names = [f"s{i}" for i in range(30)]
+    # A family may be called as a subject is.
+    grouping = Grouping(family={"s1": "s2", "s3": "s2"})
+    split = draw_split(names, 5, 0.5, 0.2, grouping)
+    assert sorted(split.subjects) == sorted(names)
+    assert sum({"s1", "s3"} <= set(getattr(split, part)) for part in PARTS) == 1
+
+
+def test_strata_are_spread_evenly() -> None:
+    sites = {"a": 100, "b": 40, "c": 13, "d": 4, "e": 1}
+    names = [f"{site}{i:03d}" for site, n in sites.items() for i in range(n)]
+    grouping = Grouping(stratify_by=("SITE_ID",), stratum={name: name[0] for name in names})
+    for number in range(5):
+        split = draw_split(names, number, 0.8, 0.1, grouping)
+        for part, share in zip(PARTS, (0.8, 0.1, 0.1), strict=True):
+            for site, n in sites.items():
+                found = sum(name[0] == site for name in getattr(split, part))
+                assert abs(found - share * n) < 1.3, (part, site)
+        assert [len(getattr(split, part)) for part in PARTS] == pytest.approx([126, 16, 16], abs=1)
+
+
+def test_files_remember_what_was_grouped(tmp_path: Path) -> None:
+    names = [f"s{i:02d}" for i in range(20)]
+    family = Grouping(family_column="Family_ID", family=family_of(names, 2))
+
+    def load(grouping: Grouping) -> Split:
+        return load_or_draw_split(tmp_path, "Own", names, 1, 0.8, 0.1, grouping=grouping)
+
+    drawn = load(family)
+    assert load(family) == drawn
+    with pytest.raises(UserInputError, match=r"--family_column.*drawn with Family_ID, but none"):
+        load(Grouping())
+    with pytest.raises(UserInputError, match=r"--stratify_by: .*none, but .*SITE"):
+        load(dataclasses.replace(family, stratify_by=("SITE",)))
+    load(Grouping(unit="run"))
+    assert (tmp_path / "splits" / "split_fixed_1_by_run.txt").exists()
+    # A file of the reference, without JSON, may divide a family.
+    (tmp_path / "splits" / "split_fixed_1.json").unlink()
+    mixed = Split(tuple(names[0:16]), tuple(names[16:17]), tuple(names[17:]))
+    write_split_txt(tmp_path / "splits" / "split_fixed_1.txt", mixed)
+    with pytest.raises(UserInputError, match="members of 1 families into different parts: f8"):
+        load(family)
+
+
+def test_too_few_families() -> None:
+    names = [f"s{i}" for i in range(8)]
+    with pytest.raises(UserInputError, match="8 subjects in 2 families cannot fill"):
+        draw_split(names, 1, 0.8, 0.1, Grouping(family=family_of(names, 4)))

@@ -216,6 +216,11 @@ def _task(values: Mapping[str, Any]) -> dict[str, Any]:
     if task_type:
         look_up(task_type, names.TASK_TYPES, "--downstream_task_type")
     column = values["target_column"]
+    if values["events"] is not None and values["label_csv"] is not None:
+        raise UserInputError(
+            "--label_csv and --events: one gives a label to each subject, the other to each "
+            "event; give one of them."
+        )
     if values["events"] is not None:
         column = column or LABEL_COLUMN
         classes = event_task(values["events"], column, task_type)
