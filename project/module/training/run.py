@@ -201,6 +201,7 @@ class Run:
                 backend,
                 card,
                 again,
+                config.augment,
             )
         assert config.downstream is not None and config.head is not None
         scaling = UNSCALED
@@ -216,6 +217,7 @@ class Run:
             backend,
             card,
             again,
+            config.augment,
         )
 
     def _load_weights(self, module: FMambaModule, data: FMRIDataModule) -> None:
@@ -286,6 +288,7 @@ class Run:
         self, module: FMambaModule, data: FMRIDataModule, steps: int, run_dir: Path
     ) -> str:
         parameters = sum(p.numel() for p in module.parameters())
+        augment = self.config.augment
         doing = (
             "" if self.config.flags["test_only"] else f", {steps:,} steps of {self.effective_batch}"
         )
@@ -293,6 +296,7 @@ class Run:
             f"{self.objective()}: {parameters:,} parameters{doing}, on "
             f"{self.hardware.accelerator} ({self.hardware.precision})",
             *data.describe(),
+            *([f"augmentation: {augment.describe()}"] if augment else []),
             f"writing to {run_dir}",
         ]
         return "\n".join(lines)
@@ -353,6 +357,7 @@ def _training_facts(card: dict[str, Any]) -> dict[str, Any]:
         facts |= {f"--{name}": value for name, value in part.items()}
     for part in ("pretrain", "downstream", "head"):
         facts |= {f"{part} {name}": value for name, value in card.get(part, {}).items()}
+    facts["augmentation"] = card.get("augment", "none")
     if card["optim"]["use_scheduler"]:
         facts["learning rates planned for so many steps:"] = card["total_steps"]
     return facts

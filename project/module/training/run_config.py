@@ -10,6 +10,7 @@ from typing import Any
 
 from project.module import config as names
 from project.module.config import (
+    AugmentConfig,
     DataConfig,
     DownstreamConfig,
     HeadConfig,
@@ -22,6 +23,7 @@ from project.module.config import (
 from project.module.utils.parser import LATER, SYNONYMS, trainer_arguments
 
 # Flags that only one kind of run uses.
+AUGMENT_FLAGS = ("augment_only_affine", "augment_only_intensity", "augment_strength")
 MASKING_FLAGS = ("mask_ratio", "masking_type")
 PRETRAINING_FLAGS = ("use_autoregressive", "use_mim")
 DOWNSTREAM_FLAGS = (
@@ -42,6 +44,7 @@ class RunConfig:
     Attributes:
         model, data, optim: always there.
         pretrain: set when pre-training; ``downstream`` and ``head`` otherwise.
+        augment: set when training windows are augmented.
         flags: remaining flags by name, as parsed.
         given: names of the flags given on the command line or in ``--config``.
         trainer: Trainer arguments given.
@@ -53,6 +56,7 @@ class RunConfig:
     pretrain: PretrainConfig | None
     downstream: DownstreamConfig | None
     head: HeadConfig | None
+    augment: AugmentConfig | None
     flags: Mapping[str, Any]
     given: frozenset[str]
     trainer: Mapping[str, Any]
@@ -131,6 +135,7 @@ def run_config(args: argparse.Namespace, given: frozenset[str]) -> RunConfig:
         pretrain=pretrain,
         downstream=downstream,
         head=head,
+        augment=_augment(values),
         flags=values,
         given=given,
         trainer={k: values[k] for k in trainer_arguments() if k in values and k in given},
@@ -150,12 +155,15 @@ def unused_flags(values: Mapping[str, Any]) -> dict[str, str]:
         "test_ckpt_path": ("--test_only", values["test_only"]),
         "load_model_path": ("training, not with --test_only", training),
         "resume_ckpt_path": ("training, not with --test_only", training),
+        "augment_during_training": ("training, not with --test_only", training),
         "dummy_subjects": ("--dataset_name Dummy without --image_path", not values["image_path"]),
         "dummy_effect_size": (
             "--dataset_name Dummy without --image_path",
             not values["image_path"],
         ),
     }
+    augments = ("--augment_during_training", values["augment_during_training"])
+    needs |= dict.fromkeys(AUGMENT_FLAGS, augments)
     needs |= dict.fromkeys(PRETRAINING_FLAGS, ("--pretraining", pretraining))
     needs |= dict.fromkeys(MASKING_FLAGS, ("--pretraining --use_mim", values["use_mim"]))
     needs |= dict.fromkeys(
@@ -192,6 +200,17 @@ def _objective(
         _fill(PretrainConfig, values, objective="mim" if values["use_mim"] else "autoregressive"),
         None,
         None,
+    )
+
+
+def _augment(values: Mapping[str, Any]) -> AugmentConfig | None:
+    if not values["augment_during_training"]:
+        return None
+    return AugmentConfig(
+        affine=not values["augment_only_intensity"],
+        intensity=not values["augment_only_affine"],
+        strength=values["augment_strength"],
+        seed=values["seed"],
     )
 
 
