@@ -269,7 +269,9 @@ def test_sizes_of_the_draws() -> None:
     low, high = bounding_box(VOX, GRID)
     centre = (np.array(low) + np.array(high)) / 2
     plans = [plan_of(BOTH, n) for n in range(300)]
-    zooms, shifts, angles = (np.array(v) for v in zip(*(amplitudes(p, centre) for p in plans)))
+    zooms, shifts, angles = (
+        np.array(v) for v in zip(*(amplitudes(p, centre) for p in plans), strict=True)
+    )
     assert 1 / 1.05 - 1e-9 < zooms.min() < 0.956 and 1.046 < zooms.max() < 1.05 + 1e-9
     assert np.abs(shifts).max() <= 3 and shifts.max() > 2.9 and shifts.min() < -2.9
     assert np.abs(shifts.mean(0)).max() < 0.4
