@@ -101,9 +101,7 @@ class FMambaModule(LightningModule):
         planned = {name: value for name, value in batch.items() if name != "vox"}
         planned["subject_key"] = torch.tensor(keys)
         voxels = batch["vox"]
-        # Not the module's mode alone: Lightning keeps a mode that was set before the fit.
-        trains = self.training if self._trainer is None else self._trainer.training
-        if self.augment is not None and trains:
+        if self.augment is not None and self.training:
             planned["augment"] = self._plan_augmentation(batch, keys)
             voxels = [plan.voxels for plan in planned["augment"]]
         planned["plans"] = plan_compact(voxels, self.model.config, batch["subject"])
