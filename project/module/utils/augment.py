@@ -34,7 +34,7 @@ SMOOTHING_PROBABILITY = 0.5
 KEPT = 0.75
 
 _TRUNCATE = 4.0  # radius of the smoothing kernel in sigmas
-_FRAMES_AT_ONCE = 32  # of the dense volume that is smoothed
+_FRAMES_AT_ONCE = 8  # of the dense volume that is smoothed; more take memory, not less time
 
 
 Box = tuple[tuple[int, ...], tuple[int, ...]]  # first and last index along each axis
