@@ -552,6 +552,32 @@ class DownstreamConfig:
 
 
 @dataclass(frozen=True)
+class AugmentConfig:
+    """Augmentation of training windows: which kinds, how strong, and the seed of its draws.
+
+    ``intensity`` is smoothing and noise. Amplitudes at ``strength`` 1 stand in ``utils.augment``.
+    """
+
+    affine: bool = True
+    intensity: bool = True
+    strength: float = 1.0
+    seed: int = 1234
+
+    def __post_init__(self) -> None:
+        _positive("--augment_strength", self.strength)
+        if not self.affine and not self.intensity:
+            raise UserInputError(
+                "--augment_only_affine contradicts --augment_only_intensity; give one, or neither "
+                "for both kinds."
+            )
+
+    def describe(self) -> str:
+        """In a few words."""
+        kinds = ("affine",) * self.affine + ("smoothing", "noise") * self.intensity
+        return f"{', '.join(kinds)}; strength {self.strength:g}"
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """Optimiser and schedule; defaults are the paper's (Appendix B).
 

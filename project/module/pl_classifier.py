@@ -2,7 +2,7 @@
 
 A batch is what ``datasets_hdf5.collate_windows`` makes: compact windows with their masks. The
 scatter plan is made from the masks on the CPU before the batch travels; scaling, scatter and
-patchify happen on the device.
+patchify happen on the device. So it is with the augmentation of training batches.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from project.module.config import (
     OPTIMIZER_NAMES,
     ORIENTATION,
     TASK_TYPES,
+    AugmentConfig,
     DownstreamConfig,
     HeadConfig,
     ModelConfig,
@@ -30,6 +31,7 @@ from project.module.models.checkpoint_io import CHECKPOINT_KEY
 from project.module.models.heads import build_head
 from project.module.models.load_model import build_model
 from project.module.models.tokenizer import PackedTokens, pack_compact, plan_compact
+from project.module.utils.augment import AugmentPlan, augment_window, plan_augmentation
 from project.module.utils.losses import (
     LOSSES,
     masked_token_errors,
@@ -67,6 +69,7 @@ class FMambaModule(LightningModule):
         activation_checkpointing: see ``FMamba``.
         data_card: plain containers that say what data the model saw (scaling, split ...); stored
             in every checkpoint beside the configurations.
+        augment: what is done to training windows; None for nothing.
     """
 
     def __init__(
@@ -78,22 +81,30 @@ class FMambaModule(LightningModule):
         ssd_backend: str,
         activation_checkpointing: bool,
         data_card: Mapping[str, Any],
+        augment: AugmentConfig | None,
     ) -> None:
         super().__init__()
         self.optim, self.total_steps, self.data_card = optim, total_steps, dict(data_card)
+        self.augment = augment
         # Named so that our keys read as the released ones: model.<key>.
         self.model = build_model(model, output_layer, ssd_backend, activation_checkpointing)
 
     # ------------------------------------------------------------------ batches
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Plan the scatter from the masks, on the CPU, so that the device need not wait."""
-        plans = plan_compact(batch["vox"], self.model.config, batch["subject"])
-        keys = map(subject_key, batch["unit"], batch["dataset"].tolist())
-        planned = {name: value for name, value in batch.items() if name != "vox"} | {
-            "plans": plans,
-            "subject_key": torch.tensor(list(keys)),
-        }
+        """Plan the scatter from the masks, on the CPU, so that the device need not wait.
+
+        A training batch is augmented here as well: its masks move before the plan is made, and
+        what is to happen to its intensities is drawn.
+        """
+        keys = list(map(subject_key, batch["unit"], batch["dataset"].tolist()))
+        planned = {name: value for name, value in batch.items() if name != "vox"}
+        planned["subject_key"] = torch.tensor(keys)
+        voxels = batch["vox"]
+        if self.augment is not None and self.training:
+            planned["augment"] = self._plan_augmentation(batch, keys)
+            voxels = [plan.voxels for plan in planned["augment"]]
+        planned["plans"] = plan_compact(voxels, self.model.config, batch["subject"])
         if "target" in batch:
             # int64 classes or float64 values; made here, after Lightning's cast to its precision.
             values = batch["target"]
@@ -101,10 +112,32 @@ class FMambaModule(LightningModule):
             planned["target"] = torch.tensor(values, dtype=torch.float64 if real else torch.int64)
         return planned
 
+    def _plan_augmentation(self, batch: Batch, keys: list[int]) -> list[AugmentPlan]:
+        """Draws that depend on seed, epoch and window alone.
+
+        So they are the same in a resumed run, and whatever the batch size and number of devices.
+        """
+        assert self.augment is not None
+        grid, windows = self.model.config.img_size[:3], batch["window"].tolist()
+        return [
+            plan_augmentation(
+                voxels,
+                grid,
+                self.augment,
+                stream(self.augment.seed, 3, self.current_epoch, key, window),
+            )
+            for voxels, key, window in zip(batch["vox"], keys, windows, strict=True)
+        ]
+
     def pack(self, batch: Batch) -> PackedTokens:
-        """The batch's tokens to keep, scaled, on the device."""
+        """The batch's tokens to keep, augmented if so planned, scaled, on the device."""
+        config = self.model.config
         dtype = torch.promote_types(self.model.embedder.projection.dtype, torch.float32)
-        return pack_batch(batch, self.model.config, dtype)
+        if "augment" in batch:
+            windows = zip(batch["bold"], batch["augment"], strict=True)
+            augmented = [augment_window(q, plan, config.img_size[:3], dtype) for q, plan in windows]
+            batch = batch | {"bold": augmented}
+        return pack_batch(batch, config, dtype)
 
     # ------------------------------------------------------------------ optimisation
 
@@ -143,7 +176,7 @@ class FMambaModule(LightningModule):
             "data": self.data_card,
             "optim": to_dict(self.optim),
             "total_steps": self.total_steps,
-        }
+        } | ({"augment": to_dict(self.augment)} if self.augment else {})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the card."""
@@ -190,7 +223,7 @@ class PretrainModule(FMambaModule):
     """Next-token prediction (paper, section 3.3) or masked-token reconstruction.
 
     Args:
-        model, optim, total_steps, ssd_backend, data_card, activation_checkpointing: as in
+        model, optim, total_steps, ssd_backend, data_card, activation_checkpointing, augment: as in
             ``FMambaModule``.
         objective: which of the two, and the masking.
         seed: of the masks.
@@ -206,9 +239,17 @@ class PretrainModule(FMambaModule):
         ssd_backend: str = "auto",
         data_card: Mapping[str, Any] | None = None,
         activation_checkpointing: bool = False,
+        augment: AugmentConfig | None = None,
     ) -> None:
         super().__init__(
-            model, optim, total_steps, True, ssd_backend, activation_checkpointing, data_card or {}
+            model,
+            optim,
+            total_steps,
+            True,
+            ssd_backend,
+            activation_checkpointing,
+            data_card or {},
+            augment,
         )
         self.objective, self.seed = objective, seed
         self.validation = TokenMetrics(model.token_dim)
@@ -264,7 +305,7 @@ class DownstreamModule(FMambaModule):
     """Backbone and head on a classification or regression of subjects.
 
     Args:
-        model, optim, total_steps, ssd_backend, data_card, activation_checkpointing: as in
+        model, optim, total_steps, ssd_backend, data_card, activation_checkpointing, augment: as in
             ``FMambaModule``.
         head: which head.
         task: target, loss and whether the backbone is frozen.
@@ -283,10 +324,18 @@ class DownstreamModule(FMambaModule):
         ssd_backend: str = "auto",
         data_card: Mapping[str, Any] | None = None,
         activation_checkpointing: bool = False,
+        augment: AugmentConfig | None = None,
         class_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__(
-            model, optim, total_steps, False, ssd_backend, activation_checkpointing, data_card or {}
+            model,
+            optim,
+            total_steps,
+            False,
+            ssd_backend,
+            activation_checkpointing,
+            data_card or {},
+            augment,
         )
         self.head_config, self.task, self.target_scaling = head, task, target_scaling
         self.head = build_head(head, model, ssd_backend)

@@ -144,6 +144,13 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "--dummy_subjects 9": ("--dummy_subjects: only used with --dataset_name Dummy without",),
     "--keep_background --calc_loss_without_background": ("--keep_background contradicts",),
     "--keep_background --union_mask": ("--union_mask: has no effect",),
+    "--augment_only_affine": ("--augment_only_affine: only used with --augment_during_training",),
+    "--augment_only_intensity": ("--augment_only_intensity: only used with --augment_during",),
+    "--augment_strength 2": ("--augment_strength: only used with --augment_during_training",),
+    "--augment_during_training --augment_strength 0": ("--augment_strength: got 0",),
+    "--augment_during_training --augment_only_affine --augment_only_intensity": (
+        "--augment_only_affine contradicts --augment_only_intensity",
+    ),
     "--grad_clip 1 --gradient_clip_val 1": ("mean the same",),
     "--test_only": ("--test_only: needs --test_ckpt_path",),
     "--test_ckpt_path a.ckpt": ("a.ckpt",),
@@ -373,6 +380,8 @@ def test_testing_with_another_head(cli: CommandLine, refused: Callable[..., str]
     best = cli.run("--max_steps 1").folder / "checkpoints" / "best.ckpt"
     message = refused(f"--test_only --test_ckpt_path {best} --clf_head_version mamba")
     assert "--clf_head_version: got mamba" in message and "was trained with linear" in message
+    message = refused(f"--test_only --test_ckpt_path {best} --augment_during_training")
+    assert message == "--augment_during_training: only used with training, not with --test_only."
 
 
 @pytest.mark.parametrize(
@@ -388,6 +397,7 @@ def test_testing_with_another_head(cli: CommandLine, refused: Callable[..., str]
         ("--input_scaling_method znorm_zeroback", "--input_scaling_method znorm_minback"),
         ("--seed 7", "--seed"),
         ("--shuffle_labels 1", "downstream shuffle_labels None"),
+        ("--augment_during_training", "with augmentation none, and this run has {'affine': True"),
         ("--max_steps 20", "--max_steps: cannot be combined"),
     ],
 )

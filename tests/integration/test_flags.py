@@ -22,10 +22,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from pytorch_lightning.trainer.states import RunningStage
 
 from project.main import main, run
 from project.module.models.mamba2 import Mamba2
 from project.module.models.ssd.api import CHUNK
+from project.module.pl_classifier import FMambaModule
 from project.module.training import allocator, strategies
 from project.module.training import trainer as trainer_module
 from project.module.training.plan import describe_plan
@@ -39,6 +41,7 @@ MIM = "--pretraining --use_mim"
 SGD = "--optimizer SGD"
 TWO_STORES = "--dataset_name Dummy S1200 --image_path {store} {other}"
 OWN = "--label_csv own.csv --target_column group"
+AUGMENT = "--augment_during_training"
 
 # ------------------------------------------------------------------------- what can be observed
 
@@ -261,6 +264,10 @@ CASES: dict[str, Case] = {
     "match_caliper": Case("--match_caliper 5", subjects, "--match_on skew"),
     "dataset_weights": Case("--dataset_weights 1 3", drawn, f"{NEXT} {TWO_STORES}"),
     "balanced_sampling": Case("--balanced_sampling", drawn, OWN),
+    "augment_during_training": Case(AUGMENT, tokens),
+    "augment_only_affine": Case("--augment_only_affine", tokens, AUGMENT),
+    "augment_only_intensity": Case("--augment_only_intensity", tokens, AUGMENT),
+    "augment_strength": Case("--augment_strength 0.5", tokens, AUGMENT),
     # model
     "embed_dim": Case("--embed_dim 32", shapes),
     "depth": Case("--depth 2", shapes),
@@ -408,6 +415,43 @@ def test_schedule_of_the_paper(cli: CommandLine) -> None:
     restarted = rates(cli, "--learning_rate 1 --cycle 0.5 --gamma 0.25 --warmup 0.1")
     assert restarted[5] == pytest.approx(1.0) and restarted[55] == pytest.approx(0.25)
     assert restarted[50] == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("extra", ["", NEXT, "--include_valid_to_train"])
+def test_only_training_batches_are_augmented(
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch, extra: str
+) -> None:
+    """Every one of them; and where nothing is learnt, evaluation gives what it gave without."""
+    seen: list[tuple[RunningStage, bool]] = []
+    pack = FMambaModule.pack
+
+    def recorded(self: FMambaModule, batch: dict[str, Any]) -> Any:
+        assert self.trainer.state.stage is not None
+        seen.append((self.trainer.state.stage, "augment" in batch))
+        return pack(self, batch)
+
+    monkeypatch.setattr(FMambaModule, "pack", recorded)
+    extra = f"{extra} --learning_rate 1e-12 --num_sanity_val_steps 1 --max_epochs 2"
+    plain = cli.run(extra)
+    assert {augmented for _, augmented in seen} == {False}
+    seen.clear()
+    augmented = cli.run(f"{extra} {AUGMENT}")
+    stages = {stage for stage, _ in seen}
+    assert set(seen) == {(stage, stage == RunningStage.TRAINING) for stage in stages}
+    assert RunningStage.TRAINING in stages and len(stages) > 1
+    assert plain.metrics["train/loss"] != augmented.metrics["train/loss"]
+    held_out = {k: v for k, v in plain.metrics.items() if k.startswith(("val/", "test/"))}
+    assert held_out
+    for key, value in held_out.items():
+        assert augmented.metrics[key] == pytest.approx(value, rel=1e-5), key
+
+
+def test_only_one_kind_of_augmentation(cli: CommandLine) -> None:
+    """Smoothing and noise leave the kept tokens alone; the plan says what is done."""
+    assert kept(cli, f"{AUGMENT} --augment_only_intensity") == kept(cli, "")
+    plan = describe_plan(cli.planned(f"{AUGMENT} --augment_only_affine --augment_strength 2"))
+    assert "affine; strength 2" in plan
+    assert "affine, smoothing, noise; strength 1" in describe_plan(cli.planned(AUGMENT))
 
 
 def test_scan_backends_agree(cli: CommandLine) -> None:
@@ -810,7 +854,10 @@ def test_checkpoints_without_validation(cli: CommandLine, extra: str, files: set
 
 @shows("resume_ckpt_path")
 @pytest.mark.parametrize("elsewhere", [False, True])
-@pytest.mark.parametrize("extra", ["--dropout 0.1 --learning_rate 1e-2", f"{MIM} --mask_ratio 0.5"])
+@pytest.mark.parametrize(
+    "extra",
+    ["--dropout 0.1 --learning_rate 1e-2", f"{MIM} --mask_ratio 0.5", f"{NEXT} {AUGMENT}"],
+)
 def test_resumed_run_equals_a_straight_one(cli: CommandLine, extra: str, elsewhere: bool) -> None:
     """2 epochs and 2 more are 4, in the same folder or in another one."""
     extra = f"{extra} --no-use_scheduler"

@@ -318,13 +318,20 @@ def test_runs_of_one_subject_leak_if_subjects_are_split(
     own_labels(runs, lambda i: "ab"[i % 2])
     parts = "train_subjects\nsub-02\nsub-03\nval_subjects\nsub-04\ntest_subjects\nsub-01\n"
     (runs.store / "splits" / "split_fixed_1.txt").write_text(parts)
-    start = f"{OWN} --img_size 12 12 12 2 --load_model_path {done.folder}/checkpoints/best.ckpt --max_steps 1"
-    runs.run(start)
+    start = f"--img_size 12 12 12 2 --load_model_path {done.folder}/checkpoints/best.ckpt"
+    runs.run(f"{OWN} {start} --max_steps 1")
     assert "1 subject(s) held out here were trained on" in caplog.text
-    caplog.clear()
-    # Runs that were held out are no leak where runs are what is split.
-    runs.run(f"{start.replace(OWN, EVENTS)} --output_dir again")
+
+
+def test_held_out_runs_of_a_known_subject_are_no_leak(
+    runs: CommandLine, caplog: pytest.LogCaptureFixture
+) -> None:
+    done = runs.run(EVENTS)
+    runs.run(f"{EVENTS} --load_model_path {done.folder}/checkpoints/best.ckpt --max_steps 1")
     assert "held out here" not in caplog.text
+    other = "--dataset_split_num 2 --max_steps 1"
+    runs.run(f"{EVENTS} --load_model_path {done.folder}/checkpoints/best.ckpt {other}")
+    assert "held out here were trained on" in caplog.text and "sub-01_run-" in caplog.text
 
 
 def test_native_and_registered_runs_do_not_mix(runs: CommandLine) -> None:

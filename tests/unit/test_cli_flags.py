@@ -66,6 +66,10 @@ MAIN: dict[str, Any] = {
     "dataset_weights": [],
     "balanced_sampling": False,
     "include_valid_to_train": False,
+    "augment_during_training": False,
+    "augment_only_affine": False,
+    "augment_only_intensity": False,
+    "augment_strength": 1.0,
     "dummy_subjects": 40,
     "dummy_effect_size": 2.0,
     # model
@@ -120,10 +124,6 @@ MAIN: dict[str, Any] = {
 }
 # Flags of the reference whose feature is an open issue: flag -> issue.
 REFUSED = {
-    "augment_during_training": "Data",
-    "augment_only_affine": "Data",
-    "augment_only_intensity": "Data",
-    "augment_strength": "Data",
     "scalability_check": "Scale",
     "adjust_thresh": "Evaluation",
 }

@@ -188,7 +188,8 @@ def pack_compact(
     Equals ``pack_dense`` on the dense window with the stored mask, without ever building it.
 
     Args:
-        bold: for each sample [T, N] stored int16 values q of its brain voxels.
+        bold: for each sample [T, N] stored int16 values q of its brain voxels, or floats in the
+            same units (augmented windows).
         plans: from ``plan_compact``, moved to the device.
         gain, shift, background: B numbers; a voxel is q * gain + shift, outside the mask
             background.

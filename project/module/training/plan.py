@@ -61,6 +61,7 @@ def describe_plan(run: Run) -> str:
         ),
         ("learning rate", f"{config.optim.learning_rate:g}, {config.optim.optimizer}"),
         ("epochs", epochs(config)),
+        ("augmentation", config.augment.describe() if config.augment else "none"),
     ]
     if data is not None:
         rows += [("data", line) for line in data.describe()]

@@ -201,6 +201,7 @@ class Run:
                 backend,
                 card,
                 again,
+                config.augment,
             )
         assert config.downstream is not None and config.head is not None
         scaling, weights = UNSCALED, None
@@ -218,6 +219,7 @@ class Run:
             backend,
             card,
             again,
+            config.augment,
             weights,
         )
 
@@ -293,6 +295,7 @@ class Run:
         self, module: FMambaModule, data: FMRIDataModule, steps: int, run_dir: Path
     ) -> str:
         parameters = sum(p.numel() for p in module.parameters())
+        augment = self.config.augment
         doing = (
             "" if self.config.flags["test_only"] else f", {steps:,} steps of {self.effective_batch}"
         )
@@ -300,6 +303,7 @@ class Run:
             f"{self.objective()}: {parameters:,} parameters{doing}, on "
             f"{self.hardware.accelerator} ({self.hardware.precision})",
             *data.describe(),
+            *([f"augmentation: {augment.describe()}"] if augment else []),
             f"writing to {run_dir}",
         ]
         return "\n".join(lines)
@@ -362,6 +366,7 @@ def _training_facts(card: dict[str, Any]) -> dict[str, Any]:
     for part, values in (("pretrain", card.get("pretrain", {})), ("downstream", task)):
         facts |= {f"{part} {name}": value for name, value in values.items()}
     facts |= {f"head {name}": value for name, value in card.get("head", {}).items()}
+    facts["augmentation"] = card.get("augment", "none")
     if card["optim"]["use_scheduler"]:
         facts["learning rates planned for so many steps:"] = card["total_steps"]
     return facts

@@ -10,6 +10,7 @@ from typing import Any
 
 from project.module import config as names
 from project.module.config import (
+    AugmentConfig,
     DataConfig,
     DownstreamConfig,
     HeadConfig,
@@ -24,6 +25,7 @@ from project.module.utils.data_preprocess_and_load.labels import own_classes
 from project.module.utils.parser import LATER, SYNONYMS, trainer_arguments
 
 # Flags that only one kind of run uses.
+AUGMENT_FLAGS = ("augment_only_affine", "augment_only_intensity", "augment_strength")
 MASKING_FLAGS = ("mask_ratio", "masking_type")
 PRETRAINING_FLAGS = ("use_autoregressive", "use_mim")
 DOWNSTREAM_FLAGS = (
@@ -49,6 +51,7 @@ class RunConfig:
     Attributes:
         model, data, optim: always there.
         pretrain: set when pre-training; ``downstream`` and ``head`` otherwise.
+        augment: set when training windows are augmented.
         flags: remaining flags by name, as parsed.
         given: names of the flags given on the command line or in ``--config``.
         trainer: Trainer arguments given.
@@ -60,6 +63,7 @@ class RunConfig:
     pretrain: PretrainConfig | None
     downstream: DownstreamConfig | None
     head: HeadConfig | None
+    augment: AugmentConfig | None
     flags: Mapping[str, Any]
     given: frozenset[str]
     trainer: Mapping[str, Any]
@@ -140,6 +144,7 @@ def run_config(args: argparse.Namespace, given: frozenset[str]) -> RunConfig:
         pretrain=pretrain,
         downstream=downstream,
         head=head,
+        augment=_augment(values),
         flags=values,
         given=given,
         trainer={k: values[k] for k in trainer_arguments() if k in values and k in given},
@@ -170,12 +175,15 @@ def unused_flags(values: Mapping[str, Any]) -> dict[str, str]:
         ),
         "match_caliper": ("--match_on", values["match_on"]),
         "dataset_weights": ("several data sets", len(values["dataset_name"]) > 1),
+        "augment_during_training": ("training, not with --test_only", training),
         "dummy_subjects": ("--dataset_name Dummy without --image_path", not values["image_path"]),
         "dummy_effect_size": (
             "--dataset_name Dummy without --image_path",
             not values["image_path"],
         ),
     }
+    augments = ("--augment_during_training", values["augment_during_training"])
+    needs |= dict.fromkeys(AUGMENT_FLAGS, augments)
     needs |= dict.fromkeys(PRETRAINING_FLAGS, ("--pretraining", pretraining))
     needs |= dict.fromkeys(MASKING_FLAGS, ("--pretraining --use_mim", values["use_mim"]))
     needs |= dict.fromkeys(
@@ -240,6 +248,17 @@ def _task(values: Mapping[str, Any]) -> dict[str, Any]:
         "target_column": column,
         "target_classes": chosen or classes,
     }
+
+
+def _augment(values: Mapping[str, Any]) -> AugmentConfig | None:
+    if not values["augment_during_training"]:
+        return None
+    return AugmentConfig(
+        affine=not values["augment_only_intensity"],
+        intensity=not values["augment_only_affine"],
+        strength=values["augment_strength"],
+        seed=values["seed"],
+    )
 
 
 def _background(scaling: str) -> str:

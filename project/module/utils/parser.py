@@ -22,6 +22,7 @@ from pytorch_lightning import Trainer
 
 from project.module import config as names
 from project.module.config import (
+    AugmentConfig,
     DataConfig,
     DownstreamConfig,
     HeadConfig,
@@ -35,10 +36,6 @@ from project.module.config import (
 
 # Flags of the reference whose feature is the subject of an open issue: given, they are refused.
 LATER: Mapping[str, tuple[str, str]] = {
-    "augment_during_training": ("Data", "augmentation on the device"),
-    "augment_only_affine": ("Data", "augmentation on the device"),
-    "augment_only_intensity": ("Data", "augmentation on the device"),
-    "augment_strength": ("Data", "augmentation on the device"),
     "scalability_check": ("Scale", "the throughput profile of a run"),
     "adjust_thresh": ("Evaluation", "a decision threshold chosen on the validation set"),
 }
@@ -222,6 +219,20 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     value("bad_subj_path", str, "text file of subjects to leave out, one a line")
     _switch(group, "shuffle_time_sequence", False, "control: shuffle the frames of each window")
     _switch(group, "include_valid_to_train", False, "train on the validation subjects as well")
+    _switch(
+        group,
+        "augment_during_training",
+        False,
+        "move, smooth and add noise to training windows, each window alike in all its frames",
+    )
+    _switch(group, "augment_only_affine", False, "move them only")
+    _switch(group, "augment_only_intensity", False, "smooth and add noise only")
+    add(
+        "--augment_strength",
+        type=float,
+        default=_default(AugmentConfig, "strength"),
+        help="factor on the size of all augmentations",
+    )
     group.add_argument(
         "--dummy_subjects", type=int, default=40, help="Dummy without --image_path: subjects"
     )
