@@ -157,15 +157,25 @@ ENTRY_POINTS: dict[str, Callable[[Sequence[str]], object]] = {
 }
 
 
+def stand_ins(folder: Path) -> dict[str, str]:
+    """Files that the command line reads while it is parsed: placeholder -> path."""
+    rows = ["participant_id,group,sex", "sub-01,patient,F", "sub-02,control,M"]
+    (folder / "table.csv").write_text("\n".join(rows) + "\n")
+    rows = ["onset\tduration\ttrial_type", "0\t20\tface", "20\t20\thouse"]
+    (folder / "task-objects_events.tsv").write_text("\n".join(rows) + "\n")
+    return {"/path/to/table.csv": str(folder / "table.csv"), "/path/to/bids": str(folder)}
+
+
 @pytest.mark.parametrize("name", DOCS)
-def test_commands_are_parsed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_are_parsed(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(ROOT)
+    places = stand_ins(tmp_path)
     targets = set(re.findall(r"(?m)^([a-z-]+):", read("Makefile")))
     for words in shell_commands(name):
         if words[0] == "python" and words[1].startswith("project/"):
             assert words[1] in ENTRY_POINTS, f"{name}: no parser known for {words[1]}"
             # A checkpoint's card would complete the flags; they must fit without it, too.
-            ENTRY_POINTS[words[1]](words[2:])
+            ENTRY_POINTS[words[1]]([places.get(word, word) for word in words[2:]])
         elif words[0] == "python":
             assert (ROOT / words[1]).is_file(), words
         elif words[0] == "make":

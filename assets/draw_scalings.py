@@ -1,0 +1,70 @@
+"""Draws scalings.png: one synthetic run under each --input_scaling_method.
+
+    python assets/draw_scalings.py
+
+Upper row: an axial slice of a frame as the model sees it. Lower row: the distribution of the brain's
+voxels, and the value of the background. Takes about a quarter of a minute.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from project.module.config import SCALING_METHODS
+from project.module.utils.data_preprocess_and_load.hdf5_store import RunFile, write_run
+from project.module.utils.data_preprocess_and_load.normalisation import scaling_of
+from project.module.utils.data_preprocess_and_load.synthetic_brain import (
+    SyntheticSpec,
+    generate_subject,
+)
+
+GRID, SLICE, FRAME, FRAMES = (96, 96, 96), 52, 3, 20
+BRAIN, BACKGROUND = "#355c9a", "#d1495b"
+
+
+def main() -> None:
+    """Write the figure beside this file."""
+    spec = SyntheticSpec(
+        grid=GRID, frames=FRAMES, tsnr=60, voxel_size=2.2, effect_size=1, orientation="LAS"
+    )
+    volume, affine, _ = generate_subject(spec, 0)
+    vox = np.flatnonzero(volume[..., 0])
+    frames = volume.reshape(-1, FRAMES)[vox].T.astype(np.float32)
+    plt.rcParams.update({"font.size": 9, "figure.facecolor": "white"})
+    figure, axes = plt.subplots(2, len(SCALING_METHODS), figsize=(13, 5.4))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run.h5"
+        write_run(path, frames, vox, subject="s", grid=GRID, affine=affine, tr=2.0)
+        run = RunFile(path)
+        stored = run.read(range(FRAMES)).astype(np.float64)
+        for method, (upper, lower) in zip(SCALING_METHODS, axes.T, strict=True):
+            scaling = scaling_of(run.header, method)
+            values = stored * scaling.gain + scaling.shift
+            image = np.full(GRID, scaling.background)
+            image.reshape(-1)[vox] = values[FRAME]
+            shown = upper.imshow(image[:, :, SLICE].T, cmap="gray", origin="lower")
+            upper.set(title=method, xticks=[], yticks=[])
+            figure.colorbar(shown, ax=upper, shrink=0.85)
+            lower.hist(values[::4].ravel(), bins=120, color=BRAIN, density=True)
+            lower.axvline(scaling.background, color=BACKGROUND, linewidth=2)
+            lower.set(yticks=[], xlabel="input of the model")
+            lower.set_title(f"background {scaling.background:.2f}", color=BACKGROUND, fontsize=9)
+        run.close()
+    axes[1, 0].set_ylabel("brain voxels, density")
+    figure.tight_layout()
+    figure.savefig(Path(__file__).with_name("scalings.png"), dpi=100)
+
+
+if __name__ == "__main__":
+    main()
