@@ -2,8 +2,8 @@
 
     python assets/draw_scalings.py
 
-Upper row: an axial slice of a frame as the model sees it. Lower row: the distribution of the brain's
-voxels, and the value of the background. Takes about a quarter of a minute.
+Upper row: an axial slice of a frame as the model sees it. Lower row: the distribution of the
+brain's voxels, and the value of the background. Takes about a quarter of a minute.
 """
 
 from __future__ import annotations
