@@ -17,11 +17,8 @@ from project.module.config import DataConfig, DownstreamConfig, UserInputError
 from project.module.utils.data_preprocess_and_load.datasets import DATASETS, Cohort
 from project.module.utils.data_preprocess_and_load.events import LabelledEvent, label_runs
 from project.module.utils.data_preprocess_and_load.grouping import matched_split, read_grouping
-from project.module.utils.data_preprocess_and_load.hdf5_store import (
-    RunHeader,
-    list_runs,
-    read_header,
-)
+from project.module.utils.data_preprocess_and_load.hdf5_store import RunHeader, list_runs
+from project.module.utils.data_preprocess_and_load.header_cache import read_headers
 from project.module.utils.data_preprocess_and_load.labels import read_labels, read_own_labels
 from project.module.utils.data_preprocess_and_load.splits import (
     PARTS,
@@ -93,14 +90,14 @@ def open_store(
         image_path: the store's folder.
         config: how the data are split, and who is left out.
         task: the downstream task, or None for pre-training.
-        write_split: keep a newly drawn split.
+        write_split: keep a newly drawn split, and the headers.
 
     Raises:
         UserInputError: no runs, two names of one person, a split or targets that cannot be used.
     """
     cohort = DATASETS[dataset]
     paths = list_runs(image_path)
-    headers = [read_header(path) for path in paths]
+    headers = read_headers(image_path, paths, write=write_split)
     _refuse_two_names({header.subject for header in headers}, cohort, image_path)
     subject_of = {unit_name(header, config.group_by): header.subject for header in headers}
     grouping = read_grouping(cohort, image_path, config, task, subject_of)
