@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,14 +18,15 @@ _COMPANIONS = {"mask", "boldref", "sbref", "dseg", "probseg", "dwi", "dwiref", "
 _COMPANIONS |= {"t1w", "t2w", "pdw", "flair", "t2star", "t2starw"}
 _COMPANIONS |= {"epi", "fieldmap", "phasediff", "magnitude", "magnitude1", "magnitude2"}
 _COMPANIONS |= {"phase1", "phase2"}
+_UK_BIOBANK = re.compile(r"\d+_20227_\d+_\d+")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A NIfTI file to convert.
+    """A run to convert: a NIfTI file, or what ``reference_layouts.py`` reads.
 
     Attributes:
-        path: of the file.
+        path: of the file or folder.
         name: relative to the input folder.
         subject, session, task, run: see ``RunHeader``.
         output: name of the store's file.
@@ -55,11 +57,7 @@ def stem_of(path: Path) -> str:
 def find_sources(folder: str | Path, exclude: Path | None = None) -> tuple[list[Source], list[str]]:
     """All runs below a folder, sorted by path.
 
-    A name that starts with a BIDS ``sub-`` entity gives subject ("sub-01"), session, task and run.
-    Any other file's subject is its name up to the first "_". Where several files share that, it is
-    one subject and the rest names the run, if it holds a digit (``100307_rfMRI_REST1_LR``); else
-    (``scan_1``) the whole name is the subject. Files that would share an output name are returned
-    with an ``error``.
+    ``name_sources`` says what they are called.
 
     Args:
         folder: searched recursively for ``*.nii`` and ``*.nii.gz``; hidden files are left out.
@@ -87,16 +85,34 @@ def find_sources(folder: str | Path, exclude: Path | None = None) -> tuple[list[
         )
     runs = [path for path in files if stem_of(path).split("_")[-1].lower() not in _COMPANIONS]
     companions = [str(path.relative_to(root)) for path in files if path not in set(runs)]
-    shorts = Counter(stem_of(path).split("_")[0] for path in runs)
+    return name_sources({path: stem_of(path) for path in runs}, root), companions
+
+
+def name_sources(stems: Mapping[Path, str], root: Path) -> list[Source]:
+    """Subject, session, task and run of files (or folders) from their names.
+
+    A name that starts with a BIDS ``sub-`` entity gives subject ("sub-01"), session, task and run.
+    UK Biobank's ``<eid>_20227_<instance>_0`` is a subject's name as a whole, as in the reference's
+    splits. Of any other name the part up to the first "_" is the subject. Where several share
+    that, it is one subject and the rest names the run, if it holds a digit
+    (``100307_rfMRI_REST1_LR``); else (``scan_1``) the whole name is the subject. Those that would
+    share an output name get an ``error``.
+
+    Args:
+        stems: path -> name without suffix, in the order of the result.
+        root: folder that ``Source.name`` is relative to.
+    """
+    shorts = Counter(stem.split("_")[0] for stem in stems.values())
     sources = []
-    for path in runs:
-        stem = stem_of(path)
+    for path, stem in stems.items():
         name = path.relative_to(root).as_posix()
         if stem.startswith("sub-"):
             entities = dict(re.findall(r"(?:^|_)(ses|task|run)-([^_]+)", stem))
             subject = stem.split("_")[0]
             session, task, run = (entities.get(key, "") for key in ("ses", "task", "run"))
             sources.append(Source(path, name, subject, session, task, run))
+        elif _UK_BIOBANK.fullmatch(stem):
+            sources.append(Source(path, name, stem))
         else:
             short, _, rest = stem.partition("_")
             if shorts[short] > 1 and any(map(str.isdigit, short)):
@@ -107,7 +123,7 @@ def find_sources(folder: str | Path, exclude: Path | None = None) -> tuple[list[
             else:
                 unique = short and shorts[short] == 1
                 sources.append(Source(path, name, short if unique else stem))
-    return _refuse_shared_names(sources), companions
+    return _refuse_shared_names(sources)
 
 
 def _refuse_shared_names(sources: list[Source]) -> list[Source]:
