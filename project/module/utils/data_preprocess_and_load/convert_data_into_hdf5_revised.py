@@ -34,7 +34,8 @@ from project.module.utils.data_preprocess_and_load.reference_conversion import (
     ReferenceOptions,
     convert_reference_run,
 )
-from project.module.utils.data_preprocess_and_load.reference_layouts import TIME_AXES, find_runs
+from project.module.utils.data_preprocess_and_load.reference_hdf5 import TIME_AXES
+from project.module.utils.data_preprocess_and_load.reference_layouts import find_runs
 
 
 def build_parser(compression: str = ReferenceOptions.compression) -> argparse.ArgumentParser:

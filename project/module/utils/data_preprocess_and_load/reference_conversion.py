@@ -25,12 +25,9 @@ from project.module.utils.data_preprocess_and_load.hdf5_store import (
     write_run,
 )
 from project.module.utils.data_preprocess_and_load.nifti import las_transform
-from project.module.utils.data_preprocess_and_load.reference_layouts import (
-    TIME_AXES,
-    ReferenceRun,
-    is_store_file,
-    open_run,
-)
+from project.module.utils.data_preprocess_and_load.reference_hdf5 import TIME_AXES, is_store_file
+from project.module.utils.data_preprocess_and_load.reference_layouts import open_run
+from project.module.utils.data_preprocess_and_load.reference_run import ReferenceRun
 from project.module.utils.data_preprocess_and_load.run_header import RunHeader, Triple
 from project.module.utils.data_preprocess_and_load.sources import Source
 
@@ -245,8 +242,8 @@ def background_mask(run: ReferenceRun, rule: str, first: int = 0) -> tuple[np.nd
     if bad_values:
         raise UserInputError(
             f"{run.path}: {bad_values} NaN or infinite values in {bad_frames} of "
-            f"{run.n_frames - first} frames, expected finite numbers (fp16 ends at 65,504). Convert "
-            f"the NIfTI file with preprocessing.py."
+            f"{run.n_frames - first} frames, expected finite numbers (fp16 ends at 65,504). "
+            f"Convert the NIfTI file with preprocessing.py."
         )
     minimum = lowest.min()
     if rule == "auto":
