@@ -60,7 +60,7 @@ def in_order(numbers: Iterable[int], path: Path) -> None:
             f"{path}: frame(s) {_some(map(str, twice))} are there twice under different names. "
             f"Remove the wrong ones."
         )
-    before = min(found[0], 1) - 1
+    before = 0 if found[0] == 1 else -1
     gaps = [(a + 1, b - 1) for a, b in pairwise([before, *found]) if b - a > 1]
     if gaps:
         missing = _some(str(a) if a == b else f"{a}-{b}" for a, b in gaps)
