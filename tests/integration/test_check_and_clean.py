@@ -215,7 +215,7 @@ NEEDS_FULL = {"mean", "std"}
 def test_every_damage_is_found_and_nothing_else(
     store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Damaged files stand between sound ones; all are checked in one call.
+    # In one call with sound files.
     sound = [path.name for path in list_runs(store)]
     for i, (damage, _) in enumerate(DAMAGE.values()):
         path = store / "hdf5" / f"damaged-{i:02}.h5"
