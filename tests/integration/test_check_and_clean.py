@@ -88,6 +88,7 @@ def test_a_sound_store(store: Path, capsys: pytest.CaptureFixture[str], extra: l
         assert f"ok{20:>18}" in checked.lines
         assert sum(": ok, 12 frames" in line for line in checked.lines) == 20
     assert state(store) == before
+    assert not (store / "quarantine").exists()
     # What is sound without a manifest, compressed, with statistics of voxels, of unknown TR.
     (store / "manifest.csv").unlink()
     write_tiny_run(store / "hdf5" / "z.h5", "z", 50, compression="lz4", voxel_statistics=True)
@@ -412,7 +413,8 @@ def test_mixtures(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--sample", "1.5"], "--sample: got 1.5"),
         (["--num_workers", "0"], "--num_workers: got 0"),
         (["--quarantine", "store/hdf5/bad"], "--quarantine: 'store/hdf5/bad' lies in"),
-        (["--clean", "--quarantine", "file"], "--quarantine: 'file' cannot be made"),
+        (["--clean", "--quarantine", "file"], "file' is a file; choose a folder"),
+        (["--clean", "--quarantine", "file/below"], "file' is a file; choose a folder"),
     ],
 )
 def test_wrong_flags(
@@ -443,6 +445,20 @@ def test_another_quarantine_and_the_folder_of_the_runs(
     assert (place / "sub-05.h5").read_text() == "broken"
     assert len(read_manifest(store)) == 19
     assert not (store / "quarantine").exists()
+
+
+def test_a_quarantine_on_another_file_system(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = Path("/dev/shm")
+    if not other.is_dir() or other.stat().st_dev == store.stat().st_dev:
+        pytest.skip("there is no second file system at /dev/shm")
+    (store / "hdf5" / "sub-05.h5").write_text("broken")
+    before = state(store)
+    checked = Checked(store, capsys, "--clean", "--quarantine", str(other / "neuromamba_bad"))
+    assert checked.status == 2
+    assert "is on another file system than" in checked.errors
+    assert state(store) == before
 
 
 def test_command_line_with_workers(store: Path) -> None:

@@ -16,7 +16,7 @@ import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 if __package__ in (None, ""):
@@ -82,7 +82,7 @@ def check_store(
             f"--quarantine: '{place}' lies in '{folder}', which holds the runs. Choose another."
         )
     if clean:
-        _make_quarantine(place, folder)
+        _check_quarantine(place, folder)
 
     sources = [Source(path, f"hdf5/{path.name}", path.stem) for path in paths]
     workers = min(num_workers or available_cpus(), len(sources))
@@ -103,24 +103,8 @@ def check_store(
     mixed, more = mixtures(outcomes)
     problems, warnings = problems + mixed, warnings + more
 
-    counts = Counter(outcome.status for outcome in outcomes)
-    report("")
-    for status, number in (*((s, counts[s]) for s in ("ok", "bad")), ("leftovers", len(stray))):
-        report(f"{status:<12}{number:>8}")
-    if counts["failed"]:
-        report(f"{'not checked':<12}{counts['failed']:>8}")
-    for outcome in outcomes:
-        warnings += [f"{outcome.source.name}: {note}" for note in outcome.notes]
-    for line in warnings:
-        report(f"warning: {line}")
-    for line in problems:
-        report(f"problem: {line}")
-    for path, reason in bad:
-        report(f"bad: hdf5/{path.name}: {reason}")
-    for outcome in outcomes:
-        if outcome.status == "failed":
-            report(f"not checked: {outcome.source.name}: {outcome.message}")
-
+    for line in _summary(outcomes, warnings, problems, bad):
+        report(line)
     if clean:
         for path, reason in bad:
             report(f"moved: hdf5/{path.name} -> {_move(path, place, reason)}")
@@ -129,21 +113,41 @@ def check_store(
             _write_manifest(root, (o for o in outcomes if o.source.path not in moved))
     elif bad:
         report(f"nothing was changed; --clean moves {len(bad)} file(s) to '{place}'")
-    return not (bad or problems or counts["failed"])
+    return not (bad or problems or any(outcome.status == "failed" for outcome in outcomes))
 
 
-def _make_quarantine(place: Path, folder: Path) -> None:
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        one_system = place.stat().st_dev == folder.stat().st_dev
-    except OSError as error:
-        raise UserInputError(
-            f"--quarantine: '{place}' cannot be made ({error.strerror}). Choose another folder."
-        ) from None
-    for needed in (place, folder):
+def _summary(
+    outcomes: Sequence[Outcome],
+    warnings: Sequence[str],
+    problems: Sequence[str],
+    bad: Sequence[tuple[Path, str]],
+) -> Iterator[str]:
+    counts = Counter(outcome.status for outcome in outcomes)
+    counts["leftovers"] = len(bad) - counts["bad"]
+    yield ""
+    for status in ("ok", "bad", "leftovers"):
+        yield f"{status:<12}{counts[status]:>8}"
+    if counts["failed"]:
+        yield f"{'not checked':<12}{counts['failed']:>8}"
+    yield from (f"warning: {line}" for line in warnings)
+    for outcome in outcomes:
+        yield from (f"warning: {outcome.source.name}: {note}" for note in outcome.notes)
+    yield from (f"problem: {line}" for line in problems)
+    yield from (f"bad: hdf5/{path.name}: {reason}" for path, reason in bad)
+    for outcome in outcomes:
+        if outcome.status == "failed":
+            yield f"not checked: {outcome.source.name}: {outcome.message}"
+
+
+def _check_quarantine(place: Path, folder: Path) -> None:
+    """Refuse a quarantine before hours of checking; it is made when a file is moved."""
+    existing = next(p for p in (place.absolute(), *place.absolute().parents) if p.exists())
+    if not existing.is_dir():
+        raise UserInputError(f"--quarantine: '{existing}' is a file; choose a folder.")
+    for needed in (existing, folder):
         if not os.access(needed, os.W_OK):
             raise UserInputError(f"--clean: '{needed}' is read-only, so nothing can be moved.")
-    if not one_system:
+    if existing.stat().st_dev != folder.stat().st_dev:
         raise UserInputError(
             f"--quarantine: '{place}' is on another file system than '{folder}', and files are "
             f"renamed, not copied. Choose a folder on the same one."
@@ -152,6 +156,7 @@ def _make_quarantine(place: Path, folder: Path) -> None:
 
 def _move(path: Path, place: Path, reason: str) -> Path:
     """Move a file or folder into the quarantine under a free name, and note the reason there."""
+    place.mkdir(parents=True, exist_ok=True)
     number = 0
     while True:
         target = place / (f"{path.name}.{number}" if number else path.name)

@@ -52,7 +52,7 @@ def find_runs(folder: str | Path, store: str | Path) -> list[Source]:
         found = "is a file" if root.exists() else "does not exist"
         raise UserInputError(f"--input: '{root}' {found}; expected a folder of the reference's.")
     stems: dict[Path, str] = {}
-    for parent, folders, files in os.walk(root):
+    for parent, folders, files in os.walk(root, onerror=_refuse_folder):
         folders.sort()
         here = Path(parent)
         if any(map(_FRAME.fullmatch, files)):
@@ -76,6 +76,10 @@ def find_runs(folder: str | Path, store: str | Path) -> list[Source]:
         stems = {path.absolute(): stem for path, stem in stems.items()}
         root = root.absolute().parent
     return name_sources(dict(sorted(stems.items())), root)
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise UserInputError(f"--input: '{error.filename}' cannot be read ({error.strerror}).")
 
 
 def open_run(path: Path, time_axis: str | None = None, grid: Triple | None = None) -> ReferenceRun:
