@@ -31,7 +31,8 @@ from project.module.utils.data_preprocess_and_load.reference_run import (
     volume_shape,
 )
 from project.module.utils.data_preprocess_and_load.run_header import Triple
-from project.module.utils.data_preprocess_and_load.sources import Source, name_sources
+from project.module.utils.data_preprocess_and_load.run_names import name_runs
+from project.module.utils.data_preprocess_and_load.sources import Source, refuse_shared_names
 
 _FRAME = re.compile(r"frame_(\d+)\.pt")
 _HDF5_SUFFIXES = (".h5", ".hdf5")
@@ -75,7 +76,14 @@ def find_runs(folder: str | Path, store: str | Path) -> list[Source]:
     if root in stems:  # it is one run itself; a Source is named relative to a folder above it
         stems = {path.absolute(): stem for path, stem in stems.items()}
         root = root.absolute().parent
-    return name_sources(dict(sorted(stems.items())), root)
+    paths = sorted(stems)
+    names = name_runs([stems[path] for path in paths])
+    return refuse_shared_names(
+        [
+            Source(path, path.relative_to(root).as_posix(), *name)
+            for path, name in zip(paths, names, strict=True)
+        ]
+    )
 
 
 def _refuse_folder(error: OSError) -> None:

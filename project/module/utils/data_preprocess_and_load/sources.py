@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from project.module.config import UserInputError
 from project.module.utils.data_preprocess_and_load.run_header import run_file_name
+from project.module.utils.data_preprocess_and_load.run_names import name_runs
 
 _SUFFIXES = (".nii.gz", ".nii")
 # BIDS suffixes (last part of the name) of images that accompany a run but are none.
@@ -18,7 +17,6 @@ _COMPANIONS = {"mask", "boldref", "sbref", "dseg", "probseg", "dwi", "dwiref", "
 _COMPANIONS |= {"t1w", "t2w", "pdw", "flair", "t2star", "t2starw"}
 _COMPANIONS |= {"epi", "fieldmap", "phasediff", "magnitude", "magnitude1", "magnitude2"}
 _COMPANIONS |= {"phase1", "phase2"}
-_UK_BIOBANK = re.compile(r"\d+_20227_\d+_\d+")
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,8 @@ def stem_of(path: Path) -> str:
 def find_sources(folder: str | Path, exclude: Path | None = None) -> tuple[list[Source], list[str]]:
     """All runs below a folder, sorted by path.
 
-    ``name_sources`` says what they are called.
+    ``run_names.name_runs`` says what they are called. Files that would share an output name are
+    returned with an ``error``.
 
     Args:
         folder: searched recursively for ``*.nii`` and ``*.nii.gz``; hidden files are left out.
@@ -85,48 +84,15 @@ def find_sources(folder: str | Path, exclude: Path | None = None) -> tuple[list[
         )
     runs = [path for path in files if stem_of(path).split("_")[-1].lower() not in _COMPANIONS]
     companions = [str(path.relative_to(root)) for path in files if path not in set(runs)]
-    return name_sources({path: stem_of(path) for path in runs}, root), companions
+    sources = [
+        Source(path, path.relative_to(root).as_posix(), *name)
+        for path, name in zip(runs, name_runs([stem_of(path) for path in runs]), strict=True)
+    ]
+    return refuse_shared_names(sources), companions
 
 
-def name_sources(stems: Mapping[Path, str], root: Path) -> list[Source]:
-    """Subject, session, task and run of files (or folders) from their names.
-
-    A name that starts with a BIDS ``sub-`` entity gives subject ("sub-01"), session, task and run.
-    UK Biobank's ``<eid>_20227_<instance>_0`` is a subject's name as a whole, as in the reference's
-    splits. Of any other name the part up to the first "_" is the subject. Where several share
-    that, it is one subject and the rest names the run, if it holds a digit
-    (``100307_rfMRI_REST1_LR``); else (``scan_1``) the whole name is the subject. Those that would
-    share an output name get an ``error``.
-
-    Args:
-        stems: path -> name without suffix, in the order of the result.
-        root: folder that ``Source.name`` is relative to.
-    """
-    shorts = Counter(stem.split("_")[0] for stem in stems.values())
-    sources = []
-    for path, stem in stems.items():
-        name = path.relative_to(root).as_posix()
-        if stem.startswith("sub-"):
-            entities = dict(re.findall(r"(?:^|_)(ses|task|run)-([^_]+)", stem))
-            subject = stem.split("_")[0]
-            session, task, run = (entities.get(key, "") for key in ("ses", "task", "run"))
-            sources.append(Source(path, name, subject, session, task, run))
-        elif _UK_BIOBANK.fullmatch(stem):
-            sources.append(Source(path, name, stem))
-        else:
-            short, _, rest = stem.partition("_")
-            if shorts[short] > 1 and any(map(str.isdigit, short)):
-                # Several runs of one subject (100307_rfMRI_REST1_LR): one subject, or a split
-                # could put one person into training and test.
-                run = rest.replace("_", "-")
-                sources.append(Source(path, name, short, run=run))
-            else:
-                unique = short and shorts[short] == 1
-                sources.append(Source(path, name, short if unique else stem))
-    return _refuse_shared_names(sources)
-
-
-def _refuse_shared_names(sources: list[Source]) -> list[Source]:
+def refuse_shared_names(sources: list[Source]) -> list[Source]:
+    """The sources; those that would share an output name with an ``error``."""
     # Without regard to case: some file systems have none.
     by_output: dict[str, list[str]] = {}
     for source in sources:
