@@ -150,6 +150,36 @@ def test_same_as_the_nifti_converter(tmp_path: Path, layout: str, codes: str) ->
     assert np.abs(dense(run) - expected).max() <= run.header.scale / 2 * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("layout", ["first", "last"])
+@pytest.mark.parametrize("cubic", [True, False])
+def test_the_axis_of_time_is_found(tmp_path: Path, layout: str, cubic: bool) -> None:
+    """By three equal axes, or by --img_size; in the channel-last form as well ("first")."""
+    values = phantom()[:8, :8] if cubic else phantom()
+    write_h5(tmp_path / "in" / "a.h5", values, layout)
+    (run,) = convert(tmp_path, "--img_size", *map(str, values.shape[:3]))
+    assert (run.header.n_frames, run.header.grid) == (12, values.shape[:3])
+    assert np.abs(dense(run) - values).max() <= run.header.scale / 2 * (1 + 1e-6)
+    if cubic:
+        (again,) = convert(tmp_path)
+        assert np.array_equal(again.vox, run.vox)
+        assert np.array_equal(again.read(range(12)), run.read(range(12)))
+
+
+def test_statistics_and_links_in_hdf5(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_h5(tmp_path / "in" / "a.h5", phantom(), "bold/{}")
+    with h5py.File(path, "r+") as file:
+        file["bold"].attrs["global_std"] = 1.0
+        file["bold/global_max"] = np.array([4000.0])
+        file["again"] = h5py.SoftLink("/bold")
+        file["elsewhere"] = h5py.ExternalLink("absent.h5", "/bold")
+    (run,) = convert(tmp_path)
+    assert f"global_max 4000 is stored, the frames give {run.header.max:g}" in (
+        out := capsys.readouterr().out
+    )
+    assert "global_std 1 is stored" in out
+    assert "global_mean" not in out
+
+
 def test_affine_of_the_mni_grid(tmp_path: Path) -> None:
     """91 x 109 x 91 LAS at 2 mm has FSL's affine; a centred crop keeps the world."""
     values = np.zeros((91, 109, 91, 2), np.float32)
@@ -520,3 +550,29 @@ def test_killed_and_called_again(tmp_path: Path) -> None:
     assert f"skipped{len(done):>13}" in again.stdout
     for path in list_runs(tmp_path / "whole"):
         assert path.read_bytes() == (tmp_path / "killed" / "hdf5" / path.name).read_bytes()
+
+
+# Real data -----------------------------------------------------------------------------------
+
+
+def test_real_run_from_frames(shared_data: Path, tmp_path: Path) -> None:
+    """A real run, masked, as frames and as NIfTI: the same file but for what names the source."""
+    source = sorted((shared_data / "gift_mni_bold").rglob("*.nii*"))[0]
+    image = nibabel.load(source)
+    assert nibabel.aff2axcodes(image.affine) == ("R", "A", "S")
+    values = image.get_fdata(dtype=np.float32)
+    brain = values.mean(-1) > values.mean()
+    brain[[0, -1]] = brain[:, [0, -1]] = brain[:, :, [0, -1]] = False
+    values *= brain[..., None]
+    write_pt(tmp_path / "in" / "a", values, dtype=torch.float32)
+    (run,) = convert(tmp_path, "--orientation", "RAS", "--img_size", "30", "36", "24")
+    (tmp_path / "nifti").mkdir()
+    nibabel.save(nibabel.Nifti1Image(values, image.affine), tmp_path / "nifti" / "a.nii.gz")
+    options = ConversionOptions(img_size=(30, 36, 24), mask="nonzero")
+    convert_folder(tmp_path / "nifti", tmp_path / "of_nifti", options, num_workers=1)
+    reference = RunFile(tmp_path / "of_nifti" / "hdf5" / "a.h5")
+    assert run.header.content_sha256 == reference.header.content_sha256
+    assert (run.header.scale, run.header.offset) == (
+        reference.header.scale,
+        reference.header.offset,
+    )

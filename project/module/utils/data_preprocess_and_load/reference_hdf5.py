@@ -25,8 +25,8 @@ from project.module.utils.data_preprocess_and_load.nifti import file_sha256
 from project.module.utils.data_preprocess_and_load.reference_run import (
     STATISTICS,
     damaged_source,
-    in_order,
     known_statistics,
+    refuse_gaps,
     size_of,
     volume_shape,
 )
@@ -81,7 +81,7 @@ class FrameFile:
                 )
             if series:
                 (numbers,) = series.values()
-                in_order(numbers.values(), path)
+                refuse_gaps(numbers.values(), path)
                 self._names = sorted(numbers, key=numbers.__getitem__)
                 self.n_frames = len(numbers)
                 shape = volume_shape(file[self._names[0]].shape)

@@ -25,8 +25,8 @@ from project.module.utils.data_preprocess_and_load.reference_hdf5 import FrameFi
 from project.module.utils.data_preprocess_and_load.reference_run import (
     ReferenceRun,
     damaged_source,
-    in_order,
     known_statistics,
+    refuse_gaps,
     size_of,
     volume_shape,
 )
@@ -109,7 +109,7 @@ class FrameFolder:
         except OSError as error:
             raise damaged_source(path, error) from None
         names.sort(key=lambda match: int(match[1]))  # by number: frame_2 before frame_10
-        in_order([int(match[1]) for match in names], path)
+        refuse_gaps([int(match[1]) for match in names], path)
         self._files = [path / match[0] for match in names]
         self.n_frames = len(names)
         frame = _load_frame(self._files[0])

@@ -45,7 +45,7 @@ class ReferenceRun(Protocol):
         """
 
 
-def in_order(numbers: Iterable[int], path: Path) -> None:
+def refuse_gaps(numbers: Iterable[int], path: Path) -> None:
     """Refuse a run with frames missing or there twice.
 
     Raises:
@@ -89,11 +89,11 @@ def volume_shape(shape: Sequence[int]) -> Triple | None:
 
 
 def known_statistics(values: Mapping[str, Any]) -> dict[str, float]:
-    """The known statistics among these, each a number or a 0-d array."""
+    """The known statistics among these, each a number or an array of one."""
     found = {}
     for name in STATISTICS:
         try:
-            found[name] = float(values[name])
+            found[name] = float(np.asarray(values[name], dtype=np.float64).item())
         except (KeyError, TypeError, ValueError, RuntimeError):
             continue
     return found
