@@ -159,9 +159,15 @@ def rewritten(path: Path) -> None:
 
 
 def voxel_nan(path: Path) -> None:
-    write_tiny_run(path, path.stem, 5, voxel_statistics=True)
+    write_tiny_run(path, path.stem, 61, voxel_statistics=True)
     with h5py.File(path, "r+") as file:
         file["voxel_std"][9] = np.nan
+
+
+def voxel_shift(path: Path) -> None:
+    write_tiny_run(path, path.stem, 60, voxel_statistics=True)
+    with h5py.File(path, "r+") as file:
+        file["voxel_mean"][9] += 0.1
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
@@ -206,11 +212,12 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "std": (scaled("std", 1.001), "is stored, the frames give"),
     "content": (rewritten, "is stored, the frames give"),
     "voxel statistics": (voxel_nan, "/voxel_std is not"),
+    "one voxel's mean": (voxel_shift, "/voxel_mean differs from the frames by up to 0.1"),
 }
 
 
 # In a file of 12 frames, of which a sample of 10 is read: within the bounds that it gives.
-NEEDS_FULL = {"mean", "std"}
+NEEDS_FULL = {"mean", "std", "one voxel's mean"}
 
 
 def test_every_damage_is_found_and_nothing_else(
