@@ -88,10 +88,10 @@ def write_h5(path: Path, values: np.ndarray, layout: str = "frame_{}") -> Path:
 
 
 def write_nifti(path: Path, values: np.ndarray, codes: str = "LAS") -> Path:
-    """The same array with an affine of these axis codes, for ``preprocessing.py``."""
+    """The same array around the centre of MNI space, with these axis codes and 22 mm voxels."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    signs = {"L": -2.0, "R": 2.0}
-    affine = np.diag([signs[codes[0]], 2.0, 2.0, 1.0])
+    affine = np.diag([{"L": -22.0, "R": 22.0}[codes[0]], 22.0, 22.0, 1.0])
+    affine[:3, 3] = [0, -18, 18] - affine[:3, :3] @ [4.0, 4.5, 3.5]
     image = nibabel.Nifti1Image(values, affine)
     image.header["pixdim"][4] = 2.0
     nibabel.save(image, path)
@@ -132,7 +132,8 @@ def test_same_as_the_nifti_converter(tmp_path: Path, layout: str, codes: str) ->
     values = phantom()
     WRITERS[layout](tmp_path / "in", values)
     extra = ["--time_axis", layout.split()[1]] if layout in ("h5 first", "h5 last") else []
-    (run,) = convert(tmp_path, "--orientation", codes, "--img_size", "12", "7", "12", *extra)
+    extra += ["--orientation", codes, "--voxel_size", "22", "--img_size", "12", "7", "12"]
+    (run,) = convert(tmp_path, *extra)
     write_nifti(tmp_path / "nifti" / "a.nii", values, codes)
     options = ConversionOptions(img_size=(12, 7, 12))
     (outcome,) = convert_folder(tmp_path / "nifti", tmp_path / "of_nifti", options, num_workers=1)
@@ -142,7 +143,8 @@ def test_same_as_the_nifti_converter(tmp_path: Path, layout: str, codes: str) ->
     for name in ("scale", "offset", "mean", "std", "min", "max", "crop_offset", "cropped_voxels"):
         assert getattr(run.header, name) == getattr(reference.header, name), name
     assert run.header.mask_source == "nonzero"
-    assert np.allclose(np.asarray(run.header.affine)[:3, :3], np.diag([-2, 2, 2]))
+    assert np.allclose(run.header.affine, reference.header.affine)
+    assert np.allclose(np.asarray(run.header.affine)[:3, :3], np.diag([-22, 22, 22]))
     # Independently of either converter: left and right stand where the codes say.
     las = values if codes == "LAS" else values[::-1]
     expected = np.zeros((12, 7, 12, 12))
