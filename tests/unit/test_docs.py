@@ -25,7 +25,12 @@ from project.module.analysis import flops
 from project.module.config import TASKS, VARIANTS, ModelConfig
 from project.module.models.load_model import build_model, load_model_config
 from project.module.training.run_config import run_config
-from project.module.utils.data_preprocess_and_load import preprocessing, synthetic
+from project.module.utils.data_preprocess_and_load import (
+    check_and_clean_hdf5,
+    convert_data_into_hdf5_revised,
+    preprocessing,
+    synthetic,
+)
 from project.module.utils.data_preprocess_and_load.datasets import DATASETS
 from project.module.utils.data_preprocess_and_load.hdf5_store import RunHeader, write_run
 from project.module.utils.data_preprocess_and_load.manifest import ManifestRow
@@ -152,6 +157,12 @@ ENTRY_POINTS: dict[str, Callable[[Sequence[str]], object]] = {
     "project/main.py": _parse_run,
     "project/check_flops.py": _parse_flops,
     f"{DATA_LAYER}/preprocessing.py": lambda words: preprocessing.build_parser().parse_args(words),
+    f"{DATA_LAYER}/convert_data_into_hdf5_revised.py": lambda words: (
+        convert_data_into_hdf5_revised.build_parser().parse_args(words)
+    ),
+    f"{DATA_LAYER}/check_and_clean_hdf5.py": lambda words: (
+        check_and_clean_hdf5.build_parser().parse_args(words)
+    ),
     "benchmarks/training_step.py": lambda words: training_step.flags().parse_args(words),
     f"{DATA_LAYER}/synthetic.py": lambda words: synthetic._parser().parse_args(words),
 }
@@ -234,6 +245,8 @@ def known_flags() -> set[str]:
     parsers = (
         flops_parser(),
         preprocessing.build_parser(),
+        convert_data_into_hdf5_revised.build_parser(),
+        check_and_clean_hdf5.build_parser(),
         synthetic._parser(),
         demo.build_parser(),
     )

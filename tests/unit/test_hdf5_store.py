@@ -251,7 +251,7 @@ def _spoil(path: Path, how: str) -> None:
     [
         ("text", "not a readable HDF5 file"),
         ("truncated", "not a readable HDF5 file"),
-        ("foreign", "no format_version"),
+        ("foreign", "no format_version.*convert_data_into_hdf5_revised.py"),
         ("version", "format version 99, expected 1"),
         ("attribute", "attributes missing: crop_offset"),
         ("affine", "damaged.*4 x 4"),
@@ -306,6 +306,10 @@ def test_list_runs(tmp_path: Path) -> None:
         (tmp_path / "nifti" / name).write_text("")
     with pytest.raises(UserInputError, match=r"2 NIfTI file\(s\).*preprocessing.py"):
         list_runs(tmp_path / "nifti")
+    (tmp_path / "img" / "100307").mkdir(parents=True)
+    (tmp_path / "img" / "100307" / "frame_0.pt").write_text("")
+    with pytest.raises(UserInputError, match=r"frame_<t>.pt: .*hdf5_revised.py.*--tr"):
+        list_runs(tmp_path / "img")
     with pytest.raises(UserInputError, match="--image_path: no folder"):
         list_runs(tmp_path / "absent")
     with pytest.raises(UserInputError, match="is a file"):

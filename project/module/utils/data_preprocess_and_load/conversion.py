@@ -6,9 +6,10 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -122,10 +123,17 @@ class Outcome:
 
 def convert_run(source: Source, folder: Path, options: ConversionOptions) -> Outcome:
     """Convert a run to ``folder / source.output``; a failure is an outcome, not an exception."""
+    return attempt(_convert, source, folder, options)
+
+
+def attempt(
+    convert: Callable[[Source, Path, Any], Outcome], source: Source, folder: Path, options: Any
+) -> Outcome:
+    """``convert(source, folder / source.output, options)``, or the outcome "failed"."""
     try:
         if source.error:
             raise UserInputError(source.error)
-        return _convert(source, folder / source.output, options)
+        return convert(source, folder / source.output, options)
     except UserInputError as error:
         return Outcome(source, "failed", str(error))
     except MemoryError:
@@ -158,7 +166,7 @@ def _convert(source: Source, output: Path, options: ConversionOptions) -> Outcom
     digest = options.digest(used_mask, sidecar_tr)
     again = ""
     if output.exists() and not options.overwrite:
-        header, change = _up_to_date(output, source.path, digest)
+        header, change = up_to_date(output, digest, lambda: file_sha256(source.path))
         if header is not None:
             return Outcome(source, "skipped", notes=notes, header=header)
         again = f"again, because {change}"
@@ -255,7 +263,9 @@ def _sidecar_tr(path: Path) -> float | None:
         ) from None
 
 
-def _up_to_date(output: Path, source: Path, digest: str) -> tuple[RunHeader | None, str]:
+def up_to_date(
+    output: Path, digest: str, source_sha256: Callable[[], str]
+) -> tuple[RunHeader | None, str]:
     """The header of a file that need not be converted again; else None and what has changed."""
     try:
         header = read_header(output)
@@ -263,7 +273,7 @@ def _up_to_date(output: Path, source: Path, digest: str) -> tuple[RunHeader | No
         return None, "the existing file is damaged or of another version"
     if header.options != digest:
         return None, "the options have changed"
-    if header.source_sha256 != file_sha256(source):
+    if header.source_sha256 != source_sha256():
         return None, "the source has changed"
     return header, ""
 

@@ -1,4 +1,4 @@
-"""The HDF5 store: one file per run with its brain voxels only; the one module that imports h5py.
+"""The HDF5 store: one file per run with its brain voxels only; the one module that writes HDF5.
 
     <image_path>/hdf5/<subject>[_ses-..][_task-..][_run-..].h5
     <image_path>/manifest.csv
@@ -58,6 +58,7 @@ FORMAT_VERSION = 1
 TOOL_VERSION = "neuromamba-store 1.0"
 COMPRESSIONS = ("none", "lz4")
 CONVERT = "python project/module/utils/data_preprocess_and_load/preprocessing.py"
+_CONVERT_REFERENCE = "convert_data_into_hdf5_revised.py"  # beside it
 
 _LARGEST = 32767  # stored integers lie in [-_LARGEST, _LARGEST]
 _VALUES_AT_ONCE = 1 << 21  # quantised or hashed at a time, to bound the memory
@@ -295,7 +296,10 @@ def _header_of(file: h5py.File, path: Path) -> RunHeader:
     again = f"Convert the run again with {CONVERT} --overwrite."
     version = file.attrs.get("format_version")
     if version is None:
-        raise UserInputError(f"{path}: not a file of this store (no format_version). {again}")
+        raise UserInputError(
+            f"{path}: not a file of this store (no format_version). {again} The reference's files "
+            f"are converted by {_CONVERT_REFERENCE}."
+        )
     if version != FORMAT_VERSION:
         raise UserInputError(
             f"{path}: format version {version}, expected {FORMAT_VERSION}. {again}"
@@ -476,6 +480,12 @@ def list_runs(image_path: str | Path) -> list[Path]:
         raise UserInputError(
             f"--image_path: '{root}' holds no runs ({found}), but {some} NIfTI file(s): convert "
             f"them first with {CONVERT} --input {root} --output FOLDER, and give that FOLDER."
+        )
+    if next(root.rglob("frame_*.pt"), None) is not None:
+        raise UserInputError(
+            f"--image_path: '{root}' holds no runs ({found}), but the reference's frame_<t>.pt: "
+            f"convert them first with {_CONVERT_REFERENCE} --input {root} --output FOLDER --tr "
+            f"SECONDS, and give that FOLDER."
         )
     raise UserInputError(
         f"--image_path: '{root}' holds no runs ({found}). Give the folder that {CONVERT} wrote."

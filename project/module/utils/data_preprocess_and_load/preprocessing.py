@@ -20,6 +20,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[4]))
@@ -31,12 +32,13 @@ from project.module.utils.data_preprocess_and_load.conversion import (
     ConversionOptions,
     Outcome,
     available_cpus,
+    convert_run,
 )
 from project.module.utils.data_preprocess_and_load.datasets import DATASETS
 from project.module.utils.data_preprocess_and_load.hdf5_store import COMPRESSIONS, read_header
 from project.module.utils.data_preprocess_and_load.manifest import manifest_row, write_manifest
-from project.module.utils.data_preprocess_and_load.sources import find_sources
-from project.module.utils.data_preprocess_and_load.workers import convert_runs
+from project.module.utils.data_preprocess_and_load.sources import Source, find_sources
+from project.module.utils.data_preprocess_and_load.workers import Job, convert_runs
 
 
 def convert_folder(
@@ -65,8 +67,6 @@ def convert_folder(
             process), and the manifest was written.
     """
     options = options or ConversionOptions()
-    if num_workers is not None and num_workers < 1:
-        raise UserInputError(f"--num_workers: got {num_workers}, expected 1 or more.")
     sources, companions = find_sources(input_dir, exclude=Path(options.mask))
     if companions:
         report(f"{len(companions)} companion image(s) passed over: {_some(companions)}")
@@ -75,14 +75,35 @@ def convert_folder(
             f"--input: only masks, references or anatomical images in '{input_dir}'; expected 4D "
             f"runs."
         )
+    return convert_sources(sources, image_path, options, num_workers=num_workers, report=report)
+
+
+def convert_sources(
+    sources: Sequence[Source],
+    image_path: str | Path,
+    options: Any,
+    *,
+    job: Job = convert_run,
+    num_workers: int | None = None,
+    report: Callable[[str], None] = print,
+) -> list[Outcome]:
+    """What ``convert_folder`` does with the runs it has found.
+
+    Args:
+        options: as ``job`` takes them; ``options.dry_run`` keeps the store untouched.
+        job: converts one source; see ``workers.Job``.
+        others, returns and raises: as for ``convert_folder``.
+    """
+    if num_workers is not None and num_workers < 1:
+        raise UserInputError(f"--num_workers: got {num_workers}, expected 1 or more.")
     folder = Path(image_path) / "hdf5"
     if not options.dry_run:
         _make_folder(folder)
     workers = 1 if options.dry_run else min(num_workers or available_cpus(), len(sources))
     outcomes: list[Outcome] = []
     try:
-        for outcome in _progress(
-            convert_runs(sources, folder, options, workers), len(sources), report
+        for outcome in progress(
+            convert_runs(sources, folder, options, workers, job), len(sources), report
         ):
             outcomes.append(outcome)
     finally:
@@ -110,7 +131,7 @@ def _make_folder(folder: Path) -> None:
         raise UserInputError(f"--output: '{folder}' is read-only. Choose another folder.")
 
 
-def _progress(
+def progress(
     outcomes: Iterator[Outcome], total: int, report: Callable[[str], None]
 ) -> Iterator[Outcome]:
     """A bar in a terminal; in a log one line per run. Problems are told at once in both."""
@@ -127,7 +148,8 @@ def _progress(
                     f", {header.n_frames} frames, {header.n_voxels} voxels ({header.mask_source})"
                 )
             line += "".join(f"; note: {note}" for note in outcome.notes)
-            if outcome.status in ("failed", "planned") or outcome.notes or not terminal:
+            quiet = outcome.status in ("converted", "skipped", "ok") and not outcome.notes
+            if not (quiet and terminal):
                 bar.clear()
                 report(line)
                 bar.refresh()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from project.module.config import UserInputError
 from project.module.utils.data_preprocess_and_load.run_header import run_file_name
+from project.module.utils.data_preprocess_and_load.run_names import name_runs
 
 _SUFFIXES = (".nii.gz", ".nii")
 # BIDS suffixes (last part of the name) of images that accompany a run but are none.
@@ -21,10 +21,10 @@ _COMPANIONS |= {"phase1", "phase2"}
 
 @dataclass(frozen=True)
 class Source:
-    """A NIfTI file to convert.
+    """A run to convert: a NIfTI file, or what ``reference_layouts.py`` reads.
 
     Attributes:
-        path: of the file.
+        path: of the file or folder.
         name: relative to the input folder.
         subject, session, task, run: see ``RunHeader``.
         output: name of the store's file.
@@ -55,11 +55,8 @@ def stem_of(path: Path) -> str:
 def find_sources(folder: str | Path, exclude: Path | None = None) -> tuple[list[Source], list[str]]:
     """All runs below a folder, sorted by path.
 
-    A name that starts with a BIDS ``sub-`` entity gives subject ("sub-01"), session, task and run.
-    Any other file's subject is its name up to the first "_". Where several files share that, it is
-    one subject and the rest names the run, if it holds a digit (``100307_rfMRI_REST1_LR``); else
-    (``scan_1``) the whole name is the subject. Files that would share an output name are returned
-    with an ``error``.
+    ``run_names.name_runs`` says what they are called. Files that would share an output name are
+    returned with an ``error``.
 
     Args:
         folder: searched recursively for ``*.nii`` and ``*.nii.gz``; hidden files are left out.
@@ -87,30 +84,15 @@ def find_sources(folder: str | Path, exclude: Path | None = None) -> tuple[list[
         )
     runs = [path for path in files if stem_of(path).split("_")[-1].lower() not in _COMPANIONS]
     companions = [str(path.relative_to(root)) for path in files if path not in set(runs)]
-    shorts = Counter(stem_of(path).split("_")[0] for path in runs)
-    sources = []
-    for path in runs:
-        stem = stem_of(path)
-        name = path.relative_to(root).as_posix()
-        if stem.startswith("sub-"):
-            entities = dict(re.findall(r"(?:^|_)(ses|task|run)-([^_]+)", stem))
-            subject = stem.split("_")[0]
-            session, task, run = (entities.get(key, "") for key in ("ses", "task", "run"))
-            sources.append(Source(path, name, subject, session, task, run))
-        else:
-            short, _, rest = stem.partition("_")
-            if shorts[short] > 1 and any(map(str.isdigit, short)):
-                # Several runs of one subject (100307_rfMRI_REST1_LR): one subject, or a split
-                # could put one person into training and test.
-                run = rest.replace("_", "-")
-                sources.append(Source(path, name, short, run=run))
-            else:
-                unique = short and shorts[short] == 1
-                sources.append(Source(path, name, short if unique else stem))
-    return _refuse_shared_names(sources), companions
+    sources = [
+        Source(path, path.relative_to(root).as_posix(), *name)
+        for path, name in zip(runs, name_runs([stem_of(path) for path in runs]), strict=True)
+    ]
+    return refuse_shared_names(sources), companions
 
 
-def _refuse_shared_names(sources: list[Source]) -> list[Source]:
+def refuse_shared_names(sources: list[Source]) -> list[Source]:
+    """The sources; those that would share an output name with an ``error``."""
     # Without regard to case: some file systems have none.
     by_output: dict[str, list[str]] = {}
     for source in sources:

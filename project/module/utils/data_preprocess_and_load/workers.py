@@ -7,31 +7,38 @@ import multiprocessing
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from project.module.utils.data_preprocess_and_load.conversion import (
-    ConversionOptions,
-    Outcome,
-    convert_run,
-)
+from project.module.utils.data_preprocess_and_load.conversion import Outcome, convert_run
 from project.module.utils.data_preprocess_and_load.sources import Source
+
+# What is done with a run: (source, folder of the store's files, options) -> outcome. It raises
+# nothing, and both it and the options can be pickled.
+Job = Callable[[Source, Path, Any], Outcome]
 
 
 def convert_runs(
-    sources: Sequence[Source], folder: Path, options: ConversionOptions, workers: int
+    sources: Sequence[Source], folder: Path, options: Any, workers: int, job: Job = convert_run
 ) -> Iterator[Outcome]:
     """Outcomes in the order in which they come; one worker is this process itself.
+
+    Args:
+        sources: given to ``job`` one by one.
+        folder: of the store's files.
+        options: whatever ``job`` takes.
+        workers: processes.
+        job: what is done with each source.
 
     Raises:
         KeyboardInterrupt: Ctrl-C. One worker discards its run; several finish theirs first.
     """
     if workers == 1:
         for source in sources:
-            yield convert_run(source, folder, options)
+            yield job(source, folder, options)
         return
     # spawn: a fork would copy threads and locks of the libraries loaded here.
     context = multiprocessing.get_context("spawn")
@@ -42,7 +49,7 @@ def convert_runs(
             # One more than there are workers, so that none waits for us.
             while waiting and len(running) <= workers and not stop.is_set():
                 source = waiting.pop()
-                running[_submit(pool, source, folder, options)] = source
+                running[_submit(pool, job, source, folder, options)] = source
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 yield _outcome_of(future, running.pop(future))
     if stop.is_set():
@@ -50,13 +57,13 @@ def convert_runs(
 
 
 def _submit(
-    pool: ProcessPoolExecutor, source: Source, folder: Path, options: ConversionOptions
+    pool: ProcessPoolExecutor, job: Job, source: Source, folder: Path, options: Any
 ) -> Future[Outcome]:
     # A worker started here inherits the blocked signal: it never sees Ctrl-C. Here the signal is
     # only put off.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        return pool.submit(convert_run, source, folder, options)
+        return pool.submit(job, source, folder, options)
     except BrokenProcessPool as error:
         broken: Future[Outcome] = Future()
         broken.set_exception(error)
