@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from project.module.config import UserInputError, look_up
+from project.module.utils.data_preprocess_and_load.whole_files import written_whole
 
 ABSENT = frozenset({"", "na", "n/a", "nan", "none", "null"})
 _SHOWN = 20  # columns named in a message
@@ -96,6 +97,37 @@ def read_table(path: Path) -> Table:
 def tables_of(folder: Path) -> list[Table]:
     """The CSV and TSV files of a ``metadata/`` folder, by name."""
     return [read_table(path) for path in sorted([*folder.glob("*.csv"), *folder.glob("*.tsv")])]
+
+
+def adopt_tables(source: Path, image_path: Path, names: Sequence[str]) -> list[str]:
+    """Copy a cohort's tables from among its images into ``metadata/`` of its store.
+
+    Args:
+        source: folder of the images, searched with what is below it.
+        image_path: the store's folder.
+        names: of the tables.
+
+    Returns:
+        What was done, or why not, a line each. A table that is already there is left as it is.
+    """
+    lines = []
+    for name in names:
+        found = sorted(path for path in source.rglob(name) if path.is_file())
+        contents = {path.read_bytes() for path in found}
+        target = image_path / "metadata" / name
+        if not found or (target.exists() and contents == {target.read_bytes()}):
+            continue
+        if len(contents) > 1:
+            some = ", ".join(str(path.relative_to(source)) for path in found[:3])
+            lines.append(f"metadata: {len(found)} different {name} ({some} ...); copy one yourself")
+        elif target.exists():
+            lines.append(f"metadata: {target} differs from {found[0]} and is left as it is")
+        else:
+            target.parent.mkdir(exist_ok=True)
+            with written_whole(target) as temporary:
+                temporary.write_bytes(*contents)
+            lines.append(f"metadata: {name} copied from {found[0]}")
+    return lines
 
 
 @dataclass(frozen=True)
