@@ -159,8 +159,8 @@ def _outlier(measure: Measure, one: Facts, median: float, z: float) -> Flag:
         where = f" at frame {one.numbers.jump_frame + 1}"
     return Flag(
         measure.title,
-        f"{measure.title} {value:.{measure.digits}g}{unit}{where}, median of the store "
-        f"{median:.{measure.digits}g}{unit} (robust z {z:+.1f})",
+        f"{measure.title} {number(value, measure.digits)}{unit}{where}, median of the store "
+        f"{number(median, measure.digits)}{unit} (robust z {z:+.1f})",
     )
 
 
@@ -197,7 +197,7 @@ def _own_flags(one: Facts) -> list[Flag]:
 def _flag_others(facts: Sequence[Facts], flags: list[list[Flag]]) -> None:
     """Runs that differ from most in what cannot be averaged, and runs with the same data."""
     for name, values in (
-        ("grid", [" x ".join(map(str, f.header.grid)) for f in facts]),
+        ("grid", ["×".join(map(str, f.header.grid)) for f in facts]),
         ("voxel size", [voxel_text(f.header) + " mm" for f in facts]),
         ("space", [f.header.space or "unknown" for f in facts]),
         ("TR unknown", ["known" if math.isfinite(f.header.tr) else "unknown" for f in facts]),
@@ -222,7 +222,18 @@ def _flag_others(facts: Sequence[Facts], flags: list[list[Flag]]) -> None:
             )
 
 
+def number(value: float | None, digits: int) -> str:
+    """A number for people: so many significant digits, below 1 so many decimals; or n/a."""
+    if value is None or not math.isfinite(value):
+        return "n/a"
+    if abs(value) >= 10**digits:
+        return f"{value:,.0f}"
+    if abs(value) < 1:
+        return f"{value:.{digits}f}".rstrip("0").rstrip(".")
+    return f"{value:.{digits}g}"
+
+
 def voxel_text(header: RunHeader) -> str:
-    """Voxel size such as "2" or "2 x 2 x 2.4", in mm."""
+    """Voxel size such as "2" or "2×2×2.4", in mm."""
     sizes = [f"{size:.3g}" for size in voxel_size(header)]
-    return sizes[0] if len(set(sizes)) == 1 else " x ".join(sizes)
+    return sizes[0] if len(set(sizes)) == 1 else "×".join(sizes)

@@ -17,7 +17,7 @@ from scipy import ndimage
 from project.module.config import UserInputError
 from project.module.utils.data_preprocess_and_load.hdf5_store import RunFile
 from project.module.utils.data_preprocess_and_load.normalisation import Scaling, scaling_of
-from project.module.utils.data_preprocess_and_load.run_header import RunHeader, Triple
+from project.module.utils.data_preprocess_and_load.run_header import Triple
 
 VERSION = 1  # of the numbers and pictures: another one makes caches void
 CARPET_ROWS = 40
@@ -233,8 +233,10 @@ def reduced_image(mean: np.ndarray, mask: np.ndarray, background: float) -> np.n
         full = (np.where(mask, mean, background) - inside.mean()) / spread
         full = full.clip(-_CLIP, _CLIP)
     factor = math.ceil(max(mean.shape) / REDUCED_SIDE)
-    full = np.pad(full, [(0, -int(side) % factor) for side in mean.shape], mode="edge")
-    x, y, z = (int(side) // factor for side in full.shape)
+    sides: list[int] = [-(-length // factor) for length in mean.shape]
+    missing = [n * factor - length for n, length in zip(sides, mean.shape, strict=True)]
+    full = np.pad(full, [(0, n) for n in missing], mode="edge")
+    x, y, z = sides
     return full.reshape(x, factor, y, factor, z, factor).mean(axis=(1, 3, 5)).astype(np.float16)
 
 
@@ -243,8 +245,8 @@ def patches_with_brain(mask: np.ndarray, patch: Triple) -> np.ndarray | None:
     if any(side % size for side, size in zip(mask.shape, patch, strict=True)):
         return None
     x, y, z = (side // size for side, size in zip(mask.shape, patch, strict=True))
-    kept: np.ndarray = mask.reshape(x, patch[0], y, patch[1], z, patch[2]).any(axis=(1, 3, 5))
-    return kept
+    cut = mask.reshape(x, patch[0], y, patch[1], z, patch[2])
+    return np.asarray(cut.any(axis=(1, 3, 5)))
 
 
 def measure_run(run: RunFile, options: QualityOptions) -> RunMeasured:
