@@ -51,40 +51,36 @@ def compare_images(
     if runs < 3:
         return [NO_SIMILARITY] * runs
     dice = _dice(runs, masks)
-    middle = _middle_values(images.reshape(runs, -1)).reshape(3, *images.shape[1:])
-    place = _mirror_place(middle[1])
+    without = _medians_without(images.reshape(runs, -1)).reshape(4, *images.shape[1:])
+    above, at, below, median = without
+    place = _mirror_place(median)
     similar = []
     for image, overlap in zip(images, dice, strict=True):
         one = image.astype(np.float32)
-        # The run's own value is above, below or at the median: that is what is left without it.
-        others = np.where(one < middle[1], middle[2], np.where(one > middle[1], middle[0], 0))
-        at = one == middle[1]
-        others[at] = ((middle[0] + middle[2]) / 2)[at]
+        others = np.where(one > median, above, np.where(one < median, below, at))
         correlation, mirrored, asymmetry = _likeness(one, others, place)
         similar.append(Similarity(correlation, mirrored, asymmetry, overlap))
     return similar
 
 
-def _middle_values(values: np.ndarray) -> np.ndarray:
-    """Medians of [R, V] without a value above, at or below the median: float32 [3, V].
-
-    Row 1 is the median of all. Leaving out a value above it gives row 0, one below it row 2, and
-    the median itself the mean of both.
-    """
+def _medians_without(values: np.ndarray) -> np.ndarray:
+    """Medians over the runs of [R, V] without one value that lies above the median of all, at it,
+    or below it; and that median: float32 [4, V]."""
     runs, size = values.shape
-    out = np.empty((3, size), dtype=np.float32)
+    out = np.empty((4, size), dtype=np.float32)
     half = runs // 2
     for start in range(0, size, _COLUMNS_AT_ONCE):
-        block = values[:, start : start + _COLUMNS_AT_ONCE].astype(np.float32)
-        columns = out[:, start : start + _COLUMNS_AT_ONCE]
+        chosen = slice(start, start + _COLUMNS_AT_ONCE)
+        block = values[:, chosen].astype(np.float32)
         if runs % 2:
             block.partition([half - 1, half, half + 1], axis=0)
-            low, mid, high = block[half - 1], block[half], block[half + 1]
-            columns[0], columns[1], columns[2] = (low + mid) / 2, mid, (mid + high) / 2
+            low, mid, high = block[half - 1 : half + 2]
+            out[:, chosen] = (low + mid) / 2, (low + high) / 2, (mid + high) / 2, mid
         else:
             block.partition([half - 1, half], axis=0)
-            low, high = block[half - 1], block[half]
-            columns[0], columns[1], columns[2] = low, (low + high) / 2, high
+            low, high = block[half - 1 : half + 1]
+            mid = (low + high) / 2
+            out[:, chosen] = low, mid, high, mid
     return out
 
 

@@ -229,7 +229,7 @@ def number(value: float | None, digits: int) -> str:
     if abs(value) >= 10**digits:
         return f"{value:,.0f}"
     if abs(value) < 1:
-        return f"{value:.{digits}f}".rstrip("0").rstrip(".")
+        return f"{round(value, digits) + 0.0:.{digits}f}".rstrip("0").rstrip(".")  # not "-0"
     return f"{value:.{digits}g}"
 
 

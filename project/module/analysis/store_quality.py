@@ -205,7 +205,7 @@ def frame_statistics(
 
 def scaled_histogram(codes: np.ndarray, scaling: Scaling, method: str) -> Histogram:
     """Histogram after scaling, on a range that all runs of a store share."""
-    low, high, bins = (-7.0, 5.0, 60) if method.startswith("znorm") else (-0.2, 1.0, 60)
+    low, high, bins = (-9.0, 6.0, 60) if method.startswith("znorm") else (-0.2, 1.0, 60)
     used = np.flatnonzero(codes)
     scaled = (used - _CODES // 2) * scaling.gain + scaling.shift
     place = np.floor((scaled - low) / (high - low) * bins).astype(np.int64).clip(0, bins - 1)
