@@ -72,7 +72,7 @@ MEASURES = (
     Measure("tr", "TR", "s", 4, lambda f: f.header.tr, 0, 1e-4, 0.002),
     Measure("kept_percent", "kept tokens", "%", 3, lambda f: _percent(f), 0, 0.5, 0.02),
     Measure("mean_std_ratio", "mean/SD", "", 3, lambda f: f.numbers.mean_std_ratio, 0, 0.05, 0.05),
-    Measure("tsnr", "temporal SNR", "", 3, lambda f: f.numbers.tsnr, 0, 0.2, 0.05),
+    Measure("tsnr", "temporal SNR", "", 3, lambda f: f.numbers.tsnr, 0, 0.2, 0.1),
     Measure("jump", "largest jump", "", 3, lambda f: f.numbers.jump, 1, 0.1, 0.1),
     Measure("correlation", "likeness", "", 3, lambda f: f.similarity.correlation, -1, 0.01),
     Measure("dice", "mask overlap", "", 3, lambda f: f.similarity.dice, -1, 0.01),

@@ -133,7 +133,8 @@ def _as_bytes(value: dict[str, Any]) -> np.ndarray:
 def _numbers_in(entry: Path) -> RunNumbers | None:
     """The numbers of an entry; None if it is absent or damaged."""
     try:
-        with np.load(entry, allow_pickle=False) as found:
+        # Opened here, because numpy leaves a damaged file open.
+        with open(entry, "rb") as stream, np.load(stream, allow_pickle=False) as found:
             if set(found.files) != {"numbers", "picture", "mask", "reduced"}:
                 return None
             for name in found.files:
