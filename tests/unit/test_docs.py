@@ -20,6 +20,7 @@ import torch
 from benchmarks import training_step
 from project import demo
 from project import main as entry
+from project import quality
 from project.check_flops import flops_parser
 from project.module.analysis import flops
 from project.module.config import TASKS, VARIANTS, ModelConfig
@@ -151,6 +152,7 @@ DATA_LAYER = "project/module/utils/data_preprocess_and_load"
 ENTRY_POINTS: dict[str, Callable[[Sequence[str]], object]] = {
     "project/main.py": _parse_run,
     "project/check_flops.py": _parse_flops,
+    "project/quality.py": lambda words: quality.build_parser().parse_args(words),
     f"{DATA_LAYER}/preprocessing.py": lambda words: preprocessing.build_parser().parse_args(words),
     "benchmarks/training_step.py": lambda words: training_step.flags().parse_args(words),
     f"{DATA_LAYER}/synthetic.py": lambda words: synthetic._parser().parse_args(words),
@@ -226,6 +228,7 @@ def known_flags() -> set[str]:
         preprocessing.build_parser(),
         synthetic._parser(),
         demo.build_parser(),
+        quality.build_parser(),
     )
     flags = {o for parser in parsers for action in parser._actions for o in action.option_strings}
     return flags | set(re.findall(r"--[\w-]+", read("setup_env.sh")))
