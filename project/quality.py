@@ -147,7 +147,7 @@ def judge(runs: Sequence[Surveyed], request: QualityRequest, data: DataConfig) -
 
     readable = [run for run in runs if run.header and run.numbers]
     facts = [
-        Facts(run.header, run.numbers, len(windows_of(run.header.n_frames, data)))
+        Facts(run.path.stem, run.header, run.numbers, len(windows_of(run.header.n_frames, data)))
         for run in readable
         if run.header and run.numbers
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 import os
@@ -226,6 +227,14 @@ def test_run_of_another_grid_is_flagged_and_not_compared(store: Path) -> None:
     assert row["grid"] == "10x10x10"
 
 
+def test_copy_of_a_file_is_named(store: Path) -> None:
+    shutil.copy(store / "hdf5" / "sub-02.h5", store / "hdf5" / "sub-02_copy.h5")
+    assert run(store) == 0
+    table = table_of(store)
+    assert table["sub-02.h5"]["reasons"] == "the same data as sub-02_copy"
+    assert table["sub-02_copy.h5"]["reasons"] == "the same data as sub-02"
+
+
 # --- cache --------------------------------------------------------------------------------------
 
 
@@ -430,14 +439,41 @@ def test_flipped_copy_of_a_real_run_is_found(shared_data: Path, tmp_path: Path) 
 
 # --- a browser ----------------------------------------------------------------------------------
 
-PROBE = """<script>addEventListener("load", () => setTimeout(() => console.log("PROBE " +
-JSON.stringify({rows: document.querySelectorAll("#runs tbody tr").length,
-wide: document.documentElement.scrollWidth, view: innerWidth,
-cards: document.querySelectorAll("article").length,
-drawn: document.querySelectorAll("article .panels").length,
-where: document.getElementById("where").textContent,
-links: document.querySelectorAll("#runs tbody th a").length,
-images: document.querySelectorAll("img").length}).replaceAll('"', "'")), 500))</script>"""
+# Looks at the page once it is drawn, then uses it: next page, filter, search, sort.
+PROBE = """<script>
+addEventListener("load", () => setTimeout(() => {
+  const find = (id) => document.getElementById(id);
+  const names = () => [...document.querySelectorAll("#runs tbody th")].map((e) => e.textContent);
+  const set = (id, value, kind) => {
+    find(id).value = value;
+    find(id).dispatchEvent(new Event(kind));
+  };
+  const seen = {
+    names: names(),
+    wide: document.documentElement.scrollWidth,
+    view: innerWidth,
+    cards: document.querySelectorAll("article").length,
+    drawn: document.querySelectorAll("article .panels").length,
+    where: find("where").textContent,
+    images: document.querySelectorAll("img").length,
+  };
+  find("after").click();
+  seen.second = names();
+  set("filter", "TR", "change");
+  seen.filtered = names();
+  set("filter", "", "change");
+  set("search", "ONERROR", "input");
+  seen.searched = names();
+  set("search", "", "input");
+  const frames = [...document.querySelectorAll("#runs thead button")].find(
+    (button) => button.textContent === "frames");
+  frames.click();
+  seen.up = names().slice(0, 2);
+  frames.click();
+  find("after").click();
+  seen.down = names();
+  console.log("PROBE " + btoa(unescape(encodeURIComponent(JSON.stringify(seen)))) + ".");
+}, 500))</script>"""
 
 
 @pytest.mark.slow
@@ -471,14 +507,23 @@ def test_page_in_a_browser(finished: Path, width: int, tmp_path: Path) -> None:
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     probes = [line for line in console if "PROBE" in line]
     assert console == probes  # no error, no warning
-    found = json.loads(re.search(r"PROBE (\{.*?\})", probes[0])[1].replace("'", '"'))  # type: ignore[index]
+    match = re.search(r"PROBE (\S+)\.", probes[0])
+    assert match is not None
+    found = json.loads(base64.b64decode(match[1]))
     total = HEALTHY + len(FAULTS) + 2
-    assert found["rows"] == found["cards"] == found["links"] == 25
+    assert found["cards"] == len(found["names"]) == 25
+    assert found["names"][0] == "sub-broken"
     assert found["where"] == f"1 to 25 of {total}"
     assert found["view"] == width
     assert found["wide"] <= width  # only the table itself scrolls sideways
     assert 1 <= found["drawn"] < 25  # those near the view only
     assert found["images"] == found["drawn"]  # carpets; the hostile name made none
+    assert len(found["second"]) == total - 25
+    assert not set(found["second"]) & set(found["names"])
+    assert found["filtered"] == ["sub-slow"]
+    assert found["searched"] == [HOSTILE]
+    assert found["up"][0] == "sub-short"
+    assert found["down"] == ["sub-broken"]  # undefined values come last, up and down
     pixels = np.asarray(Image.open(picture).convert("L"))
     assert pixels.shape == (3000, width)
     assert pixels.std() > 10

@@ -18,9 +18,8 @@ import pytest
 import torch
 
 from benchmarks import training_step
-from project import demo
+from project import demo, quality
 from project import main as entry
-from project import quality
 from project.check_flops import flops_parser
 from project.module.analysis import flops
 from project.module.config import TASKS, VARIANTS, ModelConfig

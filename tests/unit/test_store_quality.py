@@ -383,7 +383,7 @@ def facts_with(
     images = np.stack([one.reduced for _, one in everything])
     found = compare_images(images, lambda: (one.mask.ravel() for _, one in everything))
     return [
-        Facts(header, one.numbers, header.n_frames // 20, similarity)
+        Facts(header.label, header, one.numbers, header.n_frames // 20, similarity)
         for (header, one), similarity in zip(everything, found, strict=True)
     ]
 

@@ -29,8 +29,9 @@ _ASYMMETRY = 0.1  # correlation of left-right differences that may be chance
 
 @dataclass(frozen=True)
 class Facts:
-    """What a run is judged by."""
+    """What a run is judged by; ``name`` is that of its file, without suffix."""
 
+    name: str
     header: RunHeader
     numbers: RunNumbers
     windows: int
@@ -215,7 +216,7 @@ def _flag_others(facts: Sequence[Facts], flags: list[list[Flag]]) -> None:
             by_content.setdefault(one.header.content_sha256, []).append(index)
     for same in by_content.values():
         for index in same if len(same) > 1 else ():
-            labels = [facts[i].header.label for i in same if i != index]
+            labels = [facts[i].name for i in same if i != index]
             more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
             flags[index].append(
                 Flag("duplicate", f"the same data as {', '.join(labels[:3])}{more}")

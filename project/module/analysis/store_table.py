@@ -119,9 +119,6 @@ COLUMNS = (
     _numeric("TR, s", "repetition time", lambda f: f.header.tr, 4),
     _numeric("minutes", "frames times TR", _minutes),
     _numeric("windows", "whole windows of the sequence length", lambda f: f.windows, 6),
-    Column("voxel, mm", "edges of a voxel", lambda f: voxel_text(f.header)),
-    Column("space", "space of the images", lambda f: f.header.space or "n/a"),
-    Column("mask", "where the brain mask comes from", _mask_kind),
     _numeric("voxels", "brain voxels", lambda f: f.header.n_voxels, 7),
     _numeric("cropped", "brain voxels that the crop cut off", lambda f: f.header.cropped_voxels, 7),
     _numeric("kept tokens, %", "tokens with a brain voxel, of all tokens", _percent),
@@ -162,6 +159,9 @@ COLUMNS = (
         lambda f: f"{f.numbers.constant_voxels:,} ({f.numbers.zero_voxels:,})",
         lambda f: f.numbers.constant_voxels,
     ),
+    Column("voxel, mm", "edges of a voxel", lambda f: voxel_text(f.header)),
+    Column("space", "space of the images", lambda f: f.header.space or "n/a"),
+    Column("mask", "where the brain mask comes from", _mask_kind),
 )
 
 
