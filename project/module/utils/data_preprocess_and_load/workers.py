@@ -14,27 +14,39 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, TypeVar
 
-from project.module.utils.data_preprocess_and_load.conversion import (
-    ConversionOptions,
-    Outcome,
-    convert_run,
-)
+from project.module.utils.data_preprocess_and_load.conversion import Outcome, convert_run
 from project.module.utils.data_preprocess_and_load.sources import Source
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 
+# What is done with a run: (source, folder of the store's files, options) -> outcome. It raises
+# nothing, and both it and the options can be pickled.
+Job = Callable[[Source, Path, Any], Outcome]
+
+
 def convert_runs(
-    sources: Sequence[Source], folder: Path, options: ConversionOptions, workers: int
+    sources: Sequence[Source], folder: Path, options: Any, workers: int, job: Job = convert_run
 ) -> Iterator[Outcome]:
     """Outcomes in the order in which they come; one worker is this process itself.
+
+    Args:
+        sources: given to ``job`` one by one.
+        folder: of the store's files.
+        options: whatever ``job`` takes.
+        workers: processes.
+        job: what is done with each source.
 
     Raises:
         KeyboardInterrupt: Ctrl-C. One worker discards its run; several finish theirs first.
     """
-    task = functools.partial(convert_run, folder=folder, options=options)
+    task = functools.partial(_do, job=job, folder=folder, options=options)
     return in_processes(task, sources, workers, _killed)
+
+
+def _do(source: Source, job: Job, folder: Path, options: Any) -> Outcome:
+    return job(source, folder, options)
 
 
 def _killed(source: Source) -> Outcome:
