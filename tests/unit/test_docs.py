@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from benchmarks import training_step
-from project import demo
+from project import demo, quality
 from project import main as entry
 from project.check_flops import flops_parser
 from project.module.analysis import flops
@@ -156,6 +156,7 @@ DATA_LAYER = "project/module/utils/data_preprocess_and_load"
 ENTRY_POINTS: dict[str, Callable[[Sequence[str]], object]] = {
     "project/main.py": _parse_run,
     "project/check_flops.py": _parse_flops,
+    "project/quality.py": lambda words: quality.build_parser().parse_args(words),
     f"{DATA_LAYER}/preprocessing.py": lambda words: preprocessing.build_parser().parse_args(words),
     f"{DATA_LAYER}/convert_data_into_hdf5_revised.py": lambda words: (
         convert_data_into_hdf5_revised.build_parser().parse_args(words)
@@ -170,11 +171,12 @@ ENTRY_POINTS: dict[str, Callable[[Sequence[str]], object]] = {
 
 def stand_ins(folder: Path) -> dict[str, str]:
     """Files that the command line reads while it is parsed: placeholder -> path."""
-    rows = ["participant_id,group,sex", "sub-01,patient,F", "sub-02,control,M"]
+    rows = ["participant_id,subject,group,diagnosis", "1,1,patient,patient", "2,2,control,control"]
     (folder / "table.csv").write_text("\n".join(rows) + "\n")
     rows = ["onset\tduration\ttrial_type", "0\t20\tface", "20\t20\thouse"]
     (folder / "task-objects_events.tsv").write_text("\n".join(rows) + "\n")
-    return {"/path/to/table.csv": str(folder / "table.csv"), "/path/to/bids": str(folder)}
+    tables = ("/path/to/table.csv", "data/my_nifti/participants.csv")
+    return dict.fromkeys(tables, str(folder / "table.csv")) | {"/path/to/bids": str(folder)}
 
 
 @pytest.mark.parametrize("name", DOCS)
@@ -249,6 +251,7 @@ def known_flags() -> set[str]:
         check_and_clean_hdf5.build_parser(),
         synthetic._parser(),
         demo.build_parser(),
+        quality.build_parser(),
     )
     flags = {o for parser in parsers for action in parser._actions for o in action.option_strings}
     return flags | set(re.findall(r"--[\w-]+", read("setup_env.sh")))

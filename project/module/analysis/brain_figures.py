@@ -18,6 +18,7 @@ from matplotlib.patches import Rectangle
 
 from project.module.analysis.figures import styled
 from project.module.analysis.run_folder import RunFolder
+from project.module.analysis.slices import slice_image, slice_letters
 from project.module.config import ModelConfig, UserInputError
 from project.module.models.checkpoint_io import load_strictly
 from project.module.models.load_model import build_model
@@ -31,21 +32,8 @@ _DROPPED = {"facecolor": (0.1, 0.1, 0.1, 0.45), "edgecolor": "white", "hatch": "
 _NEVER = {"facecolor": "#d9d9d9", "edgecolor": "#9a9a9a", "hatch": "////", "lw": 0}
 
 
-def slice_image(volume: np.ndarray, axis: int, index: int) -> np.ndarray:
-    """A slice of an LAS volume [X, Y, Z] as image rows [height, width] for ``origin="lower"``.
-
-    Args:
-        volume: [X, Y, Z].
-        axis: 0 sagittal (posterior left, anterior right), 1 coronal, 2 axial (both with the
-            subject's left on the left side); superior, or anterior in an axial slice, is up.
-        index: of the slice.
-    """
-    image = np.take(volume, index, axis=axis).T
-    return image if axis == 0 else image[:, ::-1]
-
-
 def _letters(axes: Axes, axis: int) -> None:
-    left, right = ("P", "A") if axis == 0 else ("L", "R")
+    left, right, *_ = slice_letters(axis)
     for letter, x, side in ((left, 0.02, "left"), (right, 0.98, "right")):
         axes.text(
             x, 0.98, letter, transform=axes.transAxes, ha=side, va="top", weight="bold", size=9

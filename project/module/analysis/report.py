@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from project.module.analysis.brain_figures import kept_shares
 from project.module.analysis.run_folder import RunFolder, SubjectScores
+from project.module.analysis.templates import template
 from project.module.config import UserInputError
 from project.module.utils.data_module import DATASETS, FMRIDataModule
 
@@ -105,14 +105,7 @@ def wrap_command(command: str, width: int = 88) -> str:
 
 def render(page: Page) -> str:
     """The page as HTML; every text is escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2").render(page=page)
+    return template("report.html.j2").render(page=page)
 
 
 # ------------------------------------------------------------------------------ tables

@@ -1,8 +1,9 @@
-"""Converting runs in several processes, and what Ctrl-C does to them."""
+"""Work on runs in several processes, and what Ctrl-C does to it."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import signal
 import sys
@@ -11,10 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from project.module.utils.data_preprocess_and_load.conversion import Outcome, convert_run
 from project.module.utils.data_preprocess_and_load.sources import Source
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+
 
 # What is done with a run: (source, folder of the store's files, options) -> outcome. It raises
 # nothing, and both it and the options can be pickled.
@@ -36,51 +41,78 @@ def convert_runs(
     Raises:
         KeyboardInterrupt: Ctrl-C. One worker discards its run; several finish theirs first.
     """
+    task = functools.partial(_do, job=job, folder=folder, options=options)
+    return in_processes(task, sources, workers, _killed)
+
+
+def _do(source: Source, job: Job, folder: Path, options: Any) -> Outcome:
+    return job(source, folder, options)
+
+
+def _killed(source: Source) -> Outcome:
+    message = (
+        f"{source.path}: a worker process was killed, perhaps for want of memory. Use fewer "
+        f"--num_workers and call again: finished runs are kept."
+    )
+    return Outcome(source, "failed", message)
+
+
+def in_processes(
+    task: Callable[[ItemT], ResultT],
+    items: Sequence[ItemT],
+    workers: int,
+    killed: Callable[[ItemT], ResultT],
+) -> Iterator[ResultT]:
+    """Results in the order in which they come; one worker is this process itself.
+
+    Args:
+        task: what to do with an item; it is pickled for the workers.
+        items: one for each call of ``task``.
+        workers: processes, 1 or more.
+        killed: the result for an item whose process died.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C. One worker breaks off; several finish their items first.
+    """
     if workers == 1:
-        for source in sources:
-            yield job(source, folder, options)
+        for item in items:
+            yield task(item)
         return
     # spawn: a fork would copy threads and locks of the libraries loaded here.
     context = multiprocessing.get_context("spawn")
-    waiting = list(reversed(sources))
-    running: dict[Future[Outcome], Source] = {}
+    waiting = list(reversed(items))
+    running: dict[Future[ResultT], ItemT] = {}
     with ProcessPoolExecutor(workers, mp_context=context) as pool, _ctrl_c_noted() as stop:
         while running or (waiting and not stop.is_set()):
             # One more than there are workers, so that none waits for us.
             while waiting and len(running) <= workers and not stop.is_set():
-                source = waiting.pop()
-                running[_submit(pool, job, source, folder, options)] = source
+                item = waiting.pop()
+                running[_submit(pool, task, item)] = item
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                yield _outcome_of(future, running.pop(future))
+                item = running.pop(future)
+                try:
+                    result = future.result()
+                except BrokenProcessPool:
+                    result = killed(item)
+                yield result
     if stop.is_set():
         raise KeyboardInterrupt
 
 
 def _submit(
-    pool: ProcessPoolExecutor, job: Job, source: Source, folder: Path, options: Any
-) -> Future[Outcome]:
+    pool: ProcessPoolExecutor, task: Callable[[ItemT], ResultT], item: ItemT
+) -> Future[ResultT]:
     # A worker started here inherits the blocked signal: it never sees Ctrl-C. Here the signal is
     # only put off.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        return pool.submit(job, source, folder, options)
+        return pool.submit(task, item)
     except BrokenProcessPool as error:
-        broken: Future[Outcome] = Future()
+        broken: Future[ResultT] = Future()
         broken.set_exception(error)
         return broken
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _outcome_of(future: Future[Outcome], source: Source) -> Outcome:
-    try:
-        return future.result()
-    except BrokenProcessPool:
-        message = (
-            f"{source.path}: a worker process was killed, perhaps for want of memory. Use fewer "
-            f"--num_workers and call again: finished runs are kept."
-        )
-        return Outcome(source, "failed", message)
 
 
 @contextlib.contextmanager
