@@ -150,6 +150,8 @@ def unused_flags(values: Mapping[str, Any]) -> dict[str, str]:
         "test_ckpt_path": ("--test_only", values["test_only"]),
         "load_model_path": ("training, not with --test_only", training),
         "resume_ckpt_path": ("training, not with --test_only", training),
+        "persistent_workers": ("--num_workers 1 or more", values["num_workers"] > 0),
+        "prefetch_factor": ("--num_workers 1 or more", values["num_workers"] > 0),
         "dummy_subjects": ("--dataset_name Dummy without --image_path", not values["image_path"]),
         "dummy_effect_size": (
             "--dataset_name Dummy without --image_path",
