@@ -175,7 +175,10 @@ class WindowDataset(Dataset[dict[str, Any]]):
             return file
         file.close()
         self._layouts[run] = layout
-        return RawRun(path, layout)
+        try:
+            return RawRun(path, layout)
+        except FileChangedError:  # between the two lines
+            raise self._changed(run) from None
 
     def _check_unchanged(self, run: int, file: RunFile) -> None:
         """A file that was converted again has other voxels and another scaling.
@@ -186,10 +189,13 @@ class WindowDataset(Dataset[dict[str, Any]]):
         _ = file.vox  # refuses damaged ones
         found, known = file.header, self.headers[run]
         if any(getattr(found, name) != getattr(known, name) for name in _CONTENT):
-            raise UserInputError(
-                f"{self.paths[run]}: the file has changed since this run was started; start again, "
-                f"and do not convert into a store that is being trained on."
-            )
+            raise self._changed(run)
+
+    def _changed(self, run: int) -> UserInputError:
+        return UserInputError(
+            f"{self.paths[run]}: the file has changed since this run was started; start again, and "
+            f"do not convert into a store that is being trained on."
+        )
 
     def frames_of(self, window: Window) -> np.ndarray:
         """Frame numbers of a window, int64 [T], in the order they are delivered."""

@@ -313,8 +313,10 @@ def _header_of(file: h5py.File, path: Path) -> RunHeader:
         raise UserInputError(f"{path}: attributes missing: {', '.join(missing)}. {again}")
     try:
         values = {f.name: _READERS[str(f.type)](file.attrs[f.name]) for f in present}
-    except (TypeError, ValueError) as error:
-        raise UserInputError(f"{path}: an attribute is damaged ({error}). {again}") from None
+    except (TypeError, ValueError, OSError) as error:
+        raise UserInputError(
+            f"{path}: an attribute is damaged ({_reason(error)}). {again}"
+        ) from None
     header = RunHeader(**values)
     expected = {
         "bold": ((header.n_frames, header.n_voxels), np.dtype("<i2")),
@@ -392,7 +394,10 @@ class RunFile:
         if self._vox is None:
             self._dataset()
             assert self._file is not None
-            vox = np.asarray(self._file["vox"][:], dtype=np.int32)
+            try:
+                vox = np.asarray(self._file["vox"][:], dtype=np.int32)
+            except OSError as error:
+                raise unreadable(self.path, _reason(error)) from None
             if not _sorted_within(vox, int(np.prod(self.header.grid))):
                 raise UserInputError(
                     f"{self.path}: /vox is damaged (not increasing within the grid). Convert the "

@@ -75,9 +75,11 @@ class EpochSampler(Sampler[int]):
         assert order.shape == (self.size,)
         if self.pad:
             order = np.resize(order, len(self) * self.ranks)
-        start, self._start = self._start, 0
-        self._position = start
-        for index in order[self.rank :: self.ranks][start:].tolist():
+        self._position, self._start = self._start, 0
+        return self._count(order[self.rank :: self.ranks][self._position :].tolist())
+
+    def _count(self, indices: list[int]) -> Iterator[int]:
+        for index in indices:
             self._position += 1
             yield index
 
@@ -131,6 +133,7 @@ class WindowLoader(DataLoader[Any]):
     _delivered = 0
 
     def __iter__(self) -> Any:
+        self._epoch = -1  # nothing of it was handed out yet
         return _Batches(self)
 
     def start(self) -> Iterator[Delivery]:
