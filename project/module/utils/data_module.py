@@ -46,7 +46,6 @@ from project.module.utils.data_preprocess_and_load.window_cache import WindowCac
 from project.module.utils.data_preprocess_and_load.window_loader import (
     BatchReader,
     EpochSampler,
-    in_order,
     window_loader,
 )
 from project.module.utils.metrics import subject_key
@@ -299,16 +298,16 @@ class FMRIDataModule(LightningDataModule):
         windows = self.parts[part]
         if windows is None:
             return []
-        train, size, seed = part == "train", len(windows), self.config.seed
-        cache = None
-        if train and (capacity := self.cache_bytes(getattr(self.trainer, "num_devices", 1))):
-            cache = WindowCache(size, BatchReader(windows).largest(), capacity)
-            logger.info("window cache: %d of %d training windows", cache.places, size)
+        train, size, cache = part == "train", len(windows), None
+        if train and self.config.window_cache:
+            capacity = self.cache_bytes(getattr(self.trainer, "num_devices", 1))
+            if capacity:
+                cache = WindowCache(size, BatchReader(windows).largest(), capacity)
+            places = cache.places if cache else 0
+            logger.info("window cache: room for %d of %d training windows", places, size)
         return window_loader(
             windows,
-            EpochSampler(size, seed)
-            if train
-            else EpochSampler(size, seed, in_order(size), pad=False),
+            EpochSampler(size, self.config.seed) if train else None,
             self.config,
             self.config.batch_size if train else self.config.eval_batch_size,
             cache,

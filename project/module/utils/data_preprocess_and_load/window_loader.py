@@ -233,7 +233,7 @@ def _end(status: int) -> str:
 
 def window_loader(
     windows: ConcatDataset[dict[str, Any]],
-    sampler: Sampler[int],
+    sampler: Sampler[int] | None,
     config: DataConfig,
     batch_size: int,
     cache: WindowCache | None = None,
@@ -242,7 +242,7 @@ def window_loader(
 
     Args:
         windows: of one or several data sets.
-        sampler: which ones, in which order.
+        sampler: which ones, in which order; None: all, as they come.
         config: loading processes, how far they read ahead, page-locked memory.
         batch_size: windows of a batch.
         cache: of windows, shared by the loading processes.
