@@ -23,35 +23,39 @@ from torch.utils.data import Dataset
 LARGEST = 127  # int8 codes lie in [-127, 127]
 
 
-def scaled_volumes(nifti: str | Path, size: Sequence[int]) -> np.ndarray:
+def scaled_volumes(nifti: str | Path, size: Sequence[int]) -> torch.Tensor:
     """The steps both pipelines begin with: the whole run in memory, z-scored, cropped and padded.
+
+    As their scripts do it: brain voxels are selected and written back through a mask of the whole
+    run.
 
     Args:
         nifti: 4D run whose background is 0.
         size: X, Y, Z to crop or pad to, centred.
 
     Returns:
-        float [X, Y, Z, T]; background is the minimum of the brain.
+        fp32 [X, Y, Z, T]; background is the minimum of the brain.
     """
-    data = nibabel.load(nifti).get_fdata()
+    data = torch.from_numpy(nibabel.load(nifti).get_fdata(dtype=np.float32))
     background = data == 0
-    brain = data[~background]
-    data = (data - brain.mean()) / brain.std()
-    lowest = data[~background].min()
-    data[background] = lowest
-    whole: list[slice] = []
-    padding: list[tuple[int, int]] = []
-    for found, wanted in zip(data.shape[:3], size, strict=True):
-        low = max(0, found - wanted) // 2
-        whole.append(slice(low, low + min(found, wanted)))
-        before = max(0, wanted - found) // 2
-        padding.append((before, max(0, wanted - found) - before))
-    return np.pad(data[tuple(whole)], [*padding, (0, 0)], constant_values=lowest)
+    mean, spread = data[~background].mean(), data[~background].std()
+    scaled = (data - mean) / spread
+    del data
+    volumes = torch.empty_like(scaled)
+    lowest = scaled[~background].min()
+    volumes[background] = lowest
+    volumes[~background] = scaled[~background]
+    del scaled, background
+    margins: list[int] = []  # for torch: last axis first, below and above; negative crops
+    for found, wanted in zip(reversed(volumes.shape[:3]), reversed(size), strict=True):
+        below = (wanted - found) // 2
+        margins += [below, wanted - found - below]
+    return torch.nn.functional.pad(volumes, (0, 0, *margins), value=float(lowest))
 
 
 def write_swift(nifti: str | Path, folder: Path, size: Sequence[int]) -> None:
     """One fp16 file [X, Y, Z, 1] for each frame."""
-    volumes = torch.from_numpy(scaled_volumes(nifti, size)).to(torch.float16)
+    volumes = scaled_volumes(nifti, size).to(torch.float16)
     folder.mkdir(parents=True)
     for t, frame in enumerate(torch.split(volumes, 1, dim=3)):
         torch.save(frame.clone(), folder / f"frame_{t}.pt")
@@ -60,12 +64,12 @@ def write_swift(nifti: str | Path, folder: Path, size: Sequence[int]) -> None:
 def write_int8(nifti: str | Path, folder: Path, size: Sequence[int], time_first: bool) -> None:
     """One int8 array for the run, [T, X, Y, Z] or [X, Y, Z, T], and its scale beside it."""
     volumes = scaled_volumes(nifti, size)
-    scale = float(np.abs(volumes).max()) / LARGEST
-    codes = np.rint(volumes / scale).astype(np.int8)
+    scale = float(volumes.abs().max()) / LARGEST
+    codes = (volumes / scale).round().to(torch.int8)
     if time_first:
-        codes = np.moveaxis(codes, 3, 0)
+        codes = codes.permute(3, 0, 1, 2)
     folder.mkdir(parents=True)
-    np.save(folder / "codes.npy", np.ascontiguousarray(codes))
+    np.save(folder / "codes.npy", codes.contiguous().numpy())
     (folder / "scale.json").write_text(json.dumps({"scale": scale}))
 
 
