@@ -185,7 +185,7 @@ def epoch(loader: Any, comparison: str, model: ModelConfig, seen: list[int]) -> 
     return run_epoch
 
 
-def largest_errors(found: dict[str, Any], root: Path, model: ModelConfig) -> dict[str, float]:
+def largest_errors(found: dict[str, Any], model: ModelConfig) -> dict[str, float]:
     """How far each format's brain voxels are from ours, in s.d., over the first batch.
 
     Background inside a kept token is left out: the formats fill it with other values.
@@ -216,7 +216,7 @@ def times(scratch: str, model_fields: dict[str, Any], frames: int, repeats: int)
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in model_fields.items()}
     model, root = ModelConfig(**fields), Path(scratch)
     found = loaders(root, model, frames)
-    errors = largest_errors(found, root, model)
+    errors = largest_errors(found, model)
     seen: list[int] = []
     rows = []
     for comparison in TARGETS:
