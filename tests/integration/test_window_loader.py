@@ -16,9 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pytorch_lightning import Callback
 from torch.utils.data import ConcatDataset
+from torch.utils.data._utils.pin_memory import pin_memory
 
+from project.main import main
 from project.module.config import DataConfig, UserInputError
+from project.module.training import trainer as trainer_module
 from project.module.utils.data_preprocess_and_load.datasets_hdf5 import (
     WindowDataset,
     collate_windows,
@@ -33,7 +37,7 @@ from project.module.utils.data_preprocess_and_load.window_loader import (
     in_order,
     window_loader,
 )
-from tests.integration.tiny import GRID, write_tiny_run
+from tests.integration.tiny import GRID, CommandLine, write_tiny_run
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = DataConfig(
@@ -225,8 +229,8 @@ def test_loading_ends_with_the_training_process(store: Path) -> None:
     program = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from tests.integration.test_window_loader import loader\n"
-        "if __name__ == '__main__':\n"
+        "if __name__ == '__main__':\n"  # loading processes import the script and need none of it
+        "    from tests.integration.test_window_loader import loader\n"
         "    found = loader(Path(sys.argv[1]), 2)\n"
         "    walk = iter(found)\n"
         "    next(walk)\n"
@@ -440,3 +444,40 @@ def test_a_loading_process_that_dies(store: Path, monkeypatch: pytest.MonkeyPatc
     text = str(caught.value)
     assert text.startswith("--num_workers: a loading process ended") and "by SIGKILL" in text
     assert path in text
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_the_user_sees_of_a_damaged_file(
+    cli: CommandLine,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    workers: int,
+) -> None:
+    class Damage(Callback):
+        def on_train_batch_start(self, *args: Any) -> None:
+            for path in (cli.store / "hdf5").glob("*.h5"):
+                os.truncate(path, 3000)
+
+    build = trainer_module.build_callbacks
+    monkeypatch.setattr(trainer_module, "build_callbacks", lambda *args: [*build(*args), Damage()])
+    assert main(cli.argv(f"--num_workers {workers}")) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {cli.store}/hdf5/sub-") and error.count("\n") == 1
+
+
+def test_pinned_batches(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the DataLoader's thread does where there is a GPU: one copy for the whole batch."""
+    pinned: list[torch.Tensor] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor.clone())
+        return pinned[-1]
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    reader = BatchReader(windows_in(store))
+    expected = plain(reader.__getitems__([4, 1]).batch())
+    batch = pin_memory(reader.__getitems__([4, 1])).batch()
+    assert plain(batch) == expected
+    (copy,) = pinned
+    for tensor in (*batch["bold"], *batch["vox"]):
+        assert tensor.untyped_storage().data_ptr() == copy.untyped_storage().data_ptr()
