@@ -190,10 +190,10 @@ def test_batches_for_any_number_of_workers(
     assert len(found) == -(-len(windows) // 3)
 
 
-@pytest.mark.parametrize("persistent", [True, False])
-def test_slots_are_free_again(store: Path, persistent: bool) -> None:
+@pytest.mark.parametrize(("workers", "persistent"), [(0, True), (2, True), (2, False)])
+def test_slots_are_free_again(store: Path, workers: int, persistent: bool) -> None:
     """Also of batches that were read ahead and never asked for."""
-    found = loader(store, 2, persistent_workers=persistent)
+    found = loader(store, workers, persistent_workers=persistent)
     for epoch in range(3):
         found.sampler.set_epoch(epoch)
         walk = iter(found)
@@ -203,7 +203,7 @@ def test_slots_are_free_again(store: Path, persistent: bool) -> None:
     walk = iter(found)
     batches = list(walk)
     slots = found.dataset.slots
-    assert taken(slots) == len(batches), "each batch holds its own"
+    assert taken(slots) == min(len(batches), slots.count), "each batch holds its own"
     kept = batches[0]["bold"][1][2:3]  # a view of a view
     value = kept.clone()
     del batches, walk

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 import torch
 
-from benchmarks import training_step
+from benchmarks import ingest, loader, training_step
 from project import demo
 from project import main as entry
 from project.check_flops import flops_parser
@@ -153,6 +153,8 @@ ENTRY_POINTS: dict[str, Callable[[Sequence[str]], object]] = {
     "project/check_flops.py": _parse_flops,
     f"{DATA_LAYER}/preprocessing.py": lambda words: preprocessing.build_parser().parse_args(words),
     "benchmarks/training_step.py": lambda words: training_step.flags().parse_args(words),
+    "benchmarks/loader.py": lambda words: loader.flags().parse_args(words),
+    "benchmarks/ingest.py": lambda words: ingest.flags().parse_args(words),
     f"{DATA_LAYER}/synthetic.py": lambda words: synthetic._parser().parse_args(words),
 }
 

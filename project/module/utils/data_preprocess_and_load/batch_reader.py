@@ -94,7 +94,7 @@ class BatchReader(Dataset[Any]):
         windows: of one or several data sets.
         cache: shared by the loading processes.
 
-    ``slots`` is set by the ``WindowLoader`` when loading processes are started.
+    ``slots`` is set by the ``WindowLoader`` when it begins, or starts loading processes.
     """
 
     def __init__(
@@ -141,10 +141,11 @@ class BatchReader(Dataset[Any]):
         for frames, voxels in shapes:
             total = _places(total, frames, voxels)[2]
         worker = get_worker_info()
-        slot = None if worker is None or self.slots is None else self.slots.take()
+        slot = None if self.slots is None else self.slots.take()
         memory: Tensor | Ticket
         if slot is not None and self.slots is not None:
-            target, memory = self.slots.memory(slot), self.slots.ticket(slot)
+            target, ticket = self.slots.memory(slot), self.slots.ticket(slot)
+            memory = ticket.bytes() if worker is None else ticket
         else:
             # In a loading process: shared, so that it is not copied once more to be sent.
             memory = torch.empty(0 if worker else total, dtype=torch.uint8)

@@ -77,8 +77,8 @@ class SharedBlock:
 class Slots:
     """Places for batches on their way to the training process.
 
-    A loading process takes a free slot and fills it; the slot is free again when the training
-    process has dropped every view of the batch.
+    A loading process (or the training process itself, where there are none) takes a free slot and
+    fills it; the slot is free again when the training process has dropped every view of the batch.
 
     Args:
         count: batches that can be under way or in use at once.

@@ -141,10 +141,10 @@ class WindowLoader(DataLoader[Any]):
         reader = self.dataset
         assert isinstance(reader, BatchReader)
         self._epoch, self._delivered = self._current_epoch(), self._skipped()
-        running = self.persistent_workers and self._iterator is not None
-        if self.num_workers and not running:
-            assert self.batch_size is not None and self.prefetch_factor is not None
-            count = self.num_workers * self.prefetch_factor + _IN_USE
+        kept = self.persistent_workers and self._iterator is not None
+        if reader.slots is None or (self.num_workers and not kept):
+            assert self.batch_size is not None
+            count = self.num_workers * (self.prefetch_factor or 0) + _IN_USE
             # New ones for new processes: those before may have ended with a slot in their hands.
             reader.slots = Slots(count, self.batch_size * reader.largest(), self.num_workers)
         return super().__iter__()
