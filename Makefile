@@ -39,8 +39,8 @@ lint: setup-dev ## check style, types, the import rule and the shell scripts
 		if command -v shellcheck >/dev/null; then shellcheck "$$script"; fi; \
 	done; echo "Shell scripts: ok"
 
-bench: setup-dev ## run the benchmarks, about 20 minutes (ARGS=--quick: a minute)
-	@set -e; for name in mixer backbone scaling training_step; do \
+bench: setup-dev ## run the benchmarks, about 40 minutes (ARGS=--quick: 3 minutes)
+	@set -e; for name in mixer backbone scaling training_step loader ingest; do \
 		echo "== benchmarks/$$name.py"; $(PY) benchmarks/$$name.py $(ARGS); \
 	done
 

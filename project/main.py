@@ -15,11 +15,6 @@ if __package__ in (None, ""):  # run as a script: make `project` importable with
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from project.module.config import UserInputError
-from project.module.training.plan import describe_plan
-from project.module.training.run import Run
-from project.module.training.run_card import apply_card
-from project.module.training.run_config import run_config
-from project.module.utils.parser import build_parser, parse_arguments
 
 
 def run(argv: Sequence[str]) -> dict[str, float]:
@@ -31,6 +26,13 @@ def run(argv: Sequence[str]) -> dict[str, float]:
     Raises:
         UserInputError: anything the user can mend.
     """
+    # Imported here: every loading process imports this file, and needs none of it.
+    from project.module.training.plan import describe_plan
+    from project.module.training.run import Run
+    from project.module.training.run_card import apply_card
+    from project.module.training.run_config import run_config
+    from project.module.utils.parser import build_parser, parse_arguments
+
     args, given = parse_arguments(build_parser(), argv)
     if args.test_ckpt_path:
         args, given = apply_card(args, given, args.test_ckpt_path, "--test_ckpt_path", True)

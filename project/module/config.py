@@ -366,7 +366,9 @@ class DataConfig:
     eval_batch_size: int = 0
     num_workers: int = 0
     pin_memory: bool = False
-    persistent_workers: bool = False
+    persistent_workers: bool = True
+    prefetch_factor: int = 2
+    window_cache: float | str = 0.0
     limit_training_samples: float | None = None
     limit_validation_samples: float | None = None
     limit_test_samples: float | None = None
@@ -405,8 +407,14 @@ class DataConfig:
         _positive("--num_workers", self.num_workers, strict=False)
         if not 0 <= self.seed < 2**32:
             raise UserInputError(f"--seed: got {self.seed}, expected 0 to {2**32 - 1}.")
-        if self.persistent_workers and self.num_workers == 0:
-            raise UserInputError("--persistent_workers: needs --num_workers 1 or more.")
+        _positive("--prefetch_factor", self.prefetch_factor)
+        if isinstance(self.window_cache, str):
+            if self.window_cache != "auto":
+                raise UserInputError(
+                    f"--window_cache: got '{self.window_cache}', expected gigabytes or 'auto'."
+                )
+        else:
+            _positive("--window_cache", self.window_cache, strict=False)
         if not 0 < self.train_split < 1 or not 0 <= self.val_split < 1:
             raise UserInputError(
                 f"--train_split/--val_split: got {self.train_split} and {self.val_split}, "

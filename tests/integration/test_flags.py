@@ -73,7 +73,14 @@ def loaders(cli: CommandLine, extra: str) -> Any:
         train.num_workers,
         train.pin_memory,
         train.persistent_workers,
+        train.prefetch_factor,
     )
+
+
+def cached(cli: CommandLine, extra: str) -> Any:
+    """Training windows that the cache has room for."""
+    cache = cli.data(extra).train_dataloader().dataset.cache
+    return cache and cache.places
 
 
 def first_batch(data: FMRIDataModule) -> dict[str, Any]:
@@ -243,13 +250,17 @@ CASES: dict[str, Case] = {
     "dataset_split_num": Case("--dataset_split_num 2", names),
     "train_split": Case("--train_split 0.7", subjects, expected=(14, 4, 2)),
     "val_split": Case("--val_split 0.1", subjects, expected=(12, 2, 6)),
-    "batch_size": Case("--batch_size 5", loaders, expected=(5, 5, 0, False, False)),
-    "eval_batch_size": Case("--eval_batch_size 7", loaders, expected=(4, 7, 0, False, False)),
-    "num_workers": Case("--num_workers 1", loaders, expected=(4, 4, 1, False, False)),
-    "pin_memory": Case("--pin_memory", loaders, expected=(4, 4, 0, True, False)),
+    "batch_size": Case("--batch_size 5", loaders, expected=(5, 5, 0, False, False, None)),
+    "eval_batch_size": Case("--eval_batch_size 7", loaders, expected=(4, 7, 0, False, False, None)),
+    "num_workers": Case("--num_workers 1", loaders, expected=(4, 4, 1, False, True, 2)),
+    "pin_memory": Case("--pin_memory", loaders, expected=(4, 4, 0, True, False, None)),
     "persistent_workers": Case(
-        "--persistent_workers", loaders, "--num_workers 1", expected=(4, 4, 1, False, True)
+        "--no-persistent_workers", loaders, "--num_workers 1", expected=(4, 4, 1, False, False, 2)
     ),
+    "prefetch_factor": Case(
+        "--prefetch_factor 3", loaders, "--num_workers 1", expected=(4, 4, 1, False, True, 3)
+    ),
+    "window_cache": Case("--window_cache 0.0002", cached),
     "limit_training_samples": Case("--limit_training_samples 0.5", subjects, expected=(6, 4, 4)),
     "limit_validation_samples": Case("--limit_validation_samples 3", subjects, expected=(12, 3, 4)),
     "limit_test_samples": Case("--limit_test_samples 0.25", subjects, expected=(12, 4, 1)),

@@ -55,7 +55,7 @@ def with_late_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
 @pytest.mark.parametrize(
     ("owner", "name", "slower", "part", "times"),
     [
-        (WindowDataset, "__getitem__", late, "read the window", 1),
+        (WindowDataset, "read_into", late, "read the window", 1),
         (pl_classifier, "plan_compact", late, "plan the scatter", 1),
         (PretrainModule, "transfer_batch_to_device", late, "to the device", 1),
         (PretrainModule, "pack", late, "scale, scatter, patchify", 1),

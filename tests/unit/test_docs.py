@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 import torch
 
-from benchmarks import training_step
+from benchmarks import ingest, loader, training_step
 from project import demo, quality
 from project import main as entry
 from project.check_flops import flops_parser
@@ -165,6 +165,8 @@ ENTRY_POINTS: dict[str, Callable[[Sequence[str]], object]] = {
         check_and_clean_hdf5.build_parser().parse_args(words)
     ),
     "benchmarks/training_step.py": lambda words: training_step.flags().parse_args(words),
+    "benchmarks/loader.py": lambda words: loader.flags().parse_args(words),
+    "benchmarks/ingest.py": lambda words: ingest.flags().parse_args(words),
     f"{DATA_LAYER}/synthetic.py": lambda words: synthetic._parser().parse_args(words),
 }
 

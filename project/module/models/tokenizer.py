@@ -118,13 +118,12 @@ class CompactPlan(NamedTuple):
 
     Attributes:
         spatial_index: [S] kept spatial patches, in raster order.
-        patch: [N] which of the kept patches each brain voxel is in (0 .. S - 1).
-        place: [N] and where in it, counted in the order (x, y, z).
+        source: [S * voxels of a patch] the brain voxel at each place of the kept patches, counted
+            in the order (x, y, z); N where there is none.
     """
 
     spatial_index: Tensor
-    patch: Tensor
-    place: Tensor
+    source: Tensor
 
 
 @lru_cache(maxsize=4)
@@ -160,7 +159,8 @@ def plan_compact(
     patch_of, place_of = _voxel_tables(
         tuple(config.img_size[:3]), tuple(config.patch_size[:3]), config.token_grid[:3]
     )
-    patches = [patch_of[flat] for flat in voxels]
+    voxels = [flat.long() for flat in voxels]
+    patches = [patch_of.index_select(0, flat) for flat in voxels]
     total = math.prod(config.token_grid[:3])
     kept = [torch.zeros(total, dtype=torch.bool).index_fill_(0, p, True) for p in patches]
     if config.keep_background:
@@ -168,9 +168,14 @@ def plan_compact(
     elif config.union_mask:
         kept = [torch.stack(kept).any(0)] * len(kept)
     plans = []
+    size = math.prod(config.patch_size[:3])
     for keep, patch, flat in zip(kept, patches, voxels, strict=True):
-        rank = keep.cumsum(0) - 1
-        plans.append(CompactPlan(keep.nonzero()[:, 0], rank[patch], place_of[flat]))
+        begin = (keep.cumsum(0) - 1) * size
+        spatial_index = keep.nonzero()[:, 0]
+        source = torch.full((spatial_index.numel() * size,), flat.numel())
+        places = begin.index_select(0, patch) + place_of.index_select(0, flat)
+        source[places] = torch.arange(flat.numel())
+        plans.append(CompactPlan(spatial_index, source))
     return plans
 
 
@@ -197,19 +202,54 @@ def pack_compact(
         dtype: of the tokens; the stored int16 values need fp32 at least.
     """
     assert config.in_chans == 1
-    patch_voxels, patch_frames = math.prod(config.patch_size[:3]), config.patch_size[3]
     grid_frames, device = config.token_grid[3], bold[0].device
     lengths = tuple(plan.spatial_index.numel() * grid_frames for plan in plans)
     # The batch's tokens are made once and written in place: a pass over them costs milliseconds.
     tokens = torch.empty(sum(lengths), config.token_dim, dtype=dtype, device=device)
     for i, (q_TN, plan, sample) in enumerate(zip(bold, plans, tokens.split(lengths), strict=True)):
-        sample.fill_(background[i])
-        scaled_TN = q_TN.to(dtype, copy=True).mul_(gain[i]).add_(shift[i])
-        patches_SVGt = sample.view(-1, grid_frames, patch_voxels, patch_frames).transpose(1, 2)
-        patches_SVGt[plan.patch, plan.place] = scaled_TN.T.unflatten(1, (grid_frames, -1))
+        _fill(sample, q_TN, plan, float(gain[i]), float(shift[i]), float(background[i]), config)
     time = torch.arange(grid_frames, device=device)
     index = [(plan.spatial_index[:, None] * grid_frames + time).flatten() for plan in plans]
     return PackedTokens(tokens, torch.cat(index), lengths)
+
+
+# Bytes of a voxel's frames in a token -> a type of that size, by which they are moved as one.
+_WORDS = {4: torch.int32, 8: torch.int64, 16: torch.complex128}
+
+
+def _fill(
+    tokens: Tensor,
+    q_TN: Tensor,
+    plan: CompactPlan,
+    gain: float,
+    shift: float,
+    background: float,
+    config: ModelConfig,
+) -> None:
+    """Write a sample's tokens: its frames scaled, voxels side by side, then picked into patches.
+
+    On a CPU the frames of one token after the other, so that what is picked from stays in the
+    cache; elsewhere all at once.
+    """
+    (frames, voxels), patch_frames = q_TN.shape, config.patch_size[3]
+    grid_frames = frames // patch_frames
+    step = 1 if tokens.device.type == "cpu" else grid_frames
+    # Behind the voxels one of background, for the places outside the mask.
+    scaled = tokens.new_empty(step, voxels + 1, patch_frames)
+    scaled[:, voxels] = background
+    word = _WORDS.get(patch_frames * tokens.element_size())
+    words = scaled if word is None else scaled.view(word)[..., 0]
+    rows = tokens.view(-1, grid_frames, tokens.shape[1])
+    rows = rows.unflatten(2, (-1, patch_frames)) if word is None else rows.view(word)
+    for begin in range(0, grid_frames, step):
+        frames_of = q_TN[begin * patch_frames : (begin + step) * patch_frames]
+        inside = scaled[:, :voxels]
+        for t, q_GN in enumerate(frames_of.unflatten(0, (step, patch_frames)).unbind(1)):
+            inside[..., t] = q_GN
+        inside.mul_(gain).add_(shift)
+        picked = words.index_select(1, plan.source)  # [step, S * voxels of a patch, ...]
+        patches = picked.unflatten(1, (rows.shape[0], -1))
+        rows[:, begin : begin + step] = patches.transpose(0, 1)
 
 
 def _refuse_empty(counts: Sequence[int], names: Sequence[str]) -> None:

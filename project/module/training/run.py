@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from project.module.training.trainer import (
     build_trainer,
     check_limits,
     inside_epoch,
+    loader_states,
     total_steps,
 )
 from project.module.utils.data_module import DATASETS, FMRIDataModule
@@ -47,6 +49,8 @@ from project.module.utils.seed_creation import seed_run
 
 PAPER_EFFECTIVE_BATCH = 1152  # Appendix B
 DUMMY_FRAMES = 40
+# Settings of the data that change how fast a run is, not what it computes.
+LOADING = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "window_cache")
 
 
 class Run:
@@ -118,6 +122,7 @@ class Run:
             )
         batches = {part: data.batches_in(part, self.hardware.ranks) for part in data.parts}
         check_limits(config, batches)
+        data.cache_bytes(self.hardware.devices)
         steps = total_steps(config, batches["train"])
         module = self.build_module(data, steps)
         self._load_weights(module, data)
@@ -246,11 +251,7 @@ class Run:
                 f"them with --load_model_path."
             )
         _load_module(module, path, flag)
-        if inside_epoch(training):
-            raise UserInputError(
-                f"{flag}: '{path}' was taken inside an epoch, whose other batches would be lost; "
-                f"that comes with the open issue 'Scale'. Resume from checkpoints/last.ckpt."
-            )
+        self._check_position(training, path)
         if self.config.trainer.get("max_steps", -1) > 0:
             raise UserInputError(
                 "--max_steps: cannot be combined with --resume_ckpt_path; give --max_epochs."
@@ -263,6 +264,26 @@ class Run:
                     f"has {value}. Resume with the same flags, or start anew from its weights with "
                     f"--load_model_path."
                 )
+
+    def _check_position(self, training: Mapping[str, Any], path: str) -> None:
+        """Inside an epoch the next batch must be known, and no gradient half summed up."""
+        if not inside_epoch(training):
+            return
+        loaders = loader_states(training)
+        why = ""
+        if not loaders:
+            why = "but does not say which of its batches were used"
+        elif self.hardware.ranks > 1:
+            why = "which several devices cannot go on with yet (open issue 'Scale')"
+        elif self.config.trainer.get("overfit_batches"):
+            why = "which --overfit_batches cannot go on with"
+        elif loaders[0]["batches"] % accumulation(self.config):
+            why = f"and between the {accumulation(self.config)} batches of a step"
+        if why:
+            raise UserInputError(
+                f"--resume_ckpt_path: '{path}' was taken inside an epoch, {why}. Resume from "
+                f"checkpoints/last.ckpt."
+            )
 
     def _guard_against_leaks(self, card: dict[str, Any], data: FMRIDataModule, flag: str) -> None:
         """Nobody may be tested on who was trained on.
@@ -357,8 +378,8 @@ def _load_module(module: FMambaModule, path: str, flag: str) -> CheckpointConten
 def _training_facts(card: dict[str, Any]) -> dict[str, Any]:
     """What a resumed run must share with the run it continues: name -> value."""
     data = dict(card["data"]["config"])
-    for free in ("image_path", "num_workers", "pin_memory", "persistent_workers"):
-        data.pop(free)
+    for free in ("image_path", *LOADING):
+        data.pop(free, None)  # older checkpoints lack some
     task = {k: v for k, v in card.get("downstream", {}).items() if k not in ("label_csv", "events")}
     facts = {"a split of hash": card["data"]["split_hash"]}
     for part in (data, card["model"], card["optim"]):

@@ -103,6 +103,14 @@ def inside_epoch(checkpoint: Mapping[str, Any]) -> bool:
     return not progress["is_last_batch"]
 
 
+def loader_states(checkpoint: Mapping[str, Any]) -> list[dict[str, int]]:
+    """``WindowLoader.state_dict`` of the training loader in a checkpoint; [] in older ones."""
+    states: list[dict[str, int]] = checkpoint["loops"]["fit_loop"]["state_dict"].get(
+        "combined_loader", []
+    )
+    return states
+
+
 def check_limits(config: RunConfig, batches: Mapping[str, int]) -> None:
     """Refuse a share of the batches that is less than one, and validations that never come.
 

@@ -10,13 +10,13 @@ import hashlib
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pytorch_lightning import LightningDataModule
-from torch.utils.data import ConcatDataset, DataLoader, Sampler
+from torch.utils.data import ConcatDataset
 
 from project.module.config import (
     ORIENTATION,
@@ -27,11 +27,7 @@ from project.module.config import (
 )
 from project.module.utils.data_preprocess_and_load.cohort_store import open_store
 from project.module.utils.data_preprocess_and_load.datasets import DATASETS
-from project.module.utils.data_preprocess_and_load.datasets_hdf5 import (
-    WindowDataset,
-    collate_windows,
-    event_name,
-)
+from project.module.utils.data_preprocess_and_load.datasets_hdf5 import WindowDataset, event_name
 from project.module.utils.data_preprocess_and_load.sampling import GroupedOrder
 from project.module.utils.data_preprocess_and_load.splits import (
     PARTS,
@@ -39,35 +35,16 @@ from project.module.utils.data_preprocess_and_load.splits import (
     split_record,
     write_split_files,
 )
+from project.module.utils.data_preprocess_and_load.window_cache import WindowCache, cache_bytes
+from project.module.utils.data_preprocess_and_load.window_loader import (
+    BatchReader,
+    EpochSampler,
+    window_loader,
+)
 from project.module.utils.metrics import subject_key
 
-__all__ = ["DATASETS", "EpochSampler", "FMRIDataModule"]
+__all__ = ["DATASETS", "FMRIDataModule"]
 logger = logging.getLogger(__name__)
-
-
-class EpochSampler(Sampler[int]):
-    """A new order in every epoch, which depends on the seed and the epoch alone.
-
-    Lightning calls ``set_epoch``, so that a resumed run sees the orders it would have seen.
-    """
-
-    def __init__(
-        self, size: int, seed: int, order: Callable[[int], np.ndarray] | None = None
-    ) -> None:
-        self.size, self.seed, self.epoch, self.order = size, seed, 0, order
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __iter__(self) -> Iterator[int]:
-        if self.order is not None:
-            return iter(self.order(self.epoch).tolist())
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
-        return iter(order.tolist())
 
 
 class FMRIDataModule(LightningDataModule):
@@ -277,22 +254,35 @@ class FMRIDataModule(LightningDataModule):
         shares = [weights[number] / classes[number] for number, _ in groups]
         return GroupedOrder(list(groups.values()), shares, config.seed)
 
+    def cache_bytes(self, processes: int = 1) -> int:
+        """Bytes of the window cache of each training process of this machine; 0: none.
+
+        Raises:
+            UserInputError: ``--window_cache`` asks for more memory than is free.
+        """
+        windows = self.parts["train"]
+        if windows is None or not self.config.window_cache:
+            return 0
+        largest = BatchReader(windows).largest()
+        return cache_bytes(self.config.window_cache, len(windows), largest, processes)
+
     def _loader(self, part: str) -> Any:
         windows = self.parts[part]
         if windows is None:
             return []
-        train = part == "train"
-        workers = self.config.num_workers
-        return DataLoader(
+        train, size, cache = part == "train", len(windows), None
+        if train and self.config.window_cache:
+            capacity = self.cache_bytes(getattr(self.trainer, "num_devices", 1))
+            if capacity:
+                cache = WindowCache(size, BatchReader(windows).largest(), capacity)
+            places = cache.places if cache else 0
+            logger.info("window cache: room for %d of %d training windows", places, size)
+        return window_loader(
             windows,
-            batch_size=self.config.batch_size if train else self.config.eval_batch_size,
-            sampler=EpochSampler(len(windows), self.config.seed, self._order()) if train else None,
-            collate_fn=collate_windows,
-            num_workers=workers,
-            pin_memory=self.config.pin_memory,
-            persistent_workers=self.config.persistent_workers,
-            # Forking a process that holds OpenMP threads or HDF5 locks can hang.
-            multiprocessing_context="spawn" if workers else None,
+            EpochSampler(size, self.config.seed, self._order()) if train else None,
+            self.config,
+            self.config.batch_size if train else self.config.eval_batch_size,
+            cache,
         )
 
     def train_dataloader(self) -> Any:

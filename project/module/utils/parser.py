@@ -212,7 +212,21 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     add("--eval_batch_size", type=int, help="windows of an evaluation batch; default: --batch_size")
     value("num_workers", int, "processes that load data")
     _switch(group, "pin_memory", False, "page-locked batches, for CUDA")
-    _switch(group, "persistent_workers", False, "keep loading processes between epochs")
+    _switch(
+        group,
+        "persistent_workers",
+        _default(DataConfig, "persistent_workers"),
+        "keep loading processes between epochs",
+    )
+    value("prefetch_factor", int, "batches that each loading process reads ahead")
+    add(
+        "--window_cache",
+        type=_number_or_word,
+        default=_default(DataConfig, "window_cache"),
+        metavar="GB",
+        help="memory that keeps training windows; auto: all of them, if they fit into a quarter "
+        "of the free memory",
+    )
     for part in ("training", "validation", "test"):
         value(f"limit_{part}_samples", float, f"share (<= 1) or number of the {part} subjects")
     value("num_train_fMRI_segments", int, "at most this many windows of a training run")
@@ -239,6 +253,13 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--dummy_effect_size", type=float, default=2.0, help="Dummy: size of the planted effect"
     )
+
+
+def _number_or_word(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:

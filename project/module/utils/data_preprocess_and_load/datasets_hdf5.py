@@ -27,8 +27,15 @@ from project.module.utils.data_preprocess_and_load.hdf5_store import (
     read_header,
 )
 from project.module.utils.data_preprocess_and_load.normalisation import Scaling, scaling_of
+from project.module.utils.data_preprocess_and_load.raw_run import (
+    FileChangedError,
+    RawLayout,
+    RawRun,
+)
 from project.module.utils.data_preprocess_and_load.splits import names_for_message
 
+# Fields of a header that change with what is in the file.
+_CONTENT = ("grid", "n_frames", "n_voxels", "scale", "offset", "mean", "std", "content_sha256")
 _OPEN_RUNS = 64  # files kept open in a process, far below the usual limit of 1,024
 
 
@@ -125,7 +132,8 @@ class WindowDataset(Dataset[dict[str, Any]]):
             for start, unit, target in found[:max_windows_per_run]:
                 self.windows.append(Window(run, start, unit, counts[unit], target))
                 counts[unit] += 1
-        self._open_runs: OrderedDict[int, RunFile] = OrderedDict()
+        self._open_runs: OrderedDict[int, RunFile | RawRun] = OrderedDict()
+        self._layouts: dict[int, RawLayout] = {}
 
     def _check_runs(self) -> None:
         size = tuple(self.config.img_size)
@@ -164,16 +172,54 @@ class WindowDataset(Dataset[dict[str, Any]]):
         return len(self.windows)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open_runs": OrderedDict()}  # open files cannot be pickled
+        # Open files cannot be pickled, and layouts belong to them.
+        return {**self.__dict__, "_open_runs": OrderedDict(), "_layouts": {}}
 
-    def _run(self, run: int) -> RunFile:
+    def _run(self, run: int) -> RunFile | RawRun:
         """The open file of a run; the least recently used one gives way."""
         if run not in self._open_runs:
             if len(self._open_runs) >= _OPEN_RUNS:
                 self._open_runs.popitem(last=False)[1].close()
-            self._open_runs[run] = RunFile(self.paths[run])
+            self._open_runs[run] = self._opened(run)
         self._open_runs.move_to_end(run)
         return self._open_runs[run]
+
+    def _opened(self, run: int) -> RunFile | RawRun:
+        """A run opened past HDF5 if it is unfiltered; HDF5 is asked once where its arrays are."""
+        path = self.paths[run]
+        if run in self._layouts:
+            try:
+                return RawRun(path, self._layouts[run])
+            except FileChangedError:
+                del self._layouts[run]
+        file = RunFile(path)
+        self._check_unchanged(run, file)
+        layout = file.raw_layout()
+        if layout is None:
+            return file
+        file.close()
+        self._layouts[run] = layout
+        try:
+            return RawRun(path, layout)
+        except FileChangedError:  # between the two lines
+            raise self._changed(run) from None
+
+    def _check_unchanged(self, run: int, file: RunFile) -> None:
+        """A file that was converted again has other voxels and another scaling.
+
+        Raises:
+            UserInputError: names the file.
+        """
+        _ = file.vox  # refuses damaged ones
+        found, known = file.header, self.headers[run]
+        if any(getattr(found, name) != getattr(known, name) for name in _CONTENT):
+            raise self._changed(run)
+
+    def _changed(self, run: int) -> UserInputError:
+        return UserInputError(
+            f"{self.paths[run]}: the file has changed since this run was started; start again, and "
+            f"do not convert into a store that is being trained on."
+        )
 
     def frames_of(self, window: Window) -> np.ndarray:
         """Frame numbers of a window, int64 [T], in the order they are delivered."""
@@ -186,6 +232,41 @@ class WindowDataset(Dataset[dict[str, Any]]):
             frames = rng.permutation(frames)
         return frames
 
+    def facts(self, item: int) -> dict[str, Any]:
+        """A window without its arrays: see ``__getitem__``. No file is touched."""
+        window = self.windows[item]
+        scaling = self.scalings[window.run]
+        facts = {
+            "gain": scaling.gain,
+            "shift": scaling.shift,
+            "background": scaling.background,
+            "subject": self.headers[window.run].subject,
+            "unit": window.unit,
+            "window": window.index,
+            "dataset": self.dataset,
+        }
+        if window.target is not None:
+            facts["target"] = window.target
+        return facts
+
+    def shape(self, item: int) -> tuple[int, int]:
+        """Frames and brain voxels of a window, (T, N)."""
+        return self.config.sequence_length, self.headers[self.windows[item].run].n_voxels
+
+    def path(self, item: int) -> Path:
+        """The file that a window is in."""
+        return self.paths[self.windows[item].run]
+
+    def read_into(self, item: int, bold: np.ndarray, vox: np.ndarray) -> None:
+        """Read a window into memory that is there already: int16 [T, N], int32 [N], contiguous.
+
+        Raises:
+            UserInputError: the file cannot be read, or is not the one it was.
+        """
+        run = self._run(self.windows[item].run)
+        run.read_into(self.frames_of(self.windows[item]), bold)
+        vox[:] = run.vox
+
     def __getitem__(self, item: int) -> dict[str, Any]:
         """One window.
 
@@ -197,23 +278,10 @@ class WindowDataset(Dataset[dict[str, Any]]):
             unit's windows; dataset: number.
             target: int or float, only if the data set has targets.
         """
-        window = self.windows[item]
-        run = self._run(window.run)
-        scaling = self.scalings[window.run]
-        sample = {
-            "bold": torch.from_numpy(run.read(self.frames_of(window))),
-            "vox": torch.from_numpy(run.vox.copy()),  # the cached one is read-only
-            "gain": scaling.gain,
-            "shift": scaling.shift,
-            "background": scaling.background,
-            "subject": self.headers[window.run].subject,
-            "unit": window.unit,
-            "window": window.index,
-            "dataset": self.dataset,
-        }
-        if window.target is not None:
-            sample["target"] = window.target
-        return sample
+        frames, voxels = self.shape(item)
+        bold, vox = np.empty((frames, voxels), np.int16), np.empty(voxels, np.int32)
+        self.read_into(item, bold, vox)
+        return {"bold": torch.from_numpy(bold), "vox": torch.from_numpy(vox), **self.facts(item)}
 
 
 def collate_windows(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -35,6 +35,12 @@ import numpy as np
 
 from project.module.config import ORIENTATION, UserInputError, look_up
 from project.module.utils.data_preprocess_and_load.normalisation import StatisticsOfFrames
+from project.module.utils.data_preprocess_and_load.raw_run import (
+    RawLayout,
+    check_frames,
+    identity_of,
+    unreadable,
+)
 from project.module.utils.data_preprocess_and_load.run_header import (
     Affine,
     RunHeader,
@@ -311,8 +317,10 @@ def _header_of(file: h5py.File, path: Path) -> RunHeader:
         raise UserInputError(f"{path}: attributes missing: {', '.join(missing)}. {again}")
     try:
         values = {f.name: _READERS[str(f.type)](file.attrs[f.name]) for f in present}
-    except (TypeError, ValueError) as error:
-        raise UserInputError(f"{path}: an attribute is damaged ({error}). {again}") from None
+    except (TypeError, ValueError, OSError) as error:
+        raise UserInputError(
+            f"{path}: an attribute is damaged ({_reason(error)}). {again}"
+        ) from None
     header = RunHeader(**values)
     expected = {
         "bold": ((header.n_frames, header.n_voxels), np.dtype("<i2")),
@@ -390,7 +398,10 @@ class RunFile:
         if self._vox is None:
             self._dataset()
             assert self._file is not None
-            vox = np.asarray(self._file["vox"][:], dtype=np.int32)
+            try:
+                vox = np.asarray(self._file["vox"][:], dtype=np.int32)
+            except OSError as error:
+                raise unreadable(self.path, _reason(error)) from None
             if not _sorted_within(vox, int(np.prod(self.header.grid))):
                 raise UserInputError(
                     f"{self.path}: /vox is damaged (not increasing within the grid). Convert the "
@@ -420,28 +431,51 @@ class RunFile:
         return content.hexdigest()
 
     def read(self, frame_indices: Sequence[int] | range | np.ndarray) -> np.ndarray:
-        """Read frames as stored, int16 [len(frame_indices), N].
+        """Read frames as stored, int16 [len(frame_indices), N]; see ``read_into``."""
+        frames = np.asarray(frame_indices, dtype=np.int64)
+        rows_TN = np.empty((len(frames), self._dataset().shape[1]), dtype=np.int16)
+        self.read_into(frames, rows_TN)
+        return rows_TN
+
+    def read_into(self, frames: np.ndarray, out: np.ndarray) -> None:
+        """Read frames as stored into ``out``, int16 [len(frames), N], contiguous.
 
         Args:
-            frame_indices: from 0, in any order. Evenly spaced ones are one read.
+            frames: indices from 0, in any order. Evenly spaced ones are one read, also when
+                shuffled: a filtered file would otherwise unpack its chunks again and again.
+            out: is written to.
 
         Raises:
             IndexError: an index outside the run.
+            UserInputError: the file cannot be read any more.
         """
         bold = self._dataset()
-        frames = np.asarray(frame_indices, dtype=np.int64)
-        if frames.size and (frames.min() < 0 or frames.max() >= bold.shape[0]):
-            raise IndexError(
-                f"{self.path}: frames {frames.min()}..{frames.max()} of {bold.shape[0]}"
-            )
-        steps = np.diff(frames)
-        if frames.size and (steps > 0).all() and (steps == steps[:1]).all():
-            step = int(steps[0]) if steps.size else 1
-            return np.asarray(bold[int(frames[0]) : int(frames[-1]) + 1 : step])
-        rows_TN = np.empty((len(frames), bold.shape[1]), dtype=np.int16)
-        for row, frame in enumerate(frames):
-            bold.read_direct(rows_TN, np.s_[int(frame)], np.s_[row])
-        return rows_TN
+        check_frames(self.path, frames, bold.shape[0])
+        order = np.argsort(frames)
+        steps = np.diff(frames[order])
+        try:
+            if frames.size and (steps > 0).all() and (steps == steps[:1]).all():
+                step = int(steps[0]) if steps.size else 1
+                rows = np.s_[int(frames.min()) : int(frames.max()) + 1 : step]
+                if (order[1:] > order[:-1]).all():
+                    bold.read_direct(out, rows)
+                else:
+                    out[order] = bold[rows]
+                return
+            for row, frame in enumerate(frames.tolist()):
+                bold.read_direct(out, np.s_[frame], np.s_[row])
+        except OSError as error:
+            raise unreadable(self.path, _reason(error)) from None
+
+    def raw_layout(self) -> RawLayout | None:
+        """Where frames and voxels are in the file; None if they are filtered."""
+        bold = self._dataset()
+        assert self._file is not None
+        places = [self._file[name].id.get_offset() for name in ("bold", "vox")]
+        if None in places or not np.dtype("<i2").isnative or not hasattr(os, "preadv"):
+            return None
+        n_frames, n_voxels = bold.shape
+        return RawLayout(places[0], places[1], n_frames, n_voxels, identity_of(self.path))
 
     def close(self) -> None:
         """Close the file; the next access opens it again."""

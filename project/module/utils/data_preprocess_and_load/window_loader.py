@@ -1,0 +1,270 @@
+"""Windows to batches: order, loading processes, and where to go on in the middle of an epoch.
+
+    EpochSampler -> BatchReader (in a loading process) -> Delivery -> WindowLoader -> batch
+
+The batches are the same, bit for bit, for any number of loading processes.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from torch.utils.data import ConcatDataset, DataLoader, Sampler
+
+from project.module.config import DataConfig, UserInputError
+from project.module.utils.data_preprocess_and_load.batch_reader import BatchReader, Delivery
+from project.module.utils.data_preprocess_and_load.shared_memory import Slots
+from project.module.utils.data_preprocess_and_load.window_cache import WindowCache
+
+_IN_USE = 4  # batches that the training process holds at once, beside those loaded ahead
+State = dict[str, int]
+
+
+class EpochSampler(Sampler[int]):
+    """Indices of an epoch, in an order that depends on the seed and the epoch alone.
+
+    Lightning calls ``set_epoch``, so that a resumed run sees the orders it would have seen. After
+    ``load_state_dict`` the next iteration goes on where the state was taken.
+
+    Args:
+        size: indices of an epoch, over all ranks.
+        seed: of the shuffled order.
+        order: epoch -> its ``size`` indices; by default a permutation drawn from seed and epoch.
+        rank, ranks: of several processes each takes every ``ranks``-th index.
+        pad: give all ranks as many indices, as training needs: the epoch's first indices are
+            repeated at its end, fewer than ``ranks`` of them. Without it (evaluation) every index
+            comes once and some ranks have one fewer.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        seed: int,
+        order: Callable[[int], np.ndarray] | None = None,
+        rank: int = 0,
+        ranks: int = 1,
+        pad: bool = True,
+    ) -> None:
+        assert 0 <= rank < ranks
+        self.size, self.seed, self.epoch = size, seed, 0
+        self.rank, self.ranks, self.pad = rank, ranks, pad
+        self._order = order or self._shuffled
+        self._start = self._position = 0
+
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, epoch]).permutation(self.size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next; another one than before starts from its top."""
+        if epoch != self.epoch:
+            self.epoch, self._start, self._position = epoch, 0, 0
+
+    def __len__(self) -> int:
+        """Indices of an epoch on this rank."""
+        whole, rest = divmod(self.size, self.ranks)
+        return whole + (rest > 0 if self.pad else self.rank < rest)
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.asarray(self._order(self.epoch))
+        assert order.shape == (self.size,)
+        if self.pad:
+            order = np.resize(order, len(self) * self.ranks)
+        self._position, self._start = self._start, 0
+        return self._count(order[self.rank :: self.ranks][self._position :].tolist())
+
+    def _count(self, indices: list[int]) -> Iterator[int]:
+        for index in indices:
+            self._position += 1
+            yield index
+
+    @property
+    def start(self) -> int:
+        """Indices that the next iteration leaves out."""
+        return self._start
+
+    def state_dict(self) -> State:
+        """Epoch, and how many of its indices were handed out."""
+        return {"epoch": self.epoch, "position": self._position}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on behind ``position`` in the next iteration; nothing is read to get there."""
+        self.epoch, self._start = state["epoch"], state["position"]
+        self._position = self._start
+
+
+def in_order(size: int) -> Callable[[int], np.ndarray]:
+    """The order of evaluation: as the windows come, in every epoch."""
+    return lambda epoch: np.arange(size)
+
+
+def _same(delivery: Any) -> Any:
+    """In place of a collate function: batches are made by the reader."""
+    return delivery
+
+
+def _end_with_parent(worker: int) -> None:
+    """End a loading process together with the training process, however that ends."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+class WindowLoader(DataLoader[Any]):
+    """A DataLoader of batches of windows whose state says which batch comes next.
+
+    Lightning keeps the state in its checkpoints. It counts the batches that were handed out, not
+    those that were read ahead. Made by ``window_loader``; has the signature of ``DataLoader``
+    because Lightning makes copies of it.
+    """
+
+    _epoch = -1
+    _delivered = 0
+
+    def __iter__(self) -> Any:
+        self._epoch = -1  # nothing of it was handed out yet
+        return _Batches(self)
+
+    def start(self) -> Iterator[Delivery]:
+        """Begin an iteration: what torch's DataLoader delivers."""
+        reader = self.dataset
+        assert isinstance(reader, BatchReader)
+        self._epoch, self._delivered = self._current_epoch(), self._skipped()
+        kept = self.persistent_workers and self._iterator is not None
+        if reader.slots is None or (self.num_workers and not kept):
+            assert self.batch_size is not None
+            count = self.num_workers * (self.prefetch_factor or 0) + _IN_USE
+            # New ones for new processes: those before may have ended with a slot in their hands.
+            reader.slots = Slots(count, self.batch_size * reader.largest(), self.num_workers)
+        return super().__iter__()
+
+    def _current_epoch(self) -> int:
+        return getattr(self.sampler, "epoch", 0)
+
+    def _skipped(self) -> int:
+        """Batches that the next iteration leaves out."""
+        assert self.batch_size is not None
+        return -(-getattr(self.sampler, "start", 0) // self.batch_size)
+
+    def state_dict(self) -> State:
+        """Epoch, batches of it that were handed out, and windows of an epoch."""
+        now = self._epoch == self._current_epoch() and not self._skipped()
+        return {
+            "epoch": self._current_epoch(),
+            "batches": self._delivered if now else self._skipped(),
+            "windows": getattr(self.sampler, "size", len(self.dataset)),  # type: ignore[arg-type]
+        }
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Start the next iteration with the batch after those that were handed out.
+
+        Raises:
+            UserInputError: the epoch has another number of windows now.
+        """
+        sampler = self.sampler
+        assert isinstance(sampler, EpochSampler) and self.batch_size is not None
+        if state["windows"] != sampler.size:
+            raise UserInputError(
+                f"--resume_ckpt_path: it was taken inside an epoch of {state['windows']} windows, "
+                f"and now an epoch has {sampler.size}. Resume from a checkpoint taken at the end "
+                f"of an epoch, or with the same runs in the store."
+            )
+        position = min(state["batches"] * self.batch_size, len(sampler))
+        sampler.load_state_dict({"epoch": state["epoch"], "position": position})
+
+
+class _Batches(Iterator[dict[str, Any]]):
+    """An iteration over a loader; begins at the first batch that is asked for.
+
+    Lightning makes it before it tells the sampler the epoch, and a DataLoader would by then have
+    read ahead in another epoch's order.
+    """
+
+    def __init__(self, loader: WindowLoader) -> None:
+        self._loader = loader
+        self._deliveries: Iterator[Delivery] | None = None
+
+    def __next__(self) -> dict[str, Any]:
+        if self._deliveries is None:
+            self._deliveries = self._loader.start()
+        try:
+            batch = next(self._deliveries).batch()
+        except RuntimeError as error:
+            raise self._explained(error) from None
+        self._loader._delivered += 1
+        return batch
+
+    def _explained(self, error: RuntimeError) -> RuntimeError | UserInputError:
+        """What to say of a loading process that has died: torch knows its number only."""
+        reader = self._loader.dataset
+        assert isinstance(reader, BatchReader)
+        for number, process in enumerate(getattr(self._deliveries, "_workers", ())):
+            if process.exitcode and reader.slots is not None:
+                index = int(reader.slots.reading[number])
+                doing = f"while it read '{reader.path(index)}'" if index >= 0 else "between reads"
+                return UserInputError(
+                    f"--num_workers: a loading process ended {doing} ({_end(process.exitcode)}). "
+                    f"If memory ran short, use fewer processes, a smaller --prefetch_factor or "
+                    f"--window_cache; --num_workers 0 reads without them."
+                )
+        return error
+
+
+def _end(status: int) -> str:
+    """How a process ended, in words."""
+    if status > 0:
+        return f"exit status {status}"
+    try:
+        return f"by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"by signal {-status}"
+
+
+def window_loader(
+    windows: ConcatDataset[dict[str, Any]],
+    sampler: Sampler[int] | None,
+    config: DataConfig,
+    batch_size: int,
+    cache: WindowCache | None = None,
+) -> WindowLoader:
+    """The loader of a part of the data.
+
+    Args:
+        windows: of one or several data sets.
+        sampler: which ones, in which order; None: all, as they come.
+        config: loading processes, how far they read ahead, page-locked memory.
+        batch_size: windows of a batch.
+        cache: of windows, shared by the loading processes.
+    """
+    processes: dict[str, Any] = {}
+    if config.num_workers:
+        # A process that holds OpenMP threads or HDF5 locks should not be forked. The server that
+        # is forked instead has torch imported, once for all loaders.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        processes = {
+            "multiprocessing_context": context,
+            "prefetch_factor": config.prefetch_factor,
+            "persistent_workers": config.persistent_workers,
+            "worker_init_fn": _end_with_parent,
+        }
+    return WindowLoader(
+        BatchReader(windows, cache),
+        batch_size=batch_size,
+        sampler=sampler,
+        collate_fn=_same,
+        num_workers=config.num_workers,
+        pin_memory=config.pin_memory,
+        **processes,
+    )

@@ -1,0 +1,168 @@
+"""A run that is interrupted in the middle of an epoch goes on with exactly the next batch."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import Callback
+
+from project.main import main
+from project.module.training import trainer as trainer_module
+from project.module.training.run import Run
+from tests.integration.tiny import CommandLine, Finished
+
+NEXT = "--pretraining --use_autoregressive"
+
+
+class KillError(Exception):
+    """In place of SIGKILL: nothing of ours or of Lightning's catches it."""
+
+
+class KillAfter(Callback):
+    """Ends a run behind a batch, counted over all epochs."""
+
+    def __init__(self, batches: int) -> None:
+        self.left = batches
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        """Dies before the batch after it, when the checkpoint is written."""
+        if not self.left:
+            raise KillError
+        self.left -= 1
+
+
+def curve(folder: Path) -> list[tuple[int, str]]:
+    """Step and training loss, digit for digit, in the order they were logged."""
+    with open(folder / "logs" / "metrics.csv", newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["train/loss"]]
+    return [(int(row["step"]), row["train/loss"]) for row in rows]
+
+
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, tuple[Any, ...]]]:
+    """Filled with epoch, number and windows of every training batch."""
+    found: list[tuple[int, int, tuple[Any, ...]]] = []
+
+    class Recorder(Callback):
+        def on_train_batch_start(
+            self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+        ) -> None:
+            windows = tuple(zip(batch["subject"], batch["window"].tolist(), strict=True))
+            found.append((trainer.current_epoch, batch_idx, windows))
+
+    build = trainer_module.build_callbacks
+    monkeypatch.setattr(
+        trainer_module, "build_callbacks", lambda *args: [*build(*args), Recorder()]
+    )
+    return found
+
+
+def killed(cli: CommandLine, monkeypatch: pytest.MonkeyPatch, extra: str, batches: int) -> Path:
+    """Folder of a run that died behind so many batches."""
+    build = trainer_module.build_callbacks
+    folder = cli.folder / f"killed{batches}"
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            trainer_module, "build_callbacks", lambda *args: [*build(*args), KillAfter(batches)]
+        )
+        with pytest.raises(KillError):
+            cli.run(f"{extra} --output_dir {folder}")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("extra", "batches", "step"),
+    [
+        ("", 5, 3),
+        ("", 9, 9),  # the last batch of an epoch
+        ("", 13, 12),  # in the second epoch
+        pytest.param("--num_workers 2", 13, 12, marks=pytest.mark.slow),
+        ("--gradient_accumulation_steps 2", 13, 6),
+        ("--gradient_accumulation_steps 2 --num_workers 2", 7, 3),
+        pytest.param(
+            f"{NEXT} --num_workers 1 --no-persistent_workers", 4, 3, marks=pytest.mark.slow
+        ),
+        (f"{NEXT} --val_check_interval 0.5", 7, 6),
+    ],
+)
+def test_resumed_inside_an_epoch(
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch, extra: str, batches: int, step: int
+) -> None:
+    """Losses, order and the metrics at the end are those of the undisturbed run."""
+    extra = f"{extra} --max_epochs 3 --dropout 0.2 --learning_rate 1e-2 --log_every_n_steps 1"
+    every = f"{extra} --every_n_train_steps 3"
+    undisturbed = seen(monkeypatch)
+    straight = cli.run(every)
+    expected = list(undisturbed)
+    undisturbed.clear()
+    folder = killed(cli, monkeypatch, every, batches)
+    (middle,) = (folder / "checkpoints").glob(f"epoch=*-step={step}.ckpt")
+    before = len(undisturbed)
+    resumed = cli.run(f"{every} --resume_ckpt_path {middle} --output_dir {folder}")
+    again = undisturbed[before:]
+    assert again == expected[-len(again) :]
+    accumulation = 2 if "accumulation" in extra else 1
+    assert len(expected) == 3 * 9
+    in_epochs = divmod(step, -(-9 // accumulation))
+    assert len(expected) - len(again) == 9 * in_epochs[0] + in_epochs[1] * accumulation
+    assert curve(folder) == curve(straight.folder)
+    assert resumed.metrics["train/steps"] == straight.metrics["train/steps"]
+    a, b = straight.checkpoint()["state_dict"], resumed.checkpoint()["state_dict"]
+    for key in a:
+        assert torch.equal(a[key], b[key]), key
+    for key, value in straight.written.items():
+        if key.startswith(("val/", "test/")):
+            assert resumed.written[key] == value, key
+
+
+def in_the_middle(cli: CommandLine, extra: str = "") -> Path:
+    """A checkpoint of step 4 of the 9 of an epoch."""
+    done: Finished = cli.run(f"--every_n_train_steps 4 {extra}")
+    (middle,) = (done.folder / "checkpoints").glob("*step=4.ckpt")
+    return middle
+
+
+def changed(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    checkpoint = torch.load(path, weights_only=True)
+    change(checkpoint["loops"]["fit_loop"]["state_dict"])
+    torch.save(checkpoint, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "extra", "message"),
+    [
+        (lambda state: state.pop("combined_loader"), "", "does not say which of its batches"),
+        (lambda state: None, "--devices 2", "several devices cannot go on with yet"),
+        (lambda state: None, "--overfit_batches 0.5", "--overfit_batches cannot go on with"),
+        (
+            lambda state: state["combined_loader"][0].update(batches=3),
+            "--gradient_accumulation_steps 2",
+            "between the 2 batches of a step",
+        ),
+        (lambda state: state["combined_loader"][0].update(windows=35), "", "an epoch has 36"),
+    ],
+)
+def test_refused_inside_an_epoch(
+    cli: CommandLine,
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[dict[str, Any]], None],
+    extra: str,
+    message: str,
+) -> None:
+    middle = changed(in_the_middle(cli, "--no-use_scheduler"), change)
+    argv = cli.argv(f"--no-use_scheduler --resume_ckpt_path {middle} {extra}")
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --resume_ckpt_path: ") and message in error
+    assert error.count("\n") == 1
+
+
+def test_a_checkpoint_says_where_it_was_taken(cli: CommandLine) -> None:
+    checkpoint = torch.load(in_the_middle(cli), weights_only=True)
+    assert trainer_module.loader_states(checkpoint) == [{"epoch": 0, "batches": 4, "windows": 36}]
+    assert isinstance(cli.planned(), Run)
