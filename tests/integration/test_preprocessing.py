@@ -26,8 +26,8 @@ from project.module.utils.data_preprocess_and_load.brain_grid import place
 from project.module.utils.data_preprocess_and_load.conversion import ConversionOptions, Outcome
 from project.module.utils.data_preprocess_and_load.hdf5_store import RunFile, list_runs
 from project.module.utils.data_preprocess_and_load.manifest import read_manifest
-from project.module.utils.data_preprocess_and_load.repetition_time import resolve_tr
 from project.module.utils.data_preprocess_and_load.preprocessing import convert_folder, main
+from project.module.utils.data_preprocess_and_load.repetition_time import resolve_tr
 
 SCRIPT = Path(conversion.__file__).with_name("preprocessing.py")
 SHAPE = (9, 10, 8)

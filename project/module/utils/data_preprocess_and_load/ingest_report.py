@@ -16,7 +16,7 @@ from project.module.utils.data_preprocess_and_load.conversion_options import Con
 from project.module.utils.data_preprocess_and_load.layouts import LAYOUTS, Found
 from project.module.utils.data_preprocess_and_load.run_header import RunHeader
 from project.module.utils.data_preprocess_and_load.run_plan import RunPlan
-from project.module.utils.data_preprocess_and_load.sources import Source
+from project.module.utils.data_preprocess_and_load.sources import Source, stem_of
 
 USUAL_WINDOW = 20  # frames, the default of --sequence_length
 _HEADINGS = ("run", "shape", "TR", "space", "mask", "voxels", "verdict")
@@ -61,7 +61,8 @@ def plan_lines(
         if not verdict.startswith("keep"):
             to_convert.append(plan)
         size = " x ".join(map(str, (*plan.run.shape, plan.run.n_frames)))
-        rule = plan.mask.name if plan.mask else options.mask
+        parts = stem_of(plan.mask).split("_") if plan.mask else [options.mask]
+        rule = "_".join(parts[-2:])  # of a mask's name what is not the run's
         if rule == "auto":
             rule = "nonzero, else computed"
         tr = f"{plan.tr:g} s ({plan.tr_source})"

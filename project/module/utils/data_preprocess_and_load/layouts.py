@@ -173,9 +173,7 @@ def find_runs(
     tree = scan(folder, exclude)
     refused = [_unreadable(tree, place, why) for place, why in tree.unreadable]
     if not tree.volumes and not refused:
-        packed = (
-            f" {tree.archives} archive(s) are there: unpack them first." if tree.archives else ""
-        )
+        packed = f" Unpack the {tree.archives} archive(s) first." if tree.archives else ""
         raise UserInputError(
             f"--input: no *.nii or *.nii.gz in '{tree.root}' or below; expected a folder of 4D "
             f"runs.{packed}"

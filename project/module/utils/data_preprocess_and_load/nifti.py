@@ -35,6 +35,10 @@ except ImportError:
 READ_ERRORS: tuple[type[Exception], ...] = (zlib.error, _gzip_error, EOFError, OSError)
 
 
+_GZIP_START = b"\x1f\x8b"
+_AGAIN = "Copy or download the file again, or remove it from the input folder."
+
+
 class _HashingReader(io.RawIOBase):
     """A file that feeds what is read from it to a hash."""
 
@@ -260,11 +264,18 @@ def load_image(path: Path) -> Any:
         UserInputError: a damaged file, or one that is not NIfTI.
     """
     try:
+        with open(path, "rb") as raw:  # nibabel would not say why a file cannot be opened
+            start = raw.read(2)
+        if path.name.endswith(".gz") and start not in (_GZIP_START, b""):
+            raise UserInputError(
+                f"{path}: not compressed, though its name ends in .gz. Rename it if it is a .nii "
+                f"file. {_AGAIN}"
+            )
         image = nibabel.load(path)
     except READ_ERRORS as error:
         raise damaged(path, error) from None
     except (nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError) as error:
-        raise UserInputError(f"{path}: not a NIfTI image ({error}).") from None
+        raise UserInputError(f"{path}: not a NIfTI image ({error}). {_AGAIN}") from None
     if not isinstance(image, nibabel.Nifti1Pair):  # NIfTI-2 is a subclass
         raise UserInputError(f"{path}: a {type(image).__name__}, expected NIfTI-1 or NIfTI-2.")
     return image

@@ -88,7 +88,8 @@ def convert_folder(
         refused.
 
     Raises:
-        UserInputError: no input, or an output folder that cannot be written.
+        UserInputError: no input; an output folder that cannot be written; or, after all runs
+            were handled, a manifest or quarantine list that cannot be.
         KeyboardInterrupt: after the runs in progress were finished (workers) or discarded (one
             process), and the manifest was written.
     """
@@ -117,19 +118,28 @@ def convert_folder(
         report(line)
     workers = max(1, min(num_workers or available_cpus(), len(sources)))
     outcomes: list[Outcome] = []
+    errors: list[str] = []
     try:
         converted = convert_runs(sources, folder, options, workers)
         for outcome in progress(converted, len(sources), report):
             outcomes.append(outcome)
     finally:
         outcomes.sort(key=lambda outcome: outcome.source.path)
-        warnings = _update_manifest(image_path)
         failed = {o.source.path: o.message for o in outcomes if o.status == "failed"}
-        listed = update_quarantine(image_path, [o.source.path for o in outcomes], failed)
-        if listed:
-            warnings.append(f"{listed} file(s) in {image_path / QUARANTINE}")
-        for line in summary_lines(outcomes, warnings, len(sources)):
+        warnings: list[str] = []
+        try:  # neither may keep the other, or the summary, from coming about
+            warnings += _update_manifest(image_path)
+        except UserInputError as error:
+            errors.append(str(error))
+        try:
+            listed = update_quarantine(image_path, [o.source.path for o in outcomes], failed)
+            warnings += [f"{listed} file(s) in {image_path / QUARANTINE}"] if listed else []
+        except UserInputError as error:
+            errors.append(str(error))
+        for line in summary_lines(outcomes, warnings + errors, len(sources)):
             report(line)
+    if errors:
+        raise UserInputError(" ".join(errors))
     return outcomes
 
 

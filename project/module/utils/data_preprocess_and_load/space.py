@@ -5,7 +5,7 @@ What is checked, in this order; ``--space native`` leaves out all but the obliqu
 1. A space that the name or the layout tells must be an MNI space (or the one of ``--space NAME``).
 2. qform or sform must be set.
 3. The box of the MNI152 brain (x -72..72, y -106..72, z -72..82 mm) must lie in the field of view:
-   half of its volume where name or header (code 4) say MNI; 90 % where neither does, and then the
+   half of its volume where name or header (code 4) say MNI; 85 % where neither does, and then the
    centre of the field of view must be near that of the usual MNI grids (x 0, y -18, z 18 mm) too.
 4. Voxel axes may not be tilted by more than 3 degrees, except with ``--resample``.
 """
@@ -27,7 +27,7 @@ _MNI_CODE = 4  # of NIfTI's qform_code and sform_code
 _BRAIN_BOX = np.array([[-72.0, -106.0, -72.0], [72.0, 72.0, 82.0]])  # mm, of the MNI152 mask
 # Centre of the grids of FSL, SPM, fMRIPrep and AFNI for MNI space, and how far they scatter.
 _CENTRE, _CENTRE_TOLERANCE = np.array([0.0, -18.0, 18.0]), np.array([6.0, 10.0, 15.0])
-_COVERED, _COVERED_IF_NAMED = 0.9, 0.5
+_COVERED, _COVERED_IF_NAMED = 0.85, 0.5
 OBLIQUE_LIMIT = 3.0  # degrees
 OBLIQUE_NOTED = 0.1  # degrees; below, it is rounding
 _REMEDY = (
