@@ -152,6 +152,9 @@ ENTRY_POINTS: dict[str, Callable[[Sequence[str]], object]] = {
     "project/main.py": _parse_run,
     "project/check_flops.py": _parse_flops,
     f"{DATA_LAYER}/preprocessing.py": lambda words: preprocessing.build_parser().parse_args(words),
+    f"{DATA_LAYER}/preprocessing_HCP_v2.py": lambda words: preprocessing.build_parser().parse_args(
+        words
+    ),
     "benchmarks/training_step.py": lambda words: training_step.flags().parse_args(words),
     f"{DATA_LAYER}/synthetic.py": lambda words: synthetic._parser().parse_args(words),
 }
