@@ -194,7 +194,7 @@ def resampled_grid(shape: Triple, affine: np.ndarray, mm: float) -> tuple[Triple
 def resample(
     volume: np.ndarray, affine: np.ndarray, shape: Triple, new_affine: np.ndarray, how: str
 ) -> np.ndarray:
-    """A volume [X, Y, Z] on another grid; ``how``: "linear" or "nearest".
+    """A volume [X, Y, Z] or volumes [X, Y, Z, T] on another grid; ``how``: "linear" or "nearest".
 
     Beyond the centres of the outermost source voxels it is 0, for values and mask alike.
     """

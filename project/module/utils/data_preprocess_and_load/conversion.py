@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from project.module.utils.data_preprocess_and_load.sources import Source
 __all__ = ["ConversionOptions", "Outcome", "available_cpus", "convert_run"]
 
 _SMALL_MASK = 0.05  # of the volume: a head fills more of any usual field of view
+_RESAMPLED_AT_ONCE = 4  # frames: 17 MB, and copies of them
 _CONSTANT_NOTED, _CONSTANT_LIMIT = 0.05, 0.5  # share of brain voxels that never change
 
 
@@ -143,12 +145,12 @@ def _brain_frames(
     if options.resample is None:
         # Position in the file of each kept voxel: reorientation, mask and crop in one `take`.
         in_file = run.unflatten(np.arange(math.prod(run.shape))).ravel()[placed.source_index]
-    for t, frame in enumerate(run.frames(options.drop_first)):
-        if options.resample is None:
-            np.take(frame, in_file, out=values, mode="clip")  # other modes copy the output
-        else:
-            volume = resample(run.unflatten(frame), run.las_affine, shape, affine, "linear")
-            np.take(volume.ravel(), placed.source_index, out=values, mode="clip")
+        frames = run.frames(options.drop_first)
+    else:
+        in_file = placed.source_index
+        frames = _resampled(run, options.drop_first, shape, affine)
+    for t, frame in enumerate(frames):
+        np.take(frame, in_file, out=values, mode="clip")  # other modes copy the output
         if t == 0:
             first[:] = values
         else:
@@ -170,6 +172,18 @@ def _brain_frames(
             f"{constant} brain voxels ({constant / size:.1%}) have one value in every frame"
             f"{suspicious}"
         )
+
+
+def _resampled(
+    run: NiftiRun, first: int, shape: Triple, affine: np.ndarray
+) -> Iterator[np.ndarray]:
+    """Flat frames on another grid; several at a time, for nilearn's sake."""
+    frames = run.frames(first)
+    while block := [run.unflatten(frame.copy()) for frame in islice(frames, _RESAMPLED_AT_ONCE)]:
+        volumes = np.stack(block, axis=-1)
+        moved = resample(volumes, run.las_affine, shape, affine, "linear")
+        for t in range(moved.shape[-1]):
+            yield moved[..., t].ravel()
 
 
 def _up_to_date(output: Path, source: Path, digest: str) -> tuple[RunHeader | None, str]:
