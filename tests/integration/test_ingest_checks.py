@@ -10,8 +10,11 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from nilearn import datasets
+from nilearn.image import resample_img
 
 from project.module.utils.data_preprocess_and_load import preprocessing
+from project.module.utils.data_preprocess_and_load.brain_grid import place
 from project.module.utils.data_preprocess_and_load.hdf5_store import RunFile, list_runs
 from project.module.utils.data_preprocess_and_load.preprocessing import main
 from tests.integration.scans import GRID, names_in, save, scan
@@ -108,6 +111,22 @@ def test_flags_of_the_space(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     save(tmp_path / "in" / "a.nii", scan())
     assert ingest(tmp_path / "in", tmp_path / "store", "--space", "MNI 152") == 2
     assert "--space: 'MNI 152' is no name of a space" in capsys.readouterr().err
+
+
+def test_the_usual_grids_of_2_mm_land_on_one() -> None:
+    """The centred crop puts HCP's and fMRIPrep's runs at the same indices, and cuts no brain."""
+    template = datasets.load_mni152_brain_mask(resolution=2)
+    found = []
+    for shape, origin in (((91, 109, 91), (-90, -126, -72)), ((97, 115, 97), (-96, -132, -78))):
+        ras = np.diag([2.0, 2, 2, 1])
+        ras[:3, 3] = origin
+        mask = resample_img(template, ras, shape, interpolation="nearest", copy_header=True)
+        las = ras @ np.array([[-1, 0, 0, shape[0] - 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+        placed = place(np.asarray(mask.dataobj)[::-1] > 0, las, (96, 96, 96))
+        assert placed.cropped == 0
+        found.append(placed)
+    assert np.array_equal(found[0].vox, found[1].vox)
+    assert np.array_equal(found[0].affine, found[1].affine)
 
 
 # Memory -------------------------------------------------------------------------------------------

@@ -18,8 +18,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from project.module.config import UserInputError, canonical_dataset_name
 from project.module.utils.data_preprocess_and_load.conversion import Outcome, available_cpus
 from project.module.utils.data_preprocess_and_load.conversion_options import ConversionOptions
 from project.module.utils.data_preprocess_and_load.datasets import DATASETS
-from project.module.utils.data_preprocess_and_load.hdf5_store import COMPRESSIONS, read_header
+from project.module.utils.data_preprocess_and_load.hdf5_store import COMPRESSIONS
 from project.module.utils.data_preprocess_and_load.ingest_report import (
     found_lines,
     plan_lines,
@@ -40,12 +39,13 @@ from project.module.utils.data_preprocess_and_load.ingest_report import (
     summary_lines,
 )
 from project.module.utils.data_preprocess_and_load.layouts import AUTO, LAYOUTS, find_runs
-from project.module.utils.data_preprocess_and_load.manifest import manifest_row, write_manifest
+from project.module.utils.data_preprocess_and_load.manifest import read_headers, rebuild_manifest
 from project.module.utils.data_preprocess_and_load.quarantine import QUARANTINE, update_quarantine
-from project.module.utils.data_preprocess_and_load.run_header import RunHeader
 from project.module.utils.data_preprocess_and_load.run_plan import plan_folder
 from project.module.utils.data_preprocess_and_load.whole_files import remove_abandoned
 from project.module.utils.data_preprocess_and_load.workers import convert_runs
+
+_MANY = 200  # runs whose headers take long enough to say so
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,9 @@ def convert_folder(
         _make_folder(folder)
         remove_abandoned(folder)
         remove_abandoned(image_path)
-    stored, _ = _read_headers(folder)
+    if len(found.sources) > _MANY:
+        report(f"checking the headers of {len(found.sources)} runs")
+    stored, _ = read_headers(folder)
     plans, sources = plan_folder(found.sources, options, stored)
     sources = sources[shard.index :: shard.number]
     names = {source.name for source in sources}
@@ -128,7 +130,7 @@ def convert_folder(
         failed = {o.source.path: o.message for o in outcomes if o.status == "failed"}
         warnings: list[str] = []
         try:  # neither may keep the other, or the summary, from coming about
-            warnings += _update_manifest(image_path)
+            warnings += rebuild_manifest(image_path)
         except UserInputError as error:
             errors.append(str(error))
         try:
@@ -153,59 +155,6 @@ def _make_folder(folder: Path) -> None:
         ) from None
     if not os.access(folder, os.W_OK):
         raise UserInputError(f"--output: '{folder}' is read-only. Choose another folder.")
-
-
-def _read_headers(folder: Path) -> tuple[dict[str, RunHeader], list[str]]:
-    """Header of each file of a store by its name, and what is wrong with the others."""
-    headers, damaged = {}, []
-    for path in sorted(folder.glob("*.h5")):
-        try:
-            headers[path.name] = read_header(path)
-        except UserInputError as error:
-            damaged.append(str(error))
-    return headers, damaged
-
-
-def _update_manifest(image_path: Path) -> list[str]:
-    """Write the manifest from the headers of all files; returns warnings about the store.
-
-    Other shards may finish files meanwhile. Whoever writes last looks last: as long as the files
-    have changed since they were read, the manifest is written again.
-    """
-    folder, read = image_path / "hdf5", None
-    headers: Mapping[str, RunHeader] = {}
-    warnings: list[str] = []
-    while read != (there := _state(folder)):
-        read = there
-        headers, warnings = _read_headers(folder)
-        if headers:
-            rows = [manifest_row(f"hdf5/{name}", header) for name, header in headers.items()]
-            write_manifest(image_path, rows)
-    by_source: dict[str, list[str]] = {}
-    for name, header in headers.items():
-        if header.source_sha256:
-            by_source.setdefault(header.source_sha256, []).append(f"hdf5/{name}")
-    warnings += [
-        f"the same source under {len(files)} names: {', '.join(files)}; remove all but one"
-        for files in by_source.values()
-        if len(files) > 1
-    ]
-    for what, values in (
-        ("grids", Counter(str(header.grid) for header in headers.values())),
-        ("spaces", Counter(header.space for header in headers.values() if header.space)),
-    ):
-        if len(values) > 1:
-            warnings.append(f"several {what} in one store: {dict(values)}")
-    return warnings
-
-
-def _state(folder: Path) -> dict[str, Any]:
-    """Files of a store with what changes when they are replaced."""
-    state = {}
-    for path in folder.glob("*.h5"):
-        status = path.stat()
-        state[path.name] = (status.st_ino, status.st_mtime_ns, status.st_size)
-    return state
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -9,6 +9,7 @@ from pathlib import Path
 from project.module.config import UserInputError
 
 _LONGEST_TR, _SHORTEST_TR = 30.0, 0.05  # seconds; outside, a TR is not believed
+_SECONDS = {"msec": 1e-3, "usec": 1e-6}  # of NIfTI's units
 
 
 def read_sidecar_tr(file: Path | None) -> float | None:
@@ -48,13 +49,12 @@ def resolve_tr(
         return flag_tr, "--tr", ""
     if sidecar_tr is not None:
         if _SHORTEST_TR <= sidecar_tr <= _LONGEST_TR:
-            return sidecar_tr, "sidecar", ""
+            return sidecar_tr, "sidecar", _contradiction(header_tr, unit, sidecar_tr)
         return math.nan, "unknown", f"TR of the JSON sidecar is {sidecar_tr:g} s; give --tr SECONDS"
     if layout_tr is not None and (not math.isfinite(header_tr) or header_tr in (0.0, 1.0)):
         note = f"TR of the header is {header_tr:g}; the cohort's protocol says {layout_tr:g} s"
         return layout_tr, "layout", note
-    factor = {"msec": 1e-3, "usec": 1e-6}.get(unit, 1.0)
-    tr = header_tr * factor
+    tr = header_tr * _SECONDS.get(unit, 1.0)
     if not math.isfinite(tr) or tr <= 0:
         return math.nan, "unknown", f"TR of the header is {header_tr:g}; give --tr SECONDS"
     if _SHORTEST_TR <= tr <= _LONGEST_TR:
@@ -65,3 +65,13 @@ def resolve_tr(
             note = f"TR of the header is {header_tr:g} {unit}; taken as {other}: {converted:g} s"
             return converted, f"header, read as {other}", note
     return math.nan, "unknown", f"TR of the header is {header_tr:g} {unit}; give --tr SECONDS"
+
+
+def _contradiction(header_tr: float, unit: str, sidecar_tr: float) -> str:
+    """A note if the header has a TR of its own; 1 is what many tools write without knowing."""
+    in_seconds = header_tr * _SECONDS.get(unit, 1.0)
+    if in_seconds == 1 or not _SHORTEST_TR <= in_seconds <= _LONGEST_TR:  # NaN is not, either
+        return ""
+    if math.isclose(in_seconds, sidecar_tr, rel_tol=0.01):
+        return ""
+    return f"TR of the header is {in_seconds:g} s, of the sidecar {sidecar_tr:g} s, which is taken"

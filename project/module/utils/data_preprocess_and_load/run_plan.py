@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from project.module.config import UserInputError
 from project.module.utils.data_preprocess_and_load.conversion_options import (
@@ -245,7 +247,9 @@ def plan_folder(
     """
     plans: list[RunPlan] = []
     errors: dict[str, str] = {}
-    for source in sources:
+    for source in tqdm(
+        sources, "headers", unit="run", leave=False, disable=not sys.stderr.isatty()
+    ):
         try:
             plans.append(plan_run(source, options))
         except UserInputError as error:
