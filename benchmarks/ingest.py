@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -29,9 +30,7 @@ if __package__ in (None, ""):
 import nibabel
 import numpy as np
 
-from benchmarks import _report
-from benchmarks._measure import progress, resident
-
+ROOT = Path(__file__).resolve().parents[1]
 CONTENDERS = ("ours", "swift", "neurostorm")
 SHAPE, QUICK_SHAPE = (91, 109, 91), (46, 55, 46)
 TARGETS = {"swift": 8.0, "neurostorm": 5.0}  # times as fast
@@ -95,6 +94,12 @@ def convert(contender: str, source: Path, target: Path) -> None:
         np.save(target / "run.npy", np.moveaxis(integers, -1, 0))
 
 
+def peak_memory() -> float:
+    """Of this process, in MB; ``ru_maxrss`` would start at the parent's."""
+    (line,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(line) * 1024 / 1e6
+
+
 def in_child(contender: str, source: Path, folder: Path) -> tuple[float, float]:
     """Seconds and peak MB of a contender in a fresh process."""
     with tempfile.TemporaryDirectory(dir=folder) as target:
@@ -114,15 +119,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["--child"]:
         contender, source, target = arguments[1:]
         convert(contender, Path(source), Path(target))
-        print(resident("VmHWM") / 1e6)
+        print(peak_memory())
         return 0
+    # Not above: these bring torch along, which would count as memory of every contender.
+    from benchmarks import _report
+    from benchmarks._measure import progress
+
     parser = argparse.ArgumentParser(prog="benchmarks/ingest.py", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it work at all?")
     parser.add_argument("--frames", type=int, default=400, metavar="N")
     parser.add_argument("--repeats", type=int, default=3, metavar="N")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="for the files; default: /tmp")
-    parser.add_argument("--json", type=Path, default=_report.RESULTS / "ingest.json")
+    parser.add_argument(
+        "--json", type=Path, default=ROOT / "benchmarks" / "results" / "ingest.json"
+    )
     args = parser.parse_args(arguments)
     args.threads, args.load_before = 1, round(os.getloadavg()[0], 2)
     args.json.parent.mkdir(parents=True, exist_ok=True)
@@ -152,6 +163,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def text(rows: dict[str, dict[str, Any]], quick: bool) -> str:
     """The table, and whether the targets are met."""
+    from benchmarks import _report
+
     ours = rows["ours"]
     table = _report.table(
         "Converting one run: seconds (median, smallest to largest), peak memory in MB, and how "
@@ -174,4 +187,4 @@ def text(rows: dict[str, dict[str, Any]], quick: bool) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(_report.run(main))
+    sys.exit(main())

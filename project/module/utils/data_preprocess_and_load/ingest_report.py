@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import statistics
 import sys
@@ -65,7 +66,7 @@ def plan_lines(
         rule = "_".join(parts[-2:])  # of a mask's name what is not the run's
         if rule == "auto":
             rule = "nonzero, else computed"
-        tr = f"{plan.tr:g} s ({plan.tr_source})"
+        tr = f"{plan.tr:g} s ({plan.tr_source})" if math.isfinite(plan.tr) else "unknown"
         space = f"{plan.space} ({plan.space_basis})"
         name = plan.source.output.removesuffix(".h5")
         rows.append((name, size, tr, space, rule, plan.action, verdict))
