@@ -34,7 +34,8 @@ lint: setup-dev ## check style, types, the import rule and the shell scripts
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	"$(VENV)/bin/lint-imports"
-	@set -e; for script in setup_env.sh .ci/run $$(find sample_scripts -name '*.sh' 2>/dev/null); do \
+	@set -e; for script in setup_env.sh .ci/run $$(find project -name '*.slurm') \
+		$$(find sample_scripts -name '*.sh' 2>/dev/null); do \
 		bash -n "$$script"; \
 		if command -v shellcheck >/dev/null; then shellcheck "$$script"; fi; \
 	done; echo "Shell scripts: ok"

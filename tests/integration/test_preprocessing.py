@@ -6,10 +6,12 @@ import gzip
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,13 @@ from project.module.utils.data_preprocess_and_load.brain_grid import place
 from project.module.utils.data_preprocess_and_load.conversion import ConversionOptions, Outcome
 from project.module.utils.data_preprocess_and_load.hdf5_store import RunFile, list_runs
 from project.module.utils.data_preprocess_and_load.manifest import read_manifest
-from project.module.utils.data_preprocess_and_load.nifti import resolve_tr
 from project.module.utils.data_preprocess_and_load.preprocessing import convert_folder, main
+from project.module.utils.data_preprocess_and_load.repetition_time import resolve_tr
 
 SCRIPT = Path(conversion.__file__).with_name("preprocessing.py")
 SHAPE = (9, 10, 8)
-RAS = np.array([[2.0, 0, 0, -8], [0, 2.5, 0, -11], [0, 0, 3, -5], [0, 0, 0, 1]])
+# Over the field of view of the usual MNI grids.
+RAS = np.array([[20.0, 0, 0, -80], [0, 25, 0, -130], [0, 0, 24, -66], [0, 0, 0, 1]])
 SMALL = ConversionOptions(img_size=(12, 12, 12))
 
 
@@ -38,7 +41,7 @@ def phantom(frames: int = 6, seed: int = 0) -> np.ndarray:
     values = np.zeros((*SHAPE, frames), np.float32)
     block = np.random.default_rng(seed).uniform(500, 1500, size=(4, 6, 5, frames))
     values[1:5, 2:8, 1:6] = block
-    values[2, 3, 4] = 5000  # one voxel that can be found again
+    values[2, 3, 4] = 5000 + np.arange(frames)  # one voxel that can be found again
     return values
 
 
@@ -143,9 +146,10 @@ def test_resampling_by_the_affine(tmp_path: Path) -> None:
     x, y, z = np.meshgrid(*[np.arange(12)] * 3, indexing="ij")
     smooth[...] = (1000 * np.exp(-((x - 5) ** 2 + (y - 6) ** 2 + (z - 6) ** 2) / 8))[..., None]
     smooth[smooth < 100] = 0
+    smooth *= [1.0, 1.1, 0.9]
     affine = np.diag([3.0, 3, 3, 1])
     save(tmp_path / "in" / "a.nii", smooth, affine)
-    options = ConversionOptions(img_size=(36, 36, 36), resample=1.5)
+    options = ConversionOptions(img_size=(36, 36, 36), resample=1.5, space="native")
     _, run = only(tmp_path / "in", options)
     volume = dense(run)[..., 0]
     assert np.allclose(np.linalg.norm(np.asarray(run.header.affine)[:3, :3], axis=0), 1.5)
@@ -154,11 +158,13 @@ def test_resampling_by_the_affine(tmp_path: Path) -> None:
     assert np.abs(world[:3] - [15, 18, 18]).max() < 0.2
     assert run.header.n_voxels == pytest.approx(8 * np.count_nonzero(smooth[..., 0]), rel=0.01)
     # The same size is the same data.
-    _, same = only(tmp_path / "in", ConversionOptions(img_size=(12, 12, 12), resample=3.0))
+    _, same = only(tmp_path / "in", replace(options, img_size=(12, 12, 12), resample=3.0))
     assert np.abs(dense(same) - smooth[::-1]).max() <= same.header.scale
 
 
 # Masks ---------------------------------------------------------------------------------------
+
+HEAD_AFFINE = np.array([[8.0, 0, 0, -92], [0, 9, 0, -121.5], [0, 0, 8, -74], [0, 0, 0, 1]])
 
 
 def head(frames: int = 4) -> np.ndarray:
@@ -169,23 +175,27 @@ def head(frames: int = 4) -> np.ndarray:
     return (noise + 1000 * ball[..., None]).astype(np.float32)
 
 
+def save_head(path: Path, values: np.ndarray) -> Path:
+    return save(path, values, HEAD_AFFINE)
+
+
 def test_mask_rule(tmp_path: Path) -> None:
     options = ConversionOptions(img_size=(24, 24, 24))
     # Nowhere zero: computed.
-    path = save(tmp_path / "in" / "sub-1_task-x_desc-preproc_bold.nii.gz", head())
+    path = save_head(tmp_path / "in" / "sub-1_task-x_space-MNI_desc-preproc_bold.nii.gz", head())
     _, run = only(tmp_path / "in", options)
     assert run.header.mask_source == "computed_epi"
     assert run.header.n_voxels == pytest.approx(4 / 3 * np.pi * 9**3, rel=0.1)
     # A sibling mask wins, reoriented by its own affine; a voxel of zeros inside it is kept.
     values = head()
     values[11, 12, 13] = 0
-    save(path, values)
+    save_head(path, values)
     mask = np.zeros((24, 24, 24), np.uint8)
     mask[4:15, 12, 13] = 1
     flip = np.diag([-1.0, 1, 1, 1])
     flip[0, 3] = 23
-    sibling = tmp_path / "in" / "sub-1_task-x_desc-brain_mask.nii.gz"
-    save(sibling, mask[::-1], RAS @ flip)
+    sibling = tmp_path / "in" / "sub-1_task-x_space-MNI_desc-brain_mask.nii.gz"
+    save(sibling, mask[::-1], HEAD_AFFINE @ flip)
     _, run = only(tmp_path / "in", options)
     assert run.header.mask_source == f"sibling:{sibling.name}"
     kept = np.zeros(24**3, bool)
@@ -195,7 +205,7 @@ def test_mask_rule(tmp_path: Path) -> None:
     # The flag wins over the sibling.
     _, run = only(tmp_path / "in", ConversionOptions(img_size=(24, 24, 24), mask="nonzero"))
     assert (run.header.mask_source, run.header.n_voxels) == ("nonzero", 24**3 - 1)
-    other = save(tmp_path / "other.nii", mask)
+    other = save_head(tmp_path / "other.nii", mask)
     _, run = only(tmp_path / "in", ConversionOptions(img_size=(24, 24, 24), mask=str(other)))
     assert (run.header.mask_source, run.header.n_voxels) == ("file:other.nii", 11)
 
@@ -267,6 +277,9 @@ def test_dropped_frames(tmp_path: Path) -> None:
         (-2.0, "sec", None, None, math.nan, "unknown", "give --tr"),
         (1e6, "sec", None, None, math.nan, "unknown", "give --tr"),
         (0.0, "sec", 2.0, None, 2.0, "sidecar", ""),
+        (0.72, "sec", 2.0, None, 2.0, "sidecar", "header is 0.72 s, of the sidecar 2 s"),
+        (2000, "msec", 2.0, None, 2.0, "sidecar", ""),
+        (1.0, "sec", 2.0, None, 2.0, "sidecar", ""),
         (1.0, "sec", 2.0, 3.0, 3.0, "--tr", ""),
         (2.0, "sec", 2000.0, None, math.nan, "unknown", "sidecar is 2000 s"),
     ],
@@ -315,15 +328,15 @@ def test_names_and_companions(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         "100307_rfMRI_REST1_LR": "100307_run-rfMRI-REST1-LR",
         "100307_rfMRI_REST2_LR": "100307_run-rfMRI-REST2-LR",
     }
-    for name in names:
-        save(folder / f"{name}.nii.gz", phantom())
+    for seed, name in enumerate(names):
+        save(folder / f"{name}.nii.gz", phantom(seed=seed))
     for name in ("sub-02_boldref", "sub-02_T1w", "x/sub-01_desc-brain_mask"):
         save(folder / f"{name}.nii.gz", phantom()[..., 0])
     (folder / "._sub-02_lowres.nii.gz").write_text("resource fork")
     outcomes = convert(folder)
     assert {o.status for o in outcomes} == {"converted"}
     assert {o.source.output for o in outcomes} == {f"{name}.h5" for name in names.values()}
-    assert "3 companion image(s) passed over" in capsys.readouterr().out
+    assert "3 other image(s) passed over" in capsys.readouterr().out
     rows = {row.subject: row for row in read_manifest(tmp_path / "store")}
     assert rows["sub-01"].session == "a"
     assert rows["100307"].subject == "100307"  # both runs: no split can part them
@@ -332,11 +345,14 @@ def test_names_and_companions(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_two_files_of_one_name(tmp_path: Path) -> None:
-    for name in ("sub-1_echo-1_bold", "sub-1_echo-2_bold", "sub-2_bold"):
-        save(tmp_path / "in" / f"{name}.nii", phantom())
-    outcomes = convert(tmp_path / "in")
-    assert [o.status for o in outcomes] == ["failed", "failed", "converted"]
-    assert "would become sub-1.h5, and so would sub-1_echo-2_bold.nii" in outcomes[0].message
+    for seed, name in enumerate(("x/sub-1_bold", "y/sub-1_bold", "sub-2_bold")):
+        save(tmp_path / "in" / f"{name}.nii", phantom(seed=seed))
+    outcomes = {o.source.name: o for o in convert(tmp_path / "in")}
+    assert outcomes["sub-2_bold.nii"].status == "converted"
+    assert outcomes["x/sub-1_bold.nii"].status == "failed"
+    assert outcomes["y/sub-1_bold.nii"].status == "failed"
+    message = outcomes["x/sub-1_bold.nii"].message
+    assert "would become sub-1.h5, and so would y/sub-1_bold.nii" in message
 
 
 # Bad input -----------------------------------------------------------------------------------
@@ -480,7 +496,7 @@ def test_no_half_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
 ) -> None:
     for name in ("a", "b"):
-        save(tmp_path / "in" / f"{name}.nii", phantom())
+        save(tmp_path / "in" / f"{name}.nii", phantom(seed=ord(name)))
     original, calls = h5py.Dataset.__setitem__, []
 
     def fail_on_the_second(*args: Any) -> None:
@@ -499,9 +515,9 @@ def test_no_half_file(
 
 def test_ctrl_c_with_workers_keeps_what_is_done(tmp_path: Path) -> None:
     """A second call finishes the rest; no temporary file, no traceback."""
-    first = save(tmp_path / "in" / "00.nii", head(40))
-    for number in range(1, 20):
-        shutil.copy(first, first.with_name(f"{number:02}.nii"))
+    values = head(40)
+    for number in range(20):
+        save_head(tmp_path / "in" / f"{number:02}.nii", values + np.float32(number))
     command = [sys.executable, "-u", str(SCRIPT), "--input", "in", "--output", "out"]
     command += ["--img_size", "24", "24", "24", "--num_workers", "2"]
     with subprocess.Popen(
@@ -513,6 +529,7 @@ def test_ctrl_c_with_workers_keeps_what_is_done(tmp_path: Path) -> None:
         start_new_session=True,
     ) as process:
         assert process.stdout is not None
+        assert "20 run(s)" in process.stdout.readline()
         assert "[1/20]" in process.stdout.readline()
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process
         out, err = process.communicate(timeout=120)
@@ -529,11 +546,14 @@ def test_ctrl_c_with_workers_keeps_what_is_done(tmp_path: Path) -> None:
     assert "failed" not in {o.status for o in rest}
 
 
-def test_the_same_source_twice_is_reported(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_same_source_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(tmp_path / "in" / "a.nii.gz", phantom())
     shutil.copy(tmp_path / "in" / "a.nii.gz", tmp_path / "in" / "b.nii.gz")
+    kept, refused = convert(tmp_path / "in")
+    assert (kept.status, refused.status) == ("converted", "failed")
+    assert "b.nii.gz: the same file as a.nii.gz, under another name" in refused.message
+    # Converted in an earlier call, it is there already: pointed out.
+    (tmp_path / "in" / "a.nii.gz").rename(tmp_path / "in" / "c.nii.gz")
     convert(tmp_path / "in")
     assert "same source under 2 names: hdf5/a.h5, hdf5/b.h5" in capsys.readouterr().out
 
@@ -542,7 +562,16 @@ def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     save(tmp_path / "in" / "a.nii", phantom())
     arguments = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "store")]
     assert main([*arguments, "--dry_run"]) == 0
-    assert "a.nii: planned: 9 x 10 x 8 x 6, TR 2 s (header), mask auto" in capsys.readouterr().out
+    line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("a "))
+    assert re.split("  +", line) == [
+        "a",
+        "9 x 10 x 8 x 6",
+        "2 s (header)",
+        "MNI152 (field of view)",
+        "nonzero, else computed",
+        "RAS, pad 87 86 88",
+        "convert",
+    ]
     save(tmp_path / "in" / "b.nii", phantom(1))
     assert main([*arguments, "--dry-run"]) == 1
     assert not (tmp_path / "store").exists()
@@ -551,7 +580,7 @@ def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_command_line_from_anywhere(tmp_path: Path) -> None:
     """No PYTHONPATH, another working folder, parallel workers, plain lines in a log."""
     for name in ("a", "b"):
-        save(tmp_path / "in" / f"{name}.nii.gz", phantom())
+        save(tmp_path / "in" / f"{name}.nii.gz", phantom(seed=ord(name)))
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     command = [sys.executable, str(SCRIPT), "--input", "in", "--output", "out"]
     command += ["--img_size", "12", "12", "12", "--num_workers", "2", "--compression", "lz4"]
@@ -614,19 +643,36 @@ def test_gift_mni_bold(shared_data: Path, tmp_path: Path) -> None:
 
 
 def test_edge_cases(shared_data: Path, tmp_path: Path) -> None:
-    outcomes = convert_folder(shared_data / "edge_cases", tmp_path, num_workers=1)
-    found = {outcome.source.subject: outcome for outcome in outcomes}
+    folder = shared_data / "edge_cases"
+    for outcome in convert_folder(folder, tmp_path / "mni", num_workers=1):
+        assert outcome.status == "failed"
+        assert "not in MNI space by its header" in outcome.message
+        assert "--space native" in outcome.message
+    # On purpose, and each alone: their voxels differ.
+    found: dict[str, Outcome] = {}
+    again = {}
+    for path in sorted(folder.glob("*.nii.gz")):
+        name = path.name.split(".")[0]
+        (tmp_path / name).mkdir()
+        (tmp_path / name / path.name).symlink_to(path)
+        native = ConversionOptions(space="native")
+        (found[name],) = convert_folder(tmp_path / name, tmp_path / "a", native, num_workers=1)
+        shutil.rmtree(tmp_path / "a")
+        native = replace(native, mask="nonzero")
+        (again[name],) = convert_folder(tmp_path / name, tmp_path / "a", native, num_workers=1)
+        shutil.rmtree(tmp_path / "a")
     example, echo = found["example4d"].header, found["echo1"].header
     assert example is not None
     assert (example.tr, example.tr_source) == (2.0, "header, read as msec")
     assert example.mask_source == "nonzero"
     assert example.crop_offset == (-16, 0, 36)
+    assert example.space == "native"
+    assert any("oblique by 9.3 degrees, kept" in note for note in found["example4d"].notes)
     assert echo is not None
     assert nibabel.aff2axcodes(np.asarray(echo.source_affine)) == ("L", "P", "S")
     assert (echo.orientation, echo.mask_source, echo.n_frames) == ("LAS", "computed_epi", 5)
     # Slabs for which nilearn finds no brain: refused or pointed out, never silently kept.
     assert "mask (computed_epi) is empty" in found["functional"].message
     assert any("covers only 0.7%" in note for note in found["fmri1"].notes)
-    nonzero = ConversionOptions(mask="nonzero")
-    again = convert_folder(shared_data / "edge_cases", tmp_path, nonzero, num_workers=1)
-    assert {outcome.status for outcome in again} == {"converted"}
+    assert any("oblique by 11.8 degrees, kept" in note for note in found["fmri1"].notes)
+    assert {outcome.status for outcome in again.values()} == {"converted"}

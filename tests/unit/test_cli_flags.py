@@ -138,6 +138,8 @@ CHECK_FLOPS: dict[str, Any] = {
 PREPROCESSING: dict[str, Any] = {
     "input": None,
     "output": None,
+    "layout": "auto",
+    "space": "",
     "img_size": (96, 96, 96),
     "mask": "auto",
     "tr": None,
@@ -145,9 +147,11 @@ PREPROCESSING: dict[str, Any] = {
     "resample": None,
     "crop_offset": None,
     "dataset_name": "",
+    "voxel_norm": False,
     "compression": "none",
     "num_workers": None,
     "min_frames": 2,
+    "shard": None,
     "overwrite": False,
     "dry_run": False,
 }

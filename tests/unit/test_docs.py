@@ -164,6 +164,9 @@ ENTRY_POINTS: dict[str, Callable[[Sequence[str]], object]] = {
     f"{DATA_LAYER}/check_and_clean_hdf5.py": lambda words: (
         check_and_clean_hdf5.build_parser().parse_args(words)
     ),
+    f"{DATA_LAYER}/preprocessing_HCP_v2.py": lambda words: preprocessing.build_parser().parse_args(
+        words
+    ),
     "benchmarks/training_step.py": lambda words: training_step.flags().parse_args(words),
     "benchmarks/loader.py": lambda words: loader.flags().parse_args(words),
     "benchmarks/ingest.py": lambda words: ingest.flags().parse_args(words),

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from project.module.config import UserInputError
 from project.module.utils.data_preprocess_and_load import header_cache
 from project.module.utils.data_preprocess_and_load.hdf5_store import list_runs, read_header
 from project.module.utils.data_preprocess_and_load.header_cache import CACHE, read_headers
+from project.module.utils.data_preprocess_and_load.run_header import RunHeader
 from tests.integration.tiny import write_tiny_run
 
 
@@ -39,6 +39,12 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return opened
 
 
+def headers_of(store: Path, paths: list[Path], write: bool = True) -> list[RunHeader]:
+    headers, errors = read_headers(store, paths, write=write)
+    assert not errors and list(headers) == [path.name for path in paths]
+    return list(headers.values())
+
+
 def same(found, expected) -> bool:
     return repr(found) == repr(expected)  # NaN differs from itself
 
@@ -46,18 +52,18 @@ def same(found, expected) -> bool:
 def test_files_are_opened_once(store: Path, reads: list[str]) -> None:
     paths = list_runs(store)
     plain = [read_header(path) for path in paths]
-    assert same(read_headers(store, paths, write=True), plain) and len(reads) == 4
-    assert same(read_headers(store, paths, write=True), plain) and len(reads) == 4
-    assert same(read_headers(store, paths[::-1], write=True), plain[::-1]) and len(reads) == 4
+    assert same(headers_of(store, paths), plain) and len(reads) == 4
+    assert same(headers_of(store, paths), plain) and len(reads) == 4
+    assert same(headers_of(store, paths[::-1]), plain[::-1]) and len(reads) == 4
 
 
 def test_changes_are_seen(store: Path, reads: list[str]) -> None:
-    read_headers(store, list_runs(store), write=True)
+    headers_of(store, list_runs(store))
     reads.clear()
     write_tiny_run(store / "hdf5" / "sub-1.h5", "sub-1", 1, tr=2.0)
     write_tiny_run(store / "hdf5" / "sub-9.h5", "sub-9", 9)
     (store / "hdf5" / "sub-2.h5").unlink()
-    headers = read_headers(store, list_runs(store), write=True)
+    headers = headers_of(store, list_runs(store))
     assert reads == ["sub-1.h5", "sub-9.h5"]
     assert [h.subject for h in headers] == ["sub-0", "sub-1", "sub-3", "sub-9"]
     assert headers[1].tr == 2.0
@@ -65,8 +71,9 @@ def test_changes_are_seen(store: Path, reads: list[str]) -> None:
         p.name for p in list_runs(store)
     ]
     (store / "hdf5" / "sub-1.h5").write_bytes(b"no HDF5 file")
-    with pytest.raises(UserInputError, match="sub-1"):
-        read_headers(store, list_runs(store), write=True)
+    found, errors = read_headers(store, list_runs(store), write=True)
+    assert list(found) == ["sub-0.h5", "sub-3.h5", "sub-9.h5"]
+    assert len(errors) == 1 and "sub-1.h5: not a readable HDF5 file" in str(errors[0])
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"fields": ["subject"], "runs": {}}', "null"])
@@ -75,12 +82,12 @@ def test_a_damaged_cache_is_written_anew(
 ) -> None:
     (store / CACHE).write_text(text)
     with caplog.at_level(logging.WARNING):
-        assert len(read_headers(store, list_runs(store), write=True)) == 4 == len(reads)
+        assert len(headers_of(store, list_runs(store))) == 4 == len(reads)
     assert ("of no use" in caplog.text) == ("fields" not in text)
-    assert len(read_headers(store, list_runs(store), write=True)) == 4 == len(reads)
+    assert len(headers_of(store, list_runs(store))) == 4 == len(reads)
 
 
 def test_nothing_is_written_unless_asked(store: Path) -> None:
     before = sorted(os.listdir(store))
-    read_headers(store, list_runs(store), write=False)
+    headers_of(store, list_runs(store), write=False)
     assert sorted(os.listdir(store)) == before

@@ -42,7 +42,14 @@ def test_make_alone_lists_the_targets() -> None:
     assert {"help", "setup", "demo", "test", "test-all", "lint", "bench", "clean"} <= listed
 
 
-@pytest.mark.parametrize("script", ["setup_env.sh", ".ci/run"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        "setup_env.sh",
+        ".ci/run",
+        "project/module/utils/data_preprocess_and_load/preprocessing.slurm",
+    ],
+)
 def test_shell_scripts_parse(script: str) -> None:
     subprocess.run(["bash", "-n", script], cwd=ROOT, check=True)
     assert os.access(ROOT / script, os.X_OK)

@@ -25,6 +25,11 @@ from project.module.utils.data_preprocess_and_load.nifti import (
     load_image,
 )
 from project.module.utils.data_preprocess_and_load.run_header import Triple
+from project.module.utils.data_preprocess_and_load.space import (
+    OBLIQUE_NOTED,
+    field_of_view,
+    oblique_angle,
+)
 
 NONZERO_LIMIT = 0.95  # a run with fewer nonzero voxels than this has been masked before
 _AFFINE_TOLERANCE = 1e-2  # mm; headers store float32
@@ -159,11 +164,23 @@ def place(
 
 
 def resampled_grid(shape: Triple, affine: np.ndarray, mm: float) -> tuple[Triple, np.ndarray]:
-    """Grid of cubic voxels of ``mm`` over the same field of view and with the same axes.
+    """Grid of cubic voxels of ``mm`` over the same field of view, LAS with straight axes.
+
+    Args:
+        shape: X, Y, Z of a LAS volume.
+        affine: [4, 4] of it.
+        mm: edge of the new voxels.
 
     Returns:
-        shape, and affine [4, 4]; the outer corner of the first voxel stays where it is.
+        shape, and affine [4, 4]. If the axes were straight before, they are kept, and the outer
+        corner of the first voxel stays where it is; else the grid is the box around the volume.
     """
+    if oblique_angle(affine) > OBLIQUE_NOTED:
+        low, high = field_of_view(shape, affine)
+        x, y, z = (max(1, math.ceil(edge / mm)) for edge in high - low)
+        straight = np.diag([-mm, mm, mm, 1.0])
+        straight[:3, 3] = high[0] - mm / 2, low[1] + mm / 2, low[2] + mm / 2
+        return (x, y, z), straight
     axes = affine[:3, :3]
     sizes = np.linalg.norm(axes, axis=0)
     corner = affine[:3, 3] - axes.sum(axis=1) / 2
@@ -177,7 +194,7 @@ def resampled_grid(shape: Triple, affine: np.ndarray, mm: float) -> tuple[Triple
 def resample(
     volume: np.ndarray, affine: np.ndarray, shape: Triple, new_affine: np.ndarray, how: str
 ) -> np.ndarray:
-    """A volume [X, Y, Z] on another grid; ``how``: "linear" or "nearest".
+    """A volume [X, Y, Z] or volumes [X, Y, Z, T] on another grid; ``how``: "linear" or "nearest".
 
     Beyond the centres of the outermost source voxels it is 0, for values and mask alike.
     """

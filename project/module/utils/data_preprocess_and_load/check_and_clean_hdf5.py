@@ -16,7 +16,7 @@ import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 if __package__ in (None, ""):
@@ -24,9 +24,9 @@ if __package__ in (None, ""):
 
 from project.module.config import UserInputError
 from project.module.utils.data_preprocess_and_load.conversion import Outcome, available_cpus
-from project.module.utils.data_preprocess_and_load.hdf5_store import list_runs, read_header
-from project.module.utils.data_preprocess_and_load.manifest import manifest_row, write_manifest
-from project.module.utils.data_preprocess_and_load.preprocessing import progress
+from project.module.utils.data_preprocess_and_load.hdf5_store import list_runs
+from project.module.utils.data_preprocess_and_load.ingest_report import progress
+from project.module.utils.data_preprocess_and_load.manifest import rebuild_manifest
 from project.module.utils.data_preprocess_and_load.sources import Source
 from project.module.utils.data_preprocess_and_load.store_checks import (
     CheckOptions,
@@ -109,8 +109,7 @@ def check_store(
         for path, reason in bad:
             report(f"moved: hdf5/{path.name} -> {_move(path, place, reason)}")
         if bad or stale:
-            moved = {path for path, _ in bad}
-            _write_manifest(root, (o for o in outcomes if o.source.path not in moved))
+            rebuild_manifest(root)
     elif bad:
         report(f"nothing was changed; --clean moves {len(bad)} file(s) to '{place}'")
     return not (bad or problems or any(outcome.status == "failed" for outcome in outcomes))
@@ -180,19 +179,6 @@ def _move(path: Path, place: Path, reason: str) -> Path:
             stream.write("file\tmoved_from\treason\n")
         stream.write(f"{target.name}\thdf5/{path.name}\t{' '.join(reason.split())}\n")
     return target
-
-
-def _write_manifest(root: Path, outcomes: Iterable[Outcome]) -> None:
-    rows = []
-    for outcome in outcomes:
-        header = outcome.header
-        if header is None:  # not checked, yet still there
-            try:
-                header = read_header(outcome.source.path)
-            except UserInputError:
-                continue
-        rows.append(manifest_row(outcome.source.name, header))
-    write_manifest(root, rows)
 
 
 def build_parser() -> argparse.ArgumentParser:

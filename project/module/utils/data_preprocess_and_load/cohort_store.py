@@ -97,7 +97,10 @@ def open_store(
     """
     cohort = DATASETS[dataset]
     paths = list_runs(image_path)
-    headers = read_headers(image_path, paths, write=write_split)
+    found, errors = read_headers(image_path, paths, write=write_split)
+    if errors:
+        raise errors[0]
+    headers = list(found.values())
     _refuse_two_names({header.subject for header in headers}, cohort, image_path)
     subject_of = {unit_name(header, config.group_by): header.subject for header in headers}
     grouping = read_grouping(cohort, image_path, config, task, subject_of)

@@ -1,19 +1,18 @@
-"""One NIfTI run into one file of the store: options, resume, and the steps in order."""
+"""One NIfTI run into one file of the store: resume, and the steps in order."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from project.module.config import UserInputError, canonical_dataset_name, look_up
+from project.module.config import UserInputError
 from project.module.utils.data_preprocess_and_load.brain_grid import (
     Placement,
     choose_mask,
@@ -21,85 +20,18 @@ from project.module.utils.data_preprocess_and_load.brain_grid import (
     resample,
     resampled_grid,
 )
-from project.module.utils.data_preprocess_and_load.hdf5_store import (
-    COMPRESSIONS,
-    FORMAT_VERSION,
-    read_header,
-    write_run,
-)
-from project.module.utils.data_preprocess_and_load.nifti import NiftiRun, file_sha256, resolve_tr
+from project.module.utils.data_preprocess_and_load.conversion_options import ConversionOptions
+from project.module.utils.data_preprocess_and_load.hdf5_store import read_header, write_run
+from project.module.utils.data_preprocess_and_load.nifti import NiftiRun, file_sha256
 from project.module.utils.data_preprocess_and_load.run_header import RunHeader, Triple
-from project.module.utils.data_preprocess_and_load.sources import Source, sibling_mask, sidecar
+from project.module.utils.data_preprocess_and_load.run_plan import plan_run
+from project.module.utils.data_preprocess_and_load.sources import Source
 
-MASK_RULES = ("auto", "nonzero", "computed")
+__all__ = ["ConversionOptions", "Outcome", "available_cpus", "convert_run"]
+
 _SMALL_MASK = 0.05  # of the volume: a head fills more of any usual field of view
-
-
-@dataclass(frozen=True)
-class ConversionOptions:
-    """How runs are converted.
-
-    Attributes:
-        img_size: X, Y, Z of the target grid.
-        mask: "auto", "nonzero", "computed" (see ``brain_grid.choose_mask``) or a mask image.
-        tr: repetition time in seconds for all runs; None takes the sidecar's or the header's.
-        drop_first: frames left out at the start (dummy scans).
-        resample: voxel size in mm to resample to by the affine; None leaves the voxels alone.
-        crop_offset: index in the target = index in the LAS source + crop_offset; None centres.
-        dataset: cohort, a name of ``DATASET_NAMES``, or "".
-        compression: "none" or "lz4".
-        min_frames: a run with fewer frames is refused.
-        overwrite: convert again what is up to date.
-        dry_run: read headers only and write nothing.
-    """
-
-    img_size: Triple = (96, 96, 96)
-    mask: str = "auto"
-    tr: float | None = None
-    drop_first: int = 0
-    resample: float | None = None
-    crop_offset: Triple | None = None
-    dataset: str = ""
-    compression: str = "none"
-    min_frames: int = 2
-    overwrite: bool = False
-    dry_run: bool = False
-
-    def __post_init__(self) -> None:
-        for flag, values in (
-            ("--img_size", self.img_size),
-            ("--min_frames", (self.min_frames,)),
-            ("--tr", () if self.tr is None else (self.tr,)),
-            ("--resample", () if self.resample is None else (self.resample,)),
-        ):
-            for value in values:
-                if not (math.isfinite(value) and value > 0):
-                    raise UserInputError(f"{flag}: got {value}, expected a number greater than 0.")
-        if self.drop_first < 0:
-            raise UserInputError(f"--drop_first: got {self.drop_first}, expected 0 or more.")
-        look_up(self.compression, COMPRESSIONS, "--compression")
-        if self.dataset:
-            object.__setattr__(self, "dataset", canonical_dataset_name(self.dataset))
-        if self.mask not in MASK_RULES and not Path(self.mask).is_file():
-            raise UserInputError(
-                f"--mask: '{self.mask}' is no file and none of {', '.join(MASK_RULES)}."
-            )
-
-    def digest(self, mask_file: Path | None, sidecar_tr: float | None) -> str:
-        """Hash of everything but the source that determines the stored file."""
-        facts = {
-            "format": FORMAT_VERSION,
-            "img_size": list(self.img_size),
-            "mask": self.mask if self.mask in MASK_RULES else "file",
-            "mask_sha256": file_sha256(mask_file) if mask_file else "",
-            "tr": [self.tr, sidecar_tr],
-            "drop_first": self.drop_first,
-            "resample": self.resample,
-            "crop_offset": self.crop_offset and list(self.crop_offset),
-            "dataset": self.dataset,
-            "compression": self.compression,
-        }
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+_RESAMPLED_AT_ONCE = 4  # frames: 17 MB, and copies of them
+_CONSTANT_NOTED, _CONSTANT_LIMIT = 0.05, 0.5  # share of brain voxels that never change
 
 
 @dataclass
@@ -108,8 +40,8 @@ class Outcome:
 
     Attributes:
         source: the file.
-        status: "converted", "skipped" (up to date), "planned" (dry run) or "failed".
-        message: the reason of a failure, or of a second conversion; the plan in a dry run.
+        status: "converted", "skipped" (up to date) or "failed".
+        message: the reason of a failure, or of a second conversion.
         notes: warnings.
         header: of the store's file, if there is one.
     """
@@ -135,48 +67,28 @@ def attempt(
             raise UserInputError(source.error)
         return convert(source, folder / source.output, options)
     except UserInputError as error:
-        return Outcome(source, "failed", str(error))
+        message = str(error)
     except MemoryError:
         message = f"{source.path}: out of memory. Use fewer --num_workers."
-        return Outcome(source, "failed", message)
     except Exception as error:  # one odd file must not end a night's work
         message = f"{source.path}: unexpected {type(error).__name__}: {error}"
-        return Outcome(source, "failed", message)
+    if (folder / source.output).exists():
+        message += f" The store keeps {source.output} of an earlier call."
+    return Outcome(source, "failed", message)
 
 
 def _convert(source: Source, output: Path, options: ConversionOptions) -> Outcome:
-    run = NiftiRun(source.path)
-    n_frames = run.n_frames - options.drop_first
-    if n_frames < options.min_frames:
-        dropped = f" after --drop_first {options.drop_first}" if options.drop_first else ""
-        raise UserInputError(
-            f"{source.path}: {max(0, n_frames)} frame(s){dropped}, expected at least "
-            f"{options.min_frames} (--min_frames). Remove the run from the input folder."
-        )
-    notes = []
-    if not run.has_space:
-        notes.append("neither qform nor sform is set: the orientation is a guess (LAS)")
-    sidecar_tr = _sidecar_tr(source.path)
-    tr, tr_source, note = resolve_tr(run.header_tr, run.time_unit, sidecar_tr, options.tr)
-    notes += [note] if note else []
-    sibling = sibling_mask(source.path)
-    used_mask = sibling if options.mask == "auto" else None
-    if options.mask not in MASK_RULES:
-        used_mask = Path(options.mask)
-    digest = options.digest(used_mask, sidecar_tr)
+    plan = plan_run(source, options)
+    run, notes = plan.run, list(plan.notes)
+    digest = plan.digest(options)
     again = ""
     if output.exists() and not options.overwrite:
         header, change = up_to_date(output, digest, lambda: file_sha256(source.path))
         if header is not None:
             return Outcome(source, "skipped", notes=notes, header=header)
         again = f"again, because {change}"
-    if options.dry_run:
-        rule = used_mask.name if used_mask else options.mask
-        size = " x ".join(map(str, run.shape))
-        message = f"{size} x {run.n_frames}, TR {tr:g} s ({tr_source}), mask {rule}"
-        return Outcome(source, "planned", f"{again}, {message}" if again else message, notes)
 
-    mask, mask_source = choose_mask(run, options.mask, options.drop_first, sibling)
+    mask, mask_source = choose_mask(run, options.mask, options.drop_first, source.mask)
     shape, affine = run.las_shape, run.las_affine
     if mask_source == "computed_epi" and mask.mean() < _SMALL_MASK:
         notes.append(f"the computed mask covers only {mask.mean():.1%} of the volume; check it")
@@ -193,10 +105,9 @@ def _convert(source: Source, output: Path, options: ConversionOptions) -> Outcom
     if placed.cropped:
         share = placed.cropped / (placed.cropped + placed.vox.size)
         notes.append(f"the crop cuts off {placed.cropped} brain voxels ({share:.1%})")
-    frames = _brain_frames(run, options, placed, shape, affine)
     header = write_run(
         output,
-        frames,
+        _brain_frames(run, options, placed, shape, affine, notes),
         placed.vox,
         subject=source.subject,
         session=source.session,
@@ -209,58 +120,80 @@ def _convert(source: Source, output: Path, options: ConversionOptions) -> Outcom
         source_affine=run.affine,
         crop_offset=placed.offset,
         cropped_voxels=placed.cropped,
-        tr=tr,
-        tr_source=tr_source,
+        tr=plan.tr,
+        tr_source=plan.tr_source,
         dropped_frames=options.drop_first,
         mask_source=mask_source,
         source=source.name,
         source_sha256=lambda: run.sha256,
         options=digest,
+        space=plan.space,
         compression=options.compression,
+        voxel_statistics=options.voxel_norm,
     )
     return Outcome(source, "converted", again, notes, header)
 
 
 def _brain_frames(
-    run: NiftiRun, options: ConversionOptions, placed: Placement, shape: Triple, affine: np.ndarray
+    run: NiftiRun,
+    options: ConversionOptions,
+    placed: Placement,
+    shape: Triple,
+    affine: np.ndarray,
+    notes: list[str],
 ) -> Iterator[np.ndarray]:
     """The brain voxels [N] of frame after frame, in the order of the target grid.
 
+    The array is used again for the next frame. Adds to ``notes`` after the last one.
+
     Raises:
-        UserInputError: after the last frame, if all values are equal.
+        UserInputError: after the last frame, if many voxels never change.
     """
+    size = placed.vox.size
+    values, first = np.empty((2, size), np.float32)
+    changes = np.zeros(size, dtype=bool)
     if options.resample is None:
         # Position in the file of each kept voxel: reorientation, mask and crop in one `take`.
         in_file = run.unflatten(np.arange(math.prod(run.shape))).ravel()[placed.source_index]
-    low, high = math.inf, -math.inf
-    for frame in run.frames(options.drop_first):
-        if options.resample is None:
-            values = frame[in_file]
+        frames = run.frames(options.drop_first)
+    else:
+        in_file = placed.source_index
+        frames = _resampled(run, options.drop_first, shape, affine)
+    for t, frame in enumerate(frames):
+        np.take(frame, in_file, out=values, mode="clip")  # other modes copy the output
+        if t == 0:
+            first[:] = values
         else:
-            volume = resample(run.unflatten(frame), run.las_affine, shape, affine, "linear")
-            values = volume.ravel()[placed.source_index]
-        low, high = min(low, float(values.min())), max(high, float(values.max()))
+            changes |= values != first
         yield values
-    if low == high:
+    if run.trailing_bytes:
+        notes.append(f"{run.trailing_bytes} bytes after the last frame are left alone")
+    constant = size - int(np.count_nonzero(changes))
+    if constant > _CONSTANT_LIMIT * size:
+        equal = f"the value {first[0]:g}" if (first == first[0]).all() else "one value each"
         raise UserInputError(
-            f"{run.path}: all brain voxels have the value {low:g} in every frame, expected BOLD. "
-            f"Take the file from its origin again."
+            f"{run.path}: {'all' if constant == size else f'{constant} of {size}'} brain voxels "
+            f"have {equal} in every frame, expected BOLD. Take the file from its origin again, or "
+            f"give another mask with --mask."
+        )
+    if constant:
+        suspicious = "; check run and mask" if constant > _CONSTANT_NOTED * size else ""
+        notes.append(
+            f"{constant} brain voxels ({constant / size:.1%}) have one value in every frame"
+            f"{suspicious}"
         )
 
 
-def _sidecar_tr(path: Path) -> float | None:
-    """``RepetitionTime`` of the JSON sidecar (BIDS, seconds), if it is there."""
-    file = sidecar(path)
-    if file is None:
-        return None
-    try:
-        value = json.loads(file.read_text(encoding="utf-8")).get("RepetitionTime")
-        return None if value is None else float(value)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserInputError(
-            f"{file}: not a JSON sidecar with a numeric RepetitionTime ({error}). Mend or remove "
-            f"it, and give --tr SECONDS if need be."
-        ) from None
+def _resampled(
+    run: NiftiRun, first: int, shape: Triple, affine: np.ndarray
+) -> Iterator[np.ndarray]:
+    """Flat frames on another grid; several at a time, for nilearn's sake."""
+    frames = run.frames(first)
+    while block := [run.unflatten(frame.copy()) for frame in islice(frames, _RESAMPLED_AT_ONCE)]:
+        volumes = np.stack(block, axis=-1)
+        moved = resample(volumes, run.las_affine, shape, affine, "linear")
+        for t in range(moved.shape[-1]):
+            yield moved[..., t].ravel()
 
 
 def up_to_date(

@@ -47,6 +47,7 @@ from project.module.utils.data_preprocess_and_load.run_header import (
     Triple,
     run_file_name,
 )
+from project.module.utils.data_preprocess_and_load.whole_files import temporary_beside
 
 __all__ = [
     "COMPRESSIONS",
@@ -154,7 +155,7 @@ def write_run(
     if orientation != ORIENTATION:
         raise ValueError(f"the store is {ORIENTATION}, the affine is {orientation}")
     found = StatisticsOfFrames(voxel_statistics)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = temporary_beside(path)
     try:
         # The operating system removes a nameless file, even if this process is killed.
         with tempfile.TemporaryFile(dir=path.parent) as spool:

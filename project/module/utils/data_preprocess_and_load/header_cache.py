@@ -16,6 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from project.module.config import UserInputError
 from project.module.utils.data_preprocess_and_load.hdf5_store import read_header
 from project.module.utils.data_preprocess_and_load.run_header import RunHeader
 from project.module.utils.data_preprocess_and_load.whole_files import write_text_whole
@@ -27,35 +28,41 @@ _FIELDS = [field.name for field in dataclasses.fields(RunHeader)]
 _WORTH_A_BAR = 500  # files to read
 
 
-def read_headers(image_path: str | Path, paths: Sequence[Path], *, write: bool) -> list[RunHeader]:
-    """The headers of runs, in their order.
+def read_headers(
+    image_path: str | Path, paths: Sequence[Path], *, write: bool
+) -> tuple[dict[str, RunHeader], list[UserInputError]]:
+    """The headers of runs by the names of their files, in the order of ``paths``.
 
     Args:
         image_path: the store's folder.
         paths: files of the store.
         write: bring the cache up to date, if the folder can be written.
 
-    Raises:
-        UserInputError: as ``hdf5_store.read_header`` does, for a file that is not in the cache.
+    Returns:
+        The headers of the files that can be read, and what is wrong with the others.
     """
     place = Path(image_path) / CACHE
     known = _load(place)
     stamps = {path.name: _stamp(path) for path in paths}
     old = [p for p in paths if p.name not in known or known[p.name][0] != stamps[p.name]]
-    fresh = {
-        path.name: read_header(path)
-        for path in tqdm(
-            old,
-            desc="headers",
-            unit="run",
-            leave=False,
-            disable=len(old) < _WORTH_A_BAR or not sys.stderr.isatty(),
-        )
+    fresh: dict[str, RunHeader] = {}
+    errors: list[UserInputError] = []
+    terminal = sys.stderr.isatty()
+    hidden = len(old) < _WORTH_A_BAR or not terminal
+    for path in tqdm(old, desc="headers", unit="run", leave=False, disable=hidden):
+        try:
+            fresh[path.name] = read_header(path)
+        except UserInputError as error:
+            errors.append(error)
+    unread = {path.name for path in old} - fresh.keys()
+    headers = {
+        name: fresh[name] if name in fresh else _header(known[name][1])
+        for name in stamps
+        if name not in unread
     }
-    headers = {name: fresh[name] if name in fresh else _header(known[name][1]) for name in stamps}
-    if write and (fresh or known.keys() - stamps.keys()):
+    if write and (fresh or known.keys() - headers.keys()):
         _save(place, {name: (stamps[name], header) for name, header in headers.items()})
-    return [headers[path.name] for path in paths]
+    return headers, errors
 
 
 def _stamp(path: Path) -> list[int]:

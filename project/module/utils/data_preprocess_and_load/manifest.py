@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from project.module.config import UserInputError
+from project.module.utils.data_preprocess_and_load.header_cache import read_headers
 from project.module.utils.data_preprocess_and_load.run_header import RunHeader
 from project.module.utils.data_preprocess_and_load.whole_files import written_whole
 
@@ -98,3 +101,46 @@ def read_manifest(image_path: str | Path) -> list[ManifestRow]:
         raise
     except (TypeError, ValueError) as error:
         raise UserInputError(f"{path}: a line is damaged ({error}).") from None
+
+
+def rebuild_manifest(image_path: Path) -> list[str]:
+    """Write the manifest from the headers of all files; returns warnings about the store.
+
+    Other shards may finish files meanwhile. Whoever writes last looks last: as long as the files
+    have changed since they were read, the manifest is written again.
+    """
+    folder, read = image_path / "hdf5", None
+    headers: Mapping[str, RunHeader] = {}
+    warnings: list[str] = []
+    while read != (there := _state(folder)):
+        read = there
+        headers, errors = read_headers(image_path, sorted(folder.glob("*.h5")), write=True)
+        warnings = [str(error) for error in errors]
+        if headers:
+            rows = [manifest_row(f"hdf5/{name}", header) for name, header in headers.items()]
+            write_manifest(image_path, rows)
+    by_source: dict[str, list[str]] = {}
+    for name, header in headers.items():
+        if header.source_sha256:
+            by_source.setdefault(header.source_sha256, []).append(f"hdf5/{name}")
+    warnings += [
+        f"the same source under {len(files)} names: {', '.join(files)}; remove all but one"
+        for files in by_source.values()
+        if len(files) > 1
+    ]
+    for what, values in (
+        ("grids", Counter(str(header.grid) for header in headers.values())),
+        ("spaces", Counter(header.space for header in headers.values() if header.space)),
+    ):
+        if len(values) > 1:
+            warnings.append(f"several {what} in one store: {dict(values)}")
+    return warnings
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    """Files of a store with what changes when they are replaced."""
+    state = {}
+    for path in folder.glob("*.h5"):
+        status = path.stat()
+        state[path.name] = (status.st_ino, status.st_mtime_ns, status.st_size)
+    return state

@@ -1,4 +1,4 @@
-"""Reading a 4D NIfTI run: its header, its frames as a stream, and its repetition time.
+"""Reading a 4D NIfTI run: its header, and its frames as a stream.
 
 Nothing here holds a whole run: a file is decompressed frame by frame, and a frame is a flat vector
 in the order of the file.
@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import io
 import math
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +34,9 @@ except ImportError:
 # What reading a damaged file raises; BadGzipFile is an OSError.
 READ_ERRORS: tuple[type[Exception], ...] = (zlib.error, _gzip_error, EOFError, OSError)
 
-_LONGEST_TR, _SHORTEST_TR = 30.0, 0.05  # seconds; outside, a header's TR is not believed
+
+_GZIP_START = b"\x1f\x8b"
+_AGAIN = "Copy or download the file again, or remove it from the input folder."
 
 
 class _HashingReader(io.RawIOBase):
@@ -75,8 +78,10 @@ class NiftiRun:
         n_frames: T.
         affine: [4, 4], voxel indices of the file -> mm.
         to_las: nibabel orientation transform of a volume of the file to LAS.
-        has_space: False if neither qform nor sform is set, so that the affine is a guess.
+        space_code: NIfTI's code of the affine's space; 0 if neither qform nor sform is set, so
+            that the affine is a guess; 1 scanner, 2 aligned, 3 Talairach, 4 MNI152.
         sha256: of the file, after ``frames`` ran to its end.
+        trailing_bytes: what followed after the last frame, likewise.
 
     Raises:
         UserInputError: not a NIfTI file, not 4D, complex values, an unusable affine.
@@ -104,13 +109,30 @@ class NiftiRun:
                 f"to float32 or int16."
             )
         self._start, self._slope, self._inter = int(proxy.offset), proxy.slope, proxy.inter
+        self._is_unscaled = self._slope == 1 and self._inter == 0
+        self._check_size()
         header: Any = image.header
         self.header_tr = float(header["pixdim"][4])
         self.time_unit: str = header.get_xyzt_units()[1]
-        self.has_space = bool(header["qform_code"] or header["sform_code"])
+        self.space_code = int(header["sform_code"] or header["qform_code"])
         self.affine = np.asarray(image.affine, dtype=np.float64)
         self.to_las = las_transform(self.affine, path)
         self.sha256 = ""
+        self.trailing_bytes = 0
+
+    def _check_size(self) -> None:
+        """A file without compression must have the size that its header implies."""
+        if self.path.name.endswith(".gz"):
+            return
+        try:
+            size = self.path.stat().st_size
+        except OSError as error:
+            raise damaged(self.path, error) from None
+        expected = self._start + math.prod(self.shape) * self.n_frames * self._dtype.itemsize
+        if size < expected:
+            raise damaged(
+                self.path, EOFError(f"{size} of the {expected} bytes of its header are there")
+            )
 
     @property
     def las_shape(self) -> Triple:
@@ -134,6 +156,8 @@ class NiftiRun:
     def frames(self, first: int = 0) -> Iterator[np.ndarray]:
         """Frames from ``first`` on: float32 [X * Y * Z] in the order of the file, scaled.
 
+        A frame may be a view of the buffer that the next one is read into: copy what is to stay.
+
         Raises:
             UserInputError: a truncated or corrupt file, at the point where it shows; NaN or
                 infinite values, with their number, after the last frame.
@@ -154,8 +178,7 @@ class NiftiRun:
                     bad = size - int(np.count_nonzero(np.isfinite(frame)))
                     bad_values, bad_frames = bad_values + bad, bad_frames + (bad > 0)
                     yield frame
-                while stream.read(1 << 20):  # to the end: the checksum is there
-                    pass
+                self._read_to_the_end(stream, len(buffer))  # the checksum is there
                 while reader.read(1 << 20):
                     pass
                 self.sha256 = reader.sha256.hexdigest()
@@ -168,8 +191,22 @@ class NiftiRun:
                 f"preprocessing, or set them to 0 (fslmaths IN -nan OUT)."
             )
 
+    def _read_to_the_end(self, stream: Any, frame_size: int) -> None:
+        """Count what follows after the last frame; as much as another frame is refused."""
+        self.trailing_bytes = 0
+        while chunk := stream.read(1 << 20):
+            self.trailing_bytes += len(chunk)
+        if self.trailing_bytes >= frame_size:
+            raise UserInputError(
+                f"{self.path}: {self.trailing_bytes} bytes follow after the {self.n_frames} frames "
+                f"of {' x '.join(map(str, self.shape))} that the header tells of: header and data "
+                f"do not belong together. Take the file from its origin again."
+            )
+
     def _scaled(self, raw: np.ndarray) -> np.ndarray:
-        if self._slope == 1 and self._inter == 0:
+        if raw.dtype == np.float32 and raw.dtype.isnative and self._is_unscaled:
+            return raw
+        if self._is_unscaled:
             with np.errstate(over="ignore"):  # an overflow becomes inf, which is reported
                 return raw.astype(np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -203,7 +240,16 @@ def _read_into(stream: Any, buffer: bytearray) -> int:
 
 def damaged(path: Path, error: BaseException) -> UserInputError:
     """The error to raise for a file that cannot be read to its end."""
-    if isinstance(error, PermissionError | FileNotFoundError | IsADirectoryError):
+    if isinstance(error, FileNotFoundError) and path.is_symlink():
+        return UserInputError(
+            f"{path}: a link to '{os.readlink(path)}', which is not there. Fetch the file (datalad "
+            f"get, git annex get) or remove the link."
+        )
+    if isinstance(error, PermissionError):
+        return UserInputError(
+            f"{path}: cannot be read ({error.strerror}). Have the permissions changed (chmod u+r)."
+        )
+    if isinstance(error, FileNotFoundError | IsADirectoryError):
         return UserInputError(f"{path}: cannot be read ({error.strerror}).")
     return UserInputError(
         f"{path}: truncated or corrupt ({error}). Copy or download the file again "
@@ -218,11 +264,18 @@ def load_image(path: Path) -> Any:
         UserInputError: a damaged file, or one that is not NIfTI.
     """
     try:
+        with open(path, "rb") as raw:  # nibabel would not say why a file cannot be opened
+            start = raw.read(2)
+        if path.name.endswith(".gz") and start not in (_GZIP_START, b""):
+            raise UserInputError(
+                f"{path}: not compressed, though its name ends in .gz. Rename it if it is a .nii "
+                f"file. {_AGAIN}"
+            )
         image = nibabel.load(path)
     except READ_ERRORS as error:
         raise damaged(path, error) from None
     except (nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError) as error:
-        raise UserInputError(f"{path}: not a NIfTI image ({error}).") from None
+        raise UserInputError(f"{path}: not a NIfTI image ({error}). {_AGAIN}") from None
     if not isinstance(image, nibabel.Nifti1Pair):  # NIfTI-2 is a subclass
         raise UserInputError(f"{path}: a {type(image).__name__}, expected NIfTI-1 or NIfTI-2.")
     return image
@@ -243,32 +296,3 @@ def las_transform(affine: np.ndarray, path: Path) -> np.ndarray:
         f"{path}: the affine of the header is not invertible, so left and right are unknown. "
         f"Set qform or sform (fslorient), or take the file from its origin again."
     )
-
-
-def resolve_tr(
-    header_tr: float, unit: str, sidecar_tr: float | None, flag_tr: float | None
-) -> tuple[float, str, str]:
-    """Repetition time in seconds, where it comes from, and a note ("" if there is nothing to say).
-
-    ``--tr`` wins over the JSON sidecar (BIDS: in seconds), which wins over the header. A header's
-    number that can only be of the other unit is converted; one that is absurd in either, or
-    absent, gives NaN and a note: the run is still usable, for only physical frequencies need TR.
-    """
-    if flag_tr is not None:
-        return flag_tr, "--tr", ""
-    if sidecar_tr is not None:
-        if _SHORTEST_TR <= sidecar_tr <= _LONGEST_TR:
-            return sidecar_tr, "sidecar", ""
-        return math.nan, "unknown", f"TR of the JSON sidecar is {sidecar_tr:g} s; give --tr SECONDS"
-    factor = {"msec": 1e-3, "usec": 1e-6}.get(unit, 1.0)
-    tr = header_tr * factor
-    if not math.isfinite(tr) or tr <= 0:
-        return math.nan, "unknown", f"TR of the header is {header_tr:g}; give --tr SECONDS"
-    if _SHORTEST_TR <= tr <= _LONGEST_TR:
-        note = "TR of the header is 1 s, often a placeholder; check it" if tr == 1 else ""
-        return tr, "header", note
-    for other, converted in (("msec", header_tr * 1e-3), ("sec", header_tr)):
-        if _SHORTEST_TR <= converted <= _LONGEST_TR:
-            note = f"TR of the header is {header_tr:g} {unit}; taken as {other}: {converted:g} s"
-            return converted, f"header, read as {other}", note
-    return math.nan, "unknown", f"TR of the header is {header_tr:g} {unit}; give --tr SECONDS"

@@ -1,44 +1,72 @@
 """Convert a folder of 4D NIfTI runs into a store that training reads.
 
     python project/module/utils/data_preprocess_and_load/preprocessing.py \\
-        --input DIR --output IMAGE_PATH --img_size 96 96 96
+        --input DIR --output IMAGE_PATH --img_size 96 96 96 [--dry_run]
 
-writes ``IMAGE_PATH/hdf5/<run>.h5`` and ``IMAGE_PATH/manifest.csv``. Each run is reoriented to LAS,
-optionally resampled, masked, cropped or padded to the grid and stored as int16 with its statistics
-(``hdf5_store.py``). A second call skips what is up to date. A bad file is reported, the others are
-converted all the same.
+takes the folders of fMRIPrep, HCP, UK Biobank and ABCD as they are, and any other folder of 4D
+runs in MNI space. It writes ``IMAGE_PATH/hdf5/<run>.h5``, ``manifest.csv`` and, if runs failed,
+``quarantine.tsv``. Each run is reoriented to LAS, optionally resampled, masked, cropped or padded
+to the grid and stored as int16 with its statistics (``hdf5_store.py``). A second call skips what is
+up to date. A bad file is reported, the others are converted all the same.
 
-Exit status: 0; 1 if some files failed; 2 for a wrong flag; 130 after Ctrl-C.
+Exit status: 0; 1 if some files failed or, in a dry run, were refused; 2 for a wrong flag; 130 after
+Ctrl-C.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[4]))
 
-from tqdm import tqdm
-
 from project.module.config import UserInputError, canonical_dataset_name
 from project.module.utils.data_preprocess_and_load.conversion import (
-    ConversionOptions,
     Outcome,
     available_cpus,
     convert_run,
 )
+from project.module.utils.data_preprocess_and_load.conversion_options import ConversionOptions
 from project.module.utils.data_preprocess_and_load.datasets import DATASETS
-from project.module.utils.data_preprocess_and_load.hdf5_store import COMPRESSIONS, read_header
-from project.module.utils.data_preprocess_and_load.manifest import manifest_row, write_manifest
-from project.module.utils.data_preprocess_and_load.sources import Source, find_sources
+from project.module.utils.data_preprocess_and_load.hdf5_store import COMPRESSIONS
+from project.module.utils.data_preprocess_and_load.header_cache import read_headers
+from project.module.utils.data_preprocess_and_load.ingest_report import (
+    found_lines,
+    plan_lines,
+    progress,
+    room_warning,
+    summary_lines,
+)
+from project.module.utils.data_preprocess_and_load.layouts import AUTO, LAYOUTS, find_runs
+from project.module.utils.data_preprocess_and_load.manifest import rebuild_manifest
+from project.module.utils.data_preprocess_and_load.metadata import adopt_tables
+from project.module.utils.data_preprocess_and_load.quarantine import QUARANTINE, update_quarantine
+from project.module.utils.data_preprocess_and_load.run_plan import plan_folder
+from project.module.utils.data_preprocess_and_load.sources import Source
+from project.module.utils.data_preprocess_and_load.whole_files import remove_abandoned
 from project.module.utils.data_preprocess_and_load.workers import Job, convert_runs
+
+_MANY = 200  # runs whose headers take long enough to say so
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Every ``number``-th run, counted from ``index`` (0 to ``number`` - 1)."""
+
+    index: int = 0
+    number: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.number:
+            raise UserInputError(
+                f"--shard: got {self.index} {self.number}, expected I N with I from 0 to N - 1."
+            )
 
 
 def convert_folder(
@@ -46,36 +74,61 @@ def convert_folder(
     image_path: str | Path,
     options: ConversionOptions | None = None,
     *,
+    layout: str = AUTO,
+    shard: Shard | None = None,
+    tables: Sequence[str] = (),
     num_workers: int | None = None,
     report: Callable[[str], None] = print,
 ) -> list[Outcome]:
-    """Convert every run below ``input_dir``; the files do not depend on ``num_workers``.
+    """Convert the runs below ``input_dir``; the files do not depend on ``num_workers``.
 
     Args:
         input_dir: searched recursively for ``*.nii`` and ``*.nii.gz``.
         image_path: folder of the store; made if absent.
-        options: how to convert.
+        options: how to convert. In a dry run the plan is reported and nothing is written.
+        layout: key of ``LAYOUTS``, or "auto".
+        shard: convert only these of the runs; the others are checked all the same.
+        tables: names of tables of subjects that are copied to ``metadata/`` if they are there.
         num_workers: processes; None takes one per processor, 1 works in this process.
         report: receives the lines of the log and of the summary.
 
     Returns:
-        One outcome per run, in the order of the paths.
+        One outcome per run of the shard, in the order of the paths; in a dry run those that are
+        refused.
 
     Raises:
-        UserInputError: no input, or an output folder that cannot be written.
+        UserInputError: no input; an output folder that cannot be written; or, after all runs
+            were handled, a manifest or quarantine list that cannot be.
         KeyboardInterrupt: after the runs in progress were finished (workers) or discarded (one
             process), and the manifest was written.
     """
-    options = options or ConversionOptions()
-    sources, companions = find_sources(input_dir, exclude=Path(options.mask))
-    if companions:
-        report(f"{len(companions)} companion image(s) passed over: {_some(companions)}")
-    if not sources:
-        raise UserInputError(
-            f"--input: only masks, references or anatomical images in '{input_dir}'; expected 4D "
-            f"runs."
-        )
-    return convert_sources(sources, image_path, options, num_workers=num_workers, report=report)
+    options, shard, image_path = options or ConversionOptions(), shard or Shard(), Path(image_path)
+    if num_workers is not None and num_workers < 1:
+        raise UserInputError(f"--num_workers: got {num_workers}, expected 1 or more.")
+    found = find_runs(input_dir, layout, options.space, exclude=Path(options.mask))
+    for line in found_lines(found, in_full=options.dry_run):
+        report(line)
+    folder = image_path / "hdf5"
+    if not options.dry_run:
+        _make_folder(folder)
+    if len(found.sources) > _MANY:
+        report(f"checking the headers of {len(found.sources)} runs")
+    stored, _ = read_headers(image_path, sorted(folder.glob("*.h5")), write=False)
+    plans, sources = plan_folder(found.sources, options, stored)
+    sources = sources[shard.index :: shard.number]
+    names = {source.name for source in sources}
+    plans = [plan for plan in plans if plan.source.name in names]
+    if options.dry_run:
+        for line in plan_lines(plans, sources, options, image_path, stored):
+            report(line)
+        return [Outcome(s, "failed", s.error) for s in sources if s.error]
+    to_write = [plan for plan in plans if plan.source.output not in stored]
+    for line in room_warning(to_write, options, image_path):
+        report(line)
+    outcomes = convert_sources(sources, image_path, options, num_workers=num_workers, report=report)
+    for line in adopt_tables(Path(input_dir), image_path, tables):
+        report(line)
+    return outcomes
 
 
 def convert_sources(
@@ -96,27 +149,46 @@ def convert_sources(
     """
     if num_workers is not None and num_workers < 1:
         raise UserInputError(f"--num_workers: got {num_workers}, expected 1 or more.")
-    folder = Path(image_path) / "hdf5"
+    image_path = Path(image_path)
+    folder = image_path / "hdf5"
     if not options.dry_run:
         _make_folder(folder)
-    workers = 1 if options.dry_run else min(num_workers or available_cpus(), len(sources))
+        remove_abandoned(folder)
+        remove_abandoned(image_path)
+    workers = 1 if options.dry_run else max(1, min(num_workers or available_cpus(), len(sources)))
     outcomes: list[Outcome] = []
+    errors: list[str] = []
     try:
-        for outcome in progress(
-            convert_runs(sources, folder, options, workers, job), len(sources), report
-        ):
+        converted = convert_runs(sources, folder, options, workers, job)
+        for outcome in progress(converted, len(sources), report):
             outcomes.append(outcome)
     finally:
         outcomes.sort(key=lambda outcome: outcome.source.path)
-        warnings = [] if options.dry_run else _update_manifest(Path(image_path), outcomes)
-        for line in _summary(outcomes, warnings, len(sources)):
+        warnings: list[str] = []
+        if not options.dry_run:
+            warnings, errors = _records(image_path, outcomes)
+        for line in summary_lines(outcomes, warnings + errors, len(sources)):
             report(line)
+    if errors:
+        raise UserInputError(" ".join(errors))
     return outcomes
 
 
-def _some(names: Sequence[str], shown: int = 3) -> str:
-    more = f", and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
+def _records(image_path: Path, outcomes: Sequence[Outcome]) -> tuple[list[str], list[str]]:
+    """Write manifest and quarantine list; neither keeps the other from coming about."""
+    warnings: list[str] = []
+    errors: list[str] = []
+    failed = {o.source.path: o.message for o in outcomes if o.status == "failed"}
+    try:
+        warnings += rebuild_manifest(image_path)
+    except UserInputError as error:
+        errors.append(str(error))
+    try:
+        listed = update_quarantine(image_path, [o.source.path for o in outcomes], failed)
+        warnings += [f"{listed} file(s) in {image_path / QUARANTINE}"] if listed else []
+    except UserInputError as error:
+        errors.append(str(error))
+    return warnings, errors
 
 
 def _make_folder(folder: Path) -> None:
@@ -131,86 +203,6 @@ def _make_folder(folder: Path) -> None:
         raise UserInputError(f"--output: '{folder}' is read-only. Choose another folder.")
 
 
-def progress(
-    outcomes: Iterator[Outcome], total: int, report: Callable[[str], None]
-) -> Iterator[Outcome]:
-    """A bar in a terminal; in a log one line per run. Problems are told at once in both."""
-    terminal = sys.stderr.isatty()
-    with tqdm(total=total, unit="run", disable=not terminal) as bar:
-        for done, outcome in enumerate(outcomes, start=1):
-            bar.update()
-            line = f"[{done}/{total}] {outcome.source.name}: {outcome.status}"
-            if outcome.message:
-                line += f": {outcome.message}"
-            if outcome.header is not None:
-                header = outcome.header
-                line += (
-                    f", {header.n_frames} frames, {header.n_voxels} voxels ({header.mask_source})"
-                )
-            line += "".join(f"; note: {note}" for note in outcome.notes)
-            quiet = outcome.status in ("converted", "skipped", "ok") and not outcome.notes
-            if not (quiet and terminal):
-                bar.clear()
-                report(line)
-                bar.refresh()
-            yield outcome
-
-
-def _update_manifest(image_path: Path, outcomes: Sequence[Outcome]) -> list[str]:
-    """Write the manifest from the headers of all files; returns warnings about the store."""
-    known = {outcome.source.output: outcome.header for outcome in outcomes if outcome.header}
-    rows, warnings = [], []
-    for path in sorted((image_path / "hdf5").glob("*.h5")):
-        try:
-            header = known.get(path.name) or read_header(path)
-        except UserInputError as error:
-            warnings.append(str(error))
-            continue
-        rows.append(manifest_row(f"hdf5/{path.name}", header))
-    if rows:
-        write_manifest(image_path, rows)
-    by_source: dict[str, list[str]] = {}
-    for row in rows:
-        if row.source_sha256:
-            by_source.setdefault(row.source_sha256, []).append(row.file)
-    warnings += [
-        f"the same source under {len(files)} names: {', '.join(files)}; remove all but one"
-        for files in by_source.values()
-        if len(files) > 1
-    ]
-    grids = Counter(header.grid for header in known.values() if header)
-    if len(grids) > 1:
-        warnings.append(f"several grids in one store: {dict(grids)}")
-    return warnings
-
-
-def _summary(outcomes: Sequence[Outcome], warnings: Sequence[str], total: int) -> Iterator[str]:
-    counts = Counter(outcome.status for outcome in outcomes)
-    yield ""
-    for status in ("planned", "converted", "skipped", "failed"):
-        if counts[status] or status in ("converted", "failed"):
-            yield f"{status:<12}{counts[status]:>8}"
-    if len(outcomes) < total:
-        yield f"{'not done':<12}{total - len(outcomes):>8}  (interrupted: call again to continue)"
-    headers = [outcome.header for outcome in outcomes if outcome.header]
-    if headers:
-        voxels = [header.n_voxels for header in headers]
-        share = statistics.median(header.brain_fraction for header in headers)
-        yield (
-            f"{'brain voxels':<12}{round(statistics.median(voxels)):>8}  median, from "
-            f"{min(voxels)} to {max(voxels)}; {share:.1%} of the grid"
-        )
-        masks = Counter(header.mask_source.split(":")[0] for header in headers)
-        yield f"{'masks':<12}{', '.join(f'{name} {n}' for name, n in sorted(masks.items())):>8}"
-    for warning in warnings:
-        yield f"warning: {warning}"
-    for outcome in outcomes:
-        yield from (f"warning: {outcome.source.name}: {note}" for note in outcome.notes)
-    for outcome in outcomes:
-        if outcome.status == "failed":
-            yield f"failed: {outcome.message}"
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     default = ConversionOptions()
@@ -220,6 +212,14 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--input", required=True, metavar="DIR", help="folder with 4D *.nii, *.nii.gz, recursive")
     add("--output", required=True, metavar="IMAGE_PATH", help="folder of the store")
+    add("--layout", choices=(AUTO, *LAYOUTS), default=AUTO, help="how the folder is arranged")
+    add(
+        "--space",
+        default=default.space,
+        metavar="NAME",
+        help="take the images of this space, such as MNI152NLin6Asym (default: any MNI space); "
+        "native: images outside MNI space, on purpose",
+    )
     add("--img_size", nargs=3, type=int, default=default.img_size, metavar=("X", "Y", "Z"))
     add("--mask", default=default.mask, metavar="auto|nonzero|computed|PATH", help="brain mask")
     add("--tr", type=float, metavar="SECONDS", help="TR of all runs, against header and sidecar")
@@ -234,21 +234,30 @@ def build_parser() -> argparse.ArgumentParser:
         "else centred)",
     )
     add("--dataset_name", default="", metavar="NAME", help=f"one of {', '.join(DATASETS)}")
+    add("--voxel_norm", action="store_true", help="store mean and deviation of every voxel, too")
     add("--compression", choices=COMPRESSIONS, default=default.compression)
     add("--num_workers", type=int, metavar="N", help="processes (default: one per processor)")
     add("--min_frames", type=int, default=default.min_frames, metavar="N", help="refuse shorter")
+    add(
+        "--shard",
+        nargs=2,
+        type=int,
+        metavar=("I", "N"),
+        help="only every N-th run, from the I-th on (0 to N - 1): for array jobs",
+    )
     add("--overwrite", action="store_true", help="convert again what is up to date")
     add("--dry_run", "--dry-run", action="store_true", help="read headers, write nothing")
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
-    args = build_parser().parse_args(argv)
+def main(argv: Sequence[str] | None = None, **defaults: Any) -> int:
+    """Run the command line; returns the exit status. ``defaults`` replace those of flags."""
+    parser = build_parser()
+    parser.set_defaults(**defaults)
+    args = parser.parse_args(argv)
     try:
-        crop_offset = args.crop_offset
-        if crop_offset is None and args.dataset_name:
-            crop_offset = DATASETS[canonical_dataset_name(args.dataset_name)].crop_offset
+        cohort = DATASETS[canonical_dataset_name(args.dataset_name or "Own")]
+        crop_offset = args.crop_offset or cohort.crop_offset
         options = ConversionOptions(
             img_size=tuple(args.img_size),
             mask=args.mask,
@@ -258,11 +267,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             crop_offset=None if crop_offset is None else tuple(crop_offset),
             dataset=args.dataset_name,
             compression=args.compression,
+            space=args.space,
+            voxel_norm=args.voxel_norm,
             min_frames=args.min_frames,
             overwrite=args.overwrite,
             dry_run=args.dry_run,
         )
-        outcomes = convert_folder(args.input, args.output, options, num_workers=args.num_workers)
+        outcomes = convert_folder(
+            args.input,
+            args.output,
+            options,
+            layout=args.layout,
+            shard=Shard(*args.shard) if args.shard else None,
+            tables=cohort.tables,
+            num_workers=args.num_workers,
+        )
     except UserInputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -31,7 +31,7 @@ from project.module.utils.data_preprocess_and_load.reference_run import (
     volume_shape,
 )
 from project.module.utils.data_preprocess_and_load.run_header import Triple
-from project.module.utils.data_preprocess_and_load.run_names import name_runs
+from project.module.utils.data_preprocess_and_load.run_names import name_run
 from project.module.utils.data_preprocess_and_load.sources import Source, refuse_shared_names
 
 _FRAME = re.compile(r"frame_(\d+)\.pt")
@@ -77,12 +77,8 @@ def find_runs(folder: str | Path, store: str | Path) -> list[Source]:
         stems = {path.absolute(): stem for path, stem in stems.items()}
         root = root.absolute().parent
     paths = sorted(stems)
-    names = name_runs([stems[path] for path in paths])
     return refuse_shared_names(
-        [
-            Source(path, path.relative_to(root).as_posix(), *name)
-            for path, name in zip(paths, names, strict=True)
-        ]
+        [Source(p, p.relative_to(root).as_posix(), *name_run(stems[p])) for p in paths]
     )
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Sequence
 from typing import NamedTuple
 
 _UK_BIOBANK = re.compile(r"\d+_20227_\d+_\d+")
@@ -19,29 +17,24 @@ class RunName(NamedTuple):
     run: str = ""
 
 
-def name_runs(stems: Sequence[str]) -> list[RunName]:
-    """The names of runs whose files (or folders) are called so, without suffix.
+def name_run(stem: str) -> RunName:
+    """The name of a run whose file (or folder) is called so, without suffix.
 
-    A name that starts with a BIDS ``sub-`` entity gives subject ("sub-01"), session, task and run.
-    UK Biobank's ``<eid>_20227_<instance>_0`` is a subject's name as a whole, as in the reference's
-    splits. Of any other name the part up to the first "_" is the subject. Where several share
-    that, it is one subject and the rest names the run, if it holds a digit
-    (``100307_rfMRI_REST1_LR``); else (``scan_1``) the whole name is the subject.
+    It depends on nothing else: a run keeps its name when others are added to the folder.
+
+    - A BIDS ``sub-`` entity at the start gives subject ("sub-01"), session, task and run.
+    - UK Biobank's ``<eid>_20227_<instance>_0`` is a subject's name as a whole, as in the
+      reference's splits.
+    - If the part up to the first "_" holds a digit, it is the subject, and the rest names the run
+      (``100307_rfMRI_REST1_LR``): several runs of one person must not look like several people. A
+      ``_bold`` at the end says nothing and is left out.
+    - Any other name (``scan_1``) is the subject's as a whole.
     """
-    shorts = Counter(stem.split("_")[0] for stem in stems)
-    names = []
-    for stem in stems:
-        short, _, rest = stem.partition("_")
-        if stem.startswith("sub-"):
-            entities = dict(re.findall(r"(?:^|_)(ses|task|run)-([^_]+)", stem))
-            names.append(RunName(short, *(entities.get(key, "") for key in ("ses", "task", "run"))))
-        elif _UK_BIOBANK.fullmatch(stem):
-            names.append(RunName(stem))
-        elif shorts[short] > 1 and any(map(str.isdigit, short)):
-            # Several runs of one subject (100307_rfMRI_REST1_LR): one subject, or a split could
-            # put one person into training and test.
-            names.append(RunName(short, run=rest.replace("_", "-")))
-        else:
-            unique = short and shorts[short] == 1
-            names.append(RunName(short if unique else stem))
-    return names
+    short, _, rest = stem.partition("_")
+    if stem.startswith("sub-"):
+        entities = dict(re.findall(r"(?:^|_)(ses|task|run)-([^_]+)", stem))
+        return RunName(short, *(entities.get(key, "") for key in ("ses", "task", "run")))
+    if _UK_BIOBANK.fullmatch(stem) or not any(map(str.isdigit, short)):
+        return RunName(stem)
+    rest = re.sub(r"(^|_)bold$", "", rest)
+    return RunName(short, run=rest.replace("_", "-"))

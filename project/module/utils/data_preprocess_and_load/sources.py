@@ -1,34 +1,46 @@
-"""Which files of a folder are runs, and what they are called in the store."""
+"""What a folder holds: its images, and the runs among them with their names in the store.
+
+``layouts.py`` knows which files of which cohort are runs; here is what the layouts share.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import re
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
+from pathlib import Path, PurePosixPath
 
 from project.module.config import UserInputError
 from project.module.utils.data_preprocess_and_load.run_header import run_file_name
-from project.module.utils.data_preprocess_and_load.run_names import name_runs
 
-_SUFFIXES = (".nii.gz", ".nii")
+SUFFIXES = (".nii.gz", ".nii")
+# Surfaces and CIFTI files: no volumes, though some names end in .nii.
+_CIFTI = ("dtseries", "ptseries", "dscalar", "pscalar", "dlabel", "dconn", "pconn")
+_SURFACES = (".gii", *(f".{kind}.nii" for kind in _CIFTI))
 # BIDS suffixes (last part of the name) of images that accompany a run but are none.
-_COMPANIONS = {"mask", "boldref", "sbref", "dseg", "probseg", "dwi", "dwiref", "asl", "m0scan"}
-_COMPANIONS |= {"t1w", "t2w", "pdw", "flair", "t2star", "t2starw"}
+_COMPANIONS = {"mask", "brainmask", "boldref", "sbref", "dseg", "probseg", "dwi", "dwiref", "asl"}
+_COMPANIONS |= {"m0scan", "t1w", "t2w", "pdw", "flair", "t2star", "t2starw", "boldmap"}
 _COMPANIONS |= {"epi", "fieldmap", "phasediff", "magnitude", "magnitude1", "magnitude2"}
 _COMPANIONS |= {"phase1", "phase2"}
 
 
 @dataclass(frozen=True)
 class Source:
-    """A run to convert: a NIfTI file, or what ``reference_layouts.py`` reads.
+    """A NIfTI file to convert.
 
     Attributes:
-        path: of the file or folder.
+        path: of the file.
         name: relative to the input folder.
         subject, session, task, run: see ``RunHeader``.
-        output: name of the store's file.
-        error: why it cannot be converted, known from the names alone; else "".
+        error: why it cannot be converted, known before the file is read; else "".
+        mask: mask image that belongs to the run.
+        sidecar: JSON file that belongs to the run.
+        space: space that the name or the layout tells; "" if neither does.
+        remedy: how to bring this run into MNI space, if it is not.
+        layout_tr: TR of the cohort's protocol, seconds.
+        notes: warnings that the names alone give.
     """
 
     path: Path
@@ -38,61 +50,139 @@ class Source:
     task: str = ""
     run: str = ""
     error: str = ""
+    mask: Path | None = None
+    sidecar: Path | None = None
+    space: str = ""
+    remedy: str = ""
+    layout_tr: float | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def output(self) -> str:
+        """Name of the store's file."""
         return run_file_name(self.subject, self.session, self.task, self.run)
 
-
-def stem_of(path: Path) -> str:
-    """File name without ``.nii`` or ``.nii.gz``."""
-    for suffix in _SUFFIXES:
-        if path.name.endswith(suffix):
-            return path.name[: -len(suffix)]
-    return path.name
+    def refused(self, error: str) -> Source:
+        """The same source with a reason why it is not converted; an earlier reason stays."""
+        return self if self.error else dataclasses.replace(self, error=error)
 
 
-def find_sources(folder: str | Path, exclude: Path | None = None) -> tuple[list[Source], list[str]]:
-    """All runs below a folder, sorted by path.
+@dataclass(frozen=True)
+class PassedOver:
+    """An image that is not converted, and why; ``name`` is relative to the input folder."""
 
-    ``run_names.name_runs`` says what they are called. Files that would share an output name are
-    returned with an ``error``.
+    name: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The images below a folder.
+
+    Attributes:
+        root: the folder.
+        volumes: NIfTI volumes, relative to ``root``, sorted.
+        surfaces: GIFTI and CIFTI files, relative to ``root``, sorted.
+        json: JSON files, relative to ``root``, sorted.
+        unreadable: folder -> why it could not be listed.
+        archives: number of zip and tar files.
+    """
+
+    root: Path
+    volumes: tuple[PurePosixPath, ...]
+    surfaces: tuple[PurePosixPath, ...]
+    json: tuple[PurePosixPath, ...]
+    unreadable: tuple[tuple[str, str], ...]
+    archives: int
+
+    @cached_property
+    def _names(self) -> set[PurePosixPath]:
+        return {*self.volumes, *self.json}
+
+    @cached_property
+    def json_of(self) -> dict[PurePosixPath, list[PurePosixPath]]:
+        """Folder -> its JSON files."""
+        by_folder: dict[PurePosixPath, list[PurePosixPath]] = {}
+        for file in self.json:
+            by_folder.setdefault(file.parent, []).append(file)
+        return by_folder
+
+    def first(self, folder: PurePosixPath, names: Iterable[str]) -> Path | None:
+        """The first of the names that is in a folder of the tree."""
+        found = (folder / name for name in names if folder / name in self._names)
+        return next((self.root / name for name in found), None)
+
+
+def scan(folder: str | Path, exclude: Path | None = None) -> Tree:
+    """List a folder and all below it; hidden files and folders (``.git``) are left out.
+
+    Links to folders are followed, each folder once.
 
     Args:
-        folder: searched recursively for ``*.nii`` and ``*.nii.gz``; hidden files are left out.
+        folder: the input folder.
         exclude: a file to leave out (the mask of ``--mask``).
 
-    Returns:
-        The runs, and the names of companion images (masks, references, anatomy) passed over.
-
     Raises:
-        UserInputError: no such folder, or no NIfTI file in it.
+        UserInputError: no such folder.
     """
     root = Path(folder)
     if not root.is_dir():
         found = "is a file" if root.exists() else "does not exist"
         raise UserInputError(f"--input: '{root}' {found}; expected a folder of 4D NIfTI files.")
-    files = sorted(
-        path
-        for suffix in _SUFFIXES
-        for path in root.rglob(f"*{suffix}")
-        if not path.name.startswith(".") and not (exclude and path.resolve() == exclude.resolve())
-    )
-    if not files:
-        raise UserInputError(
-            f"--input: no *.nii or *.nii.gz in '{root}' or below; expected a folder of 4D runs."
-        )
-    runs = [path for path in files if stem_of(path).split("_")[-1].lower() not in _COMPANIONS]
-    companions = [str(path.relative_to(root)) for path in files if path not in set(runs)]
-    sources = [
-        Source(path, path.relative_to(root).as_posix(), *name)
-        for path, name in zip(runs, name_runs([stem_of(path) for path in runs]), strict=True)
-    ]
-    return refuse_shared_names(sources), companions
+    unreadable: list[tuple[str, str]] = []
+    found_names = list(_walk(root, unreadable))
+    left_out = exclude.resolve() if exclude else None
+    volumes, surfaces, json = [], [], []
+    archives = 0
+    for name in sorted(found_names):
+        if name.name.endswith(_SURFACES):
+            surfaces.append(name)
+        elif name.name.endswith(SUFFIXES):
+            if left_out is None or (root / name).resolve() != left_out:
+                volumes.append(name)
+        elif name.suffix == ".json":
+            json.append(name)
+        else:
+            archives += 1
+    return Tree(root, tuple(volumes), tuple(surfaces), tuple(json), tuple(unreadable), archives)
+
+
+def _walk(root: Path, unreadable: list[tuple[str, str]]) -> Iterator[PurePosixPath]:
+    """Images, JSON files and archives, relative to ``root``."""
+    wanted = (*SUFFIXES, *_SURFACES, ".json", ".zip", ".tar", ".tar.gz", ".tgz")
+
+    def note(error: OSError) -> None:
+        unreadable.append((str(error.filename), error.strerror or str(error)))
+
+    seen = set()
+    for place, folders, files in os.walk(root, onerror=note, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()  # a link in a circle, or a second way to the same folder
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        relative = PurePosixPath(Path(place).relative_to(root).as_posix())
+        for name in files:
+            if name.endswith(wanted) and not name.startswith("."):
+                yield relative / name
+
+
+def stem_of(path: PurePosixPath | Path) -> str:
+    """File name without ``.nii`` or ``.nii.gz``."""
+    for suffix in SUFFIXES:
+        if path.name.endswith(suffix):
+            return path.name[: -len(suffix)]
+    return path.name
+
+
+def is_companion(path: PurePosixPath) -> bool:
+    """Whether the last part of a name says mask, reference or anatomy."""
+    return stem_of(path).split("_")[-1].lower() in _COMPANIONS
 
 
 def refuse_shared_names(sources: list[Source]) -> list[Source]:
-    """The sources; those that would share an output name with an ``error``."""
+    """The sources; those that would share an output name get an error."""
     # Without regard to case: some file systems have none.
     by_output: dict[str, list[str]] = {}
     for source in sources:
@@ -101,27 +191,9 @@ def refuse_shared_names(sources: list[Source]) -> list[Source]:
     for source in sources:
         others = [name for name in by_output[source.output.lower()] if name != source.name]
         if others:
-            error = (
+            source = source.refused(
                 f"{source.path}: would become {source.output}, and so would {', '.join(others)}. "
                 f"Rename one of them, or convert them from separate folders into separate stores."
             )
-            source = dataclasses.replace(source, error=error)
         checked.append(source)
     return checked
-
-
-def sibling_mask(path: Path) -> Path | None:
-    """``<run>_desc-brain_mask.nii.gz`` (or ``.nii``) beside a run, as fMRIPrep writes it."""
-    stem = re.sub(r"_bold$", "", stem_of(path))
-    stem = re.sub(r"_desc-[^_]+$", "", stem)
-    for suffix in _SUFFIXES:
-        mask = path.with_name(f"{stem}_desc-brain_mask{suffix}")
-        if mask.is_file():
-            return mask
-    return None
-
-
-def sidecar(path: Path) -> Path | None:
-    """The JSON file of the same name beside a run, if there is one."""
-    found = path.with_name(stem_of(path) + ".json")
-    return found if found.is_file() else None

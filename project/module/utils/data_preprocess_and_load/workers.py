@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import multiprocessing
+import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -82,7 +84,12 @@ def in_processes(
     context = multiprocessing.get_context("spawn")
     waiting = list(reversed(items))
     running: dict[Future[ResultT], ItemT] = {}
-    with ProcessPoolExecutor(workers, mp_context=context) as pool, _ctrl_c_noted() as stop:
+    with (
+        ProcessPoolExecutor(
+            workers, mp_context=context, initializer=_end_with, initargs=(os.getpid(),)
+        ) as pool,
+        _ctrl_c_noted() as stop,
+    ):
         while running or (waiting and not stop.is_set()):
             # One more than there are workers, so that none waits for us.
             while waiting and len(running) <= workers and not stop.is_set():
@@ -97,6 +104,17 @@ def in_processes(
                 yield result
     if stop.is_set():
         raise KeyboardInterrupt
+
+
+def _end_with(parent: int) -> None:
+    """Have this worker end soon after its parent; one that was killed cannot say goodbye."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _submit(
