@@ -20,6 +20,13 @@ pytestmark = pytest.mark.real_data
 GRID = ["30", "36", "24"]
 
 
+@pytest.fixture(autouse=True)
+def _environment_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A run sets this for its process; once known to monkeypatch, it is gone after the test.
+    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "")
+    monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+
+
 @pytest.fixture(scope="module")
 def gift_store(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The four subjects of gift_mni_bold, converted by the public command."""
