@@ -23,6 +23,13 @@ from torch.utils.data import Dataset
 LARGEST = 127  # int8 codes lie in [-127, 127]
 
 
+def mni_affine(shape: Sequence[int], voxel: float) -> np.ndarray:
+    """LAS affine [4, 4] of a grid whose centre is that of the MNI grids of FSL and HCP."""
+    affine = np.diag([-voxel, voxel, voxel, 1.0])
+    affine[:3, 3] = np.array([0.0, -18.0, 18.0]) - affine[:3, :3] @ (np.array(shape) - 1) / 2
+    return affine
+
+
 def scaled_volumes(nifti: str | Path, size: Sequence[int]) -> torch.Tensor:
     """The steps both pipelines begin with: the whole run in memory, z-scored, cropped and padded.
 

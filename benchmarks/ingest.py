@@ -75,8 +75,9 @@ def make_run(path: str, shape: list[int], frames: int, dtype: str) -> dict[str, 
     for t in range(frames):
         values = anatomy * (1 + 0.01 * np.sin(t / 9)) + rng.normal(0, 150, len(anatomy))
         volumes[mask, t] = np.rint(values) if dtype == "int16" else values
-    image = nibabel.Nifti1Image(volumes, np.diag([-2.0, 2.0, 2.0, 1.0]))
-    image.header.set_zooms((2.0, 2.0, 2.0, 0.72))
+    voxel = 182 / shape[0]  # mm; the field of view of the 2 mm grid, also for tests
+    image = nibabel.Nifti1Image(volumes, peers.mni_affine(shape, voxel))
+    image.header.set_zooms((voxel, voxel, voxel, 0.72))
     image.header.set_xyzt_units("mm", "sec")
     nibabel.save(image, path)
     return {"mb": Path(path).stat().st_size / 1e6, "brain_voxels": int(mask.sum())}

@@ -72,7 +72,7 @@ def write_nifti(path: Path, grid: tuple[int, ...], frames: int, seed: int) -> No
 
 def write_volumes(path: Path, volumes: np.ndarray, voxel: float) -> None:
     """int16 [X, Y, Z, T] as NIfTI, in the orientation of the store."""
-    image = nibabel.Nifti1Image(volumes, np.diag([-voxel, voxel, voxel, 1.0]))
+    image = nibabel.Nifti1Image(volumes, peers.mni_affine(volumes.shape[:3], voxel))
     image.header.set_zooms((voxel, voxel, voxel, 2.0))
     image.header.set_xyzt_units("mm", "sec")
     nibabel.save(image, path)

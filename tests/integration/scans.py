@@ -11,6 +11,7 @@ import nibabel
 import numpy as np
 
 from project.module.utils.data_preprocess_and_load.hdf5_store import list_runs
+from project.module.utils.data_preprocess_and_load.header_cache import CACHE
 
 SHAPE = (12, 14, 12)
 # Voxels of 16 mm over x -96..96, y -130..94, z -78..114 mm, LAS as the data of FSL and HCP.
@@ -61,7 +62,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> Path:
 
 def contents(store: Path) -> dict[str, bytes]:
     """Every file of a store by its name: two stores are the same if these are."""
-    paths = [path for path in store.rglob("*") if path.is_file()]
+    # The cache of headers holds times of change, which differ.
+    paths = [path for path in store.rglob("*") if path.is_file() and path.name != CACHE]
     return {path.relative_to(store).as_posix(): path.read_bytes() for path in paths}
 
 

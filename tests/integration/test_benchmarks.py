@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import _measure, _report, backbone, ingest, mixer, scaling
+from benchmarks import _measure, _report, backbone, mixer, scaling
 from project.module.config import UserInputError
 from project.module.models.ssd import BACKENDS
 
@@ -234,8 +234,8 @@ def test_without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_make_bench_runs_every_script() -> None:
     (recipe,) = re.findall(r"(?m)^bench:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text())
     scripts = [path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py")]
-    # The check on a GPU machine is a script of its own; the peers of ingest.py need 12 GB.
-    assert {s for s in scripts if not s.startswith("gpu_check") and s not in recipe} == {"ingest"}
+    # The check on a GPU machine is a script of its own.
+    assert {s for s in scripts if not s.startswith("gpu_check") and s not in recipe} == set()
 
 
 KEYS: dict[str, tuple[str, set[str]]] = {
@@ -281,12 +281,3 @@ def test_quick_run(name: str, tmp_path: Path) -> None:
         for row in record[rows]:
             assert all(0 < s["min"] <= s["median"] <= s["max"] for s in row["seconds"].values())
             assert row["difference"] <= BOUND[row["precision"]]
-
-
-def test_ingest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert ingest.main(["--quick", "--json", str(tmp_path / "ingest.json")]) == 0
-    record = json.loads((tmp_path / "ingest.json").read_text())
-    assert list(record["rows"]) == list(ingest.CONTENDERS)
-    assert all(row["peak_mb"] > 50 for row in record["rows"].values())
-    assert "ours is faster by" in (tmp_path / "ingest.md").read_text()
-    assert "written:" in capsys.readouterr().out

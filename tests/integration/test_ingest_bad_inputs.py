@@ -90,14 +90,16 @@ def mask_name(stem: str) -> str:
 
 def test_the_good_ones_are_converted(report: list[str], root: Path, tmp_path: Path) -> None:
     usable = {bad.file.split(".")[0] for bad in BAD_INPUTS if bad.converted}
-    assert set(names_in(root / "store")) == {*GOOD, *usable}
-    assert {row.subject for row in read_manifest(root / "store")} == {*GOOD, *usable}
+    rows = read_manifest(root / "store")
+    assert {row.file for row in rows} == {f"hdf5/{name}.h5" for name in names_in(root / "store")}
+    sources = {row.source.split(".")[0] for row in rows}
+    assert sources == usable | {f"{name}_rest" for name in GOOD}
     # As if the bad ones were not there.
     (tmp_path / "in").mkdir()
     write_good(tmp_path / "in")
     assert ingest(tmp_path / "in", tmp_path / "store") == 0
     for name in GOOD:
-        file = Path("hdf5") / f"{name}.h5"
+        file = Path("hdf5") / f"{name}_run-rest.h5"
         assert (tmp_path / "store" / file).read_bytes() == (root / "store" / file).read_bytes()
 
 

@@ -322,7 +322,7 @@ def test_names_and_companions(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     names = {
         "x/sub-01_ses-a_task-x_run-2_space-MNI_desc-preproc_bold": "sub-01_ses-a_task-x_run-2",
         "sub-02_lowres": "sub-02",
-        "100206_rest": "100206",
+        "100206_rest": "100206_run-rest",
         "B_1": "B_1",
         "B_2": "B_2",
         "100307_rfMRI_REST1_LR": "100307_run-rfMRI-REST1-LR",
