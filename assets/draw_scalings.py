@@ -8,6 +8,7 @@ brain's voxels, and the value of the background. Takes about a quarter of a minu
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import tempfile
 from pathlib import Path
@@ -21,9 +22,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from project.module.config import SCALING_METHODS
-from project.module.utils.data_preprocess_and_load.hdf5_store import RunFile, write_run
-from project.module.utils.data_preprocess_and_load.normalisation import scaling_of
+from project.module.config import SCALING_METHODS, DataConfig
+from project.module.utils.data_preprocess_and_load.datasets_hdf5 import WindowDataset
+from project.module.utils.data_preprocess_and_load.hdf5_store import write_run
 from project.module.utils.data_preprocess_and_load.synthetic_brain import (
     SyntheticSpec,
     generate_subject,
@@ -42,25 +43,27 @@ def main() -> None:
     vox = np.flatnonzero(volume[..., 0])
     frames = volume.reshape(-1, FRAMES)[vox].T.astype(np.float32)
     plt.rcParams.update({"font.size": 9, "figure.facecolor": "white"})
-    figure, axes = plt.subplots(2, len(SCALING_METHODS), figsize=(13, 5.4))
+    figure, axes = plt.subplots(2, len(SCALING_METHODS), figsize=(15, 5.2))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.h5"
-        write_run(path, frames, vox, subject="s", grid=GRID, affine=affine, tr=2.0)
-        run = RunFile(path)
-        stored = run.read(range(FRAMES)).astype(np.float64)
+        write_run(
+            path, frames, vox, subject="s", grid=GRID, affine=affine, tr=2.0, voxel_statistics=True
+        )
+        config = DataConfig(("Own",), (folder,), GRID, FRAMES)
         for method, (upper, lower) in zip(SCALING_METHODS, axes.T, strict=True):
-            scaling = scaling_of(run.header, method)
-            values = stored * scaling.gain + scaling.shift
-            image = np.full(GRID, scaling.background)
+            scaled = dataclasses.replace(config, input_scaling_method=method)
+            window = WindowDataset([path], scaled)[0]
+            background = window["background"]
+            values = window["bold"].numpy() * window["gain"] + window["shift"]
+            image = np.full(GRID, background)
             image.reshape(-1)[vox] = values[FRAME]
             shown = upper.imshow(image[:, :, SLICE].T, cmap="gray", origin="lower")
             upper.set(title=method, xticks=[], yticks=[])
             figure.colorbar(shown, ax=upper, shrink=0.85)
             lower.hist(values[::4].ravel(), bins=120, color=BRAIN, density=True)
-            lower.axvline(scaling.background, color=BACKGROUND, linewidth=2)
+            lower.axvline(background, color=BACKGROUND, linewidth=2)
             lower.set(yticks=[], xlabel="input of the model")
-            lower.set_title(f"background {scaling.background:.2f}", color=BACKGROUND, fontsize=9)
-        run.close()
+            lower.set_title(f"background {background:.2f}", color=BACKGROUND, fontsize=9)
     axes[1, 0].set_ylabel("brain voxels, density")
     figure.tight_layout()
     figure.savefig(Path(__file__).with_name("scalings.png"), dpi=100)

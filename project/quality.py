@@ -29,7 +29,7 @@ from project.module.analysis.store_page import PageContext, write_page
 from project.module.analysis.store_quality import QualityOptions
 from project.module.analysis.store_survey import Surveyed, survey_store
 from project.module.analysis.store_table import Row, make_rows, write_tsv
-from project.module.config import SCALING_METHODS, DataConfig, ModelConfig, UserInputError
+from project.module.config import RUN_SCALINGS, DataConfig, ModelConfig, UserInputError
 from project.module.utils.data_preprocess_and_load.conversion import available_cpus
 from project.module.utils.data_preprocess_and_load.hdf5_store import list_runs, read_header
 
@@ -211,7 +211,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--input_scaling_method",
         default=plain.input_scaling_method,
         metavar="NAME",
-        help=f"for histogram and background: {', '.join(SCALING_METHODS)}",
+        help=f"for histogram and background: {', '.join(RUN_SCALINGS)}",
     )
     add("--sequence_length", type=int, default=plain.sequence_length, help="frames of a window")
     add(

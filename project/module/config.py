@@ -75,7 +75,14 @@ DATASET_NAMES = (
 DATASET_ALIASES: Mapping[str, str] = {"HCP": "S1200"}
 SPLIT_UNITS = ("subject", "session", "run")
 CLASS_WEIGHTS = ("none", "balanced")
-SCALING_METHODS = ("znorm_minback", "znorm_zeroback", "minmax_zeroback", "minmax_minback")
+SCALING_METHODS = (
+    "znorm_minback",
+    "znorm_zeroback",
+    "minmax_zeroback",
+    "minmax_minback",
+    "voxelnorm_zeroback",
+)
+RUN_SCALINGS = SCALING_METHODS[:4]  # one gain and one shift for all voxels of a run
 LABEL_SCALING_METHODS = ("standardization", "minmax")
 POSITIONAL_ENCODINGS = ("none", "ff", "nerf", "cpe")
 HEAD_NAMES = ("linear", "mamba")

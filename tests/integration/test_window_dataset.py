@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning.plugins.precision import HalfPrecision
 from torch.utils.data import DataLoader
 
-from project.module.config import SCALING_METHODS, DataConfig, UserInputError
+from project.module.config import RUN_SCALINGS, DataConfig, UserInputError
 from project.module.utils.data_preprocess_and_load import datasets_hdf5
 from project.module.utils.data_preprocess_and_load.datasets_hdf5 import (
     WindowDataset,
@@ -98,7 +98,7 @@ def test_stride_within(paths):
     np.testing.assert_allclose(stored, frames_of_run(0)[[0, 3, 6, 9]], atol=header.scale)
 
 
-@pytest.mark.parametrize("method", SCALING_METHODS)
+@pytest.mark.parametrize("method", RUN_SCALINGS)
 def test_scaling(paths, method):
     bold = frames_of_run(0).astype(np.float64)
     sample = WindowDataset(paths, replace(CONFIG, input_scaling_method=method))[0]
@@ -106,6 +106,31 @@ def test_scaling(paths, method):
     np.testing.assert_allclose(scaled(sample), (bold[:4] - centre) / spread, atol=1e-4)
     expected = (0 - centre) / spread if "minback" in method else 0.0
     assert sample["background"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_scaling_by_voxel(paths, tmp_path):
+    """Every voxel's own mean and deviation over the run; one that never changes becomes 0."""
+    bold = frames_of_run(0)
+    bold[:, 3] = 777.0
+    run = tmp_path / "own.h5"
+    with pytest.raises(UserInputError, match=r"sub-1.*no statistics of its voxels.*--voxel_norm"):
+        WindowDataset(paths, replace(CONFIG, input_scaling_method="voxelnorm_zeroback"))[0]
+    vox = np.arange(bold.shape[1]) * 2
+    given = {"subject": "sub-1", "grid": GRID, "affine": AFFINE, "tr": 2.0}
+    for compression in ("none", "lz4"):
+        write_run(run, bold, vox, **given, voxel_statistics=True, compression=compression)
+        dataset = WindowDataset([run], replace(CONFIG, input_scaling_method="voxelnorm_zeroback"))
+        double = bold.astype(np.float64)
+        spread = double.std(0)
+        expected = (double - double.mean(0)) / np.where(spread > 0, spread, 1)
+        error = np.sqrt(len(bold)) / 65534 + 2 * read_header(run).scale / spread[spread > 0].min()
+        for item, window in enumerate(dataset.windows):
+            sample = dataset[item]
+            assert sample["bold"].dtype == torch.int16 and sample["background"] == 0.0
+            z = expected[window.start : window.start + 4]
+            np.testing.assert_allclose(scaled(sample), z, atol=error)
+            assert (sample["bold"][:, 3] == 0).all()
+        assert error < 0.01
 
 
 def test_max_windows_per_run(paths):

@@ -417,9 +417,9 @@ def test_file_converted_again_during_training(tmp_path: Path) -> None:
         write_tiny_run(path, path.stem, i)
     windows = WindowDataset(paths, CONFIG)
     first = windows[0]["bold"]
-    windows._open_runs.popitem()[1].close()
+    windows._open_runs.popitem()[1].file.close()
     assert torch.equal(windows[0]["bold"], first)
-    windows._open_runs.popitem()[1].close()
+    windows._open_runs.popitem()[1].file.close()
     write_tiny_run(paths[0], "sub-0", 5)
     with pytest.raises(UserInputError, match=r"sub-0\.h5: the file has changed since"):
         windows[0]

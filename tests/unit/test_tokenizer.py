@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from project.module.config import SCALING_METHODS, ModelConfig, UserInputError
+from project.module.config import RUN_SCALINGS, ModelConfig, UserInputError
 from project.module.models.tokenizer import (
     PackedTokens,
     mask_to_tokens,
@@ -105,7 +105,7 @@ def test_compact_equals_dense(seed: int, keep: str) -> None:
         assert len(set(packed.lengths)) == 1
 
 
-@pytest.mark.parametrize("method", SCALING_METHODS)
+@pytest.mark.parametrize("method", RUN_SCALINGS)
 @pytest.mark.parametrize("background_kept", [False, True])
 def test_all_scalings(method: str, background_kept: bool) -> None:
     """A positive run, y = 2 q: background is y = 0 scaled (minback), or 0 (zeroback)."""

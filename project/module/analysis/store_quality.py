@@ -37,7 +37,7 @@ class QualityOptions:
     Attributes:
         frames: evenly spaced frames to read at most; 0 reads all.
         patch_size: X, Y, Z of a patch.
-        scaling: one of ``SCALING_METHODS``, for the histogram.
+        scaling: one of ``RUN_SCALINGS``, for the histogram.
     """
 
     frames: int = 0

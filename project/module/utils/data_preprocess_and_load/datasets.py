@@ -148,6 +148,8 @@ DATASETS: Mapping[str, Cohort] = {
                 "intelligence": Target("FIQ"),
                 "diagnosis": Target("DX_GROUP", {"1": 1, "2": 0}),
             },
+            # Preprocessed Connectomes: Pitt_0050003_func_preproc, CMU_a_0050642_...
+            subject_pattern=r"(?:[A-Za-z].*_)?(\d{7})(?:_.*)?",
             missing_codes=("-9999",),
             stratify_by=("SITE_ID",),
         ),

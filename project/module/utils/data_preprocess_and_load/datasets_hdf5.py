@@ -13,7 +13,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +26,12 @@ from project.module.utils.data_preprocess_and_load.hdf5_store import (
     RunHeader,
     read_header,
 )
-from project.module.utils.data_preprocess_and_load.normalisation import Scaling, scaling_of
+from project.module.utils.data_preprocess_and_load.normalisation import (
+    Scaling,
+    VoxelScaling,
+    scaling_of,
+    voxel_scaling_of,
+)
 from project.module.utils.data_preprocess_and_load.raw_run import (
     FileChangedError,
     RawLayout,
@@ -66,6 +71,13 @@ class Window:
 def event_name(header: RunHeader, number: int) -> str:
     """Name of an event as a unit: the run and the event's number in it, from 1."""
     return f"{header.label}#{number + 1}"
+
+
+class OpenRun(NamedTuple):
+    """A run's open file, and its scaling voxel by voxel, if that is asked for."""
+
+    file: RunFile | RawRun
+    voxel_scaling: VoxelScaling | None
 
 
 class WindowDataset(Dataset[dict[str, Any]]):
@@ -132,7 +144,8 @@ class WindowDataset(Dataset[dict[str, Any]]):
             for start, unit, target in found[:max_windows_per_run]:
                 self.windows.append(Window(run, start, unit, counts[unit], target))
                 counts[unit] += 1
-        self._open_runs: OrderedDict[int, RunFile | RawRun] = OrderedDict()
+        self._by_voxel = config.input_scaling_method.startswith("voxelnorm")
+        self._open_runs: OrderedDict[int, OpenRun] = OrderedDict()
         self._layouts: dict[int, RawLayout] = {}
 
     def _check_runs(self) -> None:
@@ -175,14 +188,27 @@ class WindowDataset(Dataset[dict[str, Any]]):
         # Open files cannot be pickled, and layouts belong to them.
         return {**self.__dict__, "_open_runs": OrderedDict(), "_layouts": {}}
 
-    def _run(self, run: int) -> RunFile | RawRun:
+    def _run(self, run: int) -> OpenRun:
         """The open file of a run; the least recently used one gives way."""
         if run not in self._open_runs:
             if len(self._open_runs) >= _OPEN_RUNS:
-                self._open_runs.popitem(last=False)[1].close()
-            self._open_runs[run] = self._opened(run)
+                self._open_runs.popitem(last=False)[1].file.close()
+            scaling = self._voxel_scaling(run) if self._by_voxel else None
+            self._open_runs[run] = OpenRun(self._opened(run), scaling)
         self._open_runs.move_to_end(run)
         return self._open_runs[run]
+
+    def _voxel_scaling(self, run: int) -> VoxelScaling:
+        file = RunFile(self.paths[run])
+        found = file.voxel_statistics()
+        file.close()
+        if found is None:
+            raise UserInputError(
+                f"--input_scaling_method {self.config.input_scaling_method}: '{self.paths[run]}' "
+                f"has no statistics of its voxels. Convert the runs again with preprocessing.py "
+                f"--voxel_norm."
+            )
+        return voxel_scaling_of(self.headers[run], *found)
 
     def _opened(self, run: int) -> RunFile | RawRun:
         """A run opened past HDF5 if it is unfiltered; HDF5 is asked once where its arrays are."""
@@ -264,14 +290,16 @@ class WindowDataset(Dataset[dict[str, Any]]):
             UserInputError: the file cannot be read, or is not the one it was.
         """
         run = self._run(self.windows[item].run)
-        run.read_into(self.frames_of(self.windows[item]), bold)
-        vox[:] = run.vox
+        run.file.read_into(self.frames_of(self.windows[item]), bold)
+        if run.voxel_scaling is not None:
+            run.voxel_scaling.apply(bold)
+        vox[:] = run.file.vox
 
     def __getitem__(self, item: int) -> dict[str, Any]:
         """One window.
 
         Returns:
-            bold: int16 [T, N], values as stored.
+            bold: int16 [T, N], values as stored (``voxelnorm_*``: z-scores as integers).
             vox: int32 [N], flat C-order indices of the brain voxels in the grid.
             gain, shift, background: floats of the scaling, z = bold * gain + shift.
             subject: name; unit: what the prediction counts for; window: its number among the
