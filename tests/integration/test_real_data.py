@@ -98,3 +98,42 @@ def test_stored_voxels_are_where_the_file_has_them(gift_store: Path, shared_data
         expected = data[tuple(source.T)][:, 7]
         stored = run_file.read(np.array([7]))[0, ::97] * header.scale + header.offset
         np.testing.assert_allclose(stored, expected, atol=0.51 * header.scale)
+
+
+def test_objects_seen_by_one_subject(shared_data: Path, tmp_path: Path) -> None:
+    """Haxby's ten runs in native space: windows labelled by the onsets, runs held out."""
+    folder = shared_data / "haxby2001"
+    if not folder.is_dir():
+        pytest.skip(f"no real data: {folder} is absent")
+    keys = (folder / "models/model001/condition_key.txt").read_text().splitlines()
+    names = {key.split()[1]: key.split()[2] for key in keys}
+    runs = sorted((folder / "sub001/BOLD").glob("task001_run*"))
+    assert len(runs) == 10
+    events = ["run\tonset\tduration\ttrial_type"]
+    (tmp_path / "in").mkdir()
+    for run_folder in runs:
+        number = run_folder.name[-3:]
+        name = f"sub-001_task-objects_run-{number}_bold.nii.gz"
+        (tmp_path / "in" / name).symlink_to(run_folder / "bold_25mm.nii.gz")
+        onsets = folder / "sub001/model/model001/onsets" / run_folder.name
+        for condition in sorted(onsets.glob("cond*.txt")):
+            onset, duration, _ = condition.read_text().split()
+            events.append(f"{number}\t{onset}\t{duration}\t{names[condition.stem]}")
+    (tmp_path / "events.tsv").write_text("\n".join(events) + "\n")
+    store = tmp_path / "store"
+    flags = ["--input", str(tmp_path / "in"), "--output", str(store), "--img_size", "8", "12", "12"]
+    assert preprocessing.main(flags) == 1, "native space has to be meant"
+    # Voxels of 25 mm are too few for a computed mask.
+    assert preprocessing.main([*flags, "--space", "native", "--mask", "nonzero"]) == 0
+    command = (
+        f"--dataset_name Own --image_path {store} --events {tmp_path / 'events.tsv'} "
+        f"--event_delay 5 --group_by run --img_size 8 12 12 8 --patch_size 2 2 2 2 --embed_dim 16 "
+        f"--depth 1 --max_epochs 1 --accelerator cpu --output_dir {tmp_path / 'run'}"
+    )
+    metrics = run(command.split())
+    assert metrics["data/subjects_train"] == 8 and metrics["data/subjects_test"] == 1
+    lines = (tmp_path / "run" / "predictions.csv").read_text().splitlines()[1:]
+    # One run, a block of each of eight kinds, of 9 frames at TR 2.5 s: one window each.
+    assert len(lines) == 8
+    assert sorted(int(line.split(",")[2]) for line in lines) == list(range(8))
+    assert all(line.startswith("sub-001_task-objects_run-") for line in lines)

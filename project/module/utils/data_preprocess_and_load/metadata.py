@@ -103,7 +103,7 @@ def adopt_tables(source: Path, image_path: Path, names: Sequence[str]) -> list[s
     """Copy a cohort's tables from among its images into ``metadata/`` of its store.
 
     Args:
-        source: folder of the images, searched with what is below it.
+        source: folder of the images; the tables are in it or in a folder of it.
         image_path: the store's folder.
         names: of the tables.
 
@@ -112,7 +112,9 @@ def adopt_tables(source: Path, image_path: Path, names: Sequence[str]) -> list[s
     """
     lines = []
     for name in names:
-        found = sorted(path for path in source.rglob(name) if path.is_file())
+        # Not deeper: a cohort's tree may hold millions of files.
+        places = [source / name, *sorted(source.glob(f"*/{name}"))]
+        found = [path for path in places if path.is_file()]
         contents = {path.read_bytes() for path in found}
         target = image_path / "metadata" / name
         if not found or (target.exists() and contents == {target.read_bytes()}):
