@@ -377,6 +377,17 @@ def test_scaling_other_than_the_checkpoints(refused: Callable[..., str], pretrai
     assert "--input_scaling_method: got minmax_minback" in message and "znorm_minback" in message
 
 
+def test_orientation_other_than_the_checkpoints(
+    refused: Callable[..., str], pretrained: Path
+) -> None:
+    checkpoint = torch.load(pretrained, weights_only=True)
+    checkpoint["neuromamba"]["orientation"] = "RAS"
+    other = pretrained.with_name("ras.ckpt")
+    torch.save(checkpoint, other)
+    message = refused(f"--load_model_path {other}")
+    assert "ras.ckpt' was trained on RAS data, stores are LAS" in message
+
+
 def test_testing_a_backbone_without_head(refused: Callable[..., str], pretrained: Path) -> None:
     message = refused(f"--test_only --test_ckpt_path {pretrained}")
     assert "is a pre-trained backbone without a task" in message

@@ -340,6 +340,21 @@ def test_native_and_registered_runs_do_not_mix(runs: CommandLine) -> None:
         runs.data("--pretraining --use_autoregressive --dataset_name Own --group_by run")
 
 
+def test_a_model_of_another_space(
+    runs: CommandLine, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    done = runs.run(EVENTS)
+    for i in range(10):
+        path = runs.store / "hdf5" / f"sub-01_run-{i + 1}.h5"
+        write_tiny_run(path, "sub-01", i, run=str(i + 1), space="MNI152NLin6Asym")
+    checkpoint = f"{done.folder}/checkpoints/best.ckpt"
+    test = f"--test_only --test_ckpt_path {checkpoint} --output_dir again"
+    assert main(["--accelerator", "cpu", "--devices", "1", *test.split()]) == 2
+    assert "the model is of native space and the store is not" in capsys.readouterr().err
+    runs.run(f"{EVENTS} --load_model_path {checkpoint} --max_steps 1")
+    assert "the model is of native space" in caplog.text
+
+
 def test_dropped_frames_move_the_events(runs: CommandLine) -> None:
     write_tiny_run(
         runs.store / "hdf5" / "sub-01_run-1.h5",

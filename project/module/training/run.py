@@ -234,9 +234,11 @@ class Run:
             contents = _load_module(module, flags["test_ckpt_path"], "--test_ckpt_path")
             if isinstance(module, DownstreamModule) and "target_scaling" in contents.card:
                 module.target_scaling = TargetScaling(*contents.card["target_scaling"])
+            self._compare_spaces(contents.card, data, "--test_ckpt_path")
             self._guard_against_leaks(contents.card, data, "--test_ckpt_path")
         elif flags["load_model_path"]:
             card = load_backbone(module.model, flags["load_model_path"])
+            self._compare_spaces(card, data, "--load_model_path")
             self._guard_against_leaks(card, data, "--load_model_path")
         if flags["resume_ckpt_path"]:
             self._check_resumable(module, flags["resume_ckpt_path"])
@@ -284,6 +286,24 @@ class Run:
                 f"--resume_ckpt_path: '{path}' was taken inside an epoch, {why}. Resume from "
                 f"checkpoints/last.ckpt."
             )
+
+    def _compare_spaces(self, card: dict[str, Any], data: FMRIDataModule, flag: str) -> None:
+        """Positions of a model of native images mean nothing in MNI space, and the reverse.
+
+        A trained task is refused; a backbone may be moved on purpose, so a warning tells.
+        """
+        spaces = card.get("data", {}).get("spaces", [])  # absent in older checkpoints
+        there, here = "native" in spaces, "native" in data.card()["spaces"]
+        if not spaces or there == here:
+            return
+        native, other = ("model", "store") if there else ("store", "model")
+        message = (
+            f"{flag}: the {native} is of native space and the {other} is not, so positions differ. "
+            f"Use a store of the model's space."
+        )
+        if flag == "--test_ckpt_path":
+            raise UserInputError(message)
+        logging.getLogger(__name__).warning("warning: %s", message)
 
     def _guard_against_leaks(self, card: dict[str, Any], data: FMRIDataModule, flag: str) -> None:
         """Nobody may be tested on who was trained on.
