@@ -25,6 +25,7 @@ from project.module.utils.data_preprocess_and_load import conversion, nifti
 from project.module.utils.data_preprocess_and_load.brain_grid import place
 from project.module.utils.data_preprocess_and_load.conversion import ConversionOptions, Outcome
 from project.module.utils.data_preprocess_and_load.hdf5_store import RunFile, list_runs
+from project.module.utils.data_preprocess_and_load.layouts import find_runs
 from project.module.utils.data_preprocess_and_load.manifest import read_manifest
 from project.module.utils.data_preprocess_and_load.preprocessing import convert_folder, main
 from project.module.utils.data_preprocess_and_load.repetition_time import resolve_tr
@@ -676,3 +677,31 @@ def test_edge_cases(shared_data: Path, tmp_path: Path) -> None:
     assert any("covers only 0.7%" in note for note in found["fmri1"].notes)
     assert any("oblique by 11.8 degrees, kept" in note for note in found["fmri1"].notes)
     assert {outcome.status for outcome in again.values()} == {"converted"}
+
+
+def test_qform_and_sform_that_mirror_each_other(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(phantom(), RAS)
+    image.set_sform(RAS, 4)
+    image.set_qform(np.diag([-1.0, 1, 1, 1]) @ RAS, 1)
+    (tmp_path / "in").mkdir()
+    nibabel.save(image, tmp_path / "in" / "sub-01_bold.nii.gz")
+    (outcome,) = convert(tmp_path / "in")
+    assert outcome.status == "failed"
+    assert "qform and sform contradict each other" in outcome.message
+
+
+def test_pairs_of_files_are_named(tmp_path: Path) -> None:
+    save(tmp_path / "in" / "sub-01_bold.nii", phantom())
+    pair = nibabel.Nifti1Pair(phantom(), RAS)
+    nibabel.save(pair, tmp_path / "in" / "sub-02_bold.hdr")
+    found = find_runs(tmp_path / "in")
+    assert [source.name for source in found.sources] == ["sub-01_bold.nii"]
+    assert [(p.name, ".hdr and .img" in p.why) for p in found.passed_over] == [
+        ("sub-02_bold.hdr", True)
+    ]
+
+
+def test_a_grid_that_cuts_off_most_of_the_brain(tmp_path: Path) -> None:
+    save(tmp_path / "in" / "sub-01_bold.nii", phantom())
+    (outcome,) = convert(tmp_path / "in", replace(SMALL, img_size=(3, 3, 3)))
+    assert outcome.status == "failed" and "--img_size 3 3 3 cuts off" in outcome.message

@@ -375,3 +375,48 @@ def test_dropped_frames_move_the_events(runs: CommandLine) -> None:
     ]
     # The first event, frames 0 to 3 as scanned, keeps its last two.
     assert [(w.unit[-1], w.start) for w in windows] == [("1", 0), ("3", 6), ("3", 8)]
+
+
+# ----------------------------------------------------------------- what a resumed run must share
+
+
+def test_a_resumed_run_has_the_same_labels_and_images(
+    cli: CommandLine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own_labels(cli, lambda i: "ab"[i % 2])
+    done = cli.run(f"{OWN} --output_dir first")
+    again = cli.argv(
+        f"{OWN} --max_epochs 2 --no-use_scheduler --output_dir first "
+        f"--resume_ckpt_path {done.folder}/checkpoints/last.ckpt"
+    )
+    own_labels(cli, lambda i: "ba"[i % 2])
+    assert main(again) == 2
+    assert "--resume_ckpt_path" in (error := capsys.readouterr().err) and "targets of hash" in error
+    own_labels(cli, lambda i: "ab"[i % 2])
+    write_tiny_run(cli.store / "hdf5" / "sub-01.h5", "sub-01", 7)
+    assert main(again) == 2
+    assert "images of hash" in capsys.readouterr().err
+
+
+def test_a_plan_refuses_what_is_wrong_with_data_that_are_here(
+    cli: CommandLine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(cli.argv("--family_column nope --dry_run")) == 2
+    assert capsys.readouterr().err.startswith("error: --family_column: no table")
+    assert main(cli.argv(f"--image_path {cli.folder / 'absent'} --dry_run")) == 0
+    assert "there is no folder" in capsys.readouterr().out
+
+
+def test_parts_that_matching_or_the_split_leave_without_a_class(
+    cli: CommandLine, caplog: pytest.LogCaptureFixture
+) -> None:
+    columns(cli, skew=lambda i: 100 * i)
+    with caplog.at_level("WARNING"):
+        cli.data("--match_on skew --match_caliper 0.25 --dataset_split_num 4")
+    assert "no pair is left in" in caplog.text
+    own_labels(cli, lambda i: "ab"[i < 15])
+    caplog.clear()
+    with caplog.at_level("WARNING"):
+        for number in range(6):
+            cli.data(f"{OWN} --dataset_split_num {number}")
+    assert "AUROC is not defined" in caplog.text

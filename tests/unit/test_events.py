@@ -113,6 +113,24 @@ def test_a_bids_folder(tmp_path: Path) -> None:
         assert "".join(e.label for e in files.of_run(header(**changes), KEY)) == labels
 
 
+def test_the_name_of_a_single_file_counts(tmp_path: Path) -> None:
+    """As a shell completes it: a file of one run must not label all others."""
+    path = tmp_path / "sub-01_task-rest_events.tsv"
+    write(path, "onset|duration|trial_type\n0|8|a\n")
+    files = EventFiles(str(path), None)
+    assert len(files.of_run(header(task="rest"), KEY)) == 1
+    assert files.of_run(header(subject="sub-02", task="rest"), KEY) == []
+
+
+def test_windows_that_share_frames(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    text = "onset|duration|trial_type\n0|16|a\n{}|8|b\n16|8|a\n"
+    for onset, warned in ((6, True), (16, True), (24, False)):
+        caplog.clear()
+        path = write(tmp_path / "e.tsv", text.format(onset))
+        label_runs([header(run="1")], KEY, config(), task(path, "a", "b"))
+        assert ("share frames" in caplog.text) == warned, onset
+
+
 def test_labels_of_runs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write(
         tmp_path / "e.tsv",

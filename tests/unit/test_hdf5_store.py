@@ -340,3 +340,19 @@ def test_manifest(tmp_path: Path) -> None:
 
 def test_file_locking_is_off_by_default() -> None:
     assert hdf5_store.os.environ["HDF5_USE_FILE_LOCKING"] == "FALSE"
+
+
+def test_a_value_that_dwarfs_all_others(tmp_path: Path) -> None:
+    """One spike would leave two integers for everything else."""
+    rng = np.random.default_rng(0)
+    frames = rng.normal(5000, 50, (20, 40)).astype(np.float32)
+    given: dict[str, Any] = {"subject": "a", "grid": GRID, "affine": LAS, "tr": 1.0}
+    for spike, refused in ((2e4, False), (1e6, False), (1e7, True), (1e30, True), (-1e9, True)):
+        frames[7, 3] = spike
+        if refused:
+            with pytest.raises(UserInputError, match="the signal would be lost"):
+                write_run(tmp_path / "a.h5", frames, np.arange(40), **given)
+            assert list(tmp_path.iterdir()) == []
+        else:
+            write_run(tmp_path / "a.h5", frames, np.arange(40), **given)
+            (tmp_path / "a.h5").unlink()

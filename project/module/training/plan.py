@@ -15,7 +15,11 @@ from project.module.utils.data_module import FMRIDataModule
 
 
 def describe_plan(run: Run) -> str:
-    """What the run would do, and what this machine lacks for it; nothing is written."""
+    """What the run would do, and what this machine lacks for it; nothing is written.
+
+    Raises:
+        UserInputError: data that are here cannot be used.
+    """
     config, hardware = run.config, run.hardware
     missing = list(hardware.missing)
     data: FMRIDataModule | None = None
@@ -25,9 +29,15 @@ def describe_plan(run: Run) -> str:
     except UserInputError as error:
         missing.append(str(error))
     try:
-        data = FMRIDataModule(run.data_config(make_dummy=False), config.downstream, False)
+        data_config = run.data_config(make_dummy=False)
     except UserInputError as error:
         missing.append(str(error))
+    else:
+        # A plan may be made where the data are not; what is wrong with data that are here is not.
+        absent = [path for path in data_config.image_path if not Path(path).exists()]
+        missing += [f"--image_path: there is no folder '{path}'." for path in absent]
+        if not absent:
+            data = FMRIDataModule(data_config, config.downstream, False)
     for flag in ("load_model_path", "resume_ckpt_path", "test_ckpt_path"):
         path = config.flags[flag]
         if path and not Path(path).exists():

@@ -49,6 +49,7 @@ from project.module.utils.seed_creation import seed_run
 
 PAPER_EFFECTIVE_BATCH = 1152  # Appendix B
 DUMMY_FRAMES = 40
+_LATER_FACTS = ("images of hash", "targets of hash")  # not in the first version's checkpoints
 # Settings of the data that change how fast a run is, not what it computes.
 LOADING = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "window_cache")
 
@@ -260,6 +261,8 @@ class Run:
             )
         before, now = _training_facts(training[CHECKPOINT_KEY]), _training_facts(module.card())
         for fact, value in now.items():
+            if fact in _LATER_FACTS and fact not in before:
+                continue  # an older checkpoint
             if before.get(fact) != value:
                 raise UserInputError(
                     f"{flag}: '{path}' was trained with {fact} {before.get(fact)}, and this run "
@@ -402,6 +405,9 @@ def _training_facts(card: dict[str, Any]) -> dict[str, Any]:
         data.pop(free, None)  # older checkpoints lack some
     task = {k: v for k, v in card.get("downstream", {}).items() if k not in ("label_csv", "events")}
     facts = {"a split of hash": card["data"]["split_hash"]}
+    for fact in _LATER_FACTS:
+        if found := card["data"].get(f"{fact.split()[0]}_hash"):
+            facts[fact] = found
     for part in (data, card["model"], card["optim"]):
         facts |= {f"--{name}": value for name, value in part.items()}
     for part, values in (("pretrain", card.get("pretrain", {})), ("downstream", task)):

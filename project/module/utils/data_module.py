@@ -176,6 +176,15 @@ class FMRIDataModule(LightningDataModule):
                     f"{task.task}, {found[0]}; there is nothing to learn."
                 )
             return
+        for part in ("val", "test"):
+            there = set(self.targets_of_units(part))
+            if there and len(there) < len(task.class_names):
+                names = [n for c, n in enumerate(task.class_names) if c not in there]
+                logger.warning(
+                    "warning: the %s set holds no '%s': its AUROC is not defined (nan).",
+                    {"val": "validation", "test": "test"}[part],
+                    ", ".join(names),
+                )
         counts = Counter(found)
         absent = [name for c, name in enumerate(task.class_names) if not counts[c]]
         if absent:
@@ -305,6 +314,13 @@ class FMRIDataModule(LightningDataModule):
         joined = " ".join(store.split.hash for store in self.stores)
         return hashlib.sha256(joined.encode()).hexdigest()[:16]
 
+    @staticmethod
+    def _hash(facts: Iterable[tuple[Any, ...]]) -> str:
+        digest = hashlib.sha256()
+        for fact in facts:
+            digest.update(repr(fact).encode())
+        return digest.hexdigest()[:16]
+
     def card(self) -> dict[str, Any]:
         """What a checkpoint should remember of its data, in plain containers."""
         return {
@@ -312,6 +328,15 @@ class FMRIDataModule(LightningDataModule):
             "orientation": ORIENTATION,
             "scaling": self.config.input_scaling_method,
             "split_hash": self.split_hash,
+            "images_hash": self._hash(
+                (h.label, h.content_sha256, h.source_sha256) for s in self.stores for h in s.headers
+            ),
+            "targets_hash": self._hash(
+                (part, w.unit, w.start, w.target)
+                for part in PARTS
+                for data in self._window_sets(part)
+                for w in data.windows
+            ),
             "training_subjects": sorted(self.person_keys("train")),
             "training_units": sorted(self.unit_keys("train")),
             "spaces": sorted({header.space for s in self.stores for header in s.headers}),

@@ -31,6 +31,7 @@ __all__ = ["ConversionOptions", "Outcome", "available_cpus", "convert_run"]
 
 _SMALL_MASK = 0.05  # of the volume: a head fills more of any usual field of view
 _RESAMPLED_AT_ONCE = 4  # frames: 17 MB, and copies of them
+_CROPPED_LIMIT = 0.5  # share of the brain
 _CONSTANT_NOTED, _CONSTANT_LIMIT = 0.05, 0.5  # share of brain voxels that never change
 
 
@@ -104,6 +105,12 @@ def _convert(source: Source, output: Path, options: ConversionOptions) -> Outcom
         )
     if placed.cropped:
         share = placed.cropped / (placed.cropped + placed.vox.size)
+        if share > _CROPPED_LIMIT:
+            raise UserInputError(
+                f"{source.path}: --img_size {' '.join(map(str, options.img_size))} cuts off "
+                f"{share:.0%} of the brain (source {' x '.join(map(str, shape))}, offset "
+                f"{placed.offset}). Use a larger grid, --resample MM or another --crop_offset."
+            )
         notes.append(f"the crop cuts off {placed.cropped} brain voxels ({share:.1%})")
     header = write_run(
         output,

@@ -2,8 +2,8 @@
 
 A file has the columns ``onset`` and ``duration`` (seconds from the first frame of the run as it
 was scanned) and one with the label. Further columns (``subject``, ``session``, ``task``, ``run``),
-where present, say which runs a line belongs to. A folder is searched for ``*_events.tsv`` whose
-BIDS names say the same, as they lie in a BIDS data set.
+where present, say which runs a line belongs to; so does the name of a file that is called as in
+BIDS (``sub-01_task-x_run-1_events.tsv``). A folder is searched for ``*_events.tsv``.
 """
 
 from __future__ import annotations
@@ -112,9 +112,9 @@ class EventFiles:
         return lines
 
     def _names_of(self, table: Table) -> list[dict[str, str]]:
-        """The runs of each line, by the file's columns, else by its BIDS name."""
+        """The runs of each line, by the file's columns, else by its name if that is of BIDS."""
         entities: dict[str, str] = {}
-        if self.path.is_dir():
+        if table.path.stem.endswith("_events"):
             found = dict(re.findall(r"(?:^|_)(sub|ses|task|run)-([^_]+)", table.path.stem))
             entities = {n: found[e] for n, (_, e) in _SELECTORS.items() if e in found}
         columns = {
@@ -181,6 +181,17 @@ def window_starts(event: Event, header: RunHeader, config: DataConfig, delay: fl
     return list(range(start, stop - config.window_span + 1, config.window_step))
 
 
+def _overlap(events: list[LabelledEvent], span: int) -> bool:
+    """Whether windows of different targets share a frame."""
+    windows = sorted((start, event.target) for event in events for start in event.starts)
+    latest: dict[int | float, int] = {}  # target -> last frame of its windows so far
+    for start, target in windows:
+        if any(last >= start for other, last in latest.items() if other != target):
+            return True
+        latest[target] = start + span - 1
+    return False
+
+
 def label_runs(
     headers: list[RunHeader], key: Callable[[str], str], config: DataConfig, task: DownstreamConfig
 ) -> dict[str, tuple[LabelledEvent, ...]]:
@@ -204,6 +215,7 @@ def label_runs(
     numbers = {name: i for i, name in enumerate(task.target_classes)}
     found: dict[str, tuple[LabelledEvent, ...]] = {}
     without, too_short, matched = [], 0, 0
+    contradictory = []
     for header in headers:
         events = files.of_run(header, key)
         matched += len(events)
@@ -226,6 +238,8 @@ def label_runs(
                 labelled.append(LabelledEvent(count, tuple(starts), target))
         if labelled:
             found[header.label] = tuple(labelled)
+            if _overlap(labelled, config.window_span):
+                contradictory.append(header.label)
         else:
             without.append(header.label)
     if not matched:
@@ -239,6 +253,13 @@ def label_runs(
             f"--events: no event of the classes {', '.join(task.target_classes)} holds a window of "
             f"{config.window_span} frames ({too_short} are too short). Use a smaller "
             f"--sequence_length, or other --target_classes."
+        )
+    if contradictory:
+        logger.warning(
+            "warning: --events: in %d run(s) windows of different targets share frames, because "
+            "events overlap: %s",
+            len(contradictory),
+            names_for_message(contradictory),
         )
     if too_short:
         logger.warning(

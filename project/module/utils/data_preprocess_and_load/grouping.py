@@ -196,6 +196,13 @@ def matched_split(
             matched.difference_after,
             matched.difference_before,
         )
+    empty = [p for p, n, m in zip(PARTS, parts, found, strict=True) if n and not m.subjects]
+    if found[0].subjects and empty:
+        logger.warning(
+            "warning: --match_on: no pair is left in %s. Use a larger --match_caliper, fewer "
+            "columns or another --dataset_split_num.",
+            " and ".join(empty),
+        )
     if not found[0].subjects:
         raise UserInputError(
             f"--match_on: no pair of training subjects agrees in {', '.join(config.match_on)} "

@@ -68,6 +68,7 @@ CONVERT = "python project/module/utils/data_preprocess_and_load/preprocessing.py
 _CONVERT_REFERENCE = "convert_data_into_hdf5_revised.py"  # beside it
 
 _LARGEST = 32767  # stored integers lie in [-_LARGEST, _LARGEST]
+_COARSEST = 0.5  # step of the integers, in typical changes from frame to frame
 _VALUES_AT_ONCE = 1 << 21  # quantised or hashed at a time, to bound the memory
 _COUNT_UP_TO = 1000  # a message need not walk a whole file system
 
@@ -143,7 +144,8 @@ def write_run(
 
     Raises:
         ValueError: arrays or affine that do not fit together (a mistake of the caller).
-        UserInputError: non-finite values; a folder that cannot be written or a full disk. Neither
+        UserInputError: non-finite values; outliers that would leave the others no integers; a
+            folder that cannot be written or a full disk. Neither
             the temporary file nor half a file is left behind, then or on Ctrl-C.
     """
     path = Path(path)
@@ -163,6 +165,15 @@ def write_run(
             statistics = found.result()
             if not (np.isfinite(statistics.min) and np.isfinite(statistics.max)):
                 raise UserInputError(f"{source or path}: NaN or infinite values cannot be stored.")
+            # A constant run has no range; any scale will do, and 1 keeps it exact.
+            scale = (statistics.max - statistics.min) / (2 * _LARGEST) or 1.0
+            if scale > _COARSEST * found.typical_change > 0:
+                raise UserInputError(
+                    f"{source or path}: the values span {statistics.min:.4g} to "
+                    f"{statistics.max:.4g}, so a step of the stored int16 is {scale:.3g}, but "
+                    f"voxels change by {found.typical_change:.3g} from frame to frame: the signal "
+                    f"would be lost. Find the outlying values (fslstats -R) and mend or clip them."
+                )
             header = RunHeader(
                 subject=subject,
                 session=session,
@@ -176,8 +187,7 @@ def write_run(
                 source_affine=_affine(affine if source_affine is None else source_affine),
                 crop_offset=_triple(crop_offset),
                 cropped_voxels=int(cropped_voxels),
-                # A constant run has no range; any scale will do, and 1 keeps it exact.
-                scale=(statistics.max - statistics.min) / (2 * _LARGEST) or 1.0,
+                scale=scale,
                 offset=(statistics.max + statistics.min) / 2,
                 mean=statistics.mean,
                 std=statistics.std,

@@ -178,6 +178,8 @@ def find_runs(
             f"(it looks like --layout {seems})."
         )
     passed += [PassedOver(path.as_posix(), "surface or CIFTI") for path in tree.surfaces]
+    pair = "a pair of .hdr and .img; make one file of it (fslchfiletype NIFTI_GZ)"
+    passed += [PassedOver(path.as_posix(), pair) for path in tree.pairs]
     sources = sorted([*sources, *refused], key=lambda source: source.path)
     passed.sort(key=lambda image: image.name)
     return Found(chosen, refuse_shared_names(sources), passed)

@@ -200,4 +200,4 @@ def number(text: str) -> float | None:
 def category(text: str) -> str:
     """A class as text; a spreadsheet may have turned 1 into 1.0."""
     head, _, zeros = text.partition(".")
-    return head if head.isdecimal() and zeros and not zeros.strip("0") else text
+    return head if head.lstrip("-").isdecimal() and zeros and not zeros.strip("0") else text

@@ -115,10 +115,24 @@ class NiftiRun:
         self.header_tr = float(header["pixdim"][4])
         self.time_unit: str = header.get_xyzt_units()[1]
         self.space_code = int(header["sform_code"] or header["qform_code"])
+        self._compare_forms(header)
         self.affine = np.asarray(image.affine, dtype=np.float64)
         self.to_las = las_transform(self.affine, path)
         self.sha256 = ""
         self.trailing_bytes = 0
+
+    def _compare_forms(self, header: Any) -> None:
+        """The two affines of a header may differ, but not in what is left and right."""
+        forms = [header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]]
+        if any(form is None for form in forms):
+            return
+        q, s = (np.linalg.det(form[:3, :3]) for form in forms)
+        if q * s < 0:
+            raise UserInputError(
+                f"{self.path}: qform and sform contradict each other: one mirrors the other, so "
+                f"left and right are unknown. Find out which is right and copy it (fslorient "
+                f"-copysform2qform or -copyqform2sform)."
+            )
 
     def _check_size(self) -> None:
         """A file without compression must have the size that its header implies."""

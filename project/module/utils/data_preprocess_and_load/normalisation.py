@@ -56,6 +56,8 @@ class StatisticsOfFrames:
         self._mean = self._squares = 0.0
         self._min, self._max = math.inf, -math.inf
         self._per_voxel = per_voxel
+        self._first: np.ndarray = np.empty(0)
+        self.typical_change = math.nan  # median over voxels of |frame 2 - frame 1|
         self._voxel_mean: np.ndarray = np.empty(0)
         self._voxel_squares: np.ndarray = np.empty(0)
 
@@ -68,6 +70,10 @@ class StatisticsOfFrames:
             if self._per_voxel:
                 self._voxel_mean, self._voxel_squares = np.zeros((2, frame.size))
         values = frame.astype(np.float64)
+        if not self.n_frames:
+            self._first = frame.copy()
+        elif self.n_frames == 1:
+            self.typical_change = float(np.median(np.abs(values - self._first)))
         # A NaN must show in the result, which Python's min and max would not do.
         self._min = float(np.minimum(self._min, values.min()))
         self._max = float(np.maximum(self._max, values.max()))

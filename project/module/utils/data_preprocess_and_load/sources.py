@@ -86,6 +86,7 @@ class Tree:
         json: JSON files, relative to ``root``, sorted.
         unreadable: folder -> why it could not be listed.
         archives: number of zip and tar files.
+        pairs: headers of images in two files (``.hdr``, ``.img``), relative to ``root``, sorted.
     """
 
     root: Path
@@ -94,6 +95,7 @@ class Tree:
     json: tuple[PurePosixPath, ...]
     unreadable: tuple[tuple[str, str], ...]
     archives: int
+    pairs: tuple[PurePosixPath, ...] = ()
 
     @cached_property
     def _names(self) -> set[PurePosixPath]:
@@ -132,7 +134,7 @@ def scan(folder: str | Path, exclude: Path | None = None) -> Tree:
     unreadable: list[tuple[str, str]] = []
     found_names = list(_walk(root, unreadable))
     left_out = exclude.resolve() if exclude else None
-    volumes, surfaces, json = [], [], []
+    volumes, surfaces, json, pairs = [], [], [], []
     archives = 0
     for name in sorted(found_names):
         if name.name.endswith(_SURFACES):
@@ -142,14 +144,24 @@ def scan(folder: str | Path, exclude: Path | None = None) -> Tree:
                 volumes.append(name)
         elif name.suffix == ".json":
             json.append(name)
+        elif name.suffix == ".hdr":
+            pairs.append(name)
         else:
             archives += 1
-    return Tree(root, tuple(volumes), tuple(surfaces), tuple(json), tuple(unreadable), archives)
+    return Tree(
+        root,
+        tuple(volumes),
+        tuple(surfaces),
+        tuple(json),
+        tuple(unreadable),
+        archives,
+        tuple(pairs),
+    )
 
 
 def _walk(root: Path, unreadable: list[tuple[str, str]]) -> Iterator[PurePosixPath]:
     """Images, JSON files and archives, relative to ``root``."""
-    wanted = (*SUFFIXES, *_SURFACES, ".json", ".zip", ".tar", ".tar.gz", ".tgz")
+    wanted = (*SUFFIXES, *_SURFACES, ".json", ".hdr", ".zip", ".tar", ".tar.gz", ".tgz")
 
     def note(error: OSError) -> None:
         unreadable.append((str(error.filename), error.strerror or str(error)))
