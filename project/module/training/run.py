@@ -405,9 +405,6 @@ def _training_facts(card: dict[str, Any]) -> dict[str, Any]:
         data.pop(free, None)  # older checkpoints lack some
     task = {k: v for k, v in card.get("downstream", {}).items() if k not in ("label_csv", "events")}
     facts = {"a split of hash": card["data"]["split_hash"]}
-    for fact in _LATER_FACTS:
-        if found := card["data"].get(f"{fact.split()[0]}_hash"):
-            facts[fact] = found
     for part in (data, card["model"], card["optim"]):
         facts |= {f"--{name}": value for name, value in part.items()}
     for part, values in (("pretrain", card.get("pretrain", {})), ("downstream", task)):
@@ -416,6 +413,9 @@ def _training_facts(card: dict[str, Any]) -> dict[str, Any]:
     facts["augmentation"] = card.get("augment", "none")
     if card["optim"]["use_scheduler"]:
         facts["learning rates planned for so many steps:"] = card["total_steps"]
+    for fact in _LATER_FACTS:
+        if found := card["data"].get(f"{fact.split()[0]}_hash"):
+            facts[fact] = found
     return facts
 
 

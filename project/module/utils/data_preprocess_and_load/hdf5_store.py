@@ -68,7 +68,7 @@ CONVERT = "python project/module/utils/data_preprocess_and_load/preprocessing.py
 _CONVERT_REFERENCE = "convert_data_into_hdf5_revised.py"  # beside it
 
 _LARGEST = 32767  # stored integers lie in [-_LARGEST, _LARGEST]
-_COARSEST = 0.5  # step of the integers, in typical changes from frame to frame
+_COARSEST = 1.0  # step of the integers, in typical changes from frame to frame
 _VALUES_AT_ONCE = 1 << 21  # quantised or hashed at a time, to bound the memory
 _COUNT_UP_TO = 1000  # a message need not walk a whole file system
 
