@@ -384,7 +384,7 @@ def test_a_resumed_run_has_the_same_labels_and_images(
     cli: CommandLine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own_labels(cli, lambda i: "ab"[i % 2])
-    done = cli.run(f"{OWN} --output_dir first")
+    done = cli.run(f"{OWN} --no-use_scheduler --output_dir first")
     again = cli.argv(
         f"{OWN} --max_epochs 2 --no-use_scheduler --output_dir first "
         f"--resume_ckpt_path {done.folder}/checkpoints/last.ckpt"

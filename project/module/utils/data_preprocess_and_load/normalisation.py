@@ -41,6 +41,9 @@ class RunStatistics:
     max: float
 
 
+_SOME_VOXELS = 4096  # enough for a median; all would take as long as everything else
+
+
 class StatisticsOfFrames:
     """Statistics of a run whose frames come one after the other, accumulated in float64.
 
@@ -56,8 +59,8 @@ class StatisticsOfFrames:
         self._mean = self._squares = 0.0
         self._min, self._max = math.inf, -math.inf
         self._per_voxel = per_voxel
-        self._first: np.ndarray = np.empty(0)
-        self.typical_change = math.nan  # median over voxels of |frame 2 - frame 1|
+        self._last: np.ndarray = np.empty(0)  # some voxels of the frame before
+        self._changes: list[float] = []
         self._voxel_mean: np.ndarray = np.empty(0)
         self._voxel_squares: np.ndarray = np.empty(0)
 
@@ -70,10 +73,10 @@ class StatisticsOfFrames:
             if self._per_voxel:
                 self._voxel_mean, self._voxel_squares = np.zeros((2, frame.size))
         values = frame.astype(np.float64)
-        if not self.n_frames:
-            self._first = frame.copy()
-        elif self.n_frames == 1:
-            self.typical_change = float(np.median(np.abs(values - self._first)))
+        some = values[:: max(1, frame.size // _SOME_VOXELS)].copy()
+        if self.n_frames:
+            self._changes.append(float(np.median(np.abs(some - self._last))))
+        self._last = some
         # A NaN must show in the result, which Python's min and max would not do.
         self._min = float(np.minimum(self._min, values.min()))
         self._max = float(np.maximum(self._max, values.max()))
@@ -88,6 +91,11 @@ class StatisticsOfFrames:
         self._squares += float(np.dot(values, values))
         self._squares += step * step * self.n_voxels * (self.n_frames - 1) / self.n_frames
         self._mean += step / self.n_frames
+
+    @property
+    def typical_change(self) -> float:
+        """Median over frames and (some) voxels of the change from frame to frame; NaN for one."""
+        return float(np.median(self._changes)) if self._changes else math.nan
 
     def result(self) -> RunStatistics:
         """The statistics over all frames and voxels."""
