@@ -22,7 +22,8 @@ import numpy as np
 from PIL import Image
 
 from project.module.utils.data_preprocess_and_load.conversion import ConversionOptions
-from project.module.utils.data_preprocess_and_load.hdf5_store import RunFile, write_run
+from project.module.utils.data_preprocess_and_load.hdf5_store import RunFile
+from project.module.utils.data_preprocess_and_load.hdf5_writer import write_run
 from project.module.utils.data_preprocess_and_load.preprocessing import convert_folder
 from project.module.utils.data_preprocess_and_load.synthetic import write_nifti_dataset
 from project.module.utils.data_preprocess_and_load.synthetic_brain import SyntheticSpec

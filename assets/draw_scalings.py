@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from project.module.config import SCALING_METHODS, DataConfig
 from project.module.utils.data_preprocess_and_load.datasets_hdf5 import WindowDataset
-from project.module.utils.data_preprocess_and_load.hdf5_store import write_run
+from project.module.utils.data_preprocess_and_load.hdf5_writer import write_run
 from project.module.utils.data_preprocess_and_load.synthetic_brain import (
     SyntheticSpec,
     generate_subject,

@@ -16,11 +16,8 @@ import pytest
 
 from project.module.utils.data_preprocess_and_load import check_and_clean_hdf5 as program
 from project.module.utils.data_preprocess_and_load.check_and_clean_hdf5 import main
-from project.module.utils.data_preprocess_and_load.hdf5_store import (
-    list_runs,
-    read_header,
-    write_run,
-)
+from project.module.utils.data_preprocess_and_load.hdf5_store import list_runs, read_header
+from project.module.utils.data_preprocess_and_load.hdf5_writer import write_run
 from project.module.utils.data_preprocess_and_load.manifest import (
     manifest_row,
     read_manifest,

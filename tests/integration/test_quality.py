@@ -24,7 +24,8 @@ from PIL import Image
 from project import quality as entry
 from project.module.analysis import store_survey
 from project.module.utils.data_preprocess_and_load.conversion import ConversionOptions
-from project.module.utils.data_preprocess_and_load.hdf5_store import RunFile, write_run
+from project.module.utils.data_preprocess_and_load.hdf5_store import RunFile
+from project.module.utils.data_preprocess_and_load.hdf5_writer import write_run
 from project.module.utils.data_preprocess_and_load.preprocessing import convert_folder
 from tests.quality_store import FAULTS, HEALTHY, write_brain, write_store
 

@@ -19,7 +19,8 @@ from project.module.utils.data_preprocess_and_load.datasets_hdf5 import (
     collate_windows,
     windows_of,
 )
-from project.module.utils.data_preprocess_and_load.hdf5_store import read_header, write_run
+from project.module.utils.data_preprocess_and_load.hdf5_store import read_header
+from project.module.utils.data_preprocess_and_load.hdf5_writer import write_run
 
 GRID = (6, 5, 4)
 AFFINE = np.diag([-2.0, 2.0, 2.0, 1.0])

@@ -16,7 +16,7 @@ from project.module.pl_classifier import FMambaModule
 from project.module.training.run import Run
 from project.module.training.run_config import run_config
 from project.module.utils.data_module import FMRIDataModule
-from project.module.utils.data_preprocess_and_load.hdf5_store import write_run
+from project.module.utils.data_preprocess_and_load.hdf5_writer import write_run
 from project.module.utils.parser import build_parser, parse_arguments
 from project.module.utils.seed_creation import seed_run
 

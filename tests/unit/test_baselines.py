@@ -20,7 +20,7 @@ from project.module.analysis.baselines import (
 from project.module.analysis.run_folder import SubjectScores
 from project.module.config import DataConfig, DownstreamConfig, UserInputError
 from project.module.utils.data_module import FMRIDataModule
-from project.module.utils.data_preprocess_and_load.hdf5_store import write_run
+from project.module.utils.data_preprocess_and_load.hdf5_writer import write_run
 
 GRID = (6, 6, 6)
 AFFINE = np.diag([-2.0, 2.0, 2.0, 1.0])

@@ -32,7 +32,8 @@ from project.module.utils.data_preprocess_and_load import (
     synthetic,
 )
 from project.module.utils.data_preprocess_and_load.datasets import DATASETS
-from project.module.utils.data_preprocess_and_load.hdf5_store import RunHeader, write_run
+from project.module.utils.data_preprocess_and_load.hdf5_store import RunHeader
+from project.module.utils.data_preprocess_and_load.hdf5_writer import write_run
 from project.module.utils.data_preprocess_and_load.manifest import ManifestRow
 from project.module.utils.parser import build_parser, parse_arguments
 

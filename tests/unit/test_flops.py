@@ -24,7 +24,8 @@ from project.module.analysis import flops
 from project.module.analysis.deepspeed_flops import Comparison
 from project.module.config import HeadConfig, ModelConfig, UserInputError
 from project.module.training.strategies import installed
-from project.module.utils.data_preprocess_and_load.hdf5_store import run_file_name, write_run
+from project.module.utils.data_preprocess_and_load.hdf5_store import run_file_name
+from project.module.utils.data_preprocess_and_load.hdf5_writer import write_run
 
 ROOT = Path(__file__).resolve().parents[2]
 README_COMMAND = shlex.split(

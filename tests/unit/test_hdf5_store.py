@@ -21,8 +21,8 @@ from project.module.utils.data_preprocess_and_load.hdf5_store import (
     list_runs,
     read_header,
     run_file_name,
-    write_run,
 )
+from project.module.utils.data_preprocess_and_load.hdf5_writer import write_run
 from project.module.utils.data_preprocess_and_load.manifest import (
     manifest_row,
     read_manifest,
@@ -197,7 +197,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     code = (
         "import resource, signal, sys, numpy as np\n"
         "from project.module.config import UserInputError\n"
-        "from project.module.utils.data_preprocess_and_load.hdf5_store import write_run\n"
+        "from project.module.utils.data_preprocess_and_load.hdf5_writer import write_run\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
         "frames = np.random.default_rng(0).normal(size=(100, 900)).astype('f4')\n"

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from project.module.config import UserInputError
-from project.module.utils.data_preprocess_and_load.hdf5_store import RunHeader, write_run
+from project.module.utils.data_preprocess_and_load.hdf5_store import RunHeader
+from project.module.utils.data_preprocess_and_load.hdf5_writer import write_run
 from project.module.utils.data_preprocess_and_load.normalisation import run_statistics, scaling_of
 
 LAS = np.diag([-2.0, 2.0, 2.0, 1.0])

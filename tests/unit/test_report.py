@@ -40,7 +40,7 @@ from project.module.analysis.report import (
 from project.module.analysis.run_folder import RunFolder, SubjectScores
 from project.module.analysis.stages import Pipeline, Stage, StageFailure
 from project.module.config import ModelConfig, UserInputError
-from project.module.utils.data_preprocess_and_load.hdf5_store import write_run
+from project.module.utils.data_preprocess_and_load.hdf5_writer import write_run
 
 SCORES = SubjectScores(
     ("a", "b", "c", "d"),

@@ -52,7 +52,8 @@ from project.module.analysis.store_quality import (
 from project.module.analysis.store_survey import Surveyed
 from project.module.analysis.store_table import make_rows, write_tsv
 from project.module.config import ModelConfig
-from project.module.utils.data_preprocess_and_load.hdf5_store import RunFile, RunHeader, write_run
+from project.module.utils.data_preprocess_and_load.hdf5_store import RunFile, RunHeader
+from project.module.utils.data_preprocess_and_load.hdf5_writer import write_run
 from tests.quality_store import AFFINE, FAULTS, GRID, HEALTHY, brain, write_brain
 
 OPTIONS = QualityOptions()

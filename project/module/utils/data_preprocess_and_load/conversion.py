@@ -21,7 +21,8 @@ from project.module.utils.data_preprocess_and_load.brain_grid import (
     resampled_grid,
 )
 from project.module.utils.data_preprocess_and_load.conversion_options import ConversionOptions
-from project.module.utils.data_preprocess_and_load.hdf5_store import read_header, write_run
+from project.module.utils.data_preprocess_and_load.hdf5_store import read_header
+from project.module.utils.data_preprocess_and_load.hdf5_writer import write_run
 from project.module.utils.data_preprocess_and_load.nifti import NiftiRun, file_sha256
 from project.module.utils.data_preprocess_and_load.run_header import RunHeader, Triple
 from project.module.utils.data_preprocess_and_load.run_plan import plan_run

@@ -20,21 +20,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 # Parallel file systems (Lustre, NFS) often lack locks, and nobody writes a finished file.
 os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
 
 import h5py
-import nibabel
 import numpy as np
 
-from project.module.config import ORIENTATION, UserInputError, look_up
-from project.module.utils.data_preprocess_and_load.normalisation import StatisticsOfFrames
+from project.module.config import UserInputError
 from project.module.utils.data_preprocess_and_load.raw_run import (
     RawLayout,
     check_frames,
@@ -47,7 +44,6 @@ from project.module.utils.data_preprocess_and_load.run_header import (
     Triple,
     run_file_name,
 )
-from project.module.utils.data_preprocess_and_load.whole_files import temporary_beside
 
 __all__ = [
     "COMPRESSIONS",
@@ -58,7 +54,6 @@ __all__ = [
     "list_runs",
     "read_header",
     "run_file_name",
-    "write_run",
 ]
 
 FORMAT_VERSION = 1
@@ -67,18 +62,16 @@ COMPRESSIONS = ("none", "lz4")
 CONVERT = "python project/module/utils/data_preprocess_and_load/preprocessing.py"
 _CONVERT_REFERENCE = "convert_data_into_hdf5_revised.py"  # beside it
 
-_LARGEST = 32767  # stored integers lie in [-_LARGEST, _LARGEST]
-_COARSEST = 1.0  # step of the integers, in typical changes from frame to frame
 _VALUES_AT_ONCE = 1 << 21  # quantised or hashed at a time, to bound the memory
 _COUNT_UP_TO = 1000  # a message need not walk a whole file system
 
 
-def _triple(value: Any) -> Triple:
+def triple(value: Any) -> Triple:
     x, y, z = (int(item) for item in np.asarray(value).ravel())
     return x, y, z
 
 
-def _affine(value: Any) -> Affine:
+def affine_of(value: Any) -> Affine:
     matrix = np.asarray(value, dtype=np.float64)
     if matrix.shape != (4, 4):
         raise ValueError(f"expected an affine of 4 x 4, got {matrix.shape}")
@@ -90,207 +83,23 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "str": str,
     "int": int,
     "float": float,
-    "Triple": _triple,
-    "Affine": _affine,
+    "Triple": triple,
+    "Affine": affine_of,
 }
 
 
-def write_run(
-    path: str | Path,
-    frames: Iterable[np.ndarray],
-    vox: np.ndarray,
-    *,
-    subject: str,
-    grid: Sequence[int],
-    affine: Any,
-    tr: float,
-    session: str = "",
-    task: str = "",
-    run: str = "",
-    dataset: str = "",
-    source_shape: Sequence[int] | None = None,
-    source_affine: Any = None,
-    crop_offset: Sequence[int] = (0, 0, 0),
-    cropped_voxels: int = 0,
-    tr_source: str = "",
-    dropped_frames: int = 0,
-    mask_source: str = "",
-    source: str = "",
-    source_sha256: str | Callable[[], str] = "",
-    options: str = "",
-    tool_version: str = TOOL_VERSION,
-    space: str = "",
-    compression: str | None = None,
-    voxel_statistics: bool = False,
-) -> RunHeader:
-    """Quantise a run and write it: whole, under its final name, or not at all.
-
-    The scale is known only after the last frame, so the frames wait in a nameless file in the
-    folder of ``path``; memory holds a few of them at a time.
-
-    Args:
-        path: of the ``.h5`` file; an older one is replaced at the very end.
-        frames: float32 [T, N], or its rows [N] one by one; raw intensities of the brain voxels,
-            all finite.
-        vox: [N] flat C-order indices into ``grid``, strictly increasing.
-        source_sha256: may be a function, called after the last frame.
-        compression: "lz4" for Bitshuffle-LZ4; None or "none" for a contiguous data set.
-        voxel_statistics: also store the mean and standard deviation of every voxel.
-        others: fields of ``RunHeader``; ``source_shape`` and ``source_affine`` default to those
-            of the target grid.
-
-    Returns:
-        The header as written, with the quantisation's scale and offset and the statistics.
-
-    Raises:
-        ValueError: arrays or affine that do not fit together (a mistake of the caller).
-        UserInputError: non-finite values; outliers that would leave the others no integers; a
-            folder that cannot be written or a full disk. Neither
-            the temporary file nor half a file is left behind, then or on Ctrl-C.
-    """
-    path = Path(path)
-    compression = look_up(compression or "none", COMPRESSIONS, "--compression")
-    vox = np.ascontiguousarray(vox, dtype="<i4")
-    if vox.ndim != 1 or not vox.size or not _sorted_within(vox, int(np.prod(grid))):
-        raise ValueError(f"vox must be strictly increasing and within the grid {tuple(grid)}")
-    orientation = "".join(str(code) for code in nibabel.aff2axcodes(np.asarray(affine)))
-    if orientation != ORIENTATION:
-        raise ValueError(f"the store is {ORIENTATION}, the affine is {orientation}")
-    found = StatisticsOfFrames(voxel_statistics)
-    temporary = temporary_beside(path)
-    try:
-        # The operating system removes a nameless file, even if this process is killed.
-        with tempfile.TemporaryFile(dir=path.parent) as spool:
-            _spool(frames, vox, found, spool)
-            statistics = found.result()
-            if not (np.isfinite(statistics.min) and np.isfinite(statistics.max)):
-                raise UserInputError(f"{source or path}: NaN or infinite values cannot be stored.")
-            # A constant run has no range; any scale will do, and 1 keeps it exact.
-            scale = (statistics.max - statistics.min) / (2 * _LARGEST) or 1.0
-            if scale > _COARSEST * found.typical_change > 0:
-                raise UserInputError(
-                    f"{source or path}: the values span {statistics.min:.4g} to "
-                    f"{statistics.max:.4g}, so a step of the stored int16 is {scale:.3g}, but "
-                    f"voxels change by {found.typical_change:.3g} from frame to frame: the signal "
-                    f"would be lost. Find the outlying values (fslstats -R) and mend or clip them."
-                )
-            header = RunHeader(
-                subject=subject,
-                session=session,
-                task=task,
-                run=run,
-                dataset=dataset,
-                grid=_triple(grid),
-                affine=_affine(affine),
-                orientation=orientation,
-                source_shape=_triple(grid if source_shape is None else source_shape),
-                source_affine=_affine(affine if source_affine is None else source_affine),
-                crop_offset=_triple(crop_offset),
-                cropped_voxels=int(cropped_voxels),
-                scale=scale,
-                offset=(statistics.max + statistics.min) / 2,
-                mean=statistics.mean,
-                std=statistics.std,
-                min=statistics.min,
-                max=statistics.max,
-                tr=float(tr),
-                tr_source=tr_source,
-                n_frames=found.n_frames,
-                dropped_frames=int(dropped_frames),
-                n_voxels=found.n_voxels,
-                mask_source=mask_source,
-                source=source,
-                source_sha256=source_sha256 if isinstance(source_sha256, str) else source_sha256(),
-                options=options,
-                tool_version=tool_version,
-                space=space,
-            )
-            of_voxels = found.of_voxels() if voxel_statistics else None
-            header = _write_file(temporary, spool, vox, of_voxels, header, compression)
-        descriptor = os.open(temporary, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.replace(temporary, path)
-    except BaseException as error:
-        # A path below a file raises NotADirectoryError here too; the first error is the cause.
-        if temporary.parent.is_dir():
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError | RuntimeError):  # h5py raises both when a disk is full
-            raise UserInputError(
-                f"{path}: cannot be written ({_reason(error)}). Check the free space and the "
-                f"permissions of the folder; nothing half-written was left."
-            ) from error
-        raise
-    return header
-
-
-def _spool(
-    frames: Iterable[np.ndarray], vox: np.ndarray, found: StatisticsOfFrames, spool: IO[bytes]
-) -> None:
-    """Write the frames into a file as float32 and take their statistics."""
-    with np.errstate(invalid="ignore"):  # NaN and infinite values are refused after the last frame
-        for frame in frames:
-            if frame.shape != vox.shape:
-                raise ValueError(f"a frame [N] is {frame.shape}, vox [N] is {vox.shape}")
-            values = np.ascontiguousarray(frame, dtype=np.float32)
-            found.add(values)
-            spool.write(values.data)
-    if not found.n_frames:
-        raise ValueError("there are no frames")
-
-
-def _write_file(
-    path: Path,
-    spool: IO[bytes],
-    vox: np.ndarray,
-    of_voxels: tuple[np.ndarray, np.ndarray] | None,
-    header: RunHeader,
-    compression: str,
-) -> RunHeader:
-    """Quantise the spooled frames into a file; returns the header with the content's hash."""
-    layout: dict[str, Any] = {}
-    if compression == "lz4":
-        import hdf5plugin
-
-        rows = min(4, header.n_frames)
-        layout = {"chunks": (rows, header.n_voxels), "compression": hdf5plugin.Bitshuffle()}
-    content = hashlib.sha256(vox.data)
-    spool.seek(0)
-    with h5py.File(path, "w") as file:
-        file.create_dataset("vox", data=vox)
-        bold = file.create_dataset("bold", (header.n_frames, header.n_voxels), "<i2", **layout)
-        for rows_of in _row_blocks(header):
-            size = 4 * header.n_voxels * len(rows_of)
-            rows_TN = np.frombuffer(spool.read(size), np.float32).astype(np.float64)
-            rows_TN -= header.offset
-            rows_TN /= header.scale
-            stored = np.rint(rows_TN, out=rows_TN).astype("<i2").reshape(-1, header.n_voxels)
-            content.update(stored.data)
-            bold[rows_of.start : rows_of.stop] = stored
-        if of_voxels is not None:
-            for name, values in zip(("voxel_mean", "voxel_std"), of_voxels, strict=True):
-                file.create_dataset(name, data=values.astype("<f4"))
-        header = dataclasses.replace(header, content_sha256=content.hexdigest())
-        file.attrs["format_version"] = FORMAT_VERSION
-        for field in dataclasses.fields(RunHeader):
-            file.attrs[field.name] = getattr(header, field.name)
-    return header
-
-
-def _row_blocks(header: RunHeader) -> Iterator[range]:
+def row_blocks(header: RunHeader) -> Iterator[range]:
     """Consecutive frames, so many at a time that memory stays small; whole chunks of 4."""
     rows = max(1, _VALUES_AT_ONCE // header.n_voxels // 4) * 4
     for start in range(0, header.n_frames, rows):
         yield range(start, min(start + rows, header.n_frames))
 
 
-def _sorted_within(vox: np.ndarray, size: int) -> bool:
+def sorted_within(vox: np.ndarray, size: int) -> bool:
     return bool(vox[0] >= 0 and vox[-1] < size and np.all(vox[1:] > vox[:-1]))
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """An error in a few words: HDF5 writes paragraphs and repeats the path."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
@@ -304,7 +113,7 @@ def _open(path: Path) -> h5py.File:
         return h5py.File(path, "r")
     except OSError as error:
         raise UserInputError(
-            f"{path}: not a readable HDF5 file ({_reason(error)}). Delete it and convert the run "
+            f"{path}: not a readable HDF5 file ({reason_of(error)}). Delete it and convert the run "
             f"again with {CONVERT}."
         ) from None
 
@@ -330,7 +139,7 @@ def _header_of(file: h5py.File, path: Path) -> RunHeader:
         values = {f.name: _READERS[str(f.type)](file.attrs[f.name]) for f in present}
     except (TypeError, ValueError, OSError) as error:
         raise UserInputError(
-            f"{path}: an attribute is damaged ({_reason(error)}). {again}"
+            f"{path}: an attribute is damaged ({reason_of(error)}). {again}"
         ) from None
     header = RunHeader(**values)
     expected = {
@@ -412,8 +221,8 @@ class RunFile:
             try:
                 vox = np.asarray(self._file["vox"][:], dtype=np.int32)
             except OSError as error:
-                raise unreadable(self.path, _reason(error)) from None
-            if not _sorted_within(vox, int(np.prod(self.header.grid))):
+                raise unreadable(self.path, reason_of(error)) from None
+            if not sorted_within(vox, int(np.prod(self.header.grid))):
                 raise UserInputError(
                     f"{self.path}: /vox is damaged (not increasing within the grid). Convert the "
                     f"run again with {CONVERT} --overwrite."
@@ -437,7 +246,7 @@ class RunFile:
         """The hash of ``RunHeader.content_sha256``, computed from the file as it is now."""
         bold = self._dataset()
         content = hashlib.sha256(np.ascontiguousarray(self.vox, dtype="<i4").data)
-        for rows in _row_blocks(self.header):
+        for rows in row_blocks(self.header):
             content.update(np.ascontiguousarray(bold[rows.start : rows.stop]).data)
         return content.hexdigest()
 
@@ -476,7 +285,7 @@ class RunFile:
             for row, frame in enumerate(frames.tolist()):
                 bold.read_direct(out, np.s_[frame], np.s_[row])
         except OSError as error:
-            raise unreadable(self.path, _reason(error)) from None
+            raise unreadable(self.path, reason_of(error)) from None
 
     def raw_layout(self) -> RawLayout | None:
         """Where frames and voxels are in the file; None if they are filtered."""

@@ -19,11 +19,8 @@ from project.module.utils.data_preprocess_and_load.brain_grid import (
     place,
 )
 from project.module.utils.data_preprocess_and_load.conversion import Outcome, attempt, up_to_date
-from project.module.utils.data_preprocess_and_load.hdf5_store import (
-    COMPRESSIONS,
-    FORMAT_VERSION,
-    write_run,
-)
+from project.module.utils.data_preprocess_and_load.hdf5_store import COMPRESSIONS, FORMAT_VERSION
+from project.module.utils.data_preprocess_and_load.hdf5_writer import write_run
 from project.module.utils.data_preprocess_and_load.nifti import las_transform
 from project.module.utils.data_preprocess_and_load.reference_hdf5 import TIME_AXES, is_store_file
 from project.module.utils.data_preprocess_and_load.reference_layouts import open_run
