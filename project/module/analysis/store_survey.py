@@ -31,7 +31,7 @@ from project.module.analysis.store_quality import (
 from project.module.config import UserInputError
 from project.module.utils.data_preprocess_and_load.hdf5_store import RunFile
 from project.module.utils.data_preprocess_and_load.run_header import RunHeader
-from project.module.utils.data_preprocess_and_load.whole_files import written_whole
+from project.module.utils.data_preprocess_and_load.whole_files import make_folder, written_whole
 from project.module.utils.data_preprocess_and_load.workers import in_processes
 
 # What reading a broken file may raise: h5py uses all of these.
@@ -180,13 +180,7 @@ def survey_store(
         UserInputError: the cache cannot be written.
         KeyboardInterrupt: Ctrl-C; entries of finished runs stay.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserInputError(
-            f"--output: '{folder}' cannot be made ({error.strerror}). Choose a folder that can be "
-            f"written."
-        ) from None
+    make_folder(folder, "--output")
     task = functools.partial(survey_run, folder=folder, options=options)
     results = in_processes(task, paths, min(workers, len(paths)), _killed)
     found = {run.path: run for run in _progress(results, len(paths), report)}

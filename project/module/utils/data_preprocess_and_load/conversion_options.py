@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,17 @@ from project.module.utils.data_preprocess_and_load.hdf5_store import COMPRESSION
 from project.module.utils.data_preprocess_and_load.run_header import Triple
 
 MASK_RULES = ("auto", "nonzero", "computed")
+
+
+def require_positive(flag: str, values: Iterable[float]) -> None:
+    """Refuse a number that is not finite and above 0.
+
+    Raises:
+        UserInputError: names the flag.
+    """
+    for value in values:
+        if not (math.isfinite(value) and value > 0):
+            raise UserInputError(f"{flag}: got {value}, expected a number greater than 0.")
 
 
 @dataclass(frozen=True)
@@ -59,9 +71,7 @@ class ConversionOptions:
             ("--tr", () if self.tr is None else (self.tr,)),
             ("--resample", () if self.resample is None else (self.resample,)),
         ):
-            for value in values:
-                if not (math.isfinite(value) and value > 0):
-                    raise UserInputError(f"{flag}: got {value}, expected a number greater than 0.")
+            require_positive(flag, values)
         if self.drop_first < 0:
             raise UserInputError(f"--drop_first: got {self.drop_first}, expected 0 or more.")
         if self.space and not re.fullmatch(r"[A-Za-z0-9]+([:+][A-Za-z0-9-]+)*", self.space):

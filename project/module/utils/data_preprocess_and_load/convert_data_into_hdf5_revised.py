@@ -25,10 +25,10 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[4]))
 
-from project.module.config import UserInputError
+from project.module.utils.data_preprocess_and_load.conversion import Outcome
 from project.module.utils.data_preprocess_and_load.datasets import DATASETS
 from project.module.utils.data_preprocess_and_load.hdf5_store import COMPRESSIONS
-from project.module.utils.data_preprocess_and_load.preprocessing import convert_sources
+from project.module.utils.data_preprocess_and_load.preprocessing import convert_sources, exit_status
 from project.module.utils.data_preprocess_and_load.reference_conversion import (
     BACKGROUNDS,
     ReferenceOptions,
@@ -93,7 +93,8 @@ def build_parser(compression: str = ReferenceOptions.compression) -> argparse.Ar
 def main(argv: Sequence[str] | None = None, compression: str = "lz4") -> int:
     """Run the command line; returns the exit status."""
     args = build_parser(compression).parse_args(argv)
-    try:
+
+    def convert() -> list[Outcome]:
         options = ReferenceOptions(
             tr=args.tr,
             img_size=args.img_size and tuple(args.img_size),
@@ -111,20 +112,15 @@ def main(argv: Sequence[str] | None = None, compression: str = "lz4") -> int:
             overwrite=args.overwrite,
             dry_run=args.dry_run,
         )
-        outcomes = convert_sources(
+        return convert_sources(
             find_runs(args.input, Path(args.output) / "hdf5"),
             args.output,
             options,
             job=convert_reference_run,
             num_workers=args.num_workers,
         )
-    except UserInputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("error: interrupted; call again to continue", file=sys.stderr)
-        return 130
-    return 1 if any(outcome.status == "failed" for outcome in outcomes) else 0
+
+    return exit_status(convert)
 
 
 if __name__ == "__main__":

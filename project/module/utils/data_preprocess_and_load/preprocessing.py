@@ -16,7 +16,6 @@ Ctrl-C.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -49,7 +48,7 @@ from project.module.utils.data_preprocess_and_load.metadata import adopt_tables
 from project.module.utils.data_preprocess_and_load.quarantine import QUARANTINE, update_quarantine
 from project.module.utils.data_preprocess_and_load.run_plan import plan_folder
 from project.module.utils.data_preprocess_and_load.sources import Source
-from project.module.utils.data_preprocess_and_load.whole_files import remove_abandoned
+from project.module.utils.data_preprocess_and_load.whole_files import make_folder, remove_abandoned
 from project.module.utils.data_preprocess_and_load.workers import Job, convert_runs
 
 _MANY = 200  # runs whose headers take long enough to say so
@@ -110,7 +109,7 @@ def convert_folder(
         report(line)
     folder = image_path / "hdf5"
     if not options.dry_run:
-        _make_folder(folder)
+        make_folder(folder, "--output")
     if len(found.sources) > _MANY:
         report(f"checking the headers of {len(found.sources)} runs")
     stored, _ = read_headers(image_path, sorted(folder.glob("*.h5")), write=False)
@@ -152,7 +151,7 @@ def convert_sources(
     image_path = Path(image_path)
     folder = image_path / "hdf5"
     if not options.dry_run:
-        _make_folder(folder)
+        make_folder(folder, "--output")
         remove_abandoned(folder)
         remove_abandoned(image_path)
     workers = 1 if options.dry_run else max(1, min(num_workers or available_cpus(), len(sources)))
@@ -189,18 +188,6 @@ def _records(image_path: Path, outcomes: Sequence[Outcome]) -> tuple[list[str], 
     except UserInputError as error:
         errors.append(str(error))
     return warnings, errors
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserInputError(
-            f"--output: '{folder}' cannot be made ({error.strerror}). Choose a folder that can be "
-            f"written."
-        ) from None
-    if not os.access(folder, os.W_OK):
-        raise UserInputError(f"--output: '{folder}' is read-only. Choose another folder.")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -255,7 +242,8 @@ def main(argv: Sequence[str] | None = None, **defaults: Any) -> int:
     parser = build_parser()
     parser.set_defaults(**defaults)
     args = parser.parse_args(argv)
-    try:
+
+    def convert() -> list[Outcome]:
         cohort = DATASETS[canonical_dataset_name(args.dataset_name or "Own")]
         crop_offset = args.crop_offset or cohort.crop_offset
         options = ConversionOptions(
@@ -273,7 +261,7 @@ def main(argv: Sequence[str] | None = None, **defaults: Any) -> int:
             overwrite=args.overwrite,
             dry_run=args.dry_run,
         )
-        outcomes = convert_folder(
+        return convert_folder(
             args.input,
             args.output,
             options,
@@ -282,6 +270,14 @@ def main(argv: Sequence[str] | None = None, **defaults: Any) -> int:
             tables=cohort.tables,
             num_workers=args.num_workers,
         )
+
+    return exit_status(convert)
+
+
+def exit_status(convert: Callable[[], list[Outcome]]) -> int:
+    """What a converting command ends with: 0, 1 if runs failed, 2 for wrong input, 130."""
+    try:
+        outcomes = convert()
     except UserInputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -19,6 +19,7 @@ from project.module.utils.data_preprocess_and_load.brain_grid import (
     place,
 )
 from project.module.utils.data_preprocess_and_load.conversion import Outcome, attempt, up_to_date
+from project.module.utils.data_preprocess_and_load.conversion_options import require_positive
 from project.module.utils.data_preprocess_and_load.hdf5_store import COMPRESSIONS, FORMAT_VERSION
 from project.module.utils.data_preprocess_and_load.hdf5_writer import write_run
 from project.module.utils.data_preprocess_and_load.nifti import las_transform
@@ -76,9 +77,7 @@ class ReferenceOptions:
             ("--voxel_size", self.voxel_size),
             ("--min_frames", (self.min_frames,)),
         ):
-            for value in values:
-                if not (math.isfinite(value) and value > 0):
-                    raise UserInputError(f"{flag}: got {value}, expected a number greater than 0.")
+            require_positive(flag, values)
         if self.drop_first < 0:
             raise UserInputError(f"--drop_first: got {self.drop_first}, expected 0 or more.")
         if len(self.voxel_size) not in (1, 3):

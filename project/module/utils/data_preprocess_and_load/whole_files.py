@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from project.module.config import UserInputError
+
 _HOST = re.sub(r"[^A-Za-z0-9]+", "", socket.gethostname())[:32] or "host"
 _TEMPORARY = re.compile(r".+\.(?P<host>[A-Za-z0-9]+)-(?P<pid>\d+)\.tmp")
 _ABANDONED = 24 * 3600.0  # seconds without a write; a run takes minutes
@@ -41,6 +43,23 @@ def write_text_whole(path: Path, text: str) -> None:
     """Write a text file (UTF-8) whole or not at all."""
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def make_folder(folder: Path, flag: str) -> None:
+    """Make a folder to write into.
+
+    Raises:
+        UserInputError: it cannot be made or written; ``flag`` named it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserInputError(
+            f"{flag}: '{folder}' cannot be made ({error.strerror}). Choose a folder that can be "
+            f"written."
+        ) from None
+    if not os.access(folder, os.W_OK):
+        raise UserInputError(f"{flag}: '{folder}' is read-only. Choose another folder.")
 
 
 def remove_abandoned(folder: Path) -> list[str]:
