@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import subprocess
 import sys
@@ -269,6 +270,63 @@ def test_broken_files_are_named(tmp_path: Path, how: str, message: str) -> None:
             read(path)
         assert str(path) in str(caught.value)
         assert "preprocessing.py" in str(caught.value)
+
+
+def use_all(path: Path) -> None:
+    run = RunFile(path)
+    try:
+        run.read(range(70))
+        run.voxel_statistics()
+        run.raw_layout()
+        _ = run.vox, run.content_sha256()
+    finally:
+        run.close()
+
+
+@pytest.mark.parametrize("compression", ["none", "lz4"])
+def test_truncated_files(tmp_path: Path, compression: str) -> None:
+    path = tmp_path / "a.h5"
+    make_run(path, compression=compression)
+    content = path.read_bytes()
+    for length in range(0, len(content), 61):
+        path.write_bytes(content[:length])
+        with pytest.raises(UserInputError, match=rf"{path}: not a readable HDF5 file"):
+            use_all(path)
+
+
+# The HDF5 library itself loops for ever when it finds its heap of strings (from 5,700) half there.
+@pytest.mark.parametrize("length", [1, 97, 500, 1000, 2000, 3000, 4500, 5500])
+def test_truncated_while_it_is_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    """HDF5 tells of it with errors of many types; here it is always one that names the file."""
+    path = tmp_path / "a.h5"
+    make_run(path)
+    open_file = hdf5_store._open
+
+    def opened_then_cut(path: Path) -> Any:
+        file = open_file(path)
+        os.truncate(path, length)
+        return file
+
+    monkeypatch.setattr(hdf5_store, "_open", opened_then_cut)
+    with pytest.raises(UserInputError, match=str(path)):
+        use_all(path)
+
+
+@pytest.mark.parametrize("kind", [KeyError, RuntimeError, ValueError, OSError])
+def test_every_error_of_hdf5_names_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    """Seen once: a file cut while its root group was not read yet, with a KeyError."""
+
+    def attrs(file: h5py.File) -> Any:
+        raise kind("Unable to synchronously open object (unable to determine object type)")
+
+    make_run(tmp_path / "a.h5")
+    monkeypatch.setattr(h5py.File, "attrs", property(attrs))
+    with pytest.raises(UserInputError, match=r"a\.h5: cannot be read any more \(Unable to"):
+        read_header(tmp_path / "a.h5")
 
 
 def test_missing_file_and_damaged_vox(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,24 @@ def reason_of(error: BaseException) -> str:
     """An error in a few words: HDF5 writes paragraphs and repeats the path."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if isinstance(error, KeyError) and error.args:
+        return str(error.args[0])  # as text it would come in quotes
     return str(error).split("\n")[0][:200]
+
+
+# What h5py raises for damaged bytes depends on where they are: a link, a type, a chunk ...
+_DAMAGE = (OSError, KeyError, RuntimeError, TypeError, ValueError, MemoryError)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turns whatever HDF5 says of an open file that it cannot read into one message."""
+    try:
+        yield
+    except UserInputError:
+        raise
+    except _DAMAGE as error:
+        raise unreadable(path, reason_of(error)) from None
 
 
 def _open(path: Path) -> h5py.File:
@@ -111,7 +129,7 @@ def _open(path: Path) -> h5py.File:
         raise UserInputError(f"{path}: no such file. Convert the data with {CONVERT}.")
     try:
         return h5py.File(path, "r")
-    except OSError as error:
+    except _DAMAGE as error:
         raise UserInputError(
             f"{path}: not a readable HDF5 file ({reason_of(error)}). Delete it and convert the run "
             f"again with {CONVERT}."
@@ -119,6 +137,11 @@ def _open(path: Path) -> h5py.File:
 
 
 def _header_of(file: h5py.File, path: Path) -> RunHeader:
+    with _reading(path):
+        return _checked_header(file, path)
+
+
+def _checked_header(file: h5py.File, path: Path) -> RunHeader:
     again = f"Convert the run again with {CONVERT} --overwrite."
     version = file.attrs.get("format_version")
     if version is None:
@@ -195,7 +218,8 @@ class RunFile:
         if self._bold is None or self._pid != os.getpid():
             file = _open(self.path)
             self._header = _header_of(file, self.path)
-            self._file, self._bold, self._pid = file, file["bold"], os.getpid()
+            with _reading(self.path):
+                self._file, self._bold, self._pid = file, file["bold"], os.getpid()
             if self._bold.chunks is not None:
                 import hdf5plugin  # noqa: F401  (registers the filter that reads the chunks)
         return self._bold
@@ -218,10 +242,8 @@ class RunFile:
         if self._vox is None:
             self._dataset()
             assert self._file is not None
-            try:
+            with _reading(self.path):
                 vox = np.asarray(self._file["vox"][:], dtype=np.int32)
-            except OSError as error:
-                raise unreadable(self.path, reason_of(error)) from None
             if not sorted_within(vox, int(np.prod(self.header.grid))):
                 raise UserInputError(
                     f"{self.path}: /vox is damaged (not increasing within the grid). Convert the "
@@ -238,16 +260,18 @@ class RunFile:
         """
         self._dataset()
         assert self._file is not None
-        if "voxel_mean" not in self._file or "voxel_std" not in self._file:
-            return None
-        return self._file["voxel_mean"][:], self._file["voxel_std"][:]
+        with _reading(self.path):
+            if "voxel_mean" not in self._file or "voxel_std" not in self._file:
+                return None
+            return self._file["voxel_mean"][:], self._file["voxel_std"][:]
 
     def content_sha256(self) -> str:
         """The hash of ``RunHeader.content_sha256``, computed from the file as it is now."""
         bold = self._dataset()
         content = hashlib.sha256(np.ascontiguousarray(self.vox, dtype="<i4").data)
-        for rows in row_blocks(self.header):
-            content.update(np.ascontiguousarray(bold[rows.start : rows.stop]).data)
+        with _reading(self.path):
+            for rows in row_blocks(self.header):
+                content.update(np.ascontiguousarray(bold[rows.start : rows.stop]).data)
         return content.hexdigest()
 
     def read(self, frame_indices: Sequence[int] | range | np.ndarray) -> np.ndarray:
@@ -273,7 +297,7 @@ class RunFile:
         check_frames(self.path, frames, bold.shape[0])
         order = np.argsort(frames)
         steps = np.diff(frames[order])
-        try:
+        with _reading(self.path):
             if frames.size and (steps > 0).all() and (steps == steps[:1]).all():
                 step = int(steps[0]) if steps.size else 1
                 rows = np.s_[int(frames.min()) : int(frames.max()) + 1 : step]
@@ -284,14 +308,13 @@ class RunFile:
                 return
             for row, frame in enumerate(frames.tolist()):
                 bold.read_direct(out, np.s_[frame], np.s_[row])
-        except OSError as error:
-            raise unreadable(self.path, reason_of(error)) from None
 
     def raw_layout(self) -> RawLayout | None:
         """Where frames and voxels are in the file; None if they are filtered."""
         bold = self._dataset()
         assert self._file is not None
-        places = [self._file[name].id.get_offset() for name in ("bold", "vox")]
+        with _reading(self.path):
+            places = [self._file[name].id.get_offset() for name in ("bold", "vox")]
         if None in places or not np.dtype("<i2").isnative or not hasattr(os, "preadv"):
             return None
         n_frames, n_voxels = bold.shape
