@@ -65,7 +65,9 @@ class Run:
     """
 
     def __init__(self, config: RunConfig) -> None:
-        self.hardware: Hardware = resolve_hardware(config.trainer)
+        self.hardware: Hardware = resolve_hardware(
+            config.trainer, config.flags["deepspeed_autocast"]
+        )
         self.allocator = choose_allocator(config.flags["allocator"], self.hardware.accelerator)
         if config.downstream is not None and not config.downstream.has_own_targets:
             for name in config.data.dataset_name:

@@ -160,6 +160,7 @@ def build_trainer(
     ours = {"accelerator", "devices", "num_nodes", "strategy", "precision"}
     arguments: dict[str, Any] = {k: v for k, v in config.trainer.items() if k not in ours}
     arguments |= hardware.trainer_arguments()
+    arguments["use_distributed_sampler"] = False  # ours knows the ranks
     arguments.setdefault("max_epochs", epochs(config))
     quiet = arguments.get("barebones", False)
     if not quiet:
