@@ -8,6 +8,8 @@ the same steps; DeepSpeed by itself would carry what is left of an epoch over in
 from __future__ import annotations
 
 import os
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -84,8 +86,21 @@ class ZeroStrategy(DeepSpeedStrategy):
 def prepare_deepspeed(kind: str) -> None:
     """Import DeepSpeed for a kind of device: "cpu", "cuda" or "xpu"."""
     os.environ.setdefault("DS_ACCELERATOR", kind)
-    import deepspeed.comm.torch
+    import deepspeed.comm.torch  # noqa: F401  (makes the entry that is looked up below)
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
 
     if kind == "cpu":
-        # Its shared-memory collectives take a minute to compile; torch's serve as well.
-        deepspeed.comm.torch.build_shm_op = lambda: None
+        # Its shared-memory collectives take a minute to compile; torch's serve as well. The module
+        # is looked up by name because the package has torch itself as its attribute `torch`.
+        collectives: Any = sys.modules["deepspeed.comm.torch"]
+        collectives.build_shm_op = lambda: None
+    # What its checkpoints hold besides tensors and containers; nothing else is unpickled.
+    torch.serialization.add_safe_globals(
+        [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
+    )
+    # Told at every step, of calls that are DeepSpeed's.
+    warnings.filterwarnings(
+        "ignore", ".*is deprecated. Please use `torch.distributed", FutureWarning
+    )
