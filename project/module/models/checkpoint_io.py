@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,6 +78,68 @@ def read_file(path: str | Path, flag: str = "--load_model_path") -> dict[str, An
             f"{flag}: '{path}' holds a {type(loaded).__name__}, expected a state dict."
         )
     return loaded
+
+
+def check_readable(path: str | Path, flag: str = "--load_model_path") -> None:
+    """Make sure that a checkpoint, a file or a folder of DeepSpeed's, is there whole.
+
+    Raises:
+        UserInputError: it is missing, torn or incomplete.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        _check_file(path, flag)
+        return
+    states = _first_shard(path, flag)
+    folder, ranks = states.parent, read_file(states, flag).get("dp_world_size", 0)
+    shards = sorted(folder.glob("*zero_pp_rank_*_mp_rank_00_optim_states.pt"))
+    if len(shards) != ranks:
+        raise UserInputError(
+            f"{flag}: '{path}' is damaged or not a checkpoint (the states of {len(shards)} of "
+            f"{ranks} optimisers are there)."
+        )
+    for file in sorted(folder.glob("*.pt")):
+        _check_file(file, flag)
+
+
+def _check_file(path: Path, flag: str) -> None:
+    """Compare the check sums of a file that torch wrote, or load what has none."""
+    if not zipfile.is_zipfile(path):
+        read_file(path, flag)
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            wrong = archive.testzip()
+    except (OSError, zipfile.BadZipFile) as error:
+        wrong = str(error)
+    if wrong:
+        raise UserInputError(f"{flag}: '{path}' is damaged or not a checkpoint ({wrong}).")
+
+
+def _first_shard(path: Path, flag: str) -> Path:
+    """The file in a folder of DeepSpeed's that holds what is common to all ranks."""
+    latest = path / "latest"
+    if latest.is_file():
+        folder = path / latest.read_text(encoding="utf-8", errors="replace").strip()
+        for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt"):
+            if (folder / name).is_file():
+                return folder / name
+    raise UserInputError(
+        f"{flag}: '{path}' is damaged or not a checkpoint (it is a folder without what DeepSpeed "
+        f"writes: 'latest', and the folder that it names)."
+    )
+
+
+def read_training_state(path: str | Path, flag: str = "--resume_ckpt_path") -> dict[str, Any]:
+    """What a checkpoint says of its training, without weights; a file or a folder of DeepSpeed's.
+
+    Raises:
+        UserInputError: as ``read_file`` and ``check_readable``.
+    """
+    path = Path(path)
+    loaded = read_file(_first_shard(path, flag) if path.is_dir() else path, flag)
+    heavy = ("state_dict", "optimizer_states", "module", "optimizer")
+    return {key: value for key, value in loaded.items() if key not in heavy}
 
 
 def canonical_name(key: str) -> str:
