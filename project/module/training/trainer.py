@@ -47,6 +47,9 @@ _NOISE = (
     ".*module\\(s\\) in eval mode at the start of training.*",  # a frozen backbone
     ".*You have overridden `on_before_batch_transfer` in `LightningModule`.*",  # as intended
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # Lightning 2.6 with torch 2.13
+    ".*It is recommended to use `self.log\\('(val|test)/.*sync_dist=True.*",  # reduced already
+    ".*requested to overfit but enabled val dataloader shuffling.*",  # it is in order
+    ".*When saving the DeepSpeed Stage 3 checkpoint.*",  # export_checkpoint.py makes one file
 )
 
 
