@@ -30,7 +30,7 @@ from project.module.pl_classifier import (
     PretrainModule,
     TargetScaling,
 )
-from project.module.training import outputs
+from project.module.training import launch, outputs
 from project.module.training.allocator import choose_allocator
 from project.module.training.run_config import RunConfig
 from project.module.training.strategies import Hardware, resolve_hardware
@@ -116,6 +116,7 @@ class Run:
         """
         config, flags = self.config, self.config.flags
         self.hardware.require()
+        launch.prepare(self.hardware.devices, self.hardware.num_nodes)
         select_backend(flags["ssd_backend"], torch.device(self.hardware.accelerator))
         seed_run(flags["seed"])
         data = FMRIDataModule(self.data_config(make_dummy=True), config.downstream)

@@ -26,6 +26,7 @@ from project.module.training.callbacks import (
     PlainProgress,
     RegularCheckpoint,
 )
+from project.module.training.launch import cluster_environment
 from project.module.training.run_config import RunConfig
 from project.module.training.strategies import Hardware, installed
 
@@ -164,6 +165,7 @@ def build_trainer(
     ours = {"accelerator", "devices", "num_nodes", "strategy", "precision"}
     arguments: dict[str, Any] = {k: v for k, v in config.trainer.items() if k not in ours}
     arguments |= hardware.trainer_arguments()
+    arguments["plugins"] = [*arguments.get("plugins", []), *cluster_environment()]
     arguments["use_distributed_sampler"] = False  # ours knows the ranks
     arguments.setdefault("max_epochs", epochs(config))
     quiet = arguments.get("barebones", False)
