@@ -245,8 +245,9 @@ class FMambaModule(LightningModule):
         } | ({"augment": to_dict(self.augment)} if self.augment else {})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the card."""
-        checkpoint[CHECKPOINT_KEY] = self.card()
+        """Add the card, and how many processes wrote it."""
+        ranks = {} if self._trainer is None else {"ranks": self._trainer.world_size}
+        checkpoint[CHECKPOINT_KEY] = self.card() | ranks
 
 
 def pack_batch(

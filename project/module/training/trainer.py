@@ -18,7 +18,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from project.module.config import TASK_TYPES, UserInputError, read_yaml
-from project.module.models.checkpoint_io import read_file
+from project.module.models.checkpoint_io import read_training_state
 from project.module.training.callbacks import (
     BatchSeed,
     BestCheckpoint,
@@ -242,7 +242,7 @@ def _csv_logger(run_dir: Path, resumed: str | None) -> Logger:
     if resumed and path.is_file():
         with open(path, newline="", encoding="utf-8") as stream:
             rows = list(csv.DictReader(stream))
-        taken = read_file(resumed, "--resume_ckpt_path").get("global_step", 0)
+        taken = read_training_state(resumed, "--resume_ckpt_path").contents.get("global_step", 0)
         earlier = (row for row in rows if int(row.get("step") or 0) < taken)
         logger.experiment.metrics = [{k: v for k, v in row.items() if v} for row in earlier]
     return logger
