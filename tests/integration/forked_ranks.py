@@ -151,8 +151,7 @@ def _fork(job: dict[str, Any], rank: int, port: int) -> int:
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.close(0)
-        sys.stdout = open(1, "w", closefd=False)
-        sys.stderr = open(2, "w", closefd=False)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
         if len(job["logs"]) > 1:
             os.environ |= {
                 "RANK": str(rank),

@@ -11,20 +11,26 @@ from typing import Any
 from project.module.config import UserInputError
 from project.module.models.checkpoint_io import (
     CHECKPOINT_KEY,
+    TrainingState,
     check_readable,
     load_strictly,
+    names_in_module,
     read_checkpoint,
     read_training_state,
 )
+from project.module.models.checkpoint_paths import find_checkpoint
 from project.module.pl_classifier import FMambaModule
+from project.module.training import launch
 from project.module.training.checkpoint_writer import PREVIOUS
 from project.module.training.position import RUN_KEY, inside_epoch, loader_states
 from project.module.training.run_config import RunConfig
+from project.module.training.same_strategy import check_same_strategy
 from project.module.training.strategies import Hardware
 from project.module.training.trainer import accumulation
 
 FLAG = "--resume_ckpt_path"
 LAST = "last"
+_NONE_LEFT = f"{FLAG} {LAST}: none of"
 _LATER_FACTS = ("images of hash", "targets of hash")  # not in the first version's checkpoints
 # Settings of the data that change how fast a run is, not what it computes.
 LOADING = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "window_cache")
@@ -36,11 +42,16 @@ class ResumePoint:
 
     Attributes:
         path: a file, or a folder of DeepSpeed's.
-        state: what it says of the training, without weights.
+        training: what it says of the training.
     """
 
     path: Path
-    state: Mapping[str, Any]
+    training: TrainingState
+
+    @property
+    def state(self) -> Mapping[str, Any]:
+        """As Lightning stored it."""
+        return self.training.contents
 
     @property
     def taken(self) -> dict[str, Any]:
@@ -57,27 +68,46 @@ def find_resume_point(config: RunConfig, run_dir: Path) -> ResumePoint | None:
     request = config.flags["resume_ckpt_path"]
     if not request:
         return None
-    if request != LAST:
-        check_readable(request, FLAG)
-        return ResumePoint(Path(request), read_training_state(request, FLAG))
+    if request == LAST:
+        # Only one rank reads all of them; nor may the others see the folder as it was before.
+        found = launch.agreed("resume", lambda: _newest(run_dir / "checkpoints"))
+        if found.startswith(_NONE_LEFT):
+            raise UserInputError(found)
+        if not found:
+            return None
+        path = Path(found)
+    else:
+        path = find_checkpoint(request, FLAG, (f"{LAST}.ckpt",))
+    return ResumePoint(path, _light(read_training_state(path, FLAG)))
+
+
+def _newest(folder: Path) -> str:
+    """The newest checkpoint that is whole; "" if there is none, and why if all are damaged."""
     warn, refusals = logging.getLogger(__name__).warning, []
-    for path in candidates(run_dir / "checkpoints"):
+    for path in candidates(folder):
         try:
             check_readable(path, f"{FLAG} {LAST}")
-            state = read_training_state(path, f"{FLAG} {LAST}")
+            read_training_state(path, f"{FLAG} {LAST}")
         except UserInputError as error:
             refusals.append(str(error))
             continue
         for refusal in refusals:
             warn("warning: passed over: %s", refusal)
-        return ResumePoint(path, state)
-    if refusals:
-        raise UserInputError(
-            f"{FLAG} {LAST}: none of the {len(refusals)} checkpoints in '{run_dir}/checkpoints' "
-            f"can be used; the newest: {refusals[0]} To start anew, remove them or choose another "
-            f"folder."
-        )
-    return None
+        return str(path)
+    if not refusals:
+        return ""
+    return (
+        f"{_NONE_LEFT} {len(refusals)} checkpoint(s) in '{folder}' can be used, the newest because "
+        f"of this: {refusals[0]} To start anew, remove them or choose another folder."
+    )
+
+
+def _light(training: TrainingState) -> TrainingState:
+    """Without weights and optimisers: they are read again when they are needed."""
+    heavy = ("state_dict", "optimizer_states", "module", "optimizer")
+    return training._replace(
+        contents={key: value for key, value in training.contents.items() if key not in heavy}
+    )
 
 
 def candidates(folder: Path) -> list[Path]:
@@ -94,24 +124,14 @@ def check_resumable(
     Raises:
         UserInputError: says what is missing, or differs.
     """
-    training, path = point.state, point.path
-    if not {"pytorch-lightning_version", "loops", "callbacks"} <= training.keys():
-        raise UserInputError(
-            f"{FLAG}: '{path}' holds weights alone, not the state of a training; start from them "
-            f"with --load_model_path."
-        )
-    _check_strategy(point, hardware)
-    if path.is_file():
-        contents = read_checkpoint(path, FLAG)
-        state = {
-            (key if key.startswith("head.") else f"model.{key}"): value
-            for key, value in contents.state_dict.items()
-        }
-        load_strictly(module, state, path, flag=FLAG)
-    _check_position(point, config, hardware)
+    path = point.path
+    check_same_strategy(point.training, str(path), hardware)
+    weights = read_checkpoint(path, FLAG).state_dict
+    load_strictly(module, names_in_module(weights), path, flag=FLAG)
+    _check_position(point, config)
     if config.trainer.get("max_steps", -1) > 0:
         raise UserInputError(f"--max_steps: cannot be combined with {FLAG}; give --max_epochs.")
-    before, now = training_facts(training[CHECKPOINT_KEY]), training_facts(module.card())
+    before, now = training_facts(point.state[CHECKPOINT_KEY]), training_facts(module.card())
     for fact, value in now.items():
         if fact in _LATER_FACTS and fact not in before:
             continue  # an older checkpoint
@@ -123,39 +143,16 @@ def check_resumable(
             )
 
 
-def _check_strategy(point: ResumePoint, hardware: Hardware) -> None:
-    """DeepSpeed's shares belong to a stage and a number of ranks."""
-    saved = point.state.get("ds_config", {}).get("zero_optimization", {}).get("stage", 0)
-    anew = "or start anew from its weights with --load_model_path"
-    if saved != hardware.zero_stage:
-        there, here = (f"ZeRO stage {s}" if s else "no ZeRO" for s in (saved, hardware.zero_stage))
-        strategy = f"deepspeed_stage_{saved}" if saved else "auto or ddp"
-        raise UserInputError(
-            f"--strategy: '{point.path}' was trained with {there}, and this run has {here}. Resume "
-            f"with --strategy {strategy}, {anew}."
-        )
-    ranks = point.state.get("dp_world_size", hardware.ranks)
-    if saved and ranks != hardware.ranks:
-        raise UserInputError(
-            f"--devices/--num_nodes: '{point.path}' is in shares of {ranks} ranks, and this run "
-            f"has {hardware.ranks}. Resume with {ranks}, {anew}."
-        )
-
-
-def _check_position(point: ResumePoint, config: RunConfig, hardware: Hardware) -> None:
+def _check_position(point: ResumePoint, config: RunConfig) -> None:
     """Inside an epoch the next batch must be known, and no gradient half summed up."""
-    noted = point.state.get(RUN_KEY, {})
-    inside, ranks = inside_epoch(point.state), noted.get("ranks", 1)
-    if not inside and not noted.get("validation_due"):
+    if not inside_epoch(point.state):
         return
     loaders, why = loader_states(point.state), ""
     if not loaders:
         why = "but does not say which of its batches were used"
-    elif ranks != hardware.ranks:
-        why = f"of {ranks} ranks, and this run has {hardware.ranks} to share its batches"
     elif config.trainer.get("overfit_batches"):
         why = "which --overfit_batches cannot go on with"
-    elif inside and loaders[0]["batches"] % accumulation(config):
+    elif loaders[0]["batches"] % accumulation(config):
         why = f"and between the {accumulation(config)} batches of a step"
     if why:
         raise UserInputError(

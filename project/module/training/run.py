@@ -17,6 +17,7 @@ from project.module.models.checkpoint_io import (
     CheckpointContents,
     load_backbone,
     load_strictly,
+    names_in_module,
     read_checkpoint,
 )
 from project.module.models.ssd import select_backend
@@ -27,7 +28,7 @@ from project.module.pl_classifier import (
     PretrainModule,
     TargetScaling,
 )
-from project.module.training import outputs
+from project.module.training import launch, outputs
 from project.module.training.allocator import choose_allocator
 from project.module.training.checkpoint_writer import clean_up
 from project.module.training.failures import explained
@@ -113,11 +114,13 @@ class Run:
             StoppedRun: all ranks have ended before their time, and saved.
             EndedElsewhereError: another rank has failed, and says why.
         """
-        name = outputs.run_name(self.config)
-        run_dir = outputs.choose_run_dir(self.config, name)
-        survival = self._survival(run_dir)
+        trainer = self.config.trainer
+        survival = Survival(
+            seconds_of(trainer["max_time"]) if "max_time" in trainer else None,
+            self.config.flags["skip_bad_batches"],
+        )
         try:
-            return self._execute(name, run_dir, survival)
+            return self._execute(survival)
         except Exception as error:
             raised = explained(error, survival, self.config, self.hardware)
             if raised is error:
@@ -126,21 +129,10 @@ class Run:
         finally:
             survival.end()
 
-    def _survival(self, run_dir: Path) -> Survival:
-        flags, trainer = self.config.flags, self.config.trainer
-        keeps = trainer.get("enable_checkpointing", True) and not trainer.get("fast_dev_run")
-        named = flags["output_dir"] or flags["process_code"]
-        return Survival(
-            folder=run_dir / "checkpoints" if keeps and not flags["test_only"] else None,
-            max_seconds=seconds_of(trainer["max_time"]) if "max_time" in trainer else None,
-            skip=flags["skip_bad_batches"],
-            again=("" if named else f"--output_dir {run_dir} ") + "--resume_ckpt_path last",
-            resumes=flags["resume_ckpt_path"] == "last",
-        )
-
-    def _execute(self, name: str, run_dir: Path, survival: Survival) -> dict[str, float]:
+    def _execute(self, survival: Survival) -> dict[str, float]:
         config, flags = self.config, self.config.flags
         self.hardware.require()
+        launch.prepare(self.hardware.devices, self.hardware.num_nodes)
         select_backend(flags["ssd_backend"], torch.device(self.hardware.accelerator))
         seed_run(flags["seed"])
         data = FMRIDataModule(self.data_config(make_dummy=True), config.downstream)
@@ -153,11 +145,15 @@ class Run:
         data.cache_bytes(self.hardware.devices)
         steps = total_steps(config, batches["train"])
         module = self.build_module(data, steps)
+        parameters = sum(p.numel() for p in module.parameters())  # ZeRO-3 will cut them up
         self._load_weights(module, data)
+        name = outputs.run_name(config)
+        run_dir = outputs.choose_run_dir(config, name)
         point = find_resume_point(config, run_dir)
         if point is not None:
             check_resumable(point, config, self.hardware, module)
             survival.start = f"'{point.path}' (step {point.taken['global_step']})"
+        survival.describe_run(config, run_dir)
         trainer = build_trainer(
             config,
             self.hardware,
@@ -181,7 +177,7 @@ class Run:
         if survival.allowed:
             metrics["train/skipped_steps"] = float(survival.skipped)
         metrics |= {
-            "model/parameters": float(sum(p.numel() for p in module.parameters())),
+            "model/parameters": float(parameters),
             **{f"data/subjects_{p}": float(sum(map(len, n))) for p, n in data.subjects.items()},
             **{f"data/windows_{p}": float(data.windows_in(p)) for p in data.parts},
         }
@@ -390,11 +386,7 @@ class Run:
 def _load_module(module: FMambaModule, path: str, flag: str) -> CheckpointContents:
     """Load backbone and head from a checkpoint of ours."""
     contents = read_checkpoint(path, flag)
-    state = {
-        (key if key.startswith("head.") else f"model.{key}"): value
-        for key, value in contents.state_dict.items()
-    }
-    load_strictly(module, state, path, flag=flag)
+    load_strictly(module, names_in_module(contents.state_dict), path, flag=flag)
     return contents
 
 

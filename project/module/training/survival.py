@@ -25,6 +25,7 @@ from project.module.config import UserInputError
 from project.module.training.agreement import Agreement, Siblings, where
 from project.module.training.finite import Step, bad_gradient, bad_weights, skip_step
 from project.module.training.position import note_position
+from project.module.training.run_config import RunConfig
 from project.module.training.stopping import (
     STOPPED,
     EndedElsewhereError,
@@ -42,32 +43,39 @@ class Survival(Callback):
     """Stops a run in good order, and keeps numbers that are none out of its checkpoints.
 
     Args:
-        folder: of the checkpoints; None when none are written.
         max_seconds: from now on; None for no limit.
-        skip: steps with a loss that is not finite that may be passed over.
+        skip: steps with a loss or gradient that is not finite that may be passed over.
+
+    Attributes:
+        folder: of the checkpoints; None when none are written.
         again: flags that continue the run.
-        resumes: whether the command line by itself continues the run.
+        resumes: whether the command line as it is continues the run.
+        start: the checkpoint that the run goes on from, for a message.
+        batch, doing: what is in work, for messages about memory.
+        skipped: steps passed over.
     """
 
-    def __init__(
-        self,
-        folder: Path | None,
-        max_seconds: float | None = None,
-        skip: int = 0,
-        again: str = "--resume_ckpt_path last",
-        resumes: bool = False,
-    ) -> None:
-        self.folder, self.allowed, self.again, self.resumes = folder, skip, again, resumes
+    def __init__(self, max_seconds: float | None = None, skip: int = 0) -> None:
+        self.allowed, self.skipped = skip, 0
+        self.folder: Path | None = None
+        self.again, self.resumes, self.start = "--resume_ckpt_path last", False, "the beginning"
+        self.batch: dict[str, Any] = {}
+        self.doing = "start"
         self.signals, self.siblings = Signals(), Siblings()
-        self.skipped = 0
-        self.start = "the beginning"  # which checkpoint; set before the run
-        self.batch: dict[str, Any] = {}  # the one in work: for messages about memory
-        self.doing = "starting"
         self._deadline = None if max_seconds is None else time.monotonic() + max_seconds
         self._agreement = Agreement()
         self._reason = Reason.NONE
         self._left_out = False
         self._step, self._proposed = Step(), Step()
+
+    def describe_run(self, config: RunConfig, run_dir: Path) -> None:
+        """Where the checkpoints of a run are, and how it is continued."""
+        flags, trainer = config.flags, config.trainer
+        keeps = trainer.get("enable_checkpointing", True) and not trainer.get("fast_dev_run")
+        self.folder = run_dir / "checkpoints" if keeps and not flags["test_only"] else None
+        if not flags["output_dir"] and not flags["process_code"]:
+            self.again = f"--output_dir {run_dir} {self.again}"
+        self.resumes = flags["resume_ckpt_path"] == "last"
 
     def end(self) -> None:
         """Leave signals and other ranks alone again."""
