@@ -55,14 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         run(sys.argv[1:] if argv is None else argv)
-    except KeyboardInterrupt:
-        print(
-            "error: interrupted; the run folder keeps what was written. Continue the training with "
-            "--output_dir RUN --resume_ckpt_path last.",
-            file=sys.stderr,
-        )
-        return 130
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         from project.module.training.stopping import exit_status
 
         status = exit_status(error)

@@ -30,8 +30,10 @@ class Blow:
     """Something that happens to a run.
 
     Attributes:
-        what: name of a signal that the process sends to itself, "nan" (weights of the batch's
-            tokens that are not finite), "memory" or "crash" (errors), or "file" (a user's mistake).
+        what: name of a signal that the process sends to itself; "nan" (the batch's tokens are no
+            numbers); "infinite" (the loss is, while its gradient is not; ``on_before_backward``);
+            "gradient" (the reverse; ``on_after_backward``); or what is raised: "memory", "crash" (a
+            bug) or "file" (a user's mistake).
         step: optimiser steps taken before; at the first batch after them.
         ranks: which ones it happens to.
         where: a hook of Lightning's callbacks.
@@ -211,9 +213,11 @@ def _deal(blow: Blow, args: Sequence[Any]) -> None:
     from project.module.config import UserInputError
 
     if blow.what == "nan":
-        module, batch = args[0], args[1]
-        batch["gain"] = [float("nan") for _ in batch["gain"]]
-        assert module is not None
+        args[1]["gain"] = [float("nan") for _ in args[1]["gain"]]
+    elif blow.what == "infinite":
+        args[1].data.add_(float("inf"))
+    elif blow.what == "gradient":
+        next(p for p in args[0].parameters() if p.grad is not None).grad[0] = float("nan")
     elif blow.what == "memory":
         torch.empty(10**15)
     elif blow.what == "crash":

@@ -66,6 +66,7 @@ class Siblings:
     """
 
     _KEY, _SEEN = "neuromamba/failed", "neuromamba/seen"
+    _LINGER = 1.0  # seconds; the first rank may keep the store, which the failed one asks
 
     def __init__(self, every: float = 1.0) -> None:
         self.every = every
@@ -79,6 +80,12 @@ class Siblings:
         self._store = distributed.distributed_c10d._get_default_store()
         self._ended.clear()
         threading.Thread(target=self._watch, daemon=True).start()
+
+    def part(self) -> None:
+        """Wait until all have done their work: one that ends before another looks as if lost."""
+        if self._store is not None:
+            distributed.barrier()
+        self.end()
 
     def end(self) -> None:
         """Stop looking: from here on every rank ends for itself."""
@@ -98,7 +105,7 @@ class Siblings:
         me = str(distributed.get_rank())
         try:
             if store.compare_set(self._KEY, "", me).decode() != me:
-                store.add(self._SEEN, 1)
+                self._seen(store)
                 return False
             until = time.monotonic() + patience
             while store.add(self._SEEN, 0) < ranks - 1 and time.monotonic() < until:
@@ -107,13 +114,19 @@ class Siblings:
             pass  # the rank that keeps the store is gone; all end for themselves
         return True
 
+    def _seen(self, store: Any) -> None:
+        """Let the failed rank know that this one is about to end."""
+        store.add(self._SEEN, 1)
+        if distributed.get_rank() == 0:
+            time.sleep(self._LINGER)
+
     def _watch(self) -> None:
         store = self._store
         while not self._ended.wait(self.every):
             try:
                 failed = store.check([self._KEY])
                 if failed:
-                    store.add(self._SEEN, 1)
+                    self._seen(store)
             except (RuntimeError, OSError):
                 failed = True  # the rank that keeps it has ended without a word, or was killed
                 if self._ended.wait(5):  # unless this rank ends as well, with something to say

@@ -75,11 +75,10 @@ def memory_advice(
     )
     changes = []
     if size > 1:
-        half = size // 2
-        change = f"{flag} {half}"
+        less = next(n for n in range(size // 2, 0, -1) if size % n == 0)
+        change = f"{flag} {less}"
         if not evaluating:
-            # As near as whole batches come to as many windows in a step.
-            batches = -(-size * accumulation(config) // half)
+            batches = size // less * accumulation(config)
             change += f" with --gradient_accumulation_steps {batches} (the same effective batch)"
         changes.append(change)
     if not evaluating:
@@ -92,11 +91,15 @@ def memory_advice(
     if config.data.num_workers and hardware.accelerator == "cpu":
         changes.append("fewer --num_workers")
     changes.append("a smaller model or --img_size" if not changes else "")
-    said = " ".join(str(error).split())
-    asked = re.search(r"[Tt]ried to allocate ([\d.]+ ?\w+)", said)
-    asked_for = f" ({asked.group(1)} more were asked for)" if asked else ""
+    asked = re.search(r"[Tt]ried to allocate ([\d.]+) (\w+)", " ".join(str(error).split()))
+    more = ""
+    if asked:
+        amount, unit = asked.groups()
+        if unit == "bytes":
+            amount, unit = f"{float(amount) / 2**30:,.2f}", "GiB"
+        more = f" ({amount} {unit} more were asked for)"
     return (
-        f"{flag}: {kind} ran short{asked_for}: {at_hand}. Change one: "
+        f"{flag}: {kind} ran short{more}: {at_hand}. Change one: "
         f"{', '.join(filter(None, changes))}."
     )
 

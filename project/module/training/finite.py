@@ -34,10 +34,14 @@ class Step:
     rate: float = 0.0
 
     def bad_windows(self) -> tuple[str, str]:
-        """What its losses were instead of numbers, and the windows of those batches, as text."""
+        """What a loss of this rank was instead of a number, and the windows of such batches.
+
+        Without such a loss "" and all windows of the step.
+        """
         values = [float(loss) for loss in self.losses]
         bad = [i for i, value in enumerate(values) if not math.isfinite(value)]
-        what = "not a number" if any(math.isnan(values[i]) for i in bad) else "infinite"
+        nan = any(math.isnan(values[i]) for i in bad)
+        what = ("not a number" if nan else "infinite") if bad else ""
         names = []
         for subjects, numbers in (self.windows[i] for i in bad or range(len(values))):
             names += [

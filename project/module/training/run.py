@@ -120,7 +120,9 @@ class Run:
             self.config.flags["skip_bad_batches"],
         )
         try:
-            return self._execute(survival)
+            metrics = self._execute(survival)
+            survival.siblings.part()
+            return metrics
         except Exception as error:
             raised = explained(error, survival, self.config, self.hardware)
             if raised is error:

@@ -20,6 +20,7 @@ from project.module.config import UserInputError
 # Statuses of a run besides 0; docs/surviving.md is the users' copy.
 FAILED = 2
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, try again
+INTERRUPTED = 130
 
 _REPEATED = 5.0  # seconds; launchers pass one signal on by more than one way
 
@@ -72,7 +73,7 @@ class SaidHereError(UserInputError):
     """A mistake that this rank is to print; the others know of it and are silent."""
 
 
-def exit_status(error: Exception, patience: float = 5.0) -> int | None:
+def exit_status(error: BaseException, patience: float = 5.0) -> int | None:
     """Say on stderr why a run has ended; its exit status, or None if that is a bug.
 
     Args:
@@ -80,6 +81,16 @@ def exit_status(error: Exception, patience: float = 5.0) -> int | None:
         patience: how long a rank waits to speak before the ranks know of each other. A mistake is
             then found by all of them: the first speaks, and the launcher ends the others.
     """
+    first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    if isinstance(error, KeyboardInterrupt):
+        if first:
+            print(
+                "error: interrupted; the run folder keeps what was written. Continue the training "
+                "with --output_dir RUN --resume_ckpt_path last.",
+                file=sys.stderr,
+                flush=True,
+            )
+        return INTERRUPTED
     if isinstance(error, StoppedRun):
         if error.message:
             print(error.message, file=sys.stderr, flush=True)
@@ -88,7 +99,6 @@ def exit_status(error: Exception, patience: float = 5.0) -> int | None:
         return FAILED
     if not isinstance(error, UserInputError):
         return None
-    first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     if not first and not isinstance(error, SaidHereError):
         time.sleep(patience)
     print(f"error: {error}", file=sys.stderr, flush=True)

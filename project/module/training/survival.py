@@ -238,15 +238,14 @@ class Survival(Callback):
 
     def _pass_over(self, trainer: Trainer, rank: int, gradient: bool) -> None:
         """Count a bad step, which ``rank`` tells of; too many end the run."""
-        step = self._proposed
-        what, windows = step.bad_windows() if trainer.global_rank == rank else ("", "")
+        step, mine = self._proposed, trainer.global_rank == rank
+        what, windows = step.bad_windows()
         subject = "gradient" if gradient else "training loss"
-        what = "not finite" if gradient else what
         place = f"step {step.number} (epoch {step.epoch}, learning rate {step.rate:g})"
         if trainer.world_size > 1:
             place += f", {where()}"
         if self.skipped >= self.allowed:
-            if trainer.global_rank != rank:
+            if not mine:
                 raise EndedElsewhereError
             skip = (
                 f"--skip_bad_batches {self.allowed} steps have been passed over"
@@ -254,15 +253,16 @@ class Survival(Callback):
                 else "--skip_bad_batches N passes over N such steps"
             )
             raise SaidHereError(
-                f"--learning_rate: the {subject} is {what} in {place}, windows: {windows}. No "
-                f"checkpoint holds it. Lower the rate or add --grad_clip 1; if these runs are "
-                f"faulty (see project/quality.py), leave them out with --bad_subj_path; {skip}."
+                f"--learning_rate: the {subject} is {what or 'not finite'} in {place}, windows: "
+                f"{windows}. No checkpoint holds it. Lower the rate or add --grad_clip 1; if these "
+                f"runs are faulty (see project/quality.py), leave them out with --bad_subj_path; "
+                f"{skip}."
             )
         self.skipped += 1
-        if trainer.global_rank == rank:
+        if mine or what:
             logging.getLogger(__name__).warning(
                 "warning: passed over %s: the %s is %s (%d of --skip_bad_batches %d), windows: %s",
-                *(place, subject, what, self.skipped, self.allowed, windows),
+                *(place, subject, what or "not finite", self.skipped, self.allowed, windows),
             )
 
     # ------------------------------------------------------------------ the end
