@@ -36,6 +36,7 @@ MAIN: dict[str, Any] = {
     "early_stopping_patience": 5,
     "save_every_checkpoints": False,
     "every_n_train_steps": None,
+    "skip_bad_batches": 0,
     "allocator": "auto",
     # data
     "dataset_name": ["S1200"],

@@ -17,14 +17,22 @@ def note_position(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
 
     Under ``RUN_KEY``: ``ranks``; ``validation_due``, whether a validation comes first when the run
     goes on; ``row``, what will be logged of the step that has just ended (it may not come to
-    that); ``loss``, of the last batch.
+    that); ``loss``, of the last batch; ``stopped``, whether the training has ended early.
     """
     checkpoint[RUN_KEY] = {
         "ranks": trainer.world_size,
         "validation_due": _repeat_validation(trainer, checkpoint["loops"]["fit_loop"]),
         "row": _row(trainer),
         "loss": float(trainer.callback_metrics.get("train/loss", math.nan)),
+        "stopped": trainer.should_stop,
     }
+
+
+def restore_position(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
+    """A run that had stopped early, and is resumed for its evaluation, trains no further."""
+    early = trainer.early_stopping_callback is not None
+    if trainer.state.fn == TrainerFn.FITTING and early:
+        trainer.should_stop = checkpoint.get(RUN_KEY, {}).get("stopped", False)
 
 
 def _repeat_validation(trainer: Trainer, loops: dict[str, Any]) -> bool:
@@ -71,9 +79,23 @@ def inside_epoch(checkpoint: Mapping[str, Any]) -> bool:
     return not progress["is_last_batch"]
 
 
+def ended_inside_epoch(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether the training was over behind a part of an epoch, which so is done with."""
+    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+    return inside_epoch(checkpoint) and epochs["processed"] == epochs["ready"]
+
+
 def loader_states(checkpoint: Mapping[str, Any]) -> list[dict[str, int]]:
     """``WindowLoader.state_dict`` of the training loader in a checkpoint; [] in older ones."""
     states: list[dict[str, int]] = checkpoint["loops"]["fit_loop"]["state_dict"].get(
         "combined_loader", []
     )
     return states
+
+
+def resume_by_epochs(trainer: Trainer) -> None:
+    """Have a run with ``--max_steps`` go on as the others do.
+
+    Lightning takes such a run for one inside an epoch, always, and loses its place behind one.
+    """
+    trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]

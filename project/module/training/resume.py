@@ -22,7 +22,12 @@ from project.module.models.checkpoint_paths import find_checkpoint
 from project.module.pl_classifier import FMambaModule
 from project.module.training import launch
 from project.module.training.checkpoint_writer import PREVIOUS
-from project.module.training.position import RUN_KEY, inside_epoch, loader_states
+from project.module.training.position import (
+    RUN_KEY,
+    ended_inside_epoch,
+    inside_epoch,
+    loader_states,
+)
 from project.module.training.run_config import RunConfig
 from project.module.training.same_strategy import check_same_strategy
 from project.module.training.strategies import Hardware
@@ -128,9 +133,7 @@ def check_resumable(
     check_same_strategy(point.training, str(path), hardware)
     weights = read_checkpoint(path, FLAG).state_dict
     load_strictly(module, names_in_module(weights), path, flag=FLAG)
-    _check_position(point, config)
-    if config.trainer.get("max_steps", -1) > 0:
-        raise UserInputError(f"--max_steps: cannot be combined with {FLAG}; give --max_epochs.")
+    _check_position(point, config, module.total_steps)
     before, now = training_facts(point.state[CHECKPOINT_KEY]), training_facts(module.card())
     for fact, value in now.items():
         if fact in _LATER_FACTS and fact not in before:
@@ -143,12 +146,16 @@ def check_resumable(
             )
 
 
-def _check_position(point: ResumePoint, config: RunConfig) -> None:
+def _check_position(point: ResumePoint, config: RunConfig, steps: int) -> None:
     """Inside an epoch the next batch must be known, and no gradient half summed up."""
     if not inside_epoch(point.state):
         return
     loaders, why = loader_states(point.state), ""
-    if not loaders:
+    if ended_inside_epoch(point.state):
+        if point.taken["global_step"] >= steps or point.taken.get("stopped"):
+            return  # nothing is left but the evaluation
+        why = "where the training had reached --max_steps"
+    elif not loaders:
         why = "but does not say which of its batches were used"
     elif config.trainer.get("overfit_batches"):
         why = "which --overfit_batches cannot go on with"

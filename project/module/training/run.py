@@ -32,11 +32,12 @@ from project.module.training import launch, outputs
 from project.module.training.allocator import choose_allocator
 from project.module.training.checkpoint_writer import clean_up
 from project.module.training.failures import explained
+from project.module.training.position import resume_by_epochs
 from project.module.training.resume import ResumePoint, check_resumable, find_resume_point
 from project.module.training.run_config import RunConfig
 from project.module.training.stopping import seconds_of
 from project.module.training.strategies import Hardware, resolve_hardware
-from project.module.training.survival import Survival
+from project.module.training.survival import Survival, take_over_signals
 from project.module.training.trainer import (
     accumulation,
     build_trainer,
@@ -165,6 +166,8 @@ class Run:
             survival,
             None if point is None else point.taken,
         )
+        take_over_signals(trainer)
+        resume_by_epochs(trainer)
         outputs.make_folders(config, run_dir)
         if trainer.is_global_zero:
             clean_up(run_dir / "checkpoints")

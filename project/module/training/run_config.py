@@ -20,6 +20,7 @@ from project.module.config import (
     UserInputError,
     look_up,
 )
+from project.module.training.launch import job_name
 from project.module.utils.data_preprocess_and_load.events import LABEL_COLUMN, event_task
 from project.module.utils.data_preprocess_and_load.labels import own_classes
 from project.module.utils.parser import LATER, SYNONYMS, trainer_arguments
@@ -113,12 +114,11 @@ def run_config(args: argparse.Namespace, given: frozenset[str]) -> RunConfig:
         raise UserInputError(
             f"--skip_bad_batches: got {values['skip_bad_batches']}, expected 0 or more."
         )
-    if values["resume_ckpt_path"] == "last" and not (
-        values["output_dir"] or values["process_code"]
-    ):
+    same_folder = values["output_dir"] or values["process_code"] or job_name()
+    if values["resume_ckpt_path"] == "last" and not same_folder:
         raise UserInputError(
             "--resume_ckpt_path: last needs a folder that is the same every time; name it with "
-            "--output_dir or --process_code."
+            "--output_dir or --process_code (in a batch job it has the job's number)."
         )
     if not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", values.get("max_time", "00:00:00:00")):
         raise UserInputError(f"--max_time: got '{values['max_time']}', expected DD:HH:MM:SS.")

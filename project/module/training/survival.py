@@ -24,7 +24,7 @@ from torch import Tensor
 from project.module.config import UserInputError
 from project.module.training.agreement import Agreement, Siblings, where
 from project.module.training.finite import Step, bad_gradient, bad_weights, skip_step
-from project.module.training.position import note_position
+from project.module.training.position import note_position, restore_position
 from project.module.training.run_config import RunConfig
 from project.module.training.stopping import (
     STOPPED,
@@ -73,9 +73,9 @@ class Survival(Callback):
         flags, trainer = config.flags, config.trainer
         keeps = trainer.get("enable_checkpointing", True) and not trainer.get("fast_dev_run")
         self.folder = run_dir / "checkpoints" if keeps and not flags["test_only"] else None
-        if not flags["output_dir"] and not flags["process_code"]:
-            self.again = f"--output_dir {run_dir} {self.again}"
         self.resumes = flags["resume_ckpt_path"] == "last"
+        if not (flags["output_dir"] or flags["process_code"] or self.resumes):
+            self.again = f"--output_dir {run_dir} {self.again}"
 
     def end(self) -> None:
         """Leave signals and other ranks alone again."""
@@ -310,6 +310,12 @@ class Survival(Callback):
                 f"checkpoint is written of them. Lower the rate or add --grad_clip 1."
             )
         note_position(trainer, checkpoint)
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take up what was noted."""
+        restore_position(trainer, checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
         """Steps passed over: a resumed run may not pass over as many again."""

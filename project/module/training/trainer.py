@@ -29,7 +29,7 @@ from project.module.training.curves import curve_logger
 from project.module.training.launch import cluster_environment
 from project.module.training.run_config import RunConfig
 from project.module.training.strategies import Hardware, installed
-from project.module.training.survival import Survival, take_over_signals
+from project.module.training.survival import Survival
 
 PRETRAIN_EPOCHS = 40  # paper, Appendix B
 DOWNSTREAM_EPOCHS = 30
@@ -185,7 +185,7 @@ def build_trainer(
     if survival is not None and not quiet:
         callbacks.insert(0, survival)
     try:
-        trainer = Trainer(
+        return Trainer(
             logger=False if quiet else build_loggers(config, run_dir, run_name, taken),
             callbacks=callbacks,
             default_root_dir=run_dir,
@@ -194,8 +194,6 @@ def build_trainer(
     except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
         # Lightning's own checks of its flags: their messages name the argument.
         raise UserInputError(f"Trainer: {' '.join(str(error).split())}") from None
-    take_over_signals(trainer)
-    return trainer
 
 
 def build_callbacks(
