@@ -71,7 +71,7 @@ def memory_advice(
     kind = "memory" if hardware.accelerator == "cpu" else "GPU memory"
     tokens = _tokens(batch, config)
     at_hand = f"{survival.doing}, {flag} {size}" + (
-        f", {tokens:,} tokens in a batch" if tokens else ""
+        f", {tokens:,} tokens in the batch" if tokens else ""
     )
     changes = []
     if size > 1:

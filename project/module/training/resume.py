@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pytorch_lightning.utilities import rank_zero_only
 
 from project.module.config import UserInputError
 from project.module.models.checkpoint_io import (
@@ -30,11 +33,13 @@ from project.module.training.position import (
 )
 from project.module.training.run_config import RunConfig
 from project.module.training.same_strategy import check_same_strategy
+from project.module.training.stopping import EndedElsewhereError, SaidHereError
 from project.module.training.strategies import Hardware
 from project.module.training.trainer import accumulation
 
 FLAG = "--resume_ckpt_path"
 LAST = "last"
+_OTHERS = 10.0  # seconds in which the other ranks ask what the first has found
 _NONE_LEFT = f"{FLAG} {LAST}: none of"
 _LATER_FACTS = ("images of hash", "targets of hash")  # not in the first version's checkpoints
 # Settings of the data that change how fast a run is, not what it computes.
@@ -77,7 +82,11 @@ def find_resume_point(config: RunConfig, run_dir: Path) -> ResumePoint | None:
         # Only one rank reads all of them; nor may the others see the folder as it was before.
         found = launch.agreed("resume", lambda: _newest(run_dir / "checkpoints"))
         if found.startswith(_NONE_LEFT):
-            raise UserInputError(found)
+            if rank_zero_only.rank:  # type: ignore[attr-defined]
+                raise EndedElsewhereError
+            if launch.find_launcher().processes not in (None, 1):
+                time.sleep(_OTHERS)
+            raise SaidHereError(found)
         if not found:
             return None
         path = Path(found)

@@ -100,8 +100,9 @@ class Nursery:
 
     def close(self) -> None:
         """End the process that forks."""
-        assert self._server.stdin is not None
+        assert self._server.stdin is not None and self._server.stdout is not None
         self._server.stdin.close()
+        self._server.stdout.close()
         self._server.wait(30)
 
 
