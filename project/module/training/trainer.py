@@ -18,7 +18,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from project.module.config import TASK_TYPES, UserInputError, read_yaml
-from project.module.models.checkpoint_io import read_file
+from project.module.models.checkpoint_io import read_training_state
 from project.module.training.callbacks import (
     BatchSeed,
     BestCheckpoint,
@@ -50,6 +50,7 @@ _NOISE = (
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # Lightning 2.6 with torch 2.13
     ".*It is recommended to use `self.log\\('(val|test)/.*sync_dist=True.*",  # reduced already
     ".*requested to overfit but enabled val dataloader shuffling.*",  # it is in order
+    ".*Since DeepSpeed handles gradient clipping internally.*",  # ours does nothing then
     ".*When saving the DeepSpeed Stage 3 checkpoint.*",  # export_checkpoint.py makes one file
 )
 
@@ -241,7 +242,7 @@ def _csv_logger(run_dir: Path, resumed: str | None) -> Logger:
     if resumed and path.is_file():
         with open(path, newline="", encoding="utf-8") as stream:
             rows = list(csv.DictReader(stream))
-        taken = read_file(resumed, "--resume_ckpt_path").get("global_step", 0)
+        taken = read_training_state(resumed, "--resume_ckpt_path").contents.get("global_step", 0)
         earlier = (row for row in rows if int(row.get("step") or 0) < taken)
         logger.experiment.metrics = [{k: v for k, v in row.items() if v} for row in earlier]
     return logger

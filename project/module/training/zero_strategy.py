@@ -10,15 +10,22 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
+
+from project.module.models.checkpoint_io import (
+    names_in_module,
+    read_checkpoint,
+    read_training_state,
+)
 
 
 class ZeroStrategy(DeepSpeedStrategy):
@@ -83,6 +90,38 @@ class ZeroStrategy(DeepSpeedStrategy):
         if not ends_step:
             engine.step()  # counts the batch; Lightning calls it for those that end a step
         return loss
+
+    def load_checkpoint(
+        self, checkpoint_path: Any, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint; for an evaluation in stage 3 the first rank reads, for all.
+
+        There DeepSpeed's engine has no optimiser, and without one it cannot load what it saved.
+        """
+        assert self.lightning_module is not None
+        fitting = self.lightning_module.trainer.state.fn == TrainerFn.FITTING
+        if fitting or not self.zero_stage_3:
+            return super().load_checkpoint(checkpoint_path, weights_only)
+        contents, weights = {}, {}
+        if self.is_global_zero:
+            contents = read_training_state(checkpoint_path, "best checkpoint").contents
+            weights = read_checkpoint(checkpoint_path, "best checkpoint").state_dict
+            del contents["module"]
+        contents = self.broadcast(contents)
+        return contents | {"state_dict": names_in_module(weights)}
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Spread the first rank's weights over the others, where DeepSpeed has not loaded them."""
+        if "state_dict" not in checkpoint:
+            return
+        import deepspeed
+
+        module = self.lightning_module
+        assert module is not None
+        # All at once: the largest model has 12 million. Buffers do not change in training.
+        with deepspeed.zero.GatheredParameters(list(module.parameters()), modifier_rank=0):
+            if self.is_global_zero:
+                module.load_state_dict(checkpoint["state_dict"])
 
 
 def prepare_deepspeed(kind: str) -> None:
