@@ -95,6 +95,7 @@ class FMambaModule(LightningModule):
         super().__init__()
         self.optim, self.total_steps, self.data_card = optim, total_steps, dict(data_card)
         self.augment = augment
+        self._matrices: frozenset[str] | None = None
         # Named so that our keys read as the released ones: model.<key>.
         self.model = build_model(model, output_layer, ssd_backend, activation_checkpointing)
 
@@ -190,9 +191,13 @@ class FMambaModule(LightningModule):
                 self._step_targets = trainer.strategy.reduce(count, reduce_op="sum").clamp(min=1)
         return errors.sum() * (together * trainer.world_size) / max(1, self._step_targets)
 
+    def setup(self, stage: str) -> None:
+        """Before a strategy flattens or spreads the parameters."""
+        self._matrices = matrices_of(self)
+
     def configure_optimizers(self) -> Any:
         """AdamW or SGD on what is trainable, and the cosine schedule stepped every step."""
-        optimizer = build_optimizer(self, self.optim)
+        optimizer = build_optimizer(self, self.optim, self._matrices)
         if not self.optim.use_scheduler:
             return optimizer
         cycle = max(1, round(self.total_steps * self.optim.cycle))
@@ -207,6 +212,19 @@ class FMambaModule(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As Lightning, and for FSDP too, where a norm is the sum over the ranks' shards."""
+        clip = getattr(self.trainer.model, "clip_grad_norm_", None)
+        if clip is not None and gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+            clip(gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def log_training_loss(self, loss: Tensor, batch_size: int) -> None:
         """Log the batch's loss and the learning rate it was taken with."""
@@ -252,15 +270,29 @@ def pack_batch(
     )
 
 
-def build_optimizer(module: torch.nn.Module, config: OptimConfig) -> Optimizer:
+def matrices_of(module: torch.nn.Module) -> frozenset[str]:
+    """Names of the parameters with more than one axis."""
+    return frozenset(name for name, p in module.named_parameters() if p.dim() > 1)
+
+
+def build_optimizer(
+    module: torch.nn.Module, config: OptimConfig, matrices: frozenset[str] | None = None
+) -> Optimizer:
     """The optimiser over the trainable parameters of ``module``.
 
     Vectors (biases, norms, A_log, D, dt_bias) are not decayed: for them 0 means something.
+
+    Args:
+        module: what is trained.
+        config: optimiser and rates.
+        matrices: names of the parameters to decay, where their shapes do not tell any more (FSDP
+            flattens them).
     """
-    trainable = [p for p in module.parameters() if p.requires_grad]
+    matrices = matrices_of(module) if matrices is None else matrices
+    trainable = [(name in matrices, p) for name, p in module.named_parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in trainable if p.dim() > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": [p for decayed, p in trainable if decayed], "weight_decay": config.weight_decay},
+        {"params": [p for decayed, p in trainable if not decayed], "weight_decay": 0.0},
     ]
     assert config.optimizer in OPTIMIZER_NAMES
     if config.optimizer == "SGD":

@@ -2,127 +2,41 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from project.module.utils.data_preprocess_and_load.hdf5_writer import write_run
+from tests.integration.ranks import (
+    HAS_DEEPSPEED,
+    ZERO,
+    Runs,
+    needs_deepspeed,
+    once,
+    write_uneven_store,
+)
 
-ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = Path(__file__).with_name("ranks_program.py")
 FLAGS = (
     "--dataset_name Dummy --img_size 12 12 12 4 --patch_size 6 6 6 2 --embed_dim 16 --depth 1 "
     "--train_split 0.6 --val_split 0.2 --accelerator cpu --max_epochs 2 --learning_rate 1e-3 "
     "--warmup 0 --log_every_n_steps 1"
 )
 PRETRAIN = "--pretraining --use_autoregressive"
-ZERO = ("deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_3")
-needs_deepspeed = pytest.mark.skipif(
-    not importlib.util.find_spec("deepspeed"), reason="DeepSpeed is not installed"
-)
-SUBJECTS = 19  # 11 or 12 to train on: no number of ranks below divides all parts
 
 
 @pytest.fixture(scope="module")
 def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store whose runs keep 1 to 8 of 8 patches: token counts differ by batch and rank."""
-    root = tmp_path_factory.mktemp("uneven")
-    (root / "metadata").mkdir()
-    (root / "hdf5").mkdir()
-    rows = ["subject,sex,age"]
-    for number in range(SUBJECTS):
-        x, y, z = np.indices((12, 12, 12)) // 6
-        patch = (x * 2 + y) * 2 + z
-        vox = np.flatnonzero(patch <= (5 * number) % 8)
-        rng = np.random.default_rng([7, number])
-        time = np.arange(12)[:, None]
-        wave = 100 * np.sin((0.7 + 0.8 * (number % 2)) * time + vox / 50)
-        bold = 1000 + 5 * np.sqrt(vox) + wave + rng.normal(0, 20, (12, len(vox)))
-        name = f"sub-{number + 1:02d}"
-        write_run(
-            root / "hdf5" / f"{name}.h5",
-            bold.astype(np.float32),
-            vox,
-            subject=name,
-            grid=(12, 12, 12),
-            affine=np.diag([-2.0, 2.0, 2.0, 1.0]),
-            tr=2.0,
-        )
-        rows.append(f"{name},{'FM'[number % 2]},{20 + 2 * number}")
-    (root / "metadata" / "participants.csv").write_text("\n".join(rows) + "\n")
-    return root
-
-
-def torchrun(ranks: int, *arguments: str | Path, seconds: float = 200) -> str:
-    """Standard error of a program under torchrun; a failure shows it."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc_per_node", str(ranks), *map(str, arguments)]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-    return done.stderr
-
-
-class Runs:
-    """Named command lines carried out on some ranks: weights and metrics by name."""
-
-    def __init__(self, store: Path, folder: Path) -> None:
-        self.store, self.folder = store, folder
-
-    def carry_out(self, ranks: int, lines: Mapping[str, str], flags: str = FLAGS) -> None:
-        """All of them in one set of processes."""
-        jobs = [
-            {
-                "argv": [
-                    *flags.split(),
-                    *("--image_path", str(self.store), "--devices", str(ranks)),
-                    *("--output_dir", str(self.folder / name)),
-                    *line.split(),
-                ],
-                "weights": str(self.folder / f"{name}.npz"),
-            }
-            for name, line in lines.items()
-        ]
-        path = self.folder / f"jobs_{next(iter(lines))}.json"
-        path.write_text(json.dumps(jobs))
-        torchrun(ranks, PROGRAM, path)
-
-    def weights(self, name: str) -> dict[str, np.ndarray]:
-        """Parameter -> float64 array, at the end of the training."""
-        with np.load(self.folder / f"{name}.npz") as file:
-            return dict(file)
-
-    def metrics(self, name: str) -> dict[str, float]:
-        """``metrics.json``."""
-        found: dict[str, float] = json.loads((self.folder / name / "metrics.json").read_text())
-        return found
-
-    def apart(self, one: str, other: str) -> float:
-        """Largest difference of any weight."""
-        first, second = self.weights(one), self.weights(other)
-        assert set(first) == set(second)
-        return max(float(np.abs(first[key] - second[key]).max()) for key in first)
+    """See ``write_uneven_store``."""
+    return once(tmp_path_factory, "uneven", write_uneven_store)
 
 
 # Objectives and settings whose batches are made differently.
 OTHERS = {
     "masked": "--pretraining --use_mim --mask_ratio 0.5",
     "augmented": f"{PRETRAIN} --augment_during_training",
-    "union": f"{PRETRAIN} --keep_background",
+    "background": f"{PRETRAIN} --keep_background",
     "sex": "--downstream_task sex --clf_head_version mamba --class_weights balanced",
     "frozen": "--downstream_task sex --freeze_feature_extractor",
     "age": "--downstream_task age --downstream_task_type regression",
@@ -144,7 +58,12 @@ def matrix(strategies: Sequence[str], optimizers: Sequence[str], together: Seque
 @pytest.fixture(scope="module")
 def updates(uneven: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Pre-training on two ranks in every strategy, and on one rank with the same global batch."""
-    runs = Runs(uneven, tmp_path_factory.mktemp("updates"))
+    folder = once(tmp_path_factory, "updates", lambda made: train_all(Runs(uneven, made)))
+    return Runs(uneven, folder)
+
+
+def train_all(runs: Runs) -> None:
+    """On one rank, then on two."""
     alone = {
         f"one_{optimizer}_{batches}": (
             f"{PRETRAIN} --optimizer {optimizer} --batch_size {4 * batches}"
@@ -153,20 +72,17 @@ def updates(uneven: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
         for batches in (1, 2)
     }
     others = {name: f"{line} --optimizer SGD" for name, line in OTHERS.items()}
-    runs.carry_out(
-        1, alone | {f"one_{name}": f"{line} --batch_size 8" for name, line in others.items()}
-    )
-    here = importlib.util.find_spec("deepspeed")
+    alone |= {f"one_{name}": f"{line} --batch_size 8" for name, line in others.items()}
+    runs.carry_out(1, alone, FLAGS)
     half = "--batch_size 2 --gradient_accumulation_steps 2"
-    lines = matrix(("ddp", *(ZERO if here else ())), ("AdamW", "SGD"), (1, 2))
+    lines = matrix(("ddp", *(ZERO if HAS_DEEPSPEED else ())), ("AdamW", "SGD"), (1, 2))
     lines |= {f"ddp_{name}": f"{line} {half} --strategy ddp" for name, line in others.items()}
-    if here:
+    if HAS_DEEPSPEED:
         lines |= {
             f"{strategy}_frozen": f"{others['frozen']} {half} --strategy {strategy}"
             for strategy in ZERO
         }
-    runs.carry_out(2, lines)
-    return runs
+    runs.carry_out(2, lines, FLAGS)
 
 
 @pytest.mark.parametrize("batches", [1, 2])
@@ -219,11 +135,18 @@ def test_the_comparison_would_notice(updates: Runs) -> None:
 @pytest.fixture(scope="module")
 def evaluations(uneven: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """One trained model tested on 1, 2 and 3 ranks; 4 subjects of 3 windows."""
-    runs = Runs(uneven, tmp_path_factory.mktemp("evaluations"))
+    folder = once(
+        tmp_path_factory, "evaluations", lambda folder: evaluate_all(Runs(uneven, folder))
+    )
+    return Runs(uneven, folder)
+
+
+def evaluate_all(runs: Runs) -> None:
+    """Train a classification and a regression, and test each on 1, 2 and 3 ranks."""
     for task in ("sex", "age"):
         kind = "classification" if task == "sex" else "regression"
         line = f"--downstream_task {task} --downstream_task_type {kind} --batch_size 4"
-        runs.carry_out(1, {task: line})
+        runs.carry_out(1, {task: line}, FLAGS)
     for ranks in (1, 2, 3):
         lines = {
             f"{task}_{ranks}": (
@@ -234,7 +157,6 @@ def evaluations(uneven: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
             for task in ("sex", "age")
         }
         runs.carry_out(ranks, lines, "--accelerator cpu")
-    return runs
 
 
 @pytest.mark.parametrize("ranks", [2, 3])

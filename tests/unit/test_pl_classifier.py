@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -480,6 +481,33 @@ def test_evaluation_loss_is_not_smoothed() -> None:
     logits, _ = module(batch)
     expected = torch.nn.functional.cross_entropy(logits, batch["target"])
     torch.testing.assert_close(module.losses.compute().float(), expected)
+
+
+def test_flattened_parameters_are_decayed_as_before() -> None:
+    """FSDP makes vectors of all parameters before the optimiser is built."""
+    module = pretrain()
+    expected = [len(group["params"]) for group in build_optimizer(module, STEPS).param_groups]
+    module.setup("fit")
+    for parameter in module.parameters():
+        parameter.data = parameter.data.flatten()
+    groups = build_optimizer(module, STEPS, module._matrices).param_groups
+    assert [len(group["params"]) for group in groups] == expected
+    assert sum(p.numel() for p in groups[0]["params"]) > sum(p.numel() for p in groups[1]["params"])
+
+
+@pytest.mark.parametrize(("algorithm", "sharded"), [("norm", True), (None, True), ("value", False)])
+def test_clipping_under_fsdp(
+    monkeypatch: pytest.MonkeyPatch, algorithm: str | None, sharded: bool
+) -> None:
+    """The sharded model knows the norm over all ranks."""
+    module, calls = pretrain(), []
+    root = SimpleNamespace(clip_grad_norm_=lambda value: calls.append(("sharded", value)))
+    module._trainer = SimpleNamespace(model=root)  # type: ignore[assignment]
+    monkeypatch.setattr(
+        PretrainModule, "clip_gradients", lambda *args: calls.append(("plain", args[2]))
+    )
+    module.configure_gradient_clipping(build_optimizer(module, STEPS), 0.5, algorithm)
+    assert calls == [("sharded" if sharded else "plain", 0.5)]
 
 
 # --------------------------------------------------------------------------- frozen backbone

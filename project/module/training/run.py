@@ -31,7 +31,7 @@ from project.module.pl_classifier import (
     PretrainModule,
     TargetScaling,
 )
-from project.module.training import outputs
+from project.module.training import launch, outputs
 from project.module.training.allocator import choose_allocator
 from project.module.training.run_config import RunConfig
 from project.module.training.same_strategy import check_same_strategy
@@ -118,6 +118,7 @@ class Run:
         """
         config, flags = self.config, self.config.flags
         self.hardware.require()
+        launch.prepare(self.hardware.devices, self.hardware.num_nodes)
         select_backend(flags["ssd_backend"], torch.device(self.hardware.accelerator))
         seed_run(flags["seed"])
         data = FMRIDataModule(self.data_config(make_dummy=True), config.downstream)

@@ -26,6 +26,7 @@ from project.module.training.callbacks import (
     PlainProgress,
     RegularCheckpoint,
 )
+from project.module.training.launch import cluster_environment
 from project.module.training.run_config import RunConfig
 from project.module.training.strategies import Hardware, installed
 
@@ -47,6 +48,10 @@ _NOISE = (
     ".*module\\(s\\) in eval mode at the start of training.*",  # a frozen backbone
     ".*You have overridden `on_before_batch_transfer` in `LightningModule`.*",  # as intended
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # Lightning 2.6 with torch 2.13
+    ".*It is recommended to use `self.log\\('(val|test)/.*sync_dist=True.*",  # reduced already
+    ".*requested to overfit but enabled val dataloader shuffling.*",  # it is in order
+    ".*Since DeepSpeed handles gradient clipping internally.*",  # ours does nothing then
+    ".*When saving the DeepSpeed Stage 3 checkpoint.*",  # export_checkpoint.py makes one file
 )
 
 
@@ -160,6 +165,7 @@ def build_trainer(
     ours = {"accelerator", "devices", "num_nodes", "strategy", "precision"}
     arguments: dict[str, Any] = {k: v for k, v in config.trainer.items() if k not in ours}
     arguments |= hardware.trainer_arguments()
+    arguments["plugins"] = [*arguments.get("plugins", []), *cluster_environment()]
     arguments["use_distributed_sampler"] = False  # ours knows the ranks
     arguments.setdefault("max_epochs", epochs(config))
     quiet = arguments.get("barebones", False)

@@ -59,6 +59,8 @@ class ZeroStrategy(DeepSpeedStrategy):
         assert isinstance(self.config, dict)
         self.config.setdefault("train_micro_batch_size_per_gpu", 1)  # for DeepSpeed's log lines
         super()._format_batch_size_and_grad_accum_config()
+        # Offloaded, the optimiser stays the one that was asked for, on the CPU.
+        self.config["zero_force_ds_cpu_optimizer"] = False
         if self._autocast:
             self.config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
 
