@@ -7,6 +7,7 @@ of Slurm 22.05, mpiexec of MPICH 5.0; PALS as Aurora's guide shows it. Real laun
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -263,6 +264,8 @@ def test_a_run_is_refused_before_it_writes(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     place(STEP)
+    # The last rank is quieter; the tests after this one are not to be.
+    monkeypatch.setattr(logging.getLogger("project"), "setLevel", lambda level: None)
     argv = "--pretraining --use_autoregressive --dataset_name Dummy --accelerator cpu --devices 2"
     assert main([*argv.split(), "--num_nodes", "2"]) == 2
     assert "error: --devices: 2 on --num_nodes 2" in capsys.readouterr().err
