@@ -24,7 +24,7 @@ Environment variables:
   TORCH_INDEX_URL        package index to take torch from, e.g. https://download.pytorch.org/whl/cu128
   NEUROMAMBA_GPU=1|0     plan for a machine with or without an NVIDIA GPU instead of asking
                          nvidia-smi, e.g. on a cluster's login node
-  NEUROMAMBA_DEEPSPEED=1|0  install DeepSpeed, or leave it out (default: only with a GPU)
+  NEUROMAMBA_DEEPSPEED=1|0  install DeepSpeed, or leave it out (default: with a GPU or --dev)
 TEXT
 }
 
@@ -391,7 +391,7 @@ step_deepspeed() {
     local wanted=${NEUROMAMBA_DEEPSPEED:-}
     if [[ $wanted == 0 ]]; then
         row deepspeed skipped "NEUROMAMBA_DEEPSPEED=0"
-    elif [[ $wanted != 1 ]] && ((!GPU)); then
+    elif [[ $wanted != 1 ]] && ((!GPU && !DEV)); then
         row deepspeed skipped "no NVIDIA GPU (NEUROMAMBA_DEEPSPEED=1 installs it all the same)"
     else
         optional deepspeed "install deepspeed with constraints.txt" \

@@ -59,7 +59,7 @@ from project.module.models.ssd import triton as triton_backend
 from project.module.models.tokenizer import patchify, plan_compact, tokens_off_background
 from project.module.models.utils import RMSNorm
 from project.module.pl_classifier import PretrainModule, build_optimizer
-from project.module.utils.seed_creation import seed_run, stream
+from project.module.utils.seed_creation import seed_run
 
 ROOT = Path(__file__).resolve().parents[1]
 CARRIED_MASK = ROOT / "benchmarks" / "gpu_wheels" / "mni_mask_96.npz"
@@ -228,10 +228,10 @@ def ours(config: ModelConfig, batch: dict[str, Any], device: torch.device) -> Co
     planned["plans"] = [
         type(plan)(*(value.to(device) for value in plan)) for plan in planned["plans"]
     ]
-    generator = stream(0)
+    planned["target_rows"] = planned["target_rows"].to(device)
 
     def loss() -> Tensor:
-        return module.predict_tokens(planned, generator)[2].mean()
+        return module.predict_tokens(planned)[1].mean()
 
     with torch.no_grad():
         lengths = module.pack(planned).lengths

@@ -27,6 +27,7 @@ def run(argv: Sequence[str]) -> dict[str, float]:
         UserInputError: anything the user can mend.
     """
     # Imported here: every loading process imports this file, and needs none of it.
+    from project.module.training.launch import find_launcher
     from project.module.training.plan import describe_plan
     from project.module.training.run import Run
     from project.module.training.run_card import apply_card
@@ -43,7 +44,8 @@ def run(argv: Sequence[str]) -> dict[str, float]:
         print(describe_plan(planned))
         return {}
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("project").setLevel(logging.INFO)
+    first = find_launcher().rank == 0
+    logging.getLogger("project").setLevel(logging.INFO if first else logging.WARNING)
     planned.allocator.apply()
     return planned.execute()
 

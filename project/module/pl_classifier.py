@@ -28,10 +28,13 @@ from project.module.config import (
     to_dict,
 )
 from project.module.models.checkpoint_io import CHECKPOINT_KEY
+from project.module.models.code_version import code_version
 from project.module.models.heads import build_head
 from project.module.models.load_model import build_model
-from project.module.models.tokenizer import PackedTokens, pack_compact, plan_compact
+from project.module.models.tokenizer import PackedTokens, pack_compact, plan_compact, token_places
 from project.module.utils.augment import AugmentPlan, augment_window, plan_augmentation
+from project.module.utils.data_preprocess_and_load.batch_reader import BatchReader
+from project.module.utils.data_preprocess_and_load.window_loader import WindowLoader
 from project.module.utils.losses import (
     LOSSES,
     masked_token_errors,
@@ -40,7 +43,13 @@ from project.module.utils.losses import (
 )
 from project.module.utils.lr_scheduler import CosineAnnealingWarmUpRestarts
 from project.module.utils.masking_generator import hidden_tokens
-from project.module.utils.metrics import SubjectMetrics, TokenMetrics, WindowScores, subject_key
+from project.module.utils.metrics import (
+    MeanLoss,
+    SubjectMetrics,
+    TokenMetrics,
+    WindowScores,
+    subject_key,
+)
 from project.module.utils.seed_creation import stream
 
 CARD_FORMAT = 1
@@ -86,6 +95,7 @@ class FMambaModule(LightningModule):
         super().__init__()
         self.optim, self.total_steps, self.data_card = optim, total_steps, dict(data_card)
         self.augment = augment
+        self._matrices: frozenset[str] | None = None
         # Named so that our keys read as the released ones: model.<key>.
         self.model = build_model(model, output_layer, ssd_backend, activation_checkpointing)
 
@@ -97,19 +107,25 @@ class FMambaModule(LightningModule):
         A training batch is augmented here as well: its masks move before the plan is made, and
         what is to happen to its intensities is drawn.
         """
-        keys = list(map(subject_key, batch["unit"], batch["dataset"].tolist()))
         planned = {name: value for name, value in batch.items() if name != "vox"}
-        planned["subject_key"] = torch.tensor(keys)
-        voxels = batch["vox"]
-        if self.augment is not None and self.training:
-            planned["augment"] = self._plan_augmentation(batch, keys)
-            voxels = [plan.voxels for plan in planned["augment"]]
-        planned["plans"] = plan_compact(voxels, self.model.config, batch["subject"])
+        planned |= self.plan_windows(batch)
+        planned["real"] = tuple(batch.get("real", [True] * len(batch["subject"])))
         if "target" in batch:
             # int64 classes or float64 values; made here, after Lightning's cast to its precision.
             values = batch["target"]
             real = any(isinstance(value, float) for value in values)
             planned["target"] = torch.tensor(values, dtype=torch.float64 if real else torch.int64)
+        return planned
+
+    def plan_windows(self, batch: Batch) -> dict[str, Any]:
+        """What follows from the masks of windows and from who they are."""
+        keys = list(map(subject_key, batch["unit"], map(int, batch["dataset"])))
+        planned: dict[str, Any] = {"subject_key": torch.tensor(keys)}
+        voxels = batch["vox"]
+        if self.augment is not None and self.training:
+            planned["augment"] = self._plan_augmentation(batch, keys)
+            voxels = [plan.voxels for plan in planned["augment"]]
+        planned["plans"] = plan_compact(voxels, self.model.config, batch["subject"])
         return planned
 
     def _plan_augmentation(self, batch: Batch, keys: list[int]) -> list[AugmentPlan]:
@@ -118,7 +134,7 @@ class FMambaModule(LightningModule):
         So they are the same in a resumed run, and whatever the batch size and number of devices.
         """
         assert self.augment is not None
-        grid, windows = self.model.config.img_size[:3], batch["window"].tolist()
+        grid, windows = self.model.config.img_size[:3], map(int, batch["window"])
         return [
             plan_augmentation(
                 voxels,
@@ -141,9 +157,47 @@ class FMambaModule(LightningModule):
 
     # ------------------------------------------------------------------ optimisation
 
+    def targets_in(self, reader: BatchReader, items: list[int]) -> int:
+        """Targets that training windows have, known without their images."""
+        raise NotImplementedError
+
+    def step_loss(self, errors: Tensor, targets: int, batch_idx: int) -> Tensor:
+        """A batch's part of the mean error over all targets of an optimiser step.
+
+        A step takes as many batches as gradients are accumulated of, on every rank, and each target
+        counts once: the targets of the batches to come are known from their masks. Ranks and
+        batches are averaged by the strategy and the Trainer, so their number is multiplied with.
+
+        Args:
+            errors: of the batch's targets; zero for windows that are there for padding.
+            targets: how many count.
+            batch_idx: of the batch in its epoch.
+        """
+        trainer = self._trainer
+        if trainer is None:
+            return errors.sum() / max(1, targets)
+        together = trainer.accumulate_grad_batches
+        if batch_idx % together == 0:
+            found = targets
+            end = min(batch_idx + together, int(trainer.num_training_batches))
+            if end > batch_idx + 1:
+                loader = trainer.train_dataloader
+                assert isinstance(loader, WindowLoader) and isinstance(loader.dataset, BatchReader)
+                later = range(batch_idx + 1, end)
+                found += sum(self.targets_in(loader.dataset, loader.items(i)) for i in later)
+            self._step_targets: Any = found
+            if trainer.world_size > 1:
+                count = torch.tensor(found, device=self.device)
+                self._step_targets = trainer.strategy.reduce(count, reduce_op="sum").clamp(min=1)
+        return errors.sum() * (together * trainer.world_size) / max(1, self._step_targets)
+
+    def setup(self, stage: str) -> None:
+        """Before a strategy flattens or spreads the parameters."""
+        self._matrices = matrices_of(self)
+
     def configure_optimizers(self) -> Any:
         """AdamW or SGD on what is trainable, and the cosine schedule stepped every step."""
-        optimizer = build_optimizer(self, self.optim)
+        optimizer = build_optimizer(self, self.optim, self._matrices)
         if not self.optim.use_scheduler:
             return optimizer
         cycle = max(1, round(self.total_steps * self.optim.cycle))
@@ -158,6 +212,19 @@ class FMambaModule(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As Lightning, and for FSDP too, where a norm is the sum over the ranks' shards."""
+        clip = getattr(self.trainer.model, "clip_grad_norm_", None)
+        if clip is not None and gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+            clip(gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def log_training_loss(self, loss: Tensor, batch_size: int) -> None:
         """Log the batch's loss and the learning rate it was taken with."""
@@ -179,8 +246,13 @@ class FMambaModule(LightningModule):
         } | ({"augment": to_dict(self.augment)} if self.augment else {})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the card."""
-        checkpoint[CHECKPOINT_KEY] = self.card()
+        """Add the card, and what wrote it: how many processes, which version of the code."""
+        card = self.card()
+        if self._trainer is not None:
+            card["ranks"] = self._trainer.world_size
+            if self._trainer.is_global_zero:  # the other ranks' cards are not read
+                card["code_version"] = code_version()
+        checkpoint[CHECKPOINT_KEY] = card
 
 
 def pack_batch(
@@ -198,15 +270,29 @@ def pack_batch(
     )
 
 
-def build_optimizer(module: torch.nn.Module, config: OptimConfig) -> Optimizer:
+def matrices_of(module: torch.nn.Module) -> frozenset[str]:
+    """Names of the parameters with more than one axis."""
+    return frozenset(name for name, p in module.named_parameters() if p.dim() > 1)
+
+
+def build_optimizer(
+    module: torch.nn.Module, config: OptimConfig, matrices: frozenset[str] | None = None
+) -> Optimizer:
     """The optimiser over the trainable parameters of ``module``.
 
     Vectors (biases, norms, A_log, D, dt_bias) are not decayed: for them 0 means something.
+
+    Args:
+        module: what is trained.
+        config: optimiser and rates.
+        matrices: names of the parameters to decay, where their shapes do not tell any more (FSDP
+            flattens them).
     """
-    trainable = [p for p in module.parameters() if p.requires_grad]
+    matrices = matrices_of(module) if matrices is None else matrices
+    trainable = [(name in matrices, p) for name, p in module.named_parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in trainable if p.dim() > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": [p for decayed, p in trainable if decayed], "weight_decay": config.weight_decay},
+        {"params": [p for decayed, p in trainable if not decayed], "weight_decay": 0.0},
     ]
     assert config.optimizer in OPTIMIZER_NAMES
     if config.optimizer == "SGD":
@@ -252,43 +338,69 @@ class PretrainModule(FMambaModule):
             augment,
         )
         self.objective, self.seed = objective, seed
+        self._targets_of_run: dict[str, int] = {}
         self.validation = TokenMetrics(model.token_dim)
 
-    def predict_tokens(
-        self, batch: Batch, generator: torch.Generator
-    ) -> tuple[PackedTokens, Tensor, Tensor]:
-        """Run the objective on a batch: its tokens, rows of the targets, error of each target."""
-        packed = self.pack(batch)
+    def plan_windows(self, batch: Batch) -> dict[str, Any]:
+        """Adds the rows of the target tokens, which sample each belongs to, and what is hidden.
+
+        What is hidden depends on seed, epoch and window alone; in validation not on the epoch.
+        """
+        planned = super().plan_windows(batch)
+        index, lengths = token_places(planned["plans"], self.model.config)
         if self.objective.objective == "mim":
-            hidden = hidden_tokens(
-                packed.token_index,
-                packed.lengths,
+            when = (0, self.current_epoch) if self.training else (1,)
+            windows = zip(planned["subject_key"].tolist(), map(int, batch["window"]), strict=True)
+            planned["hidden"] = hidden_tokens(
+                index,
+                lengths,
                 self.model.config.token_grid[3],
                 self.objective.mask_ratio,
                 self.objective.masking_type,
-                generator,
+                [stream(self.seed, *when, *window) for window in windows],
             )
-            x, targets = self.model.encode(packed, hidden), hidden.nonzero()[:, 0]
-            errors_of = masked_token_errors
+            planned["target_rows"] = planned["hidden"].nonzero()[:, 0]
         else:
-            x = self.model.encode(packed)
-            targets = next_token_targets(packed.lengths, packed.tokens.device)
-            errors_of = next_token_errors
-        return packed, targets, errors_of(x, packed.tokens, targets, self.model.predict)
+            planned["target_rows"] = next_token_targets(lengths)
+        ends = torch.tensor(lengths).cumsum(0)
+        planned["target_sample"] = torch.bucketize(planned["target_rows"], ends, right=True)
+        return planned
+
+    def targets_in(self, reader: BatchReader, items: list[int]) -> int:
+        """Target tokens; counted once for a run where all its windows have as many."""
+        if self.augment or self.model.config.union_mask or self.objective.objective == "mim":
+            return len(self.plan_windows(reader.masks(items))["target_rows"]) if items else 0
+        for item in items:
+            if reader.path(item) not in self._targets_of_run:
+                count = len(self.plan_windows(reader.masks([item]))["target_rows"])
+                self._targets_of_run[reader.path(item)] = count
+        return sum(self._targets_of_run[reader.path(item)] for item in items)
+
+    def predict_tokens(self, batch: Batch) -> tuple[PackedTokens, Tensor]:
+        """Run the objective on a batch: its tokens, and the error of each target."""
+        packed, rows, hidden = self.pack(batch), batch["target_rows"], batch.get("hidden")
+        errors_of = next_token_errors if hidden is None else masked_token_errors
+        x = self.model.encode(packed, hidden)
+        return packed, errors_of(x, packed.tokens, rows, self.model.predict)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean error over the batch's target tokens, every token of equal weight."""
-        generator = stream(self.seed, 0, self.current_epoch, batch_idx, self.global_rank)
-        _, _, errors = self.predict_tokens(batch, generator)
-        loss = errors.mean()
-        self.log_training_loss(loss, len(batch["subject"]))
-        return loss
+        """Mean error over the target tokens of a step, every token of equal weight."""
+        _, errors = self.predict_tokens(batch)
+        targets = len(errors)
+        if not all(batch["real"]):
+            counts = torch.tensor(batch["real"], device=errors.device)[batch["target_sample"]]
+            errors, targets = errors * counts, int(counts.sum())
+        self.log_training_loss(errors.detach().sum() / max(1, targets), len(batch["subject"]))
+        return self.step_loss(errors, targets, batch_idx)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add the batch to the loss and its controls; masks are the same in every epoch."""
-        generator = stream(self.seed, 1, batch_idx, self.global_rank)
-        packed, targets, errors = self.predict_tokens(batch, generator)
-        self.validation.update(errors, packed.tokens, targets)
+        packed, errors = self.predict_tokens(batch)
+        rows = batch["target_rows"]
+        if not all(batch["real"]):
+            counts = torch.tensor(batch["real"], device=errors.device)[batch["target_sample"]]
+            errors, rows = errors[counts], rows[counts]
+        self.validation.update(errors, packed.tokens, rows)
 
     def on_validation_epoch_end(self) -> None:
         """Log val/loss, val/persistence_loss, val/mean_token_loss and val/skill."""
@@ -345,6 +457,7 @@ class DownstreamModule(FMambaModule):
         self.class_weights = class_weights
         self.validation = SubjectMetrics(task.task_type)
         self.test = SubjectMetrics(task.task_type)
+        self.losses = MeanLoss()  # of the windows of either
         self.test_windows: WindowScores | None = None
 
     def train(self, mode: bool = True) -> DownstreamModule:
@@ -363,13 +476,19 @@ class DownstreamModule(FMambaModule):
         return self.head(features, packed.lengths), features.split(packed.lengths)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The task's loss on a batch of windows."""
+        """The task's loss, every window of equal weight."""
         logits, _ = self(batch)
-        loss = self.loss(
+        errors = self.loss(
             logits, self.scaled_target(batch), self.task.label_smoothing, self.class_weights
         )
-        self.log_training_loss(loss, len(batch["subject"]))
-        return loss
+        targets = sum(batch["real"])
+        errors = errors * torch.tensor(batch["real"], device=errors.device)
+        self.log_training_loss(errors.detach().sum() / max(1, targets), len(batch["subject"]))
+        return self.step_loss(errors, targets, batch_idx)
+
+    def targets_in(self, reader: BatchReader, items: list[int]) -> int:
+        """One a window."""
+        return len(items)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add the batch's windows to the subjects' scores."""
@@ -404,18 +523,16 @@ class DownstreamModule(FMambaModule):
 
     def _evaluate(self, batch: Batch, metric: SubjectMetrics, part: str) -> tuple[Tensor, ...]:
         logits, features = self(batch)
-        loss = self.loss(logits, self.scaled_target(batch), 0.0, self.class_weights)
-        size = len(batch["subject"])
-        self.log(
-            f"{part}/loss", loss, batch_size=size, on_step=False, on_epoch=True, sync_dist=True
-        )
+        errors = self.loss(logits, self.scaled_target(batch), 0.0, self.class_weights)
+        self.losses.update(errors[[i for i, real in enumerate(batch["real"]) if real]])
         metric.update(batch["subject_key"], batch["window"], self.scores(logits), batch["target"])
         return features
 
     def _log_metrics(self, metric: SubjectMetrics, part: str) -> None:
-        values = metric.compute()
+        values = {"loss": self.losses.compute()} | metric.compute()
         self.log_dict({f"{part}/{name}": value.float() for name, value in values.items()})
         metric.reset()
+        self.losses.reset()
 
     def card(self) -> dict[str, Any]:
         """Adds the head, the task and the scaling of the target."""

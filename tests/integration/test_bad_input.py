@@ -61,6 +61,8 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "--strategy ddp_": ("--strategy", "Did you mean 'ddp'?"),
     "--accelerator cpu --precision 16": ("--precision", "needs a GPU", "bf16"),
     "--precision bf16_mixed": ("--precision", "Did you mean 'bf16-mixed'?"),
+    "--accelerator cpu --strategy fsdp --devices 2": ("--strategy", "GPUs only"),
+    "--strategy ddp --precision bf16 --deepspeed_autocast": ("--deepspeed_autocast", "DeepSpeed"),
     "--accelerator gpuu": ("--accelerator", "Did you mean 'gpu'?"),
     "--optimizer AdamX": ("--optimizer", "Did you mean 'AdamW'?"),
     "--mamba_pe_method nerv": ("--mamba_pe_method", "Did you mean 'nerf'?"),

@@ -1118,6 +1118,32 @@ sys.meta_path.insert(0, EmptyFolder)
 """
 
 
+@shows("deepspeed_autocast")
+def test_deepspeed_autocast(cli: CommandLine) -> None:
+    """The parameters stay fp32; without the flag DeepSpeed makes bf16 of them."""
+    pytest.importorskip("deepspeed")
+    program = str(Path(strategies.__file__).parents[3] / "project" / "main.py")
+    found = []
+    for extra in ("", "--deepspeed_autocast"):
+        folder = cli.folder / f"run{extra}"
+        line = (
+            f"{NEXT} --strategy deepspeed_stage_1 --precision bf16 --limit_train_batches 1 "
+            f"--val_split 0 --output_dir {folder} {extra}"
+        )
+        done = subprocess.run(
+            [sys.executable, program, *cli.argv(line)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=os.environ | {"DS_ACCELERATOR": "cpu"},
+        )
+        assert done.returncode == 0, done.stderr
+        state = folder / "checkpoints/last.ckpt/checkpoint/mp_rank_00_model_states.pt"
+        weights = torch.load(state, weights_only=True)["module"]
+        found.append(weights["model.embedder.projection"].dtype)
+    assert found == [torch.bfloat16, torch.float32]
+
+
 def test_an_empty_deepspeed_folder_breaks_nothing(cli: CommandLine) -> None:
     """The reference's TORCH_EXTENSIONS_DIR=$PWD/deepspeed with PYTHONPATH=$PWD."""
     (cli.folder / "deepspeed").mkdir()

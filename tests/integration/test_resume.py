@@ -137,7 +137,7 @@ def changed(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     ("change", "extra", "message"),
     [
         (lambda state: state.pop("combined_loader"), "", "does not say which of its batches"),
-        (lambda state: None, "--devices 2", "several devices cannot go on with yet"),
+        (lambda state: None, "--devices 2", "was saved by 1 process with"),
         (lambda state: None, "--overfit_batches 0.5", "--overfit_batches cannot go on with"),
         (
             lambda state: state["combined_loader"][0].update(batches=3),

@@ -139,7 +139,7 @@ def test_heads(case: Case, name: str, dtype: torch.dtype, backend: str) -> None:
 def test_next_token_loss(case: Case, dtype: torch.dtype) -> None:
     """The mean over all pairs of the batch, none of them across the two samples."""
     out = golden_backbone(case, dtype, "cpu")(torch.from_numpy(case["input"]).to(dtype))
-    targets = next_token_targets(tuple(out.lengths.tolist()), torch.device("cpu"))
+    targets = next_token_targets(tuple(out.lengths.tolist()))
     assert len(targets) == out.lengths.sum() - 2
     errors = next_token_errors(out.prediction, out.tokens, targets, lambda rows: rows)
     loss = errors.double().mean().item()

@@ -30,6 +30,7 @@ MAIN: dict[str, Any] = {
     "resume_ckpt_path": None,
     "test_only": False,
     "test_ckpt_path": None,
+    "deepspeed_autocast": False,
     "save_embedding": False,
     "embedding_save_dir": None,
     "use_early_stopping": False,

@@ -22,7 +22,8 @@ def index_of(patches: list[int]) -> Tensor:
 def draw(
     index: Tensor, lengths: tuple[int, ...], ratio: float, kind: str, seed: int = 0
 ) -> tuple[Tensor, ...]:
-    hidden = hidden_tokens(index, lengths, TIMES, ratio, kind, stream(seed))
+    streams = [stream(seed, number) for number in range(len(lengths))]
+    hidden = hidden_tokens(index, lengths, TIMES, ratio, kind, streams)
     assert hidden.dtype == torch.bool and hidden.shape == index.shape
     return hidden.split(lengths)
 
@@ -99,7 +100,8 @@ def test_deterministic_in_the_generator(kind: str) -> None:
     index, lengths = three_samples()
 
     def whole(*keys: int) -> Tensor:
-        return hidden_tokens(index, lengths, TIMES, 0.5, kind, stream(*keys))
+        streams = [stream(*keys, number) for number in range(len(lengths))]
+        return hidden_tokens(index, lengths, TIMES, 0.5, kind, streams)
 
     torch.manual_seed(0)
     one = whole(1, 2, 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -242,14 +243,15 @@ def test_next_token_loss_by_loops() -> None:
 
 
 def test_masked_loss_by_loops() -> None:
-    """Hidden tokens enter as 0 and are compared at their own place; the mask is the step's."""
+    """Hidden tokens enter as 0 and are compared at their own place; the masks are the epoch's."""
     module = pretrain("mim")
     batch = batch_of(module, samples())
     loss = module.training_step(batch, 5).item()
     packed = module.pack(batch)
-    hidden = hidden_tokens(
-        packed.token_index, packed.lengths, TIMES, 0.5, "random", stream(11, 0, 0, 5, 0)
-    )
+    streams = [
+        stream(11, 0, 0, subject_key(f"sub-{number}"), number % 3) for number in range(len(LENGTHS))
+    ]
+    hidden = hidden_tokens(packed.token_index, packed.lengths, TIMES, 0.5, "random", streams)
     seen = packed.tokens.clone()
     seen[hidden] = 0.0
     prediction = module.model.forward_tokens(packed._replace(tokens=seen)).prediction
@@ -262,18 +264,59 @@ def test_masked_loss_by_loops() -> None:
     assert loss == pytest.approx(np.mean(errors), rel=1e-5)
 
 
-def test_masks_change_from_step_to_step_but_not_in_validation() -> None:
-    module = pretrain("mim").eval()
-    batch = batch_of(module, samples())
-    with torch.no_grad():
-        losses = [module.training_step(batch, index).item() for index in (0, 1, 0)]
-        assert losses[0] == losses[2] != losses[1]
-        values = []
-        for _ in range(2):
-            module.validation.reset()
-            module.validation_step(batch, 0)
-            values.append(module.validation.compute()["loss"].item())
-    assert values[0] == values[1]
+def test_masks_change_from_epoch_to_epoch_but_not_in_validation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = pretrain("mim")
+    training, validation = [], []
+    for epoch in (0, 1, 0):
+        monkeypatch.setattr(PretrainModule, "current_epoch", epoch)
+        training.append(batch_of(module.train(), samples())["hidden"].tolist())
+        validation.append(batch_of(module.eval(), samples())["hidden"].tolist())
+    assert training[0] == training[2] != training[1]
+    assert validation[0] == validation[1] != training[0]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_mask_does_not_depend_on_the_batch(training: bool) -> None:
+    """So that the number of ranks and the batch size change nothing."""
+    module = pretrain("mim").train(training)
+    together = batch_of(module, samples())["hidden"].split(LENGTHS)
+    for one, expected in zip(samples(), together, strict=True):
+        assert torch.equal(batch_of(module, [one])["hidden"], expected)
+
+
+@pytest.mark.parametrize("objective", ["autoregressive", "mim"])
+def test_padding_counts_for_nothing(objective: str) -> None:
+    module, made = pretrain(objective), samples()
+    padded = batch_of(module, made) | {"real": (True, False, True)}
+    alone = batch_of(module, [made[0], made[2]])
+    losses = [module.training_step(batch, 0) for batch in (padded, alone)]
+    torch.testing.assert_close(*losses)
+    gradients = [torch.autograd.grad(loss, module.model.embedder.projection)[0] for loss in losses]
+    torch.testing.assert_close(*gradients)
+    module.eval()
+    values = []
+    for batch in (padded, alone):
+        module.validation.reset()
+        module.validation_step(batch, 0)
+        values.append(module.validation.compute())
+    torch.testing.assert_close(*values)
+
+
+@pytest.mark.parametrize("task", ["sex", "age"])
+def test_padding_counts_for_nothing_downstream(task: str) -> None:
+    module = downstream(task=task)
+    made = samples([0, 1, 1] if task == "sex" else [30.0, 40.0, 50.0])
+    padded = batch_of(module, made) | {"real": (True, False, True)}
+    alone = batch_of(module, [made[0], made[2]])
+    torch.testing.assert_close(*(module.training_step(batch, 0) for batch in (padded, alone)))
+    values = []
+    for batch in (padded, alone):
+        module.losses.reset()
+        module.validation_step(batch, 0)
+        values.append(module.losses.compute())
+    torch.testing.assert_close(*values)
 
 
 def test_masked_content_is_hidden_and_its_predecessor_is_seen() -> None:
@@ -330,8 +373,8 @@ def test_pretraining_under_the_trainer(objective: str) -> None:
     if objective == "autoregressive":
         module.eval()
         with torch.no_grad():
-            _, targets, errors = module.predict_tokens(batch_of(module, made), stream(0))
-        assert len(targets) == sum(LENGTHS) - 3
+            _, errors = module.predict_tokens(batch_of(module, made))
+        assert len(errors) == sum(LENGTHS) - 3
         expected = errors.mean().item()
         assert values["val/loss"] == pytest.approx(expected, rel=1e-5)
         steps = [
@@ -430,18 +473,41 @@ def test_evaluation_averages_the_windows_of_a_subject(task: str) -> None:
     assert sorted(seen.window.tolist()) == [0, 2, 7]
 
 
-def test_evaluation_loss_is_not_smoothed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_loss_is_not_smoothed() -> None:
     """So that values of runs with other smoothing can be compared."""
-    logged = {}
-    monkeypatch.setattr(
-        DownstreamModule, "log", lambda self, name, value, **rest: logged.update({name: value})
-    )
     module = downstream(smoothing=0.4).eval()
     batch = batch_of(module, samples([1, 0, 1]))
     module.validation_step(batch, 0)
     logits, _ = module(batch)
     expected = torch.nn.functional.cross_entropy(logits, batch["target"])
-    torch.testing.assert_close(logged["val/loss"], expected)
+    torch.testing.assert_close(module.losses.compute().float(), expected)
+
+
+def test_flattened_parameters_are_decayed_as_before() -> None:
+    """FSDP makes vectors of all parameters before the optimiser is built."""
+    module = pretrain()
+    expected = [len(group["params"]) for group in build_optimizer(module, STEPS).param_groups]
+    module.setup("fit")
+    for parameter in module.parameters():
+        parameter.data = parameter.data.flatten()
+    groups = build_optimizer(module, STEPS, module._matrices).param_groups
+    assert [len(group["params"]) for group in groups] == expected
+    assert sum(p.numel() for p in groups[0]["params"]) > sum(p.numel() for p in groups[1]["params"])
+
+
+@pytest.mark.parametrize(("algorithm", "sharded"), [("norm", True), (None, True), ("value", False)])
+def test_clipping_under_fsdp(
+    monkeypatch: pytest.MonkeyPatch, algorithm: str | None, sharded: bool
+) -> None:
+    """The sharded model knows the norm over all ranks."""
+    module, calls = pretrain(), []
+    root = SimpleNamespace(clip_grad_norm_=lambda value: calls.append(("sharded", value)))
+    module._trainer = SimpleNamespace(model=root)  # type: ignore[assignment]
+    monkeypatch.setattr(
+        PretrainModule, "clip_gradients", lambda *args: calls.append(("plain", args[2]))
+    )
+    module.configure_gradient_clipping(build_optimizer(module, STEPS), 0.5, algorithm)
+    assert calls == [("sharded" if sharded else "plain", 0.5)]
 
 
 # --------------------------------------------------------------------------- frozen backbone

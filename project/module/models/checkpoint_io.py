@@ -2,81 +2,66 @@
 
 Released files are flat state dicts with the prefix ``_forward_module.model.``; ours are Lightning
 checkpoints with a ``state_dict`` and, under ``CHECKPOINT_KEY``, what is needed to use the model
-without its flags.
+without its flags. Under DeepSpeed a checkpoint is a folder (``zero_checkpoint.py``), and an
+exported one may be a safetensors file, which has the card among its metadata.
 """
 
 from __future__ import annotations
 
-import pickle
-import re
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from project.module.config import UserInputError
+from project.module.models.checkpoint_files import (
+    SAFETENSORS,
+    SHARD,
+    read_file,
+    read_metadata,
+)
+from project.module.models.checkpoint_paths import find_checkpoint, safetensors_in
+from project.module.models.zero_checkpoint import find_shards, open_zero
 
 CHECKPOINT_KEY = "neuromamba"
+EXPORT_KEY = "export"  # where an exported file comes from
 # Wrappers put around the backbone by DeepSpeed, DDP, torch.compile and by our LightningModules.
 _WRAPPERS = ("_forward_module.", "module.", "_orig_mod.", "model.")
 
 
 class CheckpointContents(NamedTuple):
-    """A file's tensors under their canonical names, and its description if it has one.
+    """A checkpoint's tensors under their canonical names, and its description if it has one.
 
     Attributes:
         state_dict: names without wrapper prefixes and with ``conv1d`` for ``conv_xBC``; names of
             the backbone without ``model.``, names of the head with ``head.``.
         card: plain containers written by our training, {} for a released file.
+        origin: what kind of checkpoint it is, in words.
+        progress: "epoch" and "global_step" where the checkpoint tells.
+        export: what an exported file says of where it comes from.
     """
 
     state_dict: dict[str, Tensor]
     card: dict[str, Any]
+    origin: str = ""
+    progress: Mapping[str, int] = {}
+    export: Mapping[str, Any] = {}
 
 
-def read_file(path: str | Path, flag: str = "--load_model_path") -> dict[str, Any]:
-    """Load a ``.pt``, ``.ckpt`` or ``.safetensors`` file; tensors and plain containers only.
+class TrainingState(NamedTuple):
+    """What Lightning stored beside the weights.
 
-    Raises:
-        UserInputError: no such file, a directory, a damaged file, or one that needs to run code.
+    Attributes:
+        contents: loops, callbacks, schedulers, the card ...; of a file also its state dict and
+            optimisers.
+        zero_stage: of a DeepSpeed folder; 0 for a file, which other strategies write.
+        ranks: processes that wrote a DeepSpeed folder; for a file what its card says, else 0.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise UserInputError(
-            f"{flag}: '{path}' is a folder. Name a file in it, such as checkpoints/best.ckpt; of a "
-            f"DeepSpeed folder make one file first with its zero_to_fp32.py."
-        )
-    if not path.is_file():
-        raise UserInputError(f"{flag}: there is no file '{path}'.")
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's hints; what matters is said below
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        offender = re.search(r"GLOBAL (\w[\w.]*)", str(error))
-        if offender:
-            raise UserInputError(
-                f"{flag}: '{path}' holds an object of type {offender.group(1)}, and loading it "
-                f"would run code from the file. Only tensors and plain containers are read; save "
-                f"its state dict alone, with torch.save(module.state_dict(), ...)."
-            ) from None
-        raise UserInputError(f"{flag}: '{path}' is not a torch checkpoint or is damaged.") from None
-    except Exception as error:  # damaged bytes make the readers raise nearly anything
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserInputError(
-            f"{flag}: '{path}' is damaged or not a checkpoint ({first})."
-        ) from None
-    if not isinstance(loaded, dict):
-        raise UserInputError(
-            f"{flag}: '{path}' holds a {type(loaded).__name__}, expected a state dict."
-        )
-    return loaded
+
+    contents: dict[str, Any]
+    zero_stage: int
+    ranks: int
 
 
 def canonical_name(key: str) -> str:
@@ -90,14 +75,53 @@ def canonical_name(key: str) -> str:
     return key.replace(".conv_xBC.", ".conv1d.")
 
 
+def names_in_module(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Canonical names -> those in our LightningModules: ``model.`` before the backbone's."""
+    return {k if k.startswith("head.") else f"model.{k}": value for k, value in state.items()}
+
+
 def read_checkpoint(path: str | Path, flag: str = "--load_model_path") -> CheckpointContents:
-    """Read a released or own checkpoint; see ``CheckpointContents``.
+    """Read a released or own checkpoint, or one of a run folder; see ``CheckpointContents``.
 
     Raises:
-        UserInputError: as ``read_file``; also when there is no tensor, or a name occurs twice.
+        UserInputError: as ``find_checkpoint``, ``read_file`` and ``open_zero``; also when there is
+            no tensor, or a name occurs twice.
     """
-    loaded = read_file(path, flag)
-    state = loaded.get("state_dict", loaded)
+    path = find_checkpoint(path, flag)
+    if path.is_dir() and find_shards(path, flag):
+        folder = open_zero(path, flag)
+        loaded, state = dict(folder.states), folder.read_weights()
+        origin = f"DeepSpeed, ZeRO stage {folder.stage}, {folder.ranks} rank(s)"
+    elif path.is_dir() or path.suffix == SAFETENSORS:
+        files = safetensors_in(path, flag) if path.is_dir() else [path]
+        loaded, state = read_metadata(files[0], flag), {}
+        for file in files:
+            state |= read_file(file, flag)
+        origin = "safetensors"
+    else:
+        if SHARD.fullmatch(path.name):
+            raise UserInputError(
+                f"{flag}: '{path}' is one file of a DeepSpeed checkpoint; name its folder."
+            )
+        loaded = read_file(path, flag)
+        state = loaded.get("state_dict", loaded)
+        origin = "Lightning" if state is not loaded else "state dict"
+    progress = ("epoch", "global_step")
+    return CheckpointContents(
+        _canonical(state, path, flag),
+        _containers(loaded, CHECKPOINT_KEY),
+        origin,
+        {name: loaded[name] for name in progress if isinstance(loaded.get(name), int)},
+        _containers(loaded, EXPORT_KEY),
+    )
+
+
+def _containers(loaded: Mapping[str, Any], key: str) -> dict[str, Any]:
+    found = loaded.get(key)
+    return dict(found) if isinstance(found, Mapping) else {}
+
+
+def _canonical(state: Any, path: Path, flag: str) -> dict[str, Tensor]:
     if not isinstance(state, Mapping):
         raise UserInputError(
             f"{flag}: '{path}' holds a {type(state).__name__} as its state dict, expected names "
@@ -113,8 +137,62 @@ def read_checkpoint(path: str | Path, flag: str = "--load_model_path") -> Checkp
         tensors[name] = value
     if not tensors:
         raise UserInputError(f"{flag}: '{path}' holds no tensors.")
-    card = loaded.get(CHECKPOINT_KEY, {})
-    return CheckpointContents(tensors, dict(card) if isinstance(card, Mapping) else {})
+    return tensors
+
+
+def read_card(path: str | Path, flag: str = "--load_model_path") -> dict[str, Any]:
+    """The card alone; of a DeepSpeed folder the weights are left unread.
+
+    Raises:
+        UserInputError: as ``read_checkpoint``, as far as it looks.
+    """
+    path = find_checkpoint(path, flag)
+    if path.is_dir() and find_shards(path, flag):
+        return _containers(open_zero(path, flag).states, CHECKPOINT_KEY)
+    return read_checkpoint(path, flag).card
+
+
+def read_training_state(path: str | Path, flag: str = "--resume_ckpt_path") -> TrainingState:
+    """Read what a training is continued from.
+
+    Raises:
+        UserInputError: not readable, or weights alone.
+    """
+    path = Path(path)
+    if path.is_dir() and find_shards(path, flag):
+        folder = open_zero(path, flag)
+        state = TrainingState(dict(folder.states), folder.stage, folder.ranks)
+        whole = folder.stage > 0
+    else:
+        contents = read_file(find_checkpoint(path, flag), flag)
+        state = TrainingState(contents, 0, _containers(contents, CHECKPOINT_KEY).get("ranks", 0))
+        whole = "optimizer_states" in contents
+    if not whole or "pytorch-lightning_version" not in state.contents:
+        raise UserInputError(
+            f"{flag}: '{path}' holds weights alone, not the state of a training; start from "
+            f"them with --load_model_path."
+        )
+    return state
+
+
+def check_readable(path: str | Path, flag: str = "--resume_ckpt_path") -> None:
+    """Make sure that a checkpoint is complete, undamaged and of one saving.
+
+    Every byte is read once (0.2 s for 150 MB), so of many ranks one should call it.
+
+    Args:
+        path: a file, or a DeepSpeed or safetensors folder.
+        flag: the flag that named it.
+
+    Raises:
+        UserInputError: it is missing, incomplete or damaged.
+    """
+    path = Path(path)
+    files = safetensors_in(path, flag) if path.is_dir() else [path]
+    if not files:
+        open_zero(path, flag).check()
+    for file in files:
+        read_file(file, flag)  # check sums do not tell of another format or a foreign type
 
 
 def load_strictly(
@@ -165,11 +243,13 @@ def load_strictly(
     module.load_state_dict(state)
 
 
-def load_backbone(backbone: nn.Module, path: str | Path) -> dict[str, Any]:
+def load_backbone(
+    backbone: nn.Module, path: str | Path, flag: str = "--load_model_path"
+) -> dict[str, Any]:
     """Load the backbone's weights from a released or own checkpoint; returns the file's card.
 
     The output layer and a head in the file are left aside when the backbone has no place for them.
     """
-    contents = read_checkpoint(path)
-    load_strictly(backbone, contents.state_dict, path, optional=("output_layer.", "head."))
+    contents = read_checkpoint(path, flag)
+    load_strictly(backbone, contents.state_dict, path, ("output_layer.", "head."), flag)
     return contents.card

@@ -58,8 +58,9 @@ class Embedder(nn.Module):
         if self.pos is None:
             # Autocast makes bf16 of it: the sums over the blocks keep the parameters' type.
             return x_LD.to(self.projection.dtype)
-        # Into the gathered encodings: one tensor of this size less.
-        return self.pos[0].index_select(0, token_index).add_(x_LD)
+        # Into the gathered encodings: one tensor of this size less. DeepSpeed makes the parameters
+        # bf16 and leaves the buffer as it is.
+        return self.pos[0].index_select(0, token_index).add_(x_LD).to(self.projection.dtype)
 
 
 class FMamba(nn.Module):

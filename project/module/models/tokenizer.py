@@ -179,6 +179,16 @@ def plan_compact(
     return plans
 
 
+def token_places(
+    plans: Sequence[CompactPlan], config: ModelConfig
+) -> tuple[Tensor, tuple[int, ...]]:
+    """``token_index`` and ``lengths`` of the tokens that plans keep; see ``PackedTokens``."""
+    frames = config.token_grid[3]
+    time = torch.arange(frames, device=plans[0].spatial_index.device)
+    index = [(plan.spatial_index[:, None] * frames + time).flatten() for plan in plans]
+    return torch.cat(index), tuple(places.numel() for places in index)
+
+
 def pack_compact(
     bold: Sequence[Tensor],
     plans: Sequence[CompactPlan],
@@ -202,15 +212,12 @@ def pack_compact(
         dtype: of the tokens; the stored int16 values need fp32 at least.
     """
     assert config.in_chans == 1
-    grid_frames, device = config.token_grid[3], bold[0].device
-    lengths = tuple(plan.spatial_index.numel() * grid_frames for plan in plans)
+    index, lengths = token_places(plans, config)
     # The batch's tokens are made once and written in place: a pass over them costs milliseconds.
-    tokens = torch.empty(sum(lengths), config.token_dim, dtype=dtype, device=device)
+    tokens = torch.empty(sum(lengths), config.token_dim, dtype=dtype, device=index.device)
     for i, (q_TN, plan, sample) in enumerate(zip(bold, plans, tokens.split(lengths), strict=True)):
         _fill(sample, q_TN, plan, float(gain[i]), float(shift[i]), float(background[i]), config)
-    time = torch.arange(grid_frames, device=device)
-    index = [(plan.spatial_index[:, None] * grid_frames + time).flatten() for plan in plans]
-    return PackedTokens(tokens, torch.cat(index), lengths)
+    return PackedTokens(tokens, index, lengths)
 
 
 # Bytes of a voxel's frames in a token -> a type of that size, by which they are moved as one.

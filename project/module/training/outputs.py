@@ -12,14 +12,15 @@ import csv
 import json
 import math
 import tempfile
-import time
 from collections.abc import Mapping
+from itertools import chain, count
 from pathlib import Path
 
 import yaml
 from pytorch_lightning.utilities import rank_zero_only
 
 from project.module.config import UserInputError
+from project.module.training.launch import agreed, run_tag
 from project.module.training.run_config import RunConfig, unused_flags
 from project.module.utils.data_preprocess_and_load.whole_files import (
     write_text_whole,
@@ -33,11 +34,31 @@ _NOT_RECORDED = {"config", "dry_run", "output_dir"}
 
 
 def run_name(config: RunConfig) -> str:
-    """``--process_code``, else objective or task and the time."""
+    """``--process_code``, else objective or task, and the batch job or the time; for all ranks.
+
+    A job that is requeued finds its folder again. Several runs of a job are numbered, unless
+    they are to go on with the last.
+    """
     if config.flags["process_code"]:
         return config.flags["process_code"]
-    what = config.pretrain.objective if config.pretrain else config.flags["downstream_task"]
-    return f"{what}_{time.strftime('%Y%m%d-%H%M%S')}"
+
+    def choose() -> str:
+        what = config.pretrain.objective if config.pretrain else config.flags["downstream_task"]
+        name = f"{what}_{run_tag()}"
+        if config.flags["output_dir"] or config.flags["resume_ckpt_path"] == "last":
+            return name
+        others = (f"{name}-{number}" for number in count(2))
+        return next(n for n in chain([name], others) if not _holds_a_run(_folder(config, n)))
+
+    return choose() if config.flags["output_dir"] else agreed("run_name", choose)
+
+
+def _folder(config: RunConfig, name: str) -> Path:
+    return Path("output") / config.flags["project_name"] / name
+
+
+def _holds_a_run(path: Path) -> bool:
+    return (path / "config.yaml").exists()
 
 
 def choose_run_dir(config: RunConfig, name: str) -> Path:
@@ -47,11 +68,11 @@ def choose_run_dir(config: RunConfig, name: str) -> Path:
         UserInputError: it holds another run, and this one does not continue it.
     """
     chosen = config.flags["output_dir"]
-    path = Path(chosen) if chosen else Path("output") / config.flags["project_name"] / name
+    path = Path(chosen) if chosen else _folder(config, name)
     resumed = config.flags["resume_ckpt_path"]
     # The other ranks of a run may come when the first has begun to write.
     first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
-    if first and (path / "config.yaml").exists() and not resumed:
+    if first and _holds_a_run(path) and not resumed:
         raise UserInputError(
             f"{_flag(config)}: '{path}' already holds a run. Choose another folder, remove that "
             f"one, or continue it with --resume_ckpt_path {path}/checkpoints/last.ckpt."

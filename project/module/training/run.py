@@ -19,8 +19,9 @@ from project.module.models.checkpoint_io import (
     CheckpointContents,
     load_backbone,
     load_strictly,
+    names_in_module,
     read_checkpoint,
-    read_file,
+    read_training_state,
 )
 from project.module.models.ssd import select_backend
 from project.module.pl_classifier import (
@@ -30,9 +31,10 @@ from project.module.pl_classifier import (
     PretrainModule,
     TargetScaling,
 )
-from project.module.training import outputs
+from project.module.training import launch, outputs
 from project.module.training.allocator import choose_allocator
 from project.module.training.run_config import RunConfig
+from project.module.training.same_strategy import check_same_strategy
 from project.module.training.strategies import Hardware, resolve_hardware
 from project.module.training.trainer import (
     accumulation,
@@ -65,7 +67,9 @@ class Run:
     """
 
     def __init__(self, config: RunConfig) -> None:
-        self.hardware: Hardware = resolve_hardware(config.trainer)
+        self.hardware: Hardware = resolve_hardware(
+            config.trainer, config.flags["deepspeed_autocast"]
+        )
         self.allocator = choose_allocator(config.flags["allocator"], self.hardware.accelerator)
         if config.downstream is not None and not config.downstream.has_own_targets:
             for name in config.data.dataset_name:
@@ -114,6 +118,7 @@ class Run:
         """
         config, flags = self.config, self.config.flags
         self.hardware.require()
+        launch.prepare(self.hardware.devices, self.hardware.num_nodes)
         select_backend(flags["ssd_backend"], torch.device(self.hardware.accelerator))
         seed_run(flags["seed"])
         data = FMRIDataModule(self.data_config(make_dummy=True), config.downstream)
@@ -126,6 +131,7 @@ class Run:
         data.cache_bytes(self.hardware.devices)
         steps = total_steps(config, batches["train"])
         module = self.build_module(data, steps)
+        parameters = sum(p.numel() for p in module.parameters())  # ZeRO-3 will cut them up
         self._load_weights(module, data)
         name = outputs.run_name(config)
         run_dir = outputs.choose_run_dir(config, name)
@@ -141,7 +147,7 @@ class Run:
             else self._fit(trainer, module, data)
         )
         metrics |= {
-            "model/parameters": float(sum(p.numel() for p in module.parameters())),
+            "model/parameters": float(parameters),
             **{f"data/subjects_{p}": float(sum(map(len, n))) for p, n in data.subjects.items()},
             **{f"data/windows_{p}": float(data.windows_in(p)) for p in data.parts},
         }
@@ -247,12 +253,9 @@ class Run:
     def _check_resumable(self, module: FMambaModule, path: str) -> None:
         """Lightning restores the training itself; here it is made sure that it can."""
         flag = "--resume_ckpt_path"
-        training = read_file(path, flag)
-        if not {"pytorch-lightning_version", "optimizer_states"} <= training.keys():
-            raise UserInputError(
-                f"{flag}: '{path}' holds weights alone, not the state of a training; start from "
-                f"them with --load_model_path."
-            )
+        state = read_training_state(path, flag)
+        check_same_strategy(state, path, self.hardware)
+        training = state.contents
         _load_module(module, path, flag)
         self._check_position(training, path)
         if self.config.trainer.get("max_steps", -1) > 0:
@@ -390,11 +393,7 @@ class Run:
 def _load_module(module: FMambaModule, path: str, flag: str) -> CheckpointContents:
     """Load backbone and head from a checkpoint of ours."""
     contents = read_checkpoint(path, flag)
-    state = {
-        (key if key.startswith("head.") else f"model.{key}"): value
-        for key, value in contents.state_dict.items()
-    }
-    load_strictly(module, state, path, flag=flag)
+    load_strictly(module, names_in_module(contents.state_dict), path, flag=flag)
     return contents
 
 

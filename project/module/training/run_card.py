@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pytorch_lightning.utilities import rank_zero_only
+
 from project.module import config as names
 from project.module.config import (
     ORIENTATION,
@@ -19,7 +21,8 @@ from project.module.config import (
     UserInputError,
     from_dict,
 )
-from project.module.models.checkpoint_io import read_checkpoint
+from project.module.models.checkpoint_io import read_card
+from project.module.models.checkpoint_paths import find_checkpoint
 
 _MODEL_FLAGS = (
     "model",
@@ -94,7 +97,8 @@ def apply_card(
 
     Args:
         args, given: from ``parser.parse_arguments``.
-        path: checkpoint; one without a card (a released file) changes nothing.
+        path: checkpoint, or a folder with one, which is said; one without a card (a released
+            file) changes nothing else.
         flag: the flag that named it.
         whole_run: see ``flags_of_card``.
 
@@ -104,9 +108,13 @@ def apply_card(
     Raises:
         UserInputError: a flag was given that contradicts the card; another orientation.
     """
-    card = read_checkpoint(path, flag).card
+    found = find_checkpoint(path, flag)
+    values = dict(vars(args)) | {flag.removeprefix("--"): str(found)}
+    if found != Path(path) and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        print(f"{flag}: taking {found}", flush=True)
+    path, card = found, read_card(found, flag)
     if not card:
-        return args, given
+        return argparse.Namespace(**values), given
     if whole_run and "downstream" not in card:
         raise UserInputError(
             f"{flag}: '{path}' is a pre-trained backbone without a task; fine-tune it first with "
@@ -116,7 +124,6 @@ def apply_card(
         raise UserInputError(
             f"{flag}: '{path}' was trained on {card['orientation']} data, stores are {ORIENTATION}."
         )
-    values = dict(vars(args))
     free = {*_TEST_FLAGS, *_LABEL_FLAGS, "match_caliper", "shuffle_labels"}
     for name, recorded in flags_of_card(card, whole_run).items():
         if name not in given:

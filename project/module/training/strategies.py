@@ -8,22 +8,28 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pytorch_lightning.plugins import MixedPrecision
+from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
 
 from project.module.config import UserInputError, look_up
+from project.module.training.xpu import XPUAccelerator
+from project.module.training.zero_strategy import ZeroStrategy
 
-ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
-STRATEGIES = (
-    "auto",
-    "ddp",
-    "ddp_find_unused_parameters_true",
-    "fsdp",
-    "deepspeed",
-    "deepspeed_stage_1",
-    "deepspeed_stage_2",
-    "deepspeed_stage_2_offload",
-    "deepspeed_stage_3",
-    "deepspeed_stage_3_offload",
-)
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "xpu")
+# Arguments of ZeroStrategy. "deepspeed" alone is what Lightning makes of it.
+ZERO_STAGES: Mapping[str, Mapping[str, Any]] = {
+    "deepspeed": {"stage": 2},
+    "deepspeed_stage_1": {"stage": 1},
+    "deepspeed_stage_2": {"stage": 2},
+    "deepspeed_stage_2_offload": {"stage": 2, "offload_optimizer": True},
+    "deepspeed_stage_3": {"stage": 3},
+    "deepspeed_stage_3_offload": {
+        "stage": 3,
+        "offload_optimizer": True,
+        "offload_parameters": True,
+    },
+}
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "fsdp", *ZERO_STAGES)
 # The short names of the reference's command lines, and what Lightning >= 2 calls them.
 PRECISIONS: Mapping[str, str] = {
     "bf16": "bf16-mixed",
@@ -39,13 +45,14 @@ class Hardware:
     """Resolved request.
 
     Attributes:
-        accelerator: "cpu" or "cuda".
+        accelerator: "cpu", "cuda" or "xpu".
         devices: processes on a node.
         num_nodes: nodes.
         strategy: as for the Trainer.
         precision: as for the Trainer.
         missing: what the request needs and this machine does not have, a sentence each.
         device_request: ``--devices`` as given, which may name single devices.
+        autocast: DeepSpeed keeps its parameters in fp32 and computes in bf16.
     """
 
     accelerator: str
@@ -55,6 +62,7 @@ class Hardware:
     precision: str
     missing: tuple[str, ...]
     device_request: Any
+    autocast: bool = False
 
     @property
     def ranks(self) -> int:
@@ -70,15 +78,55 @@ class Hardware:
         if self.missing:
             raise UserInputError(" ".join(self.missing))
 
+    @property
+    def zero_stage(self) -> int:
+        """Stage of DeepSpeed's ZeRO; 0 for the other strategies."""
+        stage: int = ZERO_STAGES.get(self.strategy, {}).get("stage", 0)
+        return stage
+
     def trainer_arguments(self) -> dict[str, Any]:
         """Arguments of ``Trainer``."""
-        return {
+        arguments: dict[str, Any] = {
             "accelerator": self.accelerator,
             "devices": self.device_request if self.accelerator != "cpu" else self.devices,
             "num_nodes": self.num_nodes,
-            "strategy": self.strategy,
+            "strategy": self._strategy(),
             "precision": self.precision,
         }
+        if self.accelerator == "xpu":
+            arguments["accelerator"] = XPUAccelerator()
+        if self.autocast:
+            arguments["precision"] = "32-true"
+        elif self.accelerator == "xpu" and self.precision.endswith("mixed") and not self.zero_stage:
+            # Lightning would take torch.cuda's autocast for everything that is not a CPU.
+            del arguments["precision"]
+            arguments["plugins"] = [MixedPrecision(self.precision, "xpu")]  # type: ignore[arg-type]
+        return arguments
+
+    def _strategy(self) -> Any:
+        backend = process_group_backend(self.accelerator)
+        if self.zero_stage:
+            return ZeroStrategy(
+                autocast=self.autocast,
+                process_group_backend=backend,
+                **ZERO_STAGES[self.strategy],
+            )
+        if self.accelerator != "xpu":
+            return self.strategy
+        if self.strategy == "fsdp":
+            return FSDPStrategy(process_group_backend=backend)
+        if self.ranks > 1 or self.strategy.startswith("ddp"):
+            unused = self.strategy == "ddp_find_unused_parameters_true"
+            return DDPStrategy(process_group_backend=backend, find_unused_parameters=unused)
+        return SingleDeviceStrategy(torch.device("xpu", 0))
+
+
+def process_group_backend(accelerator: str) -> str | None:
+    """torch's collectives for a kind of device; None where Lightning knows them."""
+    if accelerator != "xpu":
+        return None
+    known = getattr(torch.distributed, "is_xccl_available", lambda: False)()
+    return "xccl" if known else "ccl"  # the latter from oneccl_bindings_for_pytorch
 
 
 def installed(distribution: str) -> bool:
@@ -90,8 +138,12 @@ def installed(distribution: str) -> bool:
     return True
 
 
-def resolve_hardware(trainer_flags: Mapping[str, Any]) -> Hardware:
+def resolve_hardware(trainer_flags: Mapping[str, Any], autocast: bool = False) -> Hardware:
     """Resolve ``--accelerator --devices --num_nodes --strategy --precision``.
+
+    Args:
+        trainer_flags: of the Trainer, those that were given.
+        autocast: ``--deepspeed_autocast``.
 
     Raises:
         UserInputError: an unknown name, or a number that makes no sense. What is merely absent
@@ -107,36 +159,40 @@ def resolve_hardware(trainer_flags: Mapping[str, Any]) -> Hardware:
     num_nodes = trainer_flags.get("num_nodes", 1)
     if num_nodes < 1:
         raise UserInputError(f"--num_nodes: got {num_nodes}, expected 1 or more.")
-    if accelerator == "auto":
-        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    elif accelerator == "gpu":
-        accelerator = "cuda"
-    missing = []
     present = {
         "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "xpu": torch.xpu.device_count() if torch.xpu.is_available() else 0,
         "cpu": 0,
-    }[accelerator]
+    }
+    if accelerator in ("auto", "gpu"):
+        absent = "cpu" if accelerator == "auto" else "cuda"
+        accelerator = next((kind for kind in ("cuda", "xpu") if present[kind]), absent)
+    missing = []
+    here = present[accelerator]
     request = trainer_flags.get("devices", "auto")
-    devices = _count_devices(request, present)
-    if accelerator != "cpu" and not present:
+    devices = _count_devices(request, here)
+    if accelerator != "cpu" and not here:
+        kind = "an Intel GPU (XPU)" if accelerator == "xpu" else "a CUDA GPU"
         missing.append(
-            f"--accelerator: a {accelerator.upper()} GPU was asked for and torch "
+            f"--accelerator: {kind} was asked for and torch "
             f"{torch.__version__} finds none here; use --accelerator cpu --devices 1 --num_nodes 1 "
             f"--strategy auto, or run where there is one."
         )
-    elif accelerator != "cpu" and devices > present:
-        missing.append(f"--devices: {devices} were asked for, this machine has {present}.")
-    if strategy.startswith("deepspeed"):
-        if not installed("deepspeed"):
-            missing.append(
-                "--strategy: DeepSpeed is not installed; run NEUROMAMBA_DEEPSPEED=1 bash "
-                "setup_env.sh, or use --strategy auto."
-            )
-        if accelerator == "cpu":
-            missing.append(
-                f"--strategy: {strategy} on a CPU is not in this version (it comes with the open "
-                f"issue 'Scale'); use --strategy auto."
-            )
+    elif accelerator != "cpu" and devices > here:
+        missing.append(f"--devices: {devices} were asked for, this machine has {here}.")
+    if strategy in ZERO_STAGES and not installed("deepspeed"):
+        missing.append(
+            "--strategy: DeepSpeed is not installed; run NEUROMAMBA_DEEPSPEED=1 bash "
+            "setup_env.sh, or use --strategy auto."
+        )
+    if strategy in ZERO_STAGES and precision == "64-true":
+        raise UserInputError("--precision: DeepSpeed has no 64; use 32, bf16 or 16.")
+    if autocast and (strategy not in ZERO_STAGES or precision != "bf16-mixed"):
+        raise UserInputError(
+            f"--deepspeed_autocast: belongs to a DeepSpeed strategy with --precision bf16, got "
+            f"--strategy {strategy} --precision {precision}. Leave it out: without DeepSpeed, bf16 "
+            f"keeps its parameters in fp32 anyway."
+        )
     if precision == "16-mixed" and accelerator == "cpu":
         missing.append(
             "--precision: fp16 needs a GPU (on a CPU, Lightning would take bf16 instead); use "
@@ -152,6 +208,7 @@ def resolve_hardware(trainer_flags: Mapping[str, Any]) -> Hardware:
         precision=precision,
         missing=tuple(missing),
         device_request=request,
+        autocast=autocast,
     )
 
 

@@ -18,7 +18,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from project.module.config import TASK_TYPES, UserInputError, read_yaml
-from project.module.models.checkpoint_io import read_file
+from project.module.models.checkpoint_io import read_training_state
 from project.module.training.callbacks import (
     BatchSeed,
     BestCheckpoint,
@@ -26,6 +26,7 @@ from project.module.training.callbacks import (
     PlainProgress,
     RegularCheckpoint,
 )
+from project.module.training.launch import cluster_environment
 from project.module.training.run_config import RunConfig
 from project.module.training.scalability import scalability_check
 from project.module.training.strategies import Hardware, installed
@@ -48,6 +49,10 @@ _NOISE = (
     ".*module\\(s\\) in eval mode at the start of training.*",  # a frozen backbone
     ".*You have overridden `on_before_batch_transfer` in `LightningModule`.*",  # as intended
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # Lightning 2.6 with torch 2.13
+    ".*It is recommended to use `self.log\\('(val|test)/.*sync_dist=True.*",  # reduced already
+    ".*requested to overfit but enabled val dataloader shuffling.*",  # it is in order
+    ".*Since DeepSpeed handles gradient clipping internally.*",  # ours does nothing then
+    ".*When saving the DeepSpeed Stage 3 checkpoint.*",  # export_checkpoint.py makes one file
 )
 
 
@@ -161,6 +166,8 @@ def build_trainer(
     ours = {"accelerator", "devices", "num_nodes", "strategy", "precision"}
     arguments: dict[str, Any] = {k: v for k, v in config.trainer.items() if k not in ours}
     arguments |= hardware.trainer_arguments()
+    arguments["plugins"] = [*arguments.get("plugins", []), *cluster_environment()]
+    arguments["use_distributed_sampler"] = False  # ours knows the ranks
     arguments.setdefault("max_epochs", epochs(config))
     quiet = arguments.get("barebones", False)
     if not quiet:
@@ -238,7 +245,7 @@ def _csv_logger(run_dir: Path, resumed: str | None) -> Logger:
     if resumed and path.is_file():
         with open(path, newline="", encoding="utf-8") as stream:
             rows = list(csv.DictReader(stream))
-        taken = read_file(resumed, "--resume_ckpt_path").get("global_step", 0)
+        taken = read_training_state(resumed, "--resume_ckpt_path").contents.get("global_step", 0)
         earlier = (row for row in rows if int(row.get("step") or 0) < taken)
         logger.experiment.metrics = [{k: v for k, v in row.items() if v} for row in earlier]
     return logger

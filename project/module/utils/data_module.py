@@ -39,6 +39,7 @@ from project.module.utils.data_preprocess_and_load.window_cache import WindowCac
 from project.module.utils.data_preprocess_and_load.window_loader import (
     BatchReader,
     EpochSampler,
+    in_order,
     window_loader,
 )
 from project.module.utils.metrics import subject_key
@@ -286,9 +287,12 @@ class FMRIDataModule(LightningDataModule):
                 cache = WindowCache(size, BatchReader(windows).largest(), capacity)
             places = cache.places if cache else 0
             logger.info("window cache: room for %d of %d training windows", places, size)
+        order = self._order() if train else in_order(size)
+        rank = getattr(self.trainer, "global_rank", 0)
+        ranks = getattr(self.trainer, "world_size", 1)
         return window_loader(
             windows,
-            EpochSampler(size, self.config.seed, self._order()) if train else None,
+            EpochSampler(size, self.config.seed, order, rank, ranks),
             self.config,
             self.config.batch_size if train else self.config.eval_batch_size,
             cache,

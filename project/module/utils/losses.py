@@ -1,4 +1,4 @@
-"""Training losses, in fp32 or wider. Token losses are one error a token, for exact weighting.
+"""Training losses, in fp32 or wider: an error for each token or sample, for exact weighting.
 
 Shapes: L packed tokens, V values a token, B samples.
 """
@@ -23,11 +23,11 @@ def _widened(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def next_token_targets(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+def next_token_targets(lengths: tuple[int, ...]) -> Tensor:
     """Rows of the tokens to predict: all but the first of each sample, [sum(lengths) - B]."""
     keep = torch.ones(sum(lengths), dtype=torch.bool)
     keep[torch.tensor((0, *lengths[:-1])).cumsum(0)] = False
-    return keep.nonzero()[:, 0].to(device, non_blocking=True)
+    return keep.nonzero()[:, 0]
 
 
 def next_token_errors(
@@ -101,17 +101,17 @@ def cross_entropy(
     label_smoothing: float,
     class_weights: Sequence[float] | None = None,
 ) -> Tensor:
-    """Mean cross entropy of (B, classes) logits against (B,) class indices.
+    """Cross entropy of (B, classes) logits against (B,) class indices: (B,).
 
-    A sample counts with the weight of its class. The sum is divided by B, not by the weights of
-    the batch, so that the mean over batches is that over all samples.
+    A sample's error is multiplied by the weight of its class. The mean over samples does not divide
+    by these weights, so that it can be taken over any number of them.
     """
     errors = torch.nn.functional.cross_entropy(
         _widened(logits), target, label_smoothing=label_smoothing, reduction="none"
     )
     if class_weights is not None:
         errors = errors * errors.new_tensor(class_weights)[target]
-    return errors.mean()
+    return errors
 
 
 def mse(
@@ -120,10 +120,10 @@ def mse(
     label_smoothing: float,
     class_weights: Sequence[float] | None = None,
 ) -> Tensor:
-    """Mean squared error of (B, 1) outputs against (B,) scaled targets; nothing to smooth."""
+    """Squared error of (B, 1) outputs against (B,) scaled targets: (B,); nothing to smooth."""
     assert class_weights is None
     wide = _widened(logits)[:, 0]
-    return torch.nn.functional.mse_loss(wide, target.to(wide.dtype))
+    return (wide - target.to(wide.dtype)).square()
 
 
 LOSSES: Mapping[str, Callable[[Tensor, Tensor, float, Sequence[float] | None], Tensor]] = {

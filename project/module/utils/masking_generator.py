@@ -6,6 +6,8 @@ before it. The first token of a sample has nothing before it and is never hidden
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -18,25 +20,25 @@ def hidden_tokens(
     time_patches: int,
     mask_ratio: float,
     masking_type: str,
-    generator: torch.Generator,
+    generators: Sequence[torch.Generator],
 ) -> Tensor:
     """Draw the tokens to hide, for each sample by itself.
 
     Args:
-        token_index: (L,) position of each token in the full grid, T fastest.
+        token_index: (L,) position of each token in the full grid, T fastest; on the CPU.
         lengths: tokens of each sample.
         time_patches: tokens of the grid along T.
         mask_ratio: share to hide of the tokens ("random"), of the spatial patches, each with all
             its frames ("tube"), or of the time patches, each over the whole brain ("temporal").
         masking_type: one of ``config.MASKING_TYPES``.
-        generator: on the CPU, so that the draw is the same on every device.
+        generators: one a sample, so that a draw does not depend on the rest of the batch.
 
     Returns:
         (L,) bool; at least one token of every sample that has two.
     """
     assert masking_type in MASKING_TYPES, masking_type
     parts = []
-    for index in token_index.cpu().split(lengths):
+    for index, generator in zip(token_index.split(lengths), generators, strict=True):
         if masking_type == "tube":
             unit = index // time_patches
         elif masking_type == "temporal":
@@ -51,4 +53,4 @@ def hidden_tokens(
         if not hidden.any():
             hidden[1:2] = True  # only the first token was drawn: hide the next in its place
         parts.append(hidden)
-    return torch.cat(parts).to(token_index.device)
+    return torch.cat(parts)

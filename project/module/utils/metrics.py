@@ -82,6 +82,16 @@ def subject_key(name: str, dataset: int = 0) -> int:
     return int.from_bytes(digest, "big") >> 1  # fits int64
 
 
+def _keep_fp64(
+    self: Metric, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any
+) -> torch.nn.Module:
+    """``Metric._apply`` that moves with the module but stays in fp64.
+
+    Sums in bf16 (``bf16-true``) stop growing.
+    """
+    return Metric._apply(self, lambda tensor: fn(tensor).to(tensor.dtype), *args, **kwargs)
+
+
 class WindowScores(NamedTuple):
     """Scores of all windows, each once, ordered by subject and window.
 
@@ -158,6 +168,31 @@ class SubjectMetrics(Metric):
         return {name: METRICS[name](mean, target) for name in self.names}
 
 
+class MeanLoss(Metric):
+    """Mean over samples, however they are spread over batches and ranks."""
+
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for state in ("total", "count"):
+            zero = torch.zeros((), dtype=torch.float64)
+            self.add_state(state, default=zero, dist_reduce_fx="sum")
+
+    _apply = _keep_fp64
+
+    def update(self, errors: Tensor) -> None:
+        """Add the errors of samples."""
+        self.total += errors.double().sum()
+        self.count += errors.numel()
+
+    def compute(self) -> Tensor:
+        """The mean; NaN of nothing."""
+        return self.total / self.count
+
+
 _BLOCK_ROWS = 4096
 
 
@@ -185,19 +220,13 @@ class TokenMetrics(Metric):
             "token_sum", default=torch.zeros(token_dim, dtype=torch.float64), dist_reduce_fx="sum"
         )
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> TokenMetrics:
-        """Move with the module, but stay in fp64: sums in bf16 (``bf16-true``) stop growing."""
-
-        def same_type(tensor: Tensor) -> Tensor:
-            return fn(tensor).to(tensor.dtype)
-
-        super()._apply(same_type, *args, **kwargs)
-        return self
+    _apply = _keep_fp64
 
     def update(self, errors: Tensor, tokens: Tensor, targets: Tensor) -> None:
         """Add a batch: errors of the targets, all tokens (L, V), rows of the targets.
 
-        No target may be the first token of its sample.
+        No target may be the first token of its sample; those of a window that is there for padding
+        are left out by the caller.
         """
         self.loss_sum += errors.double().sum()
         for rows in targets.split(_BLOCK_ROWS):  # so that fp64 copies stay small

@@ -132,6 +132,13 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         "step, the process never shrinks; compact gives it back at once, slower and smaller; auto "
         "retains on CPU runs with glibc",
     )
+    _switch(
+        group,
+        "deepspeed_autocast",
+        False,
+        "with DeepSpeed and --precision bf16: parameters and optimiser in fp32, computing in bf16 "
+        "(without it DeepSpeed casts the parameters, as the reference does)",
+    )
     _switch(group, "save_embedding", False, "write the test windows' mean features")
     add("--embedding_save_dir", metavar="DIR", help="default: embeddings/ in the run folder")
     _switch(group, "use_early_stopping", False, "stop when the monitored value stops improving")

@@ -119,6 +119,20 @@ class BatchReader(Dataset[Any]):
         dataset, item = self._find(index)
         return str(dataset.path(item))
 
+    def masks(self, indices: Sequence[int]) -> dict[str, Any]:
+        """Windows as in a batch, but without their images.
+
+        Raises:
+            UserInputError: a file cannot be read.
+        """
+        found = [self._find(index) for index in indices]
+        facts = [dataset.facts(item) for dataset, item in found]
+        names = ("subject", "unit", "dataset", "window")
+        return {
+            "vox": [torch.from_numpy(np.array(dataset.voxels(item))) for dataset, item in found],
+            **{name: [fact[name] for fact in facts] for name in names},
+        }
+
     def largest(self) -> int:
         """Bytes of the largest window."""
         sizes = [

@@ -283,6 +283,14 @@ class WindowDataset(Dataset[dict[str, Any]]):
         """The file that a window is in."""
         return self.paths[self.windows[item].run]
 
+    def voxels(self, item: int) -> np.ndarray:
+        """int32 [N], the brain voxels of a window's run; no image is read.
+
+        Raises:
+            UserInputError: as ``read_into``.
+        """
+        return self._run(self.windows[item].run).file.vox
+
     def read_into(self, item: int, bold: np.ndarray, vox: np.ndarray) -> None:
         """Read a window into memory that is there already: int16 [T, N], int32 [N], contiguous.
 

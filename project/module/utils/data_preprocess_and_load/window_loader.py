@@ -36,10 +36,11 @@ class EpochSampler(Sampler[int]):
         size: indices of an epoch, over all ranks.
         seed: of the shuffled order.
         order: epoch -> its ``size`` indices; by default a permutation drawn from seed and epoch.
-        rank, ranks: of several processes each takes every ``ranks``-th index.
-        pad: give all ranks as many indices, as training needs: the epoch's first indices are
-            repeated at its end, fewer than ``ranks`` of them. Without it (evaluation) every index
-            comes once and some ranks have one fewer.
+        rank, ranks: of several processes each takes every ``ranks``-th index, so that a step of all
+            ranks takes what one process with as large a batch would take.
+
+    All ranks have as many indices, since they wait for each other in every batch: the epoch's first
+    ones are repeated at its end, fewer than ``ranks`` of them. These are not ``real``.
     """
 
     def __init__(
@@ -49,11 +50,10 @@ class EpochSampler(Sampler[int]):
         order: Callable[[int], np.ndarray] | None = None,
         rank: int = 0,
         ranks: int = 1,
-        pad: bool = True,
     ) -> None:
         assert 0 <= rank < ranks
         self.size, self.seed, self.epoch = size, seed, 0
-        self.rank, self.ranks, self.pad = rank, ranks, pad
+        self.rank, self.ranks = rank, ranks
         self._order = order or self._shuffled
         self._start = self._position = 0
 
@@ -67,16 +67,21 @@ class EpochSampler(Sampler[int]):
 
     def __len__(self) -> int:
         """Indices of an epoch on this rank."""
-        whole, rest = divmod(self.size, self.ranks)
-        return whole + (rest > 0 if self.pad else self.rank < rest)
+        return -(-self.size // self.ranks)
 
-    def __iter__(self) -> Iterator[int]:
+    def indices(self) -> np.ndarray:
+        """All of the epoch's indices on this rank, int64 [len(self)]."""
         order = np.asarray(self._order(self.epoch))
         assert order.shape == (self.size,)
-        if self.pad:
-            order = np.resize(order, len(self) * self.ranks)
+        return np.resize(order, len(self) * self.ranks)[self.rank :: self.ranks]
+
+    def real(self, position: int) -> bool:
+        """Whether the index at a place of ``indices`` counts, or only fills up."""
+        return self.rank + position * self.ranks < self.size
+
+    def __iter__(self) -> Iterator[int]:
         self._position, self._start = self._start, 0
-        return self._count(order[self.rank :: self.ranks][self._position :].tolist())
+        return self._count(self.indices()[self._position :].tolist())
 
     def _count(self, indices: list[int]) -> Iterator[int]:
         for index in indices:
@@ -131,6 +136,7 @@ class WindowLoader(DataLoader[Any]):
 
     _epoch = -1
     _delivered = 0
+    _listed: tuple[tuple[int, int], np.ndarray] | None = None
 
     def __iter__(self) -> Any:
         self._epoch = -1  # nothing of it was handed out yet
@@ -156,6 +162,32 @@ class WindowLoader(DataLoader[Any]):
         """Batches that the next iteration leaves out."""
         assert self.batch_size is not None
         return -(-getattr(self.sampler, "start", 0) // self.batch_size)
+
+    def places(self, batch: int) -> range:
+        """Places of the windows of an epoch's batch among this rank's windows."""
+        assert self.batch_size is not None
+        end = min((batch + 1) * self.batch_size, len(self.sampler))  # type: ignore[arg-type]
+        return range(batch * self.batch_size, end)
+
+    def real(self, batch: int) -> tuple[bool, ...]:
+        """Of each window of an epoch's batch, whether it counts (see ``EpochSampler``)."""
+        sampler = self.sampler
+        return tuple(
+            sampler.real(place) if isinstance(sampler, EpochSampler) else True
+            for place in self.places(batch)
+        )
+
+    def items(self, batch: int) -> list[int]:
+        """Numbers of the windows that count of a batch of the current epoch, read or not."""
+        key = (self._current_epoch(), id(self.sampler))
+        if self._listed is None or self._listed[0] != key:
+            sampler = self.sampler
+            listed = (
+                sampler.indices() if isinstance(sampler, EpochSampler) else np.array([*sampler])
+            )
+            self._listed = (key, listed)
+        kept = zip(self.places(batch), self.real(batch), strict=True)
+        return [int(self._listed[1][place]) for place, real in kept if real]
 
     def state_dict(self) -> State:
         """Epoch, batches of it that were handed out, and windows of an epoch."""
@@ -202,6 +234,7 @@ class _Batches(Iterator[dict[str, Any]]):
             batch = next(self._deliveries).batch()
         except RuntimeError as error:
             raise self._explained(error) from None
+        batch["real"] = self._loader.real(self._loader._delivered)
         self._loader._delivered += 1
         return batch
 

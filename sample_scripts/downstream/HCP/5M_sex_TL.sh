@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# HCP, sex, NeuroMamba-Medium (5.4M), frozen backbone; a task of the array for each of three seeds.
+# README.md beside this file says how to submit it.
+
+#PBS -N 5M_sex_TL
+#PBS -J 0-2
+#PBS -l select=2
+#PBS -l place=scatter
+#PBS -l walltime=06:00:00
+#PBS -j oe
+#PBS -r y
+
+set -euo pipefail
+
+# --- settings (the others are at the top of sample_scripts/downstream/common.sh) ------------------
+SIZE=medium
+TASK=sex
+MODE=TL
+DEVICES=${DEVICES:-12} # processes on a node
+STRATEGY=${STRATEGY:-deepspeed_stage_1}
+MAX_TIME=${MAX_TIME:-00:05:40:00} # days:hours:minutes:seconds; below the walltime
+# --------------------------------------------------------------------------------------------------
+
+cd "${REPOSITORY:-${PBS_O_WORKDIR:-$PWD}}"
+source sample_scripts/downstream/common.sh

@@ -1,0 +1,56 @@
+"""Writes an untrained backbone in the layout of the released ``.pt`` files.
+
+It stands for one of them where a script is only tried out: same keys, prefix and shapes.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from project.module.config import UserInputError
+from project.module.utils.parser import Parser, build_parser, parse_arguments
+
+PREFIX = "_forward_module.model."
+
+
+def dummy_parser() -> Parser:
+    """Flags of ``project/main.py``, of which those of the model and ``--seed`` count."""
+    parser = build_parser()
+    parser.prog, parser.description = "dummy_checkpoint.py", __doc__
+    parser.add_argument("--output", required=True, metavar="FILE", help="the .pt file to write")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point: 0 on success, 2 with one line for a user's mistake."""
+    import torch
+
+    from project.module.models.load_model import build_model
+    from project.module.training.run_config import run_config
+    from project.module.utils.data_preprocess_and_load.whole_files import written_whole
+    from project.module.utils.seed_creation import seed_run
+
+    try:
+        args, given = parse_arguments(dummy_parser(), sys.argv[1:] if argv is None else argv)
+        seed_run(args.seed)
+        weights = build_model(run_config(args, given).model).state_dict()
+        path = Path(args.output)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as temporary:
+            torch.save({PREFIX + key: value for key, value in weights.items()}, temporary)
+    except UserInputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: --output: cannot write '{path}' ({error.strerror}).", file=sys.stderr)
+        return 2
+    print(f"{path}: {len(weights)} tensors, untrained")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""Runs several command lines one after the other in the processes that torchrun starts.
+
+    torchrun --nproc_per_node 2 tests/integration/ranks_program.py JOBS.json
+
+JOBS.json: a list of {"argv": [...], "weights": FILE}; the weights at the end of the training are
+written to FILE (npz, gathered where ZeRO-3 spreads them over the ranks). One set of processes for
+many runs, because starting them takes longer than a run.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from project.main import run
+from project.module.config import UserInputError
+from project.module.training import trainer as trainer_module
+
+
+class KeepWeights(Callback):
+    """Writes the trained weights as they are in memory, without any checkpoint."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Every rank takes part in the gathering, the first one writes."""
+        parameters = dict(pl_module.named_parameters())
+        if any(hasattr(p, "ds_id") for p in parameters.values()):
+            import deepspeed
+
+            with deepspeed.zero.GatheredParameters(list(parameters.values())):
+                self.write(trainer, parameters)
+        else:
+            self.write(trainer, parameters)
+
+    def write(self, trainer: Trainer, parameters: dict[str, Any]) -> None:
+        """As float64, by name."""
+        if trainer.is_global_zero:
+            kept = {name: p.detach().double().numpy() for name, p in parameters.items()}
+            np.savez(self.path, **kept)
+
+
+def main() -> int:
+    """Exit with 2 and the message at the first mistake, as the command line does."""
+    torch.set_num_threads(1)
+    build = trainer_module.build_callbacks
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        extra = [KeepWeights(job["weights"])] if job.get("weights") else []
+        trainer_module.build_callbacks = lambda *args, extra=extra: [*build(*args), *extra]
+        try:
+            run(job["argv"])
+        except UserInputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
