@@ -114,7 +114,13 @@ def _same(delivery: Any) -> Any:
 
 
 def _end_with_parent(worker: int) -> None:
-    """End a loading process together with the training process, however that ends."""
+    """End a loading process together with the training process, however that ends.
+
+    And not before: a cluster sends its signals to all processes of a job, and the training process
+    may need some more batches until it stops.
+    """
+    for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(signum, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is None:
         return
