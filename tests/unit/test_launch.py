@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -180,20 +181,17 @@ def test_trainer_takes_the_environment(place: Place, variables: dict[str, str], 
 def test_plain_run_is_not_warned_of_an_unused_srun(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Warnings are errors here; Lightning's own detection warns wherever srun is installed."""
+    """Lightning's own detection warns wherever srun is installed."""
     (tmp_path / "srun").write_text("#!/bin/sh\n")
     (tmp_path / "srun").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    with pytest.warns(UserWarning, match="srun"):
-        Trainer(accelerator="cpu", devices=1, enable_progress_bar=False, **quiet)
-    Trainer(
-        accelerator="cpu",
-        devices=1,
-        plugins=cluster_environment(),
-        enable_progress_bar=False,
-        **quiet,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="srun"):
+            Trainer(accelerator="cpu", devices=1, enable_progress_bar=False, **quiet)
+        plugins = cluster_environment()
+        Trainer(accelerator="cpu", devices=1, plugins=plugins, enable_progress_bar=False, **quiet)
 
 
 # --- numbers that do not agree --------------------------------------------------------------------
