@@ -14,6 +14,7 @@ from project import demo
 from project import main as entry
 from project.check_flops import flops_parser
 from project.deepspeed_profile import profile_parser
+from project.export_checkpoint import export_parser
 from project.module.utils.data_preprocess_and_load import preprocessing, synthetic
 from project.module.utils.parser import LATER, build_parser, parse_arguments, trainer_arguments
 
@@ -180,6 +181,12 @@ SYNTHETIC: dict[str, Any] = {
     "num_workers": 1,
     "overwrite": False,
 }
+EXPORT_CHECKPOINT: dict[str, Any] = {
+    "backbone_only": False,
+    "conv_name": "conv1d",
+    "dtype": "fp32",
+    "force": False,
+}
 DEMO: dict[str, Any] = {
     "output_dir": "output/demo",
     "subjects": None,
@@ -288,6 +295,10 @@ def test_flags_of_check_flops() -> None:
     main, flops = flags_of(build_parser()), flags_of(flops_parser())
     assert {flag: value for flag, value in flops.items() if flag not in main} == CHECK_FLOPS
     assert set(main) <= set(flops)
+
+
+def test_flags_of_export_checkpoint() -> None:
+    assert flags_of(export_parser()) == EXPORT_CHECKPOINT
 
 
 def test_flags_of_deepspeed_profile() -> None:

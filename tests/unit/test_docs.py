@@ -22,6 +22,7 @@ from benchmarks import ingest, loader, training_step
 from project import demo, quality
 from project import main as entry
 from project.check_flops import flops_parser
+from project.export_checkpoint import export_parser
 from project.module.analysis import flops
 from project.module.config import TASKS, VARIANTS, ModelConfig
 from project.module.models.load_model import build_model, load_model_config
@@ -177,6 +178,7 @@ ENTRY_POINTS: dict[str, Callable[[Sequence[str]], object]] = {
     "project/main.py": _parse_run,
     "project/check_flops.py": _parse_flops,
     "project/quality.py": lambda words: quality.build_parser().parse_args(words),
+    "project/export_checkpoint.py": lambda words: export_parser().parse_args(words),
     f"{DATA_LAYER}/preprocessing.py": lambda words: preprocessing.build_parser().parse_args(words),
     f"{DATA_LAYER}/convert_data_into_hdf5_revised.py": lambda words: (
         convert_data_into_hdf5_revised.build_parser().parse_args(words)
@@ -294,6 +296,7 @@ def known_flags() -> set[str]:
         synthetic._parser(),
         demo.build_parser(),
         quality.build_parser(),
+        export_parser(),
     )
     flags = {o for parser in parsers for action in parser._actions for o in action.option_strings}
     return flags | LAUNCHER_FLAGS | set(re.findall(r"--[\w-]+", read("setup_env.sh")))
