@@ -162,11 +162,11 @@ class ClockedRun(Run):
     """A run as ``project/main.py`` starts it, with a clock."""
 
     def _fit(
-        self, trainer: Trainer, module: FMambaModule, data: FMRIDataModule
+        self, trainer: Trainer, module: FMambaModule, data: FMRIDataModule, point: Any
     ) -> dict[str, float]:
         self.clock = Clock(module)
         trainer.callbacks.append(self.clock)  # type: ignore[attr-defined]
-        return super()._fit(trainer, module, data)
+        return super()._fit(trainer, module, data, point)
 
 
 def profile(command: list[str], steps: int) -> dict[str, Any]:

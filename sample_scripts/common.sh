@@ -19,6 +19,7 @@ EXTRA_FLAGS=${EXTRA_FLAGS:-}                 # appended to those of project/main
 SMOKE_ACCELERATOR=${SMOKE_ACCELERATOR:-}     # cpu or gpu: a trial of a few batches, on Dummy data
                                              # where IMAGE_PATH is empty
 SMOKE_BATCHES=${SMOKE_BATCHES:-2}            # batches of training, validation and test in it
+SMOKE_SUBJECTS=${SMOKE_SUBJECTS:-10}         # subjects of the Dummy data
 IMG_SIZE=${IMG_SIZE:-}                       # X Y Z T of a window, where the store has another grid
 
 if [[ -n $SITE_SETUP ]]; then
@@ -73,7 +74,7 @@ smoke_flags() {
         flags+=(--precision 32)
     fi
     if [[ -z $IMAGE_PATH && " $* " != *" --test_only "* ]]; then # which knows its data
-        flags+=(--dataset_name Dummy --dummy_subjects 10)
+        flags+=(--dataset_name Dummy --dummy_subjects "$SMOKE_SUBJECTS")
     fi
     printf '%s\n' "${flags[@]}"
 }

@@ -28,6 +28,7 @@ from project.module.config import (
     to_dict,
 )
 from project.module.models.checkpoint_io import CHECKPOINT_KEY
+from project.module.models.code_version import code_version
 from project.module.models.heads import build_head
 from project.module.models.load_model import build_model
 from project.module.models.tokenizer import PackedTokens, pack_compact, plan_compact, token_places
@@ -245,9 +246,13 @@ class FMambaModule(LightningModule):
         } | ({"augment": to_dict(self.augment)} if self.augment else {})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the card, and how many processes wrote it."""
-        ranks = {} if self._trainer is None else {"ranks": self._trainer.world_size}
-        checkpoint[CHECKPOINT_KEY] = self.card() | ranks
+        """Add the card, and what wrote it: how many processes, which version of the code."""
+        card = self.card()
+        if self._trainer is not None:
+            card["ranks"] = self._trainer.world_size
+            if self._trainer.is_global_zero:  # the other ranks' cards are not read
+                card["code_version"] = code_version()
+        checkpoint[CHECKPOINT_KEY] = card
 
 
 def pack_batch(

@@ -30,6 +30,12 @@ def pristine_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def own_store(pristine_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the store for one test, whose runs keep their split there."""
+    return Path(shutil.copytree(pristine_store, tmp_path_factory.mktemp("own") / "store"))
+
+
+@pytest.fixture
 def cli(
     pristine_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[CommandLine]:

@@ -97,6 +97,7 @@ class Runs:
                     *line.split(),
                 ],
                 "weights": str(self.folder / f"{name}.npz"),
+                "masters": str(self.folder / f"{name}_masters.npz"),
             }
             for name, line in lines.items()
         ]
@@ -107,6 +108,11 @@ class Runs:
     def weights(self, name: str) -> dict[str, np.ndarray]:
         """Parameter -> float64 array, at the end of the training."""
         with np.load(self.folder / f"{name}.npz") as file:
+            return dict(file)
+
+    def masters(self, name: str) -> dict[str, np.ndarray]:
+        """Parameter or buffer -> float32 array, as the optimiser had it at the end."""
+        with np.load(self.folder / f"{name}_masters.npz") as file:
             return dict(file)
 
     def metrics(self, name: str) -> dict[str, float]:

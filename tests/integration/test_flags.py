@@ -227,6 +227,7 @@ CASES: dict[str, Case] = {
     "seed": Case("--seed 7", loss),
     "save_every_checkpoints": Case("--save_every_checkpoints", files),
     "every_n_train_steps": Case("--every_n_train_steps 4", files),
+    "scalability_check": Case("--scalability_check", files),
     "use_early_stopping": Case(
         "--use_early_stopping --early_stopping_patience 2",
         steps,
@@ -533,6 +534,7 @@ def test_allocator(
     for extra, settings, said in (
         ("", [(-4, 0), (-1, -1)], "retain (auto on cpu with glibc; "),
         ("--allocator retain", [(-4, 0), (-1, -1)], "retain (requested; "),
+        ("--allocator compact", [(-3, 1 << 20)], "compact (requested; "),
         ("--allocator default", [], "default (requested)"),
     ):
         asked.clear()

@@ -24,18 +24,18 @@ def mpiexec() -> str:
     return found
 
 
-def test_torchrun(pristine_store: Path, tmp_path: Path) -> None:
-    command = tiny_command(pristine_store, "--devices 2 --strategy ddp --project_name p")
+def test_torchrun(own_store: Path, tmp_path: Path) -> None:
+    command = tiny_command(own_store, "--devices 2 --strategy ddp --project_name p")
     done = finished([*TORCHRUN, *command[1:]], tmp_path, 100)
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"sex_\d{8}-\d{6}", only_run(tmp_path, "p").name)
     assert done.stdout.count("memory allocator") + done.stderr.count("memory allocator") == 1
 
 
-def test_mpiexec(pristine_store: Path, tmp_path: Path, mpiexec: str) -> None:
+def test_mpiexec(own_store: Path, tmp_path: Path, mpiexec: str) -> None:
     """As in a PBS job; the address comes from its file of nodes."""
     (tmp_path / "nodes").write_text("127.0.0.1\n")
-    command = tiny_command(pristine_store, "--devices 2 --strategy ddp --project_name p")
+    command = tiny_command(own_store, "--devices 2 --strategy ddp --project_name p")
     job = {"PBS_JOBID": "4321[7].server", "PBS_NODEFILE": str(tmp_path / "nodes")}
     done = finished([mpiexec, "-n", "2", *command], tmp_path, 100, **job)
     assert done.returncode == 0, done.stderr
@@ -45,16 +45,16 @@ def test_mpiexec(pristine_store: Path, tmp_path: Path, mpiexec: str) -> None:
 
 
 @pytest.mark.slow
-def test_lightning(pristine_store: Path, tmp_path: Path) -> None:
-    command = tiny_command(pristine_store, "--devices 2 --strategy ddp --project_name p")
+def test_lightning(own_store: Path, tmp_path: Path) -> None:
+    command = tiny_command(own_store, "--devices 2 --strategy ddp --project_name p")
     done = finished(command, tmp_path, 100)
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"sex_\d{8}-\d{6}", only_run(tmp_path, "p").name)
 
 
 @pytest.mark.slow
-def test_wrong_numbers_end_at_once(pristine_store: Path, tmp_path: Path, mpiexec: str) -> None:
-    command = tiny_command(pristine_store, "--devices 1 --project_name p")
+def test_wrong_numbers_end_at_once(own_store: Path, tmp_path: Path, mpiexec: str) -> None:
+    command = tiny_command(own_store, "--devices 1 --project_name p")
     for launch in ([*TORCHRUN, *command[1:]], [mpiexec, "-n", "2", *command]):
         done = finished(launch, tmp_path, 60)
         assert done.returncode != 0

@@ -44,6 +44,7 @@ def glibc_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
         ("default", "cpu", "default", "requested"),
         ("retain", "cpu", "retain", "requested"),
         ("retain", "cuda", "retain", "requested"),
+        ("compact", "cpu", "compact", "requested; freed memory goes back at once"),
     ],
 )
 def test_choice(requested: str, accelerator: str, name: str, why: str) -> None:
@@ -62,8 +63,9 @@ def test_retain_is_refused_where_it_has_no_effect(
     else:
         monkeypatch.setenv("LD_PRELOAD", "/usr/lib/libjemalloc.so.2")
         message = "needs glibc's malloc, but LD_PRELOAD replaces it by jemalloc"
-    with pytest.raises(UserInputError, match=f"--allocator: retain {message}.*use auto"):
-        choose_allocator("retain", "cpu")
+    for name in ("retain", "compact"):
+        with pytest.raises(UserInputError, match=f"--allocator: {name} {message}.*use auto"):
+            choose_allocator(name, "cpu")
     chosen = choose_allocator("auto", "cpu")
     assert chosen.name == "default" and chosen.why.startswith("auto; ")
 
@@ -86,6 +88,30 @@ def test_retained_memory_is_not_mapped_again() -> None:
     # Huge pages, where the system has them always on, need a fault for every 2 MB only.
     assert default >= 10 * 32
     assert retained < default / 5
+
+
+# Tensors of 8 MB, every other one of which is freed; what is resident then.
+HOLES = """
+import sys, torch
+from project.module.training.allocator import choose_allocator
+choose_allocator(sys.argv[1], "cpu").apply()
+kept = [torch.full((1 << 21,), 1.0) for _ in range(40)]
+del kept[::2]
+print(next(l.split()[1] for l in open("/proc/self/status") if l.startswith("VmRSS")))
+"""
+
+
+@glibc
+def test_compact_leaves_no_holes() -> None:
+    def resident(name: str) -> float:
+        done = subprocess.run(
+            [sys.executable, "-c", HOLES, name], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return int(done.stdout) / 1024
+
+    # 20 holes of 8 MB.
+    assert resident("retain") - resident("compact") == pytest.approx(160, abs=20)
 
 
 def test_the_library_leaves_the_allocator_alone() -> None:

@@ -13,6 +13,8 @@ import pytest
 from project import demo
 from project import main as entry
 from project.check_flops import flops_parser
+from project.deepspeed_profile import profile_parser
+from project.export_checkpoint import export_parser
 from project.module.utils.data_preprocess_and_load import preprocessing, synthetic
 from project.module.utils.parser import LATER, build_parser, parse_arguments, trainer_arguments
 
@@ -36,6 +38,7 @@ MAIN: dict[str, Any] = {
     "early_stopping_patience": 5,
     "save_every_checkpoints": False,
     "every_n_train_steps": None,
+    "scalability_check": False,
     "skip_bad_batches": 0,
     "allocator": "auto",
     # data
@@ -128,7 +131,6 @@ MAIN: dict[str, Any] = {
 }
 # Flags of the reference whose feature is an open issue: flag -> issue.
 REFUSED = {
-    "scalability_check": "Scale",
     "adjust_thresh": "Evaluation",
 }
 CHECK_FLOPS: dict[str, Any] = {
@@ -136,6 +138,13 @@ CHECK_FLOPS: dict[str, Any] = {
     "output": None,
     "windows_per_epoch": None,
     "profiler": "torch",
+}
+PROFILE: dict[str, Any] = {
+    "profile_batches": 20,
+    "warm_up_batches": 5,
+    "json": None,
+    "scaling": None,
+    "point_seconds": 1800.0,
 }
 PREPROCESSING: dict[str, Any] = {
     "input": None,
@@ -171,6 +180,12 @@ SYNTHETIC: dict[str, Any] = {
     "orientation": "RAS",
     "num_workers": 1,
     "overwrite": False,
+}
+EXPORT_CHECKPOINT: dict[str, Any] = {
+    "backbone_only": False,
+    "conv_name": "conv1d",
+    "dtype": "fp32",
+    "force": False,
 }
 DEMO: dict[str, Any] = {
     "output_dir": "output/demo",
@@ -280,6 +295,16 @@ def test_flags_of_check_flops() -> None:
     main, flops = flags_of(build_parser()), flags_of(flops_parser())
     assert {flag: value for flag, value in flops.items() if flag not in main} == CHECK_FLOPS
     assert set(main) <= set(flops)
+
+
+def test_flags_of_export_checkpoint() -> None:
+    assert flags_of(export_parser()) == EXPORT_CHECKPOINT
+
+
+def test_flags_of_deepspeed_profile() -> None:
+    main, profile = flags_of(build_parser()), flags_of(profile_parser())
+    assert {flag: value for flag, value in profile.items() if flag not in main} == PROFILE
+    assert set(main) <= set(profile)
 
 
 def test_flags_of_preprocessing() -> None:

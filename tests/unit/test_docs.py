@@ -7,6 +7,7 @@ types all others in the order of the file.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import shlex
 import subprocess
@@ -21,6 +22,7 @@ from benchmarks import ingest, loader, training_step
 from project import demo, quality
 from project import main as entry
 from project.check_flops import flops_parser
+from project.export_checkpoint import export_parser
 from project.module.analysis import flops
 from project.module.config import TASKS, VARIANTS, ModelConfig
 from project.module.models.load_model import build_model, load_model_config
@@ -44,7 +46,25 @@ DOCS = [
     "CONTRIBUTING.md",
     "paper/README.md",
     *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")),
+    *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "sample_scripts").rglob("*.md")),
 ]
+# What the text names of other programs: torchrun, srun, sbatch, mpiexec.
+LAUNCHER_FLAGS = {
+    "--nproc_per_node",
+    "--nnodes",
+    "--standalone",
+    "--nodes",
+    "--ntasks",
+    "--ntasks-per-node",
+    "--cpus-per-task",
+    "--gpus-per-task",
+    "--gres",
+    "--partition",
+    "--mem",
+    "--pty",
+    "--signal",
+    "--requeue",
+}
 
 # The two training commands of the NeuroMamba README, as they stand there.
 PRETRAIN_COMMAND = r"""
@@ -158,6 +178,7 @@ ENTRY_POINTS: dict[str, Callable[[Sequence[str]], object]] = {
     "project/main.py": _parse_run,
     "project/check_flops.py": _parse_flops,
     "project/quality.py": lambda words: quality.build_parser().parse_args(words),
+    "project/export_checkpoint.py": lambda words: export_parser().parse_args(words),
     f"{DATA_LAYER}/preprocessing.py": lambda words: preprocessing.build_parser().parse_args(words),
     f"{DATA_LAYER}/convert_data_into_hdf5_revised.py": lambda words: (
         convert_data_into_hdf5_revised.build_parser().parse_args(words)
@@ -202,9 +223,26 @@ def test_commands_are_parsed(name: str, monkeypatch: pytest.MonkeyPatch, tmp_pat
             for word in words[1:]:
                 if words[1] == "demo" and word.startswith("ARGS="):
                     demo.build_parser().parse_args(shlex.split(word.removeprefix("ARGS=")))
+        elif words[0] in ("torchrun", "srun", "mpiexec"):
+            ENTRY_POINTS["project/main.py"](words[words.index("project/main.py") + 1 :])
+        elif scripts := [word for word in words if word.startswith("sample_scripts/")]:
+            check_script_call(words, *scripts)
         elif words[0] == "bash":
             assert (ROOT / words[1]).is_file(), words
             assert set(words[2:]) <= set(re.findall(r"--[\w-]+", read("setup_env.sh"))), words
+
+
+def check_script_call(words: Sequence[str], script: str) -> None:
+    """A sample script that exists, by its scheduler or bash, with settings that it knows."""
+    assert os.access(ROOT / script, os.X_OK), words
+    commons = [ROOT / "sample_scripts/common.sh", ROOT / "sample_scripts/downstream/common.sh"]
+    commons += [ROOT / "sample_scripts/pretraining/common.sh", ROOT / script]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in commons)
+    settings = re.findall(r"(\w+)=\$\{\1:-", text)
+    given = [part.split("=")[0] for word in words for part in word.split(",") if "=" in part]
+    assert set(given) <= {*settings, "REPOSITORY"}, words
+    (program,) = {"bash", "sbatch", "qsub"} & set(words)
+    assert program == "bash" or {"qsub": "#PBS", "sbatch": "#SBATCH"}[program] in text, words
 
 
 def test_commands_are_found() -> None:
@@ -258,9 +296,10 @@ def known_flags() -> set[str]:
         synthetic._parser(),
         demo.build_parser(),
         quality.build_parser(),
+        export_parser(),
     )
     flags = {o for parser in parsers for action in parser._actions for o in action.option_strings}
-    return flags | set(re.findall(r"--[\w-]+", read("setup_env.sh")))
+    return flags | LAUNCHER_FLAGS | set(re.findall(r"--[\w-]+", read("setup_env.sh")))
 
 
 @pytest.mark.parametrize("name", DOCS)

@@ -163,20 +163,30 @@ def test_hcp_scripts_do_what_their_names_say(
     monkeypatch.chdir(ROOT)
     size, task, mode = Path(script).stem.split("_")
     width, file = {"5M": (256, "5M_E256"), "E192": (192, "3M_E192"), "E128": (128, "1M_E128")}[size]
-    seeds = set()
     assert re.search(r"(?m)^#PBS -J 0-2$", read(script))
+    job = pbs_job(script, tmp_path) | {"IMAGE_PATH": "/path/a", "PBS_ARRAY_INDEX": "1"}
+    (words,) = commands_started(script, tmp_path, **job)
+    run = planned(words)
+    assert (run.config.model.embed_dim, run.hardware.ranks) == (width, 24)
+    assert run.config.downstream is not None
+    assert run.config.downstream.task == task
+    assert run.config.downstream.freeze_feature_extractor == (mode == "TL")
+    loaded = f"checkpoints/{file}.pt" if mode != "scratch" else None
+    assert run.config.flags["load_model_path"] == loaded
+    assert run.config.flags["seed"] == 1235
+
+
+def test_tasks_of_an_array_have_seeds_and_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    found = []
     for index in range(3):
-        job = pbs_job(script, tmp_path) | {"IMAGE_PATH": "/path/a", "PBS_ARRAY_INDEX": str(index)}
-        (words,) = commands_started(script, tmp_path, **job)
-        run = planned(words)
-        assert (run.config.model.embed_dim, run.hardware.ranks) == (width, 24)
-        assert run.config.downstream is not None
-        assert run.config.downstream.task == task
-        assert run.config.downstream.freeze_feature_extractor == (mode == "TL")
-        loaded = f"checkpoints/{file}.pt" if mode != "scratch" else None
-        assert run.config.flags["load_model_path"] == loaded
-        seeds.add((run.config.flags["seed"], run.config.flags["process_code"]))
-    assert len({seed for seed, _ in seeds}) == len({name for _, name in seeds}) == 3
+        job = pbs_job(HCP[0], tmp_path) | {"IMAGE_PATH": "/path/a", "PBS_ARRAY_INDEX": str(index)}
+        (words,) = commands_started(HCP[0], tmp_path, **job)
+        flags = planned(words).config.flags
+        found.append((flags["seed"], flags["process_code"]))
+    assert len(dict(found)) == len({name for _, name in found}) == 3
 
 
 def test_settings_reach_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

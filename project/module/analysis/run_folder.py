@@ -24,6 +24,7 @@ from project.module.config import (
     read_yaml,
 )
 from project.module.models.checkpoint_io import CheckpointContents, read_checkpoint
+from project.module.models.checkpoint_paths import find_checkpoint
 from project.module.utils.data_module import FMRIDataModule
 from project.module.utils.metrics import METRICS
 
@@ -80,10 +81,9 @@ class RunFolder:
     @cached_property
     def checkpoint(self) -> Path:
         """``best.ckpt``, or ``last.ckpt`` of a run without validation subjects."""
-        for name in ("best.ckpt", "last.ckpt"):
-            if (self.path / "checkpoints" / name).is_file():
-                return self.path / "checkpoints" / name
-        raise UserInputError(f"{self.path}: no checkpoint; the run has not finished.")
+        if not (self.path / "checkpoints").is_dir():
+            raise UserInputError(f"{self.path}: no checkpoint; the run has not finished.")
+        return find_checkpoint(self.path, "run folder")
 
     @cached_property
     def contents(self) -> CheckpointContents:

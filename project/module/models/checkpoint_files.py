@@ -46,7 +46,7 @@ _UNREAD = (
     "deepspeed.runtime.fp16.loss_scaler.LossScaler",
     "deepspeed.runtime.zero.config.ZeroStageEnum",
     "deepspeed.utils.tensor_fragment.fragment_address",
-    "__builtin__.getattr",
+    "builtins.getattr",
 )
 
 

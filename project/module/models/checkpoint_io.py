@@ -39,12 +39,14 @@ class CheckpointContents(NamedTuple):
         card: plain containers written by our training, {} for a released file.
         origin: what kind of checkpoint it is, in words.
         progress: "epoch" and "global_step" where the checkpoint tells.
+        export: what an exported file says of where it comes from.
     """
 
     state_dict: dict[str, Tensor]
     card: dict[str, Any]
     origin: str = ""
     progress: Mapping[str, int] = {}
+    export: Mapping[str, Any] = {}
 
 
 class TrainingState(NamedTuple):
@@ -104,13 +106,19 @@ def read_checkpoint(path: str | Path, flag: str = "--load_model_path") -> Checkp
         loaded = read_file(path, flag)
         state = loaded.get("state_dict", loaded)
         origin = "Lightning" if state is not loaded else "state dict"
-    card, progress = loaded.get(CHECKPOINT_KEY, {}), ("epoch", "global_step")
+    progress = ("epoch", "global_step")
     return CheckpointContents(
         _canonical(state, path, flag),
-        dict(card) if isinstance(card, Mapping) else {},
+        _containers(loaded, CHECKPOINT_KEY),
         origin,
         {name: loaded[name] for name in progress if isinstance(loaded.get(name), int)},
+        _containers(loaded, EXPORT_KEY),
     )
+
+
+def _containers(loaded: Mapping[str, Any], key: str) -> dict[str, Any]:
+    found = loaded.get(key)
+    return dict(found) if isinstance(found, Mapping) else {}
 
 
 def _canonical(state: Any, path: Path, flag: str) -> dict[str, Tensor]:
@@ -140,8 +148,7 @@ def read_card(path: str | Path, flag: str = "--load_model_path") -> dict[str, An
     """
     path = find_checkpoint(path, flag)
     if path.is_dir() and find_shards(path, flag):
-        card = open_zero(path, flag).states.get(CHECKPOINT_KEY, {})
-        return dict(card) if isinstance(card, Mapping) else {}
+        return _containers(open_zero(path, flag).states, CHECKPOINT_KEY)
     return read_checkpoint(path, flag).card
 
 
@@ -158,9 +165,7 @@ def read_training_state(path: str | Path, flag: str = "--resume_ckpt_path") -> T
         whole = folder.stage > 0
     else:
         contents = read_file(find_checkpoint(path, flag), flag)
-        card = contents.get(CHECKPOINT_KEY)
-        ranks = card.get("ranks", 0) if isinstance(card, Mapping) else 0
-        state = TrainingState(contents, 0, ranks)
+        state = TrainingState(contents, 0, _containers(contents, CHECKPOINT_KEY).get("ranks", 0))
         whole = "optimizer_states" in contents
     if not whole or "pytorch-lightning_version" not in state.contents:
         raise UserInputError(

@@ -44,8 +44,10 @@ def find_checkpoint(
     inside = path / "checkpoints"
     folder = inside if inside.is_dir() else path
     for name in names:
-        if (folder / name).exists():
-            return find_checkpoint(folder / name, flag, names)
+        # A run that is killed while it replaces a folder leaves the one before under this name.
+        for there in (folder / name, folder / f"{name}.previous"):
+            if there.exists():
+                return find_checkpoint(there, flag, names)
     if folder is path and safetensors_in(path, flag):
         return path
     found = sorted(file.name for file in folder.iterdir() if file.suffix in _KINDS)

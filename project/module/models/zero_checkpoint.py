@@ -93,14 +93,14 @@ class ZeroFolder:
         for name, original in self.states["shared_params"].items():
             if original in weights:
                 weights[name] = weights[original]
-        return weights
+        return {name: weight.detach() for name, weight in weights.items()}
 
     def _frozen_pieces(self) -> dict[str, Tensor]:
         """Frozen parameters of stage 3, of which every rank has a piece."""
         shapes: Mapping[str, Sequence[int]] = self.states.get("frozen_param_shapes") or {}
         if not shapes:
             return {}
-        ranks = [read_file(file, self.flag, lazily=True) for file in self.model_files]
+        ranks = [read_file(file, self.flag) for file in self.model_files]
         pieces = [states["frozen_param_fragments"] for states in ranks]
         return {name: _joined([p[name] for p in pieces], shape) for name, shape in shapes.items()}
 
@@ -110,9 +110,11 @@ class ZeroFolder:
             counts = shard.get("partition_count", self.ranks)
             most = max(counts) if isinstance(counts, list | tuple) else counts
             if most != self.ranks:
-                raise self.mixed(f"one is of {most} ranks, the model of {self.ranks}")
+                raise mixed(
+                    self.path, self.flag, f"one is of {most} ranks, the model of {self.ranks}"
+                )
         if len({_steps_of(shard) for shard in shards}) > 1:
-            raise self.mixed("their optimisers stand at different steps")
+            raise mixed(self.path, self.flag, "their optimisers stand at different steps")
         shapes = self.states["param_shapes"]
         if self.stage == 3:
             return _join_parameters([shard[_FP32_STAGE_3] for shard in shards], shapes)
@@ -122,15 +124,12 @@ class ZeroFolder:
         module: Mapping[str, Tensor] = self.states["module"]
         apart = [k for k, w in weights.items() if not torch.equal(w.to(module[k].dtype), module[k])]
         if apart:
-            raise self.mixed(f"{len(apart)} weights differ from the model's, such as {apart[0]}")
+            raise mixed(
+                self.path,
+                self.flag,
+                f"{len(apart)} weights differ from the model's, such as {apart[0]}",
+            )
         return weights
-
-    def mixed(self, why: str) -> UserInputError:
-        """The error for files of different savings."""
-        return UserInputError(
-            f"{self.flag}: the files of '{self.path}' were not saved together ({why}), as when a "
-            f"run was killed while it saved. Use another checkpoint of the run."
-        )
 
 
 def find_shards(path: Path, flag: str) -> Path | None:
@@ -169,21 +168,21 @@ def open_zero(path: Path, flag: str) -> ZeroFolder:
         raise UserInputError(
             f"{flag}: '{path}' was trained with model parallelism, which is not read."
         )
-    first, models = folder / _WHOLE_MODEL, {0: folder / _WHOLE_MODEL}
-    partitioned = not first.is_file()
-    if partitioned:
-        models = _by_rank(folder, _STAGE_3)
-        if 0 not in models:
-            raise damaged(path, flag, "the model states of rank 0 are missing")
-        first = models[0]
-    states = read_file(first, flag)
+    models = _by_rank(folder, _STAGE_3, path, flag)
+    partitioned, whole = bool(models), folder / _WHOLE_MODEL
+    if partitioned and whole.is_file():
+        raise mixed(path, flag, "some are of ZeRO stage 3, some are not")
+    models = models or {0: whole}
+    if 0 not in models:
+        raise damaged(path, flag, "the model states of rank 0 are missing")
+    states = read_file(models[0], flag)
     wanted = {"module", "buffer_names", "param_shapes", "shared_params", "dp_world_size"}
     if absent := sorted(wanted - states.keys()):
-        raise damaged(path, flag, f"no {', '.join(absent)} in {first.name}")
-    ranks, shards = int(states["dp_world_size"]), _by_rank(folder, _OPTIM)
+        raise damaged(path, flag, f"no {', '.join(absent)} in {models[0].name}")
+    ranks, shards = int(states["dp_world_size"]), _by_rank(folder, _OPTIM, path, flag)
     stage = _stage_of(states, partitioned, bool(shards))
     if partitioned != (stage == 3):
-        raise damaged(path, flag, f"it says ZeRO stage {stage}, but its files are another's")
+        raise mixed(path, flag, f"they are of ZeRO stage {stage} and of another")
     for kind, files, expected in (
         ("model states", models, ranks if partitioned else 1),
         ("optimiser states", shards, ranks if stage else 0),
@@ -194,22 +193,34 @@ def open_zero(path: Path, flag: str) -> ZeroFolder:
             raise damaged(path, flag, f"{kind} of rank {names} are missing, of {expected}")
         if further := sorted(set(files) - wanted_ranks):
             raise damaged(path, flag, f"{kind} of rank {further[0]}, but {expected} saved it")
-    if partitioned:
-        for file in list(models.values())[1:]:
-            # Their tensors are not needed here.
-            if read_file(file, flag, lazily=True).get("global_steps") != states.get("global_steps"):
-                zero = ZeroFolder(path, flag, stage, states, (), ())
-                raise zero.mixed(f"{file.name} is of another step than the first rank's")
+    for rank in range(1, len(models)):
+        other = read_file(models[rank], flag, lazily=True)  # its tensors may be left where they are
+        if other.get("global_steps") != states.get("global_steps"):
+            raise mixed(path, flag, f"{models[rank].name} is of another step than the first rank's")
     return ZeroFolder(path, flag, stage, states, _in_order(models), _in_order(shards))
+
+
+def mixed(path: Path, flag: str, why: str) -> UserInputError:
+    """The error for files of different savings."""
+    return UserInputError(
+        f"{flag}: the files of '{path}' were not saved together ({why}), as when a run was killed "
+        f"while it saved. Use another checkpoint of the run."
+    )
 
 
 def _in_order(files: Mapping[int, Path]) -> tuple[Path, ...]:
     return tuple(files[rank] for rank in sorted(files))
 
 
-def _by_rank(folder: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
-    found = ((pattern.fullmatch(file.name), file) for file in folder.iterdir())
-    return {int(match.group(1)): file for match, file in found if match}
+def _by_rank(folder: Path, pattern: re.Pattern[str], path: Path, flag: str) -> dict[int, Path]:
+    found: dict[int, Path] = {}
+    for file in folder.iterdir():
+        if match := pattern.fullmatch(file.name):
+            rank = int(match[1])
+            if rank in found:
+                raise mixed(path, flag, f"{file.name} beside {found[rank].name}")
+            found[rank] = file
+    return found
 
 
 def _stage_of(states: Mapping[str, Any], partitioned: bool, optimised: bool) -> int:

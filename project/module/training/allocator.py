@@ -3,7 +3,10 @@
 glibc gives blocks above 32 MB, and whatever lies free at the end of its heap, back to the operating
 system at once; the next tensor of that size is then built from pages that the kernel must find and
 clear first (docs/performance.md says what that costs), step after step. ``retain`` tells it to keep
-what it has: the process stays as large as its largest step.
+what it has: the process stays as large as its largest step, and grows beyond what that step needs,
+because small blocks come to lie in the holes that large ones leave. ``compact`` is the other end:
+every tensor of a megabyte or more gets pages of its own, so that there are no holes, and the
+process is as small as it can be.
 
 Only entry points apply it: a library has no business with the allocator of its host.
 """
@@ -14,6 +17,7 @@ import ctypes
 import logging
 import os
 import platform
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from project.module.config import ALLOCATORS, UserInputError, look_up
@@ -22,8 +26,18 @@ logger = logging.getLogger(__name__)
 
 # Parameters of mallopt, from glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
 _M_MMAP_MAX = -4
 _NEVER = -1
+_SETTINGS: Mapping[str, Mapping[int, int]] = {
+    "default": {},
+    "retain": {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: _NEVER},
+    "compact": {_M_MMAP_THRESHOLD: 1 << 20},
+}
+_EFFECT = {
+    "retain": "freed memory stays with the process",
+    "compact": "freed memory goes back at once",
+}
 _REPLACEMENTS = ("jemalloc", "tcmalloc", "mimalloc")
 
 
@@ -31,7 +45,7 @@ class Allocator(NamedTuple):
     """A choice made.
 
     Attributes:
-        name: "default" or "retain".
+        name: "default", "retain" or "compact".
         why: the reason, for the log.
     """
 
@@ -45,13 +59,13 @@ class Allocator(NamedTuple):
             UserInputError: the C library refuses.
         """
         logger.info("memory allocator: %s (%s)", self.name, self.why)
-        if self.name != "retain":
+        settings = _SETTINGS[self.name]
+        if not settings:
             return
         library = ctypes.CDLL(None)
-        settings = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: _NEVER}
         if not all(library.mallopt(key, value) for key, value in settings.items()):
             raise UserInputError(
-                "--allocator: the C library refuses the settings of retain; use default."
+                f"--allocator: the C library refuses the settings of {self.name}; use default."
             )
 
 
@@ -63,23 +77,23 @@ def choose_allocator(requested: str, accelerator: str) -> Allocator:
         accelerator: "cpu" or "cuda"; on a GPU, torch's own allocator holds the large tensors.
 
     Raises:
-        UserInputError: an unknown name, or ``retain`` where it has no effect.
+        UserInputError: an unknown name, or one that has no effect here.
     """
     look_up(requested, ALLOCATORS, "--allocator")
     if requested == "default":
         return Allocator("default", "requested")
     obstacle = _obstacle()
-    if requested == "retain":
+    if requested in _EFFECT:
         if obstacle:
             raise UserInputError(
-                f"--allocator: retain needs glibc's malloc, but {obstacle}; use auto."
+                f"--allocator: {requested} needs glibc's malloc, but {obstacle}; use auto."
             )
-        return Allocator("retain", "requested; freed memory stays with the process")
+        return Allocator(requested, f"requested; {_EFFECT[requested]}")
     if accelerator != "cpu":
         return Allocator("default", f"auto on {accelerator}")
     if obstacle:
         return Allocator("default", f"auto; {obstacle}")
-    return Allocator("retain", "auto on cpu with glibc; freed memory stays with the process")
+    return Allocator("retain", f"auto on cpu with glibc; {_EFFECT['retain']}")
 
 
 def _obstacle() -> str | None:

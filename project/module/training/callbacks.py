@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from pathlib import Path
@@ -11,9 +12,13 @@ import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
-from project.module.utils.data_preprocess_and_load.whole_files import written_whole
+from project.module.utils.data_preprocess_and_load.whole_files import (
+    temporary_beside,
+    written_whole,
+)
 from project.module.utils.seed_creation import stream
 
 
@@ -90,16 +95,15 @@ class BestCheckpoint(ModelCheckpoint):
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best so far; a run resumed in another folder takes its file along."""
+        """Restore the best so far; a run resumed in another folder takes its checkpoint along."""
         old = Path(state_dict["best_model_path"])
         if state_dict["dirpath"] != self.dirpath:
-            if not old.is_file():
+            if not old.exists():
                 return  # Nothing to compare with: the next validation is the best so far.
             assert self.dirpath is not None
             new = Path(self.dirpath) / old.name
-            new.parent.mkdir(parents=True, exist_ok=True)
-            with written_whole(new) as temporary:
-                shutil.copyfile(old, temporary)
+            if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+                _copy_whole(old, new)
             state_dict = state_dict | {
                 "dirpath": self.dirpath,
                 "best_model_path": str(new),
@@ -114,6 +118,20 @@ class BestCheckpoint(ModelCheckpoint):
             assert self.dirpath is not None
             self.best_model_path = str(Path(self.dirpath) / "best.ckpt")
             trainer.save_checkpoint(self.best_model_path)
+
+
+def _copy_whole(old: Path, new: Path) -> None:
+    """Copy a checkpoint, a file or (DeepSpeed's) a folder."""
+    new.parent.mkdir(parents=True, exist_ok=True)
+    if old.is_file():
+        with written_whole(new) as temporary:
+            shutil.copyfile(old, temporary)
+        return
+    temporary = temporary_beside(new)
+    shutil.copytree(old, temporary)
+    if new.exists():
+        shutil.rmtree(new)
+    os.replace(temporary, new)
 
 
 class RegularCheckpoint(ModelCheckpoint):

@@ -188,6 +188,10 @@ def unused_flags(values: Mapping[str, Any]) -> dict[str, str]:
         "match_caliper": ("--match_on", values["match_on"]),
         "dataset_weights": ("several data sets", len(values["dataset_name"]) > 1),
         "augment_during_training": ("training, not with --test_only", training),
+        "scalability_check": (
+            "training with callbacks, not with --test_only or --barebones",
+            training and not values.get("barebones"),
+        ),
         "persistent_workers": ("--num_workers 1 or more", values["num_workers"] > 0),
         "prefetch_factor": ("--num_workers 1 or more", values["num_workers"] > 0),
         "dummy_subjects": ("--dataset_name Dummy without --image_path", not values["image_path"]),

@@ -28,6 +28,7 @@ from project.module.training.checkpoint_writer import WholeCheckpoints
 from project.module.training.curves import curve_logger
 from project.module.training.launch import cluster_environment
 from project.module.training.run_config import RunConfig
+from project.module.training.scalability import scalability_check
 from project.module.training.strategies import Hardware, installed
 from project.module.training.survival import Survival
 
@@ -219,6 +220,8 @@ def build_callbacks(
             raise UserInputError("--use_early_stopping: needs validation subjects (--val_split).")
         patience = config.flags["early_stopping_patience"]
         callbacks.append(EarlyStopping(monitor=monitor, mode=mode, patience=patience))
+    if config.flags["scalability_check"]:
+        callbacks.append(scalability_check(config, run_dir))
     if config.flags["save_embedding"]:
         target = config.flags["embedding_save_dir"] or run_dir / "embeddings"
         callbacks.append(EmbeddingWriter(Path(target)))

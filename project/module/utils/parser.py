@@ -36,7 +36,6 @@ from project.module.config import (
 
 # Flags of the reference whose feature is the subject of an open issue: given, they are refused.
 LATER: Mapping[str, tuple[str, str]] = {
-    "scalability_check": ("Scale", "the throughput profile of a run"),
     "adjust_thresh": ("Evaluation", "a decision threshold chosen on the validation set"),
 }
 # Trainer arguments that are not flags: objects, or decided by flags of ours.
@@ -133,8 +132,9 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         "--allocator",
         default="auto",
         metavar="NAME",
-        help=f"{', '.join(names.ALLOCATORS)}; retain (glibc only) keeps freed memory for the next "
-        "step: the process never shrinks; auto retains on CPU runs with glibc",
+        help=f"{', '.join(names.ALLOCATORS)}; glibc only: retain keeps freed memory for the next "
+        "step, the process never shrinks; compact gives it back at once, slower and smaller; auto "
+        "retains on CPU runs with glibc",
     )
     _switch(
         group,
@@ -149,6 +149,13 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     add("--early_stopping_patience", type=int, default=5, help="validations without improvement")
     _switch(group, "save_every_checkpoints", False, "keep a checkpoint of every epoch")
     add("--every_n_train_steps", type=int, help="also keep a checkpoint every N steps")
+    _switch(
+        group,
+        "scalability_check",
+        False,
+        "measure some batches: time by phase, throughput of all ranks, efficiency; writes "
+        "scalability.json",
+    )
     add(
         "--skip_bad_batches",
         type=int,

@@ -1,0 +1,290 @@
+"""Clocks of training steps, the time ranks spend exchanging data, and the figures made of both."""
+
+from __future__ import annotations
+
+import json
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from project.module.config import HeadConfig, ModelConfig
+from project.module.models.flop_formula import (
+    forward_terms,
+    head_terms,
+    total,
+    training_total,
+    window_flops,
+)
+from project.module.training import communication, profiling, scalability
+from project.module.training.communication import Communication, measure, union
+from project.module.training.profiling import PHASES, StepClock
+
+# --- clocks -------------------------------------------------------------------------------------
+
+FETCH = "[_TrainingEpochLoop].train_dataloader_next"
+
+
+class Ticks:
+    """Every mark is a second after the one before."""
+
+    def __init__(self) -> None:
+        self.mark = count().__next__
+
+    def seconds(self, begin: int, end: int) -> int:
+        return end - begin
+
+
+@pytest.fixture
+def clock() -> StepClock:
+    clock = StepClock()
+    clock._marks = Ticks()  # type: ignore[assignment]
+    clock.running = True
+    return clock
+
+
+def play(clock: StepClock, script: str) -> None:
+    """``>name`` begins an action and ``<`` ends the last one; ``#`` is where the batch is known."""
+    inside = []
+    for word in script.split():
+        if word == "<":
+            clock.stop(inside.pop())
+        elif word == "#":
+            clock.batches[-1].lengths = (3, 4)
+        else:
+            inside.append(FETCH if word == ">fetch" else word[1:])
+            clock.start(inside[-1])
+
+
+BATCH = (
+    ">fetch < >S.batch_to_device >M.transfer_batch_to_device < < >C.on_train_batch_start # < "
+    ">run_training_batch >M.optimizer_step >S.training_step < >M.optimizer_zero_grad < "
+    ">S.backward >M.on_after_backward < < < < >C.on_train_batch_end <"
+)
+
+
+def test_phases_are_told_apart_and_add_up(clock: StepClock) -> None:
+    play(clock, f">run_training_epoch {BATCH} {BATCH}")
+    clock.end()
+    assert len(clock.batches) == 2
+    first = clock.seconds(clock.batches[0])
+    # Each change of phase is a tick: fetch 1, after it 1 of the loop, to the device 1, loop 1;
+    # the step begins (optimiser), forward 1, optimiser, backward 1, optimiser, loop.
+    assert first == {
+        "data wait": 1,
+        "to the device": 1,
+        "forward": 1,
+        "backward": 1,
+        "optimiser": 3,
+        "loops and callbacks": 3,
+    }
+    spans = clock.batches[0].spans
+    assert sum(first.values()) == spans[-1][2] - spans[0][1]
+    # The second batch begins where the first has ended.
+    assert clock.batches[1].spans[0][1] == spans[-1][2]
+
+
+def test_what_is_no_batch_is_not_counted(clock: StepClock) -> None:
+    play(clock, f">run_training_epoch {BATCH} >M.on_validation_model_eval < >S.validation_step <")
+    play(clock, f">S.batch_to_device < >save_checkpoint < {BATCH} >fetch <")
+    clock.end()  # the last fetch gave nothing
+    assert len(clock.batches) == 2
+    one, other = map(clock.seconds, clock.batches)
+    assert one == other
+    assert clock.batches[0].spans[-1][2] < clock.batches[1].spans[0][1]
+
+
+def test_a_clock_that_does_not_run_marks_nothing(clock: StepClock) -> None:
+    clock.running = False
+    play(clock, BATCH.replace("#", ""))
+    assert clock.batches == [] and clock._marks.mark() == 0
+
+
+def test_events_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU marks go into its queue; nothing waits before the figures are asked for."""
+    waited = []
+
+    class Event:
+        now = 0
+
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            Event.now += 5
+            self.at = Event.now
+
+        def synchronize(self) -> None:
+            waited.append(self.at)
+
+        def elapsed_time(self, other: Event) -> float:
+            return other.at - self.at
+
+    monkeypatch.setattr(torch, "xpu", SimpleNamespace(Event=Event))
+    clock = StepClock()
+    clock.use(torch.device("xpu", 0))
+    clock.running = True
+    play(clock, f">run_training_epoch {BATCH}")
+    clock.end()
+    assert waited == []
+    assert clock.seconds(clock.batches[0])["optimiser"] == pytest.approx(3 * 5e-3)
+    assert waited
+
+
+# --- exchange of data ---------------------------------------------------------------------------
+
+
+def test_union() -> None:
+    assert union([(3, 4), (0, 2), (1, 2.5), (4, 5)]) == [(0, 2.5), (3, 5)]
+    assert union([]) == []
+
+
+def event(name: str, start: float, end: float, device: str = "CPU") -> Any:
+    kind = getattr(torch.autograd.DeviceType, device)
+    return SimpleNamespace(
+        name=name, device_type=kind, time_range=SimpleNamespace(start=start * 1e6, end=end * 1e6)
+    )
+
+
+def test_exposed_is_what_no_arithmetic_hides() -> None:
+    events = [
+        event("aten::mm", -5, -1),  # before the ranks met
+        event("gloo:barrier", -1, 0),
+        event(communication._BATCH, 0, 20),
+        event("autograd::engine::evaluate_function: X", 1, 19),  # may hold a collective
+        event("aten::mm", 1, 4),
+        event("gloo:all_reduce", 3, 8),
+        event("gloo:all_reduce", 3.5, 6),
+        event("_BlockwiseBackward", 7, 10),
+        event("gloo:all_gather", 12, 15),
+        event("nothing known", 16, 19),
+    ]
+    found = measure(events, on_device=False)
+    assert found == pytest.approx(Communication(exposed=3 + 3, in_flight=5 + 3, span=14))
+
+
+def test_on_a_device_its_kernels_count() -> None:
+    events = [
+        event("aten::mm", 0, 100),
+        event("nccl:all_reduce", 0, 100),
+        event("ampere_sgemm", 0, 4, "CUDA"),
+        event("ncclDevKernel_AllReduce_Sum_f32_RING_LL", 3, 9, "CUDA"),
+    ]
+    found = measure(events, on_device=True)
+    assert found == pytest.approx(Communication(exposed=5, in_flight=6, span=9))
+
+
+def test_names_of_real_operations() -> None:
+    """What torch calls the operations of a step with our scan is known as arithmetic."""
+    from project.module.models.load_model import build_model
+    from project.module.models.tokenizer import PackedTokens
+
+    config = ModelConfig(embed_dim=16, depth=1, img_size=(12, 12, 12, 4))
+    model = build_model(config)
+    packed = PackedTokens(torch.randn(16, config.token_dim), torch.arange(16), (16,))
+    whole = record_function(communication._BATCH)
+    with profile(activities=[ProfilerActivity.CPU]) as record, whole:
+        prediction = model.forward_tokens(packed).prediction
+        assert prediction is not None
+        prediction.square().sum().backward()
+    names = {e.name for e in record.events()}
+    assert {"_Blockwise", "_BlockwiseBackward", "AddmmBackward0"} <= names
+    known = {name for name in names if communication._ARITHMETIC.match(name)}
+    assert {"_Blockwise", "_BlockwiseBackward", "AddmmBackward0", "aten::mm"} <= known
+    assert not {name for name in known if "evaluate_function" in name}
+    found = measure(record.events(), on_device=False)
+    assert found.exposed == found.in_flight == 0 < found.span
+
+
+# --- figures ------------------------------------------------------------------------------------
+
+
+def rank(number: int, seconds: list[float], exposed: float, tokens: list[int]) -> dict[str, Any]:
+    """A rank whose batches take so long, a tenth of it waiting for data."""
+    phases = [
+        dict.fromkeys(PHASES, 0.0) | {"data wait": 0.1 * s, "forward": 0.9 * s} for s in seconds
+    ]
+    traced = [{"exposed": exposed, "in_flight": 2 * exposed, "span": 1.0}] * 2
+    return {
+        "rank": number,
+        "host": "node",
+        "device": "a device",
+        "warm_up": 3,
+        "phases": phases,
+        "windows": [2] * len(seconds),
+        "tokens": tokens,
+        "flops": [10**12] * len(seconds),
+        "traced": traced,
+        "memory": {"host": 10**9 + number},
+    }
+
+
+FACTS = {"strategy": "ddp", "precision": "32", "batch_size": 2}
+
+
+def test_summary_of_two_ranks() -> None:
+    ranks = [rank(0, [1.0, 2.0], 0.2, [100, 50]), rank(1, [2.0, 2.0], 0.4, [100, 100])]
+    found = scalability.summary({"ranks": ranks, "accumulation": 2}, FACTS)
+    assert found["seconds"] == 2.0 and found["step_seconds"] == 4.0
+    assert found["windows_per_second"] == 4 / 2
+    assert found["tokens_per_second"] == (75 + 100) / 2
+    assert found["tflops"] == 1.0
+    assert found["phases"]["forward"]["mean"] == pytest.approx(0.9 * (1.5 + 2) / 2)
+    assert found["phases"]["forward"]["most"] == pytest.approx(1.8)
+    assert found["memory"] == {"host": 10**9 + 1}
+    assert found["communication"] == pytest.approx(
+        {"exposed": 0.3, "in_flight": 0.6, "traced_batch": 1.0}
+    )
+    # Rank 0: 1.5 s less 0.15 and 0.2; rank 1: 2 s less 0.2 and 0.4; over the slowest's 2 s.
+    assert found["efficiency"] == pytest.approx((1.15 + 1.4) / 2 / 2)
+    assert found["token_balance"] == pytest.approx((1 + 0.75) / 2)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    text = scalability.table(found)
+    assert "of it exchange of data        300.0   15.0%" in text
+    assert "rank 1 (node)" in text and "efficiency 63.7%" in text
+
+
+def test_summary_without_traces_or_batches() -> None:
+    untraced = rank(0, [1.0], 0.0, [10]) | {"traced": []}
+    two = {"ranks": [untraced, untraced | {"rank": 1}], "accumulation": 1}
+    found = scalability.summary(two, FACTS)
+    assert found["communication"] is None and found["efficiency"] is None
+    assert "not traced" in scalability.table(found)
+    alone = scalability.summary({"ranks": [untraced], "accumulation": 1}, FACTS)
+    assert alone["efficiency"] == pytest.approx(0.9)  # one rank waits for data alone
+    none = rank(0, [], 0.0, [])
+    found = scalability.summary({"ranks": [none], "accumulation": 1}, FACTS)
+    assert found["seconds"] is None and "no batch was measured" in scalability.table(found)
+
+
+def test_flops_of_a_window() -> None:
+    config = ModelConfig(embed_dim=16, depth=2, img_size=(12, 12, 12, 4))
+    terms = forward_terms(config, 10)
+    assert window_flops(config, 10) == training_total(terms)
+    last = ("final norm", "output layer", "output layer: bias")
+    output = sum(t.flops for t in terms if t.name in last)
+    assert window_flops(config, 10, masked=0.75) == pytest.approx(
+        training_total(terms) - 3 * 0.25 * output, abs=10
+    )
+    head = HeadConfig("mamba", 2)
+    backbone = [t for t in terms if not t.name.startswith("output layer")]
+    own = 3 * total(head_terms(head, config, 10))
+    assert window_flops(config, 10, head=head) == training_total(backbone) + own
+    assert window_flops(config, 10, head=head, frozen=True) == total(backbone) + own
+
+
+def test_peak_memory_is_that_of_the_process() -> None:
+    before = profiling.resident_peak()
+    block = torch.ones(50 * 2**20)
+    assert profiling.resident_peak() - before >= 0.9 * 4 * block.numel() - 50 * 2**20
+    assert profiling.peak_memory(torch.device("cpu"))["host"] >= 4 * block.numel()
+
+
+def test_written_file(tmp_path: Path) -> None:
+    found = scalability.summary({"ranks": [rank(0, [1.0], 0.0, [10])], "accumulation": 1}, FACTS)
+    scalability.write(found, tmp_path / scalability.FILE)
+    assert json.loads((tmp_path / "scalability.json").read_text()) == found
