@@ -37,7 +37,8 @@ from project.module.pl_classifier import (
     PretrainModule,
     build_optimizer,
 )
-from project.module.planning.step_memory import Step, _by_layer, step_memory
+from project.module.planning.layer_memory import layer_by_layer
+from project.module.planning.step_memory import Step, step_memory
 from project.module.utils.seed_creation import seed_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -213,5 +214,5 @@ def test_what_a_block_keeps_on_the_triton_backend(way: str, lengths: tuple[int, 
         device="cuda",
         fused=way == "fused",
     )
-    predicted = _by_layer(step, 8, 0.0).kept + 4 * sum(lengths) * 32  # and its input
+    predicted = layer_by_layer(step, 8, 0.0).kept + 4 * sum(lengths) * 32  # and its input
     assert predicted == pytest.approx(int(done.stdout.splitlines()[-1]), rel=0.02)

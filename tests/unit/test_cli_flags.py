@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from project import demo
+from project import demo, doctor
 from project import main as entry
 from project.check_flops import flops_parser
 from project.deepspeed_profile import profile_parser
@@ -145,6 +145,23 @@ PROFILE: dict[str, Any] = {
     "json": None,
     "scaling": None,
     "point_seconds": 1800.0,
+}
+DOCTOR: dict[str, Any] = {"image_path": [], "json": None}
+PLAN: dict[str, Any] = {
+    "gpus": None,
+    "gpus_per_node": None,
+    "gpu": None,
+    "gpu_memory": None,
+    "peak_tflops": None,
+    "utilisation": 0.1,
+    "effective_batch": 1152,
+    "windows": None,
+    "subjects": None,
+    "frames": 1200,
+    "script": None,
+    "output": None,
+    "walltime": None,
+    "json": None,
 }
 PREPROCESSING: dict[str, Any] = {
     "input": None,
@@ -305,6 +322,13 @@ def test_flags_of_deepspeed_profile() -> None:
     main, profile = flags_of(build_parser()), flags_of(profile_parser())
     assert {flag: value for flag, value in profile.items() if flag not in main} == PROFILE
     assert set(main) <= set(profile)
+
+
+def test_flags_of_doctor() -> None:
+    assert flags_of(doctor.doctor_parser()) == DOCTOR
+    main, plan = flags_of(build_parser()), flags_of(doctor.plan_parser())
+    assert {flag: value for flag, value in plan.items() if flag not in main} == PLAN
+    assert set(main) <= set(plan)
 
 
 def test_flags_of_preprocessing() -> None:

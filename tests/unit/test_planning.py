@@ -266,6 +266,7 @@ def test_gpus_are_plausible_and_found() -> None:
         ("plan --gpus 8 --gpu A5000 --utilisation 2", "--utilisation: got 2.0"),
         ("plan --gpus 8 --gpu A5000 --script lsf", "--script: unknown name 'lsf'"),
         ("plan --gpus 8 --gpu A5000 --output job.sh", "--output: is where the job goes"),
+        ("plan --gpus 8 --gpu A5000 --script pbs --json", "--json: with --script give one"),
         ("plan --gpus 8 --gpu A5000 --windows 5 --subjects 5", "--windows and --subjects"),
         ("plan --gpus 8 --gpu A5000 --ssd_backend reference", "--ssd_backend: reference keeps"),
         ("plan --gpus 8 --gpu CPU --ssd_backend triton", "--ssd_backend: triton needs a CUDA"),

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -18,6 +17,7 @@ from project.module.config import UserInputError
 from project.module.models.ssd import native
 from project.module.planning.state_memory import Weights, state_memory
 from project.module.planning.step_memory import GROUPS, Step, step_memory
+from project.module.training.peak_memory import resident_now
 from project.module.training.run_config import RunConfig
 from project.module.training.strategies import ZERO_STAGES, installed
 
@@ -180,14 +180,3 @@ def model_weights(config: RunConfig) -> Weights:
         frozen=sum(p.numel() for p in parameters) - trained,
         buffers=0 if positions is None else positions.numel(),
     )
-
-
-def resident_now() -> int:
-    """Bytes of this process in memory: Python, torch and Lightning, without a model."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return 0
-    for line in status.read_text(encoding="ascii").splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024
-    return 0

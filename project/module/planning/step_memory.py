@@ -1,32 +1,31 @@
 """Memory of a training step, tensor after tensor, as the code makes and drops them.
 
-A step is walked through on paper: what the forward pass leaves for the backward pass, what a layer
-needs while it runs, and in what order all of it goes away again. The most that is there at one time
-is the prediction. Sizes are taken from the same places as the step takes them from
-(``ssd.memory.Buffers`` and ``Pool``, ``ssd.triton.CHUNK``, ``losses.BLOCK_ROWS``); what autograd
-keeps is read off the modules named beside each line.
+A step is walked through on paper: what the forward pass leaves for the backward pass, what a block
+needs while it runs (``layer_memory``), and in what order all of it goes away again. The most that
+is there at one time is the prediction.
 
 Left out: tensors without a token axis that live inside one operation (a few MB), what libraries
 take for themselves, and what an allocator cannot use of the memory it holds.
 
-Shapes: L packed tokens, V values a token, D width, I inner width, N state size, H heads, W = I + 2N
-channels of the convolution, R = 2I + 2N + H columns of the in-projection, T frames, n voxels.
+Shapes: L packed tokens, V values a token, D width, T frames, n voxels.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
-
-from project.module.config import HeadConfig, ModelConfig
-from project.module.models.ssd import memory, triton
-from project.module.models.ssd.api import CHUNK
-from project.module.models.ssd.stages import Layer
+from project.module.planning.layer_memory import (
+    LayerMemory,
+    Step,
+    backbone_layer,
+    held_buffers,
+    layer_by_layer,
+)
 from project.module.utils import losses
+
+__all__ = ["GROUPS", "Peak", "Step", "step_memory"]
 
 # Groups of tensors, in the order in which they are reported.
 GROUPS = (
@@ -38,50 +37,6 @@ GROUPS = (
     "working memory",
     "batch",
 )
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a step computes, and how.
-
-    Attributes:
-        model: architecture.
-        lengths: kept tokens of each window.
-        voxels: brain voxels of each window.
-        backend: of the scan: "cpu" or "triton".
-        device: kind of device the step runs on.
-        parameter: bytes of a parameter, and so of the residual stream.
-        operand: bytes of what enters matrix products.
-        checkpointing: ``--activation_checkpointing``.
-        hooked: modules have hooks (ZeRO-3), so that blocks run layer by layer.
-        native: the passes of the backend "cpu" run in C.
-        fused: the backend "triton" has causal_conv1d.
-        masked: share of the tokens to predict; None if each is predicted from the one before it.
-        head: of a downstream task; None when pre-training.
-        frozen: the backbone is not trained.
-        augmented: windows are augmented on the device.
-    """
-
-    model: ModelConfig
-    lengths: tuple[int, ...]
-    voxels: tuple[int, ...]
-    backend: str = "cpu"
-    device: str = "cpu"
-    parameter: int = 4
-    operand: int = 4
-    checkpointing: bool = False
-    hooked: bool = False
-    native: bool = True
-    fused: bool = True
-    masked: float | None = None
-    head: HeadConfig | None = None
-    frozen: bool = False
-    augmented: bool = False
-
-    @property
-    def tokens(self) -> int:
-        """L."""
-        return sum(self.lengths)
 
 
 class Peak(NamedTuple):
@@ -124,23 +79,6 @@ class Tape:
         self.drop("working memory", nbytes)
 
 
-class LayerMemory(NamedTuple):
-    """Bytes of a Mamba2 layer with its norm and its sum.
-
-    Attributes:
-        kept: from the forward to the backward pass, beside the layer's input.
-        forward, backward: at work in either.
-        pooled: for the backward pass, in memory that goes from step to step.
-        again: what is kept is made in the backward pass only, by running forward again.
-    """
-
-    kept: float
-    forward: float
-    backward: float
-    pooled: float = 0.0
-    again: bool = False
-
-
 def step_memory(step: Step) -> Peak:
     """The most memory that a training step has at one time, weights and optimiser not counted."""
     tape = Tape()
@@ -156,8 +94,8 @@ def step_memory(step: Step) -> Peak:
     if step.frozen:
         tape.drop("tokens", kept_tokens)
 
-    layers = [_backbone_layer(step, number) for number in range(step.model.depth)]
-    held = _held_buffers(step, step.model.d_state, trained=not step.frozen)
+    layers = [backbone_layer(step, number) for number in range(step.model.depth)]
+    held = held_buffers(step, step.model.d_state, trained=not step.frozen)
     tape.take("buffers of the scan", held + sum(layer.pooled for layer in layers), "blocks forward")
     for layer in layers:
         tape.take("residual stream", stream, "blocks forward")
@@ -177,14 +115,29 @@ def step_memory(step: Step) -> Peak:
         tape.drop("tokens", tokens)  # the step has returned; the product has its copy
     if not step.frozen:
         for layer in reversed(layers):
-            if layer.again:
-                tape.take("kept by the blocks", layer.kept, "blocks backward")
-                tape.work(layer.forward, "blocks backward")
-            tape.take("residual stream", stream, "blocks backward")  # the gradient of the input
-            tape.work(layer.backward, "blocks backward")
-            tape.drop("kept by the blocks", layer.kept)
-            tape.drop("residual stream", 2 * stream)  # that of the output, and the input
+            _layer_backward(tape, step, layer)
     return tape.peak
+
+
+def _layer_backward(tape: Tape, step: Step, layer: LayerMemory) -> None:
+    """From the gradient of a block's output to that of its input."""
+    stream, moment = _stream(step), "blocks backward"
+    if layer.again:
+        tape.take("kept by the blocks", layer.kept, moment)
+        tape.work(layer.forward, moment)
+    if layer.at_once:
+        tape.take("residual stream", stream, moment)  # the gradient of the input
+    tape.work(layer.backward, moment)
+    tape.drop("kept by the blocks", layer.kept)
+    if not layer.at_once:
+        tape.take("residual stream", stream, moment)
+        tape.work(_norm_work(step), moment)
+    tape.drop("residual stream", 2 * stream)  # the gradient of the output, and the input
+
+
+def _norm_work(step: Step) -> int:
+    """What the gradient of an RMSNorm makes beside its result (``models.utils``)."""
+    return 2 * 4 * step.tokens * step.model.embed_dim
 
 
 def _stream(step: Step) -> int:
@@ -213,132 +166,6 @@ def _batch(tape: Tape, step: Step) -> None:
     tape.work(scaled, "packing")
     if step.augmented:
         tape.drop("working memory", augmented)
-
-
-# -------------------------------------------------------------------------------------- the blocks
-
-
-def _scan_layer(step: Step, d_state: int) -> Layer:
-    """The layer as the portable backend sees it."""
-    operand = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}[step.operand]
-    model = step.model
-    return Layer(model.nheads, model.headdim, d_state, model.d_conv, step.lengths, operand)
-
-
-def _block_buffers(step: Step, d_state: int, backward: bool) -> int:
-    """Buffers for a block of tokens: ``ssd.memory.Buffers`` itself says how large."""
-    device = torch.device(step.device)
-    rows = min(memory.block_rows(device), math.ceil(max(step.lengths) / CHUNK) * CHUNK)
-    found = memory.Buffers(_scan_layer(step, d_state), rows, step.model.embed_dim, device)
-    shapes = found._shapes(backward).values()
-    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes)
-
-
-def _held_buffers(step: Step, d_state: int, trained: bool) -> int:
-    """What the portable backend keeps from call to call, on CPUs alone."""
-    if step.backend != "cpu" or step.device != "cpu":
-        return 0
-    return _block_buffers(step, d_state, trained)
-
-
-def _borders(step: Step, d_state: int) -> int:
-    """What ``blockwise`` keeps at the start of each block of tokens."""
-    rows = memory.block_rows(torch.device(step.device))
-    blocks, model = sum(math.ceil(n / rows) for n in step.lengths), step.model
-    wide = max(4, step.operand)
-    states = blocks * model.nheads * d_state * model.headdim * wide
-    return states + (blocks + 1) * (model.d_conv - 1) * (model.d_inner + 2 * d_state) * step.operand
-
-
-def _torch_passes(step: Step, in_one_go: bool) -> int:
-    """What ``stages`` makes where there are no C passes: of a block, [K, H, Q, Q] and [R, W]."""
-    # For a whole block they want the residual stream in fp32 (``native.can_run``).
-    if step.native and step.device == "cpu" and (step.parameter == 4 or not in_one_go):
-        return 0
-    model, rows = step.model, memory.block_rows(torch.device(step.device))
-    rows = min(rows, max(step.lengths))
-    # weights_backward: the differences in fp64, their exponentials, and three products in fp32.
-    decays = rows * model.nheads * CHUNK * (8 + 4 * 4)
-    # convolution_backward: inputs, output, sigmoid, gradient, its shifted copy and the sum.
-    return max(decays, 6 * rows * (model.d_inner + 2 * model.d_state) * 4)
-
-
-def _backbone_layer(step: Step, number: int) -> LayerMemory:
-    """A block of the backbone: in one go (``ResidualBlock``), or layer by layer."""
-    in_one_go = step.backend == "cpu" and not step.hooked and step.model.dropout == 0
-    if not in_one_go:
-        layer = _by_layer(step, step.model.d_state, step.model.dropout)
-        return layer._replace(again=step.checkpointing)
-    on_cpu = step.device == "cpu"
-    own = 0 if on_cpu else _block_buffers(step, step.model.d_state, True)
-    work = own + _torch_passes(step, in_one_go=True)
-    projected = 4 * step.tokens * _columns(step.model, step.model.d_state)
-    pooled = 0
-    if on_cpu and step.operand == 4 and not step.checkpointing and not step.frozen:
-        # Each layer takes its share of the pool until the budget is used up.
-        pooled = projected if (number + 1) * projected <= memory.BUDGET_BYTES else 0
-    return LayerMemory(_borders(step, step.model.d_state), work, work, pooled)
-
-
-def _columns(model: ModelConfig, d_state: int) -> int:
-    """R."""
-    return 2 * model.d_inner + 2 * d_state + model.nheads
-
-
-def _by_layer(step: Step, d_state: int, dropout: float) -> LayerMemory:
-    """``x + dropout(out_proj(mixer(in_proj(norm(x)))))`` as autograd sees it."""
-    model, length, o = step.model, step.tokens, step.operand
-    d, inner, columns = model.embed_dim, model.d_inner, _columns(model, d_state)
-    core = _mixer(step, d_state)
-    # Scale of the norm, inputs of in_proj, of the mixer and of out_proj, mask of the dropout.
-    kept = length * (4 + d * o + columns * o + inner * o + (d * o if dropout else 0)) + core.kept
-    forward = max(core.forward, length * d * (o + step.parameter))
-    # out_proj's gradient and the mixer's, then in_proj's and the three passes of the norm.
-    in_mixer = length * o * (d + inner + columns) + core.backward
-    in_norm = length * (o * (columns + d) + 3 * 4 * d)
-    return LayerMemory(kept, forward, max(in_mixer, in_norm))
-
-
-def _mixer(step: Step, d_state: int) -> LayerMemory:
-    """What lies between the projections, in the backend."""
-    if step.backend == "cpu":
-        own = 0 if step.device == "cpu" else _block_buffers(step, d_state, True)
-        work = own + _torch_passes(step, in_one_go=False)
-        return LayerMemory(_borders(step, d_state), work, work)
-    return _triton_mixer(step, d_state)
-
-
-def _triton_mixer(step: Step, d_state: int) -> LayerMemory:
-    """mamba_ssm 2.3 (``ops/triton/ssd_combined.py``), which computes most of it again backwards.
-
-    Chunks of ``ssd.triton.CHUNK`` tokens; fp32 are the states between chunks [K, H, P, N], the
-    products C B^T [K, Q, Q] and the steps and their sums [H, L].
-    """
-    model, length, o, q = step.model, step.tokens, step.operand, triton.CHUNK
-    heads, inner = model.nheads, model.d_inner
-    channels = inner + 2 * d_state
-    # The first dimension of causal_conv1d's input has to be a multiple of 8: it gets a copy.
-    copied = channels * o if _columns(model, d_state) % 8 and step.fused else 0
-    states, steps = 4 * inner * d_state / q, 2 * 4 * heads
-    if step.fused:
-        # MambaSplitConv1dScanCombinedFn keeps the scan's output and the norm's scale.
-        kept = inner * o + 4
-        forward = channels * o + copied + states * 2 + q * 4 + steps
-    else:
-        # The convolution's output; the scan's, the steps, their sums; softplus: its input.
-        kept = channels * o + inner * o + 4 * 4 * heads + 4
-        forward = max(3 * 4 * channels, states * 2 + q * 4 + steps)
-    products = 2 * q * 4 + (q * o if o < 4 else 0)  # C B^T, its gradient, and that once more
-    sums = 4 * heads * (q // 32 + 6)  # gradients of the steps and of their sums
-    shared = 2 * channels * 4 + states * 2 + 2 * inner * d_state * o / q + products + sums
-    backward = shared + inner * o + channels * o
-    if step.fused:
-        backward += channels * o + 2 * copied
-    else:
-        # dx, dB and dC have been joined when the convolution's seven passes in fp32 begin.
-        backward = max(backward, 7 * 4 * channels)
-    sequence = 4 if len(step.lengths) > 1 else 0
-    return LayerMemory(kept * length, (forward + sequence) * length, (backward + sequence) * length)
 
 
 # ------------------------------------------------------------------------------ what comes after
@@ -376,25 +203,27 @@ def _head(tape: Tape, step: Step) -> None:
     head, model, stream = step.head, step.model, _stream(step)
     assert head is not None
     name, length = "kept by the output layer or head", step.tokens
-    kept: list[tuple[float, float]] = [(stream + 4 * length, 3 * 4 * length * model.embed_dim)]
-    tape.take(name, kept[0][0], "head")
+    tape.take(name, stream + 4 * length, "head")  # the final norm's output and scale
     tape.work(4 * length * model.embed_dim, "head")
-    if head.name == "mamba":
-        d_state = model.embed_dim // 16
-        layer = _by_layer(step, d_state, head.dropout)
-        tape.take("buffers of the scan", _held_buffers(step, d_state, True), "head")
-        for _ in range(head.mamba_depth):
-            # The layer's, the sum that the norm reads, and what the norm gives: the next layer's
-            # input, of which in_proj keeps a copy only if its operands are of another type.
-            copied = (
-                0 if step.operand != step.parameter else length * model.embed_dim * step.operand
-            )
-            kept.append((layer.kept - copied + 2 * stream, layer.backward + stream))
-            tape.take(name, kept[-1][0], "head")
-            tape.work(layer.forward, "head")
-    for own, work in reversed(kept):
-        tape.take("residual stream", stream, "head backward")  # a gradient
-        tape.work(work, "head backward")
-        tape.drop("residual stream", stream)
+    blocks = head.mamba_depth if head.name == "mamba" else 0
+    layer = layer_by_layer(step, model.embed_dim // 16, head.dropout)
+    # in_proj keeps a copy of its input only if its operands are of another type.
+    own = layer.kept
+    if step.operand == step.parameter:
+        own -= length * model.embed_dim * step.operand
+    if blocks:
+        held = held_buffers(step, model.embed_dim // 16, True)
+        tape.take("buffers of the scan", held, "head")
+    for _ in range(blocks):
+        tape.take(name, own + 2 * stream, "head")  # the sum that the norm reads; what it gives
+        tape.work(layer.forward, "head")
+    tape.take("residual stream", stream, "head backward")  # the gradient of the features
+    for _ in range(blocks):
+        tape.work(_norm_work(step), "head backward")
+        tape.drop(name, 2 * stream)
+        tape.work(layer.backward, "head backward")
         tape.drop(name, own)
+    tape.work(_norm_work(step), "head backward")
+    tape.drop(name, stream + 4 * length)
     # The gradient of the backbone's output takes the place of that output.
+    tape.drop("residual stream", stream)

@@ -11,12 +11,9 @@ a warm-up, traces some more for the time that ranks spend exchanging data
 from __future__ import annotations
 
 import platform
-import resource
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +22,7 @@ from pytorch_lightning.profilers import Profiler
 
 from project.module.pl_classifier import FMambaModule
 from project.module.training.communication import Communication, Trace
+from project.module.training.peak_memory import peak_memory
 
 WARM_UP = 5  # batches: memory is mapped, kernels are compiled and chosen
 BATCHES = 50  # that are measured
@@ -310,27 +308,3 @@ def device_name(device: torch.device) -> str:
     if device.type == "cpu":
         return f"cpu, {torch.get_num_threads()} thread(s)"
     return str(getattr(torch, device.type).get_device_name(device))
-
-
-def peak_memory(device: torch.device) -> dict[str, int]:
-    """The most bytes so far: of this process (``host``), of its tensors on a GPU (``device``)."""
-    found = {"host": resident_peak()}
-    if device.type != "cpu":
-        backend = getattr(torch, device.type)
-        found["device"] = backend.max_memory_allocated(device)
-        found["device_reserved"] = backend.max_memory_reserved(device)
-    return found
-
-
-def resident_peak() -> int:
-    """The most bytes of this process in memory (``VmHWM``).
-
-    ``ru_maxrss``, the fallback outside Linux, begins at the peak of the process that started it.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

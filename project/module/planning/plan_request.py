@@ -1,0 +1,183 @@
+"""From the flags of ``doctor.py plan`` to what is planned for, and from a plan to its job."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from project.module.config import UserInputError
+from project.module.planning.batch_script import (
+    Job,
+    parse_walltime,
+    walltime,
+    without_settings,
+)
+from project.module.planning.cluster_plan import (
+    ClusterPlan,
+    Request,
+    default_precision,
+    default_strategy,
+)
+from project.module.planning.gpus import GPUS, Gpu, find_gpu
+from project.module.planning.memory import Setting
+from project.module.planning.workload import Workload, read_workload
+from project.module.training.run_config import RunConfig
+from project.module.utils.data_preprocess_and_load.datasets_hdf5 import windows_of
+
+CPU = "CPU"
+MOST_RUNS = 200  # whose masks a plan looks at
+# Flags that are not the run's, or that the plan answers.
+_OWN = (
+    "--gpus",
+    "--gpus_per_node",
+    "--gpu",
+    "--gpu_memory",
+    "--peak_tflops",
+    "--utilisation",
+    "--effective_batch",
+    "--windows",
+    "--subjects",
+    "--frames",
+    "--script",
+    "--output",
+    "--walltime",
+    "--json",
+    "--batch_size",
+    "--precision",
+    "--strategy",
+)
+
+
+def request_of(config: RunConfig) -> Request:
+    """The hardware that is planned for.
+
+    Raises:
+        UserInputError: a number that makes no sense, or an unknown GPU.
+    """
+    flags = config.flags
+    if flags["gpus"] is None:
+        raise UserInputError("--gpus: how many GPUs is the plan for? For example --gpus 8.")
+    for name in ("gpus", "gpus_per_node", "effective_batch", "windows", "subjects", "frames"):
+        if flags[name] is not None and flags[name] < 1:
+            raise UserInputError(f"--{name}: got {flags[name]}, expected 1 or more.")
+    for name in ("gpu_memory", "peak_tflops"):
+        if flags[name] is not None and not flags[name] > 0:
+            raise UserInputError(f"--{name}: got {flags[name]}, expected a number above 0.")
+    if not 0 < flags["utilisation"] <= 1:
+        raise UserInputError(
+            f"--utilisation: got {flags['utilisation']}, expected a share above 0, at most 1."
+        )
+    name, gpu, accelerator, memory = _gpu(flags["gpu"])
+    ranks = flags["gpus"]
+    usual = gpu.per_node if gpu is not None else ranks
+    per_node = flags["gpus_per_node"] or _per_node(ranks, usual)
+    if ranks % per_node:
+        raise UserInputError(
+            f"--gpus_per_node: {ranks} GPUs do not fill nodes of {per_node}; give a divisor."
+        )
+    if flags["gpu_memory"]:
+        memory = flags["gpu_memory"] * 1e9
+    precision = default_precision(config, accelerator != "cpu")
+    peak = None
+    if flags["peak_tflops"]:
+        peak = flags["peak_tflops"] * 1e12
+    elif gpu is not None:
+        peak = gpu.bf16 if "16" in precision else gpu.fp32
+    setting = Setting(
+        accelerator,
+        default_strategy(config, ranks),
+        precision,
+        ranks,
+        flags["deepspeed_autocast"],
+    )
+    return Request(
+        ranks,
+        per_node,
+        gpu,
+        name,
+        memory,
+        flags["effective_batch"],
+        flags["utilisation"],
+        peak,
+        setting,
+    )
+
+
+def _per_node(ranks: int, usual: int) -> int:
+    """The largest divisor of the ranks that a usual node has."""
+    return max(n for n in range(1, min(ranks, usual) + 1) if ranks % n == 0)
+
+
+def _gpu(name: str | None) -> tuple[str, Gpu | None, str, float | None]:
+    """Name, numbers, accelerator and memory of the GPU planned for; by default this machine's."""
+    if name is not None and name.upper() == CPU:
+        return CPU, None, "cpu", None
+    if name is not None:
+        gpu = find_gpu(name)
+        return name, gpu, gpu.accelerator, gpu.memory
+    for kind in ("cuda", "xpu"):
+        backend = getattr(torch, kind)
+        if backend.is_available():
+            card = backend.get_device_properties(0)
+            known = [key for key in GPUS if key.split("-")[0].lower() in card.name.lower()]
+            return card.name, GPUS[known[0]] if known else None, kind, float(card.total_memory)
+    raise UserInputError(
+        f"--gpu: torch sees no GPU here; name the one to plan for: {', '.join(GPUS)} or {CPU}."
+    )
+
+
+def workload_of(config: RunConfig) -> Workload:
+    """Tokens of a window, windows of an epoch.
+
+    Raises:
+        UserInputError: a store is there and does not fit the flags; windows given twice.
+    """
+    flags, windows, flag = config.flags, config.flags["windows"], "--windows"
+    if flags["subjects"] is not None:
+        if windows is not None:
+            raise UserInputError("--windows and --subjects say the same; give one of them.")
+        each = len(windows_of(flags["frames"], config.data))
+        windows = flags["subjects"] * each
+        flag = f"--subjects: {flags['subjects']:,} of {flags['frames']:,} frames, {each} each"
+    return read_workload(config.model, config.data, windows, flag, MOST_RUNS)
+
+
+def job_of(
+    argv: Sequence[str], config: RunConfig, request: Request, plan: ClusterPlan, about: str
+) -> Job:
+    """The planned run as a job."""
+    flags = config.flags
+    own = list(without_settings(argv, _OWN))
+    if "--pretraining" not in own and config.pretrain is not None:
+        own += ["--pretraining"]
+        if config.pretrain.objective == "autoregressive":
+            own += ["--use_autoregressive"]
+    own += [
+        *("--batch_size", str(plan.chosen.micro)),
+        *("--gradient_accumulation_steps", str(plan.chosen.accumulation)),
+        *("--precision", request.setting.precision),
+        *("--strategy", request.setting.strategy),
+    ]
+    if plan.checkpointing_needed:
+        own.append("--activation_checkpointing")
+    seconds = walltime(plan.hours)
+    if flags["walltime"] is not None:
+        seconds = parse_walltime(flags["walltime"])
+    host = sum(plan.memory.host.values()) or plan.memory.total
+    workers = max(1, flags["num_workers"])
+    return Job(
+        name="neuromamba",
+        about=about,
+        nodes=request.ranks // request.per_node,
+        per_node=request.per_node,
+        cores=workers + 2,
+        host_gb=math.ceil(host / 1e9 + 0.7 * workers) + 4,
+        seconds=seconds,
+        flags=tuple(own),
+        image_path=tuple(flags["image_path"] or ()),
+        dataset_name=config.data.dataset_name,
+        run_name=flags["process_code"] or "",
+        resume=flags["resume_ckpt_path"] or "last",
+    )
