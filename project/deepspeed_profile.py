@@ -93,13 +93,12 @@ class ProfiledRun(Run):
         super().__init__(dataclasses.replace(config, trainer={**config.trainer, **limits}))
         self.found: dict[str, Any] = {}
 
-    def _fit(self, trainer: Any, module: Any, data: Any) -> dict[str, float]:
+    def _fit(self, trainer: Any, module: Any, data: Any, point: Any) -> dict[str, float]:
         def finish(gathered: dict[str, Any]) -> None:
             self.found = summary(gathered, facts_of(self.config))
 
-        check = ThroughputCheck(
-            flops_of(self.config), finish, self.config.flags["warm_up_batches"], self.batches
-        )
+        warm_up = self.config.flags["warm_up_batches"]
+        check = ThroughputCheck(flops_of(self.config), finish, warm_up, self.batches, True)
         trainer.callbacks.append(check)
         trainer.fit(module, datamodule=data)
         return {}

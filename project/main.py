@@ -14,8 +14,6 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a script: make `project` importable without PYTHONPATH
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from project.module.config import UserInputError
-
 
 def run(argv: Sequence[str]) -> dict[str, float]:
     """Do what the flags say.
@@ -51,19 +49,19 @@ def run(argv: Sequence[str]) -> dict[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point: 0 on success, 2 with one line for a user's mistake, 130 if interrupted."""
+    """Entry point: 0 on success, 2 with one line for a user's mistake, 130 after Ctrl-C.
+
+    ``docs/surviving.md`` lists all exit statuses.
+    """
     try:
         run(sys.argv[1:] if argv is None else argv)
-    except UserInputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            "error: interrupted; the run folder keeps what was written. Continue the training with "
-            "--resume_ckpt_path RUN/checkpoints/last.ckpt.",
-            file=sys.stderr,
-        )
-        return 130
+    except (Exception, KeyboardInterrupt) as error:
+        from project.module.training.stopping import exit_status
+
+        status = exit_status(error)
+        if status is None:
+            raise
+        return status
     return 0
 
 

@@ -13,7 +13,7 @@ ACCUMULATION=${ACCUMULATION:-1}             # batches of an optimiser step
 STRATEGY=${STRATEGY:-auto}
 SEEDS=${SEEDS:-1234 1235 1236}              # one for each task of an array; the first elsewhere
 PROJECT_NAME=${PROJECT_NAME:-hcp_$TASK}
-RESUME=${RESUME:-}                          # checkpoint to go on from
+RESUME=${RESUME-last}                      # its own newest checkpoint; one by name; empty: anew
 LOGGER=${LOGGER:-csv}                       # wandb, tensorboard
 # --------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ DATASET_NAME=${DATASET_NAME:-S1200}       # their cohorts, in the same order, e.
 EFFECTIVE_BATCH=${EFFECTIVE_BATCH:-1152}  # reached by accumulation, whatever the number of nodes
 PROJECT_NAME=${PROJECT_NAME:-neuromamba_pretrain}
 RUN_NAME=${RUN_NAME:-$SIZE}               # a requeued or following job finds its run by this name
-RESUME=${RESUME:-}                        # checkpoint to go on from
+RESUME=${RESUME-last}                    # its own newest checkpoint; one by name; empty: anew
 LOGGER=${LOGGER:-csv}                     # wandb, tensorboard
 DEVICES=${DEVICES:-12}                    # processes on a node: 6 GPUs of 2 tiles on Aurora
 # --------------------------------------------------------------------------------------------------

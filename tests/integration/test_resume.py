@@ -13,6 +13,7 @@ from pytorch_lightning import Callback
 
 from project.main import main
 from project.module.training import trainer as trainer_module
+from project.module.training.position import loader_states
 from project.module.training.run import Run
 from tests.integration.tiny import CommandLine, Finished
 
@@ -162,7 +163,21 @@ def test_refused_inside_an_epoch(
     assert error.count("\n") == 1
 
 
+def test_the_rest_of_an_epoch_is_not_left_out(
+    cli: CommandLine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Behind the last step of a run the epoch is over for Lightning, whatever was left of it."""
+    line = "--no-use_scheduler --max_epochs 3"
+    done = cli.run(f"{line} --max_steps 5")
+    last = done.folder / "checkpoints" / "last.ckpt"
+    again = cli.run(f"{line} --max_steps 5 --resume_ckpt_path {last} --output_dir {done.folder}")
+    assert again.written["train/loss"] == done.written["train/loss"]
+    assert again.metrics["train/steps"] == 5
+    assert main(cli.argv(f"{line} --max_steps 8 --resume_ckpt_path {last}")) == 2
+    assert "inside an epoch, where the training had reached --max_steps" in capsys.readouterr().err
+
+
 def test_a_checkpoint_says_where_it_was_taken(cli: CommandLine) -> None:
     checkpoint = torch.load(in_the_middle(cli), weights_only=True)
-    assert trainer_module.loader_states(checkpoint) == [{"epoch": 0, "batches": 4, "windows": 36}]
+    assert loader_states(checkpoint) == [{"epoch": 0, "batches": 4, "windows": 36}]
     assert isinstance(cli.planned(), Run)

@@ -39,6 +39,7 @@ MAIN: dict[str, Any] = {
     "save_every_checkpoints": False,
     "every_n_train_steps": None,
     "scalability_check": False,
+    "skip_bad_batches": 0,
     "allocator": "auto",
     # data
     "dataset_name": ["S1200"],

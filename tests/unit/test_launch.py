@@ -1,8 +1,8 @@
 """Launchers: who started a process, what is refused, and where the ranks meet.
 
 The environments are those that the programs wrote: torchrun of torch 2.13, srun, salloc and sbatch
-of Slurm 22.05, mpiexec of MPICH 5.0; PALS as Aurora's guide shows it. Real launches are in
-``tests/integration/test_launchers.py`` and ``test_slurm.py``.
+of Slurm 22.05, mpiexec of MPICH 5.0; PALS and Open MPI from their documentation, not run. Real
+launches are in ``tests/integration/test_launchers.py`` and ``test_slurm.py``.
 """
 
 from __future__ import annotations

@@ -212,6 +212,23 @@ def test_settings_reach_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert run.config.flags["load_model_path"] == "/path/to/mine.pt"
 
 
+@pytest.mark.parametrize(
+    "script", ["downstream/HCP/E128_sex_full.sh", "pretraining/base_32nodes.sh"]
+)
+@pytest.mark.parametrize(("settings", "expected"), [({}, "last"), ({"RESUME": ""}, None)])
+def test_the_same_job_once_more_goes_on(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    script: str,
+    settings: dict[str, str],
+    expected: str | None,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    job = pbs_job(script, tmp_path) | {"IMAGE_PATH": "/path/a"} | settings
+    (words,) = commands_started(script, tmp_path, **job)
+    assert planned(words).config.flags["resume_ckpt_path"] == expected
+
+
 @pytest.mark.parametrize("script", [*ONE_GPU, "pretraining/small_32nodes.sh"])
 def test_without_data_a_real_run_is_refused(script: str, tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="error: IMAGE_PATH is empty"):

@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,11 @@ from pytorch_lightning import Trainer
 
 from project.module.config import UserInputError
 from project.module.models.checkpoint_io import (
-    CHECKPOINT_KEY,
     CheckpointContents,
     load_backbone,
     load_strictly,
     names_in_module,
     read_checkpoint,
-    read_training_state,
 )
 from project.module.models.ssd import select_backend
 from project.module.pl_classifier import (
@@ -33,15 +30,18 @@ from project.module.pl_classifier import (
 )
 from project.module.training import launch, outputs
 from project.module.training.allocator import choose_allocator
+from project.module.training.checkpoint_writer import clean_up
+from project.module.training.failures import explained
+from project.module.training.position import resume_by_epochs
+from project.module.training.resume import ResumePoint, check_resumable, find_resume_point
 from project.module.training.run_config import RunConfig
-from project.module.training.same_strategy import check_same_strategy
+from project.module.training.stopping import seconds_of
 from project.module.training.strategies import Hardware, resolve_hardware
+from project.module.training.survival import Survival, take_over_signals
 from project.module.training.trainer import (
     accumulation,
     build_trainer,
     check_limits,
-    inside_epoch,
-    loader_states,
     total_steps,
 )
 from project.module.utils.data_module import DATASETS, FMRIDataModule
@@ -51,9 +51,6 @@ from project.module.utils.seed_creation import seed_run
 
 PAPER_EFFECTIVE_BATCH = 1152  # Appendix B
 DUMMY_FRAMES = 40
-_LATER_FACTS = ("images of hash", "targets of hash")  # not in the first version's checkpoints
-# Settings of the data that change how fast a run is, not what it computes.
-LOADING = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "window_cache")
 
 
 class Run:
@@ -115,7 +112,27 @@ class Run:
         Raises:
             UserInputError: missing hardware or data, or a checkpoint that does not fit; the run
                 folder is made only after all of it has been checked.
+            StoppedRun: all ranks have ended before their time, and saved.
+            EndedElsewhereError: another rank has failed, and says why.
         """
+        trainer = self.config.trainer
+        survival = Survival(
+            seconds_of(trainer["max_time"]) if "max_time" in trainer else None,
+            self.config.flags["skip_bad_batches"],
+        )
+        try:
+            metrics = self._execute(survival)
+            survival.siblings.part()
+            return metrics
+        except Exception as error:
+            raised = explained(error, survival, self.config, self.hardware)
+            if raised is error:
+                raise
+            raise raised from None
+        finally:
+            survival.end()
+
+    def _execute(self, survival: Survival) -> dict[str, float]:
         config, flags = self.config, self.config.flags
         self.hardware.require()
         launch.prepare(self.hardware.devices, self.hardware.num_nodes)
@@ -135,17 +152,35 @@ class Run:
         self._load_weights(module, data)
         name = outputs.run_name(config)
         run_dir = outputs.choose_run_dir(config, name)
-        trainer = build_trainer(config, self.hardware, run_dir, name, data.windows_in("val") > 0)
+        point = find_resume_point(config, run_dir)
+        if point is not None:
+            check_resumable(point, config, self.hardware, module)
+            survival.start = f"'{point.path}' (step {point.taken['global_step']})"
+        survival.describe_run(config, run_dir)
+        trainer = build_trainer(
+            config,
+            self.hardware,
+            run_dir,
+            name,
+            data.windows_in("val") > 0,
+            survival,
+            None if point is None else point.taken,
+        )
+        take_over_signals(trainer)
+        resume_by_epochs(trainer)
         outputs.make_folders(config, run_dir)
         if trainer.is_global_zero:
+            clean_up(run_dir / "checkpoints")
             outputs.write_config(config, run_dir / "config.yaml")
             data.write_splits(run_dir / "splits")
-            print(self._opening_lines(module, data, steps, run_dir), flush=True)
+            print(self._opening_lines(module, data, steps, run_dir, point), flush=True)
         metrics = (
             self._test(trainer, module, data)
             if flags["test_only"]
-            else self._fit(trainer, module, data)
+            else self._fit(trainer, module, data, point)
         )
+        if survival.allowed:
+            metrics["train/skipped_steps"] = float(survival.skipped)
         metrics |= {
             "model/parameters": float(parameters),
             **{f"data/subjects_{p}": float(sum(map(len, n))) for p, n in data.subjects.items()},
@@ -247,51 +282,6 @@ class Run:
             card = load_backbone(module.model, flags["load_model_path"])
             self._compare_spaces(card, data, "--load_model_path")
             self._guard_against_leaks(card, data, "--load_model_path")
-        if flags["resume_ckpt_path"]:
-            self._check_resumable(module, flags["resume_ckpt_path"])
-
-    def _check_resumable(self, module: FMambaModule, path: str) -> None:
-        """Lightning restores the training itself; here it is made sure that it can."""
-        flag = "--resume_ckpt_path"
-        state = read_training_state(path, flag)
-        check_same_strategy(state, path, self.hardware)
-        training = state.contents
-        _load_module(module, path, flag)
-        self._check_position(training, path)
-        if self.config.trainer.get("max_steps", -1) > 0:
-            raise UserInputError(
-                "--max_steps: cannot be combined with --resume_ckpt_path; give --max_epochs."
-            )
-        before, now = _training_facts(training[CHECKPOINT_KEY]), _training_facts(module.card())
-        for fact, value in now.items():
-            if fact in _LATER_FACTS and fact not in before:
-                continue  # an older checkpoint
-            if before.get(fact) != value:
-                raise UserInputError(
-                    f"{flag}: '{path}' was trained with {fact} {before.get(fact)}, and this run "
-                    f"has {value}. Resume with the same flags, or start anew from its weights with "
-                    f"--load_model_path."
-                )
-
-    def _check_position(self, training: Mapping[str, Any], path: str) -> None:
-        """Inside an epoch the next batch must be known, and no gradient half summed up."""
-        if not inside_epoch(training):
-            return
-        loaders = loader_states(training)
-        why = ""
-        if not loaders:
-            why = "but does not say which of its batches were used"
-        elif self.hardware.ranks > 1:
-            why = "which several devices cannot go on with yet (open issue 'Scale')"
-        elif self.config.trainer.get("overfit_batches"):
-            why = "which --overfit_batches cannot go on with"
-        elif loaders[0]["batches"] % accumulation(self.config):
-            why = f"and between the {accumulation(self.config)} batches of a step"
-        if why:
-            raise UserInputError(
-                f"--resume_ckpt_path: '{path}' was taken inside an epoch, {why}. Resume from "
-                f"checkpoints/last.ckpt."
-            )
 
     def _compare_spaces(self, card: dict[str, Any], data: FMRIDataModule, flag: str) -> None:
         """Positions of a model of native images mean nothing in MNI space, and the reverse.
@@ -339,7 +329,12 @@ class Run:
         logging.getLogger(__name__).warning("warning: %s", message)
 
     def _opening_lines(
-        self, module: FMambaModule, data: FMRIDataModule, steps: int, run_dir: Path
+        self,
+        module: FMambaModule,
+        data: FMRIDataModule,
+        steps: int,
+        run_dir: Path,
+        point: ResumePoint | None,
     ) -> str:
         parameters = sum(p.numel() for p in module.parameters())
         augment = self.config.augment
@@ -353,25 +348,28 @@ class Run:
             *([f"augmentation: {augment.describe()}"] if augment else []),
             f"writing to {run_dir}",
         ]
+        if point is not None:
+            lines.append(f"going on behind step {point.taken['global_step']:,}, from {point.path}")
+        elif self.config.flags["resume_ckpt_path"]:
+            lines.append("no checkpoint is there yet: starting anew")
         return "\n".join(lines)
 
     def _fit(
-        self, trainer: Trainer, module: FMambaModule, data: FMRIDataModule
+        self,
+        trainer: Trainer,
+        module: FMambaModule,
+        data: FMRIDataModule,
+        point: ResumePoint | None,
     ) -> dict[str, float]:
         start = time.monotonic()
         try:
-            trainer.fit(module, datamodule=data, ckpt_path=self.config.flags["resume_ckpt_path"])
+            path = None if point is None else str(point.path)
+            trainer.fit(module, datamodule=data, ckpt_path=path)
         except SystemExit:
-            # Lightning turns Ctrl-C and SIGTERM into an exit, the latter without an error status.
-            raise KeyboardInterrupt from None
-        if math.isnan(float(trainer.callback_metrics.get("train/loss", 0.0))):
-            raise UserInputError(
-                f"--learning_rate: the training loss is not a number after "
-                f"{trainer.global_step} steps. Lower {self.config.optim.learning_rate:g}, or add "
-                f"--grad_clip 1."
-            )
+            raise KeyboardInterrupt from None  # Lightning makes this of Ctrl-C
+        before = math.nan if point is None else point.taken.get("loss", math.nan)
         metrics = {
-            "train/loss": float(trainer.callback_metrics.get("train/loss", math.nan)),
+            "train/loss": float(trainer.callback_metrics.get("train/loss", before)),
             "train/steps": float(trainer.global_step),
             "train/seconds": time.monotonic() - start,
         }
@@ -395,27 +393,6 @@ def _load_module(module: FMambaModule, path: str, flag: str) -> CheckpointConten
     contents = read_checkpoint(path, flag)
     load_strictly(module, names_in_module(contents.state_dict), path, flag=flag)
     return contents
-
-
-def _training_facts(card: dict[str, Any]) -> dict[str, Any]:
-    """What a resumed run must share with the run it continues: name -> value."""
-    data = dict(card["data"]["config"])
-    for free in ("image_path", *LOADING):
-        data.pop(free, None)  # older checkpoints lack some
-    task = {k: v for k, v in card.get("downstream", {}).items() if k not in ("label_csv", "events")}
-    facts = {"a split of hash": card["data"]["split_hash"]}
-    for part in (data, card["model"], card["optim"]):
-        facts |= {f"--{name}": value for name, value in part.items()}
-    for part, values in (("pretrain", card.get("pretrain", {})), ("downstream", task)):
-        facts |= {f"{part} {name}": value for name, value in values.items()}
-    facts |= {f"head {name}": value for name, value in card.get("head", {}).items()}
-    facts["augmentation"] = card.get("augment", "none")
-    if card["optim"]["use_scheduler"]:
-        facts["learning rates planned for so many steps:"] = card["total_steps"]
-    for fact in _LATER_FACTS:
-        if found := card["data"].get(f"{fact.split()[0]}_hash"):
-            facts[fact] = found
-    return facts
 
 
 def _floats(results: Any) -> dict[str, float]:

@@ -20,6 +20,7 @@ from project.module.config import (
     UserInputError,
     look_up,
 )
+from project.module.training.launch import job_name
 from project.module.utils.data_preprocess_and_load.events import LABEL_COLUMN, event_task
 from project.module.utils.data_preprocess_and_load.labels import own_classes
 from project.module.utils.parser import LATER, SYNONYMS, trainer_arguments
@@ -109,6 +110,16 @@ def run_config(args: argparse.Namespace, given: frozenset[str]) -> RunConfig:
     for name in ("grad_clip", "gradient_clip_val"):
         if values.get(name) is not None and not values[name] > 0:
             raise UserInputError(f"--{name}: got {values[name]}, expected a number above 0.")
+    if values["skip_bad_batches"] < 0:
+        raise UserInputError(
+            f"--skip_bad_batches: got {values['skip_bad_batches']}, expected 0 or more."
+        )
+    same_folder = values["output_dir"] or values["process_code"] or job_name()
+    if values["resume_ckpt_path"] == "last" and not same_folder:
+        raise UserInputError(
+            "--resume_ckpt_path: last needs a folder that is the same every time; name it with "
+            "--output_dir or --process_code (in a batch job it has the job's number)."
+        )
     if not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", values.get("max_time", "00:00:00:00")):
         raise UserInputError(f"--max_time: got '{values['max_time']}', expected DD:HH:MM:SS.")
     look_up(values["loggername"], names.LOGGER_NAMES, "--loggername")
@@ -165,6 +176,7 @@ def unused_flags(values: Mapping[str, Any]) -> dict[str, str]:
         "test_ckpt_path": ("--test_only", values["test_only"]),
         "load_model_path": ("training, not with --test_only", training),
         "resume_ckpt_path": ("training, not with --test_only", training),
+        "skip_bad_batches": ("training, not with --test_only", training),
         "subject_column": ("--label_csv", values["label_csv"]),
         "target_column": ("--label_csv or --events", own_targets),
         "target_classes": ("--label_csv or --events", own_targets),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import math
 import os
@@ -14,11 +13,10 @@ from typing import Any
 
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, TQDMProgressBar
-from pytorch_lightning.loggers import CSVLogger, Logger
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from project.module.config import TASK_TYPES, UserInputError, read_yaml
-from project.module.models.checkpoint_io import read_training_state
 from project.module.training.callbacks import (
     BatchSeed,
     BestCheckpoint,
@@ -26,10 +24,13 @@ from project.module.training.callbacks import (
     PlainProgress,
     RegularCheckpoint,
 )
+from project.module.training.checkpoint_writer import WholeCheckpoints
+from project.module.training.curves import curve_logger
 from project.module.training.launch import cluster_environment
 from project.module.training.run_config import RunConfig
 from project.module.training.scalability import scalability_check
 from project.module.training.strategies import Hardware, installed
+from project.module.training.survival import Survival
 
 PRETRAIN_EPOCHS = 40  # paper, Appendix B
 DOWNSTREAM_EPOCHS = 30
@@ -103,20 +104,6 @@ def total_steps(config: RunConfig, batches: int) -> int:
     return max(1, min(steps, most) if most > 0 else steps)
 
 
-def inside_epoch(checkpoint: Mapping[str, Any]) -> bool:
-    """Whether a Lightning checkpoint was taken before the end of an epoch."""
-    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-    return not progress["is_last_batch"]
-
-
-def loader_states(checkpoint: Mapping[str, Any]) -> list[dict[str, int]]:
-    """``WindowLoader.state_dict`` of the training loader in a checkpoint; [] in older ones."""
-    states: list[dict[str, int]] = checkpoint["loops"]["fit_loop"]["state_dict"].get(
-        "combined_loader", []
-    )
-    return states
-
-
 def check_limits(config: RunConfig, batches: Mapping[str, int]) -> None:
     """Refuse a share of the batches that is less than one, and validations that never come.
 
@@ -145,7 +132,13 @@ def check_limits(config: RunConfig, batches: Mapping[str, int]) -> None:
 
 
 def build_trainer(
-    config: RunConfig, hardware: Hardware, run_dir: Path, run_name: str, validates: bool
+    config: RunConfig,
+    hardware: Hardware,
+    run_dir: Path,
+    run_name: str,
+    validates: bool,
+    survival: Survival | None = None,
+    taken: Mapping[str, Any] | None = None,
 ) -> Trainer:
     """The Trainer of a run.
 
@@ -155,6 +148,8 @@ def build_trainer(
         run_dir: everything is written below it.
         run_name: for wandb.
         validates: whether there are validation windows; without them only ``last.ckpt`` is kept.
+        survival: what is done about signals, time limits and losses that are not numbers.
+        taken: of a resumed run, see ``curve_logger``.
     """
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
@@ -166,7 +161,12 @@ def build_trainer(
     ours = {"accelerator", "devices", "num_nodes", "strategy", "precision"}
     arguments: dict[str, Any] = {k: v for k, v in config.trainer.items() if k not in ours}
     arguments |= hardware.trainer_arguments()
-    arguments["plugins"] = [*arguments.get("plugins", []), *cluster_environment()]
+    arguments["plugins"] = [
+        *arguments.get("plugins", []),
+        *cluster_environment(),
+        WholeCheckpoints(),
+    ]
+    arguments.pop("max_time", None)  # kept by Survival, on all ranks and with a checkpoint
     arguments["use_distributed_sampler"] = False  # ours knows the ranks
     arguments.setdefault("max_epochs", epochs(config))
     quiet = arguments.get("barebones", False)
@@ -182,10 +182,13 @@ def build_trainer(
     arguments["enable_progress_bar"] = bar is not None
     arguments.setdefault("enable_model_summary", False)
     arguments.setdefault("num_sanity_val_steps", 0)
+    callbacks = [] if quiet else build_callbacks(config, run_dir, validates, bar)
+    if survival is not None and not quiet:
+        callbacks.insert(0, survival)
     try:
         return Trainer(
-            logger=False if quiet else build_loggers(config, run_dir, run_name),
-            callbacks=[] if quiet else build_callbacks(config, run_dir, validates, bar),
+            logger=False if quiet else build_loggers(config, run_dir, run_name, taken),
+            callbacks=callbacks,
             default_root_dir=run_dir,
             **arguments,
         )
@@ -225,9 +228,11 @@ def build_callbacks(
     return callbacks
 
 
-def build_loggers(config: RunConfig, run_dir: Path, run_name: str) -> list[Logger]:
+def build_loggers(
+    config: RunConfig, run_dir: Path, run_name: str, taken: Mapping[str, Any] | None = None
+) -> list[Logger]:
     """``logs/metrics.csv`` always, and the logger asked for beside it."""
-    loggers: list[Logger] = [_csv_logger(run_dir, config.flags["resume_ckpt_path"])]
+    loggers: list[Logger] = [curve_logger(run_dir, taken)]
     name = config.flags["loggername"]
     if name == "tensorboard":
         from pytorch_lightning.loggers import TensorBoardLogger
@@ -236,19 +241,6 @@ def build_loggers(config: RunConfig, run_dir: Path, run_name: str) -> list[Logge
     elif name == "wandb":
         loggers.append(_wandb_logger(config, run_dir, run_name))
     return loggers
-
-
-def _csv_logger(run_dir: Path, resumed: str | None) -> Logger:
-    """Lightning's; it starts its file anew, so a resumed run copies the steps already taken."""
-    logger = CSVLogger(save_dir=run_dir, name="", version="logs")
-    path = run_dir / "logs" / "metrics.csv"
-    if resumed and path.is_file():
-        with open(path, newline="", encoding="utf-8") as stream:
-            rows = list(csv.DictReader(stream))
-        taken = read_training_state(resumed, "--resume_ckpt_path").contents.get("global_step", 0)
-        earlier = (row for row in rows if int(row.get("step") or 0) < taken)
-        logger.experiment.metrics = [{k: v for k, v in row.items() if v} for row in earlier]
-    return logger
 
 
 def _wandb_logger(config: RunConfig, run_dir: Path, run_name: str) -> Logger:

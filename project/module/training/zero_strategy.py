@@ -7,11 +7,14 @@ the same steps; DeepSpeed by itself would carry what is left of an epoch over in
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +29,7 @@ from project.module.models.checkpoint_io import (
     read_checkpoint,
     read_training_state,
 )
+from project.module.training.checkpoint_writer import put_in_place, shards_to_disk, written
 
 
 class ZeroStrategy(DeepSpeedStrategy):
@@ -90,6 +94,59 @@ class ZeroStrategy(DeepSpeedStrategy):
         if not ends_step:
             engine.step()  # counts the batch; Lightning calls it for those that end a step
         return loss
+
+    @property
+    def stage(self) -> int:
+        """Of ZeRO."""
+        assert isinstance(self.config, dict)
+        stage: int = self.config["zero_optimization"]["stage"]
+        return stage
+
+    @property
+    def refused_step(self) -> bool:
+        """Whether DeepSpeed has left out the last step because its gradient was not finite.
+
+        With fp16 it does so now and then, to find the scale of the loss.
+        """
+        engine = self.deepspeed_engine
+        return bool(engine.optimizer.overflow) and not engine.fp16_enabled()
+
+    def refuse_step(self) -> None:
+        """Have DeepSpeed leave out the coming step, on every rank, in the way it does by itself."""
+        optimizer = self.deepspeed_engine.optimizer
+        changes: dict[str, Any]
+        if self.stage == 3:
+            changes = {"_get_norm_groups": lambda: [torch.tensor(math.inf)]}
+        else:
+            overflow = partial(setattr, optimizer, "overflow", True)
+            changes = {"check_grad_overflow": True, "check_overflow": lambda **_: overflow()}
+
+        def step(*args: Any, **kwargs: Any) -> None:
+            del optimizer.step  # from here on the class's again
+            before = {name: vars(optimizer).get(name) for name in changes}
+            vars(optimizer).update(changes)
+            try:
+                optimizer.step(*args, **kwargs)
+            finally:
+                for name, value in before.items():
+                    delattr(optimizer, name) if value is None else setattr(optimizer, name, value)
+            assert optimizer.overflow, "this DeepSpeed has taken a step that it should leave out"
+
+        optimizer.step = step
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write a folder, of which every rank has a share, or leave the one that is there."""
+        target = Path(self.broadcast(str(filepath)))
+        with written(target) as own:
+            temporary = Path(self.broadcast(str(own)))  # a name of the first rank's for all
+            super().save_checkpoint(checkpoint, temporary, storage_options)
+            shards_to_disk(temporary, self.global_rank)
+            self.barrier()
+            if self.is_global_zero:
+                put_in_place(temporary, target)
+            self.barrier()
 
     def load_checkpoint(
         self, checkpoint_path: Any, weights_only: bool | None = None

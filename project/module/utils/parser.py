@@ -121,7 +121,11 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         help="where curves go besides logs/metrics.csv",
     )
     add("--load_model_path", metavar="FILE", help="backbone weights to start from")
-    add("--resume_ckpt_path", metavar="FILE", help="continue this run's training")
+    add(
+        "--resume_ckpt_path",
+        metavar="PATH|last",
+        help="continue this run's training; last: from its newest checkpoint, or anew without one",
+    )
     _switch(group, "test_only", False, "only evaluate --test_ckpt_path on the test subjects")
     add("--test_ckpt_path", metavar="FILE", help="checkpoint for --test_only")
     add(
@@ -151,6 +155,13 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         False,
         "measure some batches: time by phase, throughput of all ranks, efficiency; writes "
         "scalability.json",
+    )
+    add(
+        "--skip_bad_batches",
+        type=int,
+        default=0,
+        metavar="N",
+        help="pass over up to N steps whose loss or gradient is not finite, instead of stopping",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -62,17 +63,21 @@ def make_folder(folder: Path, flag: str) -> None:
         raise UserInputError(f"{flag}: '{folder}' is read-only. Choose another folder.")
 
 
-def remove_abandoned(folder: Path) -> list[str]:
+def remove_abandoned(folder: Path, folders: bool = False) -> list[str]:
     """Delete the temporary files of processes that are gone; returns their names.
 
     A file of this machine goes if its process does not run; one of another machine, or of an
     unknown writer, if nothing was written to it for a day.
+
+    Args:
+        folder: where they are.
+        folders: delete temporary folders as well.
     """
     removed = []
     for path in sorted(folder.glob("*.tmp")):
         try:
-            if path.is_file() and _is_abandoned(path):
-                path.unlink()
+            if (folders or path.is_file()) and _is_abandoned(path):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
                 removed.append(path.name)
         except FileNotFoundError:
             continue  # another process was faster

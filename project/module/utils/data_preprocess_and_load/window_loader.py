@@ -8,6 +8,7 @@ The batches are the same, bit for bit, for any number of loading processes.
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import signal
 import threading
@@ -22,6 +23,8 @@ from project.module.utils.data_preprocess_and_load.batch_reader import BatchRead
 from project.module.utils.data_preprocess_and_load.shared_memory import Slots
 from project.module.utils.data_preprocess_and_load.window_cache import WindowCache
 
+# Sent to all processes of a job before it is ended.
+_OF_CLUSTERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _IN_USE = 4  # batches that the training process holds at once, beside those loaded ahead
 State = dict[str, int]
 
@@ -113,8 +116,29 @@ def _same(delivery: Any) -> Any:
     return delivery
 
 
+def _start_server() -> None:
+    """Start the process that forks the loading processes, deaf to a cluster's signals.
+
+    It inherits that, and so do they. Without it torch takes all loading processes for dead.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    before = {signum: signal.signal(signum, signal.SIG_IGN) for signum in _OF_CLUSTERS}
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+
+
 def _end_with_parent(worker: int) -> None:
-    """End a loading process together with the training process, however that ends."""
+    """End a loading process together with the training process, however that ends.
+
+    And not before: a cluster sends its signals to all processes of a job, and the training process
+    may need some more batches until it stops.
+    """
+    for signum in _OF_CLUSTERS:
+        signal.signal(signum, signal.SIG_IGN)  # torch has put in a handler of its own
     parent = multiprocessing.parent_process()
     if parent is None:
         return
@@ -153,6 +177,8 @@ class WindowLoader(DataLoader[Any]):
             count = self.num_workers * (self.prefetch_factor or 0) + _IN_USE
             # New ones for new processes: those before may have ended with a slot in their hands.
             reader.slots = Slots(count, self.batch_size * reader.largest(), self.num_workers)
+        if self.num_workers and not kept:
+            _start_server()
         return super().__iter__()
 
     def _current_epoch(self) -> int:
