@@ -191,14 +191,19 @@ def profile(command: list[str], steps: int) -> dict[str, Any]:
     }
 
 
-def mni_store(folder: Path, model: ModelConfig, windows: int) -> None:
-    """A store of two subjects, one to train on: noise in the MNI152 mask, one window a frame."""
+def mni_store(
+    folder: Path,
+    model: ModelConfig,
+    windows: int,
+    subjects: Sequence[str] = ("sub-01", "sub-02"),
+) -> None:
+    """A store of noise in the MNI152 mask, a window at each frame; of two, one is trained on."""
     mask, voxel = flops.mni_mask(model.img_size[:3])
     vox = np.flatnonzero(mask)
     frames = model.img_size[3] + windows - 1
     noise = np.random.default_rng(0).normal(1000, 100, (frames, len(vox))).astype(np.float32)
     (folder / "hdf5").mkdir(parents=True)
-    for subject in ("sub-01", "sub-02"):
+    for subject in subjects:
         write_run(
             folder / "hdf5" / f"{subject}.h5",
             noise,

@@ -23,9 +23,10 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from project.check_flops import ASSUMED_RUNS, PUBLISHED  # noqa: E402
+from project.check_flops import PUBLISHED  # noqa: E402
 from project.module.analysis import flops  # noqa: E402
 from project.module.config import VARIANTS, DataConfig, ModelConfig, UserInputError  # noqa: E402
+from project.module.planning.workload import ASSUMED_RUNS  # noqa: E402
 from project.module.utils.data_preprocess_and_load.datasets_hdf5 import windows_of  # noqa: E402
 
 MODELS = {name.capitalize(): ModelConfig(embed_dim=width) for name, width in VARIANTS.items()}

@@ -17,49 +17,27 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
-
 from project.module.analysis import flops
 from project.module.analysis.deepspeed_flops import Comparison, compare
-from project.module.config import DataConfig, ModelConfig, UserInputError, look_up
+from project.module.config import UserInputError, look_up
+from project.module.planning.workload import read_workload
 from project.module.training.run_config import RunConfig, run_config
-from project.module.utils.data_module import FMRIDataModule
-from project.module.utils.data_preprocess_and_load.datasets_hdf5 import windows_of
-from project.module.utils.data_preprocess_and_load.hdf5_store import RunFile, list_runs
 from project.module.utils.parser import Parser, build_parser, parse_arguments
 
 # NeuroMamba README, "Results": Medium, FLOPs an epoch with all and with brain tokens.
 PUBLISHED = {"flops_per_epoch_all": 6.96e17, "flops_per_epoch": 3.72e17, "saving_percent": 46.5}
 PROFILERS = ("torch", "deepspeed")
 BACKEND_TOKENS = 130  # two whole chunks and a part of one: enough to run every backend for real
-# Cohorts whose windows are assumed where their data are absent: subjects, frames of a run.
-ASSUMED_RUNS = {"S1200": (1084, 1200)}
 COUNTED = (
     "model FLOPs, a multiply-add is 2: matrix products, convolution, scan, norms and pointwise "
     "functions (1 each), with the pre-training output layer; backward is twice the forward, "
     "without the gradient of the input; not counted: optimiser, recomputation, data handling"
 )
-
-
-class Workload(NamedTuple):
-    """What one epoch consists of.
-
-    Attributes:
-        tokens_brain: mean kept tokens of a window.
-        tokens_source: where that comes from.
-        windows: of an epoch; None if unknown.
-        windows_source: where that comes from.
-    """
-
-    tokens_brain: float
-    tokens_source: str
-    windows: int | None
-    windows_source: str
 
 
 def flops_parser() -> Parser:
@@ -83,66 +61,6 @@ def flops_parser() -> Parser:
     return parser
 
 
-def read_workload(run: RunConfig) -> Workload:
-    """Tokens and windows from the stores if they are there, else from mask and assumption.
-
-    Raises:
-        UserInputError: a store is there and does not fit the flags.
-    """
-    model, data = run.model, run.data
-    given = run.flags["windows_per_epoch"]
-    if given is not None and given < 1:
-        raise UserInputError(f"--windows_per_epoch: got {given}, expected 1 or more.")
-    try:
-        for path in data.image_path:
-            list_runs(path) if path else _no_path()
-    except UserInputError as error:
-        mask, voxel = flops.mni_mask(model.img_size[:3])
-        tokens = float(flops.kept_tokens(np.flatnonzero(mask), model))
-        reason = str(error).split(". ")[0].rstrip(".")
-        source = (
-            f"MNI152 brain mask of nilearn at {voxel:.3g} mm, because there are no data ({reason})"
-        )
-        windows, windows_source = _assumed_windows(data)
-    else:
-        module = FMRIDataModule(data, write_split=False)
-        runs = [path for store in module.stores for path in store.paths]
-        tokens = float(np.mean([_tokens_of(path, model) for path in runs]))
-        source = f"mean over the {len(runs)} runs of {', '.join(data.image_path)}"
-        windows, windows_source = module.windows_in("train"), "training windows of the data"
-    if given is not None:
-        windows, windows_source = given, "--windows_per_epoch"
-    return Workload(tokens, source, windows, windows_source)
-
-
-def _no_path() -> None:
-    raise UserInputError("--image_path: not given.")
-
-
-def _tokens_of(path: Path, model: ModelConfig) -> int:
-    run = RunFile(path)
-    tokens = flops.kept_tokens(run.vox, model)
-    run.close()
-    return tokens
-
-
-def _assumed_windows(data: DataConfig) -> tuple[int | None, str]:
-    unknown = [name for name in data.dataset_name if name not in ASSUMED_RUNS]
-    if unknown:
-        return None, f"unknown without data of {', '.join(unknown)}; give --windows_per_epoch"
-    windows, parts = 0, []
-    for name in data.dataset_name:
-        subjects, frames = ASSUMED_RUNS[name]
-        training = int(subjects * data.train_split)
-        each = len(windows_of(frames, data))
-        windows += training * each
-        parts.append(
-            f"{name}: {data.train_split:.0%} of {subjects:,} subjects, one run of {frames:,} "
-            f"frames, {each} windows each"
-        )
-    return windows, f"assumption, no data: {'; '.join(parts)}"
-
-
 def count(run: RunConfig) -> dict[str, Any]:
     """All figures of the JSON file.
 
@@ -154,7 +72,10 @@ def count(run: RunConfig) -> dict[str, Any]:
     profiler = look_up(run.flags["profiler"], PROFILERS, "--profiler")
     model = run.model
     deepspeed = compare(model, model.num_tokens) if profiler == "deepspeed" else None
-    work = read_workload(run)
+    given = run.flags["windows_per_epoch"]
+    if given is not None and given < 1:
+        raise UserInputError(f"--windows_per_epoch: got {given}, expected 1 or more.")
+    work = read_workload(model, run.data, given, "--windows_per_epoch")
     brain = round(work.tokens_brain)
     everything = flops.forward_terms(model, model.num_tokens)
     kept = flops.forward_terms(model, brain)

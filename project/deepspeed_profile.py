@@ -97,9 +97,8 @@ class ProfiledRun(Run):
         def finish(gathered: dict[str, Any]) -> None:
             self.found = summary(gathered, facts_of(self.config))
 
-        check = ThroughputCheck(
-            flops_of(self.config), finish, self.config.flags["warm_up_batches"], self.batches
-        )
+        warm_up = self.config.flags["warm_up_batches"]
+        check = ThroughputCheck(flops_of(self.config), finish, warm_up, self.batches, True)
         trainer.callbacks.append(check)
         trainer.fit(module, datamodule=data)
         return {}

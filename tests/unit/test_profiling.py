@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile, record_function
 
 from project.module.config import HeadConfig, ModelConfig
 from project.module.models.flop_formula import (
@@ -20,6 +20,8 @@ from project.module.models.flop_formula import (
     training_total,
     window_flops,
 )
+from project.module.models.load_model import build_model
+from project.module.models.tokenizer import PackedTokens
 from project.module.training import communication, profiling, scalability
 from project.module.training.communication import Communication, measure, union
 from project.module.training.profiling import PHASES, StepClock
@@ -143,11 +145,8 @@ def test_union() -> None:
     assert union([]) == []
 
 
-def event(name: str, start: float, end: float, device: str = "CPU") -> Any:
-    kind = getattr(torch.autograd.DeviceType, device)
-    return SimpleNamespace(
-        name=name, device_type=kind, time_range=SimpleNamespace(start=start * 1e6, end=end * 1e6)
-    )
+def event(name: str, start: float, end: float, device: str = "CPU") -> communication.Event:
+    return communication.Event(name, getattr(torch.autograd.DeviceType, device), start, end)
 
 
 def test_exposed_is_what_no_arithmetic_hides() -> None:
@@ -178,26 +177,31 @@ def test_on_a_device_its_kernels_count() -> None:
     assert found == pytest.approx(Communication(exposed=5, in_flight=6, span=9))
 
 
-def test_names_of_real_operations() -> None:
+def test_trace_of_real_operations(monkeypatch: pytest.MonkeyPatch) -> None:
     """What torch calls the operations of a step with our scan is known as arithmetic."""
-    from project.module.models.load_model import build_model
-    from project.module.models.tokenizer import PackedTokens
-
     config = ModelConfig(embed_dim=16, depth=1, img_size=(12, 12, 12, 4))
     model = build_model(config)
     packed = PackedTokens(torch.randn(16, config.token_dim), torch.arange(16), (16,))
-    whole = record_function(communication._BATCH)
-    with profile(activities=[ProfilerActivity.CPU]) as record, whole:
-        prediction = model.forward_tokens(packed).prediction
-        assert prediction is not None
-        prediction.square().sum().backward()
-    names = {e.name for e in record.events()}
-    assert {"_Blockwise", "_BlockwiseBackward", "AddmmBackward0"} <= names
-    known = {name for name in names if communication._ARITHMETIC.match(name)}
+    seen: list[communication.Event] = []
+
+    def note(events: Iterable[communication.Event], on_device: bool) -> Communication:
+        seen.extend(events)
+        return measure(seen, on_device)
+
+    monkeypatch.setattr(communication, "measure", note)
+    trace = communication.Trace(torch.device("cpu"))
+    trace.start(lambda: torch.ones(3).add_(1))
+    prediction = model.forward_tokens(packed).prediction
+    assert prediction is not None
+    prediction.square().sum().backward()
+    found = trace.stop()
+    known = {e.name for e in seen if communication._ARITHMETIC.match(e.name)}
     assert {"_Blockwise", "_BlockwiseBackward", "AddmmBackward0", "aten::mm"} <= known
     assert not {name for name in known if "evaluate_function" in name}
-    found = measure(record.events(), on_device=False)
-    assert found.exposed == found.in_flight == 0 < found.span
+    assert found.exposed == found.in_flight == 0 < found.span < 10
+    (whole,) = [e for e in seen if e.name == communication._BATCH]
+    assert found.span <= whole.end - whole.start
+    assert min(e.start for e in seen) < whole.start  # of the meeting, which does not count
 
 
 # --- figures ------------------------------------------------------------------------------------
@@ -208,7 +212,7 @@ def rank(number: int, seconds: list[float], exposed: float, tokens: list[int]) -
     phases = [
         dict.fromkeys(PHASES, 0.0) | {"data wait": 0.1 * s, "forward": 0.9 * s} for s in seconds
     ]
-    traced = [{"exposed": exposed, "in_flight": 2 * exposed, "span": 1.0}] * 2
+    traced = [{"exposed": 3 * exposed, "in_flight": 6 * exposed, "span": 3.0}] * 2
     return {
         "rank": number,
         "host": "node",
@@ -236,16 +240,14 @@ def test_summary_of_two_ranks() -> None:
     assert found["phases"]["forward"]["mean"] == pytest.approx(0.9 * (1.5 + 2) / 2)
     assert found["phases"]["forward"]["most"] == pytest.approx(1.8)
     assert found["memory"] == {"host": 10**9 + 1}
-    assert found["communication"] == pytest.approx(
-        {"exposed": 0.3, "in_flight": 0.6, "traced_batch": 1.0}
-    )
-    # Rank 0: 1.5 s less 0.15 and 0.2; rank 1: 2 s less 0.2 and 0.4; over the slowest's 2 s.
-    assert found["efficiency"] == pytest.approx((1.15 + 1.4) / 2 / 2)
+    assert found["communication"] == pytest.approx({"exposed": 0.3, "in_flight": 0.6})
+    # Rank 0: 1.5 s less a tenth and a fifth; rank 1: 2 s less a tenth and two fifths; over 2 s.
+    assert found["efficiency"] == pytest.approx((1.05 + 1.0) / 2 / 2)
     assert found["token_balance"] == pytest.approx((1 + 0.75) / 2)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     text = scalability.table(found)
-    assert "of it exchange of data        300.0   15.0%" in text
-    assert "rank 1 (node)" in text and "efficiency 63.7%" in text
+    assert "of it exchange of data        600.0   30.0%" in text
+    assert "rank 1 (node)" in text and "efficiency 51.2%" in text
 
 
 def test_summary_without_traces_or_batches() -> None:

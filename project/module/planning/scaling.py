@@ -5,6 +5,7 @@ So each point starts with nothing in memory, and one that runs out of it is a ro
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -12,8 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ POINTS = {
     "sequence_length": "frames",
     "processes": "processes",
 }
+ENDING = 45.0  # seconds; torchrun kills ranks that do not end within 30
 _OWN_FLAGS = {"--scaling", "--json", "--point_seconds"}
 _OUT_OF_MEMORY = re.compile(
     r"OutOfMemoryError|MemoryError|can't allocate memory|out of memory", re.I
@@ -57,7 +58,7 @@ def scaling_report(
     for number in numbers:
         command = _command(config, argv, program, what, number)
         print(f"{what} {number} ...", file=sys.stderr, flush=True)
-        rows.append({what: number, **_run(command, config.flags["point_seconds"])})
+        rows.append({what: number, **run_point(command, config.flags["point_seconds"])})
     if not any("seconds" in row for row in rows):
         raise UserInputError(f"--scaling: no point ran; the first: {rows[0]['failed']}")
     _rate(rows)
@@ -100,8 +101,19 @@ def _command(
     return [sys.executable, *torchrun, str(program), *words, "--devices", str(number)]
 
 
-def _run(command: Sequence[str], limit: float) -> dict[str, Any]:
-    """Figures of a point, or under ``failed`` why there are none."""
+def run_point(
+    command: Sequence[str], limit: float, environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Run a profile in processes of its own.
+
+    Args:
+        command: ``deepspeed_profile.py`` and its flags, without ``--json``; perhaps under torchrun.
+        limit: seconds, after which it is ended.
+        environment: changes of it.
+
+    Returns:
+        its figures, or under ``failed`` why there are none.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path, log = Path(folder) / "point.json", Path(folder) / "log"
         with open(log, "wb") as stream:
@@ -111,6 +123,7 @@ def _run(command: Sequence[str], limit: float) -> dict[str, Any]:
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                env={**os.environ, **(environment or {})},
             )
             try:
                 status = process.wait(limit)
@@ -130,18 +143,14 @@ def _run(command: Sequence[str], limit: float) -> dict[str, Any]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End what is left of a point's processes."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
+    """End what is left of a point; torchrun needs time to end its ranks, which it alone knows."""
+    for number, patience in ((signal.SIGTERM, ENDING), (signal.SIGKILL, ENDING)):
+        if process.poll() is not None:
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, number)
-        except (ProcessLookupError, PermissionError):
-            break
-        if number == signal.SIGTERM:
-            for _ in range(50):
-                if process.poll() is not None:
-                    break
-                time.sleep(0.1)
-    process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
 
 
 def _rate(rows: Sequence[dict[str, Any]]) -> None:

@@ -41,6 +41,15 @@ class Communication(NamedTuple):
     span: float
 
 
+class Event(NamedTuple):
+    """A recorded operation, from ``start`` to ``end`` in seconds."""
+
+    name: str
+    device_type: Any
+    start: float
+    end: float
+
+
 class Trace:
     """Records the operations of a batch on this rank.
 
@@ -71,36 +80,42 @@ class Trace:
             getattr(torch, self._device.type).synchronize(self._device)
         self._range.__exit__(None, None, None)
         self._profiler.stop()
-        return measure(self._profiler.events(), on_device=self._device.type != "cpu")
+        # As recorded: torch's own list of events takes kilobytes and a tree for each.
+        recorded = self._profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+        events = (
+            Event(e.name(), e.device_type(), e.start_ns() * 1e-9, e.end_ns() * 1e-9)
+            for e in recorded
+        )
+        return measure(events, on_device=self._device.type != "cpu")
 
 
-def measure(events: Iterable[Any], on_device: bool) -> Communication:
-    """Sort recorded events (``torch.autograd.profiler_util.FunctionEvent``) and add up.
+def measure(events: Iterable[Event], on_device: bool) -> Communication:
+    """Sort recorded operations and add up.
 
     Args:
         events: of one batch.
         on_device: look at the device's kernels instead of the host's operations.
     """
-    events = list(events)
-    begin = min((e.time_range.start for e in events if e.name == _BATCH), default=0.0)
     collectives: list[Interval] = []
     computing: list[Interval] = []
+    begin = 0.0
     for event in events:
-        if (event.device_type != torch.autograd.DeviceType.CPU) != on_device:
+        if event.name == _BATCH:
+            begin = event.start
+        elif (event.device_type != torch.autograd.DeviceType.CPU) != on_device:
             continue
-        if event.time_range.start < begin or event.name == _BATCH:
-            continue
-        interval = (event.time_range.start * 1e-6, event.time_range.end * 1e-6)
-        if _COLLECTIVE.search(event.name):
-            collectives.append(interval)
+        elif _COLLECTIVE.search(event.name):
+            collectives.append((event.start, event.end))
         elif on_device or _ARITHMETIC.match(event.name):
-            computing.append(interval)
-    exchanged, computed = union(collectives), union(computing)
-    everything = union([*collectives, *computing])
-    in_flight = _length(exchanged)
+            computing.append((event.start, event.end))
+    # What began before the ranks had met is not of this batch.
+    exchanged, computed = (
+        union(one for one in intervals if one[0] >= begin) for intervals in (collectives, computing)
+    )
+    everything = union([*exchanged, *computed])
     return Communication(
         exposed=_length(everything) - _length(computed),
-        in_flight=in_flight,
+        in_flight=_length(exchanged),
         span=everything[-1][1] - everything[0][0] if everything else 0.0,
     )
 

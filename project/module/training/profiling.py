@@ -175,6 +175,7 @@ class ThroughputCheck(Callback):
             the training, as soon as enough batches were measured, or at its end.
         warm_up: batches that do not count; fewer, in a training that is too short.
         batches: that are measured, at most.
+        then_stop: end the training when all is measured.
     """
 
     def __init__(
@@ -183,14 +184,16 @@ class ThroughputCheck(Callback):
         finish: Finish,
         warm_up: int = WARM_UP,
         batches: int = BATCHES,
+        then_stop: bool = False,
     ) -> None:
-        self._flops, self._finish = flops, finish
+        self._flops, self._finish, self._then_stop = flops, finish, then_stop
         self._warm_up, self._wanted = warm_up, batches
         self._clock = StepClock()
         self._trace: Trace | None = None
         self._traced: list[Communication] = []
         self._seen, self._done = 0, False
         self._former: Any = None
+        self._memory: dict[str, int] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the place of the Trainer's profiler while it trains."""
@@ -234,6 +237,7 @@ class ThroughputCheck(Callback):
             self._trace = None
         if self._clock.running and self._seen == self._warm_up + self._wanted:
             self._clock.end()
+            self._memory = peak_memory(pl_module.device)  # before the traces, which take some
         if not self._clock.running and len(self._traced) == self._to_trace(trainer):
             self._report(trainer, pl_module)
 
@@ -255,6 +259,7 @@ class ThroughputCheck(Callback):
 
     def _report(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._done = True
+        trainer.should_stop |= self._then_stop
         figures = self.figures(trainer, pl_module)
         ranks = gathered(figures, trainer.world_size)
         if trainer.is_global_zero:
@@ -277,7 +282,7 @@ class ThroughputCheck(Callback):
             "tokens": [sum(batch.lengths) for batch in counted],
             "flops": [sum(map(self._flops, batch.lengths)) for batch in counted],
             "traced": [batch._asdict() for batch in self._traced],
-            "memory": peak_memory(pl_module.device),
+            "memory": self._memory or peak_memory(pl_module.device),
         }
 
 

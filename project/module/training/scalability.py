@@ -66,8 +66,9 @@ def summary(gathered: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, 
     Returns:
         plain containers: ``seconds`` of a batch, ``phases`` (mean over the ranks, and the most of
         one), ``windows_per_second``, ``tokens_per_second``, ``tflops`` of all ranks, ``memory`` in
-        bytes (the most of one), ``communication``, ``efficiency``, ``token_balance``, and
-        ``per_rank``. A time or rate is None if no batch was measured.
+        bytes (the most of one), ``communication`` (shares of a traced batch in which data were
+        exchanged: ``exposed`` while nothing was computed, ``in_flight`` in all), ``efficiency``,
+        ``token_balance``, and ``per_rank``. A time or rate is None if no batch was measured.
     """
     raw: list[dict[str, Any]] = gathered["ranks"]
     accumulation = gathered["accumulation"]
@@ -84,11 +85,11 @@ def summary(gathered: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, 
     if not batches:
         return found | {"seconds": None, "memory": memory, "per_rank": ranks}
     slowest = max(rank["seconds"] for rank in ranks)
-    exposed = [rank["communication"] and rank["communication"]["exposed"] for rank in ranks]
-    known = len(ranks) == 1 or None not in exposed
+    known = len(ranks) == 1 or all(rank["communication"] for rank in ranks)
     useful = [
-        rank["seconds"] - rank["phases"]["data wait"] - (lost or 0.0)
-        for rank, lost in zip(ranks, exposed, strict=True)
+        rank["seconds"] * (1 - (rank["communication"] or {}).get("exposed", 0.0))
+        - rank["phases"]["data wait"]
+        for rank in ranks
     ]
     return found | {
         "seconds": slowest,
@@ -121,9 +122,10 @@ def _rank(figures: Mapping[str, Any], accumulation: int) -> dict[str, Any]:
     seconds = statistics.mean(whole)
     communication = None
     if len(traced) >= accumulation:
+        # Shares: a traced batch takes longer, with what it waits for.
+        span = sum(batch["span"] for batch in traced)
         communication = {
-            name: statistics.mean(batch[name] for batch in traced)
-            for name in ("exposed", "in_flight", "span")
+            name: sum(batch[name] for batch in traced) / span for name in ("exposed", "in_flight")
         }
     windows, tokens, flops = (
         sum(figures[name]) / batches for name in ("windows", "tokens", "flops")
@@ -149,12 +151,11 @@ def _rank(figures: Mapping[str, Any], accumulation: int) -> dict[str, Any]:
 
 
 def _communication(ranks: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Seconds of a batch, means over the ranks, and the share of the traced batches."""
-    exposed, in_flight, span = (
-        statistics.mean(rank["communication"][name] for rank in ranks)
-        for name in ("exposed", "in_flight", "span")
-    )
-    return {"exposed": exposed, "in_flight": in_flight, "traced_batch": span}
+    """Shares of a batch's time, means over the ranks."""
+    return {
+        name: statistics.mean(rank["communication"][name] for rank in ranks)
+        for name in ("exposed", "in_flight")
+    }
 
 
 def _balance(tokens: Sequence[Sequence[int]]) -> float:
@@ -190,7 +191,7 @@ def table(found: Mapping[str, Any]) -> str:
     lines.append(f"  {'batch, slowest rank':<24} {1e3 * seconds:10.1f}")
     if wait is not None:
         for name, text in (("exposed", "of it exchange of data"), ("in_flight", "under way")):
-            lines.append(f"  {text:<24} {1e3 * wait[name]:10.1f} {wait[name] / seconds:7.1%}")
+            lines.append(f"  {text:<24} {1e3 * wait[name] * seconds:10.1f} {wait[name]:7.1%}")
     elif found["ranks"] > 1:
         lines.append("  exchange of data: not traced (too few batches, or too many to a step)")
     lines += [

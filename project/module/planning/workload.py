@@ -1,0 +1,117 @@
+"""How many tokens a window has and how many windows an epoch has: from the data, or assumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from project.module.analysis import flops
+from project.module.config import DataConfig, ModelConfig, UserInputError
+from project.module.utils.data_module import FMRIDataModule
+from project.module.utils.data_preprocess_and_load.datasets_hdf5 import windows_of
+from project.module.utils.data_preprocess_and_load.hdf5_store import RunFile, list_runs
+
+# Cohorts whose windows are assumed where their data are absent: subjects, frames of a run.
+ASSUMED_RUNS = {"S1200": (1084, 1200)}
+
+
+class Workload(NamedTuple):
+    """What one epoch consists of.
+
+    Attributes:
+        tokens_brain: mean kept tokens of a window.
+        tokens_source: where that comes from.
+        windows: of an epoch; None if unknown.
+        windows_source: where that comes from.
+        most_tokens, most_voxels: of the largest window.
+    """
+
+    tokens_brain: float
+    tokens_source: str
+    windows: int | None
+    windows_source: str
+    most_tokens: int
+    most_voxels: int
+
+
+def read_workload(
+    model: ModelConfig,
+    data: DataConfig,
+    windows: int | None = None,
+    flag: str = "--windows",
+    most_runs: int | None = None,
+) -> Workload:
+    """Tokens and windows from the stores if they are there, else from mask and assumption.
+
+    Args:
+        model: grid, patch size and what is kept.
+        data: the stores; what a window is.
+        windows: of an epoch, given by hand.
+        flag: that gave it.
+        most_runs: look at the masks of so many runs at most, spread over the stores.
+
+    Raises:
+        UserInputError: a store is there and does not fit the flags.
+    """
+    try:
+        for path in data.image_path:
+            list_runs(path) if path else _no_path()
+    except UserInputError as error:
+        mask, voxel = flops.mni_mask(model.img_size[:3])
+        brain = np.flatnonzero(mask)
+        sizes = [(flops.kept_tokens(brain, model), len(brain))]
+        reason = str(error).split(". ")[0].rstrip(".")
+        source = (
+            f"MNI152 brain mask of nilearn at {voxel:.3g} mm, because there are no data ({reason})"
+        )
+        counted, windows_source = _assumed_windows(data, flag)
+    else:
+        module = FMRIDataModule(data, write_split=False)
+        runs = [path for store in module.stores for path in store.paths]
+        looked_at = runs[:: -(-len(runs) // (most_runs or len(runs)))]
+        sizes = [_size_of(path, model) for path in looked_at]
+        source = f"mean over the {len(runs)} runs of {', '.join(data.image_path)}"
+        if len(looked_at) < len(runs):
+            source = f"mean over {len(looked_at)} of {source.removeprefix('mean over ')}"
+        counted, windows_source = module.windows_in("train"), "training windows of the data"
+    if windows is not None:
+        counted, windows_source = windows, flag
+    return Workload(
+        tokens_brain=float(np.mean([tokens for tokens, _ in sizes])),
+        tokens_source=source,
+        windows=counted,
+        windows_source=windows_source,
+        most_tokens=max(tokens for tokens, _ in sizes),
+        most_voxels=max(voxels for _, voxels in sizes),
+    )
+
+
+def _no_path() -> None:
+    raise UserInputError("--image_path: not given.")
+
+
+def _size_of(path: Path, model: ModelConfig) -> tuple[int, int]:
+    """Kept tokens of a window of a run, and its brain voxels."""
+    run = RunFile(path)
+    size = flops.kept_tokens(run.vox, model), len(run.vox)
+    run.close()
+    return size
+
+
+def _assumed_windows(data: DataConfig, flag: str) -> tuple[int | None, str]:
+    unknown = [name for name in data.dataset_name if name not in ASSUMED_RUNS]
+    if unknown:
+        return None, f"unknown without data of {', '.join(unknown)}; give {flag}"
+    windows, parts = 0, []
+    for name in data.dataset_name:
+        subjects, frames = ASSUMED_RUNS[name]
+        training = int(subjects * data.train_split)
+        each = len(windows_of(frames, data))
+        windows += training * each
+        parts.append(
+            f"{name}: {data.train_split:.0%} of {subjects:,} subjects, one run of {frames:,} "
+            f"frames, {each} windows each"
+        )
+    return windows, f"assumption, no data: {'; '.join(parts)}"

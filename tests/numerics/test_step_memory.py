@@ -1,0 +1,217 @@
+"""The predicted memory of a training step against what its tensors really take.
+
+On the CPU every tensor of a step is followed from its making to its end. What a block keeps on the
+`triton` backend is compared with mamba_ssm's own code, its kernels interpreted (slow).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import importlib.util
+import os
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from project.module.config import (
+    DownstreamConfig,
+    HeadConfig,
+    ModelConfig,
+    OptimConfig,
+    PretrainConfig,
+)
+from project.module.models.ssd import memory, native
+from project.module.pl_classifier import (
+    DownstreamModule,
+    FMambaModule,
+    PretrainModule,
+    build_optimizer,
+)
+from project.module.planning.step_memory import Step, _by_layer, step_memory
+from project.module.utils.seed_creation import seed_run
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = ModelConfig(embed_dim=64, depth=3, img_size=(36, 36, 36, 16))
+VOXELS = 36**3 // 2
+TOKENS = MODEL.num_tokens // 2
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors that operations make, until they are gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: dict[int, Any] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._note(tensor.untyped_storage())
+        return out
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+
+        def gone(_: object) -> None:
+            del self._known[key]
+            self.now -= size
+
+        self._known[key] = weakref.ref(storage, gone)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+def test_live_bytes() -> None:
+    with LiveBytes() as live:
+        a = torch.zeros(250)
+        b = a.view(5, 50) + 1
+        a = a.add_(1)
+        assert live.now == live.peak == 2000
+        del a
+        assert live.now == 1000
+        b = torch.zeros(10) + b[0, 0]
+        assert live.now == 40 and live.peak == 2000
+
+
+def batch_of(windows: int) -> dict[str, Any]:
+    """Windows whose brain is the lower half of the grid."""
+    vox = torch.arange(VOXELS, dtype=torch.int32)
+    generator = torch.Generator().manual_seed(0)
+
+    def bold() -> Tensor:
+        shape = (MODEL.img_size[3], VOXELS)
+        return torch.randint(-999, 999, shape, dtype=torch.int16, generator=generator)
+
+    return {
+        "bold": [bold() for _ in range(windows)],
+        "vox": [vox] * windows,
+        "gain": [1e-3] * windows,
+        "shift": [0.0] * windows,
+        "background": [-2.0] * windows,
+        "subject": ["a"] * windows,
+        "unit": ["a"] * windows,
+        "dataset": torch.zeros(windows, dtype=torch.long),
+        "window": torch.arange(windows),
+    }
+
+
+def live_peak(
+    module: FMambaModule, loss_of: Callable[[dict[str, Any]], Tensor], windows: int, mixed: bool
+) -> int:
+    """Bytes at the peak of the second of two steps, gradients and optimiser included."""
+    optimizer, batch = build_optimizer(module, OptimConfig()), batch_of(windows)
+
+    def step() -> None:
+        planned = module.on_before_batch_transfer(dict(batch), 0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            loss = loss_of(planned)
+        del planned
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    memory.forget()
+    gc.collect()
+    live = LiveBytes()
+    with live:
+        step()
+        live.peak = live.now
+        step()
+    return live.peak
+
+
+# Name -> changes of the model, of the step, and what is trained: "next", "masked" or a head.
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "fp32": ({}, {}, "next"),
+    "bf16": ({}, {"operand": 2}, "next"),
+    "checkpointing": ({}, {"checkpointing": True}, "next"),
+    "dropout": ({"dropout": 0.1}, {}, "next"),
+    "dropout, checkpointing": ({"dropout": 0.1}, {"checkpointing": True}, "next"),
+    "dropout, bf16": ({"dropout": 0.1}, {"operand": 2}, "next"),
+    "masked": ({}, {"masked": 0.75}, "masked"),
+    "masked, bf16": ({}, {"masked": 0.5, "operand": 2}, "masked"),
+    "linear head": ({}, {"head": HeadConfig("linear")}, "head"),
+    "mamba head": ({}, {"head": HeadConfig("mamba")}, "head"),
+    "mamba head, frozen": ({}, {"head": HeadConfig("mamba"), "frozen": True}, "head"),
+    "mamba head, bf16": ({}, {"head": HeadConfig("mamba"), "operand": 2}, "head"),
+}
+
+
+@pytest.mark.skipif(native.status()[0] is None, reason="the torch passes make more tensors")
+@pytest.mark.parametrize("name", CASES)
+def test_peak_of_a_step_on_the_cpu(name: str) -> None:
+    """Within a tenth, for three windows; a step as it is trained, by its own modules."""
+    changes, how, kind = CASES[name]
+    torch.set_num_threads(1)
+    seed_run(0)
+    model = dataclasses.replace(MODEL, **changes)
+    step = Step(model, (TOKENS,) * 3, (VOXELS,) * 3, **how)
+    optim, again = OptimConfig(), step.checkpointing
+    module: FMambaModule
+    if step.head is None:
+        objective = PretrainConfig(
+            "mim" if kind == "masked" else "autoregressive", step.masked or 0.75
+        )
+        module = PretrainModule(model, objective, optim, 10, activation_checkpointing=again)
+        pretrain = module
+
+        def loss_of(batch: dict[str, Any]) -> Tensor:
+            return pretrain.predict_tokens(batch)[1].sum()
+
+    else:
+        task = DownstreamConfig(freeze_feature_extractor=step.frozen)
+        module = DownstreamModule(model, step.head, task, optim, 10, activation_checkpointing=again)
+        downstream = module
+
+        def loss_of(batch: dict[str, Any]) -> Tensor:
+            return downstream(batch)[0].float().square().sum()
+
+    module.train()
+    measured = live_peak(module, loss_of, 3, mixed=step.operand == 2)
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    predicted = step_memory(step).total + 3 * 4 * trained  # gradients, two moments
+    assert predicted == pytest.approx(measured, rel=0.1), (predicted / 1e6, measured / 1e6)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("way", ["split", "fused"])
+@pytest.mark.parametrize("lengths", [(300, 200), (257,)])
+def test_what_a_block_keeps_on_the_triton_backend(way: str, lengths: tuple[int, ...]) -> None:
+    """By mamba_ssm's own autograd functions."""
+    for package in ("triton", "mamba_ssm"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed (`bash setup_env.sh --kernels-test`)")
+    program = ROOT / "tests" / "numerics" / "triton_memory.py"
+    done = subprocess.run(
+        [sys.executable, str(program), way, "32", *map(str, lengths)],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=350,
+    )
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+    step = Step(
+        ModelConfig(embed_dim=32),
+        lengths,
+        (1,),
+        backend="triton",
+        device="cuda",
+        fused=way == "fused",
+    )
+    predicted = _by_layer(step, 8, 0.0).kept + 4 * sum(lengths) * 32  # and its input
+    assert predicted == pytest.approx(int(done.stdout.splitlines()[-1]), rel=0.02)
