@@ -15,13 +15,15 @@ weights and windows:
 - reference, all: the same without background removal.
 
 "ours, union" and "reference" compute the same function of the same tokens: the losses of their
-first forward passes, before anything is timed, are compared. Masks are the MNI152 brain, moved by
+first forward passes, before anything is timed, are compared. Beside the memory that a step of ours
+adds stands what ``project/doctor.py plan`` predicts for it. Masks are the MNI152 brain, moved by
 up to a voxel from sample to sample. Contenders run in turns, with matrix products of the card's
 best size among them; the share of their rate counts the model's matrix products only. Everything
 measured so far is written after each row, so that a run that is cut short leaves its figures.
 
-Exit status: 1 if a contender failed, losses on the same tokens differ or could not be compared, or
-nothing was measured; the table is printed all the same. 2 without the device.
+Exit status: 1 if a contender failed, losses on the same tokens differ or could not be compared, a
+prediction of memory is off by more than 15 %, or nothing was measured; the table is printed all the
+same. 2 without the device.
 """
 
 from __future__ import annotations
@@ -54,11 +56,12 @@ from project.module.config import ModelConfig, OptimConfig, PretrainConfig, User
 from project.module.models.fmamba import Embedder
 from project.module.models.load_model import load_model_config
 from project.module.models.mamba2 import Mamba2
-from project.module.models.ssd import select_backend
+from project.module.models.ssd import native, select_backend
 from project.module.models.ssd import triton as triton_backend
 from project.module.models.tokenizer import patchify, plan_compact, tokens_off_background
 from project.module.models.utils import RMSNorm
 from project.module.pl_classifier import PretrainModule, build_optimizer
+from project.module.planning.step_memory import Step, step_memory
 from project.module.utils.seed_creation import seed_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,6 +77,7 @@ ROW_SECONDS = 15.0  # of timed rounds; at least three are run
 
 # Contenders that see the same tokens with the same weights have the same loss, but for rounding.
 LOSS_BOUND = {"bf16": 2e-3, "32": 1e-4}
+MEMORY_BOUND = 0.15
 SAME_TOKENS = {"ours, union": "reference", "ours, all": "reference, all"}
 
 # -------------------------------------------------------------------------------------- inputs
@@ -345,6 +349,9 @@ def measure_row(
             for _ in range(2):  # compile, tune, allocate
                 contender.step(device, mixed)
             row["added_gb"] = added_memory(lambda c=contender: c.step(device, mixed), device)  # type: ignore[misc]
+            if name.startswith("ours"):
+                tokens = (own.num_tokens,) * batch if own.keep_background else contender.tokens
+                row["predicted_gb"] = predicted_memory(own, tokens, data, mixed)
             ready[name] = contender
         except Exception as error:  # a contender that cannot run is a result, not the end
             row["failed"] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:200]
@@ -389,12 +396,39 @@ def measure_row(
     return results
 
 
+def predicted_memory(
+    config: ModelConfig, tokens: Sequence[int], batch: dict[str, Any], mixed: bool
+) -> float:
+    """GB (1e9 bytes) that a step of ours adds, by ``planning.step_memory``.
+
+    The batch is there before; so are gradients, which the step drops before it makes new ones.
+    """
+    device = batch["bold"][0].device
+    peak = step_memory(
+        Step(
+            model=config,
+            lengths=tuple(tokens),
+            voxels=tuple(len(vox) for vox in batch["vox"]),
+            backend=select_backend("auto", device).name,
+            device=device.type,
+            operand=2 if mixed else 4,
+            native=native.status()[0] is not None,
+            fused=any(w.__name__ == "_mix_fused" for w in triton_backend._working.values()),
+        )
+    )
+    return (peak.total - peak.groups.get("batch", 0)) / 1e9
+
+
 def faults(rows: Sequence[dict[str, Any]], bound: float) -> list[str]:
     """What is wrong with the figures, a line each; a loss that is NaN agrees with nothing."""
     found = [] if any("step_s" in row for row in rows) else ["nothing was measured."]
     for row in rows:
         who = f"{row['size']} x {row['batch']}, {row['contender']}"
         other = SAME_TOKENS.get(row["contender"])
+        if (measured := row.get("added_gb")) and "predicted_gb" in row:
+            off = row["predicted_gb"] / measured - 1
+            if abs(off) > MEMORY_BOUND:
+                found.append(f"{who}: the predicted memory is off by {off:+.0%}.")
         if "failed" in row:
             found.append(f"{who}: {row['failed']}")
         elif other is None:
@@ -444,7 +478,7 @@ def report(facts: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     for row in rows:
         head = (row["size"], row["batch"], row["contender"])
         if "step_s" not in row:
-            lines.append((*head, row.get("failed", "not timed"), *[""] * 7))
+            lines.append((*head, row.get("failed", "not timed"), *[""] * 8))
             continue
         base = next(
             (
@@ -456,7 +490,10 @@ def report(facts: dict[str, Any], rows: list[dict[str, Any]]) -> str:
             ),
             None,
         )
-        memory = "" if row["added_gb"] is None else f"{row['added_gb']:.2f}"
+        memory, expected = (
+            "" if row.get(key) is None else f"{row[key]:.2f}"
+            for key in ("added_gb", "predicted_gb")
+        )
         lines.append(
             (
                 *head,
@@ -467,6 +504,7 @@ def report(facts: dict[str, Any], rows: list[dict[str, Any]]) -> str:
                 f"{row['tflops']:.3g}",
                 f"{row['share']:.1%}",
                 memory,
+                expected,
                 "" if base is None else f"{base / row['step_s']:.2f}",
             )
         )
@@ -481,6 +519,7 @@ def report(facts: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         "TFLOP/s",
         "of the products' rate",
         "GB added",
+        "GB predicted",
         "x reference",
     )
     facts = dict(facts)

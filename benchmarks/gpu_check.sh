@@ -7,8 +7,8 @@
 # is missing is taken from benchmarks/gpu_wheels/ (`make gpu-wheels`, on a machine with internet;
 # then copy the repository with that folder), and causal-conv1d is compiled for this card while the
 # first steps run. Results: benchmarks/results/gpu_check_cuda.{json,md}, and gpu_check.log beside it.
-# Exit status: 0 if the tests passed, every contender ran and losses on the same tokens agree (rows
-# left out for lack of time are named); 1 if not, the table is printed all the same; 2 without a GPU.
+# Exit status: 0 if the tests passed, every contender ran, losses on the same tokens agree and memory
+# is as predicted (what is left out for lack of time is named); 1 if not, the table is printed all the same; 2 without a GPU.
 #
 #   NEUROMAMBA_GPU_CHECK_SECONDS   the limit (default 530)
 #   NEUROMAMBA_GPU_CHECK_RESULTS   where results go instead
@@ -181,6 +181,13 @@ rm -f "$RESULTS/gpu_check_cuda.md"
 timeout "$(($(left) - 5))" "$PY" -W ignore benchmarks/gpu_check.py --budget "$(($(left) - 45))" \
     --json "$RESULTS/gpu_check_cuda.json" >"$WORK/table.log" 2>&1 || STATUS=1
 grep -i -E 'error|warning' "$WORK/table.log" | tail -n 15
+
+# Whole trainings need more packages than are carried, and what is left of the time.
+if has h5py && has hdf5plugin && has pandas && has nilearn && (($(left) > 90)); then
+    say "peak memory of trainings beside what doctor.py plan predicts"
+    timeout "$(($(left) - 10))" "$PY" -W ignore benchmarks/memory_plan.py --device cuda \
+        --budget "$(($(left) - 60))" --json "$RESULTS/memory_plan_cuda.json" || STATUS=1
+fi
 say "results ($RESULTS/gpu_check_cuda.json)"
 cat "$RESULTS/gpu_check_cuda.md" || STATUS=1
 say "done, status $STATUS"

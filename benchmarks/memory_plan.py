@@ -196,11 +196,11 @@ def compare(name: str, case: Case, args: argparse.Namespace, folder: Path) -> di
     tiny = Case(f"{case.flags} {TINY}", case.ranks)
     tiny_flags = command_line(tiny, store_for(TINY_SIZE, folder), args.device)
     row["predicted"] = sum(expected.values()) - sum(predicted(tiny_flags).values())
+    first = ["--allocator", args.allocator[0]]
+    row["process"] = measured([*tiny_flags, *first], case.ranks, args.threads)["host"]
     for allocator in args.allocator:
-        change = ["--allocator", allocator]
-        base = measured([*tiny_flags, *change], case.ranks, args.threads)["host"]
-        peak = measured([*flags, *change], case.ranks, args.threads)["host"]
-        row[allocator] = {"measured": peak - base, "process": base}
+        peak = measured([*flags, "--allocator", allocator], case.ranks, args.threads)["host"]
+        row[allocator] = {"measured": peak - row["process"]}
     row["error"] = row["predicted"] / row[args.allocator[0]]["measured"] - 1
     return row
 
@@ -222,7 +222,7 @@ def report(rows: Sequence[dict[str, Any]], device: str, allocators: Sequence[str
     for row in rows:
         line = [row["case"], row["predicted"] / MEGA]
         line += [row[allocator]["measured"] / MEGA for allocator in allocators]
-        lines.append([*line, f"{row['error']:+.1%}", row[allocators[0]]["process"] / MEGA])
+        lines.append([*line, f"{row['error']:+.1%}", row["process"] / MEGA])
     columns = ["case", "predicted", *allocators, "error", "process itself"]
     return table(title, columns, lines)
 

@@ -31,6 +31,7 @@ from project.module.training.profiling import WARM_UP, ThroughputCheck
 from project.module.training.run import Run
 from project.module.training.run_config import RunConfig, run_config
 from project.module.training.scalability import facts_of, flops_of, summary, table
+from project.module.training.stopping import exit_status
 from project.module.training.trainer import accumulation
 from project.module.utils.parser import Parser, build_parser, parse_arguments
 
@@ -167,15 +168,14 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point: 0 on success, 2 with one line for a user's mistake, 130 if interrupted."""
+    """Entry point: 0 on success, 2 with one line for a user's mistake, 130 after Ctrl-C."""
     try:
         run(sys.argv[1:] if argv is None else argv)
-    except UserInputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("error: interrupted.", file=sys.stderr)
-        return 130
+    except (Exception, KeyboardInterrupt) as error:
+        status = exit_status(error)
+        if status is None:
+            raise
+        return status
     return 0
 
 

@@ -15,6 +15,7 @@ import dataclasses
 import json
 import logging
 import math
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -325,8 +326,6 @@ def job_of(
     ]
     if plan.checkpointing_needed:
         own.append("--activation_checkpointing")
-    if flags["process_code"] is None:  # a job that follows finds the run by its name
-        own += ["--process_code", "planned"]
     seconds = walltime(plan.hours)
     if flags["walltime"] is not None:
         seconds = parse_walltime(flags["walltime"])
@@ -343,7 +342,8 @@ def job_of(
         flags=tuple(own),
         image_path=tuple(flags["image_path"] or ()),
         dataset_name=config.data.dataset_name,
-        resume=flags["resume_ckpt_path"] or "",
+        run_name=flags["process_code"] or "",
+        resume=flags["resume_ckpt_path"] or "last",
     )
 
 
@@ -357,6 +357,12 @@ def plan(argv: Sequence[str]) -> int:
     request = request_of(config)
     if config.flags["script"] is not None:
         look_up(config.flags["script"], SCHEDULERS, "--script")
+        for path in config.flags["image_path"] or ():
+            if not re.fullmatch(r"[\w./~+:@%=,-]+", path):
+                raise UserInputError(
+                    f"--image_path: '{path}' has characters that a list in the shell cannot hold; "
+                    f"rename it or give a link to it."
+                )
     if config.flags["output"] is not None and config.flags["script"] is None:
         raise UserInputError("--output: is where the job goes; give --script slurm or pbs too.")
     setting = request.setting

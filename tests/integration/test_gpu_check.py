@@ -42,6 +42,8 @@ def test_throughput_program(tmp_path: Path) -> None:
         assert by_name[batch, "ours, union"]["loss_difference"] < 1e-5
         assert by_name[batch, "ours, all"]["loss_difference"] < 1e-5
         assert by_name[batch, "ours, all"]["tokens"] == batch * gpu_check.TINY.num_tokens
+    ours = [row for row in rows if row["contender"].startswith("ours")]
+    assert all(0.001 < row["predicted_gb"] < 1 for row in ours)  # no GPU here to compare with
     # Masks that do not quite overlap: their union has more tokens than each by itself.
     assert by_name[1, "ours"]["tokens"] == by_name[1, "reference"]["tokens"]
     assert by_name[2, "ours"]["tokens"] < by_name[2, "reference"]["tokens"]
@@ -109,6 +111,15 @@ def test_losses_that_differ_are_seen(
     rows = measured(*differences)
     assert len(gpu_check.faults(rows, gpu_check.LOSS_BOUND["32"])) == count
     assert f"differ by | {shown} " in gpu_check.report({}, rows)
+
+
+def test_memory_that_was_not_predicted_is_seen() -> None:
+    (row,) = measured(0.0)
+    close, far = row | {"predicted_gb": 1.1}, row | {"predicted_gb": 0.8}
+    assert gpu_check.faults([close], 1e-3) == []
+    (fault,) = gpu_check.faults([far], 1e-3)
+    assert fault == "tiny x 1, ours, union: the predicted memory is off by -20%."
+    assert "| 1.00     | 0.80 " in gpu_check.report({}, [far])
 
 
 def test_a_step_that_ran_out_of_memory_is_a_failure(

@@ -166,6 +166,7 @@ def test_scaling_over_processes(cli: CommandLine, extra: str) -> None:
 
 PROGRAMS = {
     "torch's message": 'raise RuntimeError("DefaultCPUAllocator: can\'t allocate memory: 9 bytes")',
+    "our message": "import sys; sys.exit('error: --batch_size: GPU memory ran short: training')",
     "killed": "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
     "mistake": "import sys; print('error: --strategy: no', file=sys.stderr); sys.exit(2)",
     "crash": "1 / 0",
@@ -181,6 +182,7 @@ PROGRAMS = {
     ("kind", "expected"),
     [
         ("torch's message", {"failed": "out of memory"}),
+        ("our message", {"failed": "out of memory"}),
         ("killed", {"failed": "out of memory"}),
         ("mistake", {"failed": "--strategy: no"}),
         ("crash", {"failed": "ZeroDivisionError: division by zero"}),

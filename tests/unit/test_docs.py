@@ -18,8 +18,8 @@ from pathlib import Path, PurePosixPath
 import pytest
 import torch
 
-from benchmarks import ingest, loader, training_step
-from project import demo, quality
+from benchmarks import ingest, loader, memory_plan, training_step
+from project import deepspeed_profile, demo, doctor, quality
 from project import main as entry
 from project.check_flops import flops_parser
 from project.export_checkpoint import export_parser
@@ -174,10 +174,19 @@ def _parse_flops(arguments: Sequence[str]) -> None:
     run_config(*parse_arguments(flops_parser(), arguments))
 
 
+def _parse_doctor(arguments: Sequence[str]) -> None:
+    if arguments[:1] == ["plan"]:
+        doctor.request_of(doctor.planned_run(arguments[1:]))
+    else:
+        parse_arguments(doctor.doctor_parser(), arguments)
+
+
 DATA_LAYER = "project/module/utils/data_preprocess_and_load"
 ENTRY_POINTS: dict[str, Callable[[Sequence[str]], object]] = {
     "project/main.py": _parse_run,
     "project/check_flops.py": _parse_flops,
+    "project/deepspeed_profile.py": deepspeed_profile.checked,
+    "project/doctor.py": _parse_doctor,
     "project/quality.py": lambda words: quality.build_parser().parse_args(words),
     "project/export_checkpoint.py": lambda words: export_parser().parse_args(words),
     f"{DATA_LAYER}/preprocessing.py": lambda words: preprocessing.build_parser().parse_args(words),
@@ -193,6 +202,7 @@ ENTRY_POINTS: dict[str, Callable[[Sequence[str]], object]] = {
     "benchmarks/training_step.py": lambda words: training_step.flags().parse_args(words),
     "benchmarks/loader.py": lambda words: loader.flags().parse_args(words),
     "benchmarks/ingest.py": lambda words: ingest.flags().parse_args(words),
+    "benchmarks/memory_plan.py": lambda words: memory_plan.flags().parse_args(words),
     f"{DATA_LAYER}/synthetic.py": lambda words: synthetic._parser().parse_args(words),
 }
 
@@ -225,7 +235,8 @@ def test_commands_are_parsed(name: str, monkeypatch: pytest.MonkeyPatch, tmp_pat
                 if words[1] == "demo" and word.startswith("ARGS="):
                     demo.build_parser().parse_args(shlex.split(word.removeprefix("ARGS=")))
         elif words[0] in ("torchrun", "srun", "mpiexec"):
-            ENTRY_POINTS["project/main.py"](words[words.index("project/main.py") + 1 :])
+            (at,) = [i for i, word in enumerate(words) if word in ENTRY_POINTS]
+            ENTRY_POINTS[words[at]](words[at + 1 :])
         elif scripts := [word for word in words if word.startswith("sample_scripts/")]:
             check_script_call(words, *scripts)
         elif words[0] == "bash":
@@ -298,6 +309,9 @@ def known_flags() -> set[str]:
         demo.build_parser(),
         quality.build_parser(),
         export_parser(),
+        deepspeed_profile.profile_parser(),
+        doctor.doctor_parser(),
+        doctor.plan_parser(),
     )
     flags = {o for parser in parsers for action in parser._actions for o in action.option_strings}
     return flags | LAUNCHER_FLAGS | set(re.findall(r"--[\w-]+", read("setup_env.sh")))

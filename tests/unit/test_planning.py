@@ -273,6 +273,10 @@ def test_gpus_are_plausible_and_found() -> None:
             "plan --gpus 8 --gpu A5000 --script slurm --walltime 5h",
             "--walltime: got '5h', expected HH:MM:SS",
         ),
+        (
+            "plan --gpus 8 --gpu A5000 --script slurm --image_path /a/$x",
+            "--image_path: '/a/$x' has characters",
+        ),
         ("--image_pth x", "flag: unknown name"),
     ],
 )
@@ -327,7 +331,7 @@ def test_a_job_starts_the_planned_run(
     path = job(
         tmp_path,
         scheduler,
-        *("--image_path", "/path/with space", "/path/b", "--dataset_name", "UKB", "S1200"),
+        *("--image_path", "/path/c", "/path/d", "--dataset_name", "UKB", "S1200"),
         *("--dropout", "0.1", "--walltime", "12:00:00"),
     )
     text = path.read_text()
@@ -339,7 +343,11 @@ def test_a_job_starts_the_planned_run(
         assert "#PBS -l select=2\n" in text and "#PBS -l walltime=12:00:00\n" in text
     else:
         assert "#SBATCH --nodes=2\n" in text and "#SBATCH --gres=gpu:4\n" in text
-        assert "#SBATCH --time=12:00:00\n" in text
+        assert "#SBATCH --time=12:00:00\n" in text and "--signal=USR1" in text
+    for name, value in environment.items():  # of the job: its number names the folder
+        monkeypatch.setenv(name, value)
+    _, run = started(path, tmp_path, **environment)
+    assert run.config.data.image_path == ("/path/c", "/path/d")
     environment |= {"IMAGE_PATH": "/path/a /path/b"}
     launcher, run = started(path, tmp_path, **environment)
     assert launcher[0] == {"slurm": "srun", "pbs": "mpiexec"}[scheduler]
@@ -349,11 +357,19 @@ def test_a_job_starts_the_planned_run(
     assert run.config.pretrain is not None and run.config.model.dropout == 0.1
     assert run.config.data.image_path == ("/path/a", "/path/b")
     assert run.config.data.dataset_name == ("UKB", "S1200")
-    assert run.config.trainer["max_time"] == "00:11:24:00"  # a twentieth less
+    assert run.config.flags["resume_ckpt_path"] == "last"
+    # Slurm warns, and the run is requeued; under PBS it looks at the clock, a twentieth early.
+    limit = {"slurm": None, "pbs": "00:11:24:00"}[scheduler]
+    assert run.config.trainer.get("max_time") == limit
+    assert run.config.flags["process_code"] is None
+    _, run = started(path, tmp_path, **environment, RUN_NAME="second", RESUME="a.ckpt")
+    assert run.config.flags["process_code"] == "second"
+    assert run.config.flags["resume_ckpt_path"] == "a.ckpt"
 
 
 def test_a_downstream_job_and_its_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
     path = job(
         tmp_path,
         "slurm",
@@ -371,6 +387,7 @@ def test_checkpointing_goes_into_the_job_if_it_is_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
     path = job(tmp_path, "slurm", "--gpu_memory", "2", "--image_path", "/path/to/store")
     _, run = started(path, tmp_path, SLURM_JOB_ID="7", SLURM_JOB_NUM_NODES="2")
     assert run.config.flags["activation_checkpointing"]
@@ -380,7 +397,7 @@ def test_words_are_quoted_for_the_shell(tmp_path: Path) -> None:
     made = Job(
         "name", "about", 1, 1, 4, 8, 3600,
         ("--bad_subj_path", "it's $HOME `id`.txt", "--depth", "2"),
-        ("/a b",), ("S1200",), "",
+        ("/a b",), ("S1200",), "", "last",
     )  # fmt: skip
     text = batch_script.batch_script(made, "slurm")
     (line,) = [line for line in text.splitlines() if "bad_subj" in line]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from project.module.config import UserInputError
@@ -21,6 +21,7 @@ _SETTINGS = {
     "--dataset_name",
     "--resume_ckpt_path",
     "--max_time",
+    "--process_code",
 }
 
 
@@ -35,8 +36,8 @@ class Job(NamedTuple):
         host_gb: memory of each rank's host side.
         seconds: the walltime.
         flags: of ``project/main.py``, without those in ``_SETTINGS``.
-        image_path, dataset_name: defaults of the settings.
-        resume: default of the setting: checkpoint to go on from.
+        image_path, dataset_name: defaults of the settings; words without white space.
+        run_name, resume: defaults of the settings.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Job(NamedTuple):
     flags: tuple[str, ...]
     image_path: tuple[str, ...]
     dataset_name: tuple[str, ...]
+    run_name: str
     resume: str
 
 
@@ -137,10 +139,24 @@ def _pbs_header(job: Job) -> str:
 #PBS -r y"""
 
 
-# Name of a scheduler -> its header, and its variable with the folder it was submitted in.
+class Scheduler(NamedTuple):
+    """How a job is told to a scheduler.
+
+    Attributes:
+        header: of the script.
+        submitted_in: variable with the folder it was submitted in.
+        warns: sends a signal before the time is up, at which a run is requeued; without it the
+            run has to look at the clock itself.
+    """
+
+    header: Callable[[Job], str]
+    submitted_in: str
+    warns: bool
+
+
 SCHEDULERS = {
-    "slurm": (_slurm_header, "SLURM_SUBMIT_DIR"),
-    "pbs": (_pbs_header, "PBS_O_WORKDIR"),
+    "slurm": Scheduler(_slurm_header, "SLURM_SUBMIT_DIR", True),
+    "pbs": Scheduler(_pbs_header, "PBS_O_WORKDIR", False),
 }
 
 
@@ -151,10 +167,10 @@ def batch_script(job: Job, scheduler: str) -> str:
         job: what it asks for and starts.
         scheduler: a key of ``SCHEDULERS``.
     """
-    header, submitted_in = SCHEDULERS[scheduler]
+    header, submitted_in, warns = SCHEDULERS[scheduler]
     # What is left of the walltime is for the last checkpoint.
-    limit = clock(job.seconds - max(300, job.seconds // 20), days=True)
-    stores = " ".join(map(shlex.quote, job.image_path))
+    limit = "" if warns else clock(job.seconds - max(300, job.seconds // 20), days=True)
+    stores = " ".join(job.image_path)
     return f"""#!/usr/bin/env bash
 # {job.about}
 # Planned by project/doctor.py plan. On a CPU: SMOKE_ACCELERATOR=cpu bash FILE
@@ -168,7 +184,8 @@ IMAGE_PATH=${{IMAGE_PATH:-{stores}}} # stores, separated by spaces
 DATASET_NAME=${{DATASET_NAME:-{" ".join(job.dataset_name)}}} # their cohorts, in the same order
 DEVICES=${{DEVICES:-{job.per_node}}} # processes on a node
 MAX_TIME=${{MAX_TIME:-{limit}}} # days:hours:minutes:seconds; below the walltime
-RESUME=${{RESUME:-{job.resume}}} # checkpoint to go on from
+RUN_NAME=${{RUN_NAME:-{job.run_name}}} # of its folder; empty: by the number of the job
+RESUME=${{RESUME:-{job.resume}}} # last: from the run's newest checkpoint, if there is one
 # --------------------------------------------------------------------------------------------------
 
 cd "${{REPOSITORY:-${{{submitted_in}:-$PWD}}}}"
@@ -179,5 +196,6 @@ read -ra COHORTS <<<"$DATASET_NAME"
 
 train {_wrapped(job.flags)} \\
     --dataset_name "${{COHORTS[@]}}" ${{STORES[@]:+--image_path "${{STORES[@]}}"}} \\
-    --max_time "$MAX_TIME" ${{RESUME:+--resume_ckpt_path "$RESUME"}}
+    ${{MAX_TIME:+--max_time "$MAX_TIME"}} ${{RUN_NAME:+--process_code "$RUN_NAME"}} \\
+    ${{RESUME:+--resume_ckpt_path "$RESUME"}}
 """

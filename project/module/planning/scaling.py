@@ -29,7 +29,7 @@ POINTS = {
 ENDING = 45.0  # seconds; torchrun kills ranks that do not end within 30
 _OWN_FLAGS = {"--scaling", "--json", "--point_seconds"}
 _OUT_OF_MEMORY = re.compile(
-    r"OutOfMemoryError|MemoryError|can't allocate memory|out of memory", re.I
+    r"OutOfMemoryError|MemoryError|can't allocate memory|out of memory|memory ran short", re.I
 )
 
 

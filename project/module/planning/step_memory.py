@@ -384,8 +384,12 @@ def _head(tape: Tape, step: Step) -> None:
         layer = _by_layer(step, d_state, head.dropout)
         tape.take("buffers of the scan", _held_buffers(step, d_state, True), "head")
         for _ in range(head.mamba_depth):
-            # The layer's, the sum that the norm reads, and what the norm gives.
-            kept.append((layer.kept + 2 * stream, layer.backward + stream))
+            # The layer's, the sum that the norm reads, and what the norm gives: the next layer's
+            # input, of which in_proj keeps a copy only if its operands are of another type.
+            copied = (
+                0 if step.operand != step.parameter else length * model.embed_dim * step.operand
+            )
+            kept.append((layer.kept - copied + 2 * stream, layer.backward + stream))
             tape.take(name, kept[-1][0], "head")
             tape.work(layer.forward, "head")
     for own, work in reversed(kept):
