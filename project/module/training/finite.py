@@ -67,7 +67,10 @@ def bad_gradient(trainer: Trainer, optimizer: Any) -> Tensor | None:
 def bad_weights(module: nn.Module) -> Tensor:
     """Whether a weight is not finite; of ZeRO-3 in this rank's share."""
     shares = [_share(p) for p in module.parameters()]
-    norms = torch._foreach_norm([share for share in shares if share.numel()])
+    filled = [share for share in shares if share.numel()]
+    if not filled:  # the last ranks of a small model
+        return shares[0].new_zeros((), dtype=torch.bool)
+    norms = torch._foreach_norm(filled)
     return ~torch.isfinite(torch.stack([norm.float() for norm in norms])).all()
 
 
