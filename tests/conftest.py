@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def _level_of_our_logger() -> Iterator[None]:
+    """A run in the test's process sets it; the tests after it hear everything again."""
+    logger = logging.getLogger("project")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

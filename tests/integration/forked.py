@@ -101,9 +101,10 @@ class Nursery:
     def close(self) -> None:
         """End the process that forks."""
         assert self._server.stdin is not None and self._server.stdout is not None
+        self._server.kill()  # its children have ended
+        self._server.wait(30)
         self._server.stdin.close()
         self._server.stdout.close()
-        self._server.wait(30)
 
 
 # ------------------------------------------------------------------ in the process that forks

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -68,16 +69,23 @@ def torchrun(ranks: int, *arguments: str | Path, seconds: float = 200) -> str:
     """Standard error of a program under torchrun; a failure shows it."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc_per_node", str(ranks), *map(str, arguments)]
-    done = subprocess.run(
+    with subprocess.Popen(
         command,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=seconds,
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-    return done.stderr
+        start_new_session=True,
+    ) as process:
+        try:
+            out, error = process.communicate(timeout=seconds)
+        except BaseException:
+            # torchrun alone would leave its processes behind, and they hold the pipes open.
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    assert process.returncode == 0, out[-2000:] + error[-6000:]
+    return error
 
 
 class Runs:

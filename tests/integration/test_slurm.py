@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -114,3 +116,40 @@ def test_hcp_script(slurm: Slurm, own_store: Path, tmp_path: Path) -> None:
     text = submitted(slurm, f"{SMOKE}hcp_finetune_smoke.sh", folder, 400, **settings)
     assert "smoke test passed" in text
     assert "epoch 5 of 5" in text
+
+
+@pytest.mark.slow
+def test_a_job_requeues_itself(slurm: Slurm, own_store: Path, tmp_path: Path) -> None:
+    """On SIGUSR1, which reaches both ranks; started again, it goes on where it was."""
+    flags = "--devices 2 --strategy ddp --max_steps -1 --max_epochs 5000 --no-use_scheduler"
+    command = shlex.join(tiny_command(own_store, f"{flags} --resume_ckpt_path last"))
+    (tmp_path / "job.sh").write_text(
+        "#!/bin/bash\n#SBATCH --requeue --open-mode=append --output=job.log\n"
+        f"srun --ntasks=2 {command} ${{SLURM_RESTART_COUNT:+--max_time 00:00:00:00}}\n"
+        "echo status $?\n"
+    )
+
+    def ask(command: str) -> str:
+        done = finished(shlex.split(command), tmp_path, 60, **slurm.variables)
+        assert done.returncode == 0, done.stderr + slurm.logs()
+        return done.stdout.strip()
+
+    job = ask("sbatch --parsable --ntasks=2 --mem=2G job.sh")
+    run, log = tmp_path / "output" / "default" / f"sex_job{job}", tmp_path / "job.log"
+    until = time.monotonic() + 120
+
+    def wait_for(what: Callable[[], bool]) -> None:
+        while not what():
+            assert time.monotonic() < until, log.read_text() + slurm.logs()
+            time.sleep(0.2)
+
+    wait_for((run / "checkpoints" / "last.ckpt").exists)
+    ask(f"scancel --signal=USR1 {job}")
+    wait_for(lambda: "queue again" in log.read_text() and "PENDING" in ask(f"squeue -ho%T -j{job}"))
+    ask(f"scontrol update JobId={job} StartTime=now")  # it would wait for two minutes
+    wait_for(lambda: "status 0" in log.read_text())
+    said = log.read_text()
+    assert said.count("The job was put into the queue again.") == 1
+    (stopped,) = re.findall(r"stopped in step (\d+) \(SIGUSR1", said)
+    assert f"going on behind step {int(stopped):,}, from " in said
+    assert said.count("no checkpoint is there yet") == 1 and "(--max_time is over)" in said

@@ -127,10 +127,16 @@ def straight(runs: Runs) -> Path:
     [
         Blow("SIGTERM", 4, (1,)),
         Blow("SIGTERM", 0, (0, 1)),
-        Blow("SIGTERM", 7, (0, 1)),  # agreed upon in the last step of an epoch
         Blow("SIGTERM", 9, (1,), "on_validation_batch_start"),
-        Blow("SIGTERM", 9, (0,), "on_validation_end"),
-        Blow("SIGTERM", 17, (0, 1)),
+        # Agreed upon in the last step of an epoch, behind a validation, in the last step of all.
+        *(
+            pytest.param(blow, marks=pytest.mark.slow)
+            for blow in (
+                Blow("SIGTERM", 7, (0, 1)),
+                Blow("SIGTERM", 9, (0,), "on_validation_end"),
+                Blow("SIGTERM", 17, (0, 1)),
+            )
+        ),
     ],
     ids=lambda blow: f"{blow.step}-{blow.where}",
 )
@@ -236,7 +242,10 @@ def test_time_limit(runs: Runs, straight: Path) -> None:
     assert_undisturbed(folder, straight)
 
 
-@pytest.mark.parametrize("steps", ["--max_steps 14", "--max_steps 14 --max_epochs -1"])
+@pytest.mark.parametrize(
+    "steps",
+    ["--max_steps 14 --max_epochs -1", pytest.param("--max_steps 14", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("step", [3, 9])
 def test_max_steps_is_continued(runs: Runs, steps: str, step: int) -> None:
     """In the middle of an epoch, and behind one."""
@@ -320,7 +329,9 @@ def tear(checkpoint: Path) -> None:
     torn.write_bytes(torn.read_bytes()[:-1000])
 
 
-@pytest.mark.parametrize("strategy", ["ddp", pytest.param(ZERO[1], marks=needs_deepspeed)])
+@pytest.mark.parametrize(
+    "strategy", ["ddp", pytest.param(ZERO[1], marks=[needs_deepspeed, pytest.mark.slow])]
+)
 def test_a_torn_checkpoint_is_passed_over(runs: Runs, strategy: str) -> None:
     folder, line = runs.new(), f"{NEXT} --strategy {strategy} {LAST} --every_n_train_steps 4"
     assert runs.go(folder, line, Blow("SIGTERM", 4, (0,))).statuses == (75, 75)

@@ -55,6 +55,7 @@ LAUNCHER_FLAGS = {
     "--standalone",
     "--nodes",
     "--ntasks",
+    "--kill-on-bad-exit",
     "--ntasks-per-node",
     "--cpus-per-task",
     "--gpus-per-task",

@@ -76,3 +76,15 @@ def test_the_best_checkpoint_comes_along(tmp_path: Path, kind: str) -> None:
         callback = BestCheckpoint(tmp_path / "third", "val/loss", "min")
         callback.load_state_dict(saved.state_dict())
         assert callback.best_model_path == ""
+
+
+def test_a_run_without_a_best_brings_nothing_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "mine").write_text("data")
+    monkeypatch.chdir(tmp_path / "work")
+    saved = BestCheckpoint(tmp_path / "old", "val/loss", "min").state_dict()
+    callback = BestCheckpoint(tmp_path / "new", "val/loss", "min")
+    callback.load_state_dict(saved)
+    assert callback.best_model_path == "" and not (tmp_path / "new").exists()

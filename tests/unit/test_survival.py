@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 
 from project.module.config import UserInputError
-from project.module.training import checkpoint_writer, failures, resume, stopping
+from project.module.training import agreement, checkpoint_writer, failures, resume, stopping
 from project.module.training.agreement import Agreement, Siblings
 from project.module.training.checkpoint_writer import PREVIOUS, WholeCheckpoints, put_in_place
 from project.module.training.curves import curve_logger, kept_rows, read_rows
@@ -334,15 +335,28 @@ def test_curves_are_never_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_agreement_of_one() -> None:
-    agreement = Agreement()
-    assert agreement.read() is None
-    agreement.propose(torch.tensor([1, 0, 3], dtype=torch.int32))
-    assert agreement.read() == [1, 0, 3]
-    assert agreement.read() is None
+    numbers = Agreement()
+    assert numbers.read() is None
+    numbers.propose(torch.tensor([1, 0, 3], dtype=torch.int32))
+    assert numbers.read() == [1, 0, 3]
+    assert numbers.read() is None
     siblings = Siblings()
     siblings.watch()
     assert siblings.tell()  # nobody else is there to say it
     siblings.part()
+
+
+def test_who_is_gone_for_certain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agreement.time, "sleep", lambda seconds: None)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MASTER_PORT", str(server.getsockname()[1]))
+        server.listen()
+        assert not agreement._nobody_listens()
+    assert agreement._nobody_listens()
+    monkeypatch.setenv("MASTER_ADDR", "no.such.host.invalid")
+    assert not agreement._nobody_listens()
 
 
 def test_which_windows_were_bad() -> None:

@@ -128,11 +128,26 @@ class Siblings:
                 if failed:
                     self._seen(store)
             except (RuntimeError, OSError):
-                failed = True  # the rank that keeps it has ended without a word, or was killed
-                if self._ended.wait(5):  # unless this rank ends as well, with something to say
+                # The rank that keeps it was killed, perhaps; or this one is about to end as well.
+                if self._ended.wait(5) or not _nobody_listens():
                     return
+                failed = True
             if failed and not self._ended.is_set():
                 os._exit(FAILED)
+
+
+def _nobody_listens() -> bool:
+    """Whether the port at which the ranks have met is closed for certain."""
+    place = os.environ.get("MASTER_ADDR", ""), int(os.environ.get("MASTER_PORT", "0"))
+    for _ in range(3):
+        try:
+            socket.create_connection(place, 5).close()
+            return False
+        except ConnectionRefusedError:
+            time.sleep(1)
+        except OSError:
+            return False  # the network is to blame, and may recover
+    return True
 
 
 def where() -> str:

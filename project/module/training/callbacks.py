@@ -98,7 +98,8 @@ class BestCheckpoint(ModelCheckpoint):
         """Restore the best so far; a run resumed in another folder takes its checkpoint along."""
         old = Path(state_dict["best_model_path"])
         if state_dict["dirpath"] != self.dirpath:
-            if not old.exists():
+            # An empty path is that of a run which had no best yet, and Path("") is this folder.
+            if not state_dict["best_model_path"] or not old.exists():
                 return  # Nothing to compare with: the next validation is the best so far.
             assert self.dirpath is not None
             new = Path(self.dirpath) / old.name

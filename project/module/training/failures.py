@@ -38,7 +38,7 @@ def explained(
         error = UserInputError(memory_advice(error, survival, config, hardware))
     lost = several_ranks() and isinstance(error, RuntimeError) and _LOST.search(str(error))
     place = where()
-    if not survival.siblings.tell():
+    if not survival.siblings.tell(patience=1.0 if lost else 5.0):
         return EndedElsewhereError()
     if lost:
         return SaidHereError(

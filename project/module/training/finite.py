@@ -66,9 +66,22 @@ def bad_gradient(trainer: Trainer, optimizer: Any) -> Tensor | None:
 
 def bad_weights(module: nn.Module) -> Tensor:
     """Whether a weight is not finite; of ZeRO-3 in this rank's share."""
-    shares = [getattr(p, "ds_tensor", p).detach() for p in module.parameters()]
-    norms = torch._foreach_norm([share for share in shares if share.numel()])
+    shares = [_share(p) for p in module.parameters()]
+    filled = [share for share in shares if share.numel()]
+    if not filled:  # the last ranks of a small model
+        return shares[0].new_zeros((), dtype=torch.bool)
+    norms = torch._foreach_norm(filled)
     return ~torch.isfinite(torch.stack([norm.float() for norm in norms])).all()
+
+
+def _share(parameter: Any) -> Tensor:
+    """A parameter, or of one that ZeRO-3 has cut up this rank's piece."""
+    piece = getattr(parameter, "ds_tensor", None)
+    if piece is None:
+        return parameter.detach()
+    # Pieces are of one length; behind the parameter's end lies whatever was in memory.
+    start = len(piece) * torch.distributed.get_rank(parameter.ds_process_group)
+    return piece.detach()[: max(0, parameter.ds_numel - start)]
 
 
 def skip_step(trainer: Trainer, optimizer: Any) -> None:

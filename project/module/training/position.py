@@ -93,6 +93,12 @@ def loader_states(checkpoint: Mapping[str, Any]) -> list[dict[str, int]]:
     return states
 
 
+def count_last_epoch(trainer: Trainer) -> None:
+    """Of a training that was over when it was resumed Lightning leaves out the last epoch."""
+    epochs: Any = trainer.fit_loop.epoch_progress.current
+    epochs.completed = epochs.processed
+
+
 def resume_by_epochs(trainer: Trainer) -> None:
     """Have a run with ``--max_steps`` go on as the others do.
 

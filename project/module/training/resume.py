@@ -40,7 +40,6 @@ from project.module.training.trainer import accumulation
 FLAG = "--resume_ckpt_path"
 LAST = "last"
 _OTHERS = 10.0  # seconds in which the other ranks ask what the first has found
-_NONE_LEFT = f"{FLAG} {LAST}: none of"
 _LATER_FACTS = ("images of hash", "targets of hash")  # not in the first version's checkpoints
 # Settings of the data that change how fast a run is, not what it computes.
 LOADING = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "window_cache")
@@ -78,21 +77,30 @@ def find_resume_point(config: RunConfig, run_dir: Path) -> ResumePoint | None:
     request = config.flags["resume_ckpt_path"]
     if not request:
         return None
+    # One rank reads all of it, and says which; the others may not see the folder as it is now.
     if request == LAST:
-        # Only one rank reads all of them; nor may the others see the folder as it was before.
         found = launch.agreed("resume", lambda: _newest(run_dir / "checkpoints"))
-        if found.startswith(_NONE_LEFT):
-            if rank_zero_only.rank:  # type: ignore[attr-defined]
-                raise EndedElsewhereError
-            if launch.find_launcher().processes not in (None, 1):
-                time.sleep(_OTHERS)
-            raise SaidHereError(found)
-        if not found:
-            return None
-        path = Path(found)
     else:
         path = find_checkpoint(request, FLAG, (f"{LAST}.ckpt",))
-    return ResumePoint(path, _light(read_training_state(path, FLAG)))
+        found = launch.agreed("resume", lambda: _whole(path))
+    if found.startswith(FLAG):  # a message
+        if rank_zero_only.rank:  # type: ignore[attr-defined]
+            raise EndedElsewhereError
+        if launch.find_launcher().processes not in (None, 1):
+            time.sleep(_OTHERS)
+        raise SaidHereError(found)
+    if not found:
+        return None
+    return ResumePoint(Path(found), _light(read_training_state(found, FLAG)))
+
+
+def _whole(path: Path) -> str:
+    """The checkpoint, or what is wrong with it."""
+    try:
+        check_readable(path, FLAG)
+    except UserInputError as error:
+        return str(error)
+    return str(path)
 
 
 def _newest(folder: Path) -> str:
@@ -111,8 +119,9 @@ def _newest(folder: Path) -> str:
     if not refusals:
         return ""
     return (
-        f"{_NONE_LEFT} {len(refusals)} checkpoint(s) in '{folder}' can be used, the newest because "
-        f"of this: {refusals[0]} To start anew, remove them or choose another folder."
+        f"{FLAG} {LAST}: none of {len(refusals)} checkpoint(s) in '{folder}' can be used, the "
+        f"newest because of this: {refusals[0]} To start anew, remove them or choose another "
+        f"folder."
     )
 
 

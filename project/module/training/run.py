@@ -32,7 +32,7 @@ from project.module.training import launch, outputs
 from project.module.training.allocator import choose_allocator
 from project.module.training.checkpoint_writer import clean_up
 from project.module.training.failures import explained
-from project.module.training.position import resume_by_epochs
+from project.module.training.position import count_last_epoch, resume_by_epochs
 from project.module.training.resume import ResumePoint, check_resumable, find_resume_point
 from project.module.training.run_config import RunConfig
 from project.module.training.stopping import seconds_of
@@ -367,6 +367,7 @@ class Run:
             trainer.fit(module, datamodule=data, ckpt_path=path)
         except SystemExit:
             raise KeyboardInterrupt from None  # Lightning makes this of Ctrl-C
+        count_last_epoch(trainer)
         before = math.nan if point is None else point.taken.get("loss", math.nan)
         metrics = {
             "train/loss": float(trainer.callback_metrics.get("train/loss", before)),
