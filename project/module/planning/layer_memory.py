@@ -64,6 +64,11 @@ class Step:
         """L."""
         return sum(self.lengths)
 
+    @property
+    def in_one_go(self) -> bool:
+        """Whether a block of the backbone is one operation (``ResidualBlock``)."""
+        return self.backend == "cpu" and not self.hooked and self.model.dropout == 0
+
 
 class LayerMemory(NamedTuple):
     """Bytes of a Mamba2 layer with its norm and its sum.
@@ -91,20 +96,21 @@ def _scan_layer(step: Step, d_state: int) -> Layer:
     return Layer(model.nheads, model.headdim, d_state, model.d_conv, step.lengths, operand)
 
 
-def _block_buffers(step: Step, d_state: int, backward: bool) -> int:
+def _block_buffers(step: Step, d_state: int, backward: bool, projections: bool) -> int:
     """Buffers for a block of tokens: ``ssd.memory.Buffers`` itself says how large."""
     device = torch.device(step.device)
     rows = min(memory.block_rows(device), math.ceil(max(step.lengths) / CHUNK) * CHUNK)
-    found = memory.Buffers(_scan_layer(step, d_state), rows, step.model.embed_dim, device)
+    width = step.model.embed_dim if projections else None
+    found = memory.Buffers(_scan_layer(step, d_state), rows, width, device)
     shapes = found._shapes(backward).values()
     return sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes)
 
 
-def held_buffers(step: Step, d_state: int, trained: bool) -> int:
+def held_buffers(step: Step, d_state: int, trained: bool, projections: bool) -> int:
     """What the portable backend keeps from call to call, on CPUs alone."""
     if step.backend != "cpu" or step.device != "cpu":
         return 0
-    return _block_buffers(step, d_state, trained)
+    return _block_buffers(step, d_state, trained, projections)
 
 
 def _borders(step: Step, d_state: int) -> int:
@@ -131,12 +137,11 @@ def _torch_passes(step: Step, in_one_go: bool) -> int:
 
 def backbone_layer(step: Step, number: int) -> LayerMemory:
     """A block of the backbone: in one go (``ResidualBlock``), or layer by layer."""
-    in_one_go = step.backend == "cpu" and not step.hooked and step.model.dropout == 0
-    if not in_one_go:
+    if not step.in_one_go:
         layer = layer_by_layer(step, step.model.d_state, step.model.dropout)
         return layer._replace(again=step.checkpointing)
     on_cpu = step.device == "cpu"
-    own = 0 if on_cpu else _block_buffers(step, step.model.d_state, True)
+    own = 0 if on_cpu else _block_buffers(step, step.model.d_state, True, projections=True)
     work = own + _torch_passes(step, in_one_go=True)
     projected = 4 * step.tokens * _columns(step.model, step.model.d_state)
     pooled = 0
@@ -171,7 +176,9 @@ def layer_by_layer(step: Step, d_state: int, dropout: float) -> LayerMemory:
 def _mixer(step: Step, d_state: int) -> LayerMemory:
     """What lies between the projections, in the backend."""
     if step.backend == "cpu":
-        own = 0 if step.device == "cpu" else _block_buffers(step, d_state, True)
+        own = 0
+        if step.device != "cpu":
+            own = _block_buffers(step, d_state, True, projections=False)
         work = own + _torch_passes(step, in_one_go=False)
         return LayerMemory(_borders(step, d_state), work, work)
     return _triton_mixer(step, d_state)

@@ -95,7 +95,7 @@ def step_memory(step: Step) -> Peak:
         tape.drop("tokens", kept_tokens)
 
     layers = [backbone_layer(step, number) for number in range(step.model.depth)]
-    held = held_buffers(step, step.model.d_state, trained=not step.frozen)
+    held = held_buffers(step, step.model.d_state, not step.frozen, step.in_one_go)
     tape.take("buffers of the scan", held + sum(layer.pooled for layer in layers), "blocks forward")
     for layer in layers:
         tape.take("residual stream", stream, "blocks forward")
@@ -212,7 +212,7 @@ def _head(tape: Tape, step: Step) -> None:
     if step.operand == step.parameter:
         own -= length * model.embed_dim * step.operand
     if blocks:
-        held = held_buffers(step, model.embed_dim // 16, True)
+        held = held_buffers(step, model.embed_dim // 16, True, projections=False)
         tape.take("buffers of the scan", held, "head")
     for _ in range(blocks):
         tape.take(name, own + 2 * stream, "head")  # the sum that the norm reads; what it gives

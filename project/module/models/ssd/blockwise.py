@@ -134,7 +134,7 @@ class _Call:
         self.passes: ModuleType = stages
         if native.can_run(x, layer.operand, layer.taps, residual=in_proj is not None):
             self.passes = native
-        self.buffers = memory.buffers(layer, x)
+        self.buffers = memory.buffers(layer, x, projections=in_proj is not None)
 
     def blocks(self) -> list[list[tuple[int, int]]]:
         """(first, past the last) token of each block, sequence by sequence."""

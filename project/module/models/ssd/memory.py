@@ -42,9 +42,12 @@ BY_HEAD = ("xs", "wc", "bw", "added", "y", "x_rest")
 
 
 class Buffers:
-    """Buffers for a block of one kind of layer, of at most ``rows`` tokens."""
+    """Buffers for a block of one kind of layer, of at most ``rows`` tokens.
 
-    def __init__(self, layer: Layer, rows: int, width: int, device: torch.device) -> None:
+    ``width`` is D where the layer runs with its projections; None for the mixer alone.
+    """
+
+    def __init__(self, layer: Layer, rows: int, width: int | None, device: torch.device) -> None:
         self.rows, self._layer, self._width, self._device = rows, layer, width, device
         self._memory: dict[str, Tensor] = {}
         self._cuts: dict[tuple[int, bool], SimpleNamespace] = {}
@@ -66,13 +69,10 @@ class Buffers:
         return self._cuts[rows, backward]
 
     def _shapes(self, backward: bool) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        s, operand, width = self._layer.sizes(self.rows), self._layer.operand, self._width
+        s, operand = self._layer.sizes(self.rows), self._layer.operand
         k, q, n, p, tokens = s.chunks, s.q, s.state, s.headdim, s.chunks * s.q
+        mixed = (tokens, s.inner + s.channels + s.heads)
         matrices: dict[str, tuple[int, ...]] = {
-            "normed": (tokens, width),
-            "projected": (tokens, width),
-            "zx": (tokens, s.inner + s.channels + s.heads),
-            "gated": (tokens, s.inner),
             "xs": (k * s.heads, q + n, p),
             "b": (k, q, n),
             "c": (k, q, n),
@@ -82,6 +82,9 @@ class Buffers:
             "added": (k * s.heads, n, p),
             "y": (k * s.heads, q, p),
         }
+        if self._width is not None:
+            matrices["normed"] = matrices["projected"] = tokens, self._width
+            matrices |= {"zx": mixed, "gated": (tokens, s.inner)}
         shapes = {name: (shape, operand) for name, shape in matrices.items()}
         shapes["dt"] = (k, s.heads, q), wide_type(operand)
         shapes["a"] = (k, s.heads, q), finest(self._device)
@@ -89,6 +92,7 @@ class Buffers:
             matrices["b_rest"] = matrices["c_rest"] = matrices["b"]
             matrices["x_rest"] = matrices["y"]
             shapes |= {"d" + name: (shape, operand) for name, shape in matrices.items()}
+            shapes["dzx"] = mixed, operand
             shapes["dlast"] = (k, s.heads, n), wide_type(operand)
         return shapes
 
@@ -112,16 +116,17 @@ class Buffers:
 _local = threading.local()
 
 
-def buffers(layer: Layer, x: Tensor) -> Buffers:
-    """For a call with input ``x``: those of this thread, or new ones."""
+def buffers(layer: Layer, x: Tensor, projections: bool) -> Buffers:
+    """For a call with input ``x``, with its projections or not: those of this thread, or new."""
     rows = min(block_rows(x.device), -(-max(layer.lengths) // CHUNK) * CHUNK)
+    width = x.shape[1] if projections else None
     if not _keeps(x):
-        return Buffers(layer, rows, x.shape[1], x.device)
+        return Buffers(layer, rows, width, x.device)
     kinds: dict[object, Buffers] = _local.__dict__.setdefault("kinds", {})
-    key = (layer._replace(lengths=()), x.shape[1])
+    key = (layer._replace(lengths=()), width)
     found = kinds.pop(key, None)
     if found is None or found.rows < rows:
-        found = Buffers(layer, rows, x.shape[1], x.device)
+        found = Buffers(layer, rows, width, x.device)
     kinds[key] = found  # the last one is the one used last
     while len(kinds) > KINDS:
         del kinds[next(iter(kinds))]
