@@ -185,11 +185,13 @@ class FMambaModule(LightningModule):
                 assert isinstance(loader, WindowLoader) and isinstance(loader.dataset, BatchReader)
                 later = range(batch_idx + 1, end)
                 found += sum(self.targets_in(loader.dataset, loader.items(i)) for i in later)
-            self._step_targets: Any = found
+            self._step_targets: Any = max(1, found)
             if trainer.world_size > 1:
-                count = torch.tensor(found, device=self.device)
-                self._step_targets = trainer.strategy.reduce(count, reduce_op="sum").clamp(min=1)
-        return errors.sum() * (together * trainer.world_size) / max(1, self._step_targets)
+                # The strategy's ``reduce`` would let the host wait for the device, twice a step.
+                count = torch.full((), found, device=self.device)
+                torch.distributed.all_reduce(count)
+                self._step_targets = count.clamp(min=1)
+        return errors.sum() * (together * trainer.world_size) / self._step_targets
 
     def setup(self, stage: str) -> None:
         """Before a strategy flattens or spreads the parameters."""
