@@ -15,12 +15,11 @@ RUN_KEY = "neuromamba_run"  # in a checkpoint
 def note_position(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     """Add to a checkpoint what Lightning leaves out of it.
 
-    Under ``RUN_KEY``: ``ranks``; ``validation_due``, whether a validation comes first when the run
-    goes on; ``row``, what will be logged of the step that has just ended (it may not come to
-    that); ``loss``, of the last batch; ``stopped``, whether the training has ended early.
+    Under ``RUN_KEY``: ``validation_due``, whether a validation comes first when the run goes on;
+    ``row``, what will be logged of the step that has just ended (it may not come to that);
+    ``loss``, of the last batch; ``stopped``, whether the training has ended early.
     """
     checkpoint[RUN_KEY] = {
-        "ranks": trainer.world_size,
         "validation_due": _repeat_validation(trainer, checkpoint["loops"]["fit_loop"]),
         "row": _row(trainer),
         "loss": float(trainer.callback_metrics.get("train/loss", math.nan)),
