@@ -291,13 +291,17 @@ print("torch==" + importlib.metadata.version("torch"))
 PY
 }
 
+requirements_key() { # file to install; the others are those that it includes
+    key_of "$VPY" setup_env.sh constraints.txt requirements.txt project/neurossm/requirements.txt "$1"
+}
+
 step_requirements() {
     local name=requirements file=requirements.txt key
     if ((DEV)); then
         name=requirements-dev file=requirements-dev.txt
     fi
     if [[ -x $VPY ]]; then
-        key=$(key_of "$VPY" setup_env.sh constraints.txt requirements.txt "$file")
+        key=$(requirements_key "$file")
         if stamped "$name" "$key" >/dev/null; then
             row "$name" ready "$file"
             return
@@ -309,7 +313,7 @@ step_requirements() {
         fail "$name" "pip could not install $file." "$PIP_REMEDY"
     mark "$name" "$key" installed
     if ((DEV)); then # requirements-dev.txt includes requirements.txt
-        mark requirements "$(key_of "$VPY" setup_env.sh constraints.txt requirements.txt requirements.txt)" installed
+        mark requirements "$(requirements_key requirements.txt)" installed
     fi
     row "$name" installed "$file, versions of constraints.txt"
 }

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold, StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
@@ -134,12 +134,15 @@ def logistic_pipeline(penalty: float = 1.0) -> Pipeline:
     )
 
 
-def fit_logistic(x: np.ndarray, y: np.ndarray, seed: int = 0) -> tuple[Pipeline, float]:
-    """Fit with the penalty of the best AUROC in stratified inner folds of the same subjects.
+def fit_logistic(
+    x: np.ndarray, y: np.ndarray, seed: int = 0, groups: np.ndarray | None = None
+) -> tuple[Pipeline, float]:
+    """Fit with the penalty of the best AUROC in stratified inner folds of the same samples.
 
     Args:
         x: [S, N] features; y: [S] classes.
         seed: of the folds.
+        groups: [S] what stays together in the folds; None if samples are subjects.
 
     Returns:
         The fitted pipeline and its C, which is 1 when a class has a single subject.
@@ -147,18 +150,20 @@ def fit_logistic(x: np.ndarray, y: np.ndarray, seed: int = 0) -> tuple[Pipeline,
     Raises:
         UserInputError: there is only one class.
     """
-    counts = np.unique(y, return_counts=True)[1]
+    together = np.arange(len(y)) if groups is None else groups
+    counts = [len(np.unique(together[y == label])) for label in np.unique(y)]
     if len(counts) < 2:
-        raise UserInputError("mean-volume control: the subjects to fit on are all of one class.")
-    folds = min(_FOLDS, int(counts.min()))
+        raise UserInputError("logistic regression: the samples to fit on are all of one class.")
+    folds = min(_FOLDS, min(counts))
     if folds < 2:
         return logistic_pipeline().fit(x, y), 1.0
+    inner = StratifiedKFold if groups is None else StratifiedGroupKFold
     search = GridSearchCV(
         logistic_pipeline(),
         {"logisticregression__C": list(PENALTIES)},
         scoring="roc_auc" if len(counts) == 2 else "roc_auc_ovr",
-        cv=StratifiedKFold(folds, shuffle=True, random_state=seed),
-    ).fit(x, y)
+        cv=inner(folds, shuffle=True, random_state=seed),
+    ).fit(x, y, groups=groups)
     return search.best_estimator_, float(search.best_params_["logisticregression__C"])
 
 

@@ -157,8 +157,10 @@ def roc_figure(scores: Mapping[str, SubjectScores], positive: str = "class 1") -
 
 
 @styled
-def confusion_figure(scores: SubjectScores, class_names: Sequence[str]) -> Figure:
-    """Confusion matrix: subjects, and per cent of the row (the true class)."""
+def confusion_figure(
+    scores: SubjectScores, class_names: Sequence[str], what: str = "held-out subjects"
+) -> Figure:
+    """Confusion matrix: subjects (``what``), and per cent of the row (the true class)."""
     classes = len(class_names)
     counts = np.zeros((classes, classes), dtype=int)
     np.add.at(counts, (scores.target, scores.probability.argmax(axis=1)), 1)
@@ -179,7 +181,7 @@ def confusion_figure(scores: SubjectScores, class_names: Sequence[str]) -> Figur
     axes.set_xticks(range(classes), class_names)
     axes.set_yticks(range(classes), labels, rotation=90, va="center")
     axes.set(xlabel="predicted class", ylabel="true class")
-    axes.set_title("Confusion matrix of the held-out subjects")
+    axes.set_title(f"Confusion matrix of the {what}")
     axes.grid(False)
     axes.spines[:].set_visible(False)
     figure.colorbar(image, label="per cent of the true class", shrink=0.85)

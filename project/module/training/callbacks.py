@@ -23,10 +23,15 @@ from project.module.utils.seed_creation import stream
 
 
 class PlainProgress(Callback):
-    """One line an epoch, and one every ``seconds`` within long epochs; for logs, not terminals."""
+    """One line an epoch, and one every ``seconds`` within long epochs; for logs, not terminals.
 
-    def __init__(self, seconds: float = 30.0) -> None:
-        self.seconds = seconds
+    Args:
+        seconds: between lines within an epoch.
+        every: epochs between lines; the last epoch has one in any case.
+    """
+
+    def __init__(self, seconds: float = 30.0, every: int = 1) -> None:
+        self.seconds, self.every = seconds, every
         self._start = self._last = time.monotonic()  # resuming within an epoch does not start it
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -55,14 +60,15 @@ class PlainProgress(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what the epoch came to."""
-        if not trainer.is_global_zero:
+        epoch = trainer.current_epoch + 1
+        if not trainer.is_global_zero or (epoch % self.every and epoch != trainer.max_epochs):
             return
         shown = sorted(
             name for name in trainer.callback_metrics if name.startswith(("train/loss", "val/"))
         )
         values = ", ".join(f"{name} {float(trainer.callback_metrics[name]):.4f}" for name in shown)
         print(
-            f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}, step "
+            f"epoch {epoch} of {trainer.max_epochs}, step "
             f"{trainer.global_step}: {values} ({time.monotonic() - self._start:.1f} s)",
             flush=True,
         )

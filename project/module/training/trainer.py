@@ -52,6 +52,7 @@ _NOISE = (
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # Lightning 2.6 with torch 2.13
     ".*It is recommended to use `self.log\\('(val|test)/.*sync_dist=True.*",  # reduced already
     ".*requested to overfit but enabled val dataloader shuffling.*",  # it is in order
+    ".*The `srun` command is available on your system but is not used.*",  # launch.py knows
     ".*Since DeepSpeed handles gradient clipping internally.*",  # ours does nothing then
     ".*When saving the DeepSpeed Stage 3 checkpoint.*",  # export_checkpoint.py makes one file
 )
@@ -131,6 +132,17 @@ def check_limits(config: RunConfig, batches: Mapping[str, int]) -> None:
         )
 
 
+def quiet_lightning() -> None:
+    """Leave out Lightning's advice that does not apply here, and its informal lines.
+
+    These (devices found, files restored, tips) hide ours.
+    """
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message=message)
+    for name in ("pytorch_lightning", "lightning_utilities"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
 def build_trainer(
     config: RunConfig,
     hardware: Hardware,
@@ -151,11 +163,7 @@ def build_trainer(
         survival: what is done about signals, time limits and losses that are not numbers.
         taken: of a resumed run, see ``curve_logger``.
     """
-    for message in _NOISE:
-        warnings.filterwarnings("ignore", message=message)
-    # Its informal lines (devices found, files restored, tips) hide ours.
-    for name in ("pytorch_lightning", "lightning_utilities"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    quiet_lightning()
     # Lightning < 2.6 would unpickle whatever a checkpoint to resume from holds.
     os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
     ours = {"accelerator", "devices", "num_nodes", "strategy", "precision"}

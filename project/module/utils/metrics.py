@@ -43,6 +43,33 @@ def balanced_accuracy(score: Tensor, target: Tensor) -> Tensor:
     return torch.stack([hits[target == label].mean() for label in target.unique()]).mean()
 
 
+def _per_class(score: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Hits, predictions and true samples of each class that is predicted or true somewhere."""
+    classes, predicted = score.shape[1], score.argmax(1)
+    true, told = (x.bincount(minlength=classes).double() for x in (target, predicted))
+    hits = target[predicted == target].bincount(minlength=classes).double()
+    seen = true + told > 0
+    return hits[seen], told[seen], true[seen]
+
+
+def macro_precision(score: Tensor, target: Tensor) -> Tensor:
+    """Mean over classes of the share of predictions that are right; 0 for one never predicted."""
+    hits, told, _ = _per_class(score, target)
+    return (hits / told.clamp(min=1)).mean()
+
+
+def macro_recall(score: Tensor, target: Tensor) -> Tensor:
+    """Mean over classes of the share found; 0 for one that is predicted and never true."""
+    hits, _, true = _per_class(score, target)
+    return (hits / true.clamp(min=1)).mean()
+
+
+def macro_f1(score: Tensor, target: Tensor) -> Tensor:
+    """Mean over classes of the harmonic mean of precision and recall."""
+    hits, told, true = _per_class(score, target)
+    return (2 * hits / (told + true)).mean()
+
+
 # The two below are not torchmetrics': its r2_score compares sums of squares with 1e-4, so that
 # targets in small units get R2 = 1, and its pearson_corrcoef warns where ours is NaN.
 
@@ -68,6 +95,9 @@ METRICS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "auroc": auroc,
     "accuracy": accuracy,
     "balanced_accuracy": balanced_accuracy,
+    "macro_f1": macro_f1,
+    "macro_precision": macro_precision,
+    "macro_recall": macro_recall,
     "mse": lambda score, target: (score[:, 0] - target).square().mean(),
     "mae": lambda score, target: (score[:, 0] - target).abs().mean(),
     "pearson_r": pearson_r,

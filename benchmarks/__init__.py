@@ -1,0 +1,1 @@
+"""Timings and comparisons; a package, as NiMARE installs a folder of the same name."""

@@ -1,0 +1,159 @@
+"""CPA of the holdout scans of every seed, with the check by random weights, and pictures."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import softmax
+
+from project.module.config import UserInputError
+from project.module.utils.data_preprocess_and_load.whole_files import (
+    make_folder,
+    write_text_whole,
+)
+from project.module.utils.seed_creation import seed_run
+from project.neurossm.Analysis.cpa import Attribution, CPAConfig, attribute, mean_features
+from project.neurossm.Analysis.cpa_files import (
+    RANDOMISED,
+    SCHEMA_VERSION,
+    ScanMap,
+    write_arrays,
+    write_scan_map,
+)
+from project.neurossm.Analysis.cpa_report import write_pages
+from project.neurossm.Dataset.atlases import Atlas, find_atlas
+from project.neurossm.Dataset.cohort import Cohort, Scan
+from project.neurossm.Dataset.splits import HOLDOUT_NAME
+from project.neurossm.Models.neurossm import NeuroSSM
+from project.neurossm.Training.methods import TrainedMethod
+from project.neurossm.Training.protocol import Protocol
+
+_log = logging.getLogger(__name__)
+RANDOM_SEED = 10_000  # added to a seed: weights that no fit began with
+
+
+def explain_holdouts(
+    protocol: Protocol, method: TrainedMethod, flags: Mapping[str, Any]
+) -> list[Path]:
+    """Write maps and pages of every seed's holdout; returns the folders.
+
+    Args:
+        protocol: that has been run.
+        method: NeuroSSM.
+        flags: ``ablation``, ``cpa_gradient``, ``analysis_dir``, ``atlas``, ``data_dir``.
+    """
+    cohort = protocol.cohort
+    config = CPAConfig(flags["ablation"], flags["cpa_gradient"])
+    atlas = _atlas(cohort, flags)
+    folders = []
+    for seed, splits in protocol.splits().items():
+        split = splits[-1]
+        fit = protocol.folder(method) / f"seed_{seed}" / HOLDOUT_NAME
+        model = method.load(fit)
+        assert isinstance(model, NeuroSSM) and split.name == HOLDOUT_NAME
+        train, test = ([cohort.scans[i] for i in part] for part in (split.train, split.test))
+        print(f"CPA, seed {seed}: {len(test)} holdout scans", flush=True)
+        folder = Path(flags["analysis_dir"]) / cohort.name / f"seed_{seed}"
+        make_folder(folder, "--analysis_dir")
+        for old in folder.glob("subj_*.npz"):  # of an earlier call, perhaps with other scans
+            old.unlink()
+        found = attribute(model, test, mean_features(model, train), config)
+        maps = scan_maps(cohort, model, test, found, config, atlas)
+        for one in maps:
+            write_scan_map(folder, one)
+        random = randomised(method, train, test, config, seed)
+        write_arrays(
+            folder / RANDOMISED,
+            {
+                "scan_id": [scan.scan for scan in test],
+                "cpa": random.cpa.astype(np.float32),
+                "dominant": random.dominant.astype(np.int16),
+            },
+        )
+        _write_settings(folder, protocol, config, fit)
+        undecided = int((found.weights.sum(1) == 0).sum())
+        if undecided:
+            print(f"note: in {undecided} scans no pathway's ablation lowers the logit.")
+        pages = write_pages(folder / "figures", cohort, maps, random, atlas)
+        print(f"CPA maps in {folder}, pages {', '.join(page.name for page in pages)}", flush=True)
+        folders.append(folder)
+    return folders
+
+
+def _atlas(cohort: Cohort, flags: Mapping[str, Any]) -> Atlas | None:
+    """None, with a note, where it cannot be had: maps do not need it, pictures of brains do."""
+    given = Path(flags["atlas"]) if flags["atlas"] else None
+    try:
+        return find_atlas(cohort.details.atlas, cohort.rois, Path(flags["data_dir"]), given)
+    except UserInputError as error:
+        if given is not None:
+            raise
+        _log.warning("note: no pictures of brains. %s", error)
+        return None
+
+
+def scan_maps(
+    cohort: Cohort,
+    model: NeuroSSM,
+    scans: Sequence[Scan],
+    found: Attribution,
+    config: CPAConfig,
+    atlas: Atlas | None,
+) -> list[ScanMap]:
+    """The contents of the files."""
+    ids = np.arange(1, cohort.rois + 1) if atlas is None else np.array(atlas.ids)
+    probabilities = softmax(found.logits.astype(np.float64), axis=1)
+    return [
+        ScanMap(
+            subject_id=scan.subject,
+            scan_id=scan.scan,
+            label=scan.label,
+            pred=int(found.logits[i].argmax()),
+            target=int(found.target[i]),
+            probs=probabilities[i].astype(np.float32),
+            logits=found.logits[i],
+            pathways=np.array(model.config.pathways),
+            path_maps=found.path_maps[i].astype(np.float32),
+            drops=found.drops[i].astype(np.float32),
+            weights=found.weights[i].astype(np.float32),
+            cpa=found.cpa[i].astype(np.float32),
+            dominant=found.dominant[i].astype(np.int16),
+            atlas=(cohort.details.atlas or "") if atlas is None else atlas.name,
+            roi_ids=ids,
+            ablation=config.ablation,
+            gradient=config.gradient,
+            classes=np.array(cohort.details.classes),
+        )
+        for i, scan in enumerate(scans)
+    ]
+
+
+def randomised(
+    method: TrainedMethod,
+    train: Sequence[Scan],
+    test: Sequence[Scan],
+    config: CPAConfig,
+    seed: int,
+) -> Attribution:
+    """The same with random weights (Adebayo et al. 2018): what the data alone suggest."""
+    seed_run(RANDOM_SEED + seed)
+    model = method.build().eval().to(method.device)
+    assert isinstance(model, NeuroSSM)
+    return attribute(model, test, mean_features(model, train), config)
+
+
+def _write_settings(folder: Path, protocol: Protocol, config: CPAConfig, fit: Path) -> None:
+    settings = {
+        "schema_version": SCHEMA_VERSION,
+        "dataset": protocol.cohort.name,
+        "data_hash": protocol.cohort.hash,
+        "fit": str(fit),
+        "ablation": config.ablation,
+        "gradient": config.gradient,
+    }
+    write_text_whole(folder / "settings.json", json.dumps(settings, indent=1) + "\n")

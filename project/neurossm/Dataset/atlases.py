@@ -1,0 +1,169 @@
+"""Atlases: which voxels are which region, by name, from the data folder or through nilearn."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+
+from project.module.config import UserInputError
+
+FOLDER = "atlases"
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """A parcellation.
+
+    Attributes:
+        name: of the atlas.
+        image: labels, in MNI space.
+        ids: N values of the image, in the order of the regions; one may have no voxel.
+        regions: N names.
+    """
+
+    name: str
+    image: nib.Nifti1Image
+    ids: tuple[int, ...]
+    regions: tuple[str, ...]
+
+    @property
+    def hash(self) -> str:
+        """Of voxels and geometry."""
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(self.image.affine.tobytes() + repr(self.ids).encode())
+        digest.update(self.labels().tobytes())
+        return digest.hexdigest()
+
+    def labels(self) -> np.ndarray:
+        """int32 [X, Y, Z]."""
+        return np.asanyarray(self.image.dataobj).astype(np.int32)
+
+    def sizes(self) -> np.ndarray:
+        """int [N] voxels of each region."""
+        counts = np.bincount(self.labels().ravel(), minlength=max(self.ids) + 1)
+        return counts[list(self.ids)]
+
+    def centres(self) -> np.ndarray:
+        """float [N, 3] centre of each region in mm; NaN for one without voxels."""
+        from scipy.ndimage import center_of_mass
+
+        labels = self.labels()
+        found = np.full((len(self.ids), 3), np.nan)
+        present = np.flatnonzero(self.sizes())
+        places = center_of_mass(labels > 0, labels, [self.ids[i] for i in present])
+        found[present] = nib.affines.apply_affine(self.image.affine, np.array(places))
+        return found
+
+    def image_of(self, values: np.ndarray, dtype: Any = np.float32) -> nib.Nifti1Image:
+        """A volume whose regions have the values [N]; 0 elsewhere."""
+        labels = self.labels()
+        volume = np.zeros(labels.shape, dtype=dtype)
+        for value, region in zip(values, self.ids, strict=True):
+            volume[labels == region] = value
+        image = nib.Nifti1Image(volume, self.image.affine)
+        image.header.set_data_dtype(dtype)
+        image.header.set_xyzt_units("mm")
+        image.set_sform(self.image.affine, code=4)  # MNI
+        image.set_qform(self.image.affine, code=4)
+        return image
+
+
+def _schaefer() -> Any:
+    from nilearn.datasets import fetch_atlas_schaefer_2018
+
+    return fetch_atlas_schaefer_2018(n_rois=400, yeo_networks=7, resolution_mm=2)
+
+
+def _aal(version: str) -> Callable[[], Any]:
+    def fetch() -> Any:
+        from nilearn.datasets import fetch_atlas_aal
+
+        return fetch_atlas_aal(version)
+
+    return fetch
+
+
+# Name -> nilearn's download.
+ATLASES: Mapping[str, Callable[[], Any]] = {
+    "Schaefer400": _schaefer,
+    "AAL3v2": _aal("3v2"),
+    "AAL116": _aal("SPM12"),
+}
+
+
+def find_atlas(name: str | None, rois: int, data_dir: Path, given: Path | None = None) -> Atlas:
+    """The atlas of a data set.
+
+    Looked for in this order: ``--atlas FILE``; ``<data_dir>/atlases/<name>.nii.gz``; nilearn's
+    download, kept in its own cache. Names of regions stand beside an image in ``<name>.csv`` with
+    the columns ``index`` and ``name``; without it regions are the values of the image in order.
+
+    Raises:
+        UserInputError: it is nowhere, or has another number of regions.
+    """
+    local = given or data_dir / FOLDER / f"{name}.nii.gz"
+    if local.is_file():
+        atlas = read_atlas(local)
+    elif given is not None:
+        raise UserInputError(f"--atlas: '{given}' does not exist.")
+    elif name is None or name not in ATLASES:
+        raise UserInputError("--atlas: not given, and this data set names none.")
+    else:
+        atlas = _download(name, local)
+    if len(atlas.ids) != rois:
+        raise UserInputError(
+            f"--atlas: '{atlas.name}' has {len(atlas.ids)} regions, the time series have {rois}."
+        )
+    return atlas
+
+
+def read_atlas(path: Path) -> Atlas:
+    """An image of labels, with the table beside it.
+
+    Raises:
+        UserInputError: it cannot be read, or has no integer labels in three dimensions.
+    """
+    try:
+        image: Any = nib.load(path)
+        data = np.asanyarray(image.dataobj)
+    except (OSError, ValueError, nib.filebasedimages.ImageFileError) as error:
+        raise UserInputError(f"--atlas: '{path}' cannot be read ({error}).") from None
+    if data.ndim == 4 and data.shape[3] == 1:
+        data = data[..., 0]
+    if data.ndim != 3 or not np.array_equal(data, np.rint(data)) or data.min() < 0:
+        raise UserInputError(
+            f"--atlas: '{path}' is {data.shape} of {data.dtype}, expected one volume of whole "
+            f"numbers, 0 outside the regions."
+        )
+    image = nib.Nifti1Image(data.astype(np.int32), image.affine)
+    name = path.name.removesuffix(".gz").removesuffix(".nii")
+    table_path = path.with_name(name + ".csv")
+    if not table_path.is_file():
+        ids = tuple(int(value) for value in np.unique(data) if value)
+        return Atlas(name, image, ids, tuple(map(str, ids)))
+    table = pd.read_csv(table_path)
+    if {"index", "name"} - set(table):
+        raise UserInputError(f"--atlas: '{table_path}' needs the columns index and name.")
+    return Atlas(name, image, tuple(map(int, table["index"])), tuple(map(str, table["name"])))
+
+
+def _download(name: str, local: Path) -> Atlas:
+    try:
+        found = ATLASES[name]()
+    except Exception as error:  # requests, urllib and nilearn raise their own
+        raise UserInputError(
+            f"--atlas: '{local}' does not exist, and {name} could not be downloaded "
+            f"({type(error).__name__}). Put an image of its labels there, or name one with --atlas."
+        ) from None
+    image: Any = nib.load(found.maps) if isinstance(found.maps, str | Path) else found.maps
+    data = np.asanyarray(image.dataobj).astype(np.int32)
+    table = found.lut[found.lut["index"] != 0]
+    ids = tuple(map(int, table["index"]))
+    return Atlas(name, nib.Nifti1Image(data, image.affine), ids, tuple(map(str, table["name"])))
