@@ -115,6 +115,15 @@ def test_mistakes(
     assert error.startswith(f"error: {message}") and error.count("\n") == 1
 
 
+def test_batches_that_are_never_made(cli: CommandLine, capsys: pytest.CaptureFixture[str]) -> None:
+    """36 training windows: figures of batches of 64 would be those of batches of 36."""
+    argv = cli.argv("--batch_size 64 --allocator default --json p.json")
+    assert deepspeed_profile.main(argv) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: --batch_size: no batch has 64 windows, since a rank has 36")
+    assert not (cli.folder / "p.json").exists()
+
+
 def test_two_processes(
     cli: CommandLine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
