@@ -16,7 +16,7 @@ import pytest
 from project import doctor
 from project.module.analysis import flops
 from project.module.config import VARIANTS, HeadConfig, ModelConfig, UserInputError
-from project.module.planning import batch_script, cluster_plan, machine, state_memory
+from project.module.planning import batch_script, busy_cores, cluster_plan, machine, state_memory
 from project.module.planning.batch_script import Job
 from project.module.planning.gpus import GPUS, find_gpu
 from project.module.planning.memory import Setting, model_weights
@@ -553,6 +553,35 @@ def test_a_missing_package_is_named(
     assert doctor.main([]) == 1
     output = capsys.readouterr().out
     assert "a training cannot run here" in output and "-> bash setup_env.sh" in output
+
+
+@pytest.mark.parametrize(
+    ("busy", "threads", "remedy"),
+    [(0.3, 4, ""), (1.2, 1, ""), (1.2, 4, "OMP_NUM_THREADS=3"), (4.0, 2, "OMP_NUM_THREADS=1")],
+)
+def test_cores_that_others_use(
+    monkeypatch: pytest.MonkeyPatch, busy: float, threads: int, remedy: str
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(machine, "busy_cores", lambda: busy)
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    found = next(machine._host())
+    assert found.name == "cores" and found.found.startswith(f"4, {busy} of the machine's 4 busy")
+    assert (found.state == "note") == bool(remedy) and found.remedy.endswith(remedy)
+
+
+def test_busy_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """3 of 4 cores computed between two looks; other systems do not tell."""
+    stat = tmp_path / "stat"
+    looks = ["cpu  100 0 50 700 150 0 0 0 9 9\ncpu0 1\n", "cpu  250 0 200 750 200 0 0 0 9 9\n"]
+    stat.write_text(looks[0])
+    monkeypatch.setattr(busy_cores, "_STAT", stat)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(busy_cores.time, "sleep", lambda seconds: stat.write_text(looks[1]))
+    assert busy_cores.busy_cores() == 3.0
+    monkeypatch.setattr(busy_cores, "_STAT", tmp_path / "none")
+    assert busy_cores.busy_cores() is None
 
 
 def test_an_empty_folder_is_not_deepspeed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
