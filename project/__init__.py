@@ -13,8 +13,9 @@ except importlib.metadata.PackageNotFoundError:
     sys.modules.setdefault("deepspeed", None)  # type: ignore[arg-type]
 
 # A training step is thousands of short parallel pieces, between which OpenMP's threads wait in a
-# loop. Where other processes compute too, that loop keeps the core from the very thread that is
-# waited for, and a step takes ten times as long (docs/performance.md). Here they sleep instead. The
-# runtime reads this when torch loads it, after this line; what the user has set counts.
-if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
-    os.environ["OMP_WAIT_POLICY"] = "passive"
+# loop. Where other processes compute too, libgomp's 300,000 rounds of it outlast a time slice and
+# keep the core from the very thread that is waited for: a step takes ten times as long
+# (docs/performance.md). The runtime reads this when torch loads it, after this line; what the user
+# has set counts.
+if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+    os.environ["GOMP_SPINCOUNT"] = "10000"
