@@ -27,6 +27,7 @@ if __package__ in (None, ""):
 
 from project.module.config import UserInputError
 from project.module.planning.scaling import POINTS, scaling_report
+from project.module.planning.schedule import windows_each
 from project.module.training.profiling import WARM_UP, ThroughputCheck
 from project.module.training.run import Run
 from project.module.training.run_config import RunConfig, run_config
@@ -95,6 +96,14 @@ class ProfiledRun(Run):
         self.found: dict[str, Any] = {}
 
     def _fit(self, trainer: Any, module: Any, data: Any, point: Any) -> dict[str, float]:
+        size = self.config.data.batch_size
+        each = windows_each(data.windows_in("train"), self.hardware.ranks)
+        if each < size:  # the figures would be of smaller batches
+            raise UserInputError(
+                f"--batch_size: no batch has {size} windows, since a rank has {each} in an epoch; "
+                f"give at most {each}, or profile on more data."
+            )
+
         def finish(gathered: dict[str, Any]) -> None:
             self.found = summary(gathered, facts_of(self.config))
 

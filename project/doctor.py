@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from project.module.config import UserInputError, look_up
+from project.module.config import UserInputError
 from project.module.planning.batch_script import SCHEDULERS, batch_script
 from project.module.planning.cluster_plan import (
     ASSUMED_UTILISATION,
@@ -34,8 +33,8 @@ from project.module.planning.cluster_plan import (
 from project.module.planning.data_path import check_data_path
 from project.module.planning.gpus import GPUS
 from project.module.planning.machine import Check, check_machine
-from project.module.planning.plan_request import CPU, job_of, request_of, workload_of
-from project.module.planning.plan_text import plan_text
+from project.module.planning.plan_request import CPU, USUAL_FRAMES, job_of, request_of, workload_of
+from project.module.planning.plan_text import no_fit, plan_text
 from project.module.training.run_config import RunConfig, run_config
 from project.module.utils.data_preprocess_and_load.whole_files import write_text_whole
 from project.module.utils.parser import Parser, build_parser, parse_arguments
@@ -44,7 +43,14 @@ from project.module.utils.parser import Parser, build_parser, parse_arguments
 _OBJECTIVE = ("pretraining", "downstream_task", "clf_head_version", "label_csv", "events")
 # Flags of main.py that the plan answers, or that ask for something it does not do.
 _ANSWERED = ("accelerator", "devices", "num_nodes", "accumulate_grad_batches")
-_REFUSED = (*_ANSWERED, "gradient_accumulation_steps", "test_only", "dry_run", "barebones")
+_REFUSED = (
+    *_ANSWERED,
+    "gradient_accumulation_steps",
+    "test_only",
+    "dry_run",
+    "barebones",
+    "fast_dev_run",
+)
 
 
 def doctor_parser() -> Parser:
@@ -95,7 +101,12 @@ def plan_parser() -> Parser:
     add("--effective_batch", type=int, default=EFFECTIVE_BATCH, help="windows of a step")
     add("--windows", type=int, metavar="N", help="training windows of an epoch")
     add("--subjects", type=int, metavar="N", help="training subjects, instead of --windows")
-    add("--frames", type=int, default=1200, metavar="N", help="frames of each of them")
+    add(
+        "--frames",
+        type=int,
+        metavar="N",
+        help=f"frames of each of --subjects; {USUAL_FRAMES:,} if not given",
+    )
     add("--script", metavar="NAME", help=f"write the job: {', '.join(SCHEDULERS)}")
     add("--output", metavar="FILE", help="where to; default: printed")
     add("--walltime", metavar="HH:MM:SS", help="of the job; default: by the hours, at most a day")
@@ -185,18 +196,6 @@ def plan(argv: Sequence[str]) -> int:
     """
     config = planned_run(argv)
     request = request_of(config)
-    if config.flags["script"] is not None:
-        look_up(config.flags["script"], SCHEDULERS, "--script")
-        for path in config.flags["image_path"] or ():
-            if not re.fullmatch(r"[\w./~+:@%=,-]+", path):
-                raise UserInputError(
-                    f"--image_path: '{path}' has characters that a list in the shell cannot hold; "
-                    f"rename it or give a link to it."
-                )
-        if config.flags["json"] == "-" and config.flags["output"] is None:
-            raise UserInputError("--json: with --script give one of them a file (--output).")
-    if config.flags["output"] is not None and config.flags["script"] is None:
-        raise UserInputError("--output: is where the job goes; give --script slurm or pbs too.")
     setting = request.setting
     fitted = {"strategy": setting.strategy, "precision": setting.precision}
     config = dataclasses.replace(config, trainer={**config.trainer, **fitted})
@@ -206,7 +205,10 @@ def plan(argv: Sequence[str]) -> int:
         print(plan_text(config, request, work, made))
     record = {"request": dataclasses.asdict(request), "work": work._asdict(), **as_dict(made)}
     _write_json(record, config.flags["json"])
-    fits = made.chosen.fits is not False or made.checkpointing_needed
+    if not made.fits:
+        sys.stdout.flush()
+        print(f"error: {no_fit(request, made)}", file=sys.stderr)
+        return 1
     if config.flags["script"] is not None:
         about = (
             f"{'Pre-trains' if config.pretrain else 'Trains'} on {request.ranks} x "
@@ -220,7 +222,7 @@ def plan(argv: Sequence[str]) -> int:
             _write(config.flags["output"], script, "--output")
             Path(config.flags["output"]).chmod(0o755)
             print(f"job written: {config.flags['output']}")
-    return 0 if fits else 1
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,7 +6,7 @@
 #                                    short trial on one device
 #   dummy_checkpoint FILE FLAGS...   see dummy_checkpoint.py
 #
-# Settings, from the environment:
+# Settings, from the environment; what they cannot be is refused with status 2 (checks.sh):
 IMAGE_PATH=${IMAGE_PATH:-}                   # folder of the store
 PYTHON=${PYTHON:-}                           # empty: .venv of the repository, else python3
 SITE_SETUP=${SITE_SETUP:-}                   # a file to source first: module load ..., export ...
@@ -22,7 +22,9 @@ SMOKE_BATCHES=${SMOKE_BATCHES:-2}            # batches of training, validation a
 SMOKE_SUBJECTS=${SMOKE_SUBJECTS:-10}         # subjects of the Dummy data
 IMG_SIZE=${IMG_SIZE:-}                       # X Y Z T of a window, where the store has another grid
 
+source sample_scripts/checks.sh
 if [[ -n $SITE_SETUP ]]; then
+    [[ -f $SITE_SETUP ]] || refuse "SITE_SETUP is '$SITE_SETUP', and there is no such file."
     # shellcheck disable=SC1090
     source "$SITE_SETUP"
 fi
@@ -30,28 +32,42 @@ if [[ -z $PYTHON ]]; then
     PYTHON=python3
     [[ -x .venv/bin/python ]] && PYTHON=$PWD/.venv/bin/python
 fi
+[[ -n $(command -v -- "$PYTHON") ]] || refuse "PYTHON is '$PYTHON', and there is no such program."
+numbers DEVICES SMOKE_BATCHES SMOKE_SUBJECTS
+[[ $NUM_WORKERS == 0 ]] || numbers NUM_WORKERS
+one_of ACCELERATOR auto cpu gpu cuda xpu
+[[ -z $SMOKE_ACCELERATOR ]] || one_of SMOKE_ACCELERATOR cpu gpu cuda xpu
+[[ $IMAGE_PATH =~ ^[[:space:]]*$ ]] && IMAGE_PATH=
 
 # Nodes of the job, and where rank 0 is.
-NODES=1
+job_nodes=1
 if [[ -n ${PBS_NODEFILE:-} ]]; then
-    NODES=$(sort -u "$PBS_NODEFILE" | wc -l)
+    [[ -f $PBS_NODEFILE ]] || refuse "PBS_NODEFILE is '$PBS_NODEFILE', and there is no such file."
+    job_nodes=$(sort -u "$PBS_NODEFILE" | wc -l)
     MASTER_ADDR=${MASTER_ADDR:-$(head -n 1 "$PBS_NODEFILE")}
     export MASTER_ADDR
 elif [[ -n ${SLURM_JOB_ID:-} ]]; then
-    NODES=${SLURM_JOB_NUM_NODES:-1}
+    job_nodes=${SLURM_JOB_NUM_NODES:-1}
 fi
+NODES=${NODES:-$job_nodes}
+if [[ $NODES != "$job_nodes" ]]; then
+    refuse "NODES is '$NODES', and the job has $job_nodes; the scheduler says it, leave NODES unset."
+fi
+numbers NODES
 # Many processes on a node: threads of libraries would only get in each other's way.
 if ((DEVICES > 1)); then
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 fi
 
 if [[ -z $IMAGE_PATH && -z $SMOKE_ACCELERATOR ]]; then
-    echo "error: IMAGE_PATH is empty; set it to the folder of the store, or SMOKE_ACCELERATOR=cpu for" \
-        "a trial on synthetic data." >&2
-    exit 2
+    refuse "IMAGE_PATH is empty; set it to the folder of the store, or SMOKE_ACCELERATOR=cpu for" \
+        "a trial on synthetic data."
 fi
 if [[ -z $IMG_SIZE && -z $IMAGE_PATH && $SMOKE_ACCELERATOR == cpu ]]; then
     IMG_SIZE="30 36 30 20" # a trial takes seconds
+fi
+if [[ -n $IMG_SIZE && ! $IMG_SIZE =~ ^([1-9][0-9]* +){3}[1-9][0-9]*$ ]]; then
+    refuse "IMG_SIZE is '$IMG_SIZE', expected four numbers, X Y Z T, such as 96 96 96 20."
 fi
 read -ra GRID <<<"${IMG_SIZE:+--img_size }$IMG_SIZE"
 

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+SOURCED = ("common.sh", "checks.sh")  # by the others
 SCRIPTS = sorted(
     path.relative_to(ROOT / "sample_scripts").as_posix()
     for path in (ROOT / "sample_scripts").rglob("*.sh")
-    if path.name != "common.sh"  # which the others source
+    if path.name not in SOURCED
 )
 # Stand for python and for the launchers: write down their words; launchers go on with the rest.
 _PYTHON = """#!{python} -I
@@ -44,8 +45,10 @@ def plain_environment(changes: Mapping[str, str]) -> dict[str, str]:
     return kept | {"OMP_NUM_THREADS": "1"} | dict(changes)
 
 
-def commands_started(script: str, folder: Path, **changes: str) -> list[list[str]]:
-    """Words of every python command of a script, those of its launcher before them."""
+def run_script(
+    script: str, folder: Path, **changes: str
+) -> tuple[subprocess.CompletedProcess[str], list[list[str]]]:
+    """How a script ended, and words of every python command, those of its launcher before them."""
     tools, log = folder / "tools", folder / "log"
     tools.mkdir(exist_ok=True)
     log.write_text("")
@@ -54,18 +57,24 @@ def commands_started(script: str, folder: Path, **changes: str) -> list[list[str
     for name, text in files.items():
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
-    environment = plain_environment(changes) | {
+    environment = {
         "PATH": f"{tools}:{os.environ['PATH']}",
         "PYTHON": str(tools / "python"),
         "REPOSITORY": str(ROOT),
     }
     done = subprocess.run(
         ["bash", str(ROOT / "sample_scripts" / script)],
-        env=environment,
+        env=plain_environment(environment | changes),
         cwd=folder,
         capture_output=True,
         text=True,
         timeout=60,
     )
+    return done, [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def commands_started(script: str, folder: Path, **changes: str) -> list[list[str]]:
+    """Words of the python commands of a script that works."""
+    done, started = run_script(script, folder, **changes)
     assert done.returncode == 0, f"{script}: {done.stdout}{done.stderr}"
-    return [json.loads(line) for line in log.read_text().splitlines()]
+    return started

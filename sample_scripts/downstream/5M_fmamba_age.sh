@@ -18,8 +18,7 @@
 set -euo pipefail
 
 # --- settings (the others are at the top of common.sh beside this file) ---------------------------
-SIZE=medium
-TASK=age
+FIXED=(SIZE=medium TASK=age)
 MODE=${MODE:-full} # full; TL: frozen backbone; scratch: without CHECKPOINT
 BATCH_SIZE=${BATCH_SIZE:-2}
 ACCUMULATION=${ACCUMULATION:-24} # 48 windows a step, as on 2 nodes of 12 devices

@@ -1,6 +1,9 @@
 # shellcheck shell=bash
-# Sourced by the scripts beside and below it, in the repository's folder, after SIZE, TASK and MODE
-# are set. Published settings: README.md, "Downstream".
+# Sourced by the scripts beside and below it, in the repository's folder, after FIXED (SIZE, TASK,
+# perhaps MODE) and MODE are set. Published settings: README.md, "Downstream".
+
+source sample_scripts/checks.sh
+fixed "${FIXED[@]}"
 
 # --- settings, from the environment ---------------------------------------------------------------
 IMAGE_PATH=${IMAGE_PATH:-}                  # the store of HCP
@@ -18,11 +21,19 @@ LOGGER=${LOGGER:-csv}                       # wandb, tensorboard
 # --------------------------------------------------------------------------------------------------
 
 declare -A FILES=([small]=1M_E128.pt [base]=3M_E192.pt [medium]=5M_E256.pt)
-CHECKPOINT=${CHECKPOINT:-$CHECKPOINTS/${FILES[$SIZE]}}
 source sample_scripts/common.sh
+one_of MODE full TL scratch
+numbers EPOCHS BATCH_SIZE ACCUMULATION
+CHECKPOINT=${CHECKPOINT:-$CHECKPOINTS/${FILES[$SIZE]}}
 
 read -ra seeds <<<"$SEEDS"
-SEED=${seeds[${PBS_ARRAY_INDEX:-${SLURM_ARRAY_TASK_ID:-0}}]}
+index=${PBS_ARRAY_INDEX:-${SLURM_ARRAY_TASK_ID:-0}}
+SEED=
+[[ $index =~ ^(0|[1-9][0-9]*)$ ]] && SEED=${seeds[index]:-}
+if [[ ! $SEED =~ ^[0-9]+$ ]]; then
+    refuse "SEEDS is '$SEEDS', which has no number for task $index of the array; give one for each" \
+        "task (the first is task 0)."
+fi
 
 START=()
 if [[ $MODE != scratch ]]; then

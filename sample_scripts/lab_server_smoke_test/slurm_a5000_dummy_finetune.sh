@@ -27,6 +27,9 @@ OUTPUT=${OUTPUT:-output/smoke_test/dummy_finetune_${SLURM_JOB_ID:-$(date +%Y%m%d
 
 cd "${REPOSITORY:-${SLURM_SUBMIT_DIR:-$PWD}}"
 source sample_scripts/common.sh
+one_of SIZE small base medium large
+each_of HEADS linear mamba
+each_of FREEZE 0 1
 
 if [[ -z $CHECKPOINT ]]; then
     CHECKPOINT=$OUTPUT/untrained.pt

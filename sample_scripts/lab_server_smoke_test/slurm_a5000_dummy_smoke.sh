@@ -23,6 +23,7 @@ OUTPUT=${OUTPUT:-output/smoke_test/dummy_smoke_${SLURM_JOB_ID:-$(date +%Y%m%d-%H
 
 cd "${REPOSITORY:-${SLURM_SUBMIT_DIR:-$PWD}}"
 source sample_scripts/common.sh
+one_of SIZE small base medium large
 
 echo "== 1 of 3: pre-training"
 train --config "configs/neuromamba_$SIZE.yaml" --pretraining --use_autoregressive \

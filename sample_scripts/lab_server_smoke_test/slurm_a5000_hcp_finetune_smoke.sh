@@ -32,6 +32,7 @@ ACCELERATOR=${SMOKE_ACCELERATOR:-${ACCELERATOR:-gpu}}
 SMOKE_ACCELERATOR= # not a trial of a few batches
 cd "${REPOSITORY:-${SLURM_SUBMIT_DIR:-$PWD}}"
 source sample_scripts/common.sh
+one_of SIZE small base medium large
 
 train --config "configs/neuromamba_$SIZE.yaml" ${CHECKPOINT:+--load_model_path "$CHECKPOINT"} \
     --downstream_task "$TASK" --clf_head_version "$HEAD" \

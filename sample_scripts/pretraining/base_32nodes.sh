@@ -14,7 +14,7 @@
 set -euo pipefail
 
 # --- settings (the others are at the top of common.sh beside this file) ---------------------------
-SIZE=base
+FIXED=(SIZE=base)
 ZERO_STAGE=${ZERO_STAGE:-1}
 MICRO_BATCH=${MICRO_BATCH:-3}
 MAX_TIME=${MAX_TIME:-00:05:40:00} # days:hours:minutes:seconds; below the walltime

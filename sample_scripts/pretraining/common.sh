@@ -1,6 +1,9 @@
 # shellcheck shell=bash
-# Sourced by the scripts beside it, in the repository's folder, after SIZE, ZERO_STAGE, MICRO_BATCH
+# Sourced by the scripts beside it, in the repository's folder, after FIXED, ZERO_STAGE, MICRO_BATCH
 # and MAX_TIME are set. Published settings: README.md, "Pre-training".
+
+source sample_scripts/checks.sh
+fixed "${FIXED[@]}"
 
 # --- settings, from the environment ---------------------------------------------------------------
 IMAGE_PATH=${IMAGE_PATH:-}                # stores, separated by spaces
@@ -14,12 +17,13 @@ DEVICES=${DEVICES:-12}                    # processes on a node: 6 GPUs of 2 til
 # --------------------------------------------------------------------------------------------------
 
 source sample_scripts/common.sh
+numbers MICRO_BATCH EFFECTIVE_BATCH
+one_of ZERO_STAGE 1 2 3 2_offload 3_offload
 
 STEP=$((NODES * DEVICES * MICRO_BATCH))
 if ((EFFECTIVE_BATCH % STEP)); then
-    echo "error: $NODES nodes of $DEVICES processes with micro batch $MICRO_BATCH give $STEP windows," \
-        "which do not divide EFFECTIVE_BATCH=$EFFECTIVE_BATCH; change MICRO_BATCH or the nodes." >&2
-    exit 2
+    refuse "$NODES nodes of $DEVICES processes with micro batch $MICRO_BATCH give $STEP windows," \
+        "which do not divide EFFECTIVE_BATCH=$EFFECTIVE_BATCH; change MICRO_BATCH or the nodes."
 fi
 read -ra STORES <<<"$IMAGE_PATH"
 read -ra COHORTS <<<"$DATASET_NAME"

@@ -115,6 +115,15 @@ def test_mistakes(
     assert error.startswith(f"error: {message}") and error.count("\n") == 1
 
 
+def test_batches_that_are_never_made(cli: CommandLine, capsys: pytest.CaptureFixture[str]) -> None:
+    """36 training windows: figures of batches of 64 would be those of batches of 36."""
+    argv = cli.argv("--batch_size 64 --allocator default --json p.json")
+    assert deepspeed_profile.main(argv) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: --batch_size: no batch has 64 windows, since a rank has 36")
+    assert not (cli.folder / "p.json").exists()
+
+
 def test_two_processes(
     cli: CommandLine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,15 +218,17 @@ def test_table_of_points_one_of_which_ran_out_of_memory() -> None:
     }
     faster = ran | {"tokens_per_second": 6000.0, "efficiency": 0.9}
     rows = [
-        {"batch_size": 1, **ran},
-        {"batch_size": 2, "failed": "out of memory"},
-        {"batch_size": 4, **faster},
+        {"batch_size": 1, "busy_cores": None, **ran},
+        {"batch_size": 2, "busy_cores": 0.0, "failed": "out of memory"},
+        {"batch_size": 4, "busy_cores": 1.25, **faster},
     ]
     scaling._rate(rows)
     assert rows[0]["relative"] == 1 and rows[2]["relative"] == 1.5
     lines = scaling._table(rows, "batch_size").splitlines()
     assert lines[2].split() == ["2", "out", "of", "memory"]
-    assert lines[3].split() == ["4", "500.0", "8", "6,000", "0.25", "1.00", "90.0%", "150.0%"]
+    assert lines[1].split()[-1] == "100.0%"  # the system does not tell who is busy
+    row = ["4", "500.0", "8", "6,000", "0.25", "1.00", "90.0%", "150.0%", "1.2"]
+    assert lines[3].split() == row
 
 
 def test_command_lines_of_points(cli: CommandLine) -> None:

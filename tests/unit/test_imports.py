@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -109,3 +111,37 @@ def test_every_module_stands_in_a_layer() -> None:
         if not any(name == layer or name.startswith(layer + ".") for layer in known)
     ]
     assert not outside, f"add to the layers in pyproject.toml: {outside}"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "None 10000"),
+        ({"OMP_WAIT_POLICY": "passive"}, "passive None"),
+        ({"GOMP_SPINCOUNT": "1000"}, "None 1000"),
+    ],
+)
+@pytest.mark.parametrize("start", ["project.doctor", "project.main", "project.check_flops"])
+def test_threads_do_not_spin_for_long(start: str, given: dict[str, str], expected: str) -> None:
+    """Set before torch loads OpenMP's runtime, which reads it then; the user's setting counts."""
+    program = f"""
+import os, runpy, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print(os.environ.get("OMP_WAIT_POLICY"), os.environ.get("GOMP_SPINCOUNT"))
+            os._exit(0)
+sys.meta_path.insert(0, Finder())
+runpy.run_path("{start.replace(".", "/")}.py", run_name="__main__")
+"""
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {key: value for key, value in os.environ.items() if key not in names} | given
+    done = subprocess.run(
+        [sys.executable, "-u", "-c", program],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout.strip() == expected, done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import stat
 import subprocess
 from pathlib import Path
@@ -15,14 +16,17 @@ import pytest
 from project import doctor
 from project.module.analysis import flops
 from project.module.config import VARIANTS, HeadConfig, ModelConfig, UserInputError
-from project.module.planning import batch_script, cluster_plan, machine, state_memory
+from project.module.planning import batch_script, busy_cores, cluster_plan, machine, state_memory
 from project.module.planning.batch_script import Job
 from project.module.planning.gpus import GPUS, find_gpu
 from project.module.planning.memory import Setting, model_weights
+from project.module.planning.schedule import schedule
 from project.module.planning.state_memory import Weights
 from project.module.planning.step_memory import Step, step_memory
 from project.module.training.run import Run
 from project.module.training.run_config import run_config
+from project.module.training.trainer import batches_of_epoch
+from project.module.utils.data_preprocess_and_load.window_loader import EpochSampler
 from project.module.utils.parser import build_parser, parse_arguments
 from tests.sample_scripts import ROOT, commands_started
 
@@ -201,11 +205,12 @@ def test_hours_follow_from_the_flops() -> None:
     model = ModelConfig()
     each = flops.training_total(flops.forward_terms(model, round(work.tokens_brain)))
     assert plan.flops_window == each and plan.flops_run == 3000 * each
-    assert plan.flops_step == 1152 * each
+    assert plan.flops_step == 1000 * each  # an epoch has no more
     rate = 8 * GPUS["A5000"].bf16 * 0.2
     assert plan.hours == pytest.approx(3000 * each / rate / 3600)
     # 125 windows a rank, 42 batches of 3, of which 48 make a step: one step an epoch.
-    assert plan.steps == 3
+    assert plan.schedule is not None and plan.schedule.steps == 3
+    assert plan.flops_step * plan.schedule.steps == plan.flops_run
     again = plan_of("--windows", "1000", "--utilisation", "0.2", "--max_epochs", "3",
                     "--activation_checkpointing")[2]  # fmt: skip
     assert again.hours is not None and plan.hours is not None
@@ -223,12 +228,77 @@ def test_subjects_give_the_windows() -> None:
 def test_what_does_not_fit_is_said() -> None:
     *_, plan = plan_of("--gpu_memory", "3.2")
     assert plan.chosen.micro == 1 and plan.chosen.fits  # fewer than the three of the file
+    assert not plan.checkpointing
     *_, plan = plan_of("--gpu_memory", "2.0")
-    assert plan.chosen.fits is False and plan.checkpointing_needed
+    assert plan.fits and plan.checkpointing and plan.checkpointing_needed
+    *_, asked = plan_of("--gpu_memory", "2.0", "--activation_checkpointing")
+    assert not asked.checkpointing_needed
+    assert (asked.options, asked.chosen, asked.hours) == (plan.options, plan.chosen, plan.hours)
     *_, plan = plan_of("--gpu_memory", "0.5")
-    assert plan.chosen.fits is False and not plan.checkpointing_needed
+    assert not plan.fits and not plan.checkpointing and not plan.checkpointing_needed
     *_, plan = plan_of(gpus=5)
     assert plan.options == [] and plan.effective == 3 * 77 * 5
+
+
+@pytest.mark.parametrize(
+    ("flags", "windows", "ranks", "micro", "accumulation"),
+    [
+        ("--max_epochs 3", 1000, 8, 3, 48),
+        ("--max_epochs 3", 1000, 3, 4, 5),
+        ("--max_epochs 2", 7, 16, 1, 3),  # fewer windows than ranks
+        ("--max_epochs 2", 4000, 8, 3, 2),
+        ("--max_epochs 4 --limit_train_batches 5", 1000, 8, 3, 2),
+        ("--max_epochs 4 --limit_train_batches 0.5", 1000, 8, 3, 2),
+        ("--max_epochs 4 --max_steps 30", 1000, 8, 3, 2),
+        ("--max_epochs -1 --max_steps 100", 100, 2, 3, 2),
+    ],
+)
+def test_schedule_is_that_of_the_loader(
+    flags: str, windows: int, ranks: int, micro: int, accumulation: int
+) -> None:
+    """Beside epochs that are counted batch by batch."""
+    argv = [*BASE, *flags.split(), "--gpus", "1"]
+    config = doctor.planned_run(argv)
+    found = schedule(config, windows, ranks, micro, accumulation)
+    each = len(EpochSampler(windows, 0, rank=0, ranks=ranks))
+    batches = [min(micro, each - place) for place in range(0, each, micro)]
+    batches = batches[: batches_of_epoch(config, len(batches))]
+    epoch = [
+        ranks * sum(batches[place : place + accumulation])
+        for place in range(0, len(batches), accumulation)
+    ]
+    most = config.trainer.get("max_steps", 10**9)
+    steps = (epoch * (config.trainer["max_epochs"] if "-1" not in flags else 10**3))[:most]
+    assert (found.epoch, found.step, found.last_step) == (sum(epoch), epoch[0], epoch[-1])
+    assert (found.steps_epoch, found.steps, found.windows) == (len(epoch), len(steps), sum(steps))
+    if "limit" not in flags:
+        assert found.repeated == found.epoch - windows
+
+
+def test_a_step_larger_than_an_epoch(capsys: pytest.CaptureFixture[str]) -> None:
+    """All figures are of the windows that come; no batch is planned that is never made."""
+    _, _, plan = plan_of("--windows", "30", "--max_epochs", "3")
+    assert plan.schedule is not None and plan.schedule.step == plan.schedule.epoch == 32
+    assert max(option.micro for option in plan.options) == 4  # windows of a rank
+    assert plan.flops_step == 32 * plan.flops_window and plan.flops_run == 3 * plan.flops_step
+    words = ["plan", *BASE, "--gpus", "8", "--gpu", "A5000", "--max_epochs", "3"]
+    assert doctor.main([*words, "--windows", "30"]) == 0
+    text = capsys.readouterr().out
+    assert "a step of 32 windows" in text and "32 are computed: 2 come again" in text
+    assert "warning: an epoch has fewer windows than the 1,152 of the effective batch" in text
+    assert doctor.main([*words, "--gpus", "5"]) == 0
+    text = capsys.readouterr().out
+    assert "no batches make 1,152 windows a step on 5 ranks" in text
+    assert "the nearest make 1,155" in text
+    hours, gpu_hours = re.findall(r"hours: ([\d.e-]+)", text)
+    assert float(gpu_hours) == pytest.approx(5 * float(hours), rel=0.01)
+
+
+def test_limits_of_the_data_count_without_data() -> None:
+    work, _, _ = plan_of("--limit_training_samples", "100", "--num_train_fMRI_segments", "7")
+    assert work.windows == 700 and "100 subjects" in work.windows_source
+    work, _, _ = plan_of("--subjects", "10", "--num_train_fMRI_segments", "7")
+    assert work.windows == 70
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -268,6 +338,12 @@ def test_gpus_are_plausible_and_found() -> None:
         ("plan --gpus 8 --gpu A5000 --output job.sh", "--output: is where the job goes"),
         ("plan --gpus 8 --gpu A5000 --script pbs --json", "--json: with --script give one"),
         ("plan --gpus 8 --gpu A5000 --windows 5 --subjects 5", "--windows and --subjects"),
+        ("plan --gpus 8 --gpu A5000 --frames 5", "--frames: are those of --subjects"),
+        ("plan --gpus 8 --gpu A5000 --frames 5 --subjects 9", "--frames: 5 are less than a window"),
+        ("plan --gpus 8 --gpu A5000 --sequence_length 1210", "--sequence_length: a window spans"),
+        ("plan --gpus 8 --gpu A5000 --walltime 05:00:00", "--walltime: is the job's; give"),
+        ("plan --gpus 8 --gpu A5000 --fast_dev_run 2", "--fast_dev_run: is what the plan"),
+        ("plan --gpus 1153 --gpu A5000", "--gpus: each of 1,153 GPUs trains on a window"),
         ("plan --gpus 8 --gpu A5000 --ssd_backend reference", "--ssd_backend: reference keeps"),
         ("plan --gpus 8 --gpu CPU --ssd_backend triton", "--ssd_backend: triton needs a CUDA"),
         (
@@ -301,9 +377,23 @@ def test_plan_as_text_and_json(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert sum(found["memory"]["device"].values()) == found["chosen"]["memory"]
     assert found["by_strategy"]["deepspeed_stage_1"][0] == found["chosen"]["memory"]
     assert "the share is an assumption" in text and "NVIDIA A100 datasheet" in text
-    # Nothing fits: status 1, and what to do.
-    assert doctor.main([*words[:-1], "--gpu_memory", "0.5"]) == 1
-    assert "take larger GPUs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("json_words", [[], ["--json"]])
+def test_nothing_fits(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, json_words: list[str]
+) -> None:
+    """Status 1, what to do as the last line, no batch marked, no job."""
+    words = ["plan", *BASE, "--gpus", "8", "--gpu", "A5000", "--gpu_memory", "0.5", *json_words]
+    assert doctor.main([*words, "--script", "slurm", "--output", str(tmp_path / "job.sh")]) == 1
+    shown = capsys.readouterr()
+    assert shown.err.startswith("error: --gpu: not even one window fits into A5000: ")
+    assert "take larger GPUs" in shown.err and shown.err.count("\n") == 1
+    assert "job written" not in shown.out and list(tmp_path.iterdir()) == []
+    if json_words:
+        assert json.loads(shown.out)["chosen"]["fits"] is False
+    else:
+        assert "*--batch_size" not in shown.out and "does not fit" in shown.out
 
 
 # --- jobs ---------------------------------------------------------------------------------------
@@ -366,6 +456,9 @@ def test_a_job_starts_the_planned_run(
     _, run = started(path, tmp_path, **environment, RUN_NAME="second", RESUME="a.ckpt")
     assert run.config.flags["process_code"] == "second"
     assert run.config.flags["resume_ckpt_path"] == "a.ckpt"
+    _, run = started(path, tmp_path, **environment, RESUME="")
+    assert run.config.flags["resume_ckpt_path"] is None
+    assert run.config.data.num_workers == 4
 
 
 def test_a_downstream_job_and_its_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,10 +469,13 @@ def test_a_downstream_job_and_its_trial(tmp_path: Path, monkeypatch: pytest.Monk
         "slurm",
         *("--downstream_task", "sex", "--freeze_feature_extractor", "--effective_batch", "48"),
         *("--image_path", "/path/to/store", "--dataset_name", "HCP", "--subjects", "800"),
+        *("--num_workers", "6", "--max_time", "00:03:00:00"),
     )
+    assert "#SBATCH --cpus-per-task=8\n" in path.read_text()
     launcher, run = started(path, tmp_path, SLURM_JOB_ID="7", SLURM_JOB_NUM_NODES="2")
     assert run.config.downstream is not None and run.config.downstream.freeze_feature_extractor
     assert run.effective_batch == 48 and run.config.data.image_path == ("/path/to/store",)
+    assert run.config.data.num_workers == 6 and run.config.trainer["max_time"] == "00:03:00:00"
     launcher, run = started(path, tmp_path, SMOKE_ACCELERATOR="cpu", IMAGE_PATH="")
     assert launcher == [] and run.hardware.ranks == 1 and run.hardware.accelerator == "cpu"
 
@@ -398,7 +494,7 @@ def test_words_are_quoted_for_the_shell(tmp_path: Path) -> None:
     made = Job(
         "name", "about", 1, 1, 4, 8, 3600,
         ("--bad_subj_path", "it's $HOME `id`.txt", "--depth", "2"),
-        ("/a b",), ("S1200",), "", "last",
+        ("/a b",), ("S1200",), "", "last", "",
     )  # fmt: skip
     text = batch_script.batch_script(made, "slurm")
     (line,) = [line for line in text.splitlines() if "bad_subj" in line]
@@ -457,6 +553,35 @@ def test_a_missing_package_is_named(
     assert doctor.main([]) == 1
     output = capsys.readouterr().out
     assert "a training cannot run here" in output and "-> bash setup_env.sh" in output
+
+
+@pytest.mark.parametrize(
+    ("busy", "threads", "remedy"),
+    [(0.3, 4, ""), (1.2, 1, ""), (1.2, 4, "OMP_NUM_THREADS=3"), (4.0, 2, "OMP_NUM_THREADS=1")],
+)
+def test_cores_that_others_use(
+    monkeypatch: pytest.MonkeyPatch, busy: float, threads: int, remedy: str
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(machine, "busy_cores", lambda: busy)
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    found = next(machine._host())
+    assert found.name == "cores" and found.found.startswith(f"4, {busy} of the machine's 4 busy")
+    assert (found.state == "note") == bool(remedy) and found.remedy.endswith(remedy)
+
+
+def test_busy_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """3 of 4 cores computed between two looks; other systems do not tell."""
+    stat = tmp_path / "stat"
+    looks = ["cpu  100 0 50 700 150 0 0 0 9 9\ncpu0 1\n", "cpu  250 0 200 750 200 0 0 0 9 9\n"]
+    stat.write_text(looks[0])
+    monkeypatch.setattr(busy_cores, "_STAT", stat)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(busy_cores.time, "sleep", lambda seconds: stat.write_text(looks[1]))
+    assert busy_cores.busy_cores() == 3.0
+    monkeypatch.setattr(busy_cores, "_STAT", tmp_path / "none")
+    assert busy_cores.busy_cores() is None
 
 
 def test_an_empty_folder_is_not_deepspeed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -265,6 +265,19 @@ def test_summary_without_traces_or_batches() -> None:
     assert found["seconds"] is None and "no batch was measured" in scalability.table(found)
 
 
+def test_batches_that_were_not_full() -> None:
+    """The figures say of which batches they are."""
+    short = rank(0, [1.0, 1.0], 0.0, [10, 10]) | {"windows": [2, 1]}
+    gathered = {"ranks": [short], "accumulation": 1}
+    found = scalability.summary(gathered, FACTS)
+    assert (found["windows_per_batch"], found["largest_batch"]) == (1.5, 2)
+    assert "not all batches were full: 1.5 windows on average, at most 2" in scalability.table(
+        found
+    )
+    full = scalability.summary({"ranks": [rank(0, [1.0], 0.0, [10])], "accumulation": 1}, FACTS)
+    assert full["largest_batch"] == 2 and "full" not in scalability.table(full)
+
+
 def test_flops_of_a_window() -> None:
     config = ModelConfig(embed_dim=16, depth=2, img_size=(12, 12, 12, 4))
     terms = forward_terms(config, 10)

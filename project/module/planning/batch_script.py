@@ -32,19 +32,19 @@ class Job(NamedTuple):
         name: of the job.
         about: what it does, a line.
         nodes, per_node: ranks are on so many nodes, so many on each.
-        cores: of each rank.
+        workers: loading processes of each rank.
         host_gb: memory of each rank's host side.
         seconds: the walltime.
         flags: of ``project/main.py``, without those in ``_SETTINGS``.
         image_path, dataset_name: defaults of the settings; words without white space.
-        run_name, resume: defaults of the settings.
+        run_name, resume, max_time: defaults of the settings; the last by ``seconds`` if empty.
     """
 
     name: str
     about: str
     nodes: int
     per_node: int
-    cores: int
+    workers: int
     host_gb: int
     seconds: int
     flags: tuple[str, ...]
@@ -52,6 +52,7 @@ class Job(NamedTuple):
     dataset_name: tuple[str, ...]
     run_name: str
     resume: str
+    max_time: str
 
 
 def parse_walltime(text: str) -> int:
@@ -119,7 +120,7 @@ def _slurm_header(job: Job) -> str:
 #SBATCH --nodes={job.nodes}
 #SBATCH --ntasks-per-node={job.per_node}
 #SBATCH --gres=gpu:{job.per_node}
-#SBATCH --cpus-per-task={job.cores}
+#SBATCH --cpus-per-task={job.workers + 2}
 #SBATCH --mem={job.per_node * job.host_gb}G
 #SBATCH --time={clock(job.seconds)}
 #SBATCH --signal=USR1@300
@@ -169,7 +170,9 @@ def batch_script(job: Job, scheduler: str) -> str:
     """
     header, submitted_in, warns = SCHEDULERS[scheduler]
     # What is left of the walltime is for the last checkpoint.
-    limit = "" if warns else clock(job.seconds - max(300, job.seconds // 20), days=True)
+    limit = job.max_time
+    if not limit and not warns:
+        limit = clock(job.seconds - max(300, job.seconds // 20), days=True)
     stores = " ".join(job.image_path)
     return f"""#!/usr/bin/env bash
 # {job.about}
@@ -183,9 +186,10 @@ set -euo pipefail
 IMAGE_PATH=${{IMAGE_PATH:-{stores}}} # stores, separated by spaces
 DATASET_NAME=${{DATASET_NAME:-{" ".join(job.dataset_name)}}} # their cohorts, in the same order
 DEVICES=${{DEVICES:-{job.per_node}}} # processes on a node
+NUM_WORKERS=${{NUM_WORKERS:-{job.workers}}} # loading processes of each of them
 MAX_TIME=${{MAX_TIME:-{limit}}} # days:hours:minutes:seconds; below the walltime
 RUN_NAME=${{RUN_NAME:-{job.run_name}}} # of its folder; empty: by the number of the job
-RESUME=${{RESUME:-{job.resume}}} # last: from the run's newest checkpoint, if there is one
+RESUME=${{RESUME-{job.resume}}} # last: its own newest checkpoint; one by name; empty: anew
 # --------------------------------------------------------------------------------------------------
 
 cd "${{REPOSITORY:-${{{submitted_in}:-$PWD}}}}"

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from project.module.analysis import flops
 from project.module.planning.gpus import Gpu
 from project.module.planning.memory import MemoryPlan, Setting, model_weights, plan_memory
+from project.module.planning.schedule import Schedule, schedule, windows_each
 from project.module.planning.workload import Workload
 from project.module.training.run_config import RunConfig
 from project.module.training.scalability import flops_of
 from project.module.training.strategies import PRECISIONS
-from project.module.training.trainer import epochs
 
 EFFECTIVE_BATCH = 1152  # paper, Appendix B
 # Left of a GPU's memory for its context, collectives and what torch's allocator cannot use.
@@ -82,14 +84,16 @@ class ClusterPlan:
     Attributes:
         parameters, trained: of the model.
         options: micro batches that reach the effective batch, in order.
-        chosen: the one to take.
+        chosen: the one to take; where nothing fits, the smallest.
         effective: windows of a step with it.
-        memory: of a rank with it.
+        checkpointing: of the activations, which all numbers are with.
+        checkpointing_needed: nothing fits without it, and the flags do not ask for it.
+        memory: of a rank with ``chosen``.
         by_strategy: strategy -> bytes of a rank on its device, and on its host.
-        flops_window, flops_step, flops_run: of training, the last one over all epochs.
-        steps: optimiser steps of the run.
+        schedule: epochs and steps; None: the windows of an epoch are not known.
+        flops_window, flops_step, flops_run: of training; of the windows that a step really has,
+            and of all that the run computes.
         hours: of the run.
-        checkpointing_needed: nothing fits without --activation_checkpointing.
     """
 
     parameters: int
@@ -97,14 +101,20 @@ class ClusterPlan:
     options: list[Batches]
     chosen: Batches
     effective: int
+    checkpointing: bool
+    checkpointing_needed: bool
     memory: MemoryPlan
     by_strategy: dict[str, tuple[int, int]]
+    schedule: Schedule | None
     flops_window: int
     flops_step: int
     flops_run: int | None
-    steps: int | None
     hours: float | None
-    checkpointing_needed: bool
+
+    @property
+    def fits(self) -> bool:
+        """Whether it can run, as far as the memory is known."""
+        return self.chosen.fits is not False
 
 
 def default_strategy(config: RunConfig, ranks: int) -> str:
@@ -124,46 +134,53 @@ def default_precision(config: RunConfig, on_gpu: bool) -> str:
 
 
 def make_plan(config: RunConfig, request: Request, work: Workload) -> ClusterPlan:
-    """Work it out.
+    """Work it out; with ``--activation_checkpointing`` where nothing fits without.
 
     Raises:
         UserInputError: as ``plan_memory``.
     """
-    weights = model_weights(config)
+    plan = _plan(config, request, work)
+    if plan.fits or plan.checkpointing:
+        return plan
+    flags = {**config.flags, "activation_checkpointing": True}
+    lighter = _plan(dataclasses.replace(config, flags=flags), request, work)
+    return dataclasses.replace(lighter, checkpointing_needed=True) if lighter.fits else plan
 
-    def memory(micro: int, setting: Setting = request.setting, again: bool = False) -> MemoryPlan:
-        own = config
-        if again:
-            flags = {**config.flags, "activation_checkpointing": True}
-            own = dataclasses.replace(config, flags=flags)
-        return plan_memory(own, setting, weights, work.most_tokens, work.most_voxels, micro)
+
+def _plan(config: RunConfig, request: Request, work: Workload) -> ClusterPlan:
+    """The plan of the run as its flags are."""
+    weights = model_weights(config)
+    checkpointing: bool = config.flags["activation_checkpointing"]
+
+    def memory(micro: int, setting: Setting = request.setting) -> MemoryPlan:
+        return plan_memory(config, setting, weights, work.most_tokens, work.most_voxels, micro)
 
     def option(micro: int, accumulation: int) -> Batches:
         total = memory(micro).total
         fits = None if request.usable is None else total <= request.usable
         return Batches(micro, accumulation, total, fits)
 
-    options = [option(*pair) for pair in reaching(request.effective_batch, request.ranks)]
-    chosen = _choose(options, config, request, option)
-    needed = chosen.fits is False and not config.flags["activation_checkpointing"]
+    # No batch of a rank has more windows than the rank has in an epoch.
+    most = math.inf if work.windows is None else windows_each(work.windows, request.ranks)
+    pairs = reaching(request.effective_batch, request.ranks)
+    options = [option(*pair) for pair in pairs if pair[0] <= most]
+    chosen = _choose(options, int(min(config.data.batch_size, most)), request, option)
     strategies = ("auto",) if request.ranks == 1 else COMPARED
     by_strategy = {}
     for name in (*strategies, *OFFLOADED):
-        plan = memory(chosen.micro, dataclasses.replace(request.setting, strategy=name))
-        by_strategy[name] = plan.total, sum(plan.host.values())
+        held = memory(chosen.micro, dataclasses.replace(request.setting, strategy=name))
+        by_strategy[name] = held.total, sum(held.host.values())
     per_window = flops_of(config)(round(work.tokens_brain))
     effective = chosen.micro * chosen.accumulation * request.ranks
-    run, steps, hours = None, None, None
+    times, run, hours = None, None, None
     if work.windows is not None:
-        times = max(1, epochs(config))
-        run = per_window * work.windows * times
-        batches = math.ceil(math.ceil(work.windows / request.ranks) / chosen.micro)
-        steps = math.ceil(batches / chosen.accumulation) * times
+        times = schedule(config, work.windows, request.ranks, chosen.micro, chosen.accumulation)
+        run = per_window * times.windows
         if request.peak is not None:
             done = run
-            if config.flags["activation_checkpointing"]:
+            if checkpointing:
                 forward = flops.forward_terms(config.model, round(work.tokens_brain))
-                done += flops.total(forward) * work.windows * times  # computed once more
+                done += flops.total(forward) * times.windows  # computed once more
             hours = done / (request.ranks * request.peak * request.utilisation) / 3600
     return ClusterPlan(
         parameters=weights.trained + weights.frozen,
@@ -171,16 +188,15 @@ def make_plan(config: RunConfig, request: Request, work: Workload) -> ClusterPla
         options=options,
         chosen=chosen,
         effective=effective,
+        checkpointing=checkpointing,
+        checkpointing_needed=False,
         memory=memory(chosen.micro),
         by_strategy=by_strategy,
+        schedule=times,
         flops_window=per_window,
-        flops_step=per_window * effective,
+        flops_step=per_window * (effective if times is None else times.step),
         flops_run=run,
-        steps=steps,
         hours=hours,
-        checkpointing_needed=needed
-        and request.usable is not None
-        and memory(chosen.micro, again=True).total <= request.usable,
     )
 
 
@@ -189,21 +205,19 @@ def reaching(effective: int, ranks: int) -> list[tuple[int, int]]:
     if effective % ranks:
         return []
     each = effective // ranks
-    pairs = [(micro, each // micro) for micro in range(1, each + 1) if each % micro == 0]
-    return pairs[:MOST_SHOWN]
+    pairs = ((micro, each // micro) for micro in range(1, each + 1) if each % micro == 0)
+    return list(itertools.islice(pairs, MOST_SHOWN))
 
 
-def _choose(options: list[Batches], config: RunConfig, request: Request, option: Any) -> Batches:
-    """The run's own micro batch where that reaches the effective batch and fits, else the next."""
-    wanted = config.data.batch_size
+def _choose(
+    options: list[Batches], wanted: int, request: Request, option: Callable[[int, int], Batches]
+) -> Batches:
+    """The micro batch wanted where that reaches the effective batch and fits, else the next."""
     if not options:  # the ranks do not divide the effective batch: as near as can be
         micro = wanted
         while micro > 1 and option(micro, 1).fits is False:
             micro -= 1
-        nearest: Batches = option(
-            micro, max(1, round(request.effective_batch / request.ranks / micro))
-        )
-        return nearest
+        return option(micro, max(1, round(request.effective_batch / request.ranks / micro)))
     fitting = [one for one in options if one.fits is not False]
     below = [one for one in fitting if one.micro <= wanted]
     if below:
@@ -213,4 +227,5 @@ def _choose(options: list[Batches], config: RunConfig, request: Request, option:
 
 def as_dict(plan: ClusterPlan) -> dict[str, Any]:
     """In plain containers."""
-    return dataclasses.asdict(plan)
+    plain = dataclasses.asdict(plan)
+    return plain | {"schedule": plan.schedule and plan.schedule._asdict()}

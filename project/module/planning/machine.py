@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 
 from project.module.models.ssd import BACKENDS, native
+from project.module.planning.busy_cores import busy_cores
 from project.module.utils.data_preprocess_and_load.window_cache import free_memory
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -249,10 +250,17 @@ def _kernels() -> Iterator[Check]:
 
 
 def _host() -> Iterator[Check]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    threads = os.environ.get("OMP_NUM_THREADS")
-    yield Check("cores", "ok", f"{cores}{load}, OMP_NUM_THREADS {threads or 'not set'}")
+    everywhere = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else everywhere
+    busy = busy_cores() or 0.0
+    left = max(1, min(cores, everywhere - round(busy)))
+    threads = torch.get_num_threads()  # OMP_NUM_THREADS, else all cores
+    yield Check(
+        "cores",
+        "ok" if threads <= left else "note",
+        f"{cores}, {busy:.1f} of the machine's {everywhere} busy, torch takes {threads} thread(s)",
+        "" if threads <= left else f"while others compute here: export OMP_NUM_THREADS={left}",
+    )
     free = free_memory()
     if free is not None:
         enough = free > 2e9

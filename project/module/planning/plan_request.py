@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 import torch
 
-from project.module.config import UserInputError
+from project.module.config import UserInputError, look_up
 from project.module.planning.batch_script import (
+    SCHEDULERS,
     Job,
     parse_walltime,
     walltime,
@@ -22,12 +24,19 @@ from project.module.planning.cluster_plan import (
 )
 from project.module.planning.gpus import GPUS, Gpu, find_gpu
 from project.module.planning.memory import Setting
-from project.module.planning.workload import Workload, read_workload
+from project.module.planning.workload import Workload, read_workload, windows_of_run
 from project.module.training.run_config import RunConfig
-from project.module.utils.data_preprocess_and_load.datasets_hdf5 import windows_of
 
 CPU = "CPU"
 MOST_RUNS = 200  # whose masks a plan looks at
+USUAL_WORKERS = 4  # of a job, as in sample_scripts/common.sh
+USUAL_FRAMES = 1200  # of --subjects: HCP's
+# Flags that say something about another one, without which they would do nothing.
+_NEEDED = {
+    "frames": ("subjects", "are those of --subjects; give their number too, or --windows"),
+    "output": ("script", "is where the job goes; give --script slurm or pbs too"),
+    "walltime": ("script", "is the job's; give --script slurm or pbs too"),
+}
 # Flags that are not the run's, or that the plan answers.
 _OWN = (
     "--gpus",
@@ -50,11 +59,11 @@ _OWN = (
 )
 
 
-def request_of(config: RunConfig) -> Request:
-    """The hardware that is planned for.
+def check_flags(config: RunConfig) -> None:
+    """Refuse flags of the plan that make no sense, by themselves or with each other.
 
     Raises:
-        UserInputError: a number that makes no sense, or an unknown GPU.
+        UserInputError: names the flag.
     """
     flags = config.flags
     if flags["gpus"] is None:
@@ -69,6 +78,43 @@ def request_of(config: RunConfig) -> Request:
         raise UserInputError(
             f"--utilisation: got {flags['utilisation']}, expected a share above 0, at most 1."
         )
+    for name, (other, why) in _NEEDED.items():
+        if flags[name] is not None and flags[other] is None:
+            raise UserInputError(f"--{name}: {why}.")
+    if flags["windows"] is not None and flags["subjects"] is not None:
+        raise UserInputError("--windows and --subjects say the same; give one of them.")
+    if flags["gpus"] > flags["effective_batch"]:
+        raise UserInputError(
+            f"--gpus: each of {flags['gpus']:,} GPUs trains on a window of a step at least, and "
+            f"--effective_batch is {flags['effective_batch']:,}; give fewer GPUs or a larger one."
+        )
+    if flags["script"] is not None:
+        _check_job(config)
+
+
+def _check_job(config: RunConfig) -> None:
+    flags = config.flags
+    look_up(flags["script"], SCHEDULERS, "--script")
+    for path in flags["image_path"] or ():
+        if not re.fullmatch(r"[\w./~+:@%=,-]+", path):
+            raise UserInputError(
+                f"--image_path: '{path}' has characters that a list in the shell cannot hold; "
+                f"rename it or give a link to it."
+            )
+    if flags["json"] == "-" and flags["output"] is None:
+        raise UserInputError("--json: with --script give one of them a file (--output).")
+    if flags["walltime"] is not None:
+        parse_walltime(flags["walltime"])
+
+
+def request_of(config: RunConfig) -> Request:
+    """The hardware that is planned for.
+
+    Raises:
+        UserInputError: as ``check_flags``; an unknown GPU.
+    """
+    check_flags(config)
+    flags = config.flags
     name, gpu, accelerator, memory = _gpu(flags["gpu"])
     ranks = flags["gpus"]
     usual = gpu.per_node if gpu is not None else ranks
@@ -132,15 +178,20 @@ def workload_of(config: RunConfig) -> Workload:
     """Tokens of a window, windows of an epoch.
 
     Raises:
-        UserInputError: a store is there and does not fit the flags; windows given twice.
+        UserInputError: a store is there and does not fit the flags; runs shorter than a window.
     """
     flags, windows, flag = config.flags, config.flags["windows"], "--windows"
     if flags["subjects"] is not None:
-        if windows is not None:
-            raise UserInputError("--windows and --subjects say the same; give one of them.")
-        each = len(windows_of(flags["frames"], config.data))
+        frames = USUAL_FRAMES if flags["frames"] is None else flags["frames"]
+        each = windows_of_run(frames, config.data)
+        if not each:
+            raise UserInputError(
+                f"--frames: {frames:,} are less than a window, which spans "
+                f"{config.data.window_span:,}; give longer runs, or shorter windows "
+                f"(--sequence_length)."
+            )
         windows = flags["subjects"] * each
-        flag = f"--subjects: {flags['subjects']:,} of {flags['frames']:,} frames, {each} each"
+        flag = f"--subjects: {flags['subjects']:,} of {frames:,} frames, {each} each"
     return read_workload(config.model, config.data, windows, flag, MOST_RUNS)
 
 
@@ -166,13 +217,13 @@ def job_of(
     if flags["walltime"] is not None:
         seconds = parse_walltime(flags["walltime"])
     host = sum(plan.memory.host.values()) or plan.memory.total
-    workers = max(1, flags["num_workers"])
+    workers = flags["num_workers"] or USUAL_WORKERS
     return Job(
         name="neuromamba",
         about=about,
         nodes=request.ranks // request.per_node,
         per_node=request.per_node,
-        cores=workers + 2,
+        workers=workers,
         host_gb=math.ceil(host / 1e9 + 0.7 * workers) + 4,
         seconds=seconds,
         flags=tuple(own),
@@ -180,4 +231,5 @@ def job_of(
         dataset_name=config.data.dataset_name,
         run_name=flags["process_code"] or "",
         resume=flags["resume_ckpt_path"] or "last",
+        max_time=str(config.trainer.get("max_time", "")),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from project.module.planning.cluster_plan import (
     ASSUMED_UTILISATION,
     RESERVE,
@@ -9,12 +11,18 @@ from project.module.planning.cluster_plan import (
     ClusterPlan,
     Request,
 )
+from project.module.planning.schedule import Schedule
 from project.module.planning.workload import Workload
 from project.module.training.run_config import RunConfig
 
 
 def _gb(nbytes: float) -> str:
     return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:.1f} MB"
+
+
+def _number(value: float) -> str:
+    """Three digits at least, however small."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _what(config: RunConfig) -> str:
@@ -40,7 +48,7 @@ def plan_text(config: RunConfig, request: Request, work: Workload, plan: Cluster
         f"{_what(config)}: D {model.embed_dim}, {model.depth} blocks, {plan.parameters:,} "
         f"parameters, {plan.trained:,} trained",
         f"on {_device(request)}, {setting.strategy}, {setting.precision}"
-        + (", activation checkpointing" if config.flags["activation_checkpointing"] else ""),
+        + (", activation checkpointing" if plan.checkpointing else ""),
         f"window of {'x'.join(map(str, model.img_size))}: {work.tokens_brain:,.0f} of "
         f"{model.num_tokens:,} tokens, at most {work.most_tokens:,}; {work.tokens_source}",
         "",
@@ -48,7 +56,7 @@ def plan_text(config: RunConfig, request: Request, work: Workload, plan: Cluster
         "",
         *_memory(request, plan),
         "",
-        *_compute(config, request, work, plan),
+        *_compute(request, work, plan),
     ]
     return "\n".join(lines)
 
@@ -61,31 +69,34 @@ def _verdict(option: Batches, request: Request) -> str:
 
 
 def _batches(request: Request, plan: ClusterPlan) -> list[str]:
-    lines = [
-        f"batches that make {request.effective_batch:,} windows a step on {request.ranks} ranks"
-    ]
-    if not plan.options:
-        lines.append(
-            f"  none: {request.ranks} does not divide {request.effective_batch:,}; nearest:"
-        )
+    if plan.options:
+        lines = [
+            f"batches that make {request.effective_batch:,} windows a step on {request.ranks} ranks"
+        ]
+    else:
+        lines = [
+            f"no batches make {request.effective_batch:,} windows a step on {request.ranks} ranks, "
+            f"which do not divide it; the nearest make {plan.effective:,}"
+        ]
+    if plan.checkpointing_needed:
+        lines[0] += "; none fits without --activation_checkpointing, so with it"
     for option in plan.options or [plan.chosen]:
-        mark = "*" if option == plan.chosen else " "
+        mark = "*" if plan.fits and option == plan.chosen else " "
         lines.append(
             f" {mark}--batch_size {option.micro:<4} --gradient_accumulation_steps "
             f"{option.accumulation:<5} {_gb(option.memory):>10} a rank  {_verdict(option, request)}"
         )
-    if plan.effective != request.effective_batch:
-        lines.append(f"  effective batch with it: {plan.effective:,}")
-    if plan.chosen.fits is False:
-        lines.append(
-            "  it does not fit, whatever the batch size; "
-            + (
-                "add --activation_checkpointing, with which it does"
-                if plan.checkpointing_needed
-                else "take larger GPUs, fewer frames (--sequence_length) or a smaller model"
-            )
-        )
     return lines
+
+
+def no_fit(request: Request, plan: ClusterPlan) -> str:
+    """Why there is no plan to follow."""
+    assert request.usable is not None
+    return (
+        f"--gpu: not even one window fits into {request.gpu_name}: {_gb(plan.chosen.memory)} "
+        f"are needed and {_gb(request.usable)} can be used; take larger GPUs, another strategy, "
+        f"fewer frames (--sequence_length) or a smaller model. No job is written."
+    )
 
 
 def _memory(request: Request, plan: ClusterPlan) -> list[str]:
@@ -113,17 +124,14 @@ def _memory(request: Request, plan: ClusterPlan) -> list[str]:
     return lines
 
 
-def _compute(config: RunConfig, request: Request, work: Workload, plan: ClusterPlan) -> list[str]:
+def _compute(request: Request, work: Workload, plan: ClusterPlan) -> list[str]:
     lines = [
         f"model FLOPs of training: {plan.flops_window:.3e} a window, {plan.flops_step:.3e} a step "
-        f"of {plan.effective:,} windows"
+        f"of {plan.schedule.step if plan.schedule else plan.effective:,} windows"
     ]
-    if plan.flops_run is None or plan.steps is None:
+    if plan.schedule is None:
         return [*lines, f"epochs: {work.windows_source}"]
-    lines.append(
-        f"{work.windows:,} windows an epoch ({work.windows_source}); {plan.steps:,} steps, "
-        f"{plan.flops_run:.3e} FLOPs in all"
-    )
+    lines += _epochs(plan.schedule, request, work, plan)
     if request.peak is None:
         return [
             *lines,
@@ -132,14 +140,37 @@ def _compute(config: RunConfig, request: Request, work: Workload, plan: ClusterP
     assert plan.hours is not None
     source = request.gpu.source if request.gpu is not None else "--peak_tflops"
     lines.append(
-        f"hours: {plan.hours:,.1f} at {request.utilisation:.0%} of {request.peak / 1e12:.4g} "
-        f"TFLOP/s a rank ({source}); GPU hours: {plan.hours * request.ranks:,.0f}"
+        f"hours: {_number(plan.hours)} at {100 * request.utilisation:.3g}% of "
+        f"{request.peak / 1e12:.4g} TFLOP/s a rank ({source}); "
+        f"GPU hours: {_number(plan.hours * request.ranks)}"
     )
     if request.utilisation == ASSUMED_UTILISATION:
         lines.append(
             "  the share is an assumption: measure it (deepspeed_profile.py, TFLOP/s) and give "
             "--utilisation"
         )
-    if config.flags["activation_checkpointing"]:
+    if plan.checkpointing:
         lines.append("  with one more forward pass, for the checkpointing")
     return lines
+
+
+def _epochs(times: Schedule, request: Request, work: Workload, plan: ClusterPlan) -> Iterator[str]:
+    """Windows and steps of an epoch and of the run; what of it is filled up."""
+    yield f"{work.windows:,} windows an epoch ({work.windows_source})"
+    if times.repeated:
+        yield (
+            f"  {times.epoch:,} are computed: {times.repeated:,} come again, so that all ranks "
+            f"have as many"
+        )
+    elif times.epoch != work.windows:
+        yield f"  of which {times.epoch:,} are taken, by the Trainer's limit"
+    last = "" if times.last_step == times.step else f", the last of {times.last_step:,} windows"
+    yield (
+        f"  {times.steps_epoch:,} step{'s' if times.steps_epoch > 1 else ''} an epoch{last}; "
+        f"{times.steps:,} steps and {plan.flops_run:.3e} FLOPs in all"
+    )
+    if plan.effective > times.epoch:
+        yield (
+            f"  warning: an epoch has fewer windows than the {plan.effective:,} of the effective "
+            f"batch, and a step ends with its epoch: all steps are of {times.step:,}"
+        )

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from project.module.config import UserInputError, look_up
+from project.module.planning.busy_cores import busy_cores
 from project.module.training.run_config import RunConfig
 
 # What can be varied -> how its column is called.
@@ -26,6 +27,16 @@ POINTS = {
     "sequence_length": "frames",
     "processes": "processes",
 }
+_COLUMNS = (
+    "ms a batch",
+    "windows/s",
+    "tokens/s",
+    "TFLOP/s",
+    "GB",
+    "efficiency",
+    "relative",
+    "busy",
+)
 ENDING = 45.0  # seconds; torchrun kills ranks that do not end within 30
 _OWN_FLAGS = {"--scaling", "--json", "--point_seconds"}
 _OUT_OF_MEMORY = re.compile(
@@ -58,7 +69,8 @@ def scaling_report(
     for number in numbers:
         command = _command(config, argv, program, what, number)
         print(f"{what} {number} ...", file=sys.stderr, flush=True)
-        rows.append({what: number, **run_point(command, config.flags["point_seconds"])})
+        busy = {"busy_cores": busy_cores()}  # by others: the point has not begun
+        rows.append({what: number, **busy, **run_point(command, config.flags["point_seconds"])})
     if not any("seconds" in row for row in rows):
         raise UserInputError(f"--scaling: no point ran; the first: {rows[0]['failed']}")
     _rate(rows)
@@ -166,7 +178,16 @@ def _rate(rows: Sequence[dict[str, Any]]) -> None:
 
 def _table(rows: Sequence[dict[str, Any]], what: str) -> str:
     """The points as text."""
-    columns = ("ms a batch", "windows/s", "tokens/s", "TFLOP/s", "GB", "efficiency", "relative")
+    columns = (
+        "ms a batch",
+        "windows/s",
+        "tokens/s",
+        "TFLOP/s",
+        "GB",
+        "efficiency",
+        "relative",
+        "busy",
+    )
     lines = [f"{POINTS[what]:>10} " + " ".join(f"{name:>11}" for name in columns)]
     for row in rows:
         if not row.get("seconds"):
@@ -182,10 +203,12 @@ def _table(rows: Sequence[dict[str, Any]], what: str) -> str:
             f"{memory / 1e9:.2f}",
             "" if efficiency is None else f"{efficiency:.1%}",
             f"{row['relative']:.1%}",
+            "" if row["busy_cores"] is None else f"{row['busy_cores']:.1f}",
         )
         lines.append(f"{row[what]:>10} " + " ".join(f"{cell:>11}" for cell in cells))
     lines.append(
         "GB: most of a rank, of the GPU where there is one. efficiency: see --scalability_check. "
-        "relative: tokens a second of a process, against the first row."
+        "relative: tokens a second of a process, against the first row. busy: cores that others "
+        "used before the point."
     )
     return "\n".join(lines)

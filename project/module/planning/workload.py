@@ -100,18 +100,30 @@ def _size_of(path: Path, model: ModelConfig) -> tuple[int, int]:
     return size
 
 
+def windows_of_run(frames: int, data: DataConfig) -> int:
+    """Training windows of a run, ``--num_train_fMRI_segments`` applied."""
+    windows = len(windows_of(frames, data))
+    return min(windows, data.num_train_fMRI_segments or windows)
+
+
 def _assumed_windows(data: DataConfig, flag: str) -> tuple[int | None, str]:
     unknown = [name for name in data.dataset_name if name not in ASSUMED_RUNS]
     if unknown:
         return None, f"unknown without data of {', '.join(unknown)}; give {flag}"
-    windows, parts = 0, []
+    windows, parts, limit = 0, [], data.limit_training_samples
+    share = data.train_split + (data.val_split if data.include_valid_to_train else 0)
     for name in data.dataset_name:
         subjects, frames = ASSUMED_RUNS[name]
-        training = int(subjects * data.train_split)
-        each = len(windows_of(frames, data))
+        training, of = int(subjects * share), f"{share:.0%} of {subjects:,} subjects"
+        if limit is not None:  # as FMRIDataModule does
+            training = min(training, int(limit) if limit > 1 else max(1, round(limit * training)))
+            of = f"{training:,} subjects (--limit_training_samples)"
+        each = windows_of_run(frames, data)
         windows += training * each
-        parts.append(
-            f"{name}: {data.train_split:.0%} of {subjects:,} subjects, one run of {frames:,} "
-            f"frames, {each} windows each"
+        parts.append(f"{name}: {of}, one run of {frames:,} frames, {each} windows each")
+    if not windows:
+        raise UserInputError(
+            f"--sequence_length: a window spans {data.window_span:,} frames, more than the runs "
+            f"that are assumed where there are no data; give {flag}."
         )
     return windows, f"assumption, no data: {'; '.join(parts)}"

@@ -66,9 +66,10 @@ def summary(gathered: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, 
     Returns:
         plain containers: ``seconds`` of a batch, ``phases`` (mean over the ranks, and the most of
         one), ``windows_per_second``, ``tokens_per_second``, ``tflops`` of all ranks, ``memory`` in
-        bytes (the most of one), ``communication`` (shares of a traced batch in which data were
-        exchanged: ``exposed`` while nothing was computed, ``in_flight`` in all), ``efficiency``,
-        ``token_balance``, and ``per_rank``. A time or rate is None if no batch was measured.
+        bytes (the most of one), ``largest_batch`` in windows, ``communication`` (shares of a traced
+        batch in which data were exchanged: ``exposed`` while nothing was computed, ``in_flight`` in
+        all), ``efficiency``, ``token_balance``, and ``per_rank``. A time or rate is None if no
+        batch was measured.
     """
     raw: list[dict[str, Any]] = gathered["ranks"]
     accumulation = gathered["accumulation"]
@@ -85,6 +86,7 @@ def summary(gathered: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, 
     if not batches:
         return found | {"seconds": None, "memory": memory, "per_rank": ranks}
     slowest = max(rank["seconds"] for rank in ranks)
+    sizes = [size for figures in raw for size in figures["windows"]]
     known = len(ranks) == 1 or all(rank["communication"] for rank in ranks)
     useful = [
         rank["seconds"] * (1 - (rank["communication"] or {}).get("exposed", 0.0))
@@ -94,6 +96,8 @@ def summary(gathered: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, 
     return found | {
         "seconds": slowest,
         "step_seconds": slowest * accumulation,
+        "windows_per_batch": statistics.mean(sizes),
+        "largest_batch": max(sizes),
         "windows_per_second": sum(rank["windows_per_batch"] for rank in ranks) / slowest,
         "tokens_per_second": sum(rank["tokens_per_batch"] for rank in ranks) / slowest,
         "tflops": sum(rank["flops_per_batch"] for rank in ranks) / slowest / 1e12,
@@ -185,6 +189,12 @@ def table(found: Mapping[str, Any]) -> str:
         f"warm-up",
         f"  {'':<24} {'ms a batch':>10} {'share':>7} {'most of a rank':>15}",
     ]
+    if found["windows_per_batch"] < found["batch_size"]:
+        lines.insert(
+            1,
+            f"  not all batches were full: {found['windows_per_batch']:.4g} windows on average, at "
+            f"most {found['largest_batch']}; the figures are of these",
+        )
     for phase in PHASES:
         mean, most = found["phases"][phase]["mean"], found["phases"][phase]["most"]
         lines.append(f"  {phase:<24} {1e3 * mean:10.1f} {mean / seconds:7.1%} {1e3 * most:15.1f}")

@@ -85,6 +85,15 @@ def epochs(config: RunConfig) -> int:
     return chosen
 
 
+def batches_of_epoch(config: RunConfig, batches: int) -> int:
+    """How many of so many batches an epoch trains on, by ``--limit_train_batches`` and the like."""
+    for name in ("limit_train_batches", "overfit_batches"):
+        limit = config.trainer.get(name)
+        if limit:
+            batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    return batches
+
+
 def total_steps(config: RunConfig, batches: int) -> int:
     """Optimiser steps of the run, of which each epoch has ``batches`` on every rank.
 
@@ -92,10 +101,7 @@ def total_steps(config: RunConfig, batches: int) -> int:
     and disable resuming in the middle of an epoch.
     """
     quick, most = config.trainer.get("fast_dev_run", False), config.trainer.get("max_steps", -1)
-    for name in ("limit_train_batches", "overfit_batches"):
-        limit = config.trainer.get(name)
-        if limit:
-            batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    batches = batches_of_epoch(config, batches)
     if quick:
         steps = math.ceil(min(batches, int(quick)) / accumulation(config))
     elif epochs(config) < 0:

@@ -13,9 +13,7 @@
 set -euo pipefail
 
 # --- settings (the others are at the top of sample_scripts/downstream/common.sh) ------------------
-SIZE=small
-TASK=age
-MODE=TL
+FIXED=(SIZE=small TASK=age MODE=TL)
 DEVICES=${DEVICES:-12} # processes on a node
 STRATEGY=${STRATEGY:-deepspeed_stage_1}
 MAX_TIME=${MAX_TIME:-00:05:40:00} # days:hours:minutes:seconds; below the walltime

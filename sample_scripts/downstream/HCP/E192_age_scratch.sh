@@ -13,9 +13,7 @@
 set -euo pipefail
 
 # --- settings (the others are at the top of sample_scripts/downstream/common.sh) ------------------
-SIZE=base
-TASK=age
-MODE=scratch
+FIXED=(SIZE=base TASK=age MODE=scratch)
 DEVICES=${DEVICES:-12} # processes on a node
 STRATEGY=${STRATEGY:-deepspeed_stage_1}
 MAX_TIME=${MAX_TIME:-00:05:40:00} # days:hours:minutes:seconds; below the walltime
