@@ -2,99 +2,23 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import count, pairwise
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from tests.integration.forked import Blow, Ended, Nursery
+from tests.integration.forked import Blow
 from tests.integration.launched import MAIN, environment
 from tests.integration.ranks import ZERO, needs_deepspeed
-
-NEXT = "--pretraining --use_autoregressive"
-SEX = "--downstream_task sex --dropout 0.2"
-DDP = "--strategy ddp"
-LAST = "--resume_ckpt_path last"
-
-
-@pytest.fixture(scope="module")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    """Starts ranks."""
-    found = Nursery(tmp_path_factory.mktemp("logs"))
-    yield found
-    found.close()
-
-
-@dataclass
-class Runs:
-    """Runs of a tiny model in folders of their own: 18 steps of 2 epochs on two ranks."""
-
-    nursery: Nursery
-    store: Path
-    root: Path
-    numbers: Any = field(default_factory=count)
-
-    def argv(self, folder: Path, extra: str) -> list[str]:
-        flags = (
-            f"--dataset_name Dummy --image_path {self.store} --img_size 12 12 12 4 "
-            f"--patch_size 6 6 6 2 --embed_dim 16 --depth 1 --train_split 0.6 --val_split 0.2 "
-            f"--max_epochs 2 --accelerator cpu --log_every_n_steps 1 --batch_size 2 "
-            f"--learning_rate 1e-2 --output_dir {folder}"
-        )
-        return [*flags.split(), *extra.split()]
-
-    def new(self) -> Path:
-        """A run folder that is not there yet."""
-        return self.root / f"run{next(self.numbers)}"
-
-    def go(self, folder: Path, extra: str, *blows: Blow, ranks: int = 2, **environ: str) -> Ended:
-        return self.nursery.run(self.argv(folder, extra), ranks, blows, env=environ)
-
-
-@pytest.fixture(scope="module")
-def runs(nursery: Nursery, pristine_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """On a copy of the store."""
-    root = tmp_path_factory.mktemp("survival")
-    shutil.copytree(pristine_store, root / "store")
-    return Runs(nursery, root / "store", root)
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    """``metrics.csv``, digit for digit, in the order it was written."""
-    with open(folder / "logs" / "metrics.csv", newline="") as stream:
-        return [{k: v for k, v in row.items() if v} for row in csv.DictReader(stream)]
-
-
-def metrics(folder: Path) -> dict[str, float]:
-    found = json.loads((folder / "metrics.json").read_text())
-    return {name: value for name, value in found.items() if not name.endswith("seconds")}
-
-
-def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
-    """Of a file, or of a folder of DeepSpeed's: the shares of all ranks."""
-    path = folder / "checkpoints" / f"{name}.ckpt"
-    if path.is_file():
-        found = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-        return dict(found)
-    shares = {}
-    for file in sorted(path.glob("checkpoint/*_model_states.pt")):
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        shares |= {f"{file.name} {key}": value for key, value in state["module"].items()}
-    assert shares
-    return shares
+from tests.integration.tiny_runs import DDP, LAST, NEXT, SEX, Runs, metrics, rows, weights
 
 
 def assert_undisturbed(folder: Path, straight: Path) -> None:

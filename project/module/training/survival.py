@@ -47,6 +47,7 @@ class Survival(Callback):
         skip: steps with a loss or gradient that is not finite that may be passed over.
 
     Attributes:
+        run_dir: where the run writes.
         folder: of the checkpoints; None when none are written.
         again: flags that continue the run.
         resumes: whether the command line as it is continues the run.
@@ -57,6 +58,7 @@ class Survival(Callback):
 
     def __init__(self, max_seconds: float | None = None, skip: int = 0) -> None:
         self.allowed, self.skipped = skip, 0
+        self.run_dir = Path()
         self.folder: Path | None = None
         self.again, self.resumes, self.start = "--resume_ckpt_path last", False, "the beginning"
         self.batch: dict[str, Any] = {}
@@ -72,6 +74,7 @@ class Survival(Callback):
         """Where the checkpoints of a run are, and how it is continued."""
         flags, trainer = config.flags, config.trainer
         keeps = trainer.get("enable_checkpointing", True) and not trainer.get("fast_dev_run")
+        self.run_dir = run_dir
         self.folder = run_dir / "checkpoints" if keeps and not flags["test_only"] else None
         self.resumes = flags["resume_ckpt_path"] == "last"
         if not (flags["output_dir"] or flags["process_code"] or self.resumes):
