@@ -151,8 +151,10 @@ def check_resumable(
     check_same_strategy(point.training, str(path), hardware)
     weights = read_checkpoint(path, FLAG).state_dict
     load_strictly(module, names_in_module(weights), path, flag=FLAG)
-    _check_position(point, config, module.total_steps)
-    before, now = training_facts(point.state[CHECKPOINT_KEY]), training_facts(module.card())
+    settings = step_settings(config, hardware)
+    known = point.taken.get("settings", settings)  # older checkpoints do not say
+    before = known | training_facts(point.state[CHECKPOINT_KEY])
+    now = settings | training_facts(module.card())
     for fact, value in now.items():
         if fact in _LATER_FACTS and fact not in before:
             continue  # an older checkpoint
@@ -162,6 +164,7 @@ def check_resumable(
                 f"{value}. Resume with the same flags, or start anew from its weights with "
                 f"--load_model_path."
             )
+    _check_position(point, config, module.total_steps)
 
 
 def _check_position(point: ResumePoint, config: RunConfig, steps: int) -> None:
@@ -184,6 +187,26 @@ def _check_position(point: ResumePoint, config: RunConfig, steps: int) -> None:
             f"{FLAG}: '{point.path}' was taken inside an epoch, {why}. Resume from a checkpoint "
             f"that was taken at the end of an epoch."
         )
+
+
+def step_settings(config: RunConfig, hardware: Hardware) -> dict[str, Any]:
+    """What else decides on the numbers of steps to come, and is not in the card: flag -> value.
+
+    Stored in every checkpoint. Not here is what decides when a training ends, what is validated,
+    kept or passed over (``--skip_bad_batches``), and where and how fast it is computed.
+    """
+    trainer = config.trainer
+    clip = trainer.get("gradient_clip_val", config.flags["grad_clip"])
+    return {
+        "--precision": hardware.precision,
+        "--deepspeed_autocast": hardware.autocast,
+        "--gradient_accumulation_steps": accumulation(config),
+        "--grad_clip": clip or "none",
+        "--gradient_clip_algorithm": trainer.get("gradient_clip_algorithm") or "norm",
+        # As text: 1 is one batch, and 1.0 is all.
+        "--limit_train_batches": str(trainer.get("limit_train_batches", 1.0)),
+        "--overfit_batches": str(trainer.get("overfit_batches", 0.0)),
+    }
 
 
 def training_facts(card: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,12 @@ from project.module.training.allocator import choose_allocator
 from project.module.training.checkpoint_writer import clean_up
 from project.module.training.failures import explained
 from project.module.training.position import count_last_epoch, resume_by_epochs
-from project.module.training.resume import ResumePoint, check_resumable, find_resume_point
+from project.module.training.resume import (
+    ResumePoint,
+    check_resumable,
+    find_resume_point,
+    step_settings,
+)
 from project.module.training.run_config import RunConfig
 from project.module.training.stopping import seconds_of
 from project.module.training.strategies import Hardware, resolve_hardware
@@ -156,7 +161,7 @@ class Run:
         if point is not None:
             check_resumable(point, config, self.hardware, module)
             survival.start = f"'{point.path}' (step {point.taken['global_step']})"
-        survival.describe_run(config, run_dir)
+        survival.describe_run(config, run_dir, step_settings(config, self.hardware))
         trainer = build_trainer(
             config,
             self.hardware,

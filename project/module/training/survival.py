@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from torch import Tensor
 from project.module.config import UserInputError
 from project.module.training.agreement import Agreement, Siblings, where
 from project.module.training.finite import Step, bad_gradient, bad_weights, skip_step
-from project.module.training.position import note_position, restore_position
+from project.module.training.position import RUN_KEY, note_position, restore_position
 from project.module.training.run_config import RunConfig
 from project.module.training.stopping import (
     STOPPED,
@@ -54,6 +55,7 @@ class Survival(Callback):
         start: the checkpoint that the run goes on from, for a message.
         batch, doing: what is in work, for messages about memory.
         skipped: steps passed over.
+        settings: ``resume.step_settings`` of the run, for its checkpoints.
     """
 
     def __init__(self, max_seconds: float | None = None, skip: int = 0) -> None:
@@ -63,6 +65,7 @@ class Survival(Callback):
         self.again, self.resumes, self.start = "--resume_ckpt_path last", False, "the beginning"
         self.batch: dict[str, Any] = {}
         self.doing = "start"
+        self.settings: Mapping[str, Any] = {}
         self.signals, self.siblings = Signals(), Siblings()
         self._deadline = None if max_seconds is None else time.monotonic() + max_seconds
         self._agreement = Agreement()
@@ -70,8 +73,9 @@ class Survival(Callback):
         self._left_out = False
         self._step, self._proposed = Step(), Step()
 
-    def describe_run(self, config: RunConfig, run_dir: Path) -> None:
-        """Where the checkpoints of a run are, and how it is continued."""
+    def describe_run(self, config: RunConfig, run_dir: Path, settings: Mapping[str, Any]) -> None:
+        """Where the checkpoints of a run are, how it is continued, and what must be the same."""
+        self.settings = settings
         flags, trainer = config.flags, config.trainer
         keeps = trainer.get("enable_checkpointing", True) and not trainer.get("fast_dev_run")
         self.run_dir = run_dir
@@ -313,6 +317,7 @@ class Survival(Callback):
                 f"checkpoint is written of them. Lower the rate or add --grad_clip 1."
             )
         note_position(trainer, checkpoint)
+        checkpoint[RUN_KEY]["settings"] = dict(self.settings)
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
