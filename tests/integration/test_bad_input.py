@@ -519,6 +519,17 @@ def test_folder_that_holds_a_run(cli: CommandLine, refused: Callable[..., str]) 
     assert f"--resume_ckpt_path {folder}/checkpoints/last.ckpt" in message
 
 
+def test_folder_of_a_run_that_died_early(cli: CommandLine, refused: Callable[..., str]) -> None:
+    """The remedy that is named works."""
+    folder = cli.run("--max_steps 1").folder
+    shutil.rmtree(folder / "checkpoints")
+    message = refused(f"--output_dir {folder}")
+    assert "it has no checkpoint yet" in message and "last.ckpt" not in message
+    assert message.endswith("start it anew with --resume_ckpt_path last.")
+    again = cli.run(f"--max_steps 1 --output_dir {folder} --resume_ckpt_path last")
+    assert again.metrics["train/steps"] == 1
+
+
 def test_embeddings_that_cannot_be_written(refused: Callable[..., str]) -> None:
     Path("file").write_text("mine")
     message = refused("--save_embedding --embedding_save_dir file/features")

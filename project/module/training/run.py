@@ -40,6 +40,7 @@ from project.module.training.resume import (
     step_settings,
 )
 from project.module.training.run_config import RunConfig
+from project.module.training.run_lock import RunLock
 from project.module.training.stopping import seconds_of
 from project.module.training.strategies import Hardware, resolve_hardware
 from project.module.training.survival import Survival, take_over_signals
@@ -157,6 +158,8 @@ class Run:
         self._load_weights(module, data)
         name = outputs.run_name(config)
         run_dir = outputs.choose_run_dir(config, name)
+        survival.lock = RunLock(outputs.folder_flag(config), run_dir)
+        launch.agreed_or_refused("continued", survival.lock.take)
         point = find_resume_point(config, run_dir)
         if point is not None:
             check_resumable(point, config, self.hardware, module)
@@ -174,6 +177,7 @@ class Run:
         take_over_signals(trainer)
         resume_by_epochs(trainer)
         outputs.make_folders(config, run_dir)
+        launch.agreed_or_refused("begun", survival.lock.take)
         if trainer.is_global_zero:
             clean_up(run_dir / "checkpoints")
             outputs.write_config(config, run_dir / "config.yaml")

@@ -27,6 +27,7 @@ from project.module.training.agreement import Agreement, Siblings, where
 from project.module.training.finite import Step, bad_gradient, bad_weights, skip_step
 from project.module.training.position import RUN_KEY, note_position, restore_position
 from project.module.training.run_config import RunConfig
+from project.module.training.run_lock import RunLock
 from project.module.training.stopping import (
     STOPPED,
     EndedElsewhereError,
@@ -49,6 +50,7 @@ class Survival(Callback):
 
     Attributes:
         run_dir: where the run writes.
+        lock: of the run folder, if there is one.
         folder: of the checkpoints; None when none are written.
         again: flags that continue the run.
         resumes: whether the command line as it is continues the run.
@@ -61,6 +63,7 @@ class Survival(Callback):
     def __init__(self, max_seconds: float | None = None, skip: int = 0) -> None:
         self.allowed, self.skipped = skip, 0
         self.run_dir = Path()
+        self.lock: RunLock | None = None
         self.folder: Path | None = None
         self.again, self.resumes, self.start = "--resume_ckpt_path last", False, "the beginning"
         self.batch: dict[str, Any] = {}
@@ -85,9 +88,11 @@ class Survival(Callback):
             self.again = f"--output_dir {run_dir} {self.again}"
 
     def end(self) -> None:
-        """Leave signals and other ranks alone again."""
+        """Leave signals, other ranks and the run folder alone again."""
         self.signals.restore()
         self.siblings.end()
+        if self.lock is not None:
+            self.lock.release()
 
     # ------------------------------------------------------------------ where to listen
 
