@@ -94,7 +94,9 @@ class ProfiledRun(Run):
         super().__init__(dataclasses.replace(config, trainer={**config.trainer, **limits}))
         self.found: dict[str, Any] = {}
 
-    def _fit(self, trainer: Any, module: Any, data: Any, point: Any) -> dict[str, float]:
+    def _fit(
+        self, trainer: Any, module: Any, data: Any, point: Any, survival: Any
+    ) -> dict[str, float]:
         def finish(gathered: dict[str, Any]) -> None:
             self.found = summary(gathered, facts_of(self.config))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from project.module.training.position import RUN_KEY
 from tests.integration.forked import Blow
 from tests.integration.launched import MAIN, environment
 from tests.integration.ranks import ZERO, needs_deepspeed
@@ -181,6 +183,20 @@ def test_max_steps_is_continued(runs: Runs, steps: str, step: int) -> None:
     again = runs.go(folder, extra, ranks=1)
     assert again.statuses == (0,) and f"going on behind step {step}," in again.text
     assert_undisturbed(folder, straight)
+
+
+def test_seconds_of_all_parts_are_added_up(runs: Runs) -> None:
+    folder, line = runs.new(), f"{NEXT} {LAST} --batch_size 4"
+    assert runs.go(folder, line, Blow("SIGTERM", 5), ranks=1).statuses == (75,)
+    last = folder / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    assert 0 < checkpoint[RUN_KEY]["seconds"] < 60
+    checkpoint[RUN_KEY]["seconds"] += 1000
+    torch.save(checkpoint, last)
+    for _ in range(2):  # the second time there is nothing left to train
+        assert runs.go(folder, line, ranks=1).statuses == (0,)
+        found = json.loads((folder / "metrics.json").read_text())
+        assert 1000 < found["train/seconds"] < 1060 and found["train/steps"] == 18
 
 
 # ------------------------------------------------------------------ SIGKILL

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +185,7 @@ class Run:
         metrics = (
             self._test(trainer, module, data)
             if flags["test_only"]
-            else self._fit(trainer, module, data, point)
+            else self._fit(trainer, module, data, point, survival)
         )
         if survival.allowed:
             metrics["train/skipped_steps"] = float(survival.skipped)
@@ -369,8 +368,9 @@ class Run:
         module: FMambaModule,
         data: FMRIDataModule,
         point: ResumePoint | None,
+        survival: Survival,
     ) -> dict[str, float]:
-        start = time.monotonic()
+        survival.start_clock(0.0 if point is None else point.taken.get("seconds", 0.0))
         try:
             path = None if point is None else str(point.path)
             trainer.fit(module, datamodule=data, ckpt_path=path)
@@ -381,7 +381,7 @@ class Run:
         metrics = {
             "train/loss": float(trainer.callback_metrics.get("train/loss", before)),
             "train/steps": float(trainer.global_step),
-            "train/seconds": time.monotonic() - start,
+            "train/seconds": survival.seconds,
         }
         # The validation set has chosen the best weights; the test set is touched once, with them.
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None

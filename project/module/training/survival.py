@@ -71,6 +71,7 @@ class Survival(Callback):
         self.settings: Mapping[str, Any] = {}
         self.signals, self.siblings = Signals(), Siblings()
         self._deadline = None if max_seconds is None else time.monotonic() + max_seconds
+        self._began = time.monotonic()
         self._agreement = Agreement()
         self._reason = Reason.NONE
         self._left_out = False
@@ -86,6 +87,15 @@ class Survival(Callback):
         self.resumes = flags["resume_ckpt_path"] == "last"
         if not (flags["output_dir"] or flags["process_code"] or self.resumes):
             self.again = f"--output_dir {run_dir} {self.again}"
+
+    def start_clock(self, before: float) -> None:
+        """The training begins, or goes on after so many seconds."""
+        self._began = time.monotonic() - before
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training, those before a resumption included."""
+        return time.monotonic() - self._began
 
     def end(self) -> None:
         """Leave signals, other ranks and the run folder alone again."""
@@ -322,7 +332,7 @@ class Survival(Callback):
                 f"checkpoint is written of them. Lower the rate or add --grad_clip 1."
             )
         note_position(trainer, checkpoint)
-        checkpoint[RUN_KEY]["settings"] = dict(self.settings)
+        checkpoint[RUN_KEY] |= {"settings": dict(self.settings), "seconds": self.seconds}
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
