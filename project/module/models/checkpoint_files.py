@@ -163,18 +163,17 @@ def damaged(path: Path, flag: str, reason: str) -> UserInputError:
 def why_unwritten(error: BaseException) -> str | None:
     """Why a file of weights could not be written; None for an error of another kind.
 
-    torch and safetensors have errors of their own for what the system refuses.
+    torch has errors of its own for what the system refuses.
     """
     if isinstance(error, OSError):
         return error.strerror or str(error)
     text = first_line(error)
-    writers = ("inline_container.cc", "PytorchStreamWriter", "Error while serializing")
-    if not any(writer in text for writer in writers):
+    if not any(writer in text for writer in ("inline_container.cc", "PytorchStreamWriter")):
         return None
     if isinstance(error.__context__, OSError):
         return why_unwritten(error.__context__)
-    told = re.search(r"(?:strerror|I/O error): ([^(]+)", text)
-    return told[1].strip() if told else "writing failed"
+    told = re.search(r"strerror: (.+)", text)
+    return told[1] if told else "writing failed"
 
 
 def first_line(error: BaseException) -> str:
