@@ -465,8 +465,18 @@ def test_interrupted_training_says_so(
         raise SystemExit
 
     monkeypatch.setattr(Trainer, "fit", interrupted)
-    assert main(cli.argv("")) == 130
-    assert capsys.readouterr().err.startswith("error: interrupted")
+    folder, last = cli.folder / "mine", "--resume_ckpt_path last"
+    assert main(cli.argv("--process_code mine")) == 130
+    assert capsys.readouterr().err.endswith(
+        f"interrupted; what was written stays. Continue with {last}.\n"
+    )
+    assert main(cli.argv(f"--output_dir {folder} {last}")) == 130
+    assert capsys.readouterr().err.endswith(f" Continue with {last}.\n")
+    assert main(cli.argv("--project_name unnamed")) == 130
+    (unnamed,) = Path("output/unnamed").iterdir()
+    said = capsys.readouterr().err
+    assert said.startswith("error: interrupted;")
+    assert said.endswith(f" Continue with --output_dir {unnamed} {last}.\n")
 
 
 def test_resuming_from_weights_alone(refused: Callable[..., str], pretrained: Path) -> None:

@@ -226,6 +226,28 @@ def test_the_rest_of_an_epoch_is_not_left_out(
     assert "inside an epoch, where the training had reached --max_steps" in capsys.readouterr().err
 
 
+def test_a_dry_run_says_where_it_would_go_on(
+    cli: CommandLine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = cli.folder / "dry"
+    line = f"--output_dir {folder} --resume_ckpt_path last"
+    assert main(cli.argv(f"{line} --dry_run")) == 0
+    said = capsys.readouterr().out
+    assert f"anew: no checkpoint is in {folder} yet\n" in said and "nothing is missing" in said
+    assert not folder.exists()
+    cli.run(line)
+    last = folder / "checkpoints" / "last.ckpt"
+    for request in ("last", last):
+        capsys.readouterr()
+        argv = f"--output_dir {folder} --dry_run --resume_ckpt_path {request}"
+        assert main(cli.argv(argv)) == 0
+        assert f"  behind step 9, from {last}\n" in capsys.readouterr().out
+    last.write_bytes(b"torn")
+    (folder / "checkpoints" / "best.ckpt").unlink()
+    assert main(cli.argv(f"{line} --dry_run")) == 0
+    assert "  - --resume_ckpt_path last: none of 1 checkpoint(s)" in capsys.readouterr().out
+
+
 def test_a_checkpoint_says_where_it_was_taken(cli: CommandLine) -> None:
     checkpoint = torch.load(in_the_middle(cli), weights_only=True)
     assert loader_states(checkpoint) == [{"epoch": 0, "batches": 4, "windows": 36}]

@@ -119,6 +119,7 @@ class Run:
                 folder is made only after all of it has been checked.
             StoppedRun: all ranks have ended before their time, and saved.
             EndedElsewhereError: another rank has failed, and says why.
+            KeyboardInterrupt: after Ctrl-C; says how to go on.
         """
         trainer = self.config.trainer
         survival = Survival(
@@ -129,6 +130,8 @@ class Run:
             metrics = self._execute(survival)
             survival.siblings.part()
             return metrics
+        except (KeyboardInterrupt, SystemExit):  # Lightning makes the second of the first
+            raise KeyboardInterrupt(survival.advice) from None
         except Exception as error:
             raised = explained(error, survival, self.config, self.hardware)
             if raised is error:
@@ -371,11 +374,8 @@ class Run:
         survival: Survival,
     ) -> dict[str, float]:
         survival.start_clock(0.0 if point is None else point.taken.get("seconds", 0.0))
-        try:
-            path = None if point is None else str(point.path)
-            trainer.fit(module, datamodule=data, ckpt_path=path)
-        except SystemExit:
-            raise KeyboardInterrupt from None  # Lightning makes this of Ctrl-C
+        path = None if point is None else str(point.path)
+        trainer.fit(module, datamodule=data, ckpt_path=path)
         count_last_epoch(trainer)
         before = math.nan if point is None else point.taken.get("loss", math.nan)
         metrics = {

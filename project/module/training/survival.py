@@ -88,6 +88,11 @@ class Survival(Callback):
         if not (flags["output_dir"] or flags["process_code"] or self.resumes):
             self.again = f"--output_dir {run_dir} {self.again}"
 
+    @property
+    def advice(self) -> str:
+        """How to go on with a run that has ended before its time."""
+        return "Start it again" if self.folder is None else f"Continue with {self.again}"
+
     def start_clock(self, before: float) -> None:
         """The training begins, or goes on after so many seconds."""
         self._began = time.monotonic() - before
@@ -299,7 +304,7 @@ class Survival(Callback):
             trainer.save_checkpoint(path)
             done += f"; wrote {path}"
         status = 0 if self._reason is Reason.TIME_LIMIT else STOPPED
-        note = f"Continue with {self.again}" if self.folder is not None else "Start it again"
+        note = self.advice
         if self._reason is Reason.REQUEUE and under_slurm():
             refusal = (
                 "" if self.resumes else "its command line has no --resume_ckpt_path last to go on"
