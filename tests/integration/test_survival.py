@@ -473,3 +473,24 @@ def test_loading_processes_outlive_the_signal(runs: Runs) -> None:
     assert status_of(process) == 75
     said = folder.with_suffix(".log").read_text()
     assert "stopped in step" in said and "Error" not in said
+
+
+@pytest.mark.slow
+def test_a_lost_rank_is_told_in_one_line(runs: Runs, tmp_path: Path) -> None:
+    """Without the C++ frames of torch's store."""
+    folder, log = runs.new(), tmp_path / "log"
+    argv = runs.argv(folder, f"{NEXT} {DDP} --devices 2 --max_epochs 4000")
+    with open(log, "w") as stream:
+        first = subprocess.Popen(
+            [sys.executable, MAIN, *argv], stdout=stream, stderr=stream, env=environment()
+        )
+    until = time.monotonic() + 120
+    while "epoch 1 of" not in log.read_text() and time.monotonic() < until:
+        time.sleep(0.1)
+    first.kill()
+    first.wait()
+    while "error: " not in log.read_text() and time.monotonic() < until:
+        time.sleep(0.1)
+    said = log.read_text()
+    assert "rank 1 on" in said and "lost another rank" in said
+    assert "frame #" not in said and "TCPStore" not in said
