@@ -25,7 +25,7 @@ def run(argv: Sequence[str]) -> dict[str, float]:
     Raises:
         UserInputError: anything the user can mend.
     """
-    # Read when torch is imported. Of a lost rank torch would print a page of C++ frames, as a warning;
+    # Read when torch is imported. Of a lost rank it would print a page of C++ frames, as a warning;
     # its errors are shown.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # Imported here: every loading process imports this file, and needs none of it.
