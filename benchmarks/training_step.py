@@ -76,9 +76,9 @@ class Clock(Callback):
         self._last = time.perf_counter()
         self._forward = False
         self._cuts(module, "on_before_batch_transfer", "read the window", "plan the scatter")
-        self._cuts(module, "training_step", "to the device", "log")
+        self._cuts(module, "training_step", "to the device", "output layer, loss")
         self._cuts(module, "pack", "to the device", "scale, scatter, patchify")
-        self._cuts(module, "log_training_loss", "output layer, loss", "log")
+        self._cuts(module, "log_training_loss", "loops and callbacks", "log")
         self._cuts(module, "configure_gradient_clipping", "loops and callbacks", "clip")
         model = module.model
         self._joint(model.embedder, "embed", "blocks backward")
@@ -162,11 +162,16 @@ class ClockedRun(Run):
     """A run as ``project/main.py`` starts it, with a clock."""
 
     def _fit(
-        self, trainer: Trainer, module: FMambaModule, data: FMRIDataModule, point: Any
+        self,
+        trainer: Trainer,
+        module: FMambaModule,
+        data: FMRIDataModule,
+        point: Any,
+        survival: Any,
     ) -> dict[str, float]:
         self.clock = Clock(module)
         trainer.callbacks.append(self.clock)  # type: ignore[attr-defined]
-        return super()._fit(trainer, module, data, point)
+        return super()._fit(trainer, module, data, point, survival)
 
 
 def profile(command: list[str], steps: int) -> dict[str, Any]:

@@ -95,7 +95,9 @@ class ProfiledRun(Run):
         super().__init__(dataclasses.replace(config, trainer={**config.trainer, **limits}))
         self.found: dict[str, Any] = {}
 
-    def _fit(self, trainer: Any, module: Any, data: Any, point: Any) -> dict[str, float]:
+    def _fit(
+        self, trainer: Any, module: Any, data: Any, point: Any, survival: Any
+    ) -> dict[str, float]:
         size = self.config.data.batch_size
         each = windows_each(data.windows_in("train"), self.hardware.ranks)
         if each < size:  # the figures would be of smaller batches

@@ -19,7 +19,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from project.module.config import UserInputError
@@ -40,6 +41,7 @@ from project.module.models.checkpoint_export import (
     metadata,
     released_state,
 )
+from project.module.models.checkpoint_files import first_line, why_unwritten
 from project.module.models.checkpoint_io import (
     CHECKPOINT_KEY,
     EXPORT_KEY,
@@ -118,7 +120,8 @@ def export_checkpoint(request: ExportRequest) -> list[str]:
     make_folder(request.path.parent, "OUTPUT")
     write_weights(request.path, released, metadata(card, origin))
     text = json.dumps({CHECKPOINT_KEY: card, EXPORT_KEY: origin}, indent=1)
-    write_text_whole(request.card_path, text + "\n")
+    with _refusing(request.card_path):
+        write_text_whole(request.card_path, text + "\n")
     parameters = sum(
         tensor.numel() for name, tensor in released.items() if "embedder.pos" not in name
     )
@@ -168,22 +171,31 @@ def write_weights(path: Path, state: dict[str, Tensor], entries: dict[str, str])
     Raises:
         UserInputError: it cannot be written, or not read back as it was written.
     """
+    with _refusing(path), written_whole(path) as temporary:
+        if path.suffix == ".pt":
+            torch.save(state, temporary)
+            again = torch.load(temporary, map_location="cpu", weights_only=True)
+        else:
+            # Not by its ``save_file``, whose files are readable for their owner only.
+            temporary.write_bytes(save(state, entries))
+            again = load_file(temporary)
+        if set(again) != set(state) or any(
+            again[name].dtype != tensor.dtype or not torch.equal(again[name], tensor)
+            for name, tensor in state.items()
+        ):
+            raise OSError("what was read back differs")
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Make a message of what the system has against writing a file."""
     try:
-        with written_whole(path) as temporary:
-            if path.suffix == ".pt":
-                torch.save(state, temporary)
-                again = torch.load(temporary, map_location="cpu", weights_only=True)
-            else:
-                save_file(state, temporary, metadata=entries)
-                again = load_file(temporary)
-            if set(again) != set(state) or any(
-                again[name].dtype != tensor.dtype or not torch.equal(again[name], tensor)
-                for name, tensor in state.items()
-            ):
-                raise OSError("what was read back differs")
+        yield
     except (OSError, RuntimeError) as error:
+        reason = why_unwritten(error) or first_line(error)
         raise UserInputError(
-            f"OUTPUT: '{path}' cannot be written ({error}). Is the disk full?"
+            f"OUTPUT: '{path}' cannot be written ({reason}). Make room if the disk is full, or "
+            f"choose a folder that can be written."
         ) from None
 
 

@@ -7,6 +7,7 @@ folder receives what ``training/outputs.py`` describes.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,9 @@ def run(argv: Sequence[str]) -> dict[str, float]:
     Raises:
         UserInputError: anything the user can mend.
     """
+    # Read when torch is imported. Of a lost rank it would print a page of C++ frames, as a warning;
+    # its errors are shown.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # Imported here: every loading process imports this file, and needs none of it.
     from project.module.training.launch import find_launcher
     from project.module.training.plan import describe_plan

@@ -173,9 +173,9 @@ class FMambaModule(LightningModule):
             targets: how many count.
             batch_idx: of the batch in its epoch.
         """
-        trainer = self._trainer
+        trainer, error = self._trainer, errors.sum()
         if trainer is None:
-            return errors.sum() / max(1, targets)
+            return error / max(1, targets)
         together = trainer.accumulate_grad_batches
         if batch_idx % together == 0:
             found = targets
@@ -191,7 +191,9 @@ class FMambaModule(LightningModule):
                 count = torch.full((), found, device=self.device)
                 torch.distributed.all_reduce(count)
                 self._step_targets = count.clamp(min=1)
-        return errors.sum() * (together * trainer.world_size) / self._step_targets
+            self._step_error = torch.zeros_like(error)
+        self._step_error += error.detach()
+        return error * (together * trainer.world_size) / self._step_targets
 
     def setup(self, stage: str) -> None:
         """Before a strategy flattens or spreads the parameters."""
@@ -228,11 +230,20 @@ class FMambaModule(LightningModule):
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    def log_training_loss(self, loss: Tensor, batch_size: int) -> None:
-        """Log the batch's loss and the learning rate it was taken with."""
-        self.log("train/loss", loss, prog_bar=True, batch_size=batch_size)
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """All batches of the step have been computed."""
+        self.log_training_loss()
+
+    def log_training_loss(self) -> None:
+        """Log a step's mean error over all its targets, and the learning rate it is taken with.
+
+        Here and not with a batch: behind the backward pass the ranks have met already.
+        """
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(self._step_error)  # no host waits for its device
+        self.log("train/loss", self._step_error / self._step_targets, prog_bar=True)
         rate = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
-        self.log("train/learning_rate", rate, batch_size=batch_size)
+        self.log("train/learning_rate", rate)
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -392,7 +403,6 @@ class PretrainModule(FMambaModule):
         if not all(batch["real"]):
             counts = torch.tensor(batch["real"], device=errors.device)[batch["target_sample"]]
             errors, targets = errors * counts, int(counts.sum())
-        self.log_training_loss(errors.detach().sum() / max(1, targets), len(batch["subject"]))
         return self.step_loss(errors, targets, batch_idx)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -485,7 +495,6 @@ class DownstreamModule(FMambaModule):
         )
         targets = sum(batch["real"])
         errors = errors * torch.tensor(batch["real"], device=errors.device)
-        self.log_training_loss(errors.detach().sum() / max(1, targets), len(batch["subject"]))
         return self.step_loss(errors, targets, batch_idx)
 
     def targets_in(self, reader: BatchReader, items: list[int]) -> int:

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.integration.forked import Nursery
 from tests.integration.tiny import SUBJECTS, CommandLine, write_tiny_run
+from tests.integration.tiny_runs import Runs
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +29,22 @@ def pristine_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.append(f"{subject},{'FM'[i % 2]},{20 + 2 * i},{100 + i % 7},{diagnosis}")
     (root / "metadata" / "participants.csv").write_text("\n".join(rows) + "\n")
     return root
+
+
+@pytest.fixture(scope="module")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """Starts ranks."""
+    found = Nursery(tmp_path_factory.mktemp("logs"))
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def runs(nursery: Nursery, pristine_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """On a copy of the store."""
+    root = tmp_path_factory.mktemp("survival")
+    shutil.copytree(pristine_store, root / "store")
+    return Runs(nursery, root / "store", root)
 
 
 @pytest.fixture

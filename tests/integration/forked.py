@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -32,8 +33,9 @@ class Blow:
     Attributes:
         what: name of a signal that the process sends to itself; "nan" (the batch's tokens are no
             numbers); "infinite" (the loss is, while its gradient is not; ``on_before_backward``);
-            "gradient" (the reverse; ``on_after_backward``); or what is raised: "memory", "crash" (a
-            bug) or "file" (a user's mistake).
+            "gradient" (the reverse; ``on_after_backward``); "full" (no file may grow beyond 8 kB
+            from here on); or what is raised: "memory", "crash" (a bug) or "file" (a user's
+            mistake).
         step: optimiser steps taken before; at the first batch after them.
         ranks: which ones it happens to.
         where: a hook of Lightning's callbacks.
@@ -220,6 +222,9 @@ def _deal(blow: Blow, args: Sequence[Any]) -> None:
         args[1].data.add_(float("inf"))
     elif blow.what == "gradient":
         next(p for p in args[0].parameters() if p.grad is not None).grad[0] = float("nan")
+    elif blow.what == "full":
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8 * 1024, limits[1]))
     elif blow.what == "memory":
         torch.empty(10**15)
     elif blow.what == "crash":

@@ -465,8 +465,18 @@ def test_interrupted_training_says_so(
         raise SystemExit
 
     monkeypatch.setattr(Trainer, "fit", interrupted)
-    assert main(cli.argv("")) == 130
-    assert capsys.readouterr().err.startswith("error: interrupted")
+    folder, last = cli.folder / "mine", "--resume_ckpt_path last"
+    assert main(cli.argv("--process_code mine")) == 130
+    assert capsys.readouterr().err.endswith(
+        f"interrupted; what was written stays. Continue with {last}.\n"
+    )
+    assert main(cli.argv(f"--output_dir {folder} {last}")) == 130
+    assert capsys.readouterr().err.endswith(f" Continue with {last}.\n")
+    assert main(cli.argv("--project_name unnamed")) == 130
+    (unnamed,) = Path("output/unnamed").iterdir()
+    said = capsys.readouterr().err
+    assert said.startswith("error: interrupted;")
+    assert said.endswith(f" Continue with --output_dir {unnamed} {last}.\n")
 
 
 def test_resuming_from_weights_alone(refused: Callable[..., str], pretrained: Path) -> None:
@@ -517,6 +527,17 @@ def test_folder_that_holds_a_run(cli: CommandLine, refused: Callable[..., str]) 
     message = refused(f"--output_dir {folder} --seed 2")
     assert "already holds a run" in message
     assert f"--resume_ckpt_path {folder}/checkpoints/last.ckpt" in message
+
+
+def test_folder_of_a_run_that_died_early(cli: CommandLine, refused: Callable[..., str]) -> None:
+    """The remedy that is named works."""
+    folder = cli.run("--max_steps 1").folder
+    shutil.rmtree(folder / "checkpoints")
+    message = refused(f"--output_dir {folder}")
+    assert "it has no checkpoint yet" in message and "last.ckpt" not in message
+    assert message.endswith("start it anew with --resume_ckpt_path last.")
+    again = cli.run(f"--max_steps 1 --output_dir {folder} --resume_ckpt_path last")
+    assert again.metrics["train/steps"] == 1
 
 
 def test_embeddings_that_cannot_be_written(refused: Callable[..., str]) -> None:

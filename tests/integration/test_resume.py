@@ -13,7 +13,7 @@ from pytorch_lightning import Callback
 
 from project.main import main
 from project.module.training import trainer as trainer_module
-from project.module.training.position import loader_states
+from project.module.training.position import RUN_KEY, loader_states
 from project.module.training.run import Run
 from tests.integration.tiny import CommandLine, Finished
 
@@ -139,11 +139,23 @@ def changed(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     [
         (lambda state: state.pop("combined_loader"), "", "does not say which of its batches"),
         (lambda state: None, "--devices 2", "was saved by 1 process with"),
-        (lambda state: None, "--overfit_batches 0.5", "--overfit_batches cannot go on with"),
         (
-            lambda state: state["combined_loader"][0].update(batches=3),
+            lambda state: None,
             "--gradient_accumulation_steps 2",
-            "between the 2 batches of a step",
+            "with --gradient_accumulation_steps 1, and this run has 2",
+        ),
+        (lambda state: None, "--grad_clip 0.001", "--grad_clip none, and this run has 0.001"),
+        (lambda state: None, "--gradient_clip_val 1", "--grad_clip none, and this run has 1"),
+        (
+            lambda state: None,
+            "--precision bf16",
+            "32-true, and this run has bf16-mixed",
+        ),
+        (lambda state: None, "--limit_train_batches 8", "--limit_train_batches 1.0, and this run"),
+        (
+            lambda state: None,
+            "--overfit_batches 0.5",
+            "--overfit_batches 0.0, and this run",
         ),
         (lambda state: state["combined_loader"][0].update(windows=35), "", "an epoch has 36"),
     ],
@@ -163,6 +175,43 @@ def test_refused_inside_an_epoch(
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        pytest.param(
+            "--overfit_batches 0.9",
+            "--overfit_batches cannot go on with",
+            marks=pytest.mark.filterwarnings("ignore:You requested to overfit"),
+        ),
+        ("--gradient_accumulation_steps 2", "between the 2 batches of a step"),
+    ],
+)
+def test_a_place_that_cannot_be_taken_up(
+    cli: CommandLine, capsys: pytest.CaptureFixture[str], extra: str, message: str
+) -> None:
+    line = f"--no-use_scheduler {extra}"
+    middle = changed(
+        in_the_middle(cli, line), lambda state: state["combined_loader"][0].update(batches=3)
+    )
+    assert main(cli.argv(f"{line} --resume_ckpt_path {middle}")) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_does_not_change_the_steps_is_free(cli: CommandLine) -> None:
+    middle = in_the_middle(cli, "--grad_clip 1")
+    free = "--gradient_clip_val 1.0 --skip_bad_batches 3 --num_workers 1 --activation_checkpointing"
+    again = cli.run(f"{free} --limit_val_batches 1 --resume_ckpt_path {middle}")
+    assert again.metrics["train/steps"] == 9
+
+
+def test_an_older_checkpoint_does_not_say_how_it_was_trained(cli: CommandLine) -> None:
+    middle = in_the_middle(cli)
+    checkpoint = torch.load(middle, weights_only=True)
+    del checkpoint[RUN_KEY]["settings"]
+    torch.save(checkpoint, middle)
+    assert cli.run(f"--grad_clip 1 --resume_ckpt_path {middle}").metrics["train/steps"] == 9
+
+
 def test_the_rest_of_an_epoch_is_not_left_out(
     cli: CommandLine, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -175,6 +224,28 @@ def test_the_rest_of_an_epoch_is_not_left_out(
     assert again.metrics["train/steps"] == 5
     assert main(cli.argv(f"{line} --max_steps 8 --resume_ckpt_path {last}")) == 2
     assert "inside an epoch, where the training had reached --max_steps" in capsys.readouterr().err
+
+
+def test_a_dry_run_says_where_it_would_go_on(
+    cli: CommandLine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = cli.folder / "dry"
+    line = f"--output_dir {folder} --resume_ckpt_path last"
+    assert main(cli.argv(f"{line} --dry_run")) == 0
+    said = capsys.readouterr().out
+    assert f"anew: no checkpoint is in {folder} yet\n" in said and "nothing is missing" in said
+    assert not folder.exists()
+    cli.run(line)
+    last = folder / "checkpoints" / "last.ckpt"
+    for request in ("last", last):
+        capsys.readouterr()
+        argv = f"--output_dir {folder} --dry_run --resume_ckpt_path {request}"
+        assert main(cli.argv(argv)) == 0
+        assert f"  behind step 9, from {last}\n" in capsys.readouterr().out
+    last.write_bytes(b"torn")
+    (folder / "checkpoints" / "best.ckpt").unlink()
+    assert main(cli.argv(f"{line} --dry_run")) == 0
+    assert "  - --resume_ckpt_path last: none of 1 checkpoint(s)" in capsys.readouterr().out
 
 
 def test_a_checkpoint_says_where_it_was_taken(cli: CommandLine) -> None:

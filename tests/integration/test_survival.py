@@ -2,99 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import count, pairwise
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from tests.integration.forked import Blow, Ended, Nursery
+from project.module.training.position import RUN_KEY
+from tests.integration.forked import Blow
 from tests.integration.launched import MAIN, environment
 from tests.integration.ranks import ZERO, needs_deepspeed
-
-NEXT = "--pretraining --use_autoregressive"
-SEX = "--downstream_task sex --dropout 0.2"
-DDP = "--strategy ddp"
-LAST = "--resume_ckpt_path last"
-
-
-@pytest.fixture(scope="module")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    """Starts ranks."""
-    found = Nursery(tmp_path_factory.mktemp("logs"))
-    yield found
-    found.close()
-
-
-@dataclass
-class Runs:
-    """Runs of a tiny model in folders of their own: 18 steps of 2 epochs on two ranks."""
-
-    nursery: Nursery
-    store: Path
-    root: Path
-    numbers: Any = field(default_factory=count)
-
-    def argv(self, folder: Path, extra: str) -> list[str]:
-        flags = (
-            f"--dataset_name Dummy --image_path {self.store} --img_size 12 12 12 4 "
-            f"--patch_size 6 6 6 2 --embed_dim 16 --depth 1 --train_split 0.6 --val_split 0.2 "
-            f"--max_epochs 2 --accelerator cpu --log_every_n_steps 1 --batch_size 2 "
-            f"--learning_rate 1e-2 --output_dir {folder}"
-        )
-        return [*flags.split(), *extra.split()]
-
-    def new(self) -> Path:
-        """A run folder that is not there yet."""
-        return self.root / f"run{next(self.numbers)}"
-
-    def go(self, folder: Path, extra: str, *blows: Blow, ranks: int = 2, **environ: str) -> Ended:
-        return self.nursery.run(self.argv(folder, extra), ranks, blows, env=environ)
-
-
-@pytest.fixture(scope="module")
-def runs(nursery: Nursery, pristine_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """On a copy of the store."""
-    root = tmp_path_factory.mktemp("survival")
-    shutil.copytree(pristine_store, root / "store")
-    return Runs(nursery, root / "store", root)
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    """``metrics.csv``, digit for digit, in the order it was written."""
-    with open(folder / "logs" / "metrics.csv", newline="") as stream:
-        return [{k: v for k, v in row.items() if v} for row in csv.DictReader(stream)]
-
-
-def metrics(folder: Path) -> dict[str, float]:
-    found = json.loads((folder / "metrics.json").read_text())
-    return {name: value for name, value in found.items() if not name.endswith("seconds")}
-
-
-def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
-    """Of a file, or of a folder of DeepSpeed's: the shares of all ranks."""
-    path = folder / "checkpoints" / f"{name}.ckpt"
-    if path.is_file():
-        found = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-        return dict(found)
-    shares = {}
-    for file in sorted(path.glob("checkpoint/*_model_states.pt")):
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        shares |= {f"{file.name} {key}": value for key, value in state["module"].items()}
-    assert shares
-    return shares
+from tests.integration.tiny_runs import DDP, LAST, NEXT, SEX, Runs, metrics, rows, weights
 
 
 def assert_undisturbed(folder: Path, straight: Path) -> None:
@@ -257,6 +183,20 @@ def test_max_steps_is_continued(runs: Runs, steps: str, step: int) -> None:
     again = runs.go(folder, extra, ranks=1)
     assert again.statuses == (0,) and f"going on behind step {step}," in again.text
     assert_undisturbed(folder, straight)
+
+
+def test_seconds_of_all_parts_are_added_up(runs: Runs) -> None:
+    folder, line = runs.new(), f"{NEXT} {LAST} --batch_size 4"
+    assert runs.go(folder, line, Blow("SIGTERM", 5), ranks=1).statuses == (75,)
+    last = folder / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    assert 0 < checkpoint[RUN_KEY]["seconds"] < 60
+    checkpoint[RUN_KEY]["seconds"] += 1000
+    torch.save(checkpoint, last)
+    for _ in range(2):  # the second time there is nothing left to train
+        assert runs.go(folder, line, ranks=1).statuses == (0,)
+        found = json.loads((folder / "metrics.json").read_text())
+        assert 1000 < found["train/seconds"] < 1060 and found["train/steps"] == 18
 
 
 # ------------------------------------------------------------------ SIGKILL
@@ -533,3 +473,24 @@ def test_loading_processes_outlive_the_signal(runs: Runs) -> None:
     assert status_of(process) == 75
     said = folder.with_suffix(".log").read_text()
     assert "stopped in step" in said and "Error" not in said
+
+
+@pytest.mark.slow
+def test_a_lost_rank_is_told_in_one_line(runs: Runs, tmp_path: Path) -> None:
+    """Without the C++ frames of torch's store."""
+    folder, log = runs.new(), tmp_path / "log"
+    argv = runs.argv(folder, f"{NEXT} {DDP} --devices 2 --max_epochs 4000")
+    with open(log, "w") as stream:
+        first = subprocess.Popen(
+            [sys.executable, MAIN, *argv], stdout=stream, stderr=stream, env=environment()
+        )
+    until = time.monotonic() + 120
+    while "epoch 1 of" not in log.read_text() and time.monotonic() < until:
+        time.sleep(0.1)
+    first.kill()
+    first.wait()
+    while "error: " not in log.read_text() and time.monotonic() < until:
+        time.sleep(0.1)
+    said = log.read_text()
+    assert "rank 1 on" in said and "lost another rank" in said
+    assert "frame #" not in said and "TCPStore" not in said

@@ -21,7 +21,7 @@ from project.module.config import (
     UserInputError,
 )
 from project.module.models.tokenizer import pack_compact, plan_compact, unpatchify
-from project.module.pl_classifier import DownstreamModule, FMambaModule, PretrainModule
+from project.module.pl_classifier import DownstreamModule, PretrainModule
 from project.module.utils import augment
 from project.module.utils.augment import (
     Affine,
@@ -440,7 +440,6 @@ def test_draws_change_with_seed_and_epoch(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_training_steps_of_all_objectives(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FMambaModule, "log_training_loss", lambda *_: None)
     for objective in ("autoregressive", "mim"):
         module = pretrain(BOTH, objective)
         batch = module.on_before_batch_transfer(collate_windows(samples()), 0)

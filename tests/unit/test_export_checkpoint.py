@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,6 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from project import export_checkpoint
 from project.export_checkpoint import export_parser, main
 from project.module.config import ModelConfig, OptimConfig, PretrainConfig
 from project.module.models.checkpoint_io import (
@@ -283,19 +284,41 @@ def test_weights_that_do_not_fit_their_card(
     assert "does not fit the model" in message and "mamba_layers.11.0.weight" in message
 
 
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_a_full_disk(
-    pretrained: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str
 ) -> None:
-    def fail(*_: Any, **__: Any) -> None:
-        raise OSError("No space left on device")
+    (tmp_path / "out").mkdir()
+    out, limits = tmp_path / "out" / f"w{suffix}", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, limits[1]))
+    try:
+        message = refusal(capsys, pretrained, out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert f"OUTPUT: '{out}' cannot be written (" in message and "disk is full" in message
+    assert "inline_container" not in message and list(out.parent.iterdir()) == []
 
-    monkeypatch.setattr(export_checkpoint, "save_file", fail)
-    message = refusal(capsys, pretrained, tmp_path / "w.safetensors")
-    assert "w.safetensors' cannot be written (No space left on device)" in message
-    assert not list(tmp_path.glob("w.safetensors*"))
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc, a folder nobody can write")
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_folder_that_cannot_be_written(
+    pretrained: Path, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    message = refusal(capsys, pretrained, f"/proc/w{suffix}")
+    assert "OUTPUT: '/proc" in message
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_files_follow_the_umask(
+    pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    before = os.umask(0o027)
+    try:
+        export(capsys, pretrained, tmp_path / f"w{suffix}")
+    finally:
+        os.umask(before)
+    for path in (tmp_path / f"w{suffix}", tmp_path / f"w{suffix}.json"):
+        assert path.stat().st_mode & 0o777 == 0o640
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:

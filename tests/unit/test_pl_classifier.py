@@ -139,19 +139,6 @@ def downstream(
     )
 
 
-@pytest.fixture(autouse=True)
-def _without_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``training_step`` may be called by itself: logging needs a Trainer only where one is."""
-    original = PretrainModule.log_training_loss
-
-    def log_if_trained(module: LightningModule, loss: Tensor, size: int) -> None:
-        if module._trainer is not None:
-            original(module, loss, size)  # type: ignore[arg-type]
-
-    for cls in (PretrainModule, DownstreamModule):
-        monkeypatch.setattr(cls, "log_training_loss", log_if_trained)
-
-
 def train(module: Any, made: Sequence[dict[str, Any]], steps: int) -> list[float]:
     optimizer, batch, losses = module.configure_optimizers(), batch_of(module, made), []
     for step in range(steps):

@@ -227,7 +227,7 @@ def test_exit_statuses(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
         assert len(waits) == waited
     assert exit_status(KeyboardInterrupt()) == 130 and not capsys.readouterr().err
     monkeypatch.setattr(rank_zero_only, "rank", 0)
-    assert exit_status(KeyboardInterrupt()) == 130
+    assert exit_status(KeyboardInterrupt("Continue with --resume_ckpt_path last")) == 130
     assert capsys.readouterr().err.startswith("error: interrupted")
 
 

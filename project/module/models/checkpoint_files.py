@@ -1,4 +1,4 @@
-"""Reading one checkpoint file: tensors and plain containers only, and nothing that is damaged.
+"""One checkpoint file: tensors and plain containers only, and nothing that is damaged.
 
 No code from a file is ever run (``torch.load(weights_only=True)``). torch itself does not notice
 changed bytes inside a tensor; the check sums that its files carry are compared here.
@@ -160,6 +160,22 @@ def damaged(path: Path, flag: str, reason: str) -> UserInputError:
     )
 
 
-def first_line(error: Exception) -> str:
+def why_unwritten(error: BaseException) -> str | None:
+    """Why a file of weights could not be written; None for an error of another kind.
+
+    torch has errors of its own for what the system refuses.
+    """
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    text = first_line(error)
+    if not any(writer in text for writer in ("inline_container.cc", "PytorchStreamWriter")):
+        return None
+    if isinstance(error.__context__, OSError):
+        return why_unwritten(error.__context__)
+    told = re.search(r"strerror: (.+)", text)
+    return told[1] if told else "writing failed"
+
+
+def first_line(error: BaseException) -> str:
     """What an exception says, on one line."""
     return (str(error).splitlines() or [type(error).__name__])[0]

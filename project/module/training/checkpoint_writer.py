@@ -18,12 +18,26 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from project.module.config import UserInputError
+from project.module.models.checkpoint_files import why_unwritten
 from project.module.utils.data_preprocess_and_load.whole_files import (
     remove_abandoned,
     temporary_beside,
 )
 
 PREVIOUS = ".previous"
+
+
+class UnwrittenError(UserInputError):
+    """A checkpoint cannot be written.
+
+    Args:
+        message: for the user.
+        temporary: what there is of it; a folder may still be written to by other ranks.
+    """
+
+    def __init__(self, message: str, temporary: Path) -> None:
+        super().__init__(message)
+        self.temporary = temporary
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -35,10 +49,11 @@ class WholeCheckpoints(TorchCheckpointIO):
         """Write a file, or leave the one that is there.
 
         Raises:
-            UserInputError: it cannot be written.
+            UnwrittenError: it cannot be written.
         """
         target = Path(path)
-        with written(target) as temporary:
+        temporary = temporary_beside(target)
+        with written(temporary, target):
             with open(temporary, "wb") as stream:
                 torch.save(dict(checkpoint), stream)
                 stream.flush()
@@ -47,26 +62,26 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 @contextmanager
-def written(target: Path) -> Iterator[Path]:
-    """Give a temporary name for a checkpoint; nothing is left there if the block fails.
+def written(temporary: Path, target: Path) -> Iterator[None]:
+    """Make the folder of a checkpoint; no file stays under the temporary name if the block fails.
 
     Raises:
-        UserInputError: it cannot be written.
+        UnwrittenError: it cannot be written. A temporary folder is left to who catches it.
     """
-    temporary = temporary_beside(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
+        yield
     except BaseException as error:
-        remove(temporary)
-        # torch has an error of its own for a full disk.
-        if isinstance(error, OSError) or "PytorchStreamWriter failed" in str(error):
-            reason = getattr(error, "strerror", None) or "the disk may be full"
-            raise UserInputError(
-                f"--output_dir: the checkpoint '{target}' cannot be written ({reason}). The one "
-                f"before it is as it was; make room, or continue in another folder."
-            ) from None
-        raise
+        reason = why_unwritten(error)
+        if reason is None or not temporary.is_dir():
+            remove(temporary)
+        if reason is None:
+            raise
+        raise UnwrittenError(
+            f"--output_dir: the checkpoint '{target}' cannot be written ({reason}). Is the disk "
+            f"full? The one before it is as it was; make room, or continue in another folder.",
+            temporary,
+        ) from None
 
 
 def put_in_place(temporary: Path, target: Path) -> None:

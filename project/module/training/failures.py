@@ -1,7 +1,8 @@
-"""What to tell the user when a run fails: memory that ran short, a rank that was lost."""
+"""What to tell the user when a run fails: memory or disk that ran short, a rank that was lost."""
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import torch
 
 from project.module.config import UserInputError
+from project.module.models.checkpoint_files import why_unwritten
 from project.module.training.agreement import several_ranks, where
+from project.module.training.checkpoint_writer import UnwrittenError, remove
 from project.module.training.run_config import RunConfig
 from project.module.training.stopping import (
     EndedElsewhereError,
@@ -36,9 +39,14 @@ def explained(
         return error  # agreed upon
     if is_out_of_memory(error):
         error = UserInputError(memory_advice(error, survival, config, hardware))
+    elif is_disk_full(error):
+        error = UserInputError(disk_advice(error, survival))
     lost = several_ranks() and isinstance(error, RuntimeError) and _LOST.search(str(error))
     place = where()
-    if not survival.siblings.tell(patience=1.0 if lost else 5.0):
+    first = survival.siblings.tell(patience=1.0 if lost else 5.0)
+    if isinstance(error, UnwrittenError):
+        remove(error.temporary)  # not before: the others would miss it, and say so
+    if not first:
         return EndedElsewhereError()
     if lost:
         return SaidHereError(
@@ -57,6 +65,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     text = str(error)
     return isinstance(error, RuntimeError) and (
         "DefaultCPUAllocator" in text or "out of memory" in text.lower()
+    )
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a file could not grow; of checkpoints ``checkpoint_writer`` tells."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return isinstance(error, OSError) and error.errno in full
+
+
+def disk_advice(error: BaseException, survival: Survival) -> str:
+    """Which disk is full, as far as it is known, and what to do."""
+    name = getattr(error, "filename", None) or survival.run_dir
+    return (
+        f"--output_dir: writing '{name}' failed ({why_unwritten(error)}). Is the disk full? Make "
+        f"room, and continue with {survival.again}."
     )
 
 

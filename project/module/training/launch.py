@@ -31,9 +31,12 @@ from project.module.training.environments import (
     number,
     pbs_job,
 )
+from project.module.training.stopping import EndedElsewhereError, SaidHereError
 
 # Rank 0 tells the processes that Lightning starts for it; they inherit its environment.
 _TOLD = "NEUROMAMBA_AGREED_"
+_REFUSED = "refused: "
+_OTHERS = 10.0  # seconds in which the other ranks ask what the first has found
 _STORES: list[object] = []  # kept open: others may come later
 _PATIENCE = timedelta(minutes=30)  # as the process group has
 
@@ -164,6 +167,30 @@ def agreed(what: str, choose: Callable[[], str]) -> str:
     chosen = _through_store(launcher, key, choose) if several else choose()
     os.environ[key] = chosen
     return chosen
+
+
+def agreed_or_refused(what: str, choose: Callable[[], str]) -> str:
+    """As ``agreed``, where ``choose`` may raise a ``UserInputError``: all ranks end then.
+
+    Raises:
+        UserInputError: the one of ``choose``, on rank 0.
+        EndedElsewhereError: on the others.
+    """
+
+    def attempt() -> str:
+        try:
+            return choose()
+        except UserInputError as error:
+            return _REFUSED + str(error)
+
+    found = agreed(what, attempt)
+    if not found.startswith(_REFUSED):
+        return found
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
+        raise EndedElsewhereError
+    if find_launcher().processes not in (None, 1):
+        time.sleep(_OTHERS)
+    raise SaidHereError(found.removeprefix(_REFUSED))
 
 
 def _by_hand() -> bool:

@@ -74,10 +74,22 @@ def choose_run_dir(config: RunConfig, name: str) -> Path:
     first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     if first and _holds_a_run(path) and not resumed:
         raise UserInputError(
-            f"{_flag(config)}: '{path}' already holds a run. Choose another folder, remove that "
-            f"one, or continue it with --resume_ckpt_path {path}/checkpoints/last.ckpt."
+            f"{folder_flag(config)}: '{path}' already holds a run. Choose another folder, or "
+            f"remove that one{_going_on(config, path)}."
         )
     return path
+
+
+def _going_on(config: RunConfig, path: Path) -> str:
+    """The third remedy for a folder that holds a run; a test has none."""
+    if config.flags["test_only"]:
+        return ""
+    last = path / "checkpoints" / "last.ckpt"
+    if last.exists():
+        return f", or continue it with --resume_ckpt_path {last}"
+    if any(last.parent.glob("*.ckpt*")):
+        return ", or continue it with --resume_ckpt_path last"
+    return ", or, since it has no checkpoint yet, start it anew with --resume_ckpt_path last"
 
 
 def make_folders(config: RunConfig, run_dir: Path) -> None:
@@ -88,7 +100,7 @@ def make_folders(config: RunConfig, run_dir: Path) -> None:
     """
     if config.flags["embedding_save_dir"]:
         _make_folder(Path(config.flags["embedding_save_dir"]), "--embedding_save_dir")
-    _make_folder(run_dir, _flag(config))
+    _make_folder(run_dir, folder_flag(config))
 
 
 def _make_folder(path: Path, flag: str) -> None:
@@ -101,7 +113,8 @@ def _make_folder(path: Path, flag: str) -> None:
         ) from None
 
 
-def _flag(config: RunConfig) -> str:
+def folder_flag(config: RunConfig) -> str:
+    """The flag that chooses the run folder, for messages."""
     return "--output_dir" if config.flags["output_dir"] else "--project_name"
 
 

@@ -9,9 +9,27 @@ import torch
 
 from project.module.config import UserInputError
 from project.module.models.ssd import select_backend
+from project.module.training import outputs
+from project.module.training.resume import find_resume_point
 from project.module.training.run import Run
 from project.module.training.trainer import accumulation, epochs, total_steps
 from project.module.utils.data_module import FMRIDataModule
+
+
+def _begins(run: Run) -> str:
+    """From which checkpoint the run would go on; "" if that was not asked for.
+
+    Raises:
+        UserInputError: there is none to go on from.
+    """
+    config = run.config
+    if not config.flags["resume_ckpt_path"]:
+        return ""
+    run_dir = outputs.choose_run_dir(config, outputs.run_name(config))
+    point = find_resume_point(config, run_dir)
+    if point is None:
+        return f"anew: no checkpoint is in {run_dir} yet"
+    return f"behind step {point.taken['global_step']:,}, from {point.path}"
 
 
 def describe_plan(run: Run) -> str:
@@ -38,7 +56,12 @@ def describe_plan(run: Run) -> str:
         missing += [f"--image_path: there is no folder '{path}'." for path in absent]
         if not absent:
             data = FMRIDataModule(data_config, config.downstream, False)
-    for flag in ("load_model_path", "resume_ckpt_path", "test_ckpt_path"):
+    begins = ""
+    try:
+        begins = _begins(run)
+    except UserInputError as error:
+        missing.append(str(error))
+    for flag in ("load_model_path", "test_ckpt_path"):
         path = config.flags[flag]
         if path and not Path(path).exists():
             missing.append(f"--{flag}: there is no file '{path}'.")
@@ -81,6 +104,8 @@ def describe_plan(run: Run) -> str:
         rows.append(("steps", f"{total_steps(config, batches):,} optimiser steps"))
     else:
         rows.append(("steps", "not known without the data"))
+    if begins:
+        rows.append(("begins", begins))
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {value}" for name, value in rows]
     lines.append("")

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from pytorch_lightning.utilities import rank_zero_only
 
 from project.module.config import UserInputError
 from project.module.models.checkpoint_io import (
@@ -33,13 +30,11 @@ from project.module.training.position import (
 )
 from project.module.training.run_config import RunConfig
 from project.module.training.same_strategy import check_same_strategy
-from project.module.training.stopping import EndedElsewhereError, SaidHereError
 from project.module.training.strategies import Hardware
 from project.module.training.trainer import accumulation
 
 FLAG = "--resume_ckpt_path"
 LAST = "last"
-_OTHERS = 10.0  # seconds in which the other ranks ask what the first has found
 _LATER_FACTS = ("images of hash", "targets of hash")  # not in the first version's checkpoints
 # Settings of the data that change how fast a run is, not what it computes.
 LOADING = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "window_cache")
@@ -79,32 +74,27 @@ def find_resume_point(config: RunConfig, run_dir: Path) -> ResumePoint | None:
         return None
     # One rank reads all of it, and says which; the others may not see the folder as it is now.
     if request == LAST:
-        found = launch.agreed("resume", lambda: _newest(run_dir / "checkpoints"))
+        found = launch.agreed_or_refused("resume", lambda: _newest(run_dir / "checkpoints"))
     else:
         path = find_checkpoint(request, FLAG, (f"{LAST}.ckpt",))
-        found = launch.agreed("resume", lambda: _whole(path))
-    if found.startswith(FLAG):  # a message
-        if rank_zero_only.rank:  # type: ignore[attr-defined]
-            raise EndedElsewhereError
-        if launch.find_launcher().processes not in (None, 1):
-            time.sleep(_OTHERS)
-        raise SaidHereError(found)
+        found = launch.agreed_or_refused("resume", lambda: _whole(path))
     if not found:
         return None
     return ResumePoint(Path(found), _light(read_training_state(found, FLAG)))
 
 
 def _whole(path: Path) -> str:
-    """The checkpoint, or what is wrong with it."""
-    try:
-        check_readable(path, FLAG)
-    except UserInputError as error:
-        return str(error)
+    """The checkpoint, if it can be read."""
+    check_readable(path, FLAG)
     return str(path)
 
 
 def _newest(folder: Path) -> str:
-    """The newest checkpoint that is whole; "" if there is none, and why if all are damaged."""
+    """The newest checkpoint that is whole; "" if there is none.
+
+    Raises:
+        UserInputError: all are damaged.
+    """
     warn, refusals = logging.getLogger(__name__).warning, []
     for path in candidates(folder):
         try:
@@ -118,7 +108,7 @@ def _newest(folder: Path) -> str:
         return str(path)
     if not refusals:
         return ""
-    return (
+    raise UserInputError(
         f"{FLAG} {LAST}: none of {len(refusals)} checkpoint(s) in '{folder}' can be used, the "
         f"newest because of this: {refusals[0]} To start anew, remove them or choose another "
         f"folder."
@@ -151,8 +141,10 @@ def check_resumable(
     check_same_strategy(point.training, str(path), hardware)
     weights = read_checkpoint(path, FLAG).state_dict
     load_strictly(module, names_in_module(weights), path, flag=FLAG)
-    _check_position(point, config, module.total_steps)
-    before, now = training_facts(point.state[CHECKPOINT_KEY]), training_facts(module.card())
+    settings = step_settings(config, hardware)
+    known = point.taken.get("settings", settings)  # older checkpoints do not say
+    before = known | training_facts(point.state[CHECKPOINT_KEY])
+    now = settings | training_facts(module.card())
     for fact, value in now.items():
         if fact in _LATER_FACTS and fact not in before:
             continue  # an older checkpoint
@@ -162,6 +154,7 @@ def check_resumable(
                 f"{value}. Resume with the same flags, or start anew from its weights with "
                 f"--load_model_path."
             )
+    _check_position(point, config, module.total_steps)
 
 
 def _check_position(point: ResumePoint, config: RunConfig, steps: int) -> None:
@@ -184,6 +177,26 @@ def _check_position(point: ResumePoint, config: RunConfig, steps: int) -> None:
             f"{FLAG}: '{point.path}' was taken inside an epoch, {why}. Resume from a checkpoint "
             f"that was taken at the end of an epoch."
         )
+
+
+def step_settings(config: RunConfig, hardware: Hardware) -> dict[str, Any]:
+    """What else decides on the numbers of steps to come, and is not in the card: flag -> value.
+
+    Stored in every checkpoint. Not here is what decides when a training ends, what is validated,
+    kept or passed over (``--skip_bad_batches``), and where and how fast it is computed.
+    """
+    trainer = config.trainer
+    clip = trainer.get("gradient_clip_val", config.flags["grad_clip"])
+    return {
+        "--precision": hardware.precision,
+        "--deepspeed_autocast": hardware.autocast,
+        "--gradient_accumulation_steps": accumulation(config),
+        "--grad_clip": clip or "none",
+        "--gradient_clip_algorithm": trainer.get("gradient_clip_algorithm") or "norm",
+        # As text: 1 is one batch, and 1.0 is all.
+        "--limit_train_batches": str(trainer.get("limit_train_batches", 1.0)),
+        "--overfit_batches": str(trainer.get("overfit_batches", 0.0)),
+    }
 
 
 def training_facts(card: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,14 @@ from project.module.training.allocator import choose_allocator
 from project.module.training.checkpoint_writer import clean_up
 from project.module.training.failures import explained
 from project.module.training.position import count_last_epoch, resume_by_epochs
-from project.module.training.resume import ResumePoint, check_resumable, find_resume_point
+from project.module.training.resume import (
+    ResumePoint,
+    check_resumable,
+    find_resume_point,
+    step_settings,
+)
 from project.module.training.run_config import RunConfig
+from project.module.training.run_lock import RunLock
 from project.module.training.stopping import seconds_of
 from project.module.training.strategies import Hardware, resolve_hardware
 from project.module.training.survival import Survival, take_over_signals
@@ -114,6 +119,7 @@ class Run:
                 folder is made only after all of it has been checked.
             StoppedRun: all ranks have ended before their time, and saved.
             EndedElsewhereError: another rank has failed, and says why.
+            KeyboardInterrupt: after Ctrl-C; says how to go on.
         """
         trainer = self.config.trainer
         survival = Survival(
@@ -124,6 +130,8 @@ class Run:
             metrics = self._execute(survival)
             survival.siblings.part()
             return metrics
+        except (KeyboardInterrupt, SystemExit):  # Lightning makes the second of the first
+            raise KeyboardInterrupt(survival.advice) from None
         except Exception as error:
             raised = explained(error, survival, self.config, self.hardware)
             if raised is error:
@@ -152,11 +160,13 @@ class Run:
         self._load_weights(module, data)
         name = outputs.run_name(config)
         run_dir = outputs.choose_run_dir(config, name)
+        survival.lock = RunLock(outputs.folder_flag(config), run_dir)
+        launch.agreed_or_refused("continued", survival.lock.take)
         point = find_resume_point(config, run_dir)
         if point is not None:
             check_resumable(point, config, self.hardware, module)
             survival.start = f"'{point.path}' (step {point.taken['global_step']})"
-        survival.describe_run(config, run_dir)
+        survival.describe_run(config, run_dir, step_settings(config, self.hardware))
         trainer = build_trainer(
             config,
             self.hardware,
@@ -169,6 +179,7 @@ class Run:
         take_over_signals(trainer)
         resume_by_epochs(trainer)
         outputs.make_folders(config, run_dir)
+        launch.agreed_or_refused("begun", survival.lock.take)
         if trainer.is_global_zero:
             clean_up(run_dir / "checkpoints")
             outputs.write_config(config, run_dir / "config.yaml")
@@ -177,7 +188,7 @@ class Run:
         metrics = (
             self._test(trainer, module, data)
             if flags["test_only"]
-            else self._fit(trainer, module, data, point)
+            else self._fit(trainer, module, data, point, survival)
         )
         if survival.allowed:
             metrics["train/skipped_steps"] = float(survival.skipped)
@@ -360,19 +371,17 @@ class Run:
         module: FMambaModule,
         data: FMRIDataModule,
         point: ResumePoint | None,
+        survival: Survival,
     ) -> dict[str, float]:
-        start = time.monotonic()
-        try:
-            path = None if point is None else str(point.path)
-            trainer.fit(module, datamodule=data, ckpt_path=path)
-        except SystemExit:
-            raise KeyboardInterrupt from None  # Lightning makes this of Ctrl-C
+        survival.start_clock(0.0 if point is None else point.taken.get("seconds", 0.0))
+        path = None if point is None else str(point.path)
+        trainer.fit(module, datamodule=data, ckpt_path=path)
         count_last_epoch(trainer)
         before = math.nan if point is None else point.taken.get("loss", math.nan)
         metrics = {
             "train/loss": float(trainer.callback_metrics.get("train/loss", before)),
             "train/steps": float(trainer.global_step),
-            "train/seconds": time.monotonic() - start,
+            "train/seconds": survival.seconds,
         }
         # The validation set has chosen the best weights; the test set is touched once, with them.
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None

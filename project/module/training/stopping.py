@@ -85,8 +85,7 @@ def exit_status(error: BaseException, patience: float = 5.0) -> int | None:
     if isinstance(error, KeyboardInterrupt):
         if first:
             print(
-                "error: interrupted; the run folder keeps what was written. Continue the training "
-                "with --output_dir RUN --resume_ckpt_path last.",
+                f"error: interrupted; what was written stays. {error or 'Start it again'}.",
                 file=sys.stderr,
                 flush=True,
             )

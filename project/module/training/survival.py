@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from torch import Tensor
 from project.module.config import UserInputError
 from project.module.training.agreement import Agreement, Siblings, where
 from project.module.training.finite import Step, bad_gradient, bad_weights, skip_step
-from project.module.training.position import note_position, restore_position
+from project.module.training.position import RUN_KEY, note_position, restore_position
 from project.module.training.run_config import RunConfig
+from project.module.training.run_lock import RunLock
 from project.module.training.stopping import (
     STOPPED,
     EndedElsewhereError,
@@ -47,40 +49,65 @@ class Survival(Callback):
         skip: steps with a loss or gradient that is not finite that may be passed over.
 
     Attributes:
+        run_dir: where the run writes.
+        lock: of the run folder, if there is one.
         folder: of the checkpoints; None when none are written.
         again: flags that continue the run.
         resumes: whether the command line as it is continues the run.
         start: the checkpoint that the run goes on from, for a message.
         batch, doing: what is in work, for messages about memory.
         skipped: steps passed over.
+        settings: ``resume.step_settings`` of the run, for its checkpoints.
     """
 
     def __init__(self, max_seconds: float | None = None, skip: int = 0) -> None:
         self.allowed, self.skipped = skip, 0
+        self.run_dir = Path()
+        self.lock: RunLock | None = None
         self.folder: Path | None = None
         self.again, self.resumes, self.start = "--resume_ckpt_path last", False, "the beginning"
         self.batch: dict[str, Any] = {}
         self.doing = "start"
+        self.settings: Mapping[str, Any] = {}
         self.signals, self.siblings = Signals(), Siblings()
         self._deadline = None if max_seconds is None else time.monotonic() + max_seconds
+        self._began = time.monotonic()
         self._agreement = Agreement()
         self._reason = Reason.NONE
         self._left_out = False
         self._step, self._proposed = Step(), Step()
 
-    def describe_run(self, config: RunConfig, run_dir: Path) -> None:
-        """Where the checkpoints of a run are, and how it is continued."""
+    def describe_run(self, config: RunConfig, run_dir: Path, settings: Mapping[str, Any]) -> None:
+        """Where the checkpoints of a run are, how it is continued, and what must be the same."""
+        self.settings = settings
         flags, trainer = config.flags, config.trainer
         keeps = trainer.get("enable_checkpointing", True) and not trainer.get("fast_dev_run")
+        self.run_dir = run_dir
         self.folder = run_dir / "checkpoints" if keeps and not flags["test_only"] else None
         self.resumes = flags["resume_ckpt_path"] == "last"
         if not (flags["output_dir"] or flags["process_code"] or self.resumes):
             self.again = f"--output_dir {run_dir} {self.again}"
 
+    @property
+    def advice(self) -> str:
+        """How to go on with a run that has ended before its time."""
+        return "Start it again" if self.folder is None else f"Continue with {self.again}"
+
+    def start_clock(self, before: float) -> None:
+        """The training begins, or goes on after so many seconds."""
+        self._began = time.monotonic() - before
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training, those before a resumption included."""
+        return time.monotonic() - self._began
+
     def end(self) -> None:
-        """Leave signals and other ranks alone again."""
+        """Leave signals, other ranks and the run folder alone again."""
         self.signals.restore()
         self.siblings.end()
+        if self.lock is not None:
+            self.lock.release()
 
     # ------------------------------------------------------------------ where to listen
 
@@ -277,7 +304,7 @@ class Survival(Callback):
             trainer.save_checkpoint(path)
             done += f"; wrote {path}"
         status = 0 if self._reason is Reason.TIME_LIMIT else STOPPED
-        note = f"Continue with {self.again}" if self.folder is not None else "Start it again"
+        note = self.advice
         if self._reason is Reason.REQUEUE and under_slurm():
             refusal = (
                 "" if self.resumes else "its command line has no --resume_ckpt_path last to go on"
@@ -310,6 +337,7 @@ class Survival(Callback):
                 f"checkpoint is written of them. Lower the rate or add --grad_clip 1."
             )
         note_position(trainer, checkpoint)
+        checkpoint[RUN_KEY] |= {"settings": dict(self.settings), "seconds": self.seconds}
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

@@ -30,6 +30,7 @@ from project.module.models.checkpoint_io import (
     read_training_state,
 )
 from project.module.training.checkpoint_writer import put_in_place, shards_to_disk, written
+from project.module.utils.data_preprocess_and_load.whole_files import temporary_beside
 
 
 class ZeroStrategy(DeepSpeedStrategy):
@@ -139,8 +140,8 @@ class ZeroStrategy(DeepSpeedStrategy):
     ) -> None:
         """Write a folder, of which every rank has a share, or leave the one that is there."""
         target = Path(self.broadcast(str(filepath)))
-        with written(target) as own:
-            temporary = Path(self.broadcast(str(own)))  # a name of the first rank's for all
+        temporary = Path(self.broadcast(str(temporary_beside(target))))
+        with written(temporary, target):
             super().save_checkpoint(checkpoint, temporary, storage_options)
             shards_to_disk(temporary, self.global_rank)
             self.barrier()
