@@ -157,7 +157,7 @@ PLAN: dict[str, Any] = {
     "effective_batch": 1152,
     "windows": None,
     "subjects": None,
-    "frames": 1200,
+    "frames": None,
     "script": None,
     "output": None,
     "walltime": None,

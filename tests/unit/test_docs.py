@@ -38,6 +38,9 @@ from project.module.utils.data_preprocess_and_load.hdf5_store import RunHeader
 from project.module.utils.data_preprocess_and_load.hdf5_writer import write_run
 from project.module.utils.data_preprocess_and_load.manifest import ManifestRow
 from project.module.utils.parser import build_parser, parse_arguments
+from project.neurossm import tester
+from project.neurossm.Analysis.run_cpa_analysis import build_parser as analysis_parser
+from project.neurossm.Dataset.synthetic import build_parser as roi_parser
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = [
@@ -204,6 +207,11 @@ ENTRY_POINTS: dict[str, Callable[[Sequence[str]], object]] = {
     "benchmarks/ingest.py": lambda words: ingest.flags().parse_args(words),
     "benchmarks/memory_plan.py": lambda words: memory_plan.flags().parse_args(words),
     f"{DATA_LAYER}/synthetic.py": lambda words: synthetic._parser().parse_args(words),
+    "project/neurossm/tester.py": lambda words: tester.build_parser().parse_args(words),
+    "project/neurossm/Dataset/synthetic.py": lambda words: roi_parser().parse_args(words),
+    "project/neurossm/Analysis/run_cpa_analysis.py": lambda words: analysis_parser().parse_args(
+        words
+    ),
 }
 
 
@@ -312,6 +320,9 @@ def known_flags() -> set[str]:
         deepspeed_profile.profile_parser(),
         doctor.doctor_parser(),
         doctor.plan_parser(),
+        tester.build_parser(),
+        roi_parser(),
+        analysis_parser(),
     )
     flags = {o for parser in parsers for action in parser._actions for o in action.option_strings}
     return flags | LAUNCHER_FLAGS | set(re.findall(r"--[\w-]+", read("setup_env.sh")))

@@ -56,7 +56,7 @@ class Recipe(NamedTuple):
     rois: int
     frames: int
     kinds: tuple[str, ...]
-    strength: float = 2.0
+    strength: float = 2.5
     seed: int = 0
 
     def places(self) -> np.ndarray:
@@ -198,7 +198,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--strength",
         type=float,
-        default=2.0,
+        default=2.5,
         help="planted signal against noise, standard deviations; 0 plants nothing "
         "(default: %(default)s)",
     )
