@@ -6,6 +6,7 @@ types all others in the order of the file.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 import re
@@ -38,9 +39,9 @@ from project.module.utils.data_preprocess_and_load.hdf5_store import RunHeader
 from project.module.utils.data_preprocess_and_load.hdf5_writer import write_run
 from project.module.utils.data_preprocess_and_load.manifest import ManifestRow
 from project.module.utils.parser import build_parser, parse_arguments
-from project.neurossm import tester
+from project.neurossm import roi, tester
 from project.neurossm.Analysis.run_cpa_analysis import build_parser as analysis_parser
-from project.neurossm.Dataset.synthetic import build_parser as roi_parser
+from project.neurossm.Dataset.synthetic import build_parser as synthetic_roi_parser
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = [
@@ -208,7 +209,8 @@ ENTRY_POINTS: dict[str, Callable[[Sequence[str]], object]] = {
     "benchmarks/memory_plan.py": lambda words: memory_plan.flags().parse_args(words),
     f"{DATA_LAYER}/synthetic.py": lambda words: synthetic._parser().parse_args(words),
     "project/neurossm/tester.py": lambda words: tester.build_parser().parse_args(words),
-    "project/neurossm/Dataset/synthetic.py": lambda words: roi_parser().parse_args(words),
+    "project/neurossm/roi.py": lambda words: roi.build_parser().parse_args(words),
+    "project/neurossm/Dataset/synthetic.py": lambda words: synthetic_roi_parser().parse_args(words),
     "project/neurossm/Analysis/run_cpa_analysis.py": lambda words: analysis_parser().parse_args(
         words
     ),
@@ -306,6 +308,12 @@ def test_cpu_commands_run(name: str, tmp_path: Path) -> None:
     assert ran >= 5
 
 
+def roi_parsers() -> list[argparse.ArgumentParser]:
+    """Of the subcommands of roi.py."""
+    groups = [a for a in roi.build_parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    return [parser for group in groups for parser in group.choices.values()]
+
+
 def known_flags() -> set[str]:
     """Every flag that a user of this repository may type."""
     parsers = (
@@ -321,8 +329,9 @@ def known_flags() -> set[str]:
         doctor.doctor_parser(),
         doctor.plan_parser(),
         tester.build_parser(),
-        roi_parser(),
+        synthetic_roi_parser(),
         analysis_parser(),
+        *roi_parsers(),
     )
     flags = {o for parser in parsers for action in parser._actions for o in action.option_strings}
     return flags | LAUNCHER_FLAGS | set(re.findall(r"--[\w-]+", read("setup_env.sh")))

@@ -164,7 +164,8 @@ class Database:
     @cached_property
     def vocabulary(self) -> list[str]:
         """All terms."""
-        return (self.folder / FILES["vocabulary"]).read_text(encoding="utf-8").split("\n")
+        text = (self.folder / FILES["vocabulary"]).read_text(encoding="utf-8")
+        return text.splitlines()
 
     def known(self, terms: list[str], where: str) -> list[str]:
         """Those of the terms that the vocabulary has; the others are told of.

@@ -98,7 +98,9 @@ ATLASES: Mapping[str, Callable[[], Any]] = {
 }
 
 
-def find_atlas(name: str | None, rois: int, data_dir: Path, given: Path | None = None) -> Atlas:
+def find_atlas(
+    name: str | None, rois: int | None, data_dir: Path, given: Path | None = None
+) -> Atlas:
     """The atlas of a data set.
 
     Looked for in this order: ``--atlas FILE``; ``<data_dir>/atlases/<name>.nii.gz``; nilearn's
@@ -114,10 +116,14 @@ def find_atlas(name: str | None, rois: int, data_dir: Path, given: Path | None =
     elif given is not None:
         raise UserInputError(f"--atlas: '{given}' does not exist.")
     elif name is None or name not in ATLASES:
-        raise UserInputError("--atlas: not given, and this data set names none.")
+        known = ", ".join(ATLASES)
+        raise UserInputError(
+            f"--atlas: {f'{name} is none of {known}' if name else 'this data set names none'}; "
+            f"give an image of labels."
+        )
     else:
         atlas = _download(name, local)
-    if len(atlas.ids) != rois:
+    if rois is not None and len(atlas.ids) != rois:
         raise UserInputError(
             f"--atlas: '{atlas.name}' has {len(atlas.ids)} regions, the time series have {rois}."
         )

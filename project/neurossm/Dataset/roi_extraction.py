@@ -1,0 +1,242 @@
+"""From a NIfTI run to the time series of an atlas's regions.
+
+Confounds are regressed out and filters applied by nilearn, which makes the confounds orthogonal to
+the filter. Both cost degrees of freedom: with many confounds and a narrow band a short run keeps
+next to none, and what comes out looks like a signal and is noise. So they are counted, and a run
+with too few is refused. Shapes: N regions, T frames.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from nilearn.image.resampling import BoundingBoxError
+
+from project.module.config import UserInputError
+from project.module.utils.data_preprocess_and_load.nifti import damaged, load_image
+from project.module.utils.data_preprocess_and_load.repetition_time import (
+    read_sidecar_tr,
+    resolve_tr,
+)
+from project.module.utils.data_preprocess_and_load.sources import Source
+from project.neurossm.Dataset.atlases import Atlas
+
+# Name -> arguments of nilearn's ``load_confounds`` (fMRIPrep); the cosines are its high-pass.
+CONFOUNDS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "basic": {
+        "strategy": ("motion", "wm_csf", "high_pass"),
+        "motion": "basic",
+        "wm_csf": "basic",
+    },
+    "full": {
+        "strategy": ("motion", "wm_csf", "high_pass"),
+        "motion": "full",
+        "wm_csf": "full",
+    },
+}
+FEW_FRAMES = 8
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """How runs are read.
+
+    Attributes:
+        confounds: key of ``CONFOUNDS``.
+        low_pass, high_pass: Hz; None for no filter.
+        tr: seconds, in place of what the files say.
+        min_dof: fewest residual degrees of freedom.
+
+    Raises:
+        UserInputError: values that make no filter.
+    """
+
+    confounds: str = "none"
+    low_pass: float | None = None
+    high_pass: float | None = None
+    tr: float | None = None
+    min_dof: float = 40.0
+
+    def __post_init__(self) -> None:
+        for flag in ("low_pass", "high_pass", "tr"):
+            value = getattr(self, flag)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise UserInputError(f"--{flag}: got {value}, expected a number above 0.")
+        if self.low_pass and self.high_pass and self.high_pass >= self.low_pass:
+            raise UserInputError(
+                f"--high_pass: got {self.high_pass:g}, expected less than --low_pass "
+                f"{self.low_pass:g}."
+            )
+
+    @property
+    def filtered(self) -> bool:
+        """Whether a filter needs the TR."""
+        return self.low_pass is not None or self.high_pass is not None
+
+
+class Extracted(NamedTuple):
+    """A run.
+
+    Attributes:
+        source: its file.
+        series: float32 [N, T]; a region without signal is 0.
+        coverage: [N] share of the region's voxels that have signal.
+        tr: seconds; NaN if nobody knows.
+        confounds: columns regressed out, the mean not counted.
+        dof: residual degrees of freedom.
+        notes: what a user should know, a sentence each.
+    """
+
+    source: Source
+    series: np.ndarray
+    coverage: np.ndarray
+    tr: float
+    confounds: int
+    dof: float
+    notes: tuple[str, ...]
+
+
+def residual_dof(frames: int, confounds: int, tr: float, extraction: Extraction) -> float:
+    """Frames, less what filter and confounds take: the mean and a column each.
+
+    A filter leaves the share of the spectrum (0 to 1 / (2 TR)) that it lets pass.
+    """
+    share = 1.0
+    if extraction.filtered:
+        top = 1 / (2 * tr)
+        high = min(extraction.low_pass or top, top)
+        share = max(0.0, high - (extraction.high_pass or 0.0)) / top
+    return frames * share - confounds - 1
+
+
+def extract(source: Source, atlas: Atlas, extraction: Extraction) -> Extracted:
+    """Read a run.
+
+    Raises:
+        UserInputError: it cannot be read, lacks its confounds or its TR, lies outside the atlas,
+            or keeps too few degrees of freedom.
+    """
+    name = source.path.name
+    image = _load(source.path)
+    frames = image.shape[3]
+    zooms = image.header.get_zooms()
+    tr, _, note = resolve_tr(
+        float(zooms[3]),
+        image.header.get_xyzt_units()[1],
+        read_sidecar_tr(source.sidecar),
+        extraction.tr,
+        source.layout_tr,
+    )
+    if extraction.filtered and not math.isfinite(tr):
+        raise UserInputError(f"--tr: '{name}': a filter needs the TR ({note}).")
+    confounds = load_confounds(source.path, extraction.confounds)
+    columns = 0 if confounds is None else int(np.linalg.matrix_rank(confounds.to_numpy()))
+    if confounds is not None and len(confounds) != frames:
+        raise UserInputError(
+            f"--confounds: '{name}' has {frames} frames, its table of confounds {len(confounds)}."
+        )
+    dof = residual_dof(frames, columns, tr, extraction)
+    if dof < extraction.min_dof:
+        raise UserInputError(
+            f"--min_dof: '{name}' keeps {dof:.0f} of {frames} degrees of freedom after {columns} "
+            f"confounds{' and the filter' if extraction.filtered else ''}, expected "
+            f"{extraction.min_dof:g} or more; its series would be noise. Take fewer confounds "
+            f"(--confounds basic, none) or no filter, or lower --min_dof knowingly."
+        )
+    try:
+        series, coverage = _regions(image, atlas, confounds, extraction, tr)
+    except BoundingBoxError:
+        coverage = np.zeros(len(atlas.ids))
+    if not coverage.any():
+        raise UserInputError(
+            f"--atlas: '{name}' has no signal in any region of '{atlas.name}'. Is the run in MNI "
+            f"space?"
+        )
+    notes = [note] if note and extraction.filtered else []
+    empty = [atlas.regions[i] for i in np.flatnonzero(coverage == 0)]
+    if empty:
+        notes.append(f"{len(empty)} regions without signal: {', '.join(empty[:5])}")
+    return Extracted(source, series, coverage, tr, columns, dof, tuple(notes))
+
+
+def _load(path: Path) -> Any:
+    """A run in memory, as float32."""
+    image = load_image(path)
+    if len(image.shape) != 4 or image.shape[3] < FEW_FRAMES:
+        raise UserInputError(
+            f"--input: '{path}' has shape {image.shape}, expected four dimensions and "
+            f"{FEW_FRAMES} frames or more."
+        )
+    try:
+        data = image.get_fdata(dtype=np.float32, caching="unchanged")
+    except Exception as error:  # zlib, gzip and nibabel raise their own
+        raise damaged(path, error) from None
+    return nib.Nifti1Image(data, image.affine, image.header)
+
+
+def load_confounds(path: Path, name: str) -> pd.DataFrame | None:
+    """[T, columns] of fMRIPrep's table beside a run; None for ``none``.
+
+    Raises:
+        UserInputError: there is none, or it lacks columns.
+    """
+    if name == "none":
+        return None
+    from nilearn.interfaces.fmriprep import load_confounds as load
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found, _ = load(str(path), **CONFOUNDS[name])
+    except Exception as error:  # nilearn raises several of its own
+        raise UserInputError(
+            f"--confounds {name}: no usable table of confounds for '{path.name}' "
+            f"({' '.join(str(error).split())[:200]}). Expected fMRIPrep's "
+            f"*_desc-confounds_timeseries.tsv beside it, or use --confounds none."
+        ) from None
+    return pd.DataFrame(found)
+
+
+def _regions(
+    image: Any, atlas: Atlas, confounds: pd.DataFrame | None, extraction: Extraction, tr: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Series [N, T] and coverage [N]; columns stay where they are, whatever is empty."""
+    from nilearn.image import resample_to_img
+    from nilearn.maskers import NiftiLabelsMasker
+
+    first = image.slicer[..., 0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        labels_image = resample_to_img(
+            atlas.image, first, interpolation="nearest", copy_header=True, force_resample=True
+        )
+        labels = np.asanyarray(labels_image.dataobj).astype(np.int32)
+        signal = np.ptp(image.get_fdata(dtype=np.float32, caching="unchanged"), axis=3) > 0
+        # A voxel outside the field of view is constant and would thin out its region.
+        inside = nib.Nifti1Image(np.where(signal, labels, 0), image.affine)
+        masker = NiftiLabelsMasker(
+            inside,
+            standardize=None,
+            low_pass=extraction.low_pass,
+            high_pass=extraction.high_pass,
+            t_r=tr if extraction.filtered else None,
+            resampling_target=None,
+        )
+        found = np.atleast_2d(masker.fit_transform(image, confounds=confounds))
+    series = np.zeros((len(atlas.ids), image.shape[3]), dtype=np.float32)
+    row = {region: number for number, region in enumerate(atlas.ids)}
+    for column, label in masker.region_ids_.items():
+        if column != "background" and int(label) in row:
+            series[row[int(label)]] = found[:, int(column)]
+    most = max(int(labels.max()), *atlas.ids) + 1
+    voxels = np.bincount(labels.ravel(), minlength=most)[list(atlas.ids)]
+    covered = np.bincount(labels[signal], minlength=most)[list(atlas.ids)]
+    return series, np.divide(covered, voxels, out=np.zeros(len(voxels)), where=voxels > 0)
