@@ -78,7 +78,7 @@ def write_reference_page(
             title = f"CPA, {one.name}" if what == "cpa" else f"Neurosynth, {one.name}"
             glass_brain(atlas.image_of(values), path, title, signed=what == "reference")
             pictures.append(Picture(path, title, f"Glass brain: {title}.", wide=True))
-        sections.append(Section(one.name, pictures=pictures, side_by_side=True))
+        sections.append(Section(one.name, pictures=pictures))
     summary = (
         f"Calibrated Pathway Attribution of {name} beside the Neurosynth association maps of each "
         f"class's terms, in the regions of {atlas.name}.",

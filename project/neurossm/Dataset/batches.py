@@ -62,9 +62,10 @@ class ScanDataset(Dataset[dict[str, Any]]):
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A batch: ``scans`` packed, ``label`` [B], and by scan ``subject`` (its name) and ``window``.
+    """A batch: ``frames`` [L, N] and ``lengths`` of the packed scans, ``label`` [B].
 
-    The last two are what messages about a batch name (``training.survival``).
+    ``subject``, the scans' names, and ``window``, their numbers, are what messages about a batch
+    name (``training.survival``).
     """
     packed = pack([item["series"] for item in items])
     return {

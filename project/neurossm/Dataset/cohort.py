@@ -6,7 +6,6 @@ Shapes: N regions, T frames.
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,6 @@ from project.module.config import UserInputError
 from project.neurossm.Dataset.datasetDetails import DatasetDetails
 from project.neurossm.Dataset.safe_loading import load_objects
 
-_log = logging.getLogger(__name__)
 SUBJECT_COLUMNS = ("Subject", "subjectId", "subject", "participant_id", "Subj")
 
 

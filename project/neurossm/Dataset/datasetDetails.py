@@ -25,7 +25,6 @@ class DatasetDetails:
         labels: spelling in the files, in lower case -> class; empty takes the values found.
         classes: names of the classes, in the order of their index.
         dynamic_length: frames of a training crop.
-        repetition_time: seconds, for the axes of pictures; None if it differs.
         pheno_file: table of subjects, below the data folder.
         pheno_target: its column with the label, if that is where the label stands.
         pheno_keep: column -> value; subjects with another one are left out.
@@ -41,7 +40,6 @@ class DatasetDetails:
     labels: Mapping[str, str]
     classes: tuple[str, ...]
     dynamic_length: int
-    repetition_time: float | None = None
     pheno_file: str | None = None
     pheno_target: str | None = None
     pheno_keep: Mapping[str, str] = field(default_factory=dict)
@@ -75,7 +73,6 @@ DATASETS: Mapping[str, DatasetDetails] = {
         labels=SEX,
         classes=("Female", "Male"),
         dynamic_length=600,
-        repetition_time=0.72,
         pheno_file=HCP_PHENO,
         pheno_target="Gender",
     ),
@@ -88,7 +85,6 @@ DATASETS: Mapping[str, DatasetDetails] = {
         labels={name.lower(): name for name in TASKS} | {"working_memory": "WM"},
         classes=TASKS,
         dynamic_length=150,
-        repetition_time=0.72,
         pheno_file=HCP_PHENO,
         pheno_keep={"Release": "Q1"},
     ),
@@ -112,7 +108,6 @@ DATASETS: Mapping[str, DatasetDetails] = {
         labels=SEX,
         classes=("Female", "Male"),
         dynamic_length=100,
-        repetition_time=2.5,
         pheno_file="cni_phenotypic_240.csv",
         pheno_target="Sex",
     ),
@@ -125,7 +120,6 @@ DATASETS: Mapping[str, DatasetDetails] = {
         labels={"control": "Control", "adhd": "ADHD"},
         classes=("Control", "ADHD"),
         dynamic_length=100,
-        repetition_time=2.5,
         pheno_file="cni_phenotypic_240.csv",
         pheno_target="DX",
     ),

@@ -140,7 +140,10 @@ def write_dataset(
         table = folder / details.pheno_file
         table.parent.mkdir(parents=True, exist_ok=True)
         lines = ["Subject,Release,Gender", *(",".join(row) for row in rows)]
-        write_text_whole(table, "\n".join(lines) + "\n")
+        # HCP's data sets share it: the same subjects have the same rows, and the larger one stays.
+        before = table.read_text(encoding="utf-8").splitlines() if table.is_file() else []
+        longest = max(lines, before, key=len)
+        write_text_whole(table, "\n".join(longest) + "\n")
     if atlas:
         write_atlas(folder / FOLDER / f"{details.atlas}.nii.gz", recipe.rois)
     write_truth(path, details, recipe)

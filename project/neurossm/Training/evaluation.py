@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,6 @@ from project.neurossm.Training.methods import TrainedMethod, method
 from project.neurossm.Training.module import FitConfig
 from project.neurossm.Training.protocol import FitResult, Protocol
 from project.neurossm.Training.report import summary_text, write_report
-
-_log = logging.getLogger(__name__)
 
 
 def hardware_of(device: str) -> Hardware:
