@@ -18,10 +18,13 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+# Below those that Linux gives out (from 32768 on); processes begin at different places, go round.
+_PORTS = (20_000 + (os.getpid() * 97 + number) % 12_000 for number in count())
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
@@ -124,11 +127,22 @@ def serve() -> None:
     torch.set_num_threads(1)
     for line in sys.stdin:
         job = json.loads(line)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = _free_port()
         children = [_fork(job, rank, port) for rank in range(len(job["logs"]))]
         print(json.dumps(_wait(children, job["seconds"])), flush=True)
+
+
+def _free_port() -> int:
+    """A port that the ranks can meet at.
+
+    Not one that the system gives out: before the ranks take it, it could go to a connection of
+    another test.
+    """
+    for port in _PORTS:
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 def _wait(children: list[int], seconds: float) -> dict[str, Any]:
