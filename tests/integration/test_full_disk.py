@@ -14,7 +14,7 @@ from tests.integration.tiny_runs import LAST, NEXT, Runs, weights
     [
         ("auto", (0,)),
         ("ddp", (0, 1)),
-        pytest.param(ZERO[0], (1,), marks=[needs_deepspeed, pytest.mark.slow]),
+        pytest.param(ZERO[0], (1,), marks=needs_deepspeed),
         *(
             pytest.param(strategy, full, marks=[needs_deepspeed, pytest.mark.slow])
             for strategy in ZERO

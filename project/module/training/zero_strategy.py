@@ -7,8 +7,10 @@ the same steps; DeepSpeed by itself would carry what is left of an epoch over in
 
 from __future__ import annotations
 
+import enum
 import math
 import os
+import pickle
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -182,6 +184,19 @@ class ZeroStrategy(DeepSpeedStrategy):
                 module.load_state_dict(checkpoint["state_dict"])
 
 
+def _enum_member(kind: Any, name: str) -> enum.Enum:
+    """A member of an enumeration, which Python 3.11.0 to 3.11.3 stores as a call of getattr.
+
+    Admitted in its place: getattr itself would reach anything.
+    """
+    if not (isinstance(kind, type) and issubclass(kind, enum.Enum)):
+        raise pickle.UnpicklingError(f"getattr of {kind!r}, expected an enumeration")
+    return kind[name]
+
+
+_enum_member.__module__, _enum_member.__qualname__ = "builtins", "getattr"  # the name looked up
+
+
 def prepare_deepspeed(kind: str) -> None:
     """Import DeepSpeed for a kind of device: "cpu", "cuda" or "xpu"."""
     os.environ.setdefault("DS_ACCELERATOR", kind)
@@ -197,7 +212,7 @@ def prepare_deepspeed(kind: str) -> None:
         collectives.build_shm_op = lambda: None
     # What its checkpoints hold besides tensors and containers; nothing else is unpickled.
     torch.serialization.add_safe_globals(
-        [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
+        [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address, _enum_member]
     )
     # Told at every step, of calls that are DeepSpeed's.
     warnings.filterwarnings(
