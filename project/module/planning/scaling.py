@@ -178,17 +178,7 @@ def _rate(rows: Sequence[dict[str, Any]]) -> None:
 
 def _table(rows: Sequence[dict[str, Any]], what: str) -> str:
     """The points as text."""
-    columns = (
-        "ms a batch",
-        "windows/s",
-        "tokens/s",
-        "TFLOP/s",
-        "GB",
-        "efficiency",
-        "relative",
-        "busy",
-    )
-    lines = [f"{POINTS[what]:>10} " + " ".join(f"{name:>11}" for name in columns)]
+    lines = [f"{POINTS[what]:>10} " + " ".join(f"{name:>11}" for name in _COLUMNS)]
     for row in rows:
         if not row.get("seconds"):
             lines.append(f"{row[what]:>10}  {row.get('failed', 'no batch was measured')}")
