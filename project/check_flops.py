@@ -24,6 +24,7 @@ if __package__ in (None, ""):
 
 from project.module.analysis import flops
 from project.module.analysis.deepspeed_flops import Comparison, compare
+from project.module.command_line import ended
 from project.module.config import UserInputError, look_up
 from project.module.planning.workload import read_workload
 from project.module.training.run_config import RunConfig, run_config
@@ -278,8 +279,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserInputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(ended(lambda: None if main() else 1, "nothing was written."))

@@ -27,7 +27,7 @@ if __package__ in (None, ""):  # run as a script: make `project` importable with
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from project.module.analysis.stages import Pipeline, Stage, StageFailure, run_python, shown
-from project.module.config import UserInputError
+from project.module.command_line import ended
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIG = "configs/demo.yaml"
@@ -249,17 +249,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.subjects is None:
         args.subjects = QUICK_SUBJECTS if args.quick else 160
     try:
-        run_demo(args)
-    except UserInputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return ended(lambda: run_demo(args), "call again to continue.")
     except StageFailure as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("error: interrupted; call again to continue", file=sys.stderr)
-        return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from project.module.command_line import ended
 from project.module.config import UserInputError
 from project.module.planning.batch_script import SCHEDULERS, batch_script
 from project.module.planning.cluster_plan import (
@@ -229,14 +230,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: 0, 1 if something is missing or does not fit, 2 for a user's mistake."""
     words = list(sys.argv[1:] if argv is None else argv)
     logging.getLogger("project").setLevel(logging.ERROR)
-    try:
-        return plan(words[1:]) if words[:1] == ["plan"] else check(words)
-    except UserInputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("error: interrupted.", file=sys.stderr)
-        return 130
+    planning = words[:1] == ["plan"]
+    return ended(lambda: plan(words[1:]) if planning else check(words), "nothing was written.")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from project.module.command_line import ended
 from project.module.config import UserInputError
 from project.module.models.checkpoint_export import (
     CONV_NAMES,
@@ -226,13 +227,11 @@ def export_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    try:
-        lines = export_checkpoint(ExportRequest(**vars(export_parser().parse_args(argv))))
-    except UserInputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print("\n".join(lines))
-    return 0
+    values = vars(export_parser().parse_args(argv))
+    return ended(
+        lambda: print("\n".join(export_checkpoint(ExportRequest(**values)))),
+        "nothing was written.",
+    )
 
 
 if __name__ == "__main__":

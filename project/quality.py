@@ -29,6 +29,7 @@ from project.module.analysis.store_page import PageContext, write_page
 from project.module.analysis.store_quality import QualityOptions
 from project.module.analysis.store_survey import Surveyed, survey_store
 from project.module.analysis.store_table import Row, make_rows, write_tsv
+from project.module.command_line import ended
 from project.module.config import RUN_SCALINGS, DataConfig, ModelConfig, UserInputError
 from project.module.utils.data_preprocess_and_load.conversion import available_cpus
 from project.module.utils.data_preprocess_and_load.hdf5_store import list_runs, read_header
@@ -231,15 +232,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     values = vars(build_parser().parse_args(argv))
     values["patch_size"] = tuple(values["patch_size"])
-    try:
+
+    def survey() -> int:
         rows = quality(QualityRequest(**values))
-    except UserInputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("error: interrupted; call again to continue from the cache", file=sys.stderr)
-        return 130
-    return 1 if any(row.run.error for row in rows) else 0
+        return 1 if any(row.run.error for row in rows) else 0
+
+    return ended(survey, "call again to continue from the cache.")
 
 
 if __name__ == "__main__":

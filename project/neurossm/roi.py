@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from project.module.command_line import ended
 from project.module.config import UserInputError
 from project.module.utils.data_preprocess_and_load.layouts import LAYOUTS, find_runs
 from project.module.utils.data_preprocess_and_load.whole_files import (
@@ -32,7 +33,13 @@ from project.module.utils.data_preprocess_and_load.whole_files import (
     write_text_whole,
     written_whole,
 )
-from project.neurossm.Dataset.atlases import ATLASES, Atlas, find_atlas, read_atlas
+from project.neurossm.Dataset.atlases import (
+    ATLASES,
+    Atlas,
+    find_atlas,
+    read_atlas,
+    spare_collections,
+)
 from project.neurossm.Dataset.cohort import SUBJECT_COLUMNS
 from project.neurossm.Dataset.roi_extraction import CONFOUNDS, Extracted, Extraction, extract
 from project.neurossm.Dataset.roi_page import write_page
@@ -91,6 +98,7 @@ def run(argv: Sequence[str]) -> int:
     atlas = _atlas(args.atlas, Path(args.data_dir))
     found = find_runs(args.input, args.layout, args.space)
     make_folder(output.parent, "--output")
+    spare_collections()
     runs: list[Extracted] = []
     refused: list[str] = []
     for source in tqdm(found.sources, unit="run", disable=not sys.stderr.isatty()):
@@ -192,14 +200,7 @@ def _record(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    try:
-        return run(sys.argv[1:] if argv is None else argv)
-    except UserInputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("error: interrupted; nothing was written.", file=sys.stderr)
-        return 130
+    return ended(lambda: run(sys.argv[1:] if argv is None else argv), "nothing was written.")
 
 
 if __name__ == "__main__":

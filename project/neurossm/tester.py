@@ -20,6 +20,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a script: make `project` importable without PYTHONPATH
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from project.module.command_line import ended
 from project.module.config import SSD_BACKENDS, UserInputError, look_up
 from project.neurossm.Dataset.datasetDetails import NAMES as DATASET_NAMES
 from project.neurossm.Dataset.datasetDetails import OWN, details_of
@@ -51,7 +52,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--data_dir", default="Dataset/Data", metavar="DIR", help="default: %(default)s")
     add("--data_file", metavar="FILE", help="scans, in place of the data set's file")
     add("--target", metavar="KEY", help=f"of a scan's pheno: its class (--dataset {OWN})")
-    add("--group_column", metavar="NAME", help="of the subject table: families stay together")
+    add(
+        "--group_column",
+        metavar="NAME",
+        help="of the subject table or pheno: families stay together",
+    )
     add("--drop_bad_scans", action="store_true", help="leave out scans that are not finite")
     add("--dynamic_length", type=int, metavar="T", help="frames of a training crop")
     add(
@@ -129,29 +134,21 @@ def run(argv: Sequence[str]) -> int:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("project").setLevel(logging.INFO)
     # Imported here: torch and Lightning take seconds, and a wrong flag need not wait for them.
+    from project.module.training.stopping import StoppedRun
     from project.neurossm.Training.evaluation import evaluate
 
-    evaluate(args, details)
+    try:
+        evaluate(args, details)
+    except StoppedRun as stopped:
+        print(stopped, file=sys.stderr, flush=True)
+        return stopped.status
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    try:
-        return run(sys.argv[1:] if argv is None else argv)
-    except UserInputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("error: interrupted; the same command goes on behind the last fit.", file=sys.stderr)
-        return 130
-    except Exception as error:
-        from project.module.training.stopping import exit_status
-
-        status = exit_status(error)
-        if status is None:
-            raise
-        return status
+    words = sys.argv[1:] if argv is None else argv
+    return ended(lambda: run(words), "the same command goes on behind the last fit.")
 
 
 if __name__ == "__main__":

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 from scipy import sparse
 
 from project.neurossm.Analysis.neurosynth import FILES, FOLDER
+
+needs_nimare = pytest.mark.skipif(
+    importlib.util.find_spec("nimare") is None,
+    reason="NiMARE is not installed (pip install -r project/neurossm/requirements.txt)",
+)
 
 
 def write_database(

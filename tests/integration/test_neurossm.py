@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import signal
@@ -23,6 +22,7 @@ from project.neurossm.Dataset.atlases import read_atlas
 from project.neurossm.Dataset.synthetic import run as make_data
 from project.neurossm.tester import main as run_tester
 from project.neurossm.tester import run
+from tests.integration.neurosynth_files import needs_nimare
 
 NEUROSSM = Path(__file__).resolve().parents[2] / "project" / "neurossm"
 SMALL = "--embed_dim 32 --depth 1 --epochs 2 --folds 2 --device cpu"
@@ -32,10 +32,6 @@ FIVE = (
     "cpa_score",
     "cpa_score_top25_mask",
     "cpa_dominant_pathway",
-)
-needs_nimare = pytest.mark.skipif(
-    importlib.util.find_spec("nimare") is None,
-    reason="NiMARE is not installed (pip install -r project/neurossm/requirements.txt)",
 )
 
 

@@ -19,8 +19,8 @@ from project.neurossm.Analysis.run_cpa_analysis import TERMS
 from project.neurossm.Dataset.atlases import read_atlas
 from project.neurossm.Dataset.datasetDetails import DATASETS
 from project.neurossm.Dataset.synthetic import run as make_data
-from tests.integration.neurosynth_files import write_database
-from tests.integration.test_neurossm import FIVE, needs_nimare
+from tests.integration.neurosynth_files import needs_nimare, write_database
+from tests.integration.test_neurossm import FIVE
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "project" / "neurossm" / "README.md"

@@ -14,8 +14,7 @@ from project.neurossm.Analysis.neurosynth import FILES, FOLDER, Database, databa
 from project.neurossm.Analysis.run_cpa_analysis import region_means
 from project.neurossm.Dataset.atlases import Atlas, read_atlas
 from project.neurossm.Dataset.synthetic import write_atlas
-from tests.integration.neurosynth_files import write_database
-from tests.integration.test_neurossm import needs_nimare
+from tests.integration.neurosynth_files import needs_nimare, write_database
 
 pytestmark = needs_nimare
 TERMS = ("motor", "theory mind")

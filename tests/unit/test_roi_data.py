@@ -37,7 +37,9 @@ def series(frames: int = 20, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((ROIS, frames)).astype(np.float32)
 
 
-def sample(subject: str, frames: int = 20, turned: bool = False, **pheno: str) -> dict[str, Any]:
+def sample(
+    subject: str, frames: int = 20, turned: bool = False, **pheno: str | None
+) -> dict[str, Any]:
     values = series(frames, seed=int(subject) if subject.isdigit() else 0)
     return {
         "roiTimeseries": values.T if turned else values,
@@ -256,12 +258,31 @@ def test_families_come_from_the_table(tmp_path: Path) -> None:
     pheno = "Subject,Release,Gender,Family\n1,Q1,F,a\n2,Q1,M,a\n4,Q1,M,b\n"
     write(tmp_path, REST, [sample("1"), sample("2"), sample("4")], pheno)
     cohort = load_cohort("HCP_REST", REST, tmp_path, group_column="Family")
-    assert cohort.groups.tolist() == ["a", "a", "b"]
+    assert cohort.groups.tolist() == ["Family a", "Family a", "Family b"]
     with pytest.raises(UserInputError, match=r"has no column Mother"):
         load_cohort("HCP_REST", REST, tmp_path, group_column="Mother")
-    write(tmp_path, PPMI, [sample("1", disease="PD")])
-    with pytest.raises(UserInputError, match=r"^--group_column: this data set has no table"):
+
+
+def test_families_come_from_pheno_where_there_is_no_table(tmp_path: Path) -> None:
+    """A family that is not known is the subject alone; no two of these are kept together."""
+    families = {"1": "x", "2": "x", "3": "n/a", "4": "", "5": "1"}
+    scans = [sample(s, disease=str(int(s) % 2), family=f) for s, f in families.items()]
+    write(tmp_path, PPMI, scans)
+    groups = load_cohort("PPMI", PPMI, tmp_path, group_column="family").groups.tolist()
+    assert groups == ["family x", "family x", "3", "4", "family 1"]
+    with pytest.raises(UserInputError, match=r"^--group_column: a scan of 1 has no 'Family' in"):
         load_cohort("PPMI", PPMI, tmp_path, group_column="Family")
+    write(tmp_path, PPMI, [*scans, sample("1", disease="1", family="y")])
+    with pytest.raises(UserInputError, match=r"^--group_column: scans of 1 differ in 'family'"):
+        load_cohort("PPMI", PPMI, tmp_path, group_column="family")
+
+
+def test_scans_without_a_label_are_left_out_and_named(tmp_path: Path) -> None:
+    labels = {"1": "PD", "2": "n/a", "3": "0", "4": " ", "5": None, "6": "nan"}
+    write(tmp_path, PPMI, [sample(s, disease=label) for s, label in labels.items()])
+    cohort = load_cohort("PPMI", PPMI, tmp_path)
+    assert [scan.subject for scan in cohort.scans] == ["1", "3"]
+    assert "4 scans without a 'disease' were left out (2, 4, 5, 6)." in cohort.notes
 
 
 def test_too_few_subjects_to_split() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -158,13 +159,15 @@ def fit_logistic(
     if folds < 2:
         return logistic_pipeline().fit(x, y), 1.0
     inner = StratifiedKFold if groups is None else StratifiedGroupKFold
-    search = GridSearchCV(
-        logistic_pipeline(),
-        {"logisticregression__C": list(PENALTIES)},
-        scoring="roc_auc" if len(counts) == 2 else "roc_auc_ovr",
-        cv=inner(folds, shuffle=True, random_state=seed),
-    ).fit(x, y, groups=groups)
-    return search.best_estimator_, float(search.best_params_["logisticregression__C"])
+    with TemporaryDirectory() as cache:  # one rotation a fold, whatever the penalty
+        search = GridSearchCV(
+            logistic_pipeline().set_params(memory=cache),
+            {"logisticregression__C": list(PENALTIES)},
+            scoring="roc_auc" if len(counts) == 2 else "roc_auc_ovr",
+            cv=inner(folds, shuffle=True, random_state=seed),
+        ).fit(x, y, groups=groups)
+    best = search.best_estimator_.set_params(memory=None)
+    return best, float(search.best_params_["logisticregression__C"])
 
 
 def mean_volume_control(data: FMRIDataModule, seed: int = 0) -> MeanVolumeResult:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from project.module.training.stopping import FAILED
+from project.module.command_line import FAILED
 
 
 def several_ranks() -> bool:

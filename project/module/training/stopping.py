@@ -15,12 +15,10 @@ from typing import Any
 
 from pytorch_lightning.utilities import rank_zero_only
 
+from project.module.command_line import FAILED, INTERRUPTED
 from project.module.config import UserInputError
 
-# Statuses of a run besides 0; docs/surviving.md is the users' copy.
-FAILED = 2
-STOPPED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, try again
-INTERRUPTED = 130
+STOPPED = 75  # exit status of a run; EX_TEMPFAIL of sysexits.h: nothing is wrong, try again
 
 _REPEATED = 5.0  # seconds; launchers pass one signal on by more than one way
 

@@ -26,7 +26,7 @@ from project.neurossm.Analysis.cpa_files import (
     write_scan_map,
 )
 from project.neurossm.Analysis.cpa_report import write_pages
-from project.neurossm.Dataset.atlases import Atlas, find_atlas
+from project.neurossm.Dataset.atlases import Atlas, find_atlas, spare_collections
 from project.neurossm.Dataset.cohort import Cohort, Scan
 from project.neurossm.Dataset.splits import HOLDOUT_NAME
 from project.neurossm.Models.neurossm import NeuroSSM
@@ -50,6 +50,7 @@ def explain_holdouts(
     cohort = protocol.cohort
     config = CPAConfig(flags["ablation"], flags["cpa_gradient"])
     atlas = _atlas(cohort, flags)
+    spare_collections()
     folders = []
     for seed, splits in protocol.splits().items():
         split = splits[-1]

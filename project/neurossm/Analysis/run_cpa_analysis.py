@@ -26,6 +26,7 @@ if __package__ in (None, ""):  # run as a script: make `project` importable with
 import nibabel as nib
 import numpy as np
 
+from project.module.command_line import ended
 from project.module.config import UserInputError, look_up, read_yaml
 from project.module.utils.data_preprocess_and_load.whole_files import make_folder, write_text_whole
 from project.neurossm.Analysis.cpa_files import RANDOMISED, ScanMap, read_arrays, read_scan_map
@@ -33,7 +34,7 @@ from project.neurossm.Analysis.cpa_report import GroupMap, group_map, likeness
 from project.neurossm.Analysis.neurosynth import Database, database, require_nimare
 from project.neurossm.Analysis.reference_report import write_reference_page
 from project.neurossm.Analysis.reference_scores import NULLS, Scores, partial_scores
-from project.neurossm.Dataset.atlases import Atlas, find_atlas
+from project.neurossm.Dataset.atlases import Atlas, find_atlas, spare_collections
 
 TERMS = Path(__file__).with_name("terms.yaml")
 TOP = 0.25
@@ -88,8 +89,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(argv: Sequence[str]) -> list[Path]:
-    """Do what the flags say; returns the pages.
+def run(argv: Sequence[str]) -> None:
+    """Do what the flags say.
 
     Raises:
         UserInputError: anything the user can mend.
@@ -104,13 +105,12 @@ def run(argv: Sequence[str]) -> list[Path]:
     maps = {name: _read_maps(root / name) for name in names}
     atlases = {name: _atlas(found, data_dir, args.atlas) for name, found in maps.items()}
     make_folder(out, "--out")
+    spare_collections()
     base = database(data_dir)
-    pages = []
     for name in names:
         classes = _classes(root / name, name, maps[name], terms[name], base, atlases[name])
-        pages.append(_analyse(name, classes, maps[name], atlases[name], base, args, out))
-        print(f"{name}: maps in {out / 'maps' / name}, report {pages[-1]}", flush=True)
-    return pages
+        page = _analyse(name, classes, maps[name], atlases[name], base, args, out)
+        print(f"{name}: maps in {out / 'maps' / name}, report {page}", flush=True)
 
 
 def _datasets(root: Path, terms: dict[str, Any], wanted: Sequence[str] | None) -> list[str]:
@@ -315,15 +315,8 @@ def _number(value: float | None) -> float | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    try:
-        run(sys.argv[1:] if argv is None else argv)
-    except UserInputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("error: interrupted; maps of terms that were made are kept.", file=sys.stderr)
-        return 130
-    return 0
+    words = sys.argv[1:] if argv is None else argv
+    return ended(lambda: run(words), "maps of terms that were made are kept.")
 
 
 if __name__ == "__main__":

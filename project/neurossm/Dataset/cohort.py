@@ -20,6 +20,7 @@ from project.neurossm.Dataset.datasetDetails import DatasetDetails
 from project.neurossm.Dataset.safe_loading import load_objects
 
 SUBJECT_COLUMNS = ("Subject", "subjectId", "subject", "participant_id", "Subj")
+_MISSING = ("n/a", "nan")  # a cell without a value; n/a is BIDS's
 
 
 class Scan(NamedTuple):
@@ -104,7 +105,8 @@ def load_cohort(
         details: its entry.
         data_dir: ``--data_dir``.
         data_file: ``--data_file``, in place of the entry's.
-        group_column: column of the subject table whose values are not split (families).
+        group_column: column of the subject table, or key of ``pheno`` where there is none, whose
+            values are not split (families).
         drop_bad_scans: leave out scans with values that are not finite, instead of refusing.
 
     Raises:
@@ -116,7 +118,8 @@ def load_cohort(
     raw = _read_columns(path, table) if path.suffix == ".npz" else _read_list(path)
     if table is not None:
         raw = _known_subjects(raw, table, details, path, notes)
-    label_of = _labels(raw, table, details, path)
+    raw, label_of = _labelled(raw, table, details, path, notes)
+    groups = _groups(raw, table, group_column)
     classes = details.classes or tuple(sorted(set(label_of)))
     if len(classes) < 2:
         raise UserInputError(
@@ -131,9 +134,7 @@ def load_cohort(
         if not np.isfinite(series).all():
             bad.append(scan)
             continue
-        group = item.subject if table is None or group_column is None else None
-        group = group or str(table.loc[item.subject, group_column])  # type: ignore[union-attr]
-        scans.append(Scan(item.subject, scan, classes.index(label), series, group))
+        scans.append(Scan(item.subject, scan, classes.index(label), series, groups[item.subject]))
     if bad and not drop_bad_scans:
         raise UserInputError(
             f"--data_dir: '{path}' has values that are not finite in {len(bad)} scans "
@@ -202,8 +203,6 @@ def _subject_table(
 ) -> pd.DataFrame | None:
     """The table of subjects, indexed by their names; None if the data set has none."""
     if details.pheno_file is None:
-        if group_column is not None:
-            raise UserInputError("--group_column: this data set has no table of subjects.")
         return None
     path = data_dir / details.pheno_file
     if not path.is_file():
@@ -258,11 +257,15 @@ def _known_subjects(
     return found
 
 
-def _labels(
-    raw: list[_Raw], table: pd.DataFrame | None, details: DatasetDetails, path: Path
-) -> list[str]:
-    """The class of each scan by name."""
-    found = []
+def _labelled(
+    raw: Sequence[_Raw],
+    table: pd.DataFrame | None,
+    details: DatasetDetails,
+    path: Path,
+    notes: list[str],
+) -> tuple[list[_Raw], list[str]]:
+    """Scans with a label, and the class of each by name."""
+    kept, found, without = [], [], []
     for item in raw:
         if details.pheno_target is not None and table is not None:
             value: Any = table.loc[item.subject, details.pheno_target]
@@ -273,14 +276,48 @@ def _labels(
                 f"--target: a scan of {item.subject} in '{path}' has no '{details.target}' in its "
                 f"pheno ({', '.join(map(str, item.pheno)) or 'it has none'})."
             )
-        spelling = str(value).strip()
+        spelling = _spelling(value)
+        if not spelling:
+            without.append(item.subject)
+            continue
         label = details.labels.get(spelling.lower()) if details.labels else spelling
         if not label:
             raise UserInputError(
                 f"--target: '{details.target}' of {item.subject} is '{spelling}', expected one of "
-                f"{', '.join(sorted(details.labels)) or 'the classes'}."
+                f"{', '.join(sorted(details.labels))}."
             )
+        kept.append(item)
         found.append(label)
+    if without:
+        notes.append(
+            f"{len(without)} scans without a '{details.target}' were left out ({_some(without)})."
+        )
+    return kept, found
+
+
+def _spelling(value: Any) -> str:
+    """Of a cell; "" if it is missing."""
+    found = "" if value is None else str(value).strip()
+    return "" if found.lower() in _MISSING else found
+
+
+def _groups(raw: Iterable[_Raw], table: pd.DataFrame | None, column: str | None) -> dict[str, str]:
+    """Subject -> what may not be split: the subject, or its family where that is known."""
+    found: dict[str, str] = {}
+    for item in raw:
+        row = item.pheno if table is None else table.loc[item.subject]
+        if column is not None and column not in row:
+            raise UserInputError(
+                f"--group_column: a scan of {item.subject} has no '{column}' in its pheno "
+                f"({', '.join(map(str, row)) or 'it has none'})."
+            )
+        value = "" if column is None else _spelling(row[column])
+        group = f"{column} {value}" if value else item.subject
+        if found.setdefault(item.subject, group) != group:
+            raise UserInputError(
+                f"--group_column: scans of {item.subject} differ in '{column}'; a subject has one "
+                f"family."
+            )
     return found
 
 

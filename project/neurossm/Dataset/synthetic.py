@@ -25,6 +25,7 @@ import numpy as np
 if __package__ in (None, ""):  # run as a script: make `project` importable without PYTHONPATH
     sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
+from project.module.command_line import ended
 from project.module.config import UserInputError
 from project.module.utils.data_preprocess_and_load.whole_files import (
     make_folder,
@@ -209,7 +210,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(argv: Sequence[str]) -> Path:
+def run(argv: Sequence[str]) -> None:
     """Write the files.
 
     Raises:
@@ -230,17 +231,11 @@ def run(argv: Sequence[str]) -> Path:
     recipe = Recipe(details.rois, frames, kinds, args.strength, args.seed)
     path = write_dataset(args.dataset, folder, args.subjects, recipe)
     print(f"{args.subjects} synthetic subjects in {path}")
-    return path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: 0, or 2 with one line for a user's mistake."""
-    try:
-        run(sys.argv[1:] if argv is None else argv)
-    except UserInputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return ended(lambda: run(sys.argv[1:] if argv is None else argv), "call again.")
 
 
 if __name__ == "__main__":

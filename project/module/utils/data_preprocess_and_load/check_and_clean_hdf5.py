@@ -22,6 +22,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[4]))
 
+from project.module.command_line import ended
 from project.module.config import UserInputError
 from project.module.utils.data_preprocess_and_load.conversion import Outcome, available_cpus
 from project.module.utils.data_preprocess_and_load.hdf5_store import list_runs
@@ -205,7 +206,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     args = build_parser().parse_args(argv)
-    try:
+
+    def check() -> int:
         good = check_store(
             args.image_path,
             CheckOptions(sample=1.0 if args.full else args.sample),
@@ -213,13 +215,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             clean=args.clean,
             num_workers=args.num_workers,
         )
-    except UserInputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("error: interrupted; nothing was moved", file=sys.stderr)
-        return 130
-    return 0 if good else 1
+        return 0 if good else 1
+
+    return ended(check, "nothing was moved.")
 
 
 if __name__ == "__main__":

@@ -25,10 +25,13 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[4]))
 
-from project.module.utils.data_preprocess_and_load.conversion import Outcome
+from project.module.command_line import ended
 from project.module.utils.data_preprocess_and_load.datasets import DATASETS
 from project.module.utils.data_preprocess_and_load.hdf5_store import COMPRESSIONS
-from project.module.utils.data_preprocess_and_load.preprocessing import convert_sources, exit_status
+from project.module.utils.data_preprocess_and_load.preprocessing import (
+    convert_sources,
+    found_failures,
+)
 from project.module.utils.data_preprocess_and_load.reference_conversion import (
     BACKGROUNDS,
     ReferenceOptions,
@@ -94,7 +97,7 @@ def main(argv: Sequence[str] | None = None, compression: str = "lz4") -> int:
     """Run the command line; returns the exit status."""
     args = build_parser(compression).parse_args(argv)
 
-    def convert() -> list[Outcome]:
+    def convert() -> int:
         options = ReferenceOptions(
             tr=args.tr,
             img_size=args.img_size and tuple(args.img_size),
@@ -112,15 +115,16 @@ def main(argv: Sequence[str] | None = None, compression: str = "lz4") -> int:
             overwrite=args.overwrite,
             dry_run=args.dry_run,
         )
-        return convert_sources(
+        outcomes = convert_sources(
             find_runs(args.input, Path(args.output) / "hdf5"),
             args.output,
             options,
             job=convert_reference_run,
             num_workers=args.num_workers,
         )
+        return found_failures(outcomes)
 
-    return exit_status(convert)
+    return ended(convert, "call again to continue.")
 
 
 if __name__ == "__main__":

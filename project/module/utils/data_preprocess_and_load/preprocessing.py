@@ -25,6 +25,7 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[4]))
 
+from project.module.command_line import ended
 from project.module.config import UserInputError, canonical_dataset_name
 from project.module.utils.data_preprocess_and_load.conversion import (
     Outcome,
@@ -243,7 +244,7 @@ def main(argv: Sequence[str] | None = None, **defaults: Any) -> int:
     parser.set_defaults(**defaults)
     args = parser.parse_args(argv)
 
-    def convert() -> list[Outcome]:
+    def convert() -> int:
         cohort = DATASETS[canonical_dataset_name(args.dataset_name or "Own")]
         crop_offset = args.crop_offset or cohort.crop_offset
         options = ConversionOptions(
@@ -261,7 +262,7 @@ def main(argv: Sequence[str] | None = None, **defaults: Any) -> int:
             overwrite=args.overwrite,
             dry_run=args.dry_run,
         )
-        return convert_folder(
+        outcomes = convert_folder(
             args.input,
             args.output,
             options,
@@ -270,20 +271,13 @@ def main(argv: Sequence[str] | None = None, **defaults: Any) -> int:
             tables=cohort.tables,
             num_workers=args.num_workers,
         )
+        return found_failures(outcomes)
 
-    return exit_status(convert)
+    return ended(convert, "call again to continue.")
 
 
-def exit_status(convert: Callable[[], list[Outcome]]) -> int:
-    """What a converting command ends with: 0, 1 if runs failed, 2 for wrong input, 130."""
-    try:
-        outcomes = convert()
-    except UserInputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("error: interrupted; call again to continue", file=sys.stderr)
-        return 130
+def found_failures(outcomes: Sequence[Outcome]) -> int:
+    """Exit status of a conversion that has ended: 1 if runs failed."""
     return 1 if any(outcome.status == "failed" for outcome in outcomes) else 0
 
 

@@ -30,6 +30,7 @@ import nibabel
 import numpy as np
 from tqdm import tqdm
 
+from project.module.command_line import ended
 from project.module.config import UserInputError
 from project.module.utils.data_preprocess_and_load.conversion import (
     ConversionOptions,
@@ -231,17 +232,13 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of the command; returns the exit status."""
     values = vars(_parser().parse_args(argv))
     output, workers, overwrite = (values.pop(k) for k in ("output", "num_workers", "overwrite"))
-    try:
+
+    def write() -> None:
         spec = SyntheticSpec(**{**values, "grid": tuple(values["grid"])})
         write_nifti_dataset(spec, output, workers, overwrite=overwrite)
-    except UserInputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: --output: cannot write '{output}' ({error}).", file=sys.stderr)
-        return 2
-    print(f"{spec.subjects} runs and participants.csv in {output}")
-    return 0
+        print(f"{spec.subjects} runs and participants.csv in {output}")
+
+    return ended(write, "call again with --overwrite.")
 
 
 if __name__ == "__main__":
