@@ -24,6 +24,7 @@ from project.module.config import (
     UserInputError,
     from_dict,
 )
+from project.module.models.checkpoint_files import read_file
 from project.module.models.checkpoint_io import (
     CHECKPOINT_KEY,
     canonical_name,
@@ -392,3 +393,33 @@ def test_pretrained_module_goes_into_a_task(path: Path) -> None:
 def test_a_card_of_another_kind_is_left_aside(path: Path) -> None:
     torch.save({"norm.weight": torch.ones(2), CHECKPOINT_KEY: [1]}, path)
     assert read_checkpoint(path).card == {}
+
+
+class AsPython311Stored:
+    """An enumeration's member as Python 3.11.0 to 3.11.3 wrote it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, ("text", "upper")
+
+
+def test_what_a_process_has_admitted_elsewhere_does_not_matter(tmp_path: Path) -> None:
+    """DeepSpeed's classes have the names of the stand-ins; torch would take either, by chance."""
+
+    def rival() -> Any:
+        def refusing(*_: Any) -> None:
+            raise pickle.UnpicklingError("expected an enumeration")
+
+        refusing.__module__, refusing.__qualname__ = "builtins", "getattr"
+        return refusing
+
+    path = tmp_path / "x.pt"
+    torch.save({"w": torch.ones(2), "stage": AsPython311Stored()}, path)
+    rivals = [rival() for _ in range(30)]
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals(rivals)
+    try:
+        assert torch.equal(read_file(path)["w"], torch.ones(2))
+        assert set(rivals) <= set(torch.serialization.get_safe_globals())
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)

@@ -11,7 +11,8 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,23 @@ def _stand_in(path: str) -> type[_Unread]:
 _STAND_INS: list[Any] = [_stand_in(path) for path in _UNREAD]
 
 
+@contextmanager
+def _admitting(globals_: list[Any]) -> Iterator[None]:
+    """Have torch admit these and no others.
+
+    Where a process has started DeepSpeed, its own classes are admitted under the same names; which
+    of two torch takes depends on their places in memory.
+    """
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(globals_)
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
 def read_file(
     path: str | Path, flag: str = "--load_model_path", lazily: bool = False
 ) -> dict[str, Any]:
@@ -82,7 +100,7 @@ def read_file(
     try:
         if path.suffix == SAFETENSORS:
             return dict(load_file(path))
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_STAND_INS):
+        with warnings.catch_warnings(), _admitting(_STAND_INS):
             warnings.simplefilter("ignore")  # torch's hints; what matters is said below
             mapped = lazily and zipfile.is_zipfile(path)
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
