@@ -1,7 +1,7 @@
 """ROI time series from NIfTI runs.
 
     python project/neurossm/roi.py extract --input derivatives/fmriprep --atlas Schaefer400 \\
-        --label_csv participants.csv --target sex --output Dataset/Data/mine.pickle
+        --label_csv participants.csv --output Dataset/Data/mine.pickle
 
 writes the file that tester.py reads (--dataset Own --data_file ... --target ...), its quality page
 (.html) and what it was made from (.json) beside it. Runs that cannot be used are named and left

@@ -17,7 +17,7 @@ import pytest
 from sklearn import metrics as sk
 
 from project.module.config import UserInputError
-from project.neurossm.Analysis.cpa_files import ScanMap, read_scan_map
+from project.neurossm.Analysis.cpa_files import ScanMap, check_names, read_scan_map
 from project.neurossm.Dataset.atlases import read_atlas
 from project.neurossm.Dataset.synthetic import run as make_data
 from project.neurossm.tester import main as run_tester
@@ -139,6 +139,23 @@ def test_the_same_command_does_nothing_twice_and_adds_a_seed(
     assert (place / "predictions.csv").read_text() == wanted
     with pytest.raises(UserInputError, match=r"^--results_dir: .*training.epochs: 2, now 3"):
         run([*flags.split(), *SMALL.replace("--epochs 2", "--epochs 3").split()])
+
+
+def test_damaged_settings_are_named(
+    done: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(done / "Results", tmp_path / "Results")
+    (tmp_path / "Results/PPMI/NeuroSSM/settings.json").write_text('{"x')
+    flags = f"--dataset PPMI --data_dir {data} --dynamic_length 40 --results_dir {tmp_path}/Results"
+    assert run_tester([*flags.split(), *SMALL.split()]) == 2
+    assert "settings.json' is damaged. Choose another folder" in capsys.readouterr().err
+
+
+def test_maps_never_take_each_others_place(done: Path) -> None:
+    one = read_scan_map(next((done / "Analysis").rglob("subj_*.npz")))
+    check_names([one._replace(scan_id="a-b"), one._replace(scan_id="a.b")])
+    with pytest.raises(UserInputError, match=r"^--analysis: scans 'a b' and 'a/b' would both be"):
+        check_names([one._replace(scan_id="a b"), one._replace(scan_id="a/b")])
 
 
 def test_a_killed_run_goes_on(data: Path, tmp_path: Path) -> None:

@@ -147,6 +147,7 @@ BAD: dict[str, tuple[DatasetDetails, Any, str | None, str]] = {
     "no file": (PPMI, None, None, r"'.*ppmi.*' cannot be read \(No such file"),
     "not a list": (PPMI, 5, None, "holds int, expected a list of scans"),
     "no pheno": (PPMI, [{"roiTimeseries": series()}], None, r'scan 1: expected \{"roiTimeseries"'),
+    "empty name": (PPMI, [sample("", disease="PD")], None, r'scan 1: expected \{"roiTimeseries"'),
     "no label": (PPMI, [sample("1")], None, "^--target: a scan of 1 .* has no 'disease'"),
     "odd label": (PPMI, [sample("1", disease="flu")], None, "^--target: .* is 'flu', expected one"),
     "regions": (
@@ -275,6 +276,19 @@ def test_families_come_from_pheno_where_there_is_no_table(tmp_path: Path) -> Non
     write(tmp_path, PPMI, [*scans, sample("1", disease="1", family="y")])
     with pytest.raises(UserInputError, match=r"^--group_column: scans of 1 differ in 'family'"):
         load_cohort("PPMI", PPMI, tmp_path, group_column="family")
+
+
+def test_own_scans_with_other_regions_are_refused_and_none_is_turned(tmp_path: Path) -> None:
+    path = tmp_path / "mine.pickle"
+    scans = [sample(str(i), group="xy"[i % 2]) for i in range(4)]
+    scans[2]["roiTimeseries"] = scans[2]["roiTimeseries"][1:]
+    path.write_bytes(pickle.dumps(scans))
+    details = details_of("Own", str(path), "group", 10)
+    with pytest.raises(UserInputError, match=r"have 5, 6 rows; 2 differ. Expected regions x time"):
+        load_cohort("Own", details, tmp_path, path)
+    path.write_bytes(pickle.dumps([sample(str(i), 20, True, group="xy"[i % 2]) for i in range(4)]))
+    cohort = load_cohort("Own", details, tmp_path, path)
+    assert cohort.notes == ("20 regions and fewer frames: matrices must be regions x time.",)
 
 
 def test_scans_without_a_label_are_left_out_and_named(tmp_path: Path) -> None:

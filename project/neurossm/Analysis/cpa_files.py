@@ -58,6 +58,22 @@ class ScanMap(NamedTuple):
         return f"subj_{_UNSAFE.sub('-', self.scan_id)}.npz"
 
 
+def check_names(maps: Sequence[ScanMap]) -> None:
+    """Refuse names of scans of which one's file would take the place of another's.
+
+    Raises:
+        UserInputError: there are such.
+    """
+    taken: dict[str, str] = {}
+    for one in maps:
+        other = taken.setdefault(one.file_name, one.scan_id)
+        if other != one.scan_id:
+            raise UserInputError(
+                f"--analysis: scans '{other}' and '{one.scan_id}' would both be written to "
+                f"{one.file_name}. Give them names that differ in letters, digits, '.', '_' or '-'."
+            )
+
+
 def write_scan_map(folder: Path, found: ScanMap) -> Path:
     """Write the file of a scan."""
     path = folder / found.file_name

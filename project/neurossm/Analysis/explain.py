@@ -22,6 +22,7 @@ from project.neurossm.Analysis.cpa_files import (
     RANDOMISED,
     SCHEMA_VERSION,
     ScanMap,
+    check_names,
     write_arrays,
     write_scan_map,
 )
@@ -65,6 +66,7 @@ def explain_holdouts(
             old.unlink()
         found = attribute(model, test, mean_features(model, train), config)
         maps = scan_maps(cohort, model, test, found, config, atlas)
+        check_names(maps)
         for one in maps:
             write_scan_map(folder, one)
         random = randomised(method, train, test, config, seed)

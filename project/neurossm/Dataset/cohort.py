@@ -149,6 +149,8 @@ def load_cohort(
         usual = " or ".join(map(str, details.frames))
         notes.append(f"{len(other)} scans do not have the usual {usual} frames ({_some(other)}).")
     notes += _constant_regions(scans)
+    if details.rois is None and all(rois > scan.series.shape[1] for scan in scans):
+        notes.append(f"{rois} regions and fewer frames: matrices must be regions x time.")
     return Cohort(name, replace(details, classes=classes), tuple(scans), tuple(notes))
 
 
@@ -168,7 +170,7 @@ def _read_list(path: Path) -> list[_Raw]:
     for number, item in enumerate(found):
         known = isinstance(item, Mapping) and "roiTimeseries" in item
         pheno = item.get("pheno") if known else None
-        if not isinstance(pheno, Mapping) or "subjectId" not in pheno:
+        if not isinstance(pheno, Mapping) or not _spelling(pheno.get("subjectId")):
             raise UserInputError(
                 f"--data_dir: '{path}', scan {number + 1}: expected "
                 f'{{"roiTimeseries": array, "pheno": {{"subjectId": ...}}}}, got '
@@ -325,21 +327,23 @@ def _groups(raw: Iterable[_Raw], table: pd.DataFrame | None, column: str | None)
 
 
 def _common_rois(raw: Sequence[_Raw], path: Path) -> int:
-    """The number of regions, where the data set does not say: the dimension that all share.
+    """The number of regions, where the data set does not say: the first dimension of all scans.
 
-    Scans are regions x time; time x regions is found out by lengths that differ.
+    Scans that are turned cannot be told from scans of another atlas, so none is turned here.
     """
     shapes = [np.shape(item.series) for item in raw]
     if any(len(shape) != 2 for shape in shapes):
         raise UserInputError(f"--data_file: '{path}' has scans that are not matrices.")
-    first, second = ({shape[axis] for shape in shapes} for axis in (0, 1))
-    if len(first) > 1 and len(second) > 1:
+    counts = Counter(shape[0] for shape in shapes)
+    if len(counts) > 1:
+        usual = counts.most_common(1)[0][0]
+        other = [i.subject for i, shape in zip(raw, shapes, strict=True) if shape[0] != usual]
         raise UserInputError(
-            f"--data_file: scans of '{path}' have different numbers of regions: "
-            f"{_some(sorted(first))} x {_some(sorted(second))}. Expected regions x time, with the "
-            f"same regions in all of them."
+            f"--data_file: scans of '{path}' have {_some(sorted(counts))} rows; {_some(other)} "
+            f"differ. Expected regions x time, with the same regions in all of them; turn matrices "
+            f"that are time x regions."
         )
-    return (first if len(first) == 1 else second).pop()
+    return int(next(iter(counts)))
 
 
 def _oriented(series: Any, rois: int, where: str) -> np.ndarray:

@@ -158,14 +158,23 @@ class Protocol:
         }
         settings = json.loads(json.dumps(settings))  # lists for tuples, as in the file
         if path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8"))
-            other = _differences(found, settings)
+            other = _differences(_read_json(path), settings)
             if other:
                 raise UserInputError(
                     f"--results_dir: '{folder}' holds results of other settings ({other}). Choose "
                     f"another folder, or remove that one."
                 )
         write_text_whole(path, json.dumps(settings, indent=1) + "\n")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserInputError(
+            f"--results_dir: '{path}' is damaged. Choose another folder, or remove that one."
+        ) from None
+    return found
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], name: str = "") -> str:
@@ -182,7 +191,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any], name: str = "") -> st
 
 def _write_splits(path: Path, cohort: Cohort, splits: dict[int, list[Split]]) -> None:
     """Seed -> split -> subjects tested; an earlier call's seeds stay."""
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known = _read_json(path) if path.is_file() else {}
     for seed, of_seed in splits.items():
         known.setdefault(str(seed), {}).update(
             {split.name: sorted({cohort.scans[i].subject for i in split.test}) for split in of_seed}
