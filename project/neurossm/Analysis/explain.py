@@ -62,11 +62,11 @@ def explain_holdouts(
         print(f"CPA, seed {seed}: {len(test)} holdout scans", flush=True)
         folder = Path(flags["analysis_dir"]) / cohort.name / f"seed_{seed}"
         make_folder(folder, "--analysis_dir")
-        for old in folder.glob("subj_*.npz"):  # of an earlier call, perhaps with other scans
-            old.unlink()
         found = attribute(model, test, mean_features(model, train), config)
         maps = scan_maps(cohort, model, test, found, config, atlas)
         check_names(maps)
+        for old in folder.glob("subj_*.npz"):  # of an earlier call, perhaps with other scans
+            old.unlink()
         for one in maps:
             write_scan_map(folder, one)
         random = randomised(method, train, test, config, seed)
