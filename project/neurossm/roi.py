@@ -28,6 +28,7 @@ from tqdm import tqdm
 from project.module.command_line import ended
 from project.module.config import UserInputError
 from project.module.utils.data_preprocess_and_load.layouts import LAYOUTS, find_runs
+from project.module.utils.data_preprocess_and_load.sources import Source
 from project.module.utils.data_preprocess_and_load.whole_files import (
     make_folder,
     write_text_whole,
@@ -40,9 +41,10 @@ from project.neurossm.Dataset.atlases import (
     read_atlas,
     spare_collections,
 )
-from project.neurossm.Dataset.cohort import SUBJECT_COLUMNS
 from project.neurossm.Dataset.roi_extraction import CONFOUNDS, Extracted, Extraction, extract
 from project.neurossm.Dataset.roi_page import write_page
+from project.neurossm.Dataset.scan_files import some
+from project.neurossm.Dataset.subjects import read_subjects
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -94,9 +96,9 @@ def run(argv: Sequence[str]) -> int:
     if output.suffix not in (".pickle", ".npy"):
         raise UserInputError(f"--output: got '{output}', expected a name in .pickle or .npy.")
     extraction = Extraction(args.confounds, args.low_pass, args.high_pass, args.tr, args.min_dof)
-    table = None if args.label_csv is None else _label_table(Path(args.label_csv))
-    atlas = _atlas(args.atlas, Path(args.data_dir))
     found = find_runs(args.input, args.layout, args.space)
+    table = None if args.label_csv is None else _label_table(Path(args.label_csv), found.sources)
+    atlas = _atlas(args.atlas, Path(args.data_dir))
     make_folder(output.parent, "--output")
     spare_collections()
     runs: list[Extracted] = []
@@ -121,18 +123,23 @@ def run(argv: Sequence[str]) -> int:
     return 1 if refused else 0
 
 
-def _label_table(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise UserInputError(f"--label_csv: '{path}' does not exist.")
-    separator = "\t" if path.suffix == ".tsv" else ","
-    table = pd.read_csv(path, dtype=str, keep_default_na=False, sep=separator)
-    subject = next((name for name in SUBJECT_COLUMNS if name in table), None)
-    if subject is None:
+def _label_table(path: Path, sources: Sequence[Source]) -> pd.DataFrame:
+    """Of ``--label_csv``, indexed by subjects without ``sub-``; refused before hours of work.
+
+    Raises:
+        UserInputError: a subject is not in it.
+    """
+    table = read_subjects(path, "--label_csv")
+    table.index = table.index.str.removeprefix("sub-")
+    unknown = {
+        one.subject for one in sources if one.subject.removeprefix("sub-") not in table.index
+    }
+    if unknown:
         raise UserInputError(
-            f"--label_csv: '{path}' has no column {', '.join(SUBJECT_COLUMNS)}; its columns are "
-            f"{', '.join(table.columns[:12])}."
+            f"--label_csv: '{path}' has no row of {some(sorted(unknown))}. Complete it; a row "
+            f"without a label will do."
         )
-    return table.set_index(table[subject].str.removeprefix("sub-")).drop(columns=subject)
+    return table
 
 
 def _atlas(name: str, data_dir: Path) -> Atlas:
@@ -144,22 +151,13 @@ def _atlas(name: str, data_dir: Path) -> Atlas:
 
 
 def write_scans(output: Path, runs: Sequence[Extracted], table: pd.DataFrame | None) -> None:
-    """The list of scans that tester.py reads.
-
-    Raises:
-        UserInputError: a subject is not in the table of labels.
-    """
+    """The list of scans that tester.py reads."""
     scans: list[dict[str, Any]] = []
     for one in runs:
         source = one.source
         pheno = {"subjectId": source.subject, "session": source.session, "task": source.task}
         if table is not None:
-            subject = source.subject.removeprefix("sub-")
-            if subject not in table.index:
-                raise UserInputError(
-                    f"--label_csv: it has no row for {source.subject} ({source.name})."
-                )
-            pheno |= {str(k): str(v) for k, v in table.loc[subject].items()}
+            pheno |= table.loc[source.subject.removeprefix("sub-")].to_dict()
         scans.append({"roiTimeseries": one.series, "pheno": pheno})
     with written_whole(output) as temporary, open(temporary, "wb") as stream:
         if output.suffix == ".npy":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -151,11 +152,28 @@ def test_damaged_settings_are_named(
     assert "settings.json' is damaged. Choose another folder" in capsys.readouterr().err
 
 
-def test_maps_never_take_each_others_place(done: Path) -> None:
-    one = read_scan_map(next((done / "Analysis").rglob("subj_*.npz")))
-    check_names([one._replace(scan_id="a-b"), one._replace(scan_id="a.b")])
+def test_maps_never_take_each_others_place() -> None:
+    check_names(["a-b", "a.b"])
     with pytest.raises(UserInputError, match=r"^--analysis: scans 'a b' and 'a/b' would both be"):
-        check_names([one._replace(scan_id="a b"), one._replace(scan_id="a/b")])
+        check_names(["a b", "a/b"])
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [("--analysis_dir", "cannot be made"), ("--atlas", "expected one volume of whole numbers")],
+)
+def test_an_explanation_is_checked_before_the_fits(
+    data: Path, tmp_path: Path, flag: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").write_text("")
+    image = nib.nifti1.Nifti1Image(np.full((2, 2, 2), 0.5, dtype=np.float32), np.eye(4))
+    nib.save(image, tmp_path / "half.nii.gz")
+    value = {"--analysis_dir": "taken/maps", "--atlas": "half.nii.gz"}[flag]
+    flags = f"--dataset PPMI --data_dir {data} --dynamic_length 40 --analysis"
+    words = [*flags.split(), flag, f"{tmp_path}/{value}", "--results_dir", f"{tmp_path}/Results"]
+    assert run_tester([*words, *SMALL.split()]) == 2
+    assert re.search(f"^.*{flag}: .*{message}", capsys.readouterr().err)
+    assert not (tmp_path / "Results").exists()
 
 
 def test_a_killed_run_goes_on(data: Path, tmp_path: Path) -> None:

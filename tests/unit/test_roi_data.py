@@ -84,7 +84,7 @@ def test_hcp_rest_takes_sex_from_the_table_and_reads_id_to_array(tmp_path: Path)
     path = tmp_path / REST.file
     write(tmp_path, REST, [])
     path.write_bytes(b"")
-    np.save(path, np.array({"1": series(), "2": series().T, "9": series()}, dtype=object))
+    np.save(path, np.array({"1": series(), "2": series(seed=2).T, "9": series()}, dtype=object))
     cohort = load_cohort("HCP_REST", REST, tmp_path)
     assert [(scan.subject, scan.label) for scan in cohort.scans] == [("1", 0), ("2", 1)]
     assert any("not in the table" in note and "9" in note for note in cohort.notes)
@@ -94,6 +94,7 @@ def test_several_scans_of_a_subject_have_names_of_their_own(tmp_path: Path) -> N
     write(tmp_path, REST, [sample("1"), sample("1"), sample("2")])
     cohort = load_cohort("HCP_REST", REST, tmp_path)
     assert [scan.scan for scan in cohort.scans] == ["1_1", "1_2", "2"]
+    assert "1 scans are copies of others (1_2)." in cohort.notes
 
 
 def test_own_data(tmp_path: Path) -> None:
@@ -146,15 +147,26 @@ def test_pickles_of_either_numpy(tmp_path: Path, name: str) -> None:
 BAD: dict[str, tuple[DatasetDetails, Any, str | None, str]] = {
     "no file": (PPMI, None, None, r"'.*ppmi.*' cannot be read \(No such file"),
     "not a list": (PPMI, 5, None, "holds int, expected a list of scans"),
-    "no pheno": (PPMI, [{"roiTimeseries": series()}], None, r'scan 1: expected \{"roiTimeseries"'),
-    "empty name": (PPMI, [sample("", disease="PD")], None, r'scan 1: expected \{"roiTimeseries"'),
-    "no label": (PPMI, [sample("1")], None, "^--target: a scan of 1 .* has no 'disease'"),
+    "no pheno": (
+        PPMI,
+        [{"roiTimeseries": series()}],
+        None,
+        r'as scan 1 .*, expected \{"roiTimeseries"',
+    ),
+    "empty name": (
+        PPMI,
+        [sample("", disease="PD")],
+        None,
+        r'as scan 1 .*, expected \{"roiTimeseries"',
+    ),
+    "no scan": (PPMI, [], None, "holds no scan"),
+    "no label": (PPMI, [sample("1")], None, r"^--target: no scan of .* has 'disease' in .*\(subj"),
     "odd label": (PPMI, [sample("1", disease="flu")], None, "^--target: .* is 'flu', expected one"),
     "regions": (
         PPMI,
         [{"roiTimeseries": np.zeros((5, 9)), "pheno": {"subjectId": "1", "disease": "PD"}}],
         None,
-        "got 5 x 9, expected 6 regions x time",
+        "holds as scan 1 5 x 9 numbers, expected 6 regions",
     ),
     "not numbers": (
         PPMI,
@@ -165,9 +177,21 @@ BAD: dict[str, tuple[DatasetDetails, Any, str | None, str]] = {
     "no table": (REST, [sample("1")], None, r"pheno.csv' does not exist; .* Subject, Gender"),
     "no column": (REST, [sample("1")], "Subject,Sex\n1,F\n", "has no column Gender; .*Sex"),
     "no Release": (TASK, [sample("1", task="WM")], "Subject,Gender\n1,F\n", "no column Release"),
-    "other names": (REST, [sample("77")], PHENO, "no subject of .* is in "),
-    "twice": (REST, [sample("1")], PHENO + "1,Q1,M\n", "has 1 more than once"),
-    "no Q1": (TASK, [sample("3", task="WM")], PHENO, "no subject of .* has Release Q1"),
+    "other names": (REST, [sample("77")], PHENO, r"has no subject \(77\) of .*pheno.csv' \(1, 2"),
+    "twice": (REST, [sample("1")], PHENO + "1,Q1,M\n", "has different rows of 1"),
+    "no Q1": (TASK, [sample("3", task="WM")], PHENO, "has no subject with Release Q1"),
+    "rows of different lengths": (
+        PPMI,
+        [{"roiTimeseries": [[1, 2], [3]], "pheno": {"subjectId": "1", "disease": "PD"}}],
+        None,
+        "expected a matrix of numbers",
+    ),
+    "a copy": (
+        REST,
+        [sample("1"), {"roiTimeseries": series(seed=1), "pheno": {"subjectId": "2"}}],
+        PHENO,
+        "has the same values in scans 1 and 2",
+    ),
 }
 
 
@@ -184,7 +208,7 @@ def test_bad_files(tmp_path: Path, name: str) -> None:
 def test_damaged_file(tmp_path: Path) -> None:
     path = write(tmp_path, PPMI, [sample("1", disease="PD")])
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserInputError, match=r"is damaged or of another format"):
+    with pytest.raises(UserInputError, match=r"is damaged, or no .pickle file"):
         load_cohort("PPMI", PPMI, tmp_path)
 
 
@@ -192,7 +216,11 @@ def test_values_that_are_not_finite(tmp_path: Path) -> None:
     samples = [sample("1", disease="PD"), sample("2", disease="0"), sample("3", disease="PD")]
     samples[2]["roiTimeseries"][1, 3] = np.nan
     write(tmp_path, PPMI, samples)
-    with pytest.raises(UserInputError, match=r"not finite in 1 scans \(3\)"):
+    with pytest.raises(UserInputError, match=r"not finite in single precision in 1 scans \(3\)"):
+        load_cohort("PPMI", PPMI, tmp_path)
+    samples[2]["roiTimeseries"] = series().astype(np.float64) * 1e39  # too large for float32
+    write(tmp_path, PPMI, samples)
+    with pytest.raises(UserInputError, match=r"not finite in single precision in 1 scans \(3\)"):
         load_cohort("PPMI", PPMI, tmp_path)
     cohort = load_cohort("PPMI", PPMI, tmp_path, drop_bad_scans=True)
     assert [scan.subject for scan in cohort.scans] == ["1", "2"]
@@ -284,7 +312,9 @@ def test_own_scans_with_other_regions_are_refused_and_none_is_turned(tmp_path: P
     scans[2]["roiTimeseries"] = scans[2]["roiTimeseries"][1:]
     path.write_bytes(pickle.dumps(scans))
     details = details_of("Own", str(path), "group", 10)
-    with pytest.raises(UserInputError, match=r"have 5, 6 rows; 2 differ. Expected regions x time"):
+    with pytest.raises(
+        UserInputError, match=r"scans of 5, 6 rows; 2 differ. Expected regions x time"
+    ):
         load_cohort("Own", details, tmp_path, path)
     path.write_bytes(pickle.dumps([sample(str(i), 20, True, group="xy"[i % 2]) for i in range(4)]))
     cohort = load_cohort("Own", details, tmp_path, path)
@@ -293,10 +323,29 @@ def test_own_scans_with_other_regions_are_refused_and_none_is_turned(tmp_path: P
 
 def test_scans_without_a_label_are_left_out_and_named(tmp_path: Path) -> None:
     labels = {"1": "PD", "2": "n/a", "3": "0", "4": " ", "5": None, "6": "nan"}
-    write(tmp_path, PPMI, [sample(s, disease=label) for s, label in labels.items()])
+    scans = [*(sample(s, disease=label) for s, label in labels.items()), sample("7")]
+    write(tmp_path, PPMI, scans)
     cohort = load_cohort("PPMI", PPMI, tmp_path)
     assert [scan.subject for scan in cohort.scans] == ["1", "3"]
-    assert "4 scans without a 'disease' were left out (2, 4, 5, 6)." in cohort.notes
+    assert "5 scans without a 'disease' were left out (2, 4, 5, 6, 7)." in cohort.notes
+
+
+def test_messages_name_the_flag_that_named_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.pickle"
+    details = details_of("Own", str(path), "disease", 10)
+    for content in (b"no pickle", pickle.dumps(5), pickle.dumps([]), pickle.dumps([{}])):
+        path.write_bytes(content)
+        with pytest.raises(UserInputError, match=r"^--data_file: '.*mine.pickle' "):
+            load_cohort("Own", details, tmp_path, path)
+
+
+def test_tables_of_subjects_as_laboratories_have_them(tmp_path: Path) -> None:
+    """A byte order mark, semicolons, Windows's line ends, a row given twice."""
+    write(tmp_path, REST, [sample("1"), sample("2")])
+    table = "\ufeffSubject;Release;Gender\r\n1;Q1;F\r\n2;Q1;M\r\n1;Q1;F\r\n"
+    (tmp_path / str(REST.pheno_file)).write_bytes(table.encode())
+    cohort = load_cohort("HCP_REST", REST, tmp_path)
+    assert [(scan.subject, scan.label) for scan in cohort.scans] == [("1", 0), ("2", 1)]
 
 
 def test_too_few_subjects_to_split() -> None:

@@ -10,7 +10,7 @@ what they were made from.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,22 +55,27 @@ class ScanMap(NamedTuple):
     @property
     def file_name(self) -> str:
         """``subj_<scan>.npz``."""
-        return f"subj_{_UNSAFE.sub('-', self.scan_id)}.npz"
+        return _file_name(self.scan_id)
 
 
-def check_names(maps: Sequence[ScanMap]) -> None:
+def _file_name(scan: str) -> str:
+    return f"subj_{_UNSAFE.sub('-', scan)}.npz"
+
+
+def check_names(scans: Iterable[str]) -> None:
     """Refuse names of scans of which one's file would take the place of another's.
 
     Raises:
         UserInputError: there are such.
     """
     taken: dict[str, str] = {}
-    for one in maps:
-        other = taken.setdefault(one.file_name, one.scan_id)
-        if other != one.scan_id:
+    for scan in scans:
+        other = taken.setdefault(_file_name(scan), scan)
+        if other != scan:
             raise UserInputError(
-                f"--analysis: scans '{other}' and '{one.scan_id}' would both be written to "
-                f"{one.file_name}. Give them names that differ in letters, digits, '.', '_' or '-'."
+                f"--analysis: scans '{other}' and '{scan}' would both be written to "
+                f"{_file_name(scan)}. Give them names that differ in letters, digits, '.', '_' or "
+                f"'-'."
             )
 
 

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import softmax
@@ -38,19 +38,48 @@ _log = logging.getLogger(__name__)
 RANDOM_SEED = 10_000  # added to a seed: weights that no fit began with
 
 
-def explain_holdouts(
-    protocol: Protocol, method: TrainedMethod, flags: Mapping[str, Any]
-) -> list[Path]:
+class Plan(NamedTuple):
+    """What an explanation needs beside a model.
+
+    Attributes:
+        config: of the attribution.
+        folder: ``--analysis_dir``/<DATASET>.
+        atlas: None where it cannot be had: maps do not need it, pictures of brains do.
+    """
+
+    config: CPAConfig
+    folder: Path
+    atlas: Atlas | None
+
+
+def plan(protocol: Protocol, flags: Mapping[str, Any]) -> Plan:
+    """Check what can be checked before hours of fits.
+
+    Args:
+        protocol: that is to be run.
+        flags: ``ablation``, ``cpa_gradient``, ``analysis_dir``, ``atlas``, ``data_dir``.
+
+    Raises:
+        UserInputError: an atlas that does not fit, a folder that cannot be written, or scans whose
+            files would have the same name.
+    """
+    cohort, folder = protocol.cohort, Path(flags["analysis_dir"]) / protocol.cohort.name
+    for splits in protocol.splits().values():
+        check_names(cohort.scans[i].scan for i in splits[-1].test)
+    atlas = _atlas(cohort, flags)
+    make_folder(folder, "--analysis_dir")
+    return Plan(CPAConfig(flags["ablation"], flags["cpa_gradient"]), folder, atlas)
+
+
+def explain_holdouts(protocol: Protocol, method: TrainedMethod, plan: Plan) -> list[Path]:
     """Write maps and pages of every seed's holdout; returns the folders.
 
     Args:
         protocol: that has been run.
         method: NeuroSSM.
-        flags: ``ablation``, ``cpa_gradient``, ``analysis_dir``, ``atlas``, ``data_dir``.
+        plan: of this protocol.
     """
-    cohort = protocol.cohort
-    config = CPAConfig(flags["ablation"], flags["cpa_gradient"])
-    atlas = _atlas(cohort, flags)
+    cohort, config = protocol.cohort, plan.config
     spare_collections()
     folders = []
     for seed, splits in protocol.splits().items():
@@ -60,11 +89,10 @@ def explain_holdouts(
         assert isinstance(model, NeuroSSM) and split.name == HOLDOUT_NAME
         train, test = ([cohort.scans[i] for i in part] for part in (split.train, split.test))
         print(f"CPA, seed {seed}: {len(test)} holdout scans", flush=True)
-        folder = Path(flags["analysis_dir"]) / cohort.name / f"seed_{seed}"
+        folder = plan.folder / f"seed_{seed}"
         make_folder(folder, "--analysis_dir")
         found = attribute(model, test, mean_features(model, train), config)
-        maps = scan_maps(cohort, model, test, found, config, atlas)
-        check_names(maps)
+        maps = scan_maps(cohort, model, test, found, config, plan.atlas)
         for old in folder.glob("subj_*.npz"):  # of an earlier call, perhaps with other scans
             old.unlink()
         for one in maps:
@@ -82,14 +110,13 @@ def explain_holdouts(
         undecided = int((found.weights.sum(1) == 0).sum())
         if undecided:
             print(f"note: in {undecided} scans no pathway's ablation lowers the logit.")
-        pages = write_pages(folder / "figures", cohort, maps, random, atlas)
+        pages = write_pages(folder / "figures", cohort, maps, random, plan.atlas)
         print(f"CPA maps in {folder}, pages {', '.join(page.name for page in pages)}", flush=True)
         folders.append(folder)
     return folders
 
 
 def _atlas(cohort: Cohort, flags: Mapping[str, Any]) -> Atlas | None:
-    """None, with a note, where it cannot be had: maps do not need it, pictures of brains do."""
     given = Path(flags["atlas"]) if flags["atlas"] else None
     try:
         return find_atlas(cohort.details.atlas, cohort.rois, Path(flags["data_dir"]), given)

@@ -73,7 +73,8 @@ def load_objects(path: Path, flag: str) -> Any:
     except Exception as error:  # a damaged pickle can fail in any way
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserInputError(
-            f"{flag}: '{path}' is damaged or of another format ({reason}). Copy it again."
+            f"{flag}: '{path}' is damaged, or no {path.suffix} file ({reason}). Copy or write it "
+            f"again."
         ) from None
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -116,6 +115,12 @@ def evaluate(args: argparse.Namespace, details: DatasetDetails) -> None:
         Path(args.results_dir) / cohort.name,
     )
     protocol.splits()  # refuse too few subjects as early
+    if args.analysis:
+        assert isinstance(main, TrainedMethod)
+        # Imported here: pictures of brains need nilearn, which takes seconds to load.
+        from project.neurossm.Analysis.explain import explain_holdouts, plan
+
+        explanation = plan(protocol, vars(args))
     print(_opening_lines(cohort, args, hardware, fit.crop, short), flush=True)
     results: dict[str, Sequence[FitResult]] = {main.name: protocol.run(main)}
     for name in args.baselines:
@@ -126,15 +131,7 @@ def evaluate(args: argparse.Namespace, details: DatasetDetails) -> None:
     print(f"results in {protocol.folder(main)}, report {page}", flush=True)
     if args.analysis:
         assert isinstance(main, TrainedMethod)
-        # Imported here: pictures of brains need nilearn, which takes seconds to load.
-        from project.neurossm.Analysis.explain import explain_holdouts
-
-        explain_holdouts(protocol, main, _cpa_flags(args))
-
-
-def _cpa_flags(args: argparse.Namespace) -> Mapping[str, Any]:
-    names = ("ablation", "cpa_gradient", "analysis_dir", "atlas", "data_dir")
-    return {name: getattr(args, name) for name in names}
+        explain_holdouts(protocol, main, explanation)
 
 
 def _opening_lines(

@@ -235,9 +235,10 @@ def read_fit(place: Path, seed: int, split: str) -> FitResult | None:
     try:
         metrics = json.loads((place / "metrics.json").read_text(encoding="utf-8"))
         predictions = pd.read_csv(place / "predictions.csv", dtype={"subject": str, "scan": str})
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError):
         raise UserInputError(
-            f"--results_dir: '{place}' is damaged ({error}). Remove it to do that fit again."
+            f"--results_dir: '{place}' has damaged metrics or predictions. Remove it to do that "
+            f"fit again."
         ) from None
     clean = {name: float("nan") if value is None else value for name, value in metrics.items()}
     return FitResult(seed, split, predictions, clean)
