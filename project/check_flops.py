@@ -278,5 +278,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     return result
 
 
+def command() -> None:
+    """``main`` for a shell."""
+    main()
+
+
 if __name__ == "__main__":
-    sys.exit(ended(lambda: None if main() else 1, "nothing was written."))
+    sys.exit(ended(command, "nothing was written."))

@@ -49,6 +49,7 @@ DOCS = [
     "ADDING_YOUR_DATASET.md",
     "CONTRIBUTING.md",
     "paper/README.md",
+    "project/neurossm/README.md",
     *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")),
     *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "sample_scripts").rglob("*.md")),
 ]
@@ -147,8 +148,17 @@ def commands_of(shell: str) -> list[list[str]]:
 
 
 def shell_commands(name: str) -> list[list[str]]:
-    """Words of every command in the shell blocks."""
-    return commands_of("\n".join(blocks(name, "bash", "sh", "shell", "console")))
+    """Words of every command in the shell blocks.
+
+    Commands of NeuroSSM's README are typed in its folder.
+    """
+    commands = commands_of("\n".join(blocks(name, "bash", "sh", "shell", "console")))
+    if name.startswith("project/"):
+        folder = PurePosixPath(name).parent
+        for words in commands:
+            if words[0] == "python":
+                words[1] = str(folder / words[1])
+    return commands
 
 
 def prose(name: str) -> str:
