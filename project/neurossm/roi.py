@@ -14,6 +14,7 @@ import argparse
 import json
 import pickle
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from tqdm import tqdm
 
 from project.module.command_line import ended
 from project.module.config import UserInputError
+from project.module.utils.data_preprocess_and_load.datasets import DATASETS as COHORTS
 from project.module.utils.data_preprocess_and_load.layouts import LAYOUTS, find_runs
 from project.module.utils.data_preprocess_and_load.sources import Source
 from project.module.utils.data_preprocess_and_load.whole_files import (
@@ -46,6 +48,8 @@ from project.neurossm.Dataset.roi_page import write_page
 from project.neurossm.Dataset.scan_files import some
 from project.neurossm.Dataset.subjects import read_subjects
 
+OWN_PHENO = ("subjectId", "session", "task")  # what a run's name says
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
@@ -63,7 +67,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--atlas", required=True, help=f"{', '.join(ATLASES)}, or an image of labels")
     add("--data_dir", default="Dataset/Data", metavar="DIR", help="has atlases/, if any")
     add("--layout", default="auto", help=f"auto, {', '.join(LAYOUTS)} (default: auto)")
-    add("--space", default="", metavar="NAME", help="of several versions of a run, this one")
+    add(
+        "--space",
+        default="",
+        metavar="NAME",
+        help="of several versions of a run, this one; native: the atlas is in the runs' own space "
+        "(default: MNI)",
+    )
     add("--label_csv", metavar="FILE", help="table of subjects; all its columns go to pheno")
     add(
         "--confounds",
@@ -93,9 +103,10 @@ def run(argv: Sequence[str]) -> int:
     """
     args = build_parser().parse_args(argv)
     output = Path(args.output)
-    if output.suffix not in (".pickle", ".npy"):
-        raise UserInputError(f"--output: got '{output}', expected a name in .pickle or .npy.")
-    extraction = Extraction(args.confounds, args.low_pass, args.high_pass, args.tr, args.min_dof)
+    _check_output(output)
+    extraction = Extraction(
+        args.confounds, args.low_pass, args.high_pass, args.tr, args.min_dof, args.space
+    )
     found = find_runs(args.input, args.layout, args.space)
     table = None if args.label_csv is None else _label_table(Path(args.label_csv), found.sources)
     atlas = _atlas(args.atlas, Path(args.data_dir))
@@ -108,32 +119,77 @@ def run(argv: Sequence[str]) -> int:
             if source.error:
                 raise UserInputError(source.error)
             runs.append(extract(source, atlas, extraction))
+            continue
         except UserInputError as error:
             refused.append(f"{source.name}: {error}")
-            print(f"left out: {refused[-1]}", file=sys.stderr, flush=True)
+        except Exception as error:  # one odd file must not end hours of work
+            refused.append(f"{source.name}: unexpected {type(error).__name__}: {error}")
+        print(f"left out: {refused[-1]}", file=sys.stderr, flush=True)
     if not runs:
         raise UserInputError(f"--input: none of {len(found.sources)} runs can be used.")
-    write_scans(output, runs, table)
+    for note, count in Counter(note for one in runs for note in one.notes).items():
+        print(f"note: {note} ({count} of {len(runs)} runs)", file=sys.stderr, flush=True)
+    # The record first: by it the next call knows that the files are its own.
     record = _record(runs, refused, atlas, extraction)
-    name = output.name.removesuffix(output.suffix)
-    write_text_whole(output.with_name(name + ".json"), json.dumps(record, indent=1) + "\n")
-    page = output.with_name(name + ".html")
+    write_text_whole(output.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
+    page = output.with_suffix(".html")
     write_page(page, runs, refused, atlas, extraction)
+    write_scans(output, runs, table)
     print(f"{len(runs)} of {len(found.sources)} runs in {output}, quality page {page}")
     return 1 if refused else 0
 
 
-def _label_table(path: Path, sources: Sequence[Source]) -> pd.DataFrame:
-    """Of ``--label_csv``, indexed by subjects without ``sub-``; refused before hours of work.
+def _check_output(output: Path) -> None:
+    """Refuse a name that cannot be written, or that others have.
 
     Raises:
-        UserInputError: a subject is not in it.
+        UserInputError: it is such a name.
+    """
+    if output.suffix not in (".pickle", ".npy"):
+        raise UserInputError(f"--output: got '{output}', expected a name in .pickle or .npy.")
+    files = [output, output.with_suffix(".json"), output.with_suffix(".html")]
+    for path in files:
+        if path.is_dir():
+            raise UserInputError(f"--output: '{path}' is a folder. Choose another name.")
+    there = next((path for path in files if path.exists()), None)
+    if there is None:
+        return
+    try:
+        record = json.loads(files[1].read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        record = None
+    if not (isinstance(record, dict) and "atlas_hash" in record and "left_out" in record):
+        raise UserInputError(
+            f"--output: '{there}' exists and was not written by this command. Choose another name, "
+            f"or remove it."
+        )
+
+
+def subject_name(name: str) -> str:
+    """The form in which subjects of runs and of a table are compared (docs/data_format.md)."""
+    return COHORTS["Own"].key(name)
+
+
+def _label_table(path: Path, sources: Sequence[Source]) -> pd.DataFrame:
+    """Of ``--label_csv``, indexed by ``subject_name``; refused before hours of work.
+
+    Raises:
+        UserInputError: a subject is not in it, or in it twice.
     """
     table = read_subjects(path, "--label_csv")
-    table.index = table.index.str.removeprefix("sub-")
-    unknown = {
-        one.subject for one in sources if one.subject.removeprefix("sub-") not in table.index
-    }
+    written = table.index
+    table.index = table.index.map(subject_name)
+    twice = written[table.index.duplicated(keep=False)]
+    if len(twice):
+        raise UserInputError(
+            f"--label_csv: '{path}' has the rows {some(twice)}, which are one subject. Keep one of "
+            f"them."
+        )
+    own = [name for name in OWN_PHENO if name in table]
+    if own:
+        print(f"note: --label_csv: {', '.join(own)} is as the run's name says.", file=sys.stderr)
+        table = table.drop(columns=own)
+    unknown = {one.subject for one in sources if subject_name(one.subject) not in table.index}
     if unknown:
         raise UserInputError(
             f"--label_csv: '{path}' has no row of {some(sorted(unknown))}. Complete it; a row "
@@ -155,9 +211,10 @@ def write_scans(output: Path, runs: Sequence[Extracted], table: pd.DataFrame | N
     scans: list[dict[str, Any]] = []
     for one in runs:
         source = one.source
-        pheno = {"subjectId": source.subject, "session": source.session, "task": source.task}
+        said = (source.subject, source.session, source.task)
+        pheno = dict(zip(OWN_PHENO, said, strict=True))
         if table is not None:
-            pheno |= table.loc[source.subject.removeprefix("sub-")].to_dict()
+            pheno |= table.loc[subject_name(source.subject)].to_dict()
         scans.append({"roiTimeseries": one.series, "pheno": pheno})
     with written_whole(output) as temporary, open(temporary, "wb") as stream:
         if output.suffix == ".npy":
@@ -188,6 +245,7 @@ def _record(
                 "tr": one.tr if np.isfinite(one.tr) else None,
                 "confounds": one.confounds,
                 "residual_dof": round(one.dof, 1),
+                "notes": list(one.notes),
                 "regions_without_signal": [atlas.ids[i] for i in np.flatnonzero(one.coverage == 0)],
             }
             for one in runs

@@ -373,8 +373,10 @@ BAD_INPUTS = (
     BadInput("hcopy_x.nii.gz", copy_of_a_good_one, "the same file as good1_rest", "Remove one"),
     BadInput("link.nii.gz", missing_target, "which is not there", "datalad get"),
     BadInput("shut.nii.gz", unreadable, "cannot be read (Permission denied)", "chmod u+r"),
-    BadInput("sub-b8_bold.nii.gz", plain_run, "would become sub-b8.h5", "Rename one"),
-    BadInput("again/sub-b8_bold.nii.gz", below_a_folder, "would become sub-b8.h5", "Rename one"),
+    BadInput("sub-b8_bold.nii.gz", plain_run, "by its name the run sub-b8", "Rename one"),
+    BadInput(
+        "again/sub-b8_bold.nii.gz", below_a_folder, "by its name the run sub-b8", "Rename one"
+    ),
 )
 
 

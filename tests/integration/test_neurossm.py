@@ -142,20 +142,43 @@ def test_the_same_command_does_nothing_twice_and_adds_a_seed(
         run([*flags.split(), *SMALL.replace("--epochs 2", "--epochs 3").split()])
 
 
-def test_damaged_settings_are_named(
-    done: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("settings.json", '{"x', "settings.json' is damaged. Choose another folder"),
+        ("settings.json", "[]", "settings.json' is damaged. Choose another folder"),
+        ("seed_0/fold_1/metrics.json", "{}", "has damaged metrics or predictions. Remove it"),
+        ("seed_0/fold_1/metrics.json", "3", "has damaged metrics or predictions. Remove it"),
+        ("seed_0/fold_1/predictions.csv", "a,b\n1,2\n", "has damaged metrics or predictions"),
+        ("seed_0/holdout/weights.safetensors", "torn", "holdout' to do that fit again"),
+        ("seed_0/holdout/weights.safetensors", None, "holdout' to do that fit again"),
+    ],
+)
+def test_damaged_results_are_named(
+    done: Path, data: Path, tmp_path: Path, file: str, content: str | None, message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     shutil.copytree(done / "Results", tmp_path / "Results")
-    (tmp_path / "Results/PPMI/NeuroSSM/settings.json").write_text('{"x')
+    path = tmp_path / "Results/PPMI/NeuroSSM" / file
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
     flags = f"--dataset PPMI --data_dir {data} --dynamic_length 40 --results_dir {tmp_path}/Results"
-    assert run_tester([*flags.split(), *SMALL.split()]) == 2
-    assert "settings.json' is damaged. Choose another folder" in capsys.readouterr().err
+    analysis = ["--analysis", "--analysis_dir", str(tmp_path / "maps"), "--baselines"]
+    assert run_tester([*flags.split(), *SMALL.split(), *analysis]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_maps_never_take_each_others_place() -> None:
     check_names(["a-b", "a.b"])
-    with pytest.raises(UserInputError, match=r"^--analysis: scans 'a b' and 'a/b' would both be"):
+    with pytest.raises(UserInputError, match=r"^--analysis: the scan 'a b' and the scan 'a/b'"):
         check_names(["a b", "a/b"])
+    with pytest.raises(UserInputError, match=r"^--analysis: the scan 'x+ \.\.\.' has a name"):
+        check_names(["x" * 300])
+    with pytest.raises(UserInputError, match=r"^--analysis: the class 'a b' and the class 'a/b'"):
+        check_names([], ["a b", "a/b"])
+    with pytest.raises(UserInputError, match=r"^--analysis: the class 'y+ \.\.\.'"):
+        check_names([], ["y" * 300])
 
 
 @pytest.mark.parametrize(
@@ -271,7 +294,7 @@ def test_reference_analysis(
         ("--dataset PPMI --device cpu --target x", "--target: belongs to --dataset Own"),
         ("--dataset PPMI --device cpu DATA --epochs 0", "--epochs: got 0, expected 1 or more"),
         ("--dataset PPMI --device cpu DATA --learning_rate 1", "--learning_rate: got 1"),
-        ("--dataset PPMI --device cpu DATA --folds 50", "--folds: a class has scans of"),
+        ("--dataset PPMI --device cpu DATA --folds 50", "fewer than the 50 folds"),
         ("--dataset PPMI --device cpu DATA --short_scans refuse", "--short_scans refuse: 40"),
         ("--dataset PPMI --device cpu DATA --atlas x --analysis --skip_cross_validation "
          "--epochs 1 --embed_dim 32 --depth 1 --dynamic_length 40 --baselines",

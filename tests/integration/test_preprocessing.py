@@ -353,7 +353,7 @@ def test_two_files_of_one_name(tmp_path: Path) -> None:
     assert outcomes["x/sub-1_bold.nii"].status == "failed"
     assert outcomes["y/sub-1_bold.nii"].status == "failed"
     message = outcomes["x/sub-1_bold.nii"].message
-    assert "would become sub-1.h5, and so would y/sub-1_bold.nii" in message
+    assert "by its name the run sub-1, and so is y/sub-1_bold.nii" in message
 
 
 # Bad input -----------------------------------------------------------------------------------

@@ -19,8 +19,8 @@ from project.neurossm.roi import main as roi
 from project.neurossm.roi import run
 
 FRAMES, SIDE, REGIONS, TR = 176, 12, 4, 2.0
-AFFINE = np.diag([8.0, 8.0, 8.0, 1.0])
-AFFINE[:3, 3] = -44
+AFFINE = np.diag([16.0, 16.0, 16.0, 1.0])
+AFFINE[:3, 3] = (-88, -106, -70)
 
 
 def labels() -> np.ndarray:
@@ -43,7 +43,7 @@ def write_run(path: Path, values: np.ndarray, order: str = "RAS", **kwargs: obje
     for region in range(1, REGIONS + 1):
         volume[labels() == region] = values[region - 1]
     image = nib.Nifti1Image(volume, AFFINE)
-    image.header.set_zooms((8.0, 8.0, 8.0, TR))
+    image.header.set_zooms((16.0, 16.0, 16.0, TR))
     image.header.set_xyzt_units("mm", "sec")
     axes = nib.orientations.axcodes2ornt(order)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,6 +143,12 @@ BAD = [
     ("--low_pass 0.1 --high_pass 0.2", "--high_pass: got 0.2, expected less than"),
     ("--label_csv nothing.csv", "--label_csv: 'nothing.csv' does not exist"),
     ("--input nowhere", "--input"),
+    ("--min_dof nan", "--min_dof: got nan, expected a number from 1 on"),
+    ("--min_dof -5", "--min_dof: got -5, expected a number from 1 on"),
+    ("--tr 2000", "--tr: got 2000, expected seconds from 0.05 to 30"),
+    ("--output in.pickle", "--output: 'in.pickle' is a folder"),
+    ("--output theirs.pickle", "--output: 'theirs.json' exists and was not written by this"),
+    ("--label_csv twice.csv", "--label_csv: 'twice.csv' has the rows sub-1, 01, which are one"),
 ]
 
 
@@ -152,16 +158,22 @@ def test_mistakes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.pickle").mkdir()
+    (tmp_path / "theirs.json").write_text('{"mine": 1}')
+    (tmp_path / "twice.csv").write_text("subject,sex\nsub-1,F\n01,M\n")
     fmriprep_run(tmp_path / "in", "1", signals(1))
     given = f"--input in --atlas {atlas} --output o.pickle"
     assert roi(["extract", *given.split(), *flags.split()]) == 2
     assert f"error: {message}" in capsys.readouterr().err
     assert not (tmp_path / "o.pickle").exists()
+    assert (tmp_path / "theirs.json").read_text() == '{"mine": 1}'
 
 
 LEFT_OUT = {
     "narrow band": ("--low_pass 0.02 --high_pass 0.01", "--min_dof: .* keeps 6 of 176"),
     "no confounds": ("--confounds basic", "--confounds basic: no usable table of confounds"),
+    "above Nyquist": ("--low_pass 0.25", "--low_pass: got 0.25 Hz; a TR of 2 s .* below 0.25 Hz"),
+    "TR typed wrongly": ("--high_pass 0.1 --tr 20", "--high_pass: got 0.1 Hz; a TR of 20 s"),
 }
 
 
@@ -191,7 +203,7 @@ def test_a_damaged_run_is_left_out_and_the_others_stay(
     given = f"--input {tmp_path / 'in'} --atlas {atlas} --output {tmp_path / 'o.pickle'}"
     assert roi(["extract", *given.split()]) == 1
     error = capsys.readouterr().err
-    assert "truncated or corrupt" in error and "no signal in any region of 'slabs'" in error
+    assert "truncated or corrupt" in error and "holds only 0% of the MNI brain" in error
     record = json.loads((tmp_path / "o.json").read_text())
     assert len(record["runs"]) == 1 and len(record["left_out"]) == 2
 
@@ -202,3 +214,114 @@ def test_a_subject_without_a_label(tmp_path: Path, atlas: Path) -> None:
     given = f"--input {tmp_path / 'in'} --atlas {atlas} --output {tmp_path / 'o.pickle'}"
     with pytest.raises(UserInputError, match=r"^--label_csv: .*t.csv. has no row of sub-1"):
         run(["extract", *given.split(), "--label_csv", str(tmp_path / "t.csv")])
+
+
+def changed(run: Path, what: str) -> None:
+    """Damage a run in one way."""
+    image = nib.load(run)
+    values = np.asanyarray(image.dataobj).copy()
+    header, affine = image.header.copy(), image.affine.copy()
+    if what in ("NaN", "inf"):
+        values[5, 5, 5, 3] = float(what)
+    elif what == "NaN frame":
+        values[..., 3] = np.nan
+    elif what == "half outside":
+        affine[1, 3] += 100
+    elif what == "tilted":
+        turn, angle = np.eye(4), np.radians(10)
+        turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+        affine = turn @ affine
+    found = nib.Nifti1Image(values, affine, header)
+    found.set_sform(affine, 0 if what == "no affine" else 2)
+    mirrored = affine @ np.diag([-1.0, 1, 1, 1])
+    if what == "mirrored":
+        found.set_qform(mirrored, 2)
+    else:
+        found.header["qform_code"] = 0
+    nib.save(found, run)
+
+
+REFUSED = {
+    "NaN": "NaN or infinite values",
+    "inf": "NaN or infinite values",
+    "NaN frame": "NaN or infinite values in 1 of 176 frames",
+    "half outside": "the affine is wrong",
+    "no affine": "neither qform nor sform is set",
+    "mirrored": "one mirrors the other",
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_runs_that_the_converter_would_refuse(
+    tmp_path: Path, atlas: Path, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed(fmriprep_run(tmp_path / "in", "1", signals(1)), what)
+    given = f"--input {tmp_path / 'in'} --atlas {atlas} --output {tmp_path / 'o.pickle'}"
+    assert roi(["extract", *given.split()]) == 2
+    assert REFUSED[what] in capsys.readouterr().err
+    assert not (tmp_path / "o.pickle").exists()
+
+
+def test_spaces(tmp_path: Path, atlas: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run in native space is refused by its name, and taken with --space native."""
+    path = tmp_path / "in" / "sub-1_task-rest_space-T1w_desc-preproc_bold.nii.gz"
+    write_run(path, signals(1))
+    given = f"--input {tmp_path / 'in'} --atlas {atlas} --output {tmp_path / 'o.pickle'}"
+    assert roi(["extract", *given.split()]) == 2
+    assert "in native space, expected MNI" in capsys.readouterr().err
+    assert roi(["extract", *given.split(), "--space", "native"]) == 0
+
+
+def test_a_tilted_run_is_taken_and_told_of(tmp_path: Path, atlas: Path) -> None:
+    """Regions are found through the affine: a run and an atlas tilted alike give the same."""
+    changed(fmriprep_run(tmp_path / "in", "1", signals(1)), "tilted")
+    slabs = nib.load(atlas)
+    nib.save(nib.Nifti1Image(slabs.dataobj, nib.load(next(tmp_path.rglob("sub-1*.gz"))).affine),
+             atlas)  # fmt: skip
+    given = f"--input {tmp_path / 'in'} --atlas {atlas} --output {tmp_path / 'o.pickle'}"
+    assert roi(["extract", *given.split()]) == 0
+    series = np.load(tmp_path / "o.pickle", allow_pickle=True)[0]["roiTimeseries"]
+    np.testing.assert_allclose(series[[0, 1, 3, 4]], signals(1), rtol=1e-5)
+    assert "oblique by 10.0 degrees" in (tmp_path / "o.html").read_text()
+
+
+def test_a_gap_in_the_confounds_costs_one_run(
+    tmp_path: Path, atlas: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(1)
+    for subject in ("1", "2"):
+        run = fmriprep_run(tmp_path / "in", subject, signals(int(subject)))
+        write_confounds(run, rng.standard_normal(FRAMES))
+    table = next((tmp_path / "in").rglob("sub-2*.tsv"))
+    lines = table.read_text().splitlines()
+    lines[60] = "n/a" + lines[60][lines[60].index("\t") :]
+    table.write_text("\n".join(lines))
+    flags = f"--input {tmp_path / 'in'} --atlas {atlas} --output {tmp_path / 'o.pickle'}"
+    assert roi(["extract", *flags.split(), "--confounds", "basic"]) == 1
+    assert "lacks values in trans_x behind the first frame" in capsys.readouterr().err
+    assert len(json.loads((tmp_path / "o.json").read_text())["runs"]) == 1
+
+
+def test_tables_of_subjects(
+    tmp_path: Path, atlas: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Leading zeros do not count, and the run's own name says what its task is."""
+    fmriprep_run(tmp_path / "in", "007", signals(1))
+    (tmp_path / "t.csv").write_text("subject,task,session,sex\n7,nback,2,F\n")
+    given = f"--input {tmp_path / 'in'} --atlas {atlas} --output {tmp_path / 'o.npy'}"
+    words = ["extract", *given.split(), "--label_csv", str(tmp_path / "t.csv")]
+    assert roi(words) == 0
+    assert "note: --label_csv: session, task is as the run's name says" in capsys.readouterr().err
+    pheno = np.load(tmp_path / "o.npy", allow_pickle=True)[0]["pheno"]
+    assert pheno == {"subjectId": "sub-007", "session": "", "task": "rest", "sex": "F"}
+    assert roi(words) == 0  # its own files may be written again
+
+
+def test_a_doubtful_tr_is_told_of(
+    tmp_path: Path, atlas: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fmriprep_run(tmp_path / "in", "1", signals(1))
+    run.with_name(run.name.replace(".nii.gz", ".json")).write_text('{"RepetitionTime": 0.8}')
+    given = f"--input {tmp_path / 'in'} --atlas {atlas} --output {tmp_path / 'o.pickle'}"
+    assert roi(["extract", *given.split()]) == 0
+    assert "note: TR of the header is 2 s, of the sidecar 0.8 s" in capsys.readouterr().err

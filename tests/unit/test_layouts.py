@@ -182,7 +182,7 @@ def test_one_name_in_two_folders_is_refused(tmp_path: Path) -> None:
     tree(tmp_path, "a/sub-01_bold.nii.gz", "b/sub-01_bold.nii.gz")
     errors = [source.error for source in find_runs(tmp_path).sources]
     assert len(errors) == 2
-    assert "would become sub-01.h5, and so would b/sub-01_bold.nii.gz" in errors[0]
+    assert "by its name the run sub-01, and so is b/sub-01_bold.nii.gz" in errors[0]
 
 
 # HCP ------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from project.neurossm.Dataset.batches import (
 from project.neurossm.Dataset.cohort import Cohort, Scan, load_cohort
 from project.neurossm.Dataset.datasetDetails import DATASETS, DatasetDetails, details_of
 from project.neurossm.Dataset.safe_loading import load_objects
+from project.neurossm.Dataset.scan_files import spelling
 from project.neurossm.Dataset.splits import splits_of
 
 ROIS = 6
@@ -349,8 +350,15 @@ def test_tables_of_subjects_as_laboratories_have_them(tmp_path: Path) -> None:
 
 
 def test_too_few_subjects_to_split() -> None:
-    with pytest.raises(UserInputError, match=r"^--folds: a class has scans of 3 subjects only"):
+    """The message tells the holdout, which has no flag, from the folds."""
+    with pytest.raises(UserInputError, match=r"^--folds: \w+ has scans of 3 subjects .* only; the"):
         splits_of(repeated(6), 0, 5)
+    with pytest.raises(UserInputError, match=r"outside the holdout, fewer than the 9 folds\. Take"):
+        splits_of(repeated(20), 0, 9)
+
+
+def test_a_number_is_one_class_however_it_is_written() -> None:
+    assert {spelling(value) for value in (1, 1.0, "1", "1.0", np.float64(1), np.int64(1))} == {"1"}
 
 
 # ------------------------------------------------------------------------------ crops

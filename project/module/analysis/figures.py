@@ -165,7 +165,8 @@ def confusion_figure(
     counts = np.zeros((classes, classes), dtype=int)
     np.add.at(counts, (scores.target, scores.probability.argmax(axis=1)), 1)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure, axes = _axes(5.0, 4.4)
+    many = classes > 3  # names no longer fit beside each other
+    figure, axes = _axes(*((2.6 + 0.62 * classes, 2.0 + 0.6 * classes) if many else (5.0, 4.4)))
     image = axes.imshow(100 * share, cmap="Blues", vmin=0, vmax=100)
     for row, column in np.ndindex(counts.shape):
         axes.text(
@@ -174,12 +175,13 @@ def confusion_figure(
             f"{counts[row, column]}\n{100 * share[row, column]:.0f} %",
             ha="center",
             va="center",
-            fontsize=13,
+            fontsize=8 if many else 13,
             color="white" if share[row, column] > 0.5 else "black",
         )
     labels = [f"{name} (n = {n})" for name, n in zip(class_names, counts.sum(axis=1), strict=True)]
-    axes.set_xticks(range(classes), class_names)
-    axes.set_yticks(range(classes), labels, rotation=90, va="center")
+    turned: Any = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if many else {}
+    axes.set_xticks(range(classes), class_names, **turned)
+    axes.set_yticks(range(classes), labels, rotation=0 if many else 90, va="center")
     axes.set(xlabel="predicted class", ylabel="true class")
     axes.set_title(f"Confusion matrix of the {what}")
     axes.grid(False)

@@ -21,6 +21,7 @@ from project.module.utils.data_preprocess_and_load.whole_files import written_wh
 
 SCHEMA_VERSION = 1
 RANDOMISED = "randomised.npz"
+LONGEST = 160  # characters of a name; a file's has 255 at most, its temporary name among them
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
 
 
@@ -55,28 +56,35 @@ class ScanMap(NamedTuple):
     @property
     def file_name(self) -> str:
         """``subj_<scan>.npz``."""
-        return _file_name(self.scan_id)
+        return f"subj_{safe_name(self.scan_id)}.npz"
 
 
-def _file_name(scan: str) -> str:
-    return f"subj_{_UNSAFE.sub('-', scan)}.npz"
+def safe_name(text: str) -> str:
+    """Of a scan or a class, as a part of a file's name."""
+    return _UNSAFE.sub("-", text)
 
 
-def check_names(scans: Iterable[str]) -> None:
-    """Refuse names of scans of which one's file would take the place of another's.
+def check_names(scans: Iterable[str], classes: Iterable[str] = ()) -> None:
+    """Refuse names of which one's file would take the place of another's, or that are too long.
 
     Raises:
         UserInputError: there are such.
     """
-    taken: dict[str, str] = {}
-    for scan in scans:
-        other = taken.setdefault(_file_name(scan), scan)
-        if other != scan:
-            raise UserInputError(
-                f"--analysis: scans '{other}' and '{scan}' would both be written to "
-                f"{_file_name(scan)}. Give them names that differ in letters, digits, '.', '_' or "
-                f"'-'."
-            )
+    for what, names in (("scan", scans), ("class", classes)):
+        taken: dict[str, str] = {}
+        for name in names:
+            if len(name) > LONGEST:
+                raise UserInputError(
+                    f"--analysis: the {what} '{name[:40]} ...' has a name of {len(name)} "
+                    f"characters, expected at most {LONGEST}: it names a file."
+                )
+            other = taken.setdefault(safe_name(name), name)
+            if other != name:
+                raise UserInputError(
+                    f"--analysis: the {what} '{other}' and the {what} '{name}' would both be "
+                    f"written to files named {safe_name(name)}. Give them names that differ in "
+                    f"letters, digits, '.', '_' or '-'."
+                )
 
 
 def write_scan_map(folder: Path, found: ScanMap) -> Path:

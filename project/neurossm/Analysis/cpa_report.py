@@ -17,7 +17,7 @@ from project.module.analysis.figures import BLUE, GREY, ORANGE, save_figure, sty
 from project.module.analysis.report import Page, Picture, Section, Table, render
 from project.module.utils.data_preprocess_and_load.whole_files import write_text_whole
 from project.neurossm.Analysis.cpa import Attribution
-from project.neurossm.Analysis.cpa_files import ScanMap
+from project.neurossm.Analysis.cpa_files import ScanMap, safe_name
 from project.neurossm.Dataset.atlases import Atlas
 from project.neurossm.Dataset.cohort import Cohort
 
@@ -87,7 +87,7 @@ def write_pages(
         own = [i for i, one in enumerate(maps) if one.label == label and one.correct]
         chance = random.cpa[own].mean(0)
         page = _page(folder, cohort, name, group, chance, maps[own[0]], atlas)
-        path = folder / f"{name}.html"
+        path = folder / f"{safe_name(name)}.html"
         write_text_whole(path, render(page))
         pages.append(path)
     return pages
@@ -115,7 +115,9 @@ def _page(
     )
     pictures = [
         Picture(
-            save_figure(weights_figure(group, pathways), folder / f"{name}_pathways.png"),
+            save_figure(
+                weights_figure(group, pathways), folder / f"{safe_name(name)}_pathways.png"
+            ),
             "Importance of each pathway: a dot a scan, the line their mean.",
             f"Pathway weights of {group.scans} scans; highest {pathways[_top(group)]}.",
         )
@@ -163,9 +165,9 @@ def weights_figure(group: GroupMap, pathways: Sequence[str]) -> Figure:
 def _brains(
     folder: Path, name: str, group: GroupMap, pathways: Sequence[str], atlas: Atlas
 ) -> list[Picture]:
-    glass = folder / f"{name}_glass.png"
+    glass = folder / f"{safe_name(name)}_glass.png"
     glass_brain(atlas.image_of(group.cpa), glass, f"CPA, {name}")
-    dominant = folder / f"{name}_dominant.png"
+    dominant = folder / f"{safe_name(name)}_dominant.png"
     top = group.cpa >= np.quantile(group.cpa, 0.75)
     shown = np.where(top, group.dominant, 0)
     pathway_slices(atlas.image_of(shown, np.int16), dominant, pathways, f"{name}: top 25 %")

@@ -65,7 +65,8 @@ def plan(protocol: Protocol, flags: Mapping[str, Any]) -> Plan:
     """
     cohort, folder = protocol.cohort, Path(flags["analysis_dir"]) / protocol.cohort.name
     for splits in protocol.splits().values():
-        check_names(cohort.scans[i].scan for i in splits[-1].test)
+        held = (cohort.scans[i].scan for i in splits[-1].test)
+        check_names(held, cohort.details.classes)
     atlas = _atlas(cohort, flags)
     make_folder(folder, "--analysis_dir")
     return Plan(CPAConfig(flags["ablation"], flags["cpa_gradient"]), folder, atlas)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from project.module.analysis.figures import save_figure, styled
 from project.module.analysis.report import Page, Picture, Section, Table, render
 from project.module.utils.data_preprocess_and_load.whole_files import write_text_whole
+from project.neurossm.Analysis.cpa_files import safe_name
 from project.neurossm.Analysis.cpa_report import GroupMap, glass_brain
 from project.neurossm.Analysis.reference_scores import Scores
 from project.neurossm.Dataset.atlases import Atlas
@@ -42,7 +43,10 @@ def write_reference_page(
 ) -> Path:
     """Draw ``*.png`` and write ``report.html`` into a folder; returns the page."""
     names = [one.name for one in classes]
-    matrix = save_figure(matrix_figure(scores.correlation, names), folder / "matrix.png")
+    matrix = []
+    if len(classes) > 1:  # one number needs no picture
+        drawn = save_figure(matrix_figure(scores.correlation, names), folder / "matrix.png")
+        matrix = [Picture(drawn, "All classes against all references.", "Matrix of scores.")]
     rows = [
         [
             one.name,
@@ -68,13 +72,13 @@ def write_reference_page(
             "Scores",
             text,
             (Table(rows, header, note=note, numbers=(1, 3, 4, 5)),),
-            (Picture(matrix, "All classes against all references.", "Matrix of scores."),),
+            matrix,
         )
     ]
     for one in classes:
         pictures = []
         for what, values in (("cpa", one.group.cpa), ("reference", one.reference)):
-            path = folder / f"{one.name}_{what}.png"
+            path = folder / f"{safe_name(one.name)}_{what}.png"
             title = f"CPA, {one.name}" if what == "cpa" else f"Neurosynth, {one.name}"
             glass_brain(atlas.image_of(values), path, title, signed=what == "reference")
             pictures.append(Picture(path, title, f"Glass brain: {title}.", wide=True))

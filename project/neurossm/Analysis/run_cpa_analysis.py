@@ -29,7 +29,13 @@ import numpy as np
 from project.module.command_line import ended
 from project.module.config import UserInputError, look_up, read_yaml
 from project.module.utils.data_preprocess_and_load.whole_files import make_folder, write_text_whole
-from project.neurossm.Analysis.cpa_files import RANDOMISED, ScanMap, read_arrays, read_scan_map
+from project.neurossm.Analysis.cpa_files import (
+    RANDOMISED,
+    ScanMap,
+    read_arrays,
+    read_scan_map,
+    safe_name,
+)
 from project.neurossm.Analysis.cpa_report import GroupMap, group_map, likeness
 from project.neurossm.Analysis.neurosynth import Database, database, require_nimare
 from project.neurossm.Analysis.reference_report import write_reference_page
@@ -240,7 +246,7 @@ def _analyse(
         args.seed,
     )
     for one in classes:
-        write_maps(out / "maps" / name / one.name, one, atlas)
+        write_maps(out / "maps" / name / safe_name(one.name), one, atlas)
     record = _record(name, classes, scores, atlas, base, args) | {
         "ablation": maps[0].ablation,
         "gradient": maps[0].gradient,

@@ -11,11 +11,19 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import pandas as pd
 
 from project.module.config import UserInputError
+from project.module.utils.data_preprocess_and_load.metadata import category, read_table
+from project.module.utils.data_preprocess_and_load.nifti import (
+    READ_ERRORS,
+    damaged,
+    las_transform,
+    load_image,
+)
+from project.neurossm.Dataset.scan_files import some
 
 FOLDER = "atlases"
+HIGHEST = 1_000_000  # label; counting voxels takes memory for each number up to the highest
 
 
 @dataclass(frozen=True)
@@ -147,27 +155,59 @@ def read_atlas(path: Path) -> Atlas:
         UserInputError: it cannot be read, or has no integer labels in three dimensions.
     """
     try:
-        image: Any = nib.load(path)
+        image = load_image(path)
+        las_transform(image.affine, path)  # refuses an affine that is none
         data = np.asanyarray(image.dataobj)
-    except (OSError, ValueError, nib.filebasedimages.ImageFileError) as error:
-        raise UserInputError(f"--atlas: '{path}' cannot be read ({error}).") from None
+    except READ_ERRORS as error:
+        raise UserInputError(f"--atlas: {damaged(path, error)}") from None
+    except UserInputError as error:
+        raise UserInputError(f"--atlas: {error}") from None
     if data.ndim == 4 and data.shape[3] == 1:
         data = data[..., 0]
-    if data.ndim != 3 or not np.array_equal(data, np.rint(data)) or data.min() < 0:
+    if (
+        data.ndim != 3
+        or not np.array_equal(data, np.rint(data))
+        or not 0 <= data.min() <= data.max() <= HIGHEST
+    ):
         raise UserInputError(
             f"--atlas: '{path}' is {data.shape} of {data.dtype}, expected one volume of whole "
-            f"numbers, 0 outside the regions."
+            f"numbers up to {HIGHEST}, 0 outside the regions."
         )
-    image = nib.Nifti1Image(data.astype(np.int32), image.affine)
+    present = [int(value) for value in np.unique(data) if value]
+    if not present:
+        raise UserInputError(f"--atlas: '{path}' has no region: all its voxels are 0.")
     name = path.name.removesuffix(".gz").removesuffix(".nii")
-    table_path = path.with_name(name + ".csv")
-    if not table_path.is_file():
-        ids = tuple(int(value) for value in np.unique(data) if value)
-        return Atlas(name, image, ids, tuple(map(str, ids)))
-    table = pd.read_csv(table_path)
-    if {"index", "name"} - set(table):
-        raise UserInputError(f"--atlas: '{table_path}' needs the columns index and name.")
-    return Atlas(name, image, tuple(map(int, table["index"])), tuple(map(str, table["name"])))
+    table = path.with_name(name + ".csv")
+    names = _names(table, present) if table.is_file() else {one: str(one) for one in present}
+    image = nib.Nifti1Image(data.astype(np.int32), image.affine)
+    return Atlas(name, image, tuple(names), tuple(names.values()))
+
+
+def _names(path: Path, present: list[int]) -> dict[int, str]:
+    """Label -> name of ``<name>.csv``, in its order, which may have more labels than the image."""
+    table = read_table(path)
+    if {"index", "name"} - set(table.columns):
+        raise UserInputError(
+            f"--atlas: '{path}' has the columns {some(table.columns)}, expected index and name."
+        )
+    found: dict[int, str] = {}
+    for text, name in zip(table.column("index", ""), table.column("name", ""), strict=True):
+        label = category(text)
+        if label == "0" and name.lower() == "background":
+            continue
+        if not label.isdecimal() or not 0 < int(label) <= HIGHEST or int(label) in found:
+            raise UserInputError(
+                f"--atlas: '{path}' has the index '{text}' ({name}); expected whole numbers from 1 "
+                f"on, each once."
+            )
+        found[int(label)] = name
+    nameless = [label for label in present if label not in found]
+    if nameless:
+        raise UserInputError(
+            f"--atlas: '{path}' has no row of the image's labels {some(nameless)}. Add them, or "
+            f"set those voxels to 0."
+        )
+    return found
 
 
 def _download(name: str, local: Path) -> Atlas:

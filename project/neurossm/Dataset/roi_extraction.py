@@ -20,12 +20,14 @@ import pandas as pd
 from nilearn.image.resampling import BoundingBoxError
 
 from project.module.config import UserInputError
-from project.module.utils.data_preprocess_and_load.nifti import damaged, load_image
+from project.module.utils.data_preprocess_and_load.nifti import NiftiRun
 from project.module.utils.data_preprocess_and_load.repetition_time import (
+    check_tr,
     read_sidecar_tr,
     resolve_tr,
 )
 from project.module.utils.data_preprocess_and_load.sources import Source
+from project.module.utils.data_preprocess_and_load.space import space_of_run
 from project.neurossm.Dataset.atlases import Atlas
 
 # Name -> arguments of nilearn's ``load_confounds`` (fMRIPrep); the cosines are its high-pass.
@@ -54,9 +56,10 @@ class Extraction:
         low_pass, high_pass: Hz; None for no filter.
         tr: seconds, in place of what the files say.
         min_dof: fewest residual degrees of freedom.
+        space: of ``--space``; "" for MNI.
 
     Raises:
-        UserInputError: values that make no filter.
+        UserInputError: values that make no filter, or no limit.
     """
 
     confounds: str = "none"
@@ -64,9 +67,13 @@ class Extraction:
     high_pass: float | None = None
     tr: float | None = None
     min_dof: float = 40.0
+    space: str = ""
 
     def __post_init__(self) -> None:
-        for flag in ("low_pass", "high_pass", "tr"):
+        check_tr(self.tr)
+        if not (math.isfinite(self.min_dof) and self.min_dof >= 1):
+            raise UserInputError(f"--min_dof: got {self.min_dof:g}, expected a number from 1 on.")
+        for flag in ("low_pass", "high_pass"):
             value = getattr(self, flag)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise UserInputError(f"--{flag}: got {value}, expected a number above 0.")
@@ -80,6 +87,24 @@ class Extraction:
     def filtered(self) -> bool:
         """Whether a filter needs the TR."""
         return self.low_pass is not None or self.high_pass is not None
+
+    def check_filter(self, name: str, tr: float, note: str) -> None:
+        """Refuse a filter that a run of this TR cannot have; ``note`` says why there is no TR.
+
+        Raises:
+            UserInputError: no TR, or a frequency that it does not resolve.
+        """
+        if not self.filtered:
+            return
+        if not math.isfinite(tr):
+            raise UserInputError(f"--tr: '{name}': a filter needs the TR ({note}).")
+        for flag in ("low_pass", "high_pass"):
+            value = getattr(self, flag)
+            if value is not None and value >= 1 / (2 * tr):
+                raise UserInputError(
+                    f"--{flag}: got {value:g} Hz; a TR of {tr:g} s ('{name}') resolves frequencies "
+                    f"below {1 / (2 * tr):.4g} Hz only. Leave the filter out, or mend the TR."
+                )
 
 
 class Extracted(NamedTuple):
@@ -121,22 +146,25 @@ def extract(source: Source, atlas: Atlas, extraction: Extraction) -> Extracted:
     """Read a run.
 
     Raises:
-        UserInputError: it cannot be read, lacks its confounds or its TR, lies outside the atlas,
-            or keeps too few degrees of freedom.
+        UserInputError: it cannot be read, is not in the space of the atlas, lacks its confounds or
+            its TR, or keeps too few degrees of freedom.
     """
     name = source.path.name
-    image = _load(source.path)
-    frames = image.shape[3]
-    zooms = image.header.get_zooms()
-    tr, _, note = resolve_tr(
-        float(zooms[3]),
-        image.header.get_xyzt_units()[1],
+    run = NiftiRun(source.path)
+    frames = run.n_frames
+    if frames < FEW_FRAMES:
+        raise UserInputError(f"{source.path}: {frames} frames, expected {FEW_FRAMES} or more.")
+    # Regions are found through the affine, which straightens tilted axes.
+    _, _, notes = space_of_run(run, source.space, extraction.space, source.remedy, resampled=True)
+    tr, _, tr_note = resolve_tr(
+        run.header_tr,
+        run.time_unit,
         read_sidecar_tr(source.sidecar),
         extraction.tr,
         source.layout_tr,
     )
-    if extraction.filtered and not math.isfinite(tr):
-        raise UserInputError(f"--tr: '{name}': a filter needs the TR ({note}).")
+    notes += [tr_note] if tr_note else []
+    extraction.check_filter(name, tr, tr_note)
     confounds = load_confounds(source.path, extraction.confounds)
     columns = 0 if confounds is None else int(np.linalg.matrix_rank(confounds.to_numpy()))
     if confounds is not None and len(confounds) != frames:
@@ -152,7 +180,7 @@ def extract(source: Source, atlas: Atlas, extraction: Extraction) -> Extracted:
             f"(--confounds basic, none) or no filter, or lower --min_dof knowingly."
         )
     try:
-        series, coverage = _regions(image, atlas, confounds, extraction, tr)
+        series, coverage = _regions(_image(run), atlas, confounds, extraction, tr)
     except BoundingBoxError:
         coverage = np.zeros(len(atlas.ids))
     if not coverage.any():
@@ -160,26 +188,18 @@ def extract(source: Source, atlas: Atlas, extraction: Extraction) -> Extracted:
             f"--atlas: '{name}' has no signal in any region of '{atlas.name}'. Is the run in MNI "
             f"space?"
         )
-    notes = [note] if note and extraction.filtered else []
     empty = [atlas.regions[i] for i in np.flatnonzero(coverage == 0)]
     if empty:
         notes.append(f"{len(empty)} regions without signal: {', '.join(empty[:5])}")
     return Extracted(source, series, coverage, tr, columns, dof, tuple(notes))
 
 
-def _load(path: Path) -> Any:
-    """A run in memory, as float32."""
-    image = load_image(path)
-    if len(image.shape) != 4 or image.shape[3] < FEW_FRAMES:
-        raise UserInputError(
-            f"--input: '{path}' has shape {image.shape}, expected four dimensions and "
-            f"{FEW_FRAMES} frames or more."
-        )
-    try:
-        data = image.get_fdata(dtype=np.float32, caching="unchanged")
-    except Exception as error:  # zlib, gzip and nibabel raise their own
-        raise damaged(path, error) from None
-    return nib.Nifti1Image(data, image.affine, image.header)
+def _image(run: NiftiRun) -> Any:
+    """A run in memory, float32 [X, Y, Z, T]."""
+    flat = np.empty((int(np.prod(run.shape)), run.n_frames), dtype=np.float32, order="F")
+    for t, frame in enumerate(run.frames()):
+        flat[:, t] = frame
+    return nib.Nifti1Image(flat.reshape((*run.shape, run.n_frames), order="F"), run.affine)
 
 
 def load_confounds(path: Path, name: str) -> pd.DataFrame | None:
@@ -202,7 +222,14 @@ def load_confounds(path: Path, name: str) -> pd.DataFrame | None:
             f"({' '.join(str(error).split())[:200]}). Expected fMRIPrep's "
             f"*_desc-confounds_timeseries.tsv beside it, or use --confounds none."
         ) from None
-    return pd.DataFrame(found)
+    table = pd.DataFrame(found)
+    bad = [str(column) for column in table if not np.isfinite(table[column]).all()]
+    if bad:
+        raise UserInputError(
+            f"--confounds {name}: the table of '{path.name}' lacks values in {', '.join(bad[:5])} "
+            f"behind the first frame. Mend it, or use --confounds none."
+        )
+    return table
 
 
 def _regions(

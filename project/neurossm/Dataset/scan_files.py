@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from project.module.config import UserInputError
+from project.module.utils.data_preprocess_and_load.metadata import category
 from project.neurossm.Dataset.safe_loading import load_objects
 
 _MISSING = ("n/a", "nan")  # a cell without a value; n/a is BIDS's
@@ -107,8 +108,8 @@ def _read_columns(file: ScanFile, subjects: Iterable[str] | None) -> list[RawSca
 
 
 def spelling(value: Any) -> str:
-    """Of a cell; "" if it is missing."""
-    found = "" if value is None else str(value).strip()
+    """Of a cell, where 1.0 is 1; "" if it is missing."""
+    found = "" if value is None else category(str(value).strip())
     return "" if found.lower() in _MISSING else found
 
 

@@ -42,10 +42,19 @@ def splits_of(cohort: Cohort, seed: int, folds: int, cross_validation: bool = Tr
         UserInputError: too few groups of a class for every side to have it.
     """
     everything = np.arange(len(cohort.scans))
-    fitted, held = _divide(cohort, everything, HOLDOUT, seed)[0]
+    fitted, held = _divide(
+        cohort,
+        everything,
+        HOLDOUT,
+        seed,
+        f"only; the holdout is one part of {HOLDOUT}",
+        "More subjects are needed.",
+    )[0]
     found = []
     if cross_validation:
-        for number, (train, test) in enumerate(_divide(cohort, fitted, folds, seed), start=1):
+        where = f"outside the holdout, fewer than the {folds} folds"
+        parts = _divide(cohort, fitted, folds, seed, where, "Take fewer folds, or more subjects.")
+        for number, (train, test) in enumerate(parts, start=1):
             found.append(Split(f"fold_{number}", train, test))
     found.append(Split(HOLDOUT_NAME, fitted, held))
     for split in found:
@@ -54,15 +63,16 @@ def splits_of(cohort: Cohort, seed: int, folds: int, cross_validation: bool = Tr
 
 
 def _divide(
-    cohort: Cohort, scans: np.ndarray, parts: int, seed: int
+    cohort: Cohort, scans: np.ndarray, parts: int, seed: int, where: str, remedy: str
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     labels, groups = cohort.labels[scans], cohort.groups[scans]
-    fewest = min(len(np.unique(groups[labels == label])) for label in np.unique(labels))
-    if fewest < parts:
-        raise UserInputError(
-            f"--folds: a class has scans of {fewest} subjects only, fewer than the {parts} parts "
-            f"to make. Take fewer folds, or more subjects."
-        )
+    for label in np.unique(labels):
+        there = len(np.unique(groups[labels == label]))
+        if there < parts:
+            raise UserInputError(
+                f"--folds: {cohort.details.classes[label]} has scans of {there} subjects (or "
+                f"families) {where}. {remedy}"
+            )
     divide = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
     return [
         (scans[train], scans[test])

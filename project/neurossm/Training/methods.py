@@ -10,9 +10,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from project.module.config import UserInputError
 from project.module.training.strategies import Hardware
 from project.module.utils.data_preprocess_and_load.whole_files import written_whole
 from project.neurossm.Dataset.cohort import Scan
@@ -94,9 +96,19 @@ class TrainedMethod:
         return score(model, test_scans, self.fit.eval_batch_size, self.device).probability
 
     def load(self, folder: Path) -> nn.Module:
-        """The model of a finished fit, on its device and in evaluation mode."""
+        """The model of a finished fit, on its device and in evaluation mode.
+
+        Raises:
+            UserInputError: its weights are not there, damaged or another model's.
+        """
         model = self.build()
-        model.load_state_dict(load_file(folder / WEIGHTS))
+        try:
+            model.load_state_dict(load_file(folder / WEIGHTS))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise UserInputError(
+                f"--results_dir: '{folder / WEIGHTS}' cannot be read "
+                f"({' '.join(str(error).split())[:200]}). Remove '{folder}' to do that fit again."
+            ) from None
         return model.eval().to(self.device)
 
 

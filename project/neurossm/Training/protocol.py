@@ -169,11 +169,13 @@ class Protocol:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
+        found = None
+    if not isinstance(found, dict):
         raise UserInputError(
             f"--results_dir: '{path}' is damaged. Choose another folder, or remove that one."
-        ) from None
+        )
     return found
 
 
@@ -235,7 +237,9 @@ def read_fit(place: Path, seed: int, split: str) -> FitResult | None:
     try:
         metrics = json.loads((place / "metrics.json").read_text(encoding="utf-8"))
         predictions = pd.read_csv(place / "predictions.csv", dtype={"subject": str, "scan": str})
-    except (ValueError, OSError):
+        if {*METRIC_NAMES} - set(metrics) or {"subject", "scan", "target"} - set(predictions):
+            raise ValueError
+    except (ValueError, OSError, TypeError):
         raise UserInputError(
             f"--results_dir: '{place}' has damaged metrics or predictions. Remove it to do that "
             f"fit again."

@@ -13,6 +13,7 @@ from typing import Any
 
 from project.module.config import UserInputError, canonical_dataset_name, look_up
 from project.module.utils.data_preprocess_and_load.hdf5_store import COMPRESSIONS, FORMAT_VERSION
+from project.module.utils.data_preprocess_and_load.repetition_time import check_tr
 from project.module.utils.data_preprocess_and_load.run_header import Triple
 
 MASK_RULES = ("auto", "nonzero", "computed")
@@ -68,10 +69,10 @@ class ConversionOptions:
         for flag, values in (
             ("--img_size", self.img_size),
             ("--min_frames", (self.min_frames,)),
-            ("--tr", () if self.tr is None else (self.tr,)),
             ("--resample", () if self.resample is None else (self.resample,)),
         ):
             require_positive(flag, values)
+        check_tr(self.tr)
         if self.drop_first < 0:
             raise UserInputError(f"--drop_first: got {self.drop_first}, expected 0 or more.")
         if self.space and not re.fullmatch(r"[A-Za-z0-9]+([:+][A-Za-z0-9-]+)*", self.space):

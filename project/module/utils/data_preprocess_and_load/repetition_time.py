@@ -12,6 +12,18 @@ _LONGEST_TR, _SHORTEST_TR = 30.0, 0.05  # seconds; outside, a TR is not believed
 _SECONDS = {"msec": 1e-3, "usec": 1e-6}  # of NIfTI's units
 
 
+def check_tr(flag_tr: float | None) -> None:
+    """Refuse a ``--tr`` that is no repetition time in seconds.
+
+    Raises:
+        UserInputError: it is not.
+    """
+    if flag_tr is not None and not _SHORTEST_TR <= flag_tr <= _LONGEST_TR:
+        raise UserInputError(
+            f"--tr: got {flag_tr:g}, expected seconds from {_SHORTEST_TR:g} to {_LONGEST_TR:g}."
+        )
+
+
 def read_sidecar_tr(file: Path | None) -> float | None:
     """``RepetitionTime`` of a JSON sidecar (BIDS, seconds), if it is there.
 

@@ -194,7 +194,7 @@ def is_companion(path: PurePosixPath) -> bool:
 
 
 def refuse_shared_names(sources: list[Source]) -> list[Source]:
-    """The sources; those that would share an output name get an error."""
+    """The sources; those that would be one run by their names get an error."""
     # Without regard to case: some file systems have none.
     by_output: dict[str, list[str]] = {}
     for source in sources:
@@ -203,9 +203,10 @@ def refuse_shared_names(sources: list[Source]) -> list[Source]:
     for source in sources:
         others = [name for name in by_output[source.output.lower()] if name != source.name]
         if others:
+            some = ", ".join(others[:3]) + (" ..." if len(others) > 3 else "")
             source = source.refused(
-                f"{source.path}: would become {source.output}, and so would {', '.join(others)}. "
-                f"Rename one of them, or convert them from separate folders into separate stores."
+                f"{source.path}: by its name the run {Path(source.output).stem}, and so is {some}. "
+                f"Rename one of them, or read them from separate folders into separate outputs."
             )
         checked.append(source)
     return checked
