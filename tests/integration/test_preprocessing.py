@@ -420,7 +420,7 @@ def test_bad_files_are_named_and_the_others_converted(
         (["--input", "in", "--output", "file"], "--output: 'file/hdf5' cannot be made"),
         (["--input", "in", "--mask", "comput"], "--mask: 'comput' is no file"),
         (["--input", "in", "--img_size", "0", "9", "9"], "--img_size: got 0"),
-        (["--input", "in", "--tr", "-1"], "--tr: got -1.0"),
+        (["--input", "in", "--tr", "-1"], "--tr: got -1,"),
         (["--input", "in", "--resample", "nan"], "--resample: got nan"),
         (["--input", "in", "--drop_first", "-1"], "--drop_first: got -1"),
         (["--input", "in", "--num_workers", "0"], "--num_workers: got 0"),
