@@ -36,7 +36,7 @@ GRID = ("30", "36", "30")
 PRETRAIN_EPOCHS, FRAMES, TSNR, WORKERS = 6, 40, 10, 2
 QUICK_SUBJECTS, QUICK_FRAMES = 24, 20
 
-MODEL, MEAN_VOLUME, UNTRAINED = "model", "mean-volume logistic regression", "untrained backbone"
+UNTRAINED = "Same head, untrained backbone"
 TITLE = "NeuroMamba demo: pre-training and fine-tuning FMamba on synthetic fMRI"
 NOTICE = (
     "Synthetic data. The runs were made from the MNI152 template with a planted difference between "
@@ -44,12 +44,10 @@ NOTICE = (
     "pipeline works; they say nothing about real brains."
 )
 CONTROLS_TEXT = (
-    "Mean-volume logistic regression: L2-penalised, on each subject's temporal mean volume, scaled "
-    "as the model sees it, over the union of the fitted subjects' brain masks. Fitted on training "
-    "and validation subjects, the penalty chosen by inner cross-validation. It sees anatomy but no "
-    "dynamics; the planted effect leaves mean and variance as they are, so it should be at chance.",
-    "Untrained backbone: the same head and training on the frozen features of a randomly "
-    "initialised backbone. What the fine-tuned model gains over it was learned.",
+    f"{UNTRAINED}: the same training on the frozen features of a randomly initialised backbone. "
+    f"What the fine-tuned model gains over it was learned.",
+    "The planted effect leaves mean and variance of every voxel as they are, so a model of the "
+    "mean volume should be at chance.",
 )
 
 
@@ -129,9 +127,9 @@ def copy_command(out: Path) -> str:
 
 
 def write_report(out: Path, commands: Sequence[str], seconds: dict[str, float]) -> None:
-    """Fit the mean-volume control, draw the figures, write ``metrics.json`` and the page."""
+    """Fit the baselines, draw the figures, write ``metrics.json`` and the page."""
     # Imported here: torch and scikit-learn take seconds, and the first stages do not need them.
-    from project.module.analysis.baselines import mean_volume_control
+    from project.module.analysis.baselines import baselines_of_data
     from project.module.analysis.brain_figures import kept_shares
     from project.module.analysis.report import render
     from project.module.analysis.run_folder import RunFolder
@@ -144,15 +142,16 @@ def write_report(out: Path, commands: Sequence[str], seconds: dict[str, float]) 
     )
     start = time.monotonic()
     data = finetuned.data_module()
-    control = mean_volume_control(data)
-    seconds["mean_volume"] = time.monotonic() - start
-    tested = control.scores
+    baselines = baselines_of_data(data, finetuned.path / "baselines")
+    seconds["baselines"] = time.monotonic() - start
+    scores = {UNTRAINED: untrained.scores()} | {one.name: one.scores for one in baselines}
     metrics = {k: v for k, v in finetuned.metrics.items() if k.startswith(("test/", "val/"))}
     metrics |= {f"pretrain/{k}": v for k, v in pretrained.metrics.items() if k.startswith("val/")}
-    metrics |= {f"control/mean_volume/{k}": v for k, v in control.metrics.items()}
-    for name in control.metrics:
-        metrics[f"control/untrained/{name}"] = untrained.metrics[f"test/{name}"]
-    metrics |= {f"test/subjects_class_{i}": float(n) for i, n in enumerate(tested.per_class)}
+    for name, one in scores.items():
+        key = "untrained" if name == UNTRAINED else name.replace(" ", "_")
+        metrics |= {f"control/{key}/{k}": v for k, v in one.metrics().items()}
+    per_class = finetuned.scores().per_class
+    metrics |= {f"test/subjects_class_{i}": float(n) for i, n in enumerate(per_class)}
     paths = [path for store in data.stores for path in store.paths]
     metrics["kept_tokens"] = float(kept_shares(paths, finetuned.model_config).mean())
     metrics["model/parameters"] = finetuned.metrics["model/parameters"]
@@ -161,19 +160,16 @@ def write_report(out: Path, commands: Sequence[str], seconds: dict[str, float]) 
     given = ReportInput(
         pretrained,
         finetuned,
-        {
-            f"Control: {MEAN_VOLUME}": tested,
-            f"Control: same head, {UNTRAINED}": untrained.test_scores(),
-        },
+        scores,
         TITLE,
         (
             f"FMamba, the NeuroMamba backbone, was pre-trained by next-token prediction on the "
             f"synthetic runs of {train} subjects and fine-tuned on the same subjects to tell two "
             f"planted classes apart, while {val} others chose the epochs. It was then tested once, "
-            f"beside two controls, on {test} subjects that no step had seen.",
+            f"beside controls, on {test} subjects that no step had seen.",
         ),
         NOTICE,
-        CONTROLS_TEXT,
+        (*CONTROLS_TEXT, *(f"{one.name}: {one.text}" for one in baselines)),
         commands,
         seconds,
     )
@@ -187,10 +183,11 @@ def write_report(out: Path, commands: Sequence[str], seconds: dict[str, float]) 
 def results_table(out: Path) -> str:
     """The model and the controls, and where the report is."""
     from project.module.analysis.run_folder import RunFolder
+    from project.module.analysis.training_report import MODEL
 
     metrics = RunFolder(out).metrics
-    rows = [("FMamba, fine-tuned", "test"), (f"control: {MEAN_VOLUME}", "control/mean_volume")]
-    rows += [(f"control: same head, {UNTRAINED}", "control/untrained")]
+    controls = dict.fromkeys(k.rsplit("/", 1)[0] for k in metrics if k.startswith("control/"))
+    rows = [(MODEL, "test"), *((k.split("/")[1].replace("_", " "), k) for k in controls)]
     width = max(len(label) for label, _ in rows)
     lines = ["", f"{'':<{width}}  {'AUROC':>7}  {'accuracy':>8}  balanced accuracy"]
     for label, key in rows:

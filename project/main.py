@@ -49,7 +49,20 @@ def run(argv: Sequence[str]) -> dict[str, float]:
     first = find_launcher().rank == 0
     logging.getLogger("project").setLevel(logging.INFO if first else logging.WARNING)
     planned.allocator.apply()
-    return planned.execute()
+    metrics = planned.execute()
+    if planned.evaluated is None:
+        return metrics
+    # Imported here: scipy and scikit-learn take seconds to load, and training needs neither.
+    from project.module.analysis.evaluation import evaluate_run
+    from project.module.analysis.run_folder import RunFolder
+    from project.module.training.outputs import write_metrics
+
+    run_dir, data = planned.evaluated
+    found = evaluate_run(RunFolder(run_dir), data, args.confounds, args.adjust_thresh)
+    metrics |= found.flat()
+    write_metrics(metrics, run_dir / "metrics.json")
+    print("\n".join(found.lines()), flush=True)
+    return metrics
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from pytorch_lightning import LightningModule
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 
@@ -470,7 +471,7 @@ class DownstreamModule(FMambaModule):
         self.validation = SubjectMetrics(task.task_type)
         self.test = SubjectMetrics(task.task_type)
         self.losses = MeanLoss()  # of the windows of either
-        self.test_windows: WindowScores | None = None
+        self.seen: dict[str, WindowScores] = {}
 
     def train(self, mode: bool = True) -> DownstreamModule:
         """A frozen backbone stays in evaluation mode: no dropout in fixed features."""
@@ -511,12 +512,14 @@ class DownstreamModule(FMambaModule):
         return {"embedding": torch.stack([window.mean(0) for window in features])}
 
     def on_validation_epoch_end(self) -> None:
-        """Log the metrics over validation subjects."""
+        """Log the metrics over validation subjects; after training, keep the windows' scores."""
+        if self.trainer.state.fn == TrainerFn.VALIDATING:
+            self.seen["val"] = self.validation.all_windows()
         self._log_metrics(self.validation, "val")
 
     def on_test_epoch_end(self) -> None:
         """Log the metrics over test subjects and keep the windows' scores."""
-        self.test_windows = self.test.all_windows()
+        self.seen["test"] = self.test.all_windows()
         self._log_metrics(self.test, "test")
 
     def scaled_target(self, batch: Batch) -> Tensor:

@@ -18,11 +18,14 @@ from project.demo import build_parser, steps_of
 REPOSITORY = Path(__file__).resolve().parents[2]
 KEYS = {
     *(f"test/{name}" for name in ("auroc", "accuracy", "balanced_accuracy")),
-    *(f"control/mean_volume/{name}" for name in ("auroc", "accuracy", "balanced_accuracy")),
-    *(f"control/untrained/{name}" for name in ("auroc", "accuracy", "balanced_accuracy")),
+    *(
+        f"control/{control}/{name}"
+        for control in ("mean_volume", "FC", "majority", "untrained")
+        for name in ("auroc", "accuracy", "balanced_accuracy")
+    ),
     *(f"pretrain/val/{name}" for name in ("loss", "skill", "persistence_loss", "mean_token_loss")),
     *(f"seconds/{name}" for name in ("synthetic", "convert", "pretrain", "finetune", "untrained")),
-    *("seconds/mean_volume", "seconds/total", "kept_tokens", "model/parameters"),
+    *("seconds/baselines", "seconds/total", "kept_tokens", "model/parameters"),
     *("test/subjects_class_0", "test/subjects_class_1"),
 }
 FIGURES = ("roc", "confusion", "pretraining", "finetuning", "next_tokens", "token_mask")

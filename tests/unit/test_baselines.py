@@ -1,7 +1,8 @@
-"""The mean-volume control: what it sees, on whom it is fitted, and what it can and cannot learn."""
+"""Baselines: what they see, on whom they are fitted, and what they can and cannot learn."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,37 +11,53 @@ import numpy as np
 import pytest
 
 from project.module.analysis.baselines import (
-    PENALTIES,
-    fit_logistic,
-    logistic_pipeline,
-    mean_volume_control,
-    mean_volumes,
+    FC,
+    MEAN_VOLUME,
+    Baseline,
+    baselines_of_data,
+    fit_baselines,
+)
+from project.module.analysis.subject_features import (
+    grid_parcellation,
+    subject_features,
     union_of_masks,
 )
-from project.module.analysis.run_folder import SubjectScores
 from project.module.config import DataConfig, DownstreamConfig, UserInputError
 from project.module.utils.data_module import FMRIDataModule
 from project.module.utils.data_preprocess_and_load.hdf5_writer import write_run
 
 GRID = (6, 6, 6)
 AFFINE = np.diag([-2.0, 2.0, 2.0, 1.0])
+FRAMES = 24
 MakeData = Callable[..., FMRIDataModule]
 
 
 @pytest.fixture
 def make_data(tmp_path: Path) -> MakeData:
-    """A store of 40 subjects, two windows each; ``bright`` lifts one voxel in class 1."""
+    """A store of 40 subjects.
 
-    def make(bright: float = 0.0, task: DownstreamConfig | None = None, **config: Any) -> Any:
+    Class 1 has a brighter voxel (``bright``), or a common signal with one sign in both halves of
+    the brain, where class 0 has opposite signs (``coupled``): mean and variance stay the same.
+    """
+
+    def make(
+        bright: float = 0.0,
+        coupled: float = 0.0,
+        target: str = "sex",
+        task: DownstreamConfig | None = None,
+        **config: Any,
+    ) -> Any:
         rng = np.random.default_rng(0)
         (tmp_path / "hdf5").mkdir(parents=True)
         (tmp_path / "metadata").mkdir()
-        rows = ["subject,sex"]
+        rows = ["subject,sex,age"]
         for i in range(40):
             # Masks differ: the first voxel is missing in every third subject.
-            vox = np.arange(1 if i % 3 == 0 else 0, 100, dtype=np.int32)
-            frames = rng.normal(1000, 50, (8, vox.size)).astype(np.float32)
+            vox = np.arange(1 if i % 3 == 0 else 0, 216, dtype=np.int32)
+            frames = rng.normal(1000, 50, (FRAMES, vox.size)).astype(np.float32)
             frames[:, 50 - vox[0]] += bright * (i % 2)
+            sign = np.where(vox < 108, 1.0, 1.0 if i % 2 else -1.0)
+            frames += coupled * rng.normal(0, 50, (FRAMES, 1)) * sign
             name = f"sub-{i:02d}"
             write_run(
                 tmp_path / "hdf5" / f"{name}.h5",
@@ -51,7 +68,7 @@ def make_data(tmp_path: Path) -> MakeData:
                 affine=AFFINE,
                 tr=2.0,
             )
-            rows.append(f"{name},{'FM'[i % 2]}")
+            rows.append(f"{name},{'FM'[i % 2]},{20 + 10 * (i % 2) + rng.normal():.3f}")
         (tmp_path / "metadata" / "participants.csv").write_text("\n".join(rows) + "\n")
         settings = DataConfig(
             dataset_name=("Dummy",),
@@ -62,96 +79,112 @@ def make_data(tmp_path: Path) -> MakeData:
             val_split=0.1,
             **config,
         )
-        return FMRIDataModule(settings, task or DownstreamConfig())
+        return FMRIDataModule(settings, task or DownstreamConfig(task=target))
 
     return make
 
 
-def test_it_finds_a_difference_in_the_mean(make_data: MakeData) -> None:
-    data = make_data(bright=400.0)
-    result = mean_volume_control(data)
-    assert result.metrics["auroc"] > 0.9
-    assert result.fitted_on == 24  # training and validation
-    assert result.scores.subjects == data.subjects["test"][0]
-    assert result.voxels == 100
-    np.testing.assert_allclose(result.scores.probability.sum(axis=1), 1)
+def aurocs(found: list[Baseline]) -> dict[str, float]:
+    return {one.name: one.scores.metrics()["auroc"] for one in found}
+
+
+def test_a_difference_in_the_mean(make_data: MakeData) -> None:
+    """The mean volume has it; correlations do not."""
+    data = make_data(bright=1000.0)
+    found = fit_baselines(data)
+    areas = aurocs(found)
+    assert areas[MEAN_VOLUME] > 0.9 and areas[FC] < 0.85
+    assert areas["majority"] == 0.5
+    for one in found:
+        assert one.scores.subjects == data.subjects["test"][0]
+        np.testing.assert_allclose(one.scores.score.sum(axis=1), 1)
+    assert "fitted on 24 training and validation subjects" in found[0].text
+
+
+def test_a_difference_in_the_correlations(make_data: MakeData) -> None:
+    """FC has it; the mean volume does not."""
+    areas = aurocs(fit_baselines(make_data(coupled=1.0)))
+    assert areas[FC] > 0.95 and areas[MEAN_VOLUME] < 0.85
+
+
+def test_a_regression(make_data: MakeData) -> None:
+    by_name = {one.name: one.scores for one in fit_baselines(make_data(coupled=1.0, target="age"))}
+    assert by_name[FC].metrics()["pearson_r"] > 0.8
+    mean = by_name["mean"]
+    assert np.unique(mean.score).size == 1 and mean.metrics()["r2"] <= 0
 
 
 def test_shuffled_labels_are_scored_as_such(make_data: MakeData) -> None:
-    data = make_data(bright=400.0, task=DownstreamConfig(shuffle_labels=3))
-    result = mean_volume_control(data)
+    data = make_data(bright=1000.0, task=DownstreamConfig(shuffle_labels=3))
     labels = data.stores[0].labels
     assert labels is not None
-    assert result.scores.target.tolist() == [labels[s] for s in result.scores.subjects]
-    assert result.metrics["auroc"] < 0.95
+    found = fit_baselines(data)
+    for one in found:
+        assert one.scores.target.tolist() == [labels[s] for s in one.scores.subjects]
+    assert aurocs(found)[MEAN_VOLUME] < 0.95
 
 
-def test_volumes_are_the_mean_of_what_the_model_sees(make_data: MakeData) -> None:
+def test_features_are_of_what_the_model_sees(make_data: MakeData) -> None:
+    """Mean volumes in the model's units; correlations over a run's windows put together."""
     data = make_data()
     voxels = union_of_masks(data, ("train",))
-    np.testing.assert_array_equal(voxels, np.arange(100))
-    volumes = mean_volumes(data, ("test",), voxels)
+    np.testing.assert_array_equal(voxels, np.arange(216))
+    regions = grid_parcellation(GRID, voxels, most=8)
+    assert regions.count == 8 and np.bincount(regions.region).tolist() == [27] * 8
+    features = subject_features(data, ("test",), voxels, regions)
     windows = data.parts["test"]
     assert windows is not None
-    for row, subject in enumerate(volumes.subjects):
+    for row, subject in enumerate(features.subjects):
         items = [w for w in (windows[i] for i in range(len(windows))) if w["subject"] == subject]
-        assert len(items) == 2
-        expected = np.full(100, items[0]["background"])
+        assert len(items) == FRAMES // 4
         bold = np.concatenate([w["bold"].numpy() for w in items]).astype(float)
-        expected[items[0]["vox"].numpy()] = (bold * items[0]["gain"] + items[0]["shift"]).mean(0)
-        np.testing.assert_allclose(volumes.volume[row], expected, atol=1e-5)
+        vox = items[0]["vox"].numpy()
+        expected = np.full(216, items[0]["background"])
+        expected[vox] = (bold * items[0]["gain"] + items[0]["shift"]).mean(0)
+        np.testing.assert_allclose(features.volume[row], expected, atol=1e-4)
+        of_voxel = regions.region[vox]
+        means = [bold[:, of_voxel == k].mean(1) for k in range(8)]
+        wanted = np.arctanh(np.corrcoef(means)[np.triu_indices(8, k=1)])
+        np.testing.assert_allclose(features.connectivity[row], wanted, atol=1e-4)
 
 
 def test_voxels_of_test_subjects_alone_are_no_features(make_data: MakeData) -> None:
     data = make_data()
     voxels = union_of_masks(data, ("train", "val"))[:30]
-    assert mean_volumes(data, ("test",), voxels).volume.shape == (16, 30)
+    regions = grid_parcellation(GRID, voxels)
+    assert subject_features(data, ("test",), voxels, regions).volume.shape == (16, 30)
 
 
-def test_penalty_comes_from_inner_folds() -> None:
-    rng = np.random.default_rng(1)
-    x, y = rng.normal(size=(40, 200)).astype(np.float32), np.arange(40) % 2
-    x[:, 0] += 3 * y
-    pipeline, penalty = fit_logistic(x, y)
-    assert penalty in PENALTIES
-    assert pipeline.predict(x).shape == (40,)
+@pytest.mark.parametrize("most", [1, 8, 30, 100, 1000])
+def test_cubes_are_as_many_as_allowed_and_cover_the_brain(most: int) -> None:
+    grid = (11, 9, 7)
+    brain = np.flatnonzero(np.random.default_rng(0).random(np.prod(grid)) < 0.7)
+    regions = grid_parcellation(grid, brain, most)
+    assert 1 <= regions.count <= most
+    assert set(np.flatnonzero(regions.region >= 0)) <= set(brain)
+    sizes = np.bincount(regions.region[regions.region >= 0])
+    assert len(sizes) == regions.count and sizes.min() > 0
+    assert sizes.sum() > 0.5 * len(brain)
 
 
-def test_one_subject_of_a_class_leaves_nothing_to_choose() -> None:
-    x = np.random.default_rng(1).normal(size=(6, 10))
-    _, penalty = fit_logistic(x, np.array([0, 0, 0, 0, 0, 1]))
-    assert penalty == 1.0
+def test_kept_baselines_are_those_of_the_same_data(make_data: MakeData, tmp_path: Path) -> None:
+    data = make_data(bright=1000.0)
+    folder = tmp_path / "baselines"
+    found = baselines_of_data(data, folder)
+    record = folder / "baselines.json"
+    before = record.stat().st_mtime_ns
+    again = baselines_of_data(data, folder)
+    assert record.stat().st_mtime_ns == before
+    for one, other in zip(found, again, strict=True):
+        assert (one.name, one.text) == (other.name, other.text)
+        np.testing.assert_array_equal(one.scores.score, other.scores.score)
+    other_targets = FMRIDataModule(data.config, DownstreamConfig(shuffle_labels=3))
+    shuffled = baselines_of_data(other_targets, folder)
+    assert not np.array_equal(shuffled[0].scores.target, found[0].scores.target)
+    (folder / json.loads(record.read_text())["baselines"][0]["file"]).write_text("torn")
+    assert aurocs(baselines_of_data(other_targets, folder)) == aurocs(shuffled)
 
 
-def test_the_rotation_changes_nothing() -> None:
-    """PCA with all components: the same decision as the penalised fit on all voxels."""
-    rng = np.random.default_rng(2)
-    x, y = rng.normal(size=(30, 80)), np.arange(30) % 2
-    new = rng.normal(size=(10, 80))
-    whole = logistic_pipeline(10.0).set_params(pca="passthrough")
-    whole.set_params(logisticregression__tol=1e-10)
-    rotated = logistic_pipeline(10.0).set_params(logisticregression__tol=1e-10)
-    # Only what lies in the span of the training subjects can matter to the L2 fit.
-    expected = whole.fit(x, y).decision_function(new)
-    np.testing.assert_allclose(rotated.fit(x, y).decision_function(new), expected, atol=1e-5)
-
-
-def test_one_class_or_no_labels_is_an_error(make_data: MakeData) -> None:
-    with pytest.raises(UserInputError, match="one class"):
-        fit_logistic(np.zeros((4, 3)), np.zeros(4, dtype=int))
-    with pytest.raises(UserInputError, match="classification"):
-        mean_volume_control(FMRIDataModule(make_data().config, None))
-
-
-def test_scores_agree_with_scikit_learn() -> None:
-    from sklearn.metrics import balanced_accuracy_score, roc_auc_score
-
-    rng = np.random.default_rng(3)
-    target, one = rng.integers(0, 2, 50), rng.uniform(size=50)
-    names = tuple(f"s{i}" for i in range(50))
-    scores = SubjectScores(names, target, np.stack([1 - one, one], axis=1))
-    metrics = scores.metrics()
-    assert metrics["auroc"] == pytest.approx(roc_auc_score(target, one), abs=1e-6)
-    expected = balanced_accuracy_score(target, one > 0.5)
-    assert metrics["balanced_accuracy"] == pytest.approx(expected, abs=1e-9)
-    assert scores.per_class == np.bincount(target).tolist()
+def test_no_labels_is_an_error(make_data: MakeData) -> None:
+    with pytest.raises(UserInputError, match="downstream task"):
+        fit_baselines(FMRIDataModule(make_data().config, None))

@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 
 from project import demo, doctor
-from project import main as entry
 from project.check_flops import flops_parser
 from project.deepspeed_profile import profile_parser
 from project.export_checkpoint import export_parser
 from project.module.utils.data_preprocess_and_load import preprocessing, synthetic
-from project.module.utils.parser import LATER, build_parser, parse_arguments, trainer_arguments
+from project.module.utils.parser import build_parser, parse_arguments, trainer_arguments
 
 MAIN: dict[str, Any] = {
     # run
@@ -115,6 +114,8 @@ MAIN: dict[str, Any] = {
     "target_classes": [],
     "events": None,
     "event_delay": 0.0,
+    "adjust_thresh": False,
+    "confounds": [],
     # optimisation
     "optimizer": "AdamW",
     "learning_rate": 1e-4,
@@ -128,10 +129,6 @@ MAIN: dict[str, Any] = {
     "min_lr_ratio": 0.01,
     "grad_clip": None,
     "gradient_accumulation_steps": 1,
-}
-# Flags of the reference whose feature is an open issue: flag -> issue.
-REFUSED = {
-    "adjust_thresh": "Evaluation",
 }
 CHECK_FLOPS: dict[str, Any] = {
     "json": None,
@@ -298,8 +295,7 @@ def flags_of(parser: argparse.ArgumentParser) -> dict[str, Any]:
 def test_flags_of_main() -> None:
     found = flags_of(build_parser())
     ours = {flag: value for flag, value in found.items() if flag not in trainer_arguments()}
-    assert ours == MAIN | dict.fromkeys(REFUSED)
-    assert {flag: issue for flag, (issue, _) in LATER.items()} == REFUSED
+    assert ours == MAIN
 
 
 def test_a_flag_of_the_trainer_is_passed_on_only_when_given() -> None:
@@ -347,15 +343,3 @@ def test_flags_of_demo() -> None:
 def test_flag_of_the_reference_is_accepted(line: str) -> None:
     _, given = parse_arguments(build_parser(), line.split())
     assert given == {line.split()[0].removeprefix("--")}
-
-
-@pytest.mark.parametrize("flag", REFUSED)
-def test_flag_of_a_later_issue_names_the_issue(
-    flag: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    line = next(line for line in REFERENCE if line.split()[0] == f"--{flag}")
-    assert entry.main(line.split()) == 2
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1
-    assert f"--{flag}" in message
-    assert f"'{REFUSED[flag]}'" in message

@@ -93,7 +93,7 @@ def test_classification_against_sklearn(classes: int, seed: int) -> None:
             "accuracy": sklearn_metrics.accuracy_score(target, guess),
             "balanced_accuracy": sklearn_metrics.balanced_accuracy_score(target, guess),
         },
-        rel=1e-6,
+        rel=1e-12,
     )
     # Over windows the values would be others: the test can tell.
     accuracy = (windows.score.argmax(1) == windows.target).mean()

@@ -455,7 +455,7 @@ def test_evaluation_averages_the_windows_of_a_subject(task: str) -> None:
             (o - t) ** 2 for o, t in zip(logits[:, 0].tolist(), [-1.25, -1.25, 1.25], strict=True)
         ]
         assert values["test/loss"] == pytest.approx(np.mean(scaled), rel=1e-5)
-    seen = module.test_windows
+    seen = module.seen["test"]
     assert seen is not None and len(seen.subject) == 3
     assert sorted(seen.window.tolist()) == [0, 2, 7]
 

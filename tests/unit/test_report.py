@@ -37,7 +37,8 @@ from project.module.analysis.report import (
     version_table,
     wrap_command,
 )
-from project.module.analysis.run_folder import RunFolder, SubjectScores
+from project.module.analysis.run_folder import RunFolder
+from project.module.analysis.scores import SubjectScores
 from project.module.analysis.stages import Pipeline, Stage, StageFailure
 from project.module.config import ModelConfig, UserInputError
 from project.module.utils.data_preprocess_and_load.hdf5_writer import write_run
@@ -74,10 +75,10 @@ def test_run_folder_is_read(run: RunFolder) -> None:
     assert values.tolist() == [2.5, 1.1]
     assert run.curve("never/logged")[0].size == 0
     assert np.isnan(run.metrics["test/auroc"])
-    scores = run.test_scores()
+    scores = run.scores()
     assert scores.subjects == ("s1", "s2")
     assert scores.target.tolist() == [1, 0]
-    np.testing.assert_allclose(scores.probability, [[0.3, 0.7], [0.9, 0.1]])
+    np.testing.assert_allclose(scores.score, [[0.3, 0.7], [0.9, 0.1]])
 
 
 def test_an_unfinished_run_is_named(tmp_path: Path) -> None:
@@ -210,8 +211,12 @@ def test_page_is_one_escaped_file(tmp_path: Path) -> None:
 
 
 def test_metrics_table_compares_like_with_like() -> None:
-    table = metrics_table({"model": SCORES, "control": SCORES}, ("female", "male"))
-    assert table.rows[0] == ("model", "1.000", "0.750", "0.750")
+    same = SCORES._replace(subjects=SCORES.subjects)
+    table = metrics_table({"model": SCORES, "control": same}, ("female", "male"))
+    label, *cells, difference = table.rows[0]
+    assert label == "model" and difference == ""
+    assert [cell.split(" ")[0] for cell in cells] == ["1.000", "0.750", "0.750"]
+    assert table.rows[1][-1] == "0.000 [0.000, 0.000]"
     assert "2 female, 2 male" in table.note
     other = SCORES._replace(subjects=("a", "b", "c", "x"))
     with pytest.raises(UserInputError, match="same subjects"):

@@ -1,197 +1,169 @@
-"""Controls that see the same subjects as the model: here, the mean volume.
+"""Models that any deep one must beat, on exactly its subjects and splits.
 
-The logistic regression on each subject's temporal mean volume has the anatomy, the scaling and the
-shape of the brain, but no dynamics. Where it does as well as the model, the model need not have
-learned anything from time.
+FC is a linear model of the correlations between regions, "mean volume" one of each subject's
+temporal mean volume: anatomy, scaling and the shape of the brain, but no dynamics. Both are
+penalised logistic or ridge regressions, fitted on the training and the validation subjects, which
+the model has used as well (the latter to choose its epoch), and scored once on the test subjects.
+"majority" (or "mean") needs no images at all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from tempfile import TemporaryDirectory
-from typing import Any
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold, StratifiedKFold
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-from project.module.analysis.run_folder import SubjectScores
+from project.module.analysis.linear_models import fit_linear, fit_svm
+from project.module.analysis.scores import SubjectScores, read_scores, write_scores
+from project.module.analysis.subject_features import (
+    SubjectFeatures,
+    atlas_parcellation,
+    grid_parcellation,
+    subject_features,
+    union_of_masks,
+)
 from project.module.config import UserInputError
 from project.module.utils.data_module import FMRIDataModule
-from project.module.utils.data_preprocess_and_load.hdf5_store import RunFile
+from project.module.utils.data_preprocess_and_load.whole_files import make_folder, write_text_whole
 
-PENALTIES = tuple(float(c) for c in np.logspace(-3, 3, 7))  # C: the inverse of the L2 penalty
-_FOLDS = 5
+FC, MEAN_VOLUME, SVM = "FC", "mean volume", "mean volume, SVM"
+RECORD = "baselines.json"
 
 
-@dataclass(frozen=True)
-class MeanVolumeResult:
-    """The control on the test subjects.
+class Baseline(NamedTuple):
+    """A baseline on the test subjects.
 
     Attributes:
+        name: of it.
         scores: of the test subjects.
-        metrics: AUROC, accuracy, balanced accuracy.
-        penalty: the C chosen by inner cross-validation.
-        fitted_on: number of training and validation subjects.
-        voxels: features, the union of the fitted subjects' brain masks.
+        text: what it is, a sentence.
     """
 
+    name: str
     scores: SubjectScores
-    metrics: dict[str, float]
-    penalty: float
-    fitted_on: int
-    voxels: int
+    text: str
 
 
-@dataclass(frozen=True)
-class MeanVolumes:
-    """Temporal mean volumes of subjects.
+def fit_baselines(data: FMRIDataModule, seed: int = 0, atlas: Path | None = None) -> list[Baseline]:
+    """Fit and score all of them on the subjects of a run.
 
-    Attributes:
-        subjects: S names; with several data sets ``number/name``.
-        target: int [S].
-        volume: float32 [S, N], in the units of the model's input.
-    """
-
-    subjects: tuple[str, ...]
-    target: np.ndarray
-    volume: np.ndarray
-
-
-def union_of_masks(data: FMRIDataModule, parts: Sequence[str]) -> np.ndarray:
-    """Voxels that are brain in any run of the parts, sorted flat indices [N] into the grid."""
-    brain = np.zeros(int(np.prod(data.config.img_size)), dtype=bool)
-    for part in parts:
-        windows = data.parts[part]
-        for dataset in windows.datasets if windows is not None else ():
-            for path in dataset.paths:  # type: ignore[attr-defined]
-                run = RunFile(path)
-                brain[run.vox] = True
-                run.close()
-    return np.flatnonzero(brain)
-
-
-def mean_volumes(data: FMRIDataModule, parts: Sequence[str], voxels: np.ndarray) -> MeanVolumes:
-    """Average each subject's windows over time, scaled as the model sees them.
+    Features of the mean volume are the voxels in the union of the fitted subjects' masks, and the
+    regions of FC without an atlas are cubes of these; the test subjects' masks have no say.
 
     Args:
-        data: made for a classification.
-        parts: of "train", "val", "test".
-        voxels: [N] flat indices to keep. Where one lies outside a subject's own mask it has the
-            value the model sees there, that of the background.
-
-    Returns:
-        The subjects in the order of the parts; needs 4 * S * N bytes.
-    """
-    column = np.full(int(np.prod(data.config.img_size)), -1)
-    column[voxels] = np.arange(len(voxels))
-    total: dict[str, np.ndarray] = {}
-    count: dict[str, int] = {}
-    target: dict[str, int] = {}
-    several = len(data.stores) > 1
-    for part in parts:
-        for item in _items(data, part):
-            name = f"{item['dataset']}/{item['unit']}" if several else item["unit"]
-            mean = item["bold"].numpy().mean(axis=0, dtype=np.float64)
-            place = column[item["vox"].numpy()]
-            volume = np.full(len(voxels), item["background"], dtype=np.float32)
-            scaled = mean * item["gain"] + item["shift"]
-            volume[place[place >= 0]] = scaled[place >= 0]
-            total[name] = total[name] + volume if name in total else volume
-            count[name] = count.get(name, 0) + 1
-            target[name] = item["target"]
-    return MeanVolumes(
-        tuple(total),
-        np.array([target[name] for name in total], dtype=int),
-        np.stack([total[name] / count[name] for name in total]).astype(np.float32),
-    )
-
-
-def _items(data: FMRIDataModule, part: str) -> Any:
-    windows = data.parts[part]
-    return (windows[i] for i in range(len(windows))) if windows is not None else ()
-
-
-def _by_sqrt_of_width(x: np.ndarray) -> np.ndarray:
-    """Keeps the penalty's scale, and so the range to search, free of the number of voxels."""
-    return x / np.sqrt(x.shape[1])
-
-
-def logistic_pipeline(penalty: float = 1.0) -> Pipeline:
-    """Standardised voxels -> rotation onto the training subjects -> L2 logistic regression.
-
-    The PCA keeps every component: an L2 penalty does not notice a rotation, so the fit is that on
-    all voxels, and there are as many coefficients as subjects instead of voxels.
-    """
-    return make_pipeline(
-        StandardScaler(),
-        FunctionTransformer(_by_sqrt_of_width),
-        PCA(svd_solver="full"),
-        LogisticRegression(C=penalty, max_iter=10_000),
-    )
-
-
-def fit_logistic(
-    x: np.ndarray, y: np.ndarray, seed: int = 0, groups: np.ndarray | None = None
-) -> tuple[Pipeline, float]:
-    """Fit with the penalty of the best AUROC in stratified inner folds of the same samples.
-
-    Args:
-        x: [S, N] features; y: [S] classes.
-        seed: of the folds.
-        groups: [S] what stays together in the folds; None if samples are subjects.
-
-    Returns:
-        The fitted pipeline and its C, which is 1 when a class has a single subject.
+        data: made for a downstream task, test subjects included.
+        seed: of the inner folds that choose the penalty.
+        atlas: image of labels for FC, instead of cubes.
 
     Raises:
-        UserInputError: there is only one class.
+        UserInputError: no task, no test subjects, or one class only.
     """
-    together = np.arange(len(y)) if groups is None else groups
-    counts = [len(np.unique(together[y == label])) for label in np.unique(y)]
-    if len(counts) < 2:
-        raise UserInputError("logistic regression: the samples to fit on are all of one class.")
-    folds = min(_FOLDS, min(counts))
-    if folds < 2:
-        return logistic_pipeline().fit(x, y), 1.0
-    inner = StratifiedKFold if groups is None else StratifiedGroupKFold
-    with TemporaryDirectory() as cache:  # one rotation a fold, whatever the penalty
-        search = GridSearchCV(
-            logistic_pipeline().set_params(memory=cache),
-            {"logisticregression__C": list(PENALTIES)},
-            scoring="roc_auc" if len(counts) == 2 else "roc_auc_ovr",
-            cv=inner(folds, shuffle=True, random_state=seed),
-        ).fit(x, y, groups=groups)
-    best = search.best_estimator_.set_params(memory=None)
-    return best, float(search.best_params_["logisticregression__C"])
-
-
-def mean_volume_control(data: FMRIDataModule, seed: int = 0) -> MeanVolumeResult:
-    """Logistic regression on the temporal mean volume, on exactly the run's subjects.
-
-    Fitted on the training and validation subjects, which the model has both used (the latter to
-    choose its epoch), and scored once on the test subjects. Features are the voxels in the union
-    of the fitted subjects' masks; the test subjects' masks have no say.
-
-    Args:
-        data: made for a classification, test subjects included.
-        seed: of the inner folds.
-
-    Raises:
-        UserInputError: not a classification, no test subjects, or one class only.
-    """
-    if data.task is None or data.task.task_type != "classification":
-        raise UserInputError("mean-volume control: needs the data of a classification.")
+    if data.task is None:
+        raise UserInputError("baselines: need the data of a downstream task.")
     if not data.windows_in("test"):
-        raise UserInputError("mean-volume control: there are no test subjects.")
-    fit_parts = ("train",) if data.config.include_valid_to_train else ("train", "val")
-    voxels = union_of_masks(data, fit_parts)
-    fitted = mean_volumes(data, fit_parts, voxels)
-    tested = mean_volumes(data, ("test",), voxels)
-    pipeline, penalty = fit_logistic(fitted.volume, fitted.target, seed)
-    scores = SubjectScores(tested.subjects, tested.target, pipeline.predict_proba(tested.volume))
-    return MeanVolumeResult(scores, scores.metrics(), penalty, len(fitted.subjects), len(voxels))
+        raise UserInputError("baselines: there are no test subjects.")
+    parts = ("train",) if data.config.include_valid_to_train else ("train", "val")
+    voxels = union_of_masks(data, parts)
+    regions = (
+        grid_parcellation(data.config.img_size, voxels)
+        if atlas is None
+        else atlas_parcellation(data, atlas)
+    )
+    fitted = subject_features(data, parts, voxels, regions)
+    tested = subject_features(data, ("test",), voxels, regions)
+    classes = max(1, len(data.task.class_names))
+    kind = "Ridge regression" if classes == 1 else "L2 logistic regression"
+
+    def linear(name: str, x: np.ndarray, new: np.ndarray, what: str, model: str) -> Baseline:
+        fit = fit_svm if model.startswith("Linear support") else fit_linear
+        found = fit(x, fitted.target, seed, classes)
+        text = f"{model} on {what}, penalty C = {found.penalty:g} chosen in inner folds"
+        return Baseline(name, _scores(tested, found.score(new)), f"{text}; {who}.")
+
+    who = f"fitted on {len(fitted.subjects)} training and validation subjects"
+    if len(parts) == 1:
+        who = f"fitted on {len(fitted.subjects)} training subjects"
+    volumes = f"the temporal mean of {len(voxels)} voxels"
+    found = [
+        linear(
+            FC,
+            fitted.connectivity,
+            tested.connectivity,
+            f"Fisher's z of the correlations between {regions.name}",
+            kind,
+        ),
+        linear(MEAN_VOLUME, fitted.volume, tested.volume, volumes, kind),
+    ]
+    if data.task.events is not None and classes > 1:  # the usual method of decoding
+        svm = "Linear support vector machine"
+        found.append(linear(SVM, fitted.volume, tested.volume, volumes, svm))
+    return [*found, _constant(fitted, tested, classes)]
+
+
+def _scores(tested: SubjectFeatures, score: np.ndarray) -> SubjectScores:
+    return SubjectScores(tested.subjects, tested.target, score)
+
+
+def _constant(fitted: SubjectFeatures, tested: SubjectFeatures, classes: int) -> Baseline:
+    count = len(tested.target)
+    if classes == 1:
+        text = f"The mean of the {len(fitted.target)} subjects fitted on, for everybody."
+        return Baseline("mean", _scores(tested, np.full((count, 1), fitted.target.mean())), text)
+    share = np.bincount(fitted.target, minlength=classes) / len(fitted.target)
+    text = f"The most frequent class of the {len(fitted.target)} subjects fitted on, for everybody."
+    return Baseline("majority", _scores(tested, np.tile(share, (count, 1))), text)
+
+
+# ------------------------------------------------------------------------------ files
+
+
+def write_baselines(folder: Path, found: Sequence[Baseline], key: Mapping[str, Any]) -> None:
+    """Write a CSV of scores for each, and last ``baselines.json``.
+
+    Args:
+        folder: of these files.
+        found: what to write.
+        key: what they depend on, in plain containers.
+
+    Raises:
+        UserInputError: the folder cannot be written.
+    """
+    make_folder(folder, "run folder")
+    record = []
+    for one in found:
+        name = one.name.replace(" ", "_").replace(",", "").lower()
+        write_scores(one.scores, folder / f"{name}.csv")
+        record.append({"name": one.name, "file": f"{name}.csv", "text": one.text})
+    text = json.dumps({"key": dict(key), "baselines": record}, indent=1)
+    write_text_whole(folder / RECORD, text + "\n")
+
+
+def read_baselines(folder: Path, key: Mapping[str, Any]) -> list[Baseline] | None:
+    """Those of an earlier call; None if there are none, or they depend on something else."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        if record["key"] != json.loads(json.dumps(dict(key))):
+            return None
+        return [
+            Baseline(one["name"], read_scores(folder / one["file"]), one["text"])
+            for one in record["baselines"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError):  # damaged ones are made again
+        return None
+
+
+def baselines_of_data(
+    data: FMRIDataModule, folder: Path, seed: int = 0, atlas: Path | None = None
+) -> list[Baseline]:
+    """``fit_baselines``, unless the folder has them for the same data, split and targets."""
+    card = data.card()
+    same = ("config", "split_hash", "images_hash", "targets_hash")
+    key = {name: card[name] for name in same} | {"seed": seed, "atlas": str(atlas or "")}
+    found = read_baselines(folder, key)
+    if found is None:
+        found = fit_baselines(data, seed, atlas)
+        write_baselines(folder, found, key)
+    return found

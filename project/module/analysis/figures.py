@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from sklearn.metrics import roc_curve
 
-from project.module.analysis.run_folder import RunFolder, SubjectScores
+from project.module.analysis.run_folder import RunFolder
+from project.module.analysis.scores import SubjectScores
 from project.module.config import UserInputError
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#6b6b6b"
@@ -139,11 +140,11 @@ def roc_figure(scores: Mapping[str, SubjectScores], positive: str = "class 1") -
     """
     figure, axes = _axes(5.0, 5.8)
     for (label, one), (color, line) in zip(scores.items(), _LINES, strict=False):
-        if one.probability.shape[1] != 2:
+        if one.score.shape[1] != 2:
             raise UserInputError("ROC: drawn for two classes only.")
-        if len(np.unique(one.target)) < 2:
-            continue  # not defined
-        false, true, _ = roc_curve(one.target, one.probability[:, 1], drop_intermediate=False)
+        if len(np.unique(one.target)) < 2 or not np.ptp(one.score[:, 1]):
+            continue  # not defined, or the line of chance
+        false, true, _ = roc_curve(one.target, one.score[:, 1], drop_intermediate=False)
         label = f"{label}: {one.metrics()['auroc']:.3f}"
         axes.plot(false, true, color=color, linestyle=line, label=label)
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1, label="chance: 0.5")
@@ -163,7 +164,7 @@ def confusion_figure(
     """Confusion matrix: subjects (``what``), and per cent of the row (the true class)."""
     classes = len(class_names)
     counts = np.zeros((classes, classes), dtype=int)
-    np.add.at(counts, (scores.target, scores.probability.argmax(axis=1)), 1)
+    np.add.at(counts, (scores.target, scores.score.argmax(axis=1)), 1)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     many = classes > 3  # names no longer fit beside each other
     figure, axes = _axes(*((2.6 + 0.62 * classes, 2.0 + 0.6 * classes) if many else (5.0, 4.4)))

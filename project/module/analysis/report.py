@@ -16,11 +16,21 @@ from pathlib import Path
 import numpy as np
 
 from project.module.analysis.brain_figures import kept_shares
-from project.module.analysis.run_folder import RunFolder, SubjectScores
+from project.module.analysis.intervals import CONFIDENCE, RESAMPLES
+from project.module.analysis.run_folder import RunFolder
+from project.module.analysis.scores import SubjectScores
 from project.module.analysis.templates import template
-from project.module.config import UserInputError
 from project.module.utils.data_module import DATASETS, FMRIDataModule
 
+METRIC_LABELS = {
+    "auroc": "AUROC",
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "mse": "Squared error",
+    "mae": "Absolute error",
+    "pearson_r": "Pearson r",
+    "r2": "R²",
+}
 PACKAGES = (
     "torch",
     "pytorch-lightning",
@@ -111,32 +121,38 @@ def render(page: Page) -> str:
 # ------------------------------------------------------------------------------ tables
 
 
-def metrics_table(scores: Mapping[str, SubjectScores], class_names: Sequence[str]) -> Table:
-    """AUROC, accuracy and balanced accuracy of the model (first) and its controls.
+def metrics_table(
+    scores: Mapping[str, SubjectScores], class_names: Sequence[str] = (), seed: int = 0
+) -> Table:
+    """Metrics of a model (first) and of others, with intervals and paired differences.
 
     Args:
         scores: label -> scores.
-        class_names: in the order of the class index.
+        class_names: in the order of the class index; none for a regression.
+        seed: of the bootstrap.
 
     Raises:
-        UserInputError: the entries were not scored on the same subjects with the same labels.
+        UserInputError: the entries were not scored on the same subjects with the same targets.
     """
-    truth = [dict(zip(s.subjects, s.target.tolist(), strict=True)) for s in scores.values()]
-    if any(other != truth[0] for other in truth[1:]):
-        raise UserInputError("the model and its controls were not tested on the same subjects.")
+    first, *_ = scores.values()
+    names, main = first.metric_names, first.main_metric
     rows = []
     for label, one in scores.items():
-        values = one.metrics()
-        shown = (values[name] for name in ("auroc", "accuracy", "balanced_accuracy"))
-        rows.append((label, *("not defined" if np.isnan(v) else f"{v:.3f}" for v in shown)))
-    first = next(iter(scores.values()))
-    counts = ", ".join(f"{n} {c}" for n, c in zip(first.per_class, class_names, strict=True))
+        less = "" if one is first else str(first.difference(one, main, seed))
+        rows.append((label, *(str(one.interval(name, seed)) for name in names), less))
+    if class_names:
+        counts = ", ".join(f"{n} {c}" for n, c in zip(first.per_class, class_names, strict=True))
+        what = f" ({counts}); class probabilities averaged over each subject's windows, "
+        what += "the most probable class decides"
+    else:
+        what = "; predictions averaged over each subject's windows"
     return Table(
         rows,
-        ("", "AUROC", "Accuracy", "Balanced accuracy"),
-        note=f"{len(first.target)} held-out subjects ({counts}); class probabilities averaged "
-        f"over each subject's windows, decision at 0.5. Chance: 0.5.",
-        numbers=(1, 2, 3),
+        ("", *(METRIC_LABELS[name] for name in names), f"{METRIC_LABELS[main]}: first less this"),
+        note=f"{len(first.target)} held-out subjects{what}. In brackets: {CONFIDENCE:.0%} "
+        f"intervals of {RESAMPLES} bootstrap samples of subjects; those of a difference are "
+        f"paired, and one that leaves out 0 tells the two models apart.",
+        numbers=range(1, len(names) + 2),
         strong=0,
     )
 

@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
 
+from project.module.analysis.scores import SubjectScores, read_scores
 from project.module.config import (
-    TASK_TYPES,
     DataConfig,
     DownstreamConfig,
     ModelConfig,
@@ -26,32 +25,8 @@ from project.module.config import (
 from project.module.models.checkpoint_io import CheckpointContents, read_checkpoint
 from project.module.models.checkpoint_paths import find_checkpoint
 from project.module.utils.data_module import FMRIDataModule
-from project.module.utils.metrics import METRICS
 
-
-class SubjectScores(NamedTuple):
-    """Class probabilities of subjects, a subject's windows averaged.
-
-    Attributes:
-        subjects: S names.
-        target: int [S], the true class.
-        probability: float [S, classes].
-    """
-
-    subjects: tuple[str, ...]
-    target: np.ndarray
-    probability: np.ndarray
-
-    def metrics(self) -> dict[str, float]:
-        """AUROC, accuracy and balanced accuracy, computed as in ``metrics.json``."""
-        score, target = torch.from_numpy(self.probability), torch.from_numpy(self.target)
-        names = TASK_TYPES["classification"].metrics
-        return {name: float(METRICS[name](score, target)) for name in names}
-
-    @property
-    def per_class(self) -> list[int]:
-        """Subjects of each class."""
-        return np.bincount(self.target, minlength=self.probability.shape[1]).tolist()
+PREDICTIONS = {"test": "predictions.csv", "val": "validation_predictions.csv"}
 
 
 @dataclass(frozen=True)
@@ -124,22 +99,13 @@ class RunFolder:
         found = sorted((self.path / "splits").glob("*/split_fixed_*.json"))
         return {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in found}
 
-    def test_scores(self) -> SubjectScores:
-        """``predictions.csv`` of a classification, averaged over each subject's windows."""
-        rows = list(csv.DictReader(self._text("predictions.csv").splitlines()))
-        columns = [name for name in (rows[0] if rows else ()) if name.startswith("prob_")]
-        if not columns:
-            raise UserInputError(f"{self.path}/predictions.csv: no class probabilities in it.")
-        windows: dict[str, list[list[float]]] = {}
-        target: dict[str, int] = {}
-        for row in rows:
-            windows.setdefault(row["subject"], []).append([float(row[c]) for c in columns])
-            target[row["subject"]] = int(row["target"])
-        return SubjectScores(
-            tuple(windows),
-            np.array([target[name] for name in windows]),
-            np.array([np.mean(scores, axis=0) for scores in windows.values()]),
-        )
+    def scores(self, part: str = "test") -> SubjectScores:
+        """Of the test or validation ("val") subjects, averaged over each one's windows."""
+        return read_scores(self.path / PREDICTIONS[part])
+
+    def has_scores(self, part: str) -> bool:
+        """Whether there are predictions of a part."""
+        return (self.path / PREDICTIONS[part]).is_file()
 
     def _text(self, name: str) -> str:
         try:

@@ -30,7 +30,10 @@ from project.module.analysis.report import (
     version_table,
     wrap_command,
 )
-from project.module.analysis.run_folder import RunFolder, SubjectScores
+from project.module.analysis.run_folder import RunFolder
+from project.module.analysis.scores import SubjectScores
+
+MODEL = "FMamba, fine-tuned"
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def training_report(given: ReportInput, figure_dir: Path) -> Page:
     finetuned = given.finetuned
     assert finetuned.task is not None
     classes = finetuned.task.class_names
-    scores = {"FMamba, fine-tuned": finetuned.test_scores(), **given.controls}
+    scores = {MODEL: finetuned.scores(), **given.controls}
     return Page(
         given.title,
         given.summary,

@@ -3,7 +3,8 @@
 - ``config.yaml``: every flag, resolved; can be given back to ``--config``.
 - ``metrics.json``: flat ``{"test/auroc": ...}``; values that are not defined are null.
 - ``predictions.csv``: ``subject,window,target,prob_0,prob_1,...``, or ``...,prediction`` for a
-  regression, one line a test window.
+  regression, one line a test window; ``validation_predictions.csv`` the same of the validation
+  windows, with the weights that were tested.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from project.module.utils.data_preprocess_and_load.whole_files import (
 from project.module.utils.metrics import WindowScores
 from project.module.utils.parser import SYNONYMS
 
+# Part -> file.
+PREDICTIONS = {"test": "predictions.csv", "val": "validation_predictions.csv"}
 # Flags that say what to do with a run rather than what the run is.
 _NOT_RECORDED = {"config", "dry_run", "output_dir"}
 
@@ -151,10 +154,10 @@ def write_metrics(metrics: Mapping[str, float], path: Path) -> None:
 def write_predictions(
     scores: WindowScores, names: Mapping[int, str], classification: bool, path: Path
 ) -> None:
-    """Write ``predictions.csv``, ordered by subject and window.
+    """Write a file of predictions, ordered by subject and window.
 
     Args:
-        scores: of every test window.
+        scores: of every window of a part.
         names: subject key -> name.
         classification: probabilities of the classes, else one prediction.
         path: the file.

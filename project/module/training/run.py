@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pytorch_lightning import Trainer
@@ -58,8 +58,23 @@ PAPER_EFFECTIVE_BATCH = 1152  # Appendix B
 DUMMY_FRAMES = 40
 
 
+class Evaluated(NamedTuple):
+    """What the first rank has predictions of.
+
+    Attributes:
+        run_dir: where they are.
+        data: whose subjects they are of.
+    """
+
+    run_dir: Path
+    data: FMRIDataModule
+
+
 class Run:
     """A run with its configuration checked and its hardware resolved.
+
+    After ``execute``, ``evaluated`` says what there is to evaluate further; None where this is not
+    the first rank, or was no downstream task.
 
     Args:
         config: from ``run_config``.
@@ -77,6 +92,7 @@ class Run:
             for name in config.data.dataset_name:
                 target_of(DATASETS[name], config.downstream.task)
         self.config = self._scaled_rate(config)
+        self.evaluated: Evaluated | None = None
 
     @property
     def effective_batch(self) -> int:
@@ -147,10 +163,8 @@ class Run:
         select_backend(flags["ssd_backend"], torch.device(self.hardware.accelerator))
         seed_run(flags["seed"])
         data = FMRIDataModule(self.data_config(make_dummy=True), config.downstream)
-        if config.downstream is not None and not data.windows_in("test"):
-            raise UserInputError(
-                "--train_split/--val_split: no test subjects are left to evaluate on; lower them."
-            )
+        if config.downstream is not None:
+            self._check_evaluation(data)
         batches = {part: data.batches_in(part, self.hardware.ranks) for part in data.parts}
         check_limits(config, batches)
         data.cache_bytes(self.hardware.devices)
@@ -198,18 +212,33 @@ class Run:
             **{f"data/windows_{p}": float(data.windows_in(p)) for p in data.parts},
         }
         if trainer.is_global_zero:
-            if isinstance(module, DownstreamModule) and module.test_windows is not None:
-                outputs.write_predictions(
-                    module.test_windows,
-                    data.unit_names("test"),
-                    module.task.task_type == "classification",
-                    run_dir / "predictions.csv",
-                )
+            if isinstance(module, DownstreamModule):
+                for part, seen in module.seen.items():
+                    outputs.write_predictions(
+                        seen,
+                        data.unit_names(part),
+                        module.task.task_type == "classification",
+                        run_dir / outputs.PREDICTIONS[part],
+                    )
+                self.evaluated = Evaluated(run_dir, data)
             outputs.write_metrics(metrics, run_dir / "metrics.json")
             shown = {k: v for k, v in metrics.items() if k.startswith(("val/", "test/"))}
             print("".join(f"{k:<24}{v:.4f}\n" for k, v in sorted(shown.items())), end="")
             print(f"results in {run_dir}", flush=True)
         return metrics
+
+    def _check_evaluation(self, data: FMRIDataModule) -> None:
+        """Refuse before the training what could not be evaluated after it."""
+        if not data.windows_in("test"):
+            raise UserInputError(
+                "--train_split/--val_split: no test subjects are left to evaluate on; lower them."
+            )
+        if self.config.flags["confounds"]:
+            data.confounds(self.config.flags["confounds"])
+        if self.config.flags["adjust_thresh"] and len(set(data.targets_of_units("val"))) < 2:
+            raise UserInputError(
+                "--adjust_thresh: needs validation subjects of both classes; raise --val_split."
+            )
 
     def data_config(self, make_dummy: bool) -> Any:
         """The data configuration, with a store made for Dummy where no folder was given."""
@@ -395,7 +424,11 @@ class Run:
     def _test(
         self, trainer: Trainer, module: FMambaModule, data: FMRIDataModule
     ) -> dict[str, float]:
-        return _floats(trainer.test(module, datamodule=data, verbose=False))
+        quiet: dict[str, Any] = {"datamodule": data, "verbose": False}
+        metrics = {}
+        if self.config.flags["adjust_thresh"]:  # which is chosen on the validation subjects
+            metrics = _floats(trainer.validate(module, **quiet))
+        return metrics | _floats(trainer.test(module, **quiet))
 
 
 def _load_module(module: FMambaModule, path: str, flag: str) -> CheckpointContents:

@@ -23,7 +23,7 @@ from project.module.config import (
 from project.module.training.launch import job_name
 from project.module.utils.data_preprocess_and_load.events import LABEL_COLUMN, event_task
 from project.module.utils.data_preprocess_and_load.labels import own_classes
-from project.module.utils.parser import LATER, SYNONYMS, trainer_arguments
+from project.module.utils.parser import SYNONYMS, trainer_arguments
 
 # Flags that only one kind of run uses.
 AUGMENT_FLAGS = ("augment_only_affine", "augment_only_intensity", "augment_strength")
@@ -42,6 +42,8 @@ DOWNSTREAM_FLAGS = (
     "events",
     "balanced_sampling",
     "match_on",
+    "adjust_thresh",
+    "confounds",
 )
 
 
@@ -76,12 +78,6 @@ def run_config(args: argparse.Namespace, given: frozenset[str]) -> RunConfig:
     Raises:
         UserInputError: as the configurations do, and for flags that contradict each other.
     """
-    for name, (issue, feature) in LATER.items():
-        if name in given:
-            raise UserInputError(
-                f"--{name}: {feature} is not in this version; it comes with the open issue "
-                f"'{issue}'. Leave the flag out."
-            )
     for theirs, ours in SYNONYMS.items():
         if theirs in given and ours in given:
             raise UserInputError(f"--{ours} and --{theirs} mean the same; give one of them.")
@@ -146,6 +142,11 @@ def run_config(args: argparse.Namespace, given: frozenset[str]) -> RunConfig:
             f"for models built in Python."
         )
     pretrain, downstream, head = _objective(values)
+    two_classes = downstream and len(downstream.class_names) == 2
+    if values["adjust_thresh"] and not two_classes:
+        raise UserInputError("--adjust_thresh: decides between two classes; the task has not two.")
+    if values["confounds"] and values["events"]:
+        raise UserInputError("--confounds: are of subjects; with --events leave the flag out.")
     if data.balanced_sampling and downstream and downstream.task_type != "classification":
         raise UserInputError("--balanced_sampling: only used with a classification.")
     return RunConfig(

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from project.module.config import (
 from project.module.utils.data_preprocess_and_load.cohort_store import open_store
 from project.module.utils.data_preprocess_and_load.datasets import DATASETS
 from project.module.utils.data_preprocess_and_load.datasets_hdf5 import WindowDataset, event_name
+from project.module.utils.data_preprocess_and_load.grouping import column_of_units
 from project.module.utils.data_preprocess_and_load.sampling import GroupedOrder
 from project.module.utils.data_preprocess_and_load.splits import (
     PARTS,
@@ -46,6 +47,7 @@ from project.module.utils.metrics import subject_key
 
 __all__ = ["DATASETS", "FMRIDataModule"]
 logger = logging.getLogger(__name__)
+FEWEST_WITH_CONFOUNDS = 10  # subjects; with fewer a line through them says nothing
 
 
 class FMRIDataModule(LightningDataModule):
@@ -385,6 +387,51 @@ class FMRIDataModule(LightningDataModule):
                 for unit in units
             }
         return names
+
+    def named_targets(self, *parts: str) -> dict[str, int | float]:
+        """Target of every unit of the parts, by the names of the predictions; not with events."""
+        several = len(self.stores) > 1
+        found: dict[str, int | float] = {}
+        for part in parts:
+            for store, names in zip(self.stores, self.subjects[part], strict=True):
+                prefix = f"{store.dataset}/" if several else ""
+                found |= {f"{prefix}{name}": (store.labels or {})[name] for name in names}
+        return found
+
+    def confounds(self, columns: Sequence[str]) -> dict[str, dict[str, str]]:
+        """Columns of the stores' tables: name -> unit, by the names of the predictions -> text.
+
+        Units without a value are absent.
+
+        Raises:
+            UserInputError: no table has a column, or too few units have values of all of them.
+        """
+        several = len(self.stores) > 1
+        found: dict[str, dict[str, str]] = {name: {} for name in columns}
+        for number, store in enumerate(self.stores):
+            units = {name for part in PARTS for name in self.subjects[part][number]}
+            subject_of = {store.unit(h): h.subject for h in store.headers if store.unit(h) in units}
+            prefix = f"{store.dataset}/" if several else ""
+            for name in columns:
+                values = column_of_units(
+                    "--confounds",
+                    name,
+                    DATASETS[store.dataset],
+                    store.image_path,
+                    self.task,
+                    subject_of,
+                )
+                found[name] |= {f"{prefix}{unit}": text for unit, text in values.items()}
+        complete = set.intersection(*(set(values) for values in found.values()))
+        for what, parts in (("training and validation", ("train", "val")), ("test", ("test",))):
+            count = len(complete & set(self.named_targets(*parts)))
+            if count < FEWEST_WITH_CONFOUNDS:
+                raise UserInputError(
+                    f"--confounds: {count} {what} subjects have values of {', '.join(columns)}, "
+                    f"expected {FEWEST_WITH_CONFOUNDS} or more. Complete the table, or leave out "
+                    f"the column that lacks them."
+                )
+        return found
 
     def describe(self) -> list[str]:
         """One line a store: subjects and windows of each part."""

@@ -34,10 +34,6 @@ from project.module.config import (
     read_yaml,
 )
 
-# Flags of the reference whose feature is the subject of an open issue: given, they are refused.
-LATER: Mapping[str, tuple[str, str]] = {
-    "adjust_thresh": ("Evaluation", "a decision threshold chosen on the validation set"),
-}
 # Trainer arguments that are not flags: objects, or decided by flags of ours.
 _NOT_FLAGS = {
     "self",
@@ -90,11 +86,6 @@ def build_parser() -> Parser:
     add_objective_flags(parser)
     add_optim_flags(parser)
     _add_trainer_flags(parser)
-    later = parser.add_argument_group("flags of the reference whose feature is an open issue")
-    for name, (issue, feature) in LATER.items():
-        later.add_argument(
-            f"--{name}", nargs="*", default=None, help=f"{feature}; see the issue '{issue}'"
-        )
     return parser
 
 
@@ -399,6 +390,19 @@ def add_objective_flags(parser: argparse.ArgumentParser) -> None:
         default=_default(DownstreamConfig, "event_delay"),
         metavar="SECONDS",
         help="shift of the events, for the delay of the haemodynamic response",
+    )
+    _switch(
+        group,
+        "adjust_thresh",
+        False,
+        "also decide between two classes at the threshold that is best on the validation subjects",
+    )
+    add(
+        "--confounds",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="of the tables of subjects (age, site, motion): what they explain of the test scores",
     )
 
 

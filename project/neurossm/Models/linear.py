@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from project.module.analysis.baselines import fit_logistic
+from project.module.analysis.linear_models import fit_logistic
 from project.neurossm.Dataset.batches import z_scored
 from project.neurossm.Dataset.cohort import Scan
 

@@ -20,7 +20,7 @@ from project.module.analysis.figures import (
     styled,
 )
 from project.module.analysis.report import Page, Picture, Section, Table, render, version_table
-from project.module.analysis.run_folder import SubjectScores
+from project.module.analysis.scores import SubjectScores
 from project.module.training.curves import FILE
 from project.module.utils.data_preprocess_and_load.whole_files import write_text_whole
 from project.neurossm.Dataset.cohort import Cohort

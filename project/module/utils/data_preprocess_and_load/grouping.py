@@ -40,7 +40,7 @@ def _tables(image_path: str | Path, task: DownstreamConfig | None) -> list[Table
     return tables
 
 
-def _column(
+def column_of_units(
     flag: str,
     name: str,
     cohort: Cohort,
@@ -48,7 +48,17 @@ def _column(
     task: DownstreamConfig | None,
     subject_of: Mapping[str, str],
 ) -> dict[str, str]:
-    """Text of a column by unit; units without a value are absent."""
+    """Text of a column by unit; units without a value are absent.
+
+    Args:
+        flag: that named the column.
+        name: of the column.
+        cohort, image_path, task: whose tables may have it.
+        subject_of: unit -> subject.
+
+    Raises:
+        UserInputError: no table has the column, or a subject has two values.
+    """
     if task is not None and task.subject_column is not None:
         subject_columns = (task.subject_column, *cohort.subject_columns)
     else:
@@ -96,7 +106,7 @@ def read_grouping(
     """
     family: dict[str, str] = {}
     if config.family_column:
-        family = _column(
+        family = column_of_units(
             "--family_column", config.family_column, cohort, image_path, task, subject_of
         )
         _tell_missing("--family_column", config.family_column, "alone", family, subject_of)
@@ -107,7 +117,7 @@ def read_grouping(
         flag = f"--stratify_by (none switches the stratification of {cohort.name} off)"
     strata = []
     for name in chosen:
-        values = _column(flag, name, cohort, image_path, task, subject_of)
+        values = column_of_units(flag, name, cohort, image_path, task, subject_of)
         _tell_missing("--stratify_by", name, "a stratum of their own", values, subject_of)
         strata.append(_in_quarters(values))
     stratum = {}
@@ -172,7 +182,7 @@ def matched_split(
     if task.task_type != "classification" or len(task.class_names) != 2:
         raise UserInputError("--match_on: pairs two classes; the task has another kind of target.")
     values = [
-        _column("--match_on", name, cohort, image_path, task, subject_of)
+        column_of_units("--match_on", name, cohort, image_path, task, subject_of)
         for name in config.match_on
     ]
     complete = set(split.subjects).intersection(*values)
