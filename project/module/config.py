@@ -493,7 +493,8 @@ class DownstreamConfig:
     The targets are those that the cohort keeps for ``task`` (a key of ``TASKS``); or the column
     ``target_column`` of ``label_csv``, one value a subject; or of ``events``, one value an event.
     For the latter two ``task`` is the column's name and ``target_classes`` are its classes, in the
-    order of the class index; empty for a regression.
+    order of the class index; empty for a regression. A ``lora_rank`` above 0 trains low-rank
+    updates of the backbone's projections, times ``lora_alpha / lora_rank``, instead of its weights.
     """
 
     task: str = "sex"
@@ -509,6 +510,8 @@ class DownstreamConfig:
     target_classes: tuple[str, ...] = ()
     events: str | None = None
     event_delay: float = 0.0
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
 
     def __post_init__(self) -> None:
         if self.has_own_targets:
@@ -531,6 +534,12 @@ class DownstreamConfig:
             )
         if self.shuffle_labels is not None:
             _positive("--shuffle_labels", self.shuffle_labels, strict=False)
+        _positive("--lora_rank", self.lora_rank, strict=False)
+        _positive("--lora_alpha", self.lora_alpha)
+        if self.lora_rank and self.freeze_feature_extractor:
+            raise UserInputError(
+                "--lora_rank: trains the backbone, and --freeze_feature_extractor does not."
+            )
         if self.class_weights != "none" and self.task_type != "classification":
             raise UserInputError("--class_weights: only used with a classification.")
 
@@ -598,7 +607,8 @@ class OptimConfig:
 
     ``warmup`` is the fraction of a cycle spent warming up, ``cycle`` the fraction of the run that
     one cosine cycle takes, ``gamma`` the factor on the peak from cycle to cycle, ``min_lr_ratio``
-    the floor as a fraction of the peak.
+    the floor as a fraction of the peak, ``layer_decay`` the factor on the rate from a layer to the
+    one below it (1 for the head).
     """
 
     optimizer: str = "AdamW"
@@ -611,6 +621,7 @@ class OptimConfig:
     gamma: float = 1.0
     cycle: float = 1.0
     min_lr_ratio: float = 0.01
+    layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
         look_up(self.optimizer, OPTIMIZER_NAMES, "--optimizer")
@@ -627,6 +638,8 @@ class OptimConfig:
             )
         if not 0.0 <= self.momentum < 1.0:
             raise UserInputError(f"--momentum: got {self.momentum}, expected 0 <= m < 1.")
+        if not 0.0 < self.layer_decay <= 1.0:
+            raise UserInputError(f"--layer_decay: got {self.layer_decay}, expected 0 < d <= 1.")
 
 
 def read_yaml(path: str | Path, what: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ patchify happen on the device. So it is with the augmentation of training batche
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from project.module.config import (
     PretrainConfig,
     to_dict,
 )
+from project.module.models.adapters import add_adapters
 from project.module.models.checkpoint_io import CHECKPOINT_KEY
 from project.module.models.code_version import code_version
 from project.module.models.heads import build_head
@@ -99,6 +101,9 @@ class FMambaModule(LightningModule):
         self._matrices: frozenset[str] | None = None
         # Named so that our keys read as the released ones: model.<key>.
         self.model = build_model(model, output_layer, ssd_backend, activation_checkpointing)
+
+    def adapt(self) -> None:
+        """What a training changes about a backbone whose weights have been loaded: nothing."""
 
     # ------------------------------------------------------------------ batches
 
@@ -289,12 +294,33 @@ def matrices_of(module: torch.nn.Module) -> frozenset[str]:
     return frozenset(name for name, p in module.named_parameters() if p.dim() > 1)
 
 
+_LAYER = re.compile(r"(?:^|\.)mamba_layers\.(\d+)\.")
+
+
+def _layer(name: str) -> int | None:
+    """Number of the Mamba2 layer of the backbone that a parameter is in."""
+    found = _LAYER.search(name)
+    return int(found.group(1)) if found else None
+
+
+def height(name: str, depth: int) -> int:
+    """How far a parameter is below the head (0): the last layer is 1, the embedding depth + 1.
+
+    Of the backbone's final norm and of what follows it the height is 0 (Bao et al. 2022, BEiT).
+    """
+    layer = _layer(name)
+    if layer is not None:
+        return depth - layer
+    return depth + 1 if "embedder." in name else 0
+
+
 def build_optimizer(
     module: torch.nn.Module, config: OptimConfig, matrices: frozenset[str] | None = None
 ) -> Optimizer:
     """The optimiser over the trainable parameters of ``module``.
 
-    Vectors (biases, norms, A_log, D, dt_bias) are not decayed: for them 0 means something.
+    Vectors (biases, norms, A_log, D, dt_bias) are not decayed: for them 0 means something. With
+    ``layer_decay`` the rate falls from the head down (see ``height``).
 
     Args:
         module: what is trained.
@@ -303,11 +329,17 @@ def build_optimizer(
             flattens them).
     """
     matrices = matrices_of(module) if matrices is None else matrices
-    trainable = [(name in matrices, p) for name, p in module.named_parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for decayed, p in trainable if decayed], "weight_decay": config.weight_decay},
-        {"params": [p for decayed, p in trainable if not decayed], "weight_decay": 0.0},
-    ]
+    trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    depth = 1 + max((_layer(name) or 0 for name, _ in module.named_parameters()), default=0)
+    heights = {name: height(name, depth) for name, _ in trainable}
+    groups = []
+    # The head first, whose rate is the one that is shown.
+    for level in sorted({0, *heights.values()} if config.layer_decay < 1 else {0}):
+        own = [(n, p) for n, p in trainable if config.layer_decay == 1 or heights[n] == level]
+        rate = config.learning_rate * config.layer_decay**level
+        for decayed, factor in ((True, config.weight_decay), (False, 0.0)):
+            if chosen := [p for name, p in own if (name in matrices) == decayed]:
+                groups.append({"params": chosen, "weight_decay": factor, "lr": rate})
     assert config.optimizer in OPTIMIZER_NAMES
     if config.optimizer == "SGD":
         return SGD(groups, lr=config.learning_rate, momentum=config.momentum)
@@ -472,6 +504,11 @@ class DownstreamModule(FMambaModule):
         self.test = SubjectMetrics(task.task_type)
         self.losses = MeanLoss()  # of the windows of either
         self.seen: dict[str, WindowScores] = {}
+
+    def adapt(self) -> None:
+        """Once the backbone has its weights: put LoRA's updates beside them, if so configured."""
+        if self.task.lora_rank:
+            add_adapters(self.model, self.task.lora_rank, self.task.lora_alpha)
 
     def train(self, mode: bool = True) -> DownstreamModule:
         """A frozen backbone stays in evaluation mode: no dropout in fixed features."""

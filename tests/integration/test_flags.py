@@ -27,6 +27,7 @@ import yaml
 from pytorch_lightning.trainer.states import RunningStage
 
 from project.main import main, run
+from project.module.models.checkpoint_io import read_checkpoint
 from project.module.models.mamba2 import Mamba2
 from project.module.models.ssd.api import CHUNK
 from project.module.pl_classifier import FMambaModule
@@ -969,6 +970,82 @@ def test_fine_tuning_and_frozen_backbone(cli: CommandLine) -> None:
         assert all(same.values()) if frozen else not any(same.values())
         moved = end["head.classifier.weight"] - cli.module().state_dict()["head.classifier.weight"]
         assert moved.abs().max() > 0
+
+
+@shows("lora_rank", "lora_alpha")
+def test_lora(cli: CommandLine) -> None:
+    """The backbone's weights stay; their updates are learned, resumed, tested and merged."""
+    pretrained = cli.run(NEXT)
+    path = pretrained.folder / "checkpoints" / "last.ckpt"
+    flags = f"--load_model_path {path} --lora_rank 2 --learning_rate 1e-2 --max_epochs 2"
+    done = cli.run(flags)
+    start, end = pretrained.checkpoint()["state_dict"], done.checkpoint()["state_dict"]
+    updates = [key for key in end if "lora_" in key]
+    assert len(updates) == 2 * 2  # A and B of in_proj and out_proj in one layer
+    assert all(end[key].abs().max() > 0 for key in updates)
+    for key, value in start.items():
+        name = key.replace("_proj.weight", "_proj.base_layer.weight")
+        assert "output" in key or torch.equal(end[name], value), key
+    card = done.checkpoint()["neuromamba"]
+    merged = read_checkpoint(done.folder / "checkpoints" / "last.ckpt").state_dict
+    layer = "mamba_layers.0.1.in_proj"
+    a, b = (end[f"model.{layer}.lora_{one}.default.weight"] for one in "AB")
+    wanted = start[f"model.{layer}.weight"] + card["downstream"]["lora_alpha"] / 2 * b @ a
+    torch.testing.assert_close(merged[f"{layer}.weight"], wanted)
+    # The tested model is the trained one, with its updates in the weights.
+    best = done.folder / "checkpoints" / "best.ckpt"
+    run(f"--test_only --test_ckpt_path {best} --output_dir tested --accelerator cpu".split())
+    for one, other in zip(
+        predictions(Finished({}, Path("tested"))), predictions(done), strict=True
+    ):
+        assert float(one["prob_1"]) == pytest.approx(float(other["prob_1"]), abs=1e-5)
+    other = cli.run(f"{flags} --lora_alpha 64")
+    assert other.metrics["train/loss"] != done.metrics["train/loss"]
+    assert main(cli.argv("--lora_rank 2")) == 2
+    assert main(cli.argv(f"{flags} --freeze_feature_extractor")) == 2
+    assert main(cli.argv(f"--load_model_path {path} --lora_alpha 8")) == 2
+
+
+def test_lora_goes_on_where_it_stopped(cli: CommandLine) -> None:
+    path = cli.run(NEXT).folder / "checkpoints" / "last.ckpt"
+    flags = f"--load_model_path {path} --lora_rank 2 --learning_rate 1e-2 --max_epochs 2"
+    whole = cli.run(flags)
+    again = cli.argv(f"{flags} --output_dir parts --resume_ckpt_path last")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            FMambaModule, "on_train_epoch_start", _stop_in_the_second_epoch, raising=False
+        )
+        with pytest.raises(RuntimeError, match="pulled the plug"):
+            run(again)
+    run(again)
+    found, wanted = Finished({}, Path("parts")).checkpoint(), whole.checkpoint()
+    for key, value in wanted["state_dict"].items():
+        assert torch.equal(found["state_dict"][key], value), key
+
+
+def _stop_in_the_second_epoch(self: FMambaModule) -> None:
+    if self.current_epoch == 1:
+        raise RuntimeError("pulled the plug")
+
+
+@shows("layer_decay")
+def test_rates_fall_from_the_head_down(cli: CommandLine) -> None:
+    module = cli.module("--layer_decay 0.5 --depth 2 --learning_rate 0.8 --no-use_scheduler")
+    optimizer = module.configure_optimizers()
+    names = {id(p): name for name, p in module.named_parameters()}
+    rate = {names[id(p)]: g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    assert rate.keys() == set(names.values())
+    for name, value in rate.items():
+        if "mamba_layers.1" in name:
+            wanted = 0.4
+        elif "mamba_layers.0" in name:
+            wanted = 0.2
+        else:
+            wanted = 0.1 if "embedder" in name else 0.8
+        assert value == pytest.approx(wanted), name
+    assert optimizer.param_groups[0]["lr"] == 0.8  # the one that is logged
+    assert main(cli.argv("--layer_decay 0")) == 2
+    assert main(cli.argv(f"{NEXT} --layer_decay 0.5")) == 2
 
 
 def test_frozen_backbone_starts_from_the_file(cli: CommandLine) -> None:

@@ -113,7 +113,8 @@ class TestUpdates:
 def test_two_ranks_that_accumulate_equal_one(updates: Runs, name: str) -> None:
     assert updates.apart(f"one_{name}", f"ddp_{name}") < 1e-6
     for metric, value in updates.metrics(f"one_{name}").items():
-        if metric.startswith(("val/", "test/")):
+        # An interval of four subjects jumps where rounding changes the order of two draws.
+        if metric.startswith(("val/", "test/")) and not metric.endswith(("_low", "_high")):
             assert updates.metrics(f"ddp_{name}")[metric] == pytest.approx(value, abs=1e-5), metric
 
 

@@ -104,6 +104,8 @@ MAIN: dict[str, Any] = {
     "clf_head_version": "linear",
     "head_dropout": 0.0,
     "freeze_feature_extractor": False,
+    "lora_rank": 0,
+    "lora_alpha": 16.0,
     "label_smoothing": 0.1,
     "label_scaling_method": "standardization",
     "shuffle_labels": None,
@@ -127,6 +129,7 @@ MAIN: dict[str, Any] = {
     "gamma": 1.0,
     "cycle": 1.0,
     "min_lr_ratio": 0.01,
+    "layer_decay": 1.0,
     "grad_clip": None,
     "gradient_accumulation_steps": 1,
 }

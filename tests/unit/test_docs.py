@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from benchmarks import ingest, loader, memory_plan, training_step
-from project import deepspeed_profile, demo, doctor, quality
+from project import deepspeed_profile, demo, doctor, quality, report
 from project import main as entry
 from project.check_flops import flops_parser
 from project.export_checkpoint import export_parser
@@ -201,6 +201,7 @@ ENTRY_POINTS: dict[str, Callable[[Sequence[str]], object]] = {
     "project/check_flops.py": _parse_flops,
     "project/deepspeed_profile.py": deepspeed_profile.checked,
     "project/doctor.py": _parse_doctor,
+    "project/report.py": lambda words: report.build_parser().parse_args(words),
     "project/quality.py": lambda words: quality.build_parser().parse_args(words),
     "project/export_checkpoint.py": lambda words: export_parser().parse_args(words),
     f"{DATA_LAYER}/preprocessing.py": lambda words: preprocessing.build_parser().parse_args(words),
@@ -334,6 +335,7 @@ def known_flags() -> set[str]:
         synthetic._parser(),
         demo.build_parser(),
         quality.build_parser(),
+        report.build_parser(),
         export_parser(),
         deepspeed_profile.profile_parser(),
         doctor.doctor_parser(),

@@ -17,7 +17,7 @@ else:
 
 ROOT = Path(__file__).resolve().parents[2]
 # Optional or slow to load: imported inside the functions that need them.
-OPTIONAL = ("mamba_ssm", "causal_conv1d", "triton", "deepspeed", "wandb")
+OPTIONAL = ("mamba_ssm", "causal_conv1d", "triton", "deepspeed", "wandb", "peft")
 
 
 def files() -> list[Path]:

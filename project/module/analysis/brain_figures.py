@@ -229,6 +229,31 @@ def token_mask(path: Path, config: ModelConfig) -> TokenMask:
 
 
 @styled
+def mean_volume_figure(path: Path) -> Figure:
+    """Three orthogonal slices of a run's temporal mean, with the outline of its mask; small."""
+    run = RunFile(path)
+    header = run.header
+    mean = np.zeros(header.grid)
+    frames = run.read(range(header.n_frames)).mean(axis=0, dtype=np.float64)
+    mean.flat[run.vox] = frames * header.scale + header.offset
+    brain = np.zeros(header.grid, dtype=bool)
+    brain.flat[run.vox] = True
+    run.close()
+    centre = [round(float(c)) for c in np.argwhere(brain).mean(axis=0)]
+    low, high = np.percentile(mean[brain], [1, 99])
+    figure = Figure(figsize=(4.2, 1.6), layout="constrained", dpi=80)
+    sizes = header.grid
+    columns = figure.subplots(1, 3, width_ratios=[sizes[1], sizes[0], sizes[0]])
+    for axis, axes in enumerate(columns):
+        image = slice_image(mean, axis, centre[axis])
+        axes.imshow(image, origin="lower", cmap="gray", vmin=low, vmax=high)
+        inside = slice_image(brain, axis, centre[axis])
+        axes.contour(inside, levels=[0.5], colors="#E69F00", linewidths=0.6)
+        _letters(axes, axis)
+    return figure
+
+
+@styled
 def token_mask_figure(tokens: TokenMask) -> Figure:
     """Three orthogonal slices of the mean volume with the token grid; dropped tokens darkened."""
     brain = np.isfinite(tokens.mean)

@@ -16,8 +16,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-from sklearn.metrics import roc_curve
+from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_curve
 
+from project.module.analysis.calibration import Reliability
 from project.module.analysis.run_folder import RunFolder
 from project.module.analysis.scores import SubjectScores
 from project.module.config import UserInputError
@@ -57,10 +58,12 @@ def styled(draw: DrawT) -> DrawT:
     return wrapped  # type: ignore[return-value]
 
 
-def save_figure(figure: Figure, path: Path) -> Path:
-    """Write a PNG (or the format of the suffix); returns the path."""
+def save_figure(figure: Figure, path: Path, for_paper: bool = False) -> Path:
+    """Write a PNG (or the format of the suffix), and a PDF ``for_paper``; returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=_DPI)
+    if for_paper:
+        figure.savefig(path.with_suffix(".pdf"))
     return path
 
 
@@ -103,25 +106,27 @@ def pretraining_curves(run: RunFolder) -> Figure:
 
 @styled
 def downstream_curves(run: RunFolder) -> Figure:
-    """Training loss and validation AUROC over steps; the chosen epoch is marked."""
+    """Training loss and validation metric over steps; the chosen epoch is marked."""
+    classes = not run.curve("val/pearson_r")[0].size
     figure = Figure(figsize=(5.6, 4.4), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
     upper.plot(*run.curve("train/loss"), color=BLUE, label="training batch")
     steps, losses = run.curve("val/loss")
     upper.plot(steps, losses, color=ORANGE, ls="--", marker="o", ms=4, label="validation")
     if losses.size and np.isfinite(losses).any():
-        # The value that chose best.ckpt: TASK_TYPES["classification"].monitor.
+        # What chose best.ckpt, TASK_TYPES[...].monitor, or what goes with it.
         best = int(np.nanargmin(losses))
         label = f"chosen epoch: {losses[best]:.2f}"
         upper.plot(steps[best], losses[best], "*", color=GREEN, ms=14, label=label)
-    upper.set_ylabel("cross entropy (nats)")
+    upper.set_ylabel("cross entropy (nats)" if classes else "mean squared error (scaled)")
     upper.legend(loc="best")
-    upper.set_title("Fine-tuning: loss, and AUROC of the validation subjects")
-    steps, values = run.curve("val/auroc")
+    label = "AUROC (0 to 1)" if classes else "Pearson r"
+    upper.set_title(f"Fine-tuning: loss, and {label.split(' (')[0]} of the validation subjects")
+    steps, values = run.curve("val/auroc" if classes else "val/pearson_r")
     lower.plot(steps, values, color=ORANGE, marker="o", ms=4)
-    lower.axhline(0.5, color=GREY, linestyle=":", label="chance")
-    lower.set_ylim(-0.03, 1.03)
-    lower.set_ylabel("AUROC (0 to 1)")
+    lower.axhline(0.5 if classes else 0.0, color=GREY, linestyle=":", label="chance")
+    lower.set_ylim(-0.03 if classes else -1.03, 1.03)
+    lower.set_ylabel(label)
     lower.legend(loc="lower right")
     _steps_axis(lower)
     return figure
@@ -154,6 +159,96 @@ def roc_figure(scores: Mapping[str, SubjectScores], positive: str = "class 1") -
     axes.set_title(f"ROC on {len(next(iter(scores.values())).target)} held-out subjects")
     below: Any = {"loc": "upper left", "bbox_to_anchor": (0, -0.14), "borderaxespad": 0}
     axes.legend(title="AUROC", alignment="left", **below)
+    return figure
+
+
+@styled
+def class_roc_figure(scores: SubjectScores, class_names: Sequence[str]) -> Figure:
+    """ROC curves of each class against the rest, for more than two classes."""
+    figure, axes = _axes(5.0, 5.8)
+    colors = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
+    for label, name in enumerate(class_names):
+        truth = scores.target == label
+        if truth.all() or not truth.any():
+            continue  # not defined
+        false, true, _ = roc_curve(truth, scores.score[:, label], drop_intermediate=False)
+        area = auc(false, true)
+        axes.plot(false, true, color=colors[label % 20], label=f"{name}: {area:.3f}")
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1, label="chance: 0.5")
+    axes.set(
+        xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel="share of the other classes called it",
+        ylabel="share of the class found",
+    )  # fmt: skip
+    axes.set_title("Each class against the rest (AUROC)")
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+@styled
+def precision_recall_figure(scores: Mapping[str, SubjectScores], positive: str) -> Figure:
+    """Precision over recall of a two-class problem, average precision in the legend."""
+    figure, axes = _axes(5.0, 5.8)
+    first = next(iter(scores.values()))
+    for (label, one), (color, line) in zip(scores.items(), _LINES, strict=False):
+        if len(np.unique(one.target)) < 2 or not np.ptp(one.score[:, 1]):
+            continue
+        precision, recall, _ = precision_recall_curve(one.target, one.score[:, 1])
+        label = f"{label}: {average_precision_score(one.target, one.score[:, 1]):.3f}"
+        axes.plot(recall, precision, color=color, linestyle=line, label=label, ds="steps-post")
+    share = float(first.target.mean())
+    label = f"chance: {share:.3f}"
+    axes.axhline(share, color=GREY, linestyle=":", linewidth=1, label=label)
+    axes.set(
+        xlim=(-0.01, 1.01), ylim=(-0.01, 1.03), xlabel=f"recall of {positive}",
+        ylabel=f"precision of {positive}",
+    )  # fmt: skip
+    axes.set_title("Precision and recall (average precision)")
+    figure.legend(loc="outside lower center", ncols=1)
+    return figure
+
+
+@styled
+def reliability_figure(found: Reliability) -> Figure:
+    """Accuracy over confidence in bins; the area of a dot is its number of subjects."""
+    figure, axes = _axes(5.0, 4.6)
+    filled = found.size > 0
+    area = 20 + 380 * found.size[filled] / found.size.sum()
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="calibrated")
+    axes.plot(found.confidence[filled], found.accuracy[filled], color=BLUE, lw=1)
+    axes.scatter(found.confidence[filled], found.accuracy[filled], s=area, color=BLUE, alpha=0.6)
+    axes.set(
+        xlim=(0, 1.02), ylim=(-0.03, 1.05), xlabel="confidence (highest probability)",
+        ylabel="share classified rightly",
+    )  # fmt: skip
+    axes.set_title(f"Calibration: expected error {found.expected_calibration_error:.3f}")
+    axes.legend(loc="upper left")
+    return figure
+
+
+@styled
+def scatter_figure(scores: SubjectScores, name: str) -> Figure:
+    """Predicted over true values of a regression."""
+    figure, axes = _axes(5.0, 4.6)
+    truth, guess = scores.target, scores.score[:, 0]
+    low, high = float(min(truth.min(), guess.min())), float(max(truth.max(), guess.max()))
+    axes.plot([low, high], [low, high], color=GREY, linestyle=":", label="equal")
+    axes.plot(truth, guess, "o", color=BLUE, ms=5, alpha=0.6)
+    axes.set(xlabel=f"true {name}", ylabel=f"predicted {name}")
+    found = scores.metrics()
+    axes.set_title(f"Pearson r {found['pearson_r']:.3f}, absolute error {found['mae']:.3g}")
+    axes.legend(loc="upper left")
+    return figure
+
+
+@styled
+def learning_rate_figure(run: RunFolder) -> Figure:
+    """Learning rate over steps."""
+    figure, axes = _axes(5.6, 3.0)
+    axes.plot(*run.curve("train/learning_rate"), color=BLUE)
+    axes.set_ylabel("learning rate")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
+    _steps_axis(axes)
+    axes.set_title("Learning rate")
     return figure
 
 

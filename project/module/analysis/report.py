@@ -1,4 +1,4 @@
-"""One self-contained HTML page from run folders: no network, no script, pictures embedded.
+"""One self-contained HTML page from run folders: no network, pictures embedded.
 
 ``Page`` and its parts know nothing about models; the ``*_card`` functions make tables from a run
 folder. The text and pictures of a particular report are put together by its entry point.
@@ -12,6 +12,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -43,37 +44,51 @@ PACKAGES = (
 )
 
 
+class Link(NamedTuple):
+    """A cell that leads to a picture of the page, by its anchor."""
+
+    text: str
+    anchor: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
 @dataclass(frozen=True)
 class Table:
     """A table of texts.
 
     Attributes:
         rows: cells, row by row.
+        sortable: whether a click on a column's head sorts by it.
         header: names of the columns; empty for a list of properties.
         title, note: above and below it.
         numbers: columns to align right.
         strong: number of the row to emphasise, or -1.
     """
 
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[str | Link]]
     header: Sequence[str] = ()
     title: str = ""
     note: str = ""
     numbers: Sequence[int] = ()
     strong: int = -1
+    sortable: bool = False
 
 
 @dataclass(frozen=True)
 class Picture:
     """A PNG file with its caption; ``alt`` says in words what it shows.
 
-    A ``wide`` one is scrolled on a narrow screen instead of shrunk until it cannot be read.
+    A ``wide`` one is scrolled on a narrow screen instead of shrunk until it cannot be read. Links
+    lead to an ``anchor``.
     """
 
     path: Path
     caption: str
     alt: str
     wide: bool = False
+    anchor: str = ""
 
     @property
     def data_uri(self) -> str:
@@ -101,6 +116,11 @@ class Page:
     summary: Sequence[str]
     sections: Sequence[Section]
     notice: str = ""
+
+    @property
+    def sortable(self) -> bool:
+        """Whether there is a table that can be sorted, which takes a script."""
+        return any(table.sortable for section in self.sections for table in section.tables)
 
 
 def wrap_command(command: str, width: int = 88) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -54,6 +55,13 @@ class RunFolder:
         return {k: math.nan if v is None else float(v) for k, v in values.items()}
 
     @cached_property
+    def evaluation(self) -> dict[str, Any]:
+        """``evaluation.json``; {} of a run without one."""
+        if not (self.path / "evaluation.json").is_file():
+            return {}
+        return dict(json.loads(self._text("evaluation.json")))
+
+    @cached_property
     def checkpoint(self) -> Path:
         """``best.ckpt``, or ``last.ckpt`` of a run without validation subjects."""
         if not (self.path / "checkpoints").is_dir():
@@ -79,10 +87,32 @@ class RunFolder:
         task = self.contents.card.get("downstream")
         return from_dict(DownstreamConfig, task, str(self.checkpoint)) if task else None
 
-    def data_module(self) -> FMRIDataModule:
-        """The data of the run, with the same split, windows and labels (shuffled ones too)."""
-        config = from_dict(DataConfig, self.contents.card["data"]["config"], str(self.checkpoint))
-        return FMRIDataModule(config, self.task, write_split=False)
+    def data_module(self, image_path: Sequence[str] | None = None) -> FMRIDataModule:
+        """The data of the run, with the same split, windows and labels (shuffled ones too).
+
+        Args:
+            image_path: the stores, if they have moved.
+
+        Raises:
+            UserInputError: the data cannot be found, or have another split by now.
+        """
+        card = self.contents.card["data"]
+        config = from_dict(DataConfig, card["config"], str(self.checkpoint))
+        if image_path:
+            if len(image_path) != len(config.image_path):
+                raise UserInputError(
+                    f"--image_path: got {len(image_path)} folder(s), the run has "
+                    f"{len(config.image_path)} data set(s)."
+                )
+            config = dataclasses.replace(config, image_path=tuple(image_path))
+        data = FMRIDataModule(config, self.task, write_split=False)
+        if data.split_hash != card["split_hash"]:
+            raise UserInputError(
+                f"--image_path: the split of '{', '.join(config.image_path)}' is not that of "
+                f"'{self.path}' any more (hash {data.split_hash}, then {card['split_hash']}). Put "
+                f"the run's splits/ back into the store."
+            )
+        return data
 
     def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Optimiser steps [n] and values [n] of a quantity logged in training; empty if never."""

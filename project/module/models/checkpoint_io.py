@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from project.module.config import UserInputError
+from project.module.models.adapters import merged
 from project.module.models.checkpoint_files import (
     SAFETENSORS,
     SHARD,
@@ -80,8 +81,16 @@ def names_in_module(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k if k.startswith("head.") else f"model.{k}": value for k, value in state.items()}
 
 
-def read_checkpoint(path: str | Path, flag: str = "--load_model_path") -> CheckpointContents:
+def read_checkpoint(
+    path: str | Path, flag: str = "--load_model_path", as_trained: bool = False
+) -> CheckpointContents:
     """Read a released or own checkpoint, or one of a run folder; see ``CheckpointContents``.
+
+    Args:
+        path: of it.
+        flag: that named it.
+        as_trained: leave LoRA's updates beside the weights, as a training has them; otherwise they
+            are added.
 
     Raises:
         UserInputError: as ``find_checkpoint``, ``read_file`` and ``open_zero``; also when there is
@@ -107,9 +116,10 @@ def read_checkpoint(path: str | Path, flag: str = "--load_model_path") -> Checkp
         state = loaded.get("state_dict", loaded)
         origin = "Lightning" if state is not loaded else "state dict"
     progress = ("epoch", "global_step")
+    weights, card = _canonical(state, path, flag), _containers(loaded, CHECKPOINT_KEY)
     return CheckpointContents(
-        _canonical(state, path, flag),
-        _containers(loaded, CHECKPOINT_KEY),
+        weights if as_trained else merged(weights, card),
+        card,
         origin,
         {name: loaded[name] for name in progress if isinstance(loaded.get(name), int)},
         _containers(loaded, EXPORT_KEY),

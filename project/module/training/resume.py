@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from project.module.config import UserInputError
+from project.module.config import DownstreamConfig, OptimConfig, UserInputError, to_dict
 from project.module.models.checkpoint_io import (
     CHECKPOINT_KEY,
     TrainingState,
@@ -139,7 +139,7 @@ def check_resumable(
     """
     path = point.path
     check_same_strategy(point.training, str(path), hardware)
-    weights = read_checkpoint(path, FLAG).state_dict
+    weights = read_checkpoint(path, FLAG, as_trained=True).state_dict
     load_strictly(module, names_in_module(weights), path, flag=FLAG)
     settings = step_settings(config, hardware)
     known = point.taken.get("settings", settings)  # older checkpoints do not say
@@ -199,14 +199,21 @@ def step_settings(config: RunConfig, hardware: Hardware) -> dict[str, Any]:
     }
 
 
+def _complete(cls: Any, recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """With the defaults of what an older version did not know; nothing stays nothing."""
+    return to_dict(cls()) | dict(recorded) if recorded else {}
+
+
 def training_facts(card: Mapping[str, Any]) -> dict[str, Any]:
     """What a resumed run must share with the run it continues: name -> value."""
     data = dict(card["data"]["config"])
     for free in ("image_path", *LOADING):
         data.pop(free, None)  # older checkpoints lack some
-    task = {k: v for k, v in card.get("downstream", {}).items() if k not in ("label_csv", "events")}
+    task = _complete(DownstreamConfig, card.get("downstream", {}))
+    for moved in ("label_csv", "events"):
+        task.pop(moved, None)
     facts = {"a split of hash": card["data"]["split_hash"]}
-    for part in (data, card["model"], card["optim"]):
+    for part in (data, card["model"], _complete(OptimConfig, card["optim"])):
         facts |= {f"--{name}": value for name, value in part.items()}
     for section, values in (("pretrain", card.get("pretrain", {})), ("downstream", task)):
         facts |= {f"{section} {name}": value for name, value in values.items()}

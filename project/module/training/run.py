@@ -121,6 +121,8 @@ class Run:
         assert task is not None and head is not None
         if self.config.flags["test_only"]:
             mode = "test only"
+        elif task.lora_rank:
+            mode = f"fine-tuning with LoRA of rank {task.lora_rank}"
         elif task.freeze_feature_extractor:
             mode = "frozen backbone"
         else:
@@ -170,8 +172,8 @@ class Run:
         data.cache_bytes(self.hardware.devices)
         steps = total_steps(config, batches["train"])
         module = self.build_module(data, steps)
-        parameters = sum(p.numel() for p in module.parameters())  # ZeRO-3 will cut them up
         self._load_weights(module, data)
+        parameters = sum(p.numel() for p in module.parameters())  # ZeRO-3 will cut them up
         name = outputs.run_name(config)
         run_dir = outputs.choose_run_dir(config, name)
         survival.lock = RunLock(outputs.folder_flag(config), run_dir)
@@ -296,7 +298,7 @@ class Run:
             scaling = TargetScaling(*data.target_scaling())
         elif data is not None:
             weights = data.class_weights()
-        return DownstreamModule(
+        module = DownstreamModule(
             config.model,
             config.head,
             config.downstream,
@@ -309,6 +311,9 @@ class Run:
             config.augment,
             weights,
         )
+        if data is None:
+            module.adapt()
+        return module
 
     def _load_weights(self, module: FMambaModule, data: FMRIDataModule) -> None:
         flags = self.config.flags
@@ -320,6 +325,7 @@ class Run:
             self._guard_against_leaks(contents.card, data, "--test_ckpt_path")
         elif flags["load_model_path"]:
             card = load_backbone(module.model, flags["load_model_path"])
+            module.adapt()
             self._compare_spaces(card, data, "--load_model_path")
             self._guard_against_leaks(card, data, "--load_model_path")
 
@@ -377,12 +383,14 @@ class Run:
         point: ResumePoint | None,
     ) -> str:
         parameters = sum(p.numel() for p in module.parameters())
+        trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        some = "" if trained == parameters else f", {trained:,} of them trained"
         augment = self.config.augment
         doing = (
             "" if self.config.flags["test_only"] else f", {steps:,} steps of {self.effective_batch}"
         )
         lines = [
-            f"{self.objective()}: {parameters:,} parameters{doing}, on "
+            f"{self.objective()}: {parameters:,} parameters{some}{doing}, on "
             f"{self.hardware.accelerator} ({self.hardware.precision})",
             *data.describe(),
             *([f"augmentation: {augment.describe()}"] if augment else []),

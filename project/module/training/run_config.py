@@ -44,6 +44,8 @@ DOWNSTREAM_FLAGS = (
     "match_on",
     "adjust_thresh",
     "confounds",
+    "lora_rank",
+    "layer_decay",
 )
 
 
@@ -142,6 +144,8 @@ def run_config(args: argparse.Namespace, given: frozenset[str]) -> RunConfig:
             f"for models built in Python."
         )
     pretrain, downstream, head = _objective(values)
+    if downstream and downstream.lora_rank and not values["load_model_path"]:
+        raise UserInputError("--lora_rank: adapts a pre-trained backbone; give --load_model_path.")
     two_classes = downstream and len(downstream.class_names) == 2
     if values["adjust_thresh"] and not two_classes:
         raise UserInputError("--adjust_thresh: decides between two classes; the task has not two.")
@@ -187,6 +191,7 @@ def unused_flags(values: Mapping[str, Any]) -> dict[str, str]:
             not own_targets,
         ),
         "match_caliper": ("--match_on", values["match_on"]),
+        "lora_alpha": ("--lora_rank", values["lora_rank"]),
         "dataset_weights": ("several data sets", len(values["dataset_name"]) > 1),
         "augment_during_training": ("training, not with --test_only", training),
         "scalability_check": (

@@ -165,7 +165,9 @@ class ZeroStrategy(DeepSpeedStrategy):
         contents, weights = {}, {}
         if self.is_global_zero:
             contents = read_training_state(checkpoint_path, "best checkpoint").contents
-            weights = read_checkpoint(checkpoint_path, "best checkpoint").state_dict
+            weights = read_checkpoint(
+                checkpoint_path, "best checkpoint", as_trained=True
+            ).state_dict
             del contents["module"]
         contents = self.broadcast(contents)
         return contents | {"state_dict": names_in_module(weights)}

@@ -350,6 +350,19 @@ def add_objective_flags(parser: argparse.ArgumentParser) -> None:
     add("--head_dropout", type=float, default=_default(HeadConfig, "dropout"), help="in the head")
     _switch(group, "freeze_feature_extractor", False, "train the head only")
     add(
+        "--lora_rank",
+        type=int,
+        default=_default(DownstreamConfig, "lora_rank"),
+        help="train the head and updates of this rank of the backbone's projections (LoRA; needs "
+        "the package peft); 0: all weights",
+    )
+    add(
+        "--lora_alpha",
+        type=float,
+        default=_default(DownstreamConfig, "lora_alpha"),
+        help="the updates are multiplied by this / rank",
+    )
+    add(
         "--label_smoothing",
         type=float,
         default=_default(DownstreamConfig, "label_smoothing"),
@@ -422,6 +435,7 @@ def add_optim_flags(parser: argparse.ArgumentParser) -> None:
     value("warmup", float, "share of a cycle spent warming up")
     value("gamma", float, "factor on the peak from cycle to cycle")
     value("cycle", float, "length of a cosine cycle as a share of the run")
+    value("layer_decay", float, "factor on the rate from a layer to the one below; 1: one rate")
     value("min_lr_ratio", float, "floor as a share of the peak")
     group.add_argument("--grad_clip", type=float, help="clip the gradient's norm to this")
     group.add_argument(
