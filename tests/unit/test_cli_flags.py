@@ -194,6 +194,7 @@ SYNTHETIC: dict[str, Any] = {
     "seed": 0,
     "tr": 2.0,
     "tsnr": 10.0,
+    "effect": "dynamics",
     "orientation": "RAS",
     "num_workers": 1,
     "overwrite": False,

@@ -106,6 +106,31 @@ def test_dynamics_separate_the_classes_and_the_mean_volume_does_not():
     assert 0.3 < auroc(unplanted, labels) < 0.7
 
 
+def test_a_spatial_effect_is_in_the_mean_image_alone():
+    spec = replace(SPEC, effect="spatial")
+    dark, bright = (in_brain(generate_subject(spec, 3, sex=sex)[0]) for sex in (0, 1))
+    difference = bright.mean(axis=1) - dark.mean(axis=1)
+    assert difference.min() >= -1e-3 and (difference / dark.mean(axis=1)).max() > 0.05
+    a, b = (x - x.mean(axis=1, keepdims=True) for x in (dark, bright))
+    np.testing.assert_allclose(a, b, atol=0.01)
+
+
+def test_an_effect_on_correlations_is_in_nothing_else():
+    spec = replace(SPEC, effect="correlations")
+    against, along = (in_brain(generate_subject(spec, 3, sex=sex)[0]) for sex in (0, 1))
+    np.testing.assert_allclose(against.mean(axis=1), along.mean(axis=1), rtol=1e-6)
+    np.testing.assert_allclose(against.var(axis=1), along.var(axis=1), rtol=1e-4)
+    turned = np.abs(against - along).max(axis=1) > 1
+    assert 0.05 < turned.mean() < 0.6
+
+    def together(bold: np.ndarray) -> float:
+        """Correlation of the means of what turns and of the rest."""
+        z = (bold - bold.mean(axis=1, keepdims=True)) / bold.std(axis=1, keepdims=True)
+        return np.corrcoef(z[turned].mean(axis=0), z[~turned].mean(axis=0))[0, 1]
+
+    assert together(along) > 0.5 and together(against) < -0.5
+
+
 def test_classes_are_balanced_and_shuffled():
     labels = [subject_class(0, i) for i in range(40)]
     assert sum(labels) == 20

@@ -168,7 +168,23 @@ def _results(
         tables.append(_over_runs(runs, scores))
     text = [f"{run_name(run)}: {describe(run)}." for run in runs]
     text += [f"{one.name}: {one.text}" for one in baselines]
+    text += _verdicts(run_name(runs[0]), first, baselines)
     return Section("Results on held-out subjects", text, tables)
+
+
+def _verdicts(name: str, first: SubjectScores, baselines: Sequence[Baseline]) -> list[str]:
+    """A sentence on which baselines the model beats, by the paired interval."""
+    metric, found = first.main_metric, defaultdict(list)
+    for one in baselines:
+        difference = first.difference(one.scores, metric)
+        if difference.low > 0:
+            found["is better than"].append(one.name)
+        elif difference.high < 0:
+            found["is worse than"].append(one.name)
+        else:
+            found["cannot be told from"].append(one.name)
+    said = "; ".join(f"{verdict} {', '.join(names)}" for verdict, names in found.items())
+    return [f"By {METRIC_LABELS[metric]}, {name} {said}."] if said else []
 
 
 def _same_subjects(one: SubjectScores, other: SubjectScores) -> bool:

@@ -38,6 +38,7 @@ from project.module.utils.data_preprocess_and_load.conversion import (
 )
 from project.module.utils.data_preprocess_and_load.preprocessing import convert_folder
 from project.module.utils.data_preprocess_and_load.synthetic_brain import (
+    EFFECTS,
     SyntheticSpec,
     generate_subject,
 )
@@ -149,7 +150,9 @@ def ensure_dummy_store(
     """
     path = Path(path)
     spec = SyntheticSpec(subjects, frames, tuple(grid), effect_size, seed)
-    record = json.dumps(asdict(spec), indent=1) + "\n"
+    facts = asdict(spec)
+    facts.pop("effect")  # always the same, and stores of earlier versions do not tell of it
+    record = json.dumps(facts, indent=1) + "\n"
     if path.exists():
         _check_store(path, record)
         return
@@ -218,6 +221,11 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=default.network_radius,
         help="of the regions that oscillate, mm",
+    )
+    parser.add_argument(
+        "--effect",
+        default=default.effect,
+        help=f"what differs between the classes: {', '.join(EFFECTS)}",
     )
     parser.add_argument("--seed", type=int, default=default.seed, help="seed of everything")
     parser.add_argument("--tr", type=float, default=default.tr, help="repetition time, s")

@@ -11,6 +11,11 @@ fixed network of grey-matter regions; ``a`` the effect size. The planted oscilla
 mean 0 and variance 1 in every run and is slow in class 0 and fast in class 1. The noise is made
 orthogonal to both, so each voxel's temporal mean and variance are the same whatever the class and
 whatever the effect size: only the dynamics tell the classes apart.
+
+Two other effects test what a model can see. ``spatial``: no oscillation, but the network is
+brighter in class 1 and darker in class 0, so that only the mean image tells. ``correlations``: both
+classes oscillate slowly, and the default-mode network with the sensory regions in class 1, against
+them in class 0: mean, variance and spectrum of every voxel are the same, only correlations tell.
 """
 
 from __future__ import annotations
@@ -36,6 +41,9 @@ _NETWORK_MM = (
     (-40, -24, 54),
     (40, -24, 54),
 )
+_FIRST_SENSORY = 4  # of _NETWORK_MM; those before are the default-mode network
+_BRIGHTER = 0.02  # of the baseline, for an effect size of 1
+EFFECTS = ("dynamics", "spatial", "correlations")
 # Class 0 and class 1, in cycles per frame (at TR 2 s: 0.02-0.04 Hz and 0.175-0.21 Hz). Frames, not
 # seconds: a model sees frames, and the fast class must alternate between them at any TR.
 _BANDS = ((0.04, 0.08), (0.35, 0.42))
@@ -69,6 +77,7 @@ class SyntheticSpec:
         orientation: "RAS" as fMRIPrep writes it, or "LAS".
         ar1: lag-one autocorrelation of the smooth noise.
         smoothness: full width at half maximum of the smooth noise, mm.
+        effect: what differs between the classes, of ``EFFECTS``.
 
     Raises:
         UserInputError: a value out of range, naming the flag.
@@ -86,9 +95,11 @@ class SyntheticSpec:
     orientation: str = "RAS"
     ar1: float = 0.4
     smoothness: float = 12.0
+    effect: str = "dynamics"
 
     def __post_init__(self) -> None:
         look_up(self.orientation, ("RAS", "LAS"), "--orientation")
+        look_up(self.effect, EFFECTS, "--effect")
         if len(self.grid) != 3 or min(self.grid) < 8:
             raise UserInputError(
                 f"--grid: got {list(self.grid)}, expected three numbers X Y Z of 8 or more."
@@ -170,8 +181,11 @@ def _smooth_field(rng: np.random.Generator, grid: tuple[int, ...], sigma: float)
 
 def _anatomy(
     spec: SyntheticSpec, rng: np.random.Generator, affine: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A subject's brain: mask bool [X, Y, Z]; baseline and network weight, float32 [N]."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """A subject's brain: mask bool [X, Y, Z]; baseline and network weight, float32 [N].
+
+    And, bool [N], which voxels are nearest to one of the sensory regions.
+    """
     grid = spec.grid
     world = np.indices(grid, dtype=np.float32).reshape(3, -1).T * spec.voxel_mm + affine[:3, 3]
     # Head size and shape: a few per cent and degrees, and a smooth displacement of ~1.5 mm.
@@ -192,11 +206,17 @@ def _anatomy(
     contrast = 0.4 + 0.6 * np.clip(head[inside], 0, 1)
     baseline = _BASELINE * gain * bias * contrast
 
-    distance2 = np.min([((mni - centre) ** 2).sum(axis=1) for centre in _NETWORK_MM], axis=0)
+    squares = np.stack([((mni - centre) ** 2).sum(axis=1) for centre in _NETWORK_MM])
+    distance2, sensory = squares.min(axis=0), squares.argmin(axis=0) >= _FIRST_SENSORY
     # Flat in the middle of a region, gone within a voxel or two of its edge; nothing elsewhere.
     weight = np.exp(-((distance2 / spec.network_radius**2) ** 2)) * np.clip(grey / 0.6, 0, 1)
     weight[weight < 0.1] = 0
-    return inside.reshape(grid), baseline.astype(np.float32), weight[inside].astype(np.float32)
+    return (
+        inside.reshape(grid),
+        baseline.astype(np.float32),
+        weight[inside].astype(np.float32),
+        sensory[inside],
+    )
 
 
 def _noise(spec: SyntheticSpec, rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
@@ -247,15 +267,23 @@ def generate_subject(
     affine = np.diag([spec.voxel_mm] * 3 + [1.0])
     affine[:3, 3] = _BRAIN_CENTRE_MM - spec.voxel_mm * (np.array(spec.grid) - 1) / 2
 
-    mask, baseline, weight = _anatomy(spec, rng, affine)
+    mask, baseline, weight, sensory = _anatomy(spec, rng, affine)
     noise = _noise(spec, rng, mask)
     courses = _oscillations(rng, spec.frames)
     # Without what both classes' time courses explain, adding either one gives the same variance.
     basis, _ = np.linalg.qr(np.vstack([np.ones(spec.frames), courses]).T)
     noise -= basis.astype(np.float32) @ (basis.astype(np.float32).T @ noise)
     amplitude = spec.effect_size * weight
-    planted = courses[sex].astype(np.float32)[:, None] * (amplitude * noise.std(axis=0))
-    frames = baseline * (1 + (noise + planted) / np.sqrt(1 + amplitude**2))
+    if spec.effect == "spatial":
+        sign = 1.0 if sex else -1.0
+        frames = baseline * (1 + noise + sign * _BRIGHTER * amplitude)
+    else:
+        course = courses[sex if spec.effect == "dynamics" else 0].astype(np.float32)[:, None]
+        signed = amplitude
+        if spec.effect == "correlations":
+            signed = amplitude * np.where(sensory & (sex == 0), -1, 1).astype(np.float32)
+        planted = course * (signed * noise.std(axis=0))
+        frames = baseline * (1 + (noise + planted) / np.sqrt(1 + amplitude**2))
 
     volume = np.zeros((*spec.grid, spec.frames), dtype=np.float32)
     volume[mask] = frames.T
