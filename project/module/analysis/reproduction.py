@@ -1,0 +1,548 @@
+"""The papers' tables as jobs: which runs a table needs, and what is written of those that exist.
+
+A job is one call of ``project/main.py``; rows of several tables share jobs. ``GRIDS`` knows two
+sizes of everything: the published one, and a small one on synthetic data that a CPU does in
+minutes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from project.module.analysis.intervals import Interval, bootstrap_interval
+from project.module.analysis.run_folder import RunFolder
+from project.module.analysis.scores import SubjectScores
+from project.module.config import UserInputError
+
+TABLES = ("1", "2", "3", "flops", "scaling")
+HEADS = ("linear", "mamba")
+METRICS = {"auroc": "AUC", "accuracy": "ACC"}
+FEW = (0.1, 0.25, 0.5)  # shares of the training subjects
+
+
+class Job(NamedTuple):
+    """One call of ``project/main.py``.
+
+    Attributes:
+        name: of its folder.
+        flags: all but ``--output_dir``.
+        after: name of the job whose checkpoint it starts from, or "".
+    """
+
+    name: str
+    flags: tuple[str, ...]
+    after: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table.
+
+    Attributes:
+        labels: its first columns.
+        jobs: one a seed; empty for a row that is quoted.
+        published: metric -> text, as published.
+        reference: labels of the row that it is compared with, paired.
+        note: what the row is.
+    """
+
+    labels: tuple[str, ...]
+    jobs: tuple[str, ...] = ()
+    published: Mapping[str, str] = field(default_factory=dict)
+    reference: tuple[str, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """A table.
+
+    Attributes:
+        name: of ``TABLES``.
+        title: what it shows.
+        header: of the labels.
+        rows: in order.
+        pretraining: its metrics are those of pre-training.
+    """
+
+    name: str
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[Row, ...]
+    pretraining: bool = False
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A size of everything.
+
+    Attributes:
+        name: "published", or "synthetic".
+        sizes: label -> flags of the architecture; the labels are the published ones.
+        medium: the label that Table 1 is of.
+        window: flags of grid, patch and model that all runs have.
+        training: flags of optimiser and length of downstream runs.
+        pretraining: the same of pre-training; empty where backbones are released files.
+        files: label -> released file.
+        largest: label of the size without a released file.
+    """
+
+    name: str
+    sizes: Mapping[str, tuple[str, ...]]
+    medium: str
+    window: tuple[str, ...]
+    training: tuple[str, ...]
+    pretraining: tuple[str, ...]
+    files: Mapping[str, str]
+    largest: str = "11.9M"
+
+
+_RATES = ("--learning_rate", "1e-4", "--weight_decay", "1e-2", "--warmup", "0.05")
+GRIDS: Mapping[str, Grid] = {
+    "published": Grid(
+        name="published",
+        sizes={
+            label: ("--embed_dim", width, "--depth", "12")
+            for label, width in zip(
+                ("1.4M", "3.1M", "5.4M", "11.9M"), ("128", "192", "256", "384"), strict=True
+            )
+        },
+        medium="5.4M",
+        window=("--model", "fmamba", "--patch_size", *["6", "6", "6", "2"],
+                "--img_size", *["96", "96", "96", "20"], "--precision", "bf16"),
+        training=(*_RATES, "--batch_size", "2", "--max_epochs", "30",
+                  "--train_split", "0.8", "--val_split", "0.1"),
+        pretraining=(*_RATES, "--max_epochs", "40", "--train_split", "0.8", "--val_split", "0.1"),
+        files={"1.4M": "1M_E128.pt", "3.1M": "3M_E192.pt", "5.4M": "5M_E256.pt"},
+    ),
+    "synthetic": Grid(
+        name="synthetic",
+        sizes={
+            label: ("--embed_dim", width, "--depth", "2")
+            for label, width in (("1.4M", "16"), ("3.1M", "32"), ("5.4M", "48"), ("11.9M", "64"))
+        },
+        medium="5.4M",
+        window=("--patch_size", *["5", "6", "5", "2"], "--img_size", *["15", "18", "15", "8"]),
+        training=("--learning_rate", "4e-3", "--batch_size", "8", "--max_epochs", "8",
+                  "--train_split", "0.5", "--val_split", "0.15"),
+        pretraining=("--learning_rate", "4e-3", "--batch_size", "8", "--max_epochs", "6",
+                     "--train_split", "0.5", "--val_split", "0.15"),
+        files={},
+    ),
+}  # fmt: skip
+
+# As published, in the READMEs and in paper/README.md.
+_TABLE_1 = {
+    ("linear", "all"): ("0.7432 ± 0.00", "0.6882 ± 0.01"),
+    ("linear", "brain"): ("0.7769 ± 0.00", "0.7156 ± 0.01"),
+    ("mamba", "all"): ("0.8456 ± 0.05", "0.7767 ± 0.07"),
+    ("mamba", "brain"): ("0.8628 ± 0.08", "0.8104 ± 0.09"),
+}
+_TABLE_2 = {
+    ("1.4M", "linear"): (("0.9767", "0.9427"), ("0.9840", "0.9458")),
+    ("1.4M", "mamba"): (("0.9446", "0.8872"), ("0.9535", "0.8781")),
+    ("3.1M", "linear"): (("0.9813", "0.9232"), ("0.9885", "0.9455")),
+    ("3.1M", "mamba"): (("0.9825", "0.9396"), ("0.9874", "0.9486")),
+    ("5.4M", "linear"): (("0.9865", "0.9347"), ("0.9717", "0.9198")),
+    ("5.4M", "mamba"): (("0.9729", "0.9175"), ("0.9766", "0.9307")),
+}
+_TABLE_3 = {"SwiFT": ("4.6M", "0.980", "0.929"), "NeuroSTORM": ("5.0M", "0.976", "0.933")}
+MODES = ("scratch", "full")
+MODE_NAMES = {"scratch": "from scratch", "full": "full fine-tuning"}
+
+
+class Study:
+    """The jobs of a user's data and grid.
+
+    Args:
+        grid: which size.
+        data: flags of the data set.
+        seeds: of the downstream runs.
+        checkpoints: folder of released files; None where backbones are pre-trained first.
+        extra: flags for every run (devices, strategy).
+
+    Raises:
+        UserInputError: the published grid without released files.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        data: Sequence[str],
+        seeds: Sequence[int],
+        checkpoints: Path | None,
+        extra: Sequence[str] = (),
+    ) -> None:
+        self.grid, self.data, self.seeds = grid, tuple(data), tuple(seeds)
+        self.checkpoints, self.extra = checkpoints, tuple(extra)
+        self.jobs: dict[str, Job] = {}
+
+    def _add(self, job: Job) -> str:
+        self.jobs[job.name] = job
+        return job.name
+
+    def _common(self, size: str) -> tuple[str, ...]:
+        return (*self.data, *self.grid.sizes[size], *self.grid.window)
+
+    def pretrained(self, size: str, tokens: str = "brain") -> str:
+        """The job of a backbone."""
+        more = ("--keep_background",) if tokens == "all" else ()
+        flags = ("--pretraining", "--use_autoregressive", *self._common(size), *more)
+        flags += (*self.grid.pretraining, "--seed", "0", *self.extra)
+        return self._add(Job(f"pretrain_{size}_{tokens}", flags))
+
+    def downstream(
+        self, size: str, head: str, mode: str, tokens: str = "brain", share: float = 1.0
+    ) -> tuple[str, ...]:
+        """The jobs of a cell, one a seed."""
+        names = []
+        for seed in self.seeds:
+            flags = (*self._common(size), *self.grid.training, "--downstream_task", "sex")
+            flags += ("--clf_head_version", head)
+            name = f"{mode}_{size}_{head}_{tokens}"
+            if share < 1:
+                flags += ("--limit_training_samples", f"{share:g}")
+                name += f"_{share:g}"
+            if tokens == "all":
+                flags += ("--keep_background",)
+            after = ""
+            if mode != "scratch":
+                after, path = self._start(size, tokens)
+                flags += ("--load_model_path", path)
+            if mode == "frozen":
+                flags += ("--freeze_feature_extractor",)
+            flags += ("--seed", str(seed), *self.extra)
+            names.append(self._add(Job(f"{name}_seed{seed}", flags, after)))
+        return tuple(names)
+
+    def _start(self, size: str, tokens: str) -> tuple[str, str]:
+        """Job and path of the backbone that a run starts from."""
+        if self.checkpoints is not None and size in self.grid.files:
+            return "", str(self.checkpoints / self.grid.files[size])
+        name = self.pretrained(size, tokens)
+        return name, f"{{{name}}}"
+
+    # -------------------------------------------------------------------------- tables
+
+    def table(self, name: str) -> PaperTable:
+        """A table, its jobs added to ``jobs``."""
+        return {
+            "1": self._table_1,
+            "2": self._table_2,
+            "3": self._table_3,
+            "scaling": self._scaling,
+        }[name]()
+
+    def _table_1(self) -> PaperTable:
+        rows = []
+        for (head, tokens), published in _TABLE_1.items():
+            jobs = self.downstream(self.grid.medium, head, "frozen", tokens)
+            reference = () if tokens == "all" else (head, "all")
+            rows.append(Row((head, tokens), jobs, _published(published), reference))
+        return PaperTable(
+            "1",
+            f"Frozen backbone, {self.grid.medium}: heads and tokens",
+            ("head", "tokens"),
+            tuple(rows),
+        )
+
+    def _table_2(self) -> PaperTable:
+        rows = []
+        for (size, head), cells in _TABLE_2.items():
+            for mode, published in zip(MODES, cells, strict=True):
+                jobs = self.downstream(size, head, mode)
+                reference = (size, head, MODE_NAMES["scratch"]) if mode == "full" else ()
+                labels = (size, head, MODE_NAMES[mode])
+                rows.append(Row(labels, jobs, _published(published), reference))
+        return PaperTable(
+            "2", "Sizes, heads, from scratch and fully fine-tuned", ("size", "head", "mode"),
+            tuple(rows),
+        )  # fmt: skip
+
+    def _table_3(self) -> PaperTable:
+        quoted = "quoted, other subjects: split 70/15/15"
+        rows = [
+            Row((name, size), (), _published(numbers), note=quoted)
+            for name, (size, *numbers) in _TABLE_3.items()
+        ]
+        for head, published in (("linear", {"auroc": "0.989"}), ("mamba", {"accuracy": "0.949"})):
+            jobs = self.downstream("3.1M", head, "full")
+            label = f"NeuroMamba, {head} head"
+            rows.append(Row((label, "3.1M"), jobs, published, note="split 80/10/10"))
+        return PaperTable("3", "Beside other models", ("model", "size"), tuple(rows))
+
+    def _scaling(self) -> PaperTable:
+        rows = [Row((size, "pre-training"), (self.pretrained(size),)) for size in self.grid.sizes]
+        for share in (*FEW, 1.0):
+            jobs = self.downstream("3.1M", "mamba", "full", share=share)
+            rows.append(Row(("3.1M", f"fine-tuned on {share:.0%} of the subjects"), jobs))
+        return PaperTable("scaling", "Size of the model, and of the labelled data",
+                          ("size", "what"), tuple(rows))  # fmt: skip
+
+
+def _published(numbers: Sequence[str]) -> dict[str, str]:
+    return dict(zip(METRICS, numbers, strict=True))
+
+
+# ------------------------------------------------------------------------------ results
+
+
+class Measured(NamedTuple):
+    """What is known of a row.
+
+    Attributes:
+        done, planned: runs.
+        subjects: tested; 0 if none was.
+        metrics: metric -> mean over runs, standard deviation over runs, interval over subjects.
+        difference: from the reference row, paired; None if there is none.
+        facts: width, parameters, tokens and other numbers of the first run.
+    """
+
+    done: int
+    planned: int
+    subjects: int = 0
+    metrics: Mapping[str, tuple[float, float, Interval | None]] = {}
+    difference: Interval | None = None
+    facts: Mapping[str, Any] = {}
+
+
+def finished(folder: Path, name: str) -> bool:
+    """Whether a job has its metrics."""
+    return (folder / name / "metrics.json").is_file()
+
+
+def measure(row: Row, rows: Iterable[Row], folder: Path) -> Measured:
+    """Collect a row's finished runs.
+
+    The interval is of the mean over runs: subjects are drawn, the same for all runs, which were
+    tested on the same ones.
+    """
+    done = [RunFolder(folder / name) for name in row.jobs if finished(folder, name)]
+    if not done:
+        return Measured(0, len(row.jobs))
+    first = done[0]
+    facts = {
+        "width": first.config["embed_dim"],
+        "depth": first.config["depth"],
+        "parameters": first.metrics["model/parameters"],
+        "seeds": [run.config["seed"] for run in done],
+        "train_subjects": first.metrics["data/subjects_train"],
+        "epochs": first.config["max_epochs"],
+    }
+    if first.task is None:
+        names = ("val/loss", "val/skill")
+        found = {
+            name: (float(np.mean([run.metrics[name] for run in done])), float("nan"), None)
+            for name in names
+        }
+        return Measured(len(done), len(row.jobs), 0, found, None, facts)
+    scores = _aligned([run.scores() for run in done])
+    metrics = {}
+    for name in METRICS:
+        values = np.array([one.metrics()[name] for one in scores])
+        spread = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
+        metrics[name] = (float(values.mean()), spread, _mean_interval(scores, name))
+    other = next((r for r in rows if row.reference and r.labels == row.reference), None)
+    difference = None
+    if other is not None:
+        against = [RunFolder(folder / name) for name in other.jobs if finished(folder, name)]
+        if against:
+            compared = _aligned([*scores, *(run.scores() for run in against)])
+            difference = _difference(compared[: len(scores)], compared[len(scores) :])
+    subjects = len(scores[0].subjects)
+    return Measured(len(done), len(row.jobs), subjects, metrics, difference, facts)
+
+
+def _aligned(scores: Sequence[SubjectScores]) -> list[SubjectScores]:
+    """In the order of the first.
+
+    Raises:
+        UserInputError: they were tested on different subjects.
+    """
+    return [scores[0], *(one.in_order_of(scores[0]) for one in scores[1:])]
+
+
+def _mean_interval(scores: Sequence[SubjectScores], name: str) -> Interval:
+    statistics = [one.statistic(name) for one in scores]
+
+    def mean(chosen: np.ndarray) -> float:
+        return float(np.mean([statistic(chosen) for statistic in statistics]))
+
+    return bootstrap_interval(mean, scores[0].strata)
+
+
+def _difference(ours: Sequence[SubjectScores], theirs: Sequence[SubjectScores]) -> Interval:
+    """Of the mean AUROC over runs, both on the same draws of subjects."""
+    groups = [[one.statistic("auroc") for one in side] for side in (ours, theirs)]
+
+    def less(chosen: np.ndarray) -> float:
+        one, other = (np.mean([statistic(chosen) for statistic in side]) for side in groups)
+        return float(one - other)
+
+    return bootstrap_interval(less, ours[0].strata)
+
+
+# ------------------------------------------------------------------------------ writing
+
+
+def cells(table: PaperTable, folder: Path) -> tuple[list[str], list[list[str]], list[Measured]]:
+    """Header and rows of a table, as texts, and what they were made from."""
+    names = {"val/loss": "loss", "val/skill": "skill"} if _only_pretraining(table) else METRICS
+    mixed = any("pre-training" in row.labels for row in table.rows)
+    header = list(table.header)
+    if mixed:
+        header += ["pre-training skill"]
+    for label in names.values():
+        header += [f"{label} published", f"{label} here", f"{label} 95 %"]
+    header += ["less its reference (AUC)", "n", "seeds", "run with"]
+    rows, measured = [], []
+    for row in table.rows:
+        found = measure(row, table.rows, folder)
+        measured.append(found)
+        line = list(row.labels)
+        if mixed:
+            skill = found.metrics.get("val/skill")
+            line.append("" if skill is None else f"{skill[0]:.3f}")
+        for name in names:
+            line += [row.published.get(name, ""), *_here(row, found, name)]
+        line += [
+            "" if found.difference is None else str(found.difference),
+            str(found.subjects or ""),
+            f"{found.done} of {found.planned}" if row.jobs else "",
+            row.note if not row.jobs else _grid_text(found),
+        ]
+        rows.append(line)
+    return header, rows, measured
+
+
+def _only_pretraining(table: PaperTable) -> bool:
+    return all("pre-training" in row.labels for row in table.rows)
+
+
+def _here(row: Row, found: Measured, name: str) -> list[str]:
+    if name not in found.metrics:
+        return ["quoted" if not row.jobs else "not run" if not found.done else "", ""]
+    mean, spread, interval = found.metrics[name]
+    text = f"{mean:.4f}" + ("" if np.isnan(spread) else f" ± {spread:.4f}")
+    bounds = "" if interval is None else f"[{interval.low:.3f}, {interval.high:.3f}]"
+    return [text, bounds]
+
+
+def _grid_text(found: Measured) -> str:
+    if not found.facts:
+        return ""
+    facts = found.facts
+    return (
+        f"width {facts['width']}, depth {facts['depth']}, {facts['parameters']:,.0f} parameters, "
+        f"{facts['train_subjects']:.0f} training subjects, {facts['epochs']} epochs"
+    )
+
+
+def write_table(
+    table: PaperTable, folder: Path, output: Path, synthetic: bool, command: str
+) -> list[Path]:
+    """Write ``table_<name>.md``, ``.tex``, ``.csv`` and ``.json``; returns the paths."""
+    header, rows, measured = cells(table, folder)
+    kept = [i for i in range(len(header)) if i < len(table.header) or any(row[i] for row in rows)]
+    header, rows = [header[i] for i in kept], [[row[i] for i in kept] for row in rows]
+    output.mkdir(parents=True, exist_ok=True)
+    stem = f"table_{table.name}"
+    title = f"Table {table.name}: {table.title}" if table.name.isdecimal() else table.title
+    notice = (
+        '**Synthetic data, tiny models.** The columns "here" show that the pipeline works; they '
+        "have nothing to do with the published numbers beside them.\n\n"
+        if synthetic
+        else ""
+    )
+    text = (
+        f"# {title}\n\n{notice}Made by `{command}`. Here: mean ± standard deviation over seeds; "
+        f"95 %: bootstrap interval over the n test subjects of that mean; differences are paired.\n"
+        f"\n| {' | '.join(header)} |\n|{'---|' * len(header)}\n"
+        + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    )
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows([header, *rows])
+    tex = "\n".join(
+        [
+            f"% {title}{' (SYNTHETIC DATA)' if synthetic else ''}",
+            f"\\begin{{tabular}}{{{'l' * len(header)}}}",
+            "\\hline",
+            " & ".join(map(_tex, header)) + " \\\\",
+            "\\hline",
+            *(" & ".join(map(_tex, row)) + " \\\\" for row in rows),
+            "\\hline",
+            "\\end{tabular}",
+        ]
+    )
+    record = [
+        {
+            "labels": list(row.labels),
+            "published": dict(row.published),
+            "runs": found.done,
+            "planned": found.planned,
+            "subjects": found.subjects,
+            "metrics": {
+                name: {"mean": mean, "std": None if np.isnan(spread) else spread,
+                       "interval": None if i is None else list(i)}
+                for name, (mean, spread, i) in found.metrics.items()
+            },
+            "difference": None if found.difference is None else list(found.difference),
+            **found.facts,
+        }
+        for row, found in zip(table.rows, measured, strict=True)
+    ]  # fmt: skip
+    contents = {
+        ".md": text,
+        ".tex": tex + "\n",
+        ".csv": stream.getvalue(),
+        ".json": json.dumps({"synthetic": synthetic, "rows": record}, indent=1) + "\n",
+    }
+    paths = []
+    for suffix, content in contents.items():
+        path = output / (stem + suffix)
+        path.write_text(content, encoding="utf-8")
+        paths.append(path)
+    return paths
+
+
+def _tex(text: str) -> str:
+    for plain, escaped in (("%", "\\%"), ("_", "\\_"), ("±", "$\\pm$"), ("&", "\\&")):
+        text = text.replace(plain, escaped)
+    return text
+
+
+def ordered(jobs: Mapping[str, Job]) -> list[Job]:
+    """Backbones first."""
+    return sorted(jobs.values(), key=lambda job: bool(job.after or "pretrain" not in job.name))
+
+
+def resolved(job: Job, folder: Path) -> tuple[str, ...]:
+    """Flags with the path of the checkpoint that it starts from."""
+    path = str(folder / job.after / "checkpoints" / "best.ckpt")
+    return tuple(path if word == f"{{{job.after}}}" else word for word in job.flags)
+
+
+def check_backbones(study: Study) -> None:
+    """Refuse before anything runs.
+
+    Raises:
+        UserInputError: a released file is missing.
+    """
+    if study.checkpoints is None:
+        return
+    missing = [
+        file for file in study.grid.files.values() if not (study.checkpoints / file).exists()
+    ]
+    if missing:
+        raise UserInputError(
+            f"--checkpoints: '{study.checkpoints}' lacks {', '.join(missing)}. Put the released "
+            f"files there, or leave the flag out to pre-train the backbones first."
+        )
