@@ -115,7 +115,8 @@ def collect(out: Path) -> None:
     text = (
         f"# Haxby et al. 2001: eight object categories, one run left out at a time\n\n"
         f"One subject, ten runs, one slice (PyMVPA's `bold_1slice`), {count} blocks, chance 0.125. "
-        f"Patch size and rate were chosen on the validation run of fold 1. Made by `python paper/haxby2001.py` with\n`{' '.join(MODEL_FLAGS)}`.\n"
+        f"Patch size and rate\nwere chosen on the validation run of fold 1. Made by "
+        f"`python paper/haxby2001.py` with\n`{' '.join(MODEL_FLAGS)}`.\n"
         f"Intervals: 95 %, bootstrap over blocks within categories; blocks of a run are not quite "
         f"independent, so they are a little narrow.\n\n" + "\n".join(lines) + "\n"
     )
