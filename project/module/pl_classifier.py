@@ -47,6 +47,7 @@ from project.module.utils.losses import (
 from project.module.utils.lr_scheduler import CosineAnnealingWarmUpRestarts
 from project.module.utils.masking_generator import hidden_tokens
 from project.module.utils.metrics import (
+    FeatureMetrics,
     MeanLoss,
     SubjectMetrics,
     TokenMetrics,
@@ -359,6 +360,8 @@ class PretrainModule(FMambaModule):
             ``FMambaModule``.
         objective: which of the two, and the masking.
         seed: of the masks.
+        watched: subject key -> class of validation subjects, and the task's name, for the nearest
+            neighbours of the features.
     """
 
     def __init__(
@@ -372,6 +375,7 @@ class PretrainModule(FMambaModule):
         data_card: Mapping[str, Any] | None = None,
         activation_checkpointing: bool = False,
         augment: AugmentConfig | None = None,
+        watched: tuple[Mapping[int, int], str] = ({}, ""),
     ) -> None:
         super().__init__(
             model,
@@ -386,6 +390,7 @@ class PretrainModule(FMambaModule):
         self.objective, self.seed = objective, seed
         self._targets_of_run: dict[str, int] = {}
         self.validation = TokenMetrics(model.token_dim)
+        self.features = FeatureMetrics(*watched)
 
     def plan_windows(self, batch: Batch) -> dict[str, Any]:
         """Adds the rows of the target tokens, which sample each belongs to, and what is hidden.
@@ -422,16 +427,16 @@ class PretrainModule(FMambaModule):
                 self._targets_of_run[reader.path(item)] = count
         return sum(self._targets_of_run[reader.path(item)] for item in items)
 
-    def predict_tokens(self, batch: Batch) -> tuple[PackedTokens, Tensor]:
-        """Run the objective on a batch: its tokens, and the error of each target."""
+    def predict_tokens(self, batch: Batch) -> tuple[PackedTokens, Tensor, Tensor]:
+        """Run the objective on a batch: its tokens, each target's error, what encodes them."""
         packed, rows, hidden = self.pack(batch), batch["target_rows"], batch.get("hidden")
         errors_of = next_token_errors if hidden is None else masked_token_errors
         x = self.model.encode(packed, hidden)
-        return packed, errors_of(x, packed.tokens, rows, self.model.predict)
+        return packed, errors_of(x, packed.tokens, rows, self.model.predict), x
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean error over the target tokens of a step, every token of equal weight."""
-        _, errors = self.predict_tokens(batch)
+        _, errors, _ = self.predict_tokens(batch)
         targets = len(errors)
         if not all(batch["real"]):
             counts = torch.tensor(batch["real"], device=errors.device)[batch["target_sample"]]
@@ -440,7 +445,10 @@ class PretrainModule(FMambaModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add the batch to the loss and its controls; masks are the same in every epoch."""
-        packed, errors = self.predict_tokens(batch)
+        packed, errors, x = self.predict_tokens(batch)
+        windows = self.model.norm(x).split(packed.lengths)
+        features = torch.stack([window.mean(0) for window in windows])
+        self.features.update(batch["subject_key"], batch["window"], features)
         rows = batch["target_rows"]
         if not all(batch["real"]):
             counts = torch.tensor(batch["real"], device=errors.device)[batch["target_sample"]]
@@ -448,8 +456,9 @@ class PretrainModule(FMambaModule):
         self.validation.update(errors, packed.tokens, rows)
 
     def on_validation_epoch_end(self) -> None:
-        """Log val/loss, val/persistence_loss, val/mean_token_loss and val/skill."""
-        values = self.validation.compute()
+        """Log the loss, its controls and the skill, and what the features are worth."""
+        values = self.validation.compute() | self.features.compute()
+        self.features.reset()
         self.log_dict({f"val/{name}": value.float() for name, value in values.items()})
         self.validation.reset()
 

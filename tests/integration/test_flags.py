@@ -36,7 +36,7 @@ from project.module.training import trainer as trainer_module
 from project.module.training.plan import describe_plan
 from project.module.utils.data_module import FMRIDataModule
 from project.module.utils.parser import SYNONYMS, build_parser, trainer_arguments
-from tests.integration.tiny import SUBJECTS, CommandLine, Finished
+from tests.integration.tiny import SUBJECTS, CommandLine, Finished, write_tiny_run
 
 AGE = "--downstream_task age"
 NEXT = "--pretraining --use_autoregressive"
@@ -45,6 +45,7 @@ SGD = "--optimizer SGD"
 TWO_STORES = "--dataset_name Dummy S1200 --image_path {store} {other}"
 OWN = "--label_csv own.csv --target_column group"
 AUGMENT = "--augment_during_training"
+FEATURES = ("feature_rank", "feature_std", "knn_subject")
 
 # ------------------------------------------------------------------------- what can be observed
 
@@ -672,8 +673,8 @@ def test_dry_run_lists_what_is_missing(
     [
         ("", {"loss", "auroc", "accuracy", "balanced_accuracy"}),
         (AGE, {"loss", "mse", "mae", "pearson_r", "r2"}),
-        (NEXT, {"loss", "persistence_loss", "mean_token_loss", "skill"}),
-        (MIM, {"loss", "persistence_loss", "mean_token_loss", "skill"}),
+        (NEXT, {"loss", "persistence_loss", "mean_token_loss", "skill", *FEATURES}),
+        (MIM, {"loss", "persistence_loss", "mean_token_loss", "skill", *FEATURES}),
     ],
 )
 def test_metrics_json(cli: CommandLine, extra: str, keys: set[str]) -> None:
@@ -1260,6 +1261,46 @@ def test_an_empty_deepspeed_folder_breaks_nothing(cli: CommandLine) -> None:
     done = python(program, *cli.argv("--strategy deepspeed --dry_run"))
     assert done.returncode == 0, done.stderr
     assert "DeepSpeed is not installed" in done.stdout
+
+
+@shows("watch_task")
+def test_features_are_watched(cli: CommandLine, caplog: pytest.LogCaptureFixture) -> None:
+    split = "--train_split 0.3 --val_split 0.4"
+    done = cli.run(f"{NEXT} {split} --watch_task sex")
+    assert 0 <= done.metrics["val/knn_sex"] <= 1
+    plain = cli.run(f"{NEXT} {split}")
+    assert "val/knn_sex" not in plain.metrics
+    shared = {k: v for k, v in done.metrics.items() if k in plain.metrics and "seconds" not in k}
+    assert shared == {k: v for k, v in plain.metrics.items() if "seconds" not in k}
+    assert main(cli.argv(f"{NEXT} --watch_task age")) == 2
+    assert main(cli.argv("--watch_task sex")) == 2
+    # A rate that makes nothing better: said in words, once.
+    caplog.clear()
+    cli.run(f"{NEXT} {split} --learning_rate 1e-12 --max_epochs 7 --no-use_scheduler")
+    said = [
+        record.getMessage() for record in caplog.records if "has stopped" in record.getMessage()
+    ]
+    assert len(said) <= 1
+
+
+def test_a_backbone_that_has_seen_the_test_runs_under_other_names(
+    cli: CommandLine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Their contents tell."""
+    path = cli.run(NEXT).folder / "checkpoints" / "last.ckpt"
+    other = cli.folder / "renamed"
+    (other / "hdf5").mkdir(parents=True)
+    for number in range(SUBJECTS):
+        write_tiny_run(other / "hdf5" / f"sub-x{number}.h5", f"sub-x{number}", number)
+    (other / "metadata").mkdir()
+    rows = [f"sub-x{i},{'FM'[i % 2]}" for i in range(SUBJECTS)]
+    (other / "metadata" / "participants.csv").write_text("\n".join(["subject,sex", *rows]) + "\n")
+    caplog.clear()
+    cli.run(f"--image_path {other} --load_model_path {path}")
+    said = [
+        r.getMessage() for r in caplog.records if "by the contents of its run" in r.getMessage()
+    ]
+    assert len(said) == 1 and "held out here were trained on" in said[0]
 
 
 @shows("adjust_thresh")

@@ -97,6 +97,7 @@ MAIN: dict[str, Any] = {
     "pretraining": False,
     "use_autoregressive": False,
     "use_mim": False,
+    "watch_task": None,
     "mask_ratio": 0.75,
     "masking_type": "random",
     "downstream_task": "sex",

@@ -12,7 +12,13 @@ import torch
 from sklearn import metrics as sklearn_metrics
 from torch import Tensor
 
-from project.module.utils.metrics import METRICS, SubjectMetrics, TokenMetrics, subject_key
+from project.module.utils.metrics import (
+    METRICS,
+    FeatureMetrics,
+    SubjectMetrics,
+    TokenMetrics,
+    subject_key,
+)
 
 
 class Windows(NamedTuple):
@@ -393,3 +399,54 @@ def test_windows_of_a_subject_share_a_target() -> None:
     metric.update(torch.tensor([5, 5]), torch.tensor([0, 1]), score, torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="different targets"):
         metric.compute()
+
+
+# ------------------------------------------------------------------------------ features
+
+
+def features(x: np.ndarray, subject: np.ndarray, **given: object) -> dict[str, float]:
+    metric = FeatureMetrics(**given)  # type: ignore[arg-type]
+    window = torch.arange(len(x))
+    for part in torch.arange(len(x)).split(7):
+        metric.update(torch.from_numpy(subject)[part], window[part], torch.from_numpy(x)[part])
+    return {name: value.item() for name, value in metric.compute().items()}
+
+
+def test_effective_rank() -> None:
+    """Directions of equal strength count one each; constant features have none."""
+    rng = np.random.default_rng(0)
+    basis, _ = np.linalg.qr(rng.normal(size=(40, 40)))
+    left, _ = np.linalg.qr(rng.normal(size=(200, 40)) - 0.0)
+    for rank in (1, 3, 10):
+        x = left[:, :rank] @ basis[:rank] + 5
+        found = features(x - x.mean(0) + 5, np.arange(200))
+        assert found["feature_rank"] == pytest.approx(rank, rel=0.02)
+    assert features(np.ones((20, 4)), np.arange(20))["feature_rank"] == 0
+    assert features(np.ones((20, 4)), np.arange(20))["feature_std"] == 0
+
+
+def test_nearest_neighbours_tell_subjects_and_classes() -> None:
+    rng = np.random.default_rng(1)
+    subject = np.repeat(np.arange(30), 4)
+    own, kind = rng.normal(size=(30, 16)), np.arange(30) % 2
+    x = (3 * own + 8 * kind[:, None] * np.eye(16)[0])[subject] + 0.3 * rng.normal(size=(120, 16))
+    labels = {i: int(kind[i]) for i in range(30)}
+    found = features(x, subject, labels=labels, task="sex")
+    assert found["knn_subject"] == 1.0 and found["knn_sex"] > 0.9
+    noise = features(rng.normal(size=(120, 16)), subject, labels=labels, task="sex")
+    assert noise["knn_subject"] < 0.3 and 0.2 < noise["knn_sex"] < 0.8
+    assert np.isnan(features(x[::4], subject[::4])["knn_subject"])  # one window a subject
+    assert np.isnan(features(x[:16], subject[:16], labels=labels, task="sex")["knn_sex"])
+
+
+def test_features_do_not_depend_on_padding_or_order() -> None:
+    rng = np.random.default_rng(2)
+    x, subject, window = rng.normal(size=(12, 5)), np.arange(12) // 3, np.arange(12)
+    one, other = FeatureMetrics(), FeatureMetrics()
+    one.update(*map(torch.from_numpy, (subject, window, x)))
+    turned = [*rng.permutation(12), 3, 7]
+    other.update(*(torch.from_numpy(part[turned]) for part in (subject, window, x)))
+    found, wanted = (
+        {name: value.item() for name, value in metric.compute().items()} for metric in (other, one)
+    )
+    assert found == pytest.approx(wanted, rel=1e-9)

@@ -360,7 +360,7 @@ def test_pretraining_under_the_trainer(objective: str) -> None:
     if objective == "autoregressive":
         module.eval()
         with torch.no_grad():
-            _, errors = module.predict_tokens(batch_of(module, made))
+            _, errors, _ = module.predict_tokens(batch_of(module, made))
         assert len(errors) == sum(LENGTHS) - 3
         expected = errors.mean().item()
         assert values["val/loss"] == pytest.approx(expected, rel=1e-5)

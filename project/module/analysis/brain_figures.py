@@ -242,9 +242,11 @@ def mean_volume_figure(path: Path) -> Figure:
     centre = [round(float(c)) for c in np.argwhere(brain).mean(axis=0)]
     low, high = np.percentile(mean[brain], [1, 99])
     figure = Figure(figsize=(4.2, 1.6), layout="constrained", dpi=80)
-    sizes = header.grid
-    columns = figure.subplots(1, 3, width_ratios=[sizes[1], sizes[0], sizes[0]])
-    for axis, axes in enumerate(columns):
+    # Of a run of a single slice, that slice.
+    planes = [axis for axis in range(3) if min(slice_image(mean, axis, centre[axis]).shape) > 1]
+    widths = [slice_image(mean, axis, centre[axis]).shape[1] for axis in planes]
+    columns = figure.subplots(1, len(planes), width_ratios=widths, squeeze=False)[0]
+    for axis, axes in zip(planes, columns, strict=True):
         image = slice_image(mean, axis, centre[axis])
         axes.imshow(image, origin="lower", cmap="gray", vmin=low, vmax=high)
         inside = slice_image(brain, axis, centre[axis])

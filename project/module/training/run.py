@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from pytorch_lightning import Trainer
 
-from project.module.config import UserInputError
+from project.module.config import DownstreamConfig, UserInputError
 from project.module.models.checkpoint_io import (
     CheckpointContents,
     load_backbone,
@@ -52,6 +52,7 @@ from project.module.training.trainer import (
 from project.module.utils.data_module import DATASETS, FMRIDataModule
 from project.module.utils.data_preprocess_and_load.labels import target_of
 from project.module.utils.data_preprocess_and_load.splits import names_for_message
+from project.module.utils.metrics import subject_key
 from project.module.utils.seed_creation import seed_run
 
 PAPER_EFFECTIVE_BATCH = 1152  # Appendix B
@@ -291,6 +292,7 @@ class Run:
                 card,
                 again,
                 config.augment,
+                self._watched(data),
             )
         assert config.downstream is not None and config.head is not None
         scaling, weights = UNSCALED, None
@@ -314,6 +316,21 @@ class Run:
         if data is None:
             module.adapt()
         return module
+
+    def _watched(self, data: FMRIDataModule | None) -> tuple[dict[int, int], str]:
+        """Classes of the validation subjects for ``--watch_task``, by subject key; and its name."""
+        task = self.config.flags["watch_task"]
+        if task is None or data is None:
+            return {}, ""
+        labelled = FMRIDataModule(data.config, DownstreamConfig(task), write_split=False)
+        return {
+            subject_key(name, number): int(store.labels[name])
+            for number, (store, names) in enumerate(
+                zip(labelled.stores, labelled.subjects["val"], strict=True)
+            )
+            for name in names
+            if store.labels is not None
+        }, task
 
     def _load_weights(self, module: FMambaModule, data: FMRIDataModule) -> None:
         flags = self.config.flags
@@ -362,6 +379,15 @@ class Run:
         keys = data.unit_keys if same_unit else data.person_keys
         held_out = keys("val") | keys("test")
         shared = [name for key, name in held_out.items() if key in trained]
+        if not shared and not same_unit:
+            # Under another name: the same values of a run. Older checkpoints do not tell.
+            contents = set(card["data"].get("training_contents", ()))
+            held = data.run_contents("val") | data.run_contents("test")
+            shared = sorted(
+                f"{name} (by the contents of its run)"
+                for content, name in held.items()
+                if content in contents
+            )
         if not shared:
             return
         message = (

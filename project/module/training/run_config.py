@@ -28,7 +28,7 @@ from project.module.utils.parser import SYNONYMS, trainer_arguments
 # Flags that only one kind of run uses.
 AUGMENT_FLAGS = ("augment_only_affine", "augment_only_intensity", "augment_strength")
 MASKING_FLAGS = ("mask_ratio", "masking_type")
-PRETRAINING_FLAGS = ("use_autoregressive", "use_mim")
+PRETRAINING_FLAGS = ("use_autoregressive", "use_mim", "watch_task")
 DOWNSTREAM_FLAGS = (
     "freeze_feature_extractor",
     "shuffle_labels",
@@ -144,6 +144,9 @@ def run_config(args: argparse.Namespace, given: frozenset[str]) -> RunConfig:
             f"for models built in Python."
         )
     pretrain, downstream, head = _objective(values)
+    if values["watch_task"] is not None:
+        classes = [name for name, task in names.TASKS.items() if task.type == "classification"]
+        look_up(values["watch_task"], classes, "--watch_task")
     if downstream and downstream.lora_rank and not values["load_model_path"]:
         raise UserInputError("--lora_rank: adapts a pre-trained backbone; give --load_model_path.")
     two_classes = downstream and len(downstream.class_names) == 2

@@ -26,6 +26,7 @@ from project.module.training.callbacks import (
 )
 from project.module.training.checkpoint_writer import WholeCheckpoints
 from project.module.training.curves import curve_logger
+from project.module.training.feature_watch import FeatureWatch
 from project.module.training.launch import cluster_environment
 from project.module.training.run_config import RunConfig
 from project.module.training.scalability import scalability_check
@@ -229,6 +230,8 @@ def build_callbacks(
         if config.flags["every_n_train_steps"]:
             steps = config.flags["every_n_train_steps"]
             callbacks.append(RegularCheckpoint(folder, name, steps))
+    if validates and config.pretrain is not None:
+        callbacks.append(FeatureWatch())
     if config.flags["use_early_stopping"]:
         if not validates:
             raise UserInputError("--use_early_stopping: needs validation subjects (--val_split).")

@@ -128,6 +128,15 @@ class FMRIDataModule(LightningDataModule):
             keys |= {person_key(store.dataset, name): name for name in subjects}
         return keys
 
+    def run_contents(self, part: str) -> dict[int, str]:
+        """Hash of the values of every run of a part -> its subject; whatever the run is called."""
+        return {
+            int(header.content_sha256[:15], 16): header.subject
+            for store, names in zip(self.stores, self.subjects[part], strict=True)
+            for header in store.runs_of(names)[1]
+            if header.content_sha256
+        }
+
     def _compare_spaces(self) -> None:
         """Positions are indices: other spaces and voxel sizes put other anatomy under them."""
         headers = [header for store in self.stores for header in store.headers]
@@ -345,6 +354,7 @@ class FMRIDataModule(LightningDataModule):
             ),
             "training_subjects": sorted(self.person_keys("train")),
             "training_units": sorted(self.unit_keys("train")),
+            "training_contents": sorted(self.run_contents("train")),
             "spaces": sorted({header.space for s in self.stores for header in s.headers}),
             "subjects": {part: sum(map(len, self.subjects[part])) for part in PARTS},
             "windows": {part: self.windows_in(part) for part in PARTS},

@@ -146,6 +146,18 @@ class WindowScores(NamedTuple):
     target: Tensor
 
 
+def _once(subject: Tensor, window: Tensor) -> Tensor:
+    """Places of the windows, each once, ordered by subject and window.
+
+    One that several ranks saw, for padding, counts once; and the order does not depend on ranks.
+    """
+    key = torch.stack([subject, window], dim=1)
+    unique, inverse = key.unique(dim=0, return_inverse=True)
+    return torch.full((len(unique),), len(key), device=key.device).scatter_reduce(
+        0, inverse, torch.arange(len(key), device=key.device), reduce="amin"
+    )
+
+
 class SubjectMetrics(Metric):
     """Averages the scores of a subject's windows, then computes metrics over subjects.
 
@@ -178,13 +190,9 @@ class SubjectMetrics(Metric):
             return WindowScores(*(tensor.cpu() for tensor in self.windows()))
 
     def windows(self) -> WindowScores:
-        """The windows in the states. One that several ranks saw, for padding, counts once."""
+        """The windows in the states, each once."""
         subject, window = dim_zero_cat(self.subject), dim_zero_cat(self.window)
-        key = torch.stack([subject, window], dim=1)
-        unique, inverse = key.unique(dim=0, return_inverse=True)
-        first = torch.full((len(unique),), len(key), device=key.device).scatter_reduce(
-            0, inverse, torch.arange(len(key), device=key.device), reduce="amin"
-        )
+        first = _once(subject, window)
         return WindowScores(
             subject[first],
             window[first],
@@ -232,6 +240,92 @@ class MeanLoss(Metric):
 
 
 _BLOCK_ROWS = 4096
+_NEIGHBOURS = 5  # of kNN over subjects
+
+
+class FeatureMetrics(Metric):
+    """What frozen features are worth, without a head: rank, spread, nearest neighbours.
+
+    A window's feature is the mean over its tokens. ``feature_rank`` is their effective rank
+    (RankMe; Garrido et al. 2023, ICML; here of centred features, so that constant ones have none),
+    ``feature_std`` the mean standard deviation over windows; ``knn_subject`` the share of windows
+    whose most similar other window (cosine) is of the same subject, of subjects with several;
+    ``knn_<task>`` the balanced accuracy of the 5 most similar other subjects' majority.
+
+    Args:
+        labels: subject key -> class; empty for no ``knn_<task>``.
+        task: its name.
+    """
+
+    full_state_update = False
+    subject: list[Tensor]
+    window: list[Tensor]
+    feature: list[Tensor]
+
+    def __init__(self, labels: Mapping[int, int] | None = None, task: str = "") -> None:
+        super().__init__()
+        self.labels, self.task = dict(labels or {}), task
+        for state in ("subject", "window", "feature"):
+            self.add_state(state, default=[], dist_reduce_fx="cat")
+
+    def update(self, subject: Tensor, window: Tensor, feature: Tensor) -> None:
+        """Add windows: subject (B,), window (B,), feature (B, D)."""
+        self.subject.append(subject)
+        self.window.append(window)
+        self.feature.append(feature.float())
+
+    def compute(self) -> dict[str, Tensor]:
+        """Name -> value; NaN where it is not defined."""
+        subject, window = dim_zero_cat(self.subject), dim_zero_cat(self.window)
+        first = _once(subject, window)
+        subject, x = subject[first], dim_zero_cat(self.feature)[first].double()
+        x = x - x.mean(0)
+        found = {
+            "feature_rank": effective_rank(x),
+            "feature_std": x.std(0, unbiased=False).mean(),
+            "knn_subject": _same_subject(x, subject),
+        }
+        if self.labels:
+            found[f"knn_{self.task}"] = self._knn(x, subject)
+        return found
+
+    def _knn(self, x: Tensor, subject: Tensor) -> Tensor:
+        names, index = subject.unique(return_inverse=True)
+        mean = x.new_zeros(len(names), x.shape[1]).index_add(0, index, x)
+        mean = mean / index.bincount()[:, None]
+        known = [i for i, name in enumerate(names.tolist()) if name in self.labels]
+        target = torch.tensor([self.labels[int(names[i])] for i in known], device=x.device)
+        if len(known) <= _NEIGHBOURS:
+            return x.new_tensor(float("nan"))
+        rows = torch.nn.functional.normalize(mean[known])
+        alike = (rows @ rows.T).fill_diagonal_(-torch.inf)
+        near = target[alike.topk(_NEIGHBOURS, dim=1).indices]
+        votes = torch.nn.functional.one_hot(near, int(target.max()) + 1).sum(1)
+        return balanced_accuracy(votes.double(), target)
+
+
+def effective_rank(x: Tensor) -> Tensor:
+    """exp of the entropy of the singular values of x (W, D); 0 if it is constant."""
+    values = torch.linalg.svdvals(x)
+    if not values.sum() > 0:
+        return x.new_tensor(0.0)
+    share = values / values.sum()
+    return torch.exp(-(share * share.clamp(min=1e-12).log()).sum())
+
+
+def _same_subject(x: Tensor, subject: Tensor) -> Tensor:
+    """See ``FeatureMetrics``: ``knn_subject``."""
+    _, index, count = subject.unique(return_inverse=True, return_counts=True)
+    several = (count > 1)[index]
+    if not several.any() or len(count) < 2:
+        return x.new_tensor(float("nan"))
+    rows, hits = torch.nn.functional.normalize(x), []
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        block = torch.arange(start, min(start + _BLOCK_ROWS, len(rows)), device=x.device)
+        alike = rows[block] @ rows.T
+        alike[torch.arange(len(block), device=x.device), block] = -torch.inf
+        hits.append(subject[alike.argmax(1)] == subject[block])
+    return torch.cat(hits)[several].double().mean()
 
 
 class TokenMetrics(Metric):

@@ -343,6 +343,12 @@ def add_objective_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=", ".join(names.MASKING_TYPES),
     )
+    add(
+        "--watch_task",
+        metavar="NAME",
+        help=f"watch how well nearest neighbours of the features tell its classes in validation "
+        f"subjects: {', '.join(n for n, t in names.TASKS.items() if t.type == 'classification')}",
+    )
     tasks = "; ".join(f"{name}: {task.description}" for name, task in names.TASKS.items())
     add("--downstream_task", default=_default(DownstreamConfig, "task"), help=tasks)
     add("--downstream_task_type", help=f"{', '.join(names.TASK_TYPES)}; default: the task's own")
