@@ -51,7 +51,8 @@ DATA_SCRIPTS = "project/module/utils/data_preprocess_and_load"
 TABLES = ("1", "2", "3", "flops", "scaling")
 SCHEDULERS = ("slurm", "pbs")
 # The synthetic data: small, and with an effect that a tiny model learns.
-SYNTHETIC = ("--subjects", "120", "--frames", "24", "--grid", "15", "18", "15", "--tsnr", "10")
+GRID = ("30", "36", "30")
+SYNTHETIC = ("--subjects", "120", "--frames", "40", "--grid", *GRID, "--effect_size", "8")
 DUMMY_FLAGS = ("--accelerator", "cpu", "--log_every_n_steps", "5")
 MARKER = "reproduced"  # in the folder of a job that has finished; holds a hash of its settings
 
@@ -221,7 +222,7 @@ def _store_commands(out: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     nifti, store = str(out / "nifti"), str(out / "store")
     return (
         (synthetic, "--output", nifti, *SYNTHETIC, "--num_workers", "2", "--overwrite"),
-        (convert, "--input", nifti, "--output", store, "--img_size", "15", "18", "15",
+        (convert, "--input", nifti, "--output", store, "--img_size", *GRID,
          "--dataset_name", "Dummy", "--num_workers", "2"),
     )  # fmt: skip
 

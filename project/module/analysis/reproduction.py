@@ -105,39 +105,42 @@ class Grid:
     largest: str = "11.9M"
 
 
-_RATES = ("--learning_rate", "1e-4", "--weight_decay", "1e-2", "--warmup", "0.05")
+def _sizes(depth: int, widths: Sequence[int]) -> dict[str, tuple[str, ...]]:
+    labels = ("1.4M", "3.1M", "5.4M", "11.9M")
+    return {
+        label: ("--embed_dim", str(width), "--depth", str(depth))
+        for label, width in zip(labels, widths, strict=True)
+    }
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+_RATES = "--learning_rate 1e-4 --weight_decay 1e-2 --warmup 0.05 --train_split 0.8 --val_split 0.1"
+_SMALL = "--learning_rate 3e-3 --batch_size 4 --train_split 0.5 --val_split 0.15"
 GRIDS: Mapping[str, Grid] = {
     "published": Grid(
         name="published",
-        sizes={
-            label: ("--embed_dim", width, "--depth", "12")
-            for label, width in zip(
-                ("1.4M", "3.1M", "5.4M", "11.9M"), ("128", "192", "256", "384"), strict=True
-            )
-        },
+        sizes=_sizes(12, (128, 192, 256, 384)),
         medium="5.4M",
-        window=("--model", "fmamba", "--patch_size", *["6", "6", "6", "2"],
-                "--img_size", *["96", "96", "96", "20"], "--precision", "bf16"),
-        training=(*_RATES, "--batch_size", "2", "--max_epochs", "30",
-                  "--train_split", "0.8", "--val_split", "0.1"),
-        pretraining=(*_RATES, "--max_epochs", "40", "--train_split", "0.8", "--val_split", "0.1"),
+        window=_words(
+            "--model fmamba --patch_size 6 6 6 2 --img_size 96 96 96 20 --precision bf16"
+        ),
+        training=_words(f"{_RATES} --batch_size 2 --max_epochs 30"),
+        pretraining=_words(f"{_RATES} --max_epochs 40"),
         files={"1.4M": "1M_E128.pt", "3.1M": "3M_E192.pt", "5.4M": "5M_E256.pt"},
     ),
     "synthetic": Grid(
         name="synthetic",
-        sizes={
-            label: ("--embed_dim", width, "--depth", "2")
-            for label, width in (("1.4M", "16"), ("3.1M", "32"), ("5.4M", "48"), ("11.9M", "64"))
-        },
+        sizes=_sizes(2, (16, 32, 48, 64)),
         medium="5.4M",
-        window=("--patch_size", *["5", "6", "5", "2"], "--img_size", *["15", "18", "15", "8"]),
-        training=("--learning_rate", "4e-3", "--batch_size", "8", "--max_epochs", "8",
-                  "--train_split", "0.5", "--val_split", "0.15"),
-        pretraining=("--learning_rate", "4e-3", "--batch_size", "8", "--max_epochs", "6",
-                     "--train_split", "0.5", "--val_split", "0.15"),
+        window=_words("--patch_size 6 6 6 2 --img_size 30 36 30 10"),
+        training=_words(f"{_SMALL} --max_epochs 6"),
+        pretraining=_words(f"{_SMALL} --max_epochs 4"),
         files={},
     ),
-}  # fmt: skip
+}
 
 # As published, in the READMEs and in paper/README.md.
 _TABLE_1 = {

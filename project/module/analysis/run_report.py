@@ -51,7 +51,7 @@ from project.module.analysis.report import (
 from project.module.analysis.run_folder import RunFolder
 from project.module.analysis.scores import SubjectScores
 from project.module.config import DownstreamConfig, HeadConfig, UserInputError, from_dict
-from project.module.models.flop_formula import forward_terms, head_terms, total, training_total
+from project.module.models.flop_formula import window_flops
 from project.module.utils.data_module import FMRIDataModule
 from project.module.utils.data_preprocess_and_load.datasets_hdf5 import WindowDataset
 from project.module.utils.metrics import subject_key
@@ -438,17 +438,17 @@ def _model_card(run: RunFolder, data: FMRIDataModule) -> Table:
     model, metrics, config = run.model_config, run.metrics, run.config
     share = kept_shares([p for store in data.stores for p in store.paths], model).mean()
     tokens = round(share * model.num_tokens)
-    terms = forward_terms(model, tokens)
-    if run.task is not None:  # no output layer, but a head
-        terms = [t for t in terms if not t.name.startswith("output layer")]
+    head = None
+    if run.task is not None:
         head = from_dict(HeadConfig, run.contents.card["head"], str(run.checkpoint))
-        terms += head_terms(head, model, tokens)
+    frozen = run.task is not None and run.task.freeze_feature_extractor
+    trained = window_flops(model, tokens, head=head, frozen=frozen)
     rows = [
         ("Backbone", f"FMamba, {model.depth} Mamba2 blocks of width {model.embed_dim}"),
         ("Parameters", f"{metrics['model/parameters']:,.0f}"),
         ("Patch", f"{' × '.join(map(str, model.patch_size))} (x, y, z, t)"),
         ("Tokens of a window", f"{tokens:,} of {model.num_tokens:,} on average"),
-        ("FLOPs of a window", f"{total(terms):.3g} forward, {training_total(terms):.3g} trained"),
+        ("FLOPs of a window", f"{trained:.3g}, forward and backward"),
     ]
     steps, seconds = metrics.get("train/steps", 0.0), metrics.get("train/seconds", 0.0)
     if steps and seconds:
