@@ -161,14 +161,19 @@ def run(args: argparse.Namespace) -> None:
     collect(out)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", required=True, metavar="DIR", help="PyMVPA's haxby2001")
     parser.add_argument("--output_dir", default="output/haxby2001", metavar="DIR")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    args = build_parser().parse_args(argv)
     try:
         return ended(lambda: run(args), "call again to continue.")
     except StageFailure as error:

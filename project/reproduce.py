@@ -200,15 +200,20 @@ def do_jobs(study: Study, out: Path, make_store: bool, only: int | None) -> None
 def do_once(folder: Path, settings: str, name: str, work: Callable[[], None]) -> None:
     """Do what makes a folder, unless it was done with these settings; then mark it as done.
 
-    A folder without the mark was ended in the middle and is left to ``work``; one of other settings
-    is made again.
+    A folder without the mark was ended in the middle and is left to ``work``.
+
+    Raises:
+        UserInputError: it was done with other settings.
     """
     key, marker = hashlib.sha256(settings.encode()).hexdigest()[:16], folder / MARKER
     if marker.is_file():
         if marker.read_text(encoding="utf-8") == key:
             print(f"{name}: finished before", flush=True)
             return
-        shutil.rmtree(folder)
+        raise UserInputError(
+            f"--output_dir: '{folder}' was made with other settings. Choose another folder, or "
+            f"remove that one to have it made again."
+        )
     print(name, flush=True)
     work()
     write_text_whole(marker, key)

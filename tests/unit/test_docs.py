@@ -20,7 +20,8 @@ import pytest
 import torch
 
 from benchmarks import ingest, loader, memory_plan, training_step
-from project import deepspeed_profile, demo, doctor, quality, report
+from paper import haxby2001
+from project import deepspeed_profile, demo, doctor, quality, report, reproduce
 from project import main as entry
 from project.check_flops import flops_parser
 from project.export_checkpoint import export_parser
@@ -188,6 +189,16 @@ def _parse_flops(arguments: Sequence[str]) -> None:
     run_config(*parse_arguments(flops_parser(), arguments))
 
 
+def _parse_reproduction(words: Sequence[str]) -> None:
+    """What follows ``--`` are flags of a run."""
+    own = list(words)
+    if "--" in own:
+        at = own.index("--")
+        own, extra = own[:at], own[at + 1 :]
+        _parse_run(["--dataset_name", "HCP", "--downstream_task", "sex", *extra])
+    reproduce.build_parser().parse_args(own)
+
+
 def _parse_doctor(arguments: Sequence[str]) -> None:
     if arguments[:1] == ["plan"]:
         doctor.request_of(doctor.planned_run(arguments[1:]))
@@ -201,6 +212,7 @@ ENTRY_POINTS: dict[str, Callable[[Sequence[str]], object]] = {
     "project/check_flops.py": _parse_flops,
     "project/deepspeed_profile.py": deepspeed_profile.checked,
     "project/doctor.py": _parse_doctor,
+    "project/reproduce.py": _parse_reproduction,
     "project/report.py": lambda words: report.build_parser().parse_args(words),
     "project/quality.py": lambda words: quality.build_parser().parse_args(words),
     "project/export_checkpoint.py": lambda words: export_parser().parse_args(words),
@@ -336,6 +348,8 @@ def known_flags() -> set[str]:
         demo.build_parser(),
         quality.build_parser(),
         report.build_parser(),
+        reproduce.build_parser(),
+        haxby2001.build_parser(),
         export_parser(),
         deepspeed_profile.profile_parser(),
         doctor.doctor_parser(),

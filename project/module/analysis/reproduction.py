@@ -124,9 +124,7 @@ GRIDS: Mapping[str, Grid] = {
         name="published",
         sizes=_sizes(12, (128, 192, 256, 384)),
         medium="5.4M",
-        window=_words(
-            "--model fmamba --patch_size 6 6 6 2 --img_size 96 96 96 20 --precision bf16"
-        ),
+        window=_words("--patch_size 6 6 6 2 --img_size 96 96 96 20 --precision bf16"),
         training=_words(f"{_RATES} --batch_size 2 --max_epochs 30"),
         pretraining=_words(f"{_RATES} --max_epochs 40"),
         files={"1.4M": "1M_E128.pt", "3.1M": "3M_E192.pt", "5.4M": "5M_E256.pt"},
