@@ -32,6 +32,7 @@ if __package__ in (None, ""):  # run as a script: make `project` importable with
 
 from project.module.analysis.reproduction import (
     GRIDS,
+    TABLES,
     Job,
     PaperTable,
     Study,
@@ -39,8 +40,8 @@ from project.module.analysis.reproduction import (
     finished,
     ordered,
     resolved,
-    write_table,
 )
+from project.module.analysis.reproduction_tables import write_table
 from project.module.analysis.stages import StageFailure, run_python, shown
 from project.module.command_line import ended
 from project.module.config import UserInputError, canonical_dataset_name, look_up
@@ -48,7 +49,6 @@ from project.module.utils.data_preprocess_and_load.whole_files import make_folde
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DATA_SCRIPTS = "project/module/utils/data_preprocess_and_load"
-TABLES = ("1", "2", "3", "flops", "scaling")
 SCHEDULERS = ("slurm", "pbs")
 # The synthetic data: small, and with an effect that a tiny model learns.
 GRID = ("30", "36", "30")
