@@ -54,6 +54,16 @@ SCHEDULERS = ("slurm", "pbs")
 GRID = ("30", "36", "30")
 SYNTHETIC = ("--subjects", "120", "--frames", "40", "--grid", *GRID, "--effect_size", "8")
 DUMMY_FLAGS = ("--accelerator", "cpu", "--log_every_n_steps", "5")
+# Flags of the runs that decide which cell of a table a run is.
+OWNED = {
+    f"--{name}"
+    for name in (
+        *("seed", "dataset_name", "image_path", "output_dir", "process_code", "resume_ckpt_path"),
+        *("pretraining", "use_autoregressive", "use_mim", "downstream_task", "clf_head_version"),
+        *("load_model_path", "freeze_feature_extractor", "lora_rank", "keep_background"),
+        *("embed_dim", "depth", "limit_training_samples", "test_only", "test_ckpt_path"),
+    )
+}
 MARKER = "reproduced"  # in the folder of a job that has finished; holds a hash of its settings
 
 
@@ -100,9 +110,14 @@ def run(argv: Sequence[str]) -> None:
         at = words.index("--")
         own, extra = words[:at], tuple(words[at + 1 :])
     args = build_parser().parse_args(own)
-    tables = list(TABLES) if args.table == ["all"] else args.table
+    tables = list(TABLES) if "all" in args.table else list(dict.fromkeys(args.table))
     for name in tables:
-        look_up(name, TABLES, "--table")
+        look_up(name, (*TABLES, "all"), "--table")
+    if min(args.seeds) < 0:
+        raise UserInputError(f"--seeds: got {args.seeds}, expected numbers from 0 on.")
+    if args.script is not None and args.job is not None:
+        raise UserInputError("--job: each task of a --script has its own; leave it out.")
+    refuse_owned(extra)
     if len(set(args.seeds)) < len(args.seeds):
         raise UserInputError(f"--seeds: got {args.seeds}, expected different numbers.")
     if args.script is not None:
@@ -129,6 +144,9 @@ def run(argv: Sequence[str]) -> None:
     if args.script is not None:
         if dummy and not args.image_path:
             raise UserInputError("--script: needs --image_path; the tasks share one store.")
+        if not Path(store).is_dir():
+            raise UserInputError(f"--image_path: no folder '{store}'; the tasks would fail.")
+        check_backbones(study)
         print(write_scripts(args.script, out, own, extra, ordered(study.jobs)))
         return
     check_backbones(study)
@@ -156,6 +174,31 @@ def _without(words: Sequence[str], *flags: str) -> tuple[str, ...]:
         else:
             kept.append(word)
     return tuple(kept)
+
+
+def _absolute(words: Sequence[str]) -> tuple[str, ...]:
+    """Paths as they are from anywhere: a job starts in the repository."""
+    made = list(words)
+    for flag in ("--image_path", "--checkpoints", "--output_dir", "--paper_dir"):
+        if flag in made:
+            at = made.index(flag) + 1
+            made[at] = str(Path(made[at]).resolve())
+    return tuple(made)
+
+
+def refuse_owned(extra: Sequence[str]) -> None:
+    """What the tables choose cannot be given to every run.
+
+    Raises:
+        UserInputError: such a flag stands after ``--``.
+    """
+    for word in extra:
+        name = word.split("=")[0]
+        if name in OWNED:
+            raise UserInputError(
+                f"{name}: stands after --, but the tables choose it for each run. Leave it out "
+                f"(--seeds, --dataset_name, --image_path and --checkpoints go before --)."
+            )
 
 
 # ------------------------------------------------------------------------------ running
@@ -315,26 +358,34 @@ def write_scripts(
     Returns:
         What to do with them.
     """
-    backbones = sum(1 for job in jobs if any(other.after == job.name for other in jobs))
+    backbones = sum("--pretraining" in job.flags for job in jobs)
     parts = [("backbones", 0, backbones), ("runs", backbones, len(jobs))]
     index = {"slurm": "$SLURM_ARRAY_TASK_ID", "pbs": "$PBS_ARRAY_INDEX"}[scheduler]
-    command = shlex.join(["python", "project/reproduce.py", *_without(own, "--script")])
-    command += f' --job "{index}"' + (f" -- {shlex.join(extra)}" if extra else "")
+    words = _absolute(_without(own, "--script"))
+    if "--output_dir" not in words:
+        words = (*words, "--output_dir", str(out.resolve()))
+    command = shlex.join(["python", "project/reproduce.py", *words])
+    tail = f" -- {shlex.join(extra)}" if extra else ""
     make_folder(out, "--output_dir")
     lines, before = [], ""
     for name, first, end in parts:
         if first == end:
             continue
-        header = {
-            "slurm": f"#SBATCH --job-name=reproduce_{name}\n#SBATCH --array={first}-{end - 1}\n"
+        several = end - first > 1  # PBS has no array of one
+        head = {
+            "slurm": f"#SBATCH --job-name=reproduce_{name}\n"
             "#SBATCH --gres=gpu:1\n#SBATCH --cpus-per-task=8\n#SBATCH --time=24:00:00\n",
-            "pbs": f"#PBS -N reproduce_{name}\n#PBS -J {first}-{end - 1}\n"
+            "pbs": f"#PBS -N reproduce_{name}\n"
             "#PBS -l select=1:ncpus=8:ngpus=1\n#PBS -l walltime=24:00:00\n",
         }[scheduler]
+        if several:
+            array = {"slurm": "#SBATCH --array=", "pbs": "#PBS -J "}[scheduler]
+            head += f"{array}{first}-{end - 1}\n"
+        job = f'"{index}"' if several else str(first)
         path = out / f"reproduce_{name}.{scheduler}.sh"
         text = f"set -euo pipefail\ncd {shlex.quote(str(REPOSITORY))}\n"
-        text += f"source .venv/bin/activate\n{command}\n"
-        write_text_whole(path, f"#!/bin/bash\n{header}{text}")
+        text += f"source {shlex.quote(sys.prefix)}/bin/activate\n{command} --job {job}{tail}\n"
+        write_text_whole(path, f"#!/bin/bash\n{head}{text}")
         submit = {"slurm": "sbatch --parsable", "pbs": "qsub"}[scheduler]
         wait = ""
         if before:

@@ -1003,6 +1003,7 @@ def test_lora(cli: CommandLine) -> None:
     other = cli.run(f"{flags} --lora_alpha 64")
     assert other.metrics["train/loss"] != done.metrics["train/loss"]
     assert main(cli.argv("--lora_rank 2")) == 2
+    assert main(cli.argv(f"--load_model_path {path} --lora_rank 17")) == 2
     assert main(cli.argv(f"{flags} --freeze_feature_extractor")) == 2
     assert main(cli.argv(f"--load_model_path {path} --lora_alpha 8")) == 2
 
@@ -1046,6 +1047,7 @@ def test_rates_fall_from_the_head_down(cli: CommandLine) -> None:
         assert value == pytest.approx(wanted), name
     assert optimizer.param_groups[0]["lr"] == 0.8  # the one that is logged
     assert main(cli.argv("--layer_decay 0")) == 2
+    assert main(cli.argv("--layer_decay 0.5 --freeze_feature_extractor")) == 2
     assert main(cli.argv(f"{NEXT} --layer_decay 0.5")) == 2
 
 
@@ -1332,6 +1334,28 @@ def test_a_threshold_is_chosen_on_the_validation_subjects(cli: CommandLine) -> N
     assert again.written["test/threshold"] == pytest.approx(threshold)
     assert main(cli.argv(f"{AGE} --adjust_thresh")) == 2
     assert main(cli.argv("--adjust_thresh --val_split 0 --train_split 0.6")) == 2
+
+
+ODD_CONFOUNDS = {
+    "mixed": "'mixed' is a number for 9 subjects, but 'unknown' for one of the other 1",
+    "same": "'same' has the same value for all subjects",
+    "names": "regressors for 10 test subjects would explain any score; 'names' has",
+    "sex": "'sex' is the target itself",
+}
+
+
+@pytest.mark.parametrize("column", ODD_CONFOUNDS)
+def test_confounds_that_say_nothing_are_refused_before_the_training(
+    cli: CommandLine, column: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"sub-{i + 1:02d},{'unknown' if i == 2 else i},7,n{i},{2e300 * i}" for i in range(20)]
+    text = "\n".join(["subject,mixed,same,names,huge", *rows]) + "\n"
+    (cli.store / "metadata" / "odd.csv").write_text(text)
+    split = "--train_split 0.3 --val_split 0.2 --output_dir odd"
+    assert main(cli.argv(f"--confounds {column} {split}")) == 2
+    error = capsys.readouterr().err
+    assert ODD_CONFOUNDS[column] in error and error.count("\n") == 1
+    assert not Path("odd").exists()
 
 
 @shows("confounds")

@@ -183,6 +183,10 @@ def test_what_exists_is_collected(tiny: list[str], cli: CommandLine) -> None:
         ("--table 1 --script lsf", "--script: unknown name 'lsf'"),
         ("--table 1 --script slurm", "--script: needs --image_path"),
         (f"--table 1 {HCP} --job 999", "--job: got 999, expected 0 to 13"),
+        (f"--table 1 {HCP} --script slurm", "--image_path: no folder '/path/to/store'"),
+        (f"--table 1 {HCP} --script slurm --job 1", "--job: each task of a --script has its own"),
+        (f"--table 1 {HCP} -- --seed 7", "--seed: stands after --, but the tables choose it"),
+        ("--table 1 --seeds -1", "--seeds: got [-1]"),
         (f"--table 1 {HCP} --job 5", "--job: frozen_5.4M_linear_brain_seed1 starts from"),
     ],
 )
@@ -208,14 +212,24 @@ def test_dry_run_shows_jobs_and_cost(capsys: pytest.CaptureFixture[str]) -> None
 
 @pytest.mark.parametrize(("scheduler", "array"), [("slurm", "--array=2-13"), ("pbs", "-J 2-13")])
 def test_array_jobs(
-    scheduler: str, array: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = f"--table 1 {HCP} --output_dir {tmp_path} --script {scheduler} -- --accelerator gpu"
-    assert reproduce.main(words.split()) == 0
-    said = capsys.readouterr().out
-    assert "afterok:$backbones" in said
-    scripts = sorted(tmp_path.glob(f"*.{scheduler}.sh"))
+    scheduler: str, array: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """From anywhere: their paths are absolute, since a job starts in the repository."""
+    monkeypatch.chdir(tmp_path)
+    Path("store").mkdir()
+    words = f"--table 1 --dataset_name HCP --image_path store --script {scheduler}"
+    assert (
+        reproduce.main([*words.split(), "--output_dir", "runs", "--", "--accelerator", "gpu"]) == 0
+    )
+    assert "afterok:$backbones" in capsys.readouterr().out
+    scripts = sorted(tmp_path.glob(f"runs/*.{scheduler}.sh"))
     assert [p.name.split(".")[0] for p in scripts] == ["reproduce_backbones", "reproduce_runs"]
     text = scripts[1].read_text()
     assert array in text and "-- --accelerator gpu" in text and "--script" not in text
+    assert f"--image_path {tmp_path}/store --output_dir {tmp_path}/runs" in text
     assert all(subprocess.run(["bash", "-n", str(p)], check=False).returncode == 0 for p in scripts)
+    # A single job is no array.
+    assert reproduce.main([*words.replace("1", "3").split(), "--output_dir", "one"]) == 0
+    single = Path(f"one/reproduce_backbones.{scheduler}.sh").read_text()
+    assert "--job 0" in single and "--array" not in single and "#PBS -J" not in single

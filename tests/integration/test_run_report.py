@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from project.main import main as train
 from project.report import main as report
 from tests.integration.test_flags import AGE, NEXT, write_tables
 from tests.integration.tiny import CommandLine, Finished
@@ -132,3 +133,41 @@ def test_in_a_browser(cli: CommandLine, tmp_path: Path) -> None:
     assert "CONSOLE" not in shown.stderr
     subjects = re.findall(r">(sub-\d\d)</a>", shown.stdout)
     assert subjects == sorted(subjects) and len(subjects) == 10
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("metrics.json", "{", "metrics.json: damaged. Restore it"),
+        ("evaluation.json", "torn", "evaluation.json: damaged. Restore it"),
+        ("config.yaml", "", "config.yaml: damaged, it lacks batch_size"),
+        ("config.yaml", None, "no run folder, it has no config.yaml"),
+        ("predictions.csv", "half", "the run's data 4 test subjects, 2 of them the same"),
+    ],
+)
+def test_damaged_runs(
+    cli: CommandLine, file: str, content: str | None, message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    done = cli.run()
+    path = done.folder / file
+    if content == "half":
+        lines = path.read_text().splitlines()
+        path.write_text("\n".join(lines[: len(lines) // 2 + 1]) + "\n")
+    elif content is None:
+        path.unlink()
+    else:
+        path.write_text(content)
+    capsys.readouterr()
+    assert report([str(done.folder)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_a_run_that_tested_only(cli: CommandLine) -> None:
+    done = cli.run(FLAGS)
+    words = f"--test_only --test_ckpt_path {done.folder} --output_dir tested --accelerator cpu"
+    assert train(words.split()) == 0
+    assert report(["tested"]) == 0
+    html = Path("tested/report/report.html").read_text(encoding="utf-8")
+    assert f"{done.written['test/auroc']:.3f} [" in html and "FC" in html

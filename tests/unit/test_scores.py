@@ -282,3 +282,14 @@ def test_subjects_without_a_value_are_left_out() -> None:
     columns["age"] = dict.fromkeys(columns["site"], "3")
     with pytest.raises(UserInputError, match=r"^--confounds: 'age' has the same value"):
         confound_report(fitted, scores, columns)
+
+
+def test_units_of_a_confound_do_not_matter() -> None:
+    """Not even where squares would overflow."""
+    scores, columns, fitted = confounded()
+    plain = confound_report(fitted, scores, {"age": columns["age"]})
+    for factor in (1e300, 1e-200):
+        scaled = {n: repr(float(v) * factor) for n, v in columns["age"].items()}
+        found = confound_report(fitted, scores, {"age": scaled})
+        assert found.after.value == pytest.approx(plain.after.value, abs=1e-6)
+        assert found.of_score["age"].share == pytest.approx(plain.of_score["age"].share)

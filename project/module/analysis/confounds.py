@@ -7,7 +7,7 @@ what the confounds explain of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from project.module.analysis.intervals import Interval
 from project.module.analysis.linear_models import fit_linear
 from project.module.analysis.scores import SubjectScores
 from project.module.config import UserInputError
-from project.module.utils.data_preprocess_and_load.metadata import category, number
+from project.module.utils.data_preprocess_and_load.confound_columns import regressors
 
 
 class Explained(NamedTuple):
@@ -26,6 +26,10 @@ class Explained(NamedTuple):
 
     share: float
     p: float
+
+    def __str__(self) -> str:
+        """``0.120, p 0.03``."""
+        return "not defined" if np.isnan(self.share) else f"{self.share:.3f}, p {self.p:.3g}"
 
 
 class ConfoundReport(NamedTuple):
@@ -66,46 +70,20 @@ class ConfoundReport(NamedTuple):
         lines = [f"confounds, of {self.complete} test subjects (adjusted R2, p)"]
         for name, found in self.of_target.items():
             score = self.of_score[name]
-            lines.append(
-                f"  {name:<22}target {found.share:.3f}, p {found.p:.3g}; "
-                f"score {score.share:.3f}, p {score.p:.3g}"
-            )
+            lines.append(f"  {name:<22}target {found}; score {score}")
         alone = self.alone.interval(self.metric)
         lines.append(f"  {self.metric} of the confounds alone {alone}")
         lines.append(f"  {self.metric} {self.before}; confounds regressed out {self.after}")
         return lines
 
 
-def design(columns: Mapping[str, Sequence[str]]) -> Mapping[str, np.ndarray]:
-    """Confound -> its regressors [S, k]: numbers as they are, categories as indicators but one.
-
-    Args:
-        columns: confound -> text of each subject.
-
-    Raises:
-        UserInputError: a confound has the same value everywhere.
-    """
-    found = {}
-    for name, texts in columns.items():
-        numbers = [number(text) for text in texts]
-        if all(value is not None for value in numbers):
-            values = np.array(numbers, dtype=float)[:, None]
-        else:
-            kinds = [category(text).lower() for text in texts]
-            values = np.array([[kind == one for one in sorted(set(kinds))[1:]] for kind in kinds])
-        if not values.size or (values == values[0]).all():
-            raise UserInputError(f"--confounds: '{name}' has the same value for all subjects.")
-        found[name] = values.astype(float)
-    return found
-
-
-def explained(regressors: np.ndarray, value: np.ndarray) -> Explained:
-    """Ordinary least squares of a value [S] on regressors [S, k] and a constant."""
-    samples, used = len(value), np.linalg.matrix_rank(regressors - regressors.mean(axis=0))
+def explained(x: np.ndarray, value: np.ndarray) -> Explained:
+    """Ordinary least squares of a value [S] on x [S, k] and a constant."""
+    samples, used = len(value), np.linalg.matrix_rank(x - x.mean(axis=0))
     free = samples - used - 1
     if free < 1 or not used or np.ptp(value) == 0:
         return Explained(float("nan"), float("nan"))
-    share = r2_score(value, value - _residual(regressors, value))
+    share = r2_score(value, value - _residual(x, value))
     if share >= 1:
         return Explained(1.0, 0.0)
     ratio = (share / used) / ((1 - share) / free)
@@ -114,8 +92,8 @@ def explained(regressors: np.ndarray, value: np.ndarray) -> Explained:
     )
 
 
-def _residual(regressors: np.ndarray, value: np.ndarray) -> np.ndarray:
-    matrix = np.column_stack([np.ones(len(value)), regressors])
+def _residual(x: np.ndarray, value: np.ndarray) -> np.ndarray:
+    matrix = np.column_stack([np.ones(len(value)), x])
     return value - matrix @ np.linalg.lstsq(matrix, value, rcond=None)[0]
 
 
@@ -151,9 +129,9 @@ def confound_report(
         tuple(scores.subjects[i] for i in test), scores.target[test], scores.score[test]
     )
     everybody = [*train, *kept.subjects]
-    regressors = design({n: [values[s] for s in everybody] for n, values in columns.items()})
-    of_test = {name: values[len(train) :] for name, values in regressors.items()}
-    together = np.hstack(list(regressors.values()))
+    of_all = regressors({n: [values[s] for s in everybody] for n, values in columns.items()})
+    of_test = {name: values[len(train) :] for name, values in of_all.items()}
+    together = np.hstack(list(of_all.values()))
     model = fit_linear(
         together[: len(train)],
         np.array([fitted[name] for name in train], dtype=kept.target.dtype),
@@ -193,11 +171,11 @@ def _indicators(scores: SubjectScores) -> np.ndarray:
     return truth[:, 1:] if truth.shape[1] == 2 else truth
 
 
-def _mean_explained(regressors: np.ndarray, values: np.ndarray) -> Explained:
+def _mean_explained(x: np.ndarray, values: np.ndarray) -> Explained:
     """Mean share over the columns; the smallest p times their number (Bonferroni)."""
-    found = [explained(regressors, column) for column in values.T]
+    found = [explained(x, column) for column in values.T]
     shares, ps = [e.share for e in found], [e.p for e in found]
-    return Explained(float(np.mean(shares)), min(1.0, float(np.min(ps)) * len(ps)))
+    return Explained(float(np.mean(shares)), float(np.minimum(1.0, np.min(ps) * len(ps))))
 
 
 def _interval(raw: np.ndarray, scores: SubjectScores, metric: str, seed: int) -> Interval:

@@ -171,7 +171,8 @@ def metrics_table(
         ("", *(METRIC_LABELS[name] for name in names), f"{METRIC_LABELS[main]}: first less this"),
         note=f"{len(first.target)} held-out subjects{what}. In brackets: {CONFIDENCE:.0%} "
         f"intervals of {RESAMPLES} bootstrap samples of subjects; those of a difference are "
-        f"paired, and one that leaves out 0 tells the two models apart.",
+        f"paired, and one that leaves out 0 tells the two models apart. Subjects are drawn within "
+        f"classes: an interval without width belongs to a model that calls everybody alike.",
         numbers=range(1, len(names) + 2),
         strong=0,
     )

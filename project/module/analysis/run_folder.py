@@ -46,12 +46,23 @@ class RunFolder:
     @cached_property
     def config(self) -> dict[str, Any]:
         """``config.yaml``: every flag of the run."""
-        return read_yaml(self.path / "config.yaml", "run folder")
+        if not (self.path / "config.yaml").is_file():
+            raise UserInputError(
+                f"{self.path}: no run folder, it has no config.yaml. Give the folder of a finished "
+                f"run of project/main.py."
+            )
+        found = read_yaml(self.path / "config.yaml", "run folder")
+        if missing := {"seed", "embed_dim", "batch_size"} - set(found):
+            raise UserInputError(
+                f"{self.path / 'config.yaml'}: damaged, it lacks {', '.join(sorted(missing))}. "
+                f"Restore it, or run again."
+            )
+        return found
 
     @cached_property
     def metrics(self) -> dict[str, float]:
         """``metrics.json``; NaN for what is not defined."""
-        values = json.loads(self._text("metrics.json"))
+        values = self._json("metrics.json")
         return {k: math.nan if v is None else float(v) for k, v in values.items()}
 
     @cached_property
@@ -59,11 +70,16 @@ class RunFolder:
         """``evaluation.json``; {} of a run without one."""
         if not (self.path / "evaluation.json").is_file():
             return {}
-        return dict(json.loads(self._text("evaluation.json")))
+        return self._json("evaluation.json")
 
     @cached_property
     def checkpoint(self) -> Path:
-        """``best.ckpt``, or ``last.ckpt`` of a run without validation subjects."""
+        """``best.ckpt``, or ``last.ckpt`` of a run without validation subjects.
+
+        Of a run that tested only, the checkpoint that it tested.
+        """
+        if self.config.get("test_ckpt_path"):
+            return find_checkpoint(self.config["test_ckpt_path"], "run folder")
         if not (self.path / "checkpoints").is_dir():
             raise UserInputError(f"{self.path}: no checkpoint; the run has not finished.")
         return find_checkpoint(self.path, "run folder")
@@ -98,6 +114,11 @@ class RunFolder:
         """
         card = self.contents.card["data"]
         config = from_dict(DataConfig, card["config"], str(self.checkpoint))
+        if self.config.get("test_ckpt_path"):  # may have tested on other data
+            names = [f.name for f in dataclasses.fields(DataConfig) if f.name in self.config]
+            given = {n: self.config[n] for n in names if n not in ("img_size", "sequence_length")}
+            given = {n: tuple(v) if isinstance(v, list) else v for n, v in given.items()}
+            config = dataclasses.replace(config, **given)
         if image_path:
             if len(image_path) != len(config.image_path):
                 raise UserInputError(
@@ -106,7 +127,8 @@ class RunFolder:
                 )
             config = dataclasses.replace(config, image_path=tuple(image_path))
         data = FMRIDataModule(config, self.task, write_split=False)
-        if data.split_hash != card["split_hash"]:
+        same_data = config.dataset_name == tuple(card["config"]["dataset_name"])
+        if data.split_hash != card["split_hash"] and same_data:
             raise UserInputError(
                 f"--image_path: the split of '{', '.join(config.image_path)}' is not that of "
                 f"'{self.path}' any more (hash {data.split_hash}, then {card['split_hash']}). Put "
@@ -136,6 +158,15 @@ class RunFolder:
     def has_scores(self, part: str) -> bool:
         """Whether there are predictions of a part."""
         return (self.path / PREDICTIONS[part]).is_file()
+
+    def _json(self, name: str) -> dict[str, Any]:
+        try:
+            found = json.loads(self._text(name))
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise UserInputError(f"{self.path / name}: damaged. Restore it, or run again.")
+        return found
 
     def _text(self, name: str) -> str:
         try:

@@ -87,13 +87,15 @@ def run_report(
             sections.insert(0, _pretraining_results(runs))
     else:
         scores = {run_name(run): run.scores() for run in runs}
+        _check_subjects(first, scores[run_name(first)], data)
         sections = [
             _results(runs, scores, baselines, first.task),
             _figures(first.task, scores, baselines, figure_dir),
             *_quality(first),
             _subjects(data, scores[run_name(first)], first.task, figure_dir),
-            _curves(first, figure_dir),
         ]
+        if not first.config.get("test_only"):
+            sections.append(_curves(first, figure_dir))
         title = f"{first.task.task}: {run_name(first)}"
         summary = (f"{describe(first)}. {len(first.scores().subjects)} held-out subjects.",)
     sections += [
@@ -106,6 +108,17 @@ def run_report(
         Section("Versions", tables=(version_table(),)),
     ]
     return Page(title, summary, sections, _notice(data))
+
+
+def _check_subjects(run: RunFolder, scores: SubjectScores, data: FMRIDataModule) -> None:
+    """The predictions are of the test subjects, all of them."""
+    wanted, found = set(data.unit_names("test").values()), set(scores.subjects)
+    if found != wanted:
+        raise UserInputError(
+            f"{run.path / 'predictions.csv'}: has {len(found)} subjects, the run's data "
+            f"{len(wanted)} test subjects, {len(found & wanted)} of them the same. Restore the "
+            f"file, or run again."
+        )
 
 
 def run_name(run: RunFolder) -> str:
@@ -142,7 +155,9 @@ def _same_kind(runs: Sequence[RunFolder]) -> None:
     kinds = {(run.task.task, run.task.task_type) if run.task else None for run in runs}
     if len(kinds) > 1:
         shown = ", ".join(sorted(str((kind and kind[0]) or "pre-training") for kind in kinds))
-        raise UserInputError(f"RUN_DIR: runs of different kinds ({shown}) cannot be compared.")
+        raise UserInputError(
+            f"RUN_DIR: runs of different kinds ({shown}) cannot be compared; give those of one."
+        )
 
 
 # ------------------------------------------------------------------------------ results

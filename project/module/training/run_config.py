@@ -147,11 +147,23 @@ def run_config(args: argparse.Namespace, given: frozenset[str]) -> RunConfig:
     if values["watch_task"] is not None:
         classes = [name for name, task in names.TASKS.items() if task.type == "classification"]
         look_up(values["watch_task"], classes, "--watch_task")
+    if downstream and downstream.freeze_feature_extractor and values["layer_decay"] != 1:
+        raise UserInputError(
+            "--layer_decay: lowers the rates of the backbone, which --freeze_feature_extractor "
+            "does not train; give one of them."
+        )
+    if downstream and downstream.lora_rank > model.embed_dim:
+        raise UserInputError(
+            f"--lora_rank: got {downstream.lora_rank}, expected at most the width of the model, "
+            f"{model.embed_dim} (8 or 16 are usual)."
+        )
     if downstream and downstream.lora_rank and not values["load_model_path"]:
         raise UserInputError("--lora_rank: adapts a pre-trained backbone; give --load_model_path.")
     two_classes = downstream and len(downstream.class_names) == 2
     if values["adjust_thresh"] and not two_classes:
-        raise UserInputError("--adjust_thresh: decides between two classes; the task has not two.")
+        raise UserInputError(
+            "--adjust_thresh: decides between two classes, and the task has not two; leave it out."
+        )
     if values["confounds"] and values["events"]:
         raise UserInputError("--confounds: are of subjects; with --events leave the flag out.")
     if data.balanced_sampling and downstream and downstream.task_type != "classification":

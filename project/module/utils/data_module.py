@@ -26,6 +26,7 @@ from project.module.config import (
     to_dict,
 )
 from project.module.utils.data_preprocess_and_load.cohort_store import open_store
+from project.module.utils.data_preprocess_and_load.confound_columns import check_confounds
 from project.module.utils.data_preprocess_and_load.datasets import DATASETS
 from project.module.utils.data_preprocess_and_load.datasets_hdf5 import WindowDataset, event_name
 from project.module.utils.data_preprocess_and_load.grouping import column_of_units
@@ -47,7 +48,6 @@ from project.module.utils.metrics import subject_key
 
 __all__ = ["DATASETS", "FMRIDataModule"]
 logger = logging.getLogger(__name__)
-FEWEST_WITH_CONFOUNDS = 10  # subjects; with fewer a line through them says nothing
 
 
 class FMRIDataModule(LightningDataModule):
@@ -414,9 +414,11 @@ class FMRIDataModule(LightningDataModule):
         Units without a value are absent.
 
         Raises:
-            UserInputError: no table has a column, or too few units have values of all of them.
+            UserInputError: no table has a column; it is the target; or see ``check_confounds``.
         """
         several = len(self.stores) > 1
+        columns = list(dict.fromkeys(columns))
+        self._refuse_target(columns)
         found: dict[str, dict[str, str]] = {name: {} for name in columns}
         for number, store in enumerate(self.stores):
             units = {name for part in PARTS for name in self.subjects[part][number]}
@@ -432,16 +434,24 @@ class FMRIDataModule(LightningDataModule):
                     subject_of,
                 )
                 found[name] |= {f"{prefix}{unit}": text for unit, text in values.items()}
-        complete = set.intersection(*(set(values) for values in found.values()))
-        for what, parts in (("training and validation", ("train", "val")), ("test", ("test",))):
-            count = len(complete & set(self.named_targets(*parts)))
-            if count < FEWEST_WITH_CONFOUNDS:
-                raise UserInputError(
-                    f"--confounds: {count} {what} subjects have values of {', '.join(columns)}, "
-                    f"expected {FEWEST_WITH_CONFOUNDS} or more. Complete the table, or leave out "
-                    f"the column that lacks them."
-                )
+        check_confounds(
+            found,
+            {
+                "training and validation": list(self.named_targets("train", "val")),
+                "test": list(self.named_targets("test")),
+            },
+        )
         return found
+
+    def _refuse_target(self, columns: Sequence[str]) -> None:
+        """The target explains itself."""
+        assert self.task is not None
+        targets = {self.task.task, self.task.target_column}
+        for store in self.stores:
+            targets |= set(DATASETS[store.dataset].columns_of(self.task.task))
+        for name in columns:
+            if name in targets:
+                raise UserInputError(f"--confounds: '{name}' is the target itself; leave it out.")
 
     def describe(self) -> list[str]:
         """One line a store: subjects and windows of each part."""
