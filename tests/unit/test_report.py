@@ -84,6 +84,9 @@ def test_run_folder_is_read(run: RunFolder) -> None:
 def test_an_unfinished_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserInputError, match="finished run"):
         _ = RunFolder(tmp_path).metrics
+    with pytest.raises(UserInputError, match="no run folder"):
+        _ = RunFolder(tmp_path).checkpoint
+    (tmp_path / "config.yaml").write_text("seed: 0\nembed_dim: 16\nbatch_size: 4\n")
     with pytest.raises(UserInputError, match="no checkpoint"):
         _ = RunFolder(tmp_path).checkpoint
 

@@ -160,8 +160,9 @@ class RunFolder:
         return (self.path / PREDICTIONS[part]).is_file()
 
     def _json(self, name: str) -> dict[str, Any]:
+        text = self._text(name)
         try:
-            found = json.loads(self._text(name))
+            found = json.loads(text)
         except ValueError:
             found = None
         if not isinstance(found, dict):
