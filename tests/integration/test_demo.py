@@ -125,7 +125,7 @@ def test_a_folder_of_others_is_refused(tmp_path: Path) -> None:
 def test_full_demo_then_shuffled_labels(tmp_path: Path) -> None:
     metrics = metrics_of(tmp_path / "demo")
     assert min(metrics["test/subjects_class_0"], metrics["test/subjects_class_1"]) >= 20
-    assert metrics["test/auroc"] >= 0.9
+    assert metrics["test/auroc"] >= 0.95
     assert metrics["control/mean_volume/auroc"] <= 0.65
     # The images and the pre-trained weights stay; only the labels change.
     null = [metrics_of(tmp_path / "demo", "--shuffle_labels", str(seed)) for seed in range(5)]
