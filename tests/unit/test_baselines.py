@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -18,6 +19,7 @@ from project.module.analysis.baselines import (
     fit_baselines,
 )
 from project.module.analysis.subject_features import (
+    atlas_parcellation,
     grid_parcellation,
     subject_features,
     union_of_masks,
@@ -188,3 +190,21 @@ def test_kept_baselines_are_those_of_the_same_data(make_data: MakeData, tmp_path
 def test_no_labels_is_an_error(make_data: MakeData) -> None:
     with pytest.raises(UserInputError, match="downstream task"):
         fit_baselines(FMRIDataModule(make_data().config, None))
+
+
+@pytest.mark.parametrize("damage", ["none", "truncated", "not whole", "one region"])
+def test_an_atlas_gives_the_regions_of_fc(make_data: MakeData, tmp_path: Path, damage: str) -> None:
+    data = make_data()
+    labels = np.arange(216).reshape(GRID) // 54 + (0.5 if damage == "not whole" else 0)
+    if damage == "one region":
+        labels = labels > 0
+    path = tmp_path / "atlas.nii.gz"
+    nibabel.Nifti1Image(labels.astype(np.float32), AFFINE).to_filename(path)
+    if damage == "none":
+        regions = atlas_parcellation(data, path)
+        assert regions.count == 3 and regions.region.tolist() == (np.arange(216) // 54 - 1).tolist()
+        return
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserInputError, match=r"^--fc_atlas: "):
+        atlas_parcellation(data, path)

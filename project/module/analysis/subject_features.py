@@ -19,6 +19,7 @@ from project.module.config import UserInputError
 from project.module.utils.data_module import FMRIDataModule
 from project.module.utils.data_preprocess_and_load.datasets_hdf5 import Window, WindowDataset
 from project.module.utils.data_preprocess_and_load.hdf5_store import RunFile
+from project.module.utils.data_preprocess_and_load.nifti import read_labels
 from project.module.utils.metrics import subject_key
 
 MOST_PARCELS = 100
@@ -107,25 +108,13 @@ def atlas_parcellation(data: FMRIDataModule, path: Path) -> Parcellation:
         UserInputError: the image cannot be read, holds no whole numbers, does not overlap with the
             grid, or the store is in native space.
     """
-    import nibabel
     from nilearn.image import resample_img  # takes seconds to import
 
     header = data.stores[0].headers[0]
     if header.space == "native":
         raise UserInputError("--fc_atlas: the runs are in native space; leave the flag out.")
-    try:
-        image: Any = nibabel.load(path)
-        labels = np.asanyarray(image.dataobj)
-    except (OSError, nibabel.filebasedimages.ImageFileError) as error:
-        raise UserInputError(f"--fc_atlas: '{path}' cannot be read ({error}).") from None
-    if labels.ndim != 3 or not np.array_equal(labels, np.rint(labels)) or labels.min() < 0:
-        raise UserInputError(
-            f"--fc_atlas: '{path}' is {labels.shape} of {labels.dtype}, expected one volume of "
-            f"whole numbers, 0 outside the regions."
-        )
-    image = nibabel.Nifti1Image(labels.astype(np.int32), image.affine)
     there = resample_img(
-        image,
+        read_labels(path, "--fc_atlas"),
         np.array(header.affine),
         tuple(data.config.img_size),
         interpolation="nearest",

@@ -15,15 +15,12 @@ import numpy as np
 from project.module.config import UserInputError
 from project.module.utils.data_preprocess_and_load.metadata import category, read_table
 from project.module.utils.data_preprocess_and_load.nifti import (
-    READ_ERRORS,
-    damaged,
-    las_transform,
-    load_image,
+    HIGHEST_LABEL,
+    read_labels,
 )
 from project.neurossm.Dataset.scan_files import some
 
 FOLDER = "atlases"
-HIGHEST = 1_000_000  # label; counting voxels takes memory for each number up to the highest
 
 
 @dataclass(frozen=True)
@@ -154,32 +151,11 @@ def read_atlas(path: Path) -> Atlas:
     Raises:
         UserInputError: it cannot be read, or has no integer labels in three dimensions.
     """
-    try:
-        image = load_image(path)
-        las_transform(image.affine, path)  # refuses an affine that is none
-        data = np.asanyarray(image.dataobj)
-    except READ_ERRORS as error:
-        raise UserInputError(f"--atlas: {damaged(path, error)}") from None
-    except UserInputError as error:
-        raise UserInputError(f"--atlas: {error}") from None
-    if data.ndim == 4 and data.shape[3] == 1:
-        data = data[..., 0]
-    if (
-        data.ndim != 3
-        or not np.array_equal(data, np.rint(data))
-        or not 0 <= data.min() <= data.max() <= HIGHEST
-    ):
-        raise UserInputError(
-            f"--atlas: '{path}' is {data.shape} of {data.dtype}, expected one volume of whole "
-            f"numbers up to {HIGHEST}, 0 outside the regions."
-        )
-    present = [int(value) for value in np.unique(data) if value]
-    if not present:
-        raise UserInputError(f"--atlas: '{path}' has no region: all its voxels are 0.")
+    image = read_labels(path, "--atlas")
+    present = [int(value) for value in np.unique(image.dataobj) if value]
     name = path.name.removesuffix(".gz").removesuffix(".nii")
     table = path.with_name(name + ".csv")
     names = _names(table, present) if table.is_file() else {one: str(one) for one in present}
-    image = nib.Nifti1Image(data.astype(np.int32), image.affine)
     return Atlas(name, image, tuple(names), tuple(names.values()))
 
 
@@ -195,7 +171,7 @@ def _names(path: Path, present: list[int]) -> dict[int, str]:
         label = category(text)
         if label == "0" and name.lower() == "background":
             continue
-        if not label.isdecimal() or not 0 < int(label) <= HIGHEST or int(label) in found:
+        if not label.isdecimal() or not 0 < int(label) <= HIGHEST_LABEL or int(label) in found:
             raise UserInputError(
                 f"--atlas: '{path}' has the index '{text}' ({name}); expected whole numbers from 1 "
                 f"on, each once."

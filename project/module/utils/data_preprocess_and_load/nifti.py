@@ -35,6 +35,8 @@ except ImportError:
 READ_ERRORS: tuple[type[Exception], ...] = (zlib.error, _gzip_error, EOFError, OSError)
 
 
+# Of an image of labels; counting voxels takes memory for each number up to the highest.
+HIGHEST_LABEL = 1_000_000
 _GZIP_START = b"\x1f\x8b"
 _AGAIN = "Copy or download the file again, or remove it from the input folder."
 
@@ -293,6 +295,40 @@ def load_image(path: Path) -> Any:
     if not isinstance(image, nibabel.Nifti1Pair):  # NIfTI-2 is a subclass
         raise UserInputError(f"{path}: a {type(image).__name__}, expected NIfTI-1 or NIfTI-2.")
     return image
+
+
+def read_labels(path: Path, flag: str) -> Any:
+    """An image of labels: one volume [X, Y, Z] of int32, 0 outside the regions.
+
+    Args:
+        path: of it.
+        flag: that named it.
+
+    Raises:
+        UserInputError: it cannot be read, or holds something else.
+    """
+    try:
+        image = load_image(path)
+        las_transform(image.affine, path)  # refuses an affine that is none
+        data = np.asanyarray(image.dataobj)
+    except READ_ERRORS as error:
+        raise UserInputError(f"{flag}: {damaged(path, error)}") from None
+    except UserInputError as error:
+        raise UserInputError(f"{flag}: {error}") from None
+    if data.ndim == 4 and data.shape[3] == 1:
+        data = data[..., 0]
+    if (
+        data.ndim != 3
+        or not np.array_equal(data, np.rint(data))
+        or not 0 <= data.min() <= data.max() <= HIGHEST_LABEL
+    ):
+        raise UserInputError(
+            f"{flag}: '{path}' is {data.shape} of {data.dtype}, expected one volume of whole "
+            f"numbers up to {HIGHEST_LABEL}, 0 outside the regions."
+        )
+    if not data.any():
+        raise UserInputError(f"{flag}: '{path}' has no region: all its voxels are 0.")
+    return nibabel.Nifti1Image(data.astype(np.int32), image.affine)
 
 
 def las_transform(affine: np.ndarray, path: Path) -> np.ndarray:
