@@ -20,7 +20,7 @@ setup-dev: ## the same, with the tools for tests and checks
 	@bash setup_env.sh --dev
 
 demo: setup ## pre-train and fine-tune on synthetic fMRI; writes output/demo/report.html
-	$(PY) project/demo.py $(ARGS)
+	$(PY) -m neuromamba demo $(ARGS)
 
 test: setup-dev ## run the tests, without the slow ones and those that need a GPU
 	$(PYTEST) -m "not slow and not gpu" $(ARGS)

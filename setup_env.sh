@@ -404,15 +404,31 @@ step_deepspeed() {
     fi
 }
 
+# The package itself, editable: `import neuromamba` and the command `neuromamba` follow the checkout.
+step_package() {
+    local key
+    if [[ -x $VPY ]]; then
+        key=$(key_of "$VPY" pyproject.toml)-$(cksum <<<"$ROOT" | cut -d" " -f1)
+        if stamped package "$key" >/dev/null && [[ -x $VENV/bin/neuromamba ]]; then
+            row package ready "neuromamba, editable"
+            return
+        fi
+    fi
+    plan package "install neuromamba from $ROOT, editable, without dependencies" || return 0
+    pip_install --no-deps -e "$ROOT" || fail package "pip could not install $ROOT." "$PIP_REMEDY"
+    mark package "$key" installed
+    row package installed "neuromamba, editable"
+}
+
 # The C passes of the scan. Not `optional`: that keys by torch's version, this by its own source.
 step_native() {
-    local builder=project/module/models/ssd/native/build.py result options=()
+    local result options=()
     if ((DRY_RUN)); then
-        row native would "compile $(dirname "$builder")/kernels.c where there is a C compiler"
+        row native would "compile project/neuromamba/layers/ssd/native/kernels.c where there is a C compiler"
         return
     fi
     ((!FORCE)) || options+=(--force)
-    if result=$("$VPY" -I "$builder" ${options[@]+"${options[@]}"} 2>&1); then
+    if result=$("$VPY" -I -m neuromamba build-kernels ${options[@]+"${options[@]}"} 2>&1); then
         row native "$([[ $result == ready* ]] && echo ready || echo built)" "${result#* }"
         [[ $result == ready* ]] || CHANGED=1
     else
@@ -472,6 +488,7 @@ main() {
     step_mamba_ssm
     step_causal_conv1d
     step_deepspeed
+    step_package
     step_native
     step_check
 

@@ -22,13 +22,10 @@ from matplotlib.axes import Axes
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from project.module.config import AugmentConfig
-from project.module.utils.augment import AugmentPlan, augment_window, plan_augmentation
-from project.module.utils.data_preprocess_and_load.synthetic_brain import (
-    SyntheticSpec,
-    generate_subject,
-)
-from project.module.utils.seed_creation import stream
+from neuromamba.common.seeds import stream
+from neuromamba.config.data import AugmentConfig
+from neuromamba.data.synthetic.brain import SyntheticSpec, generate_subject
+from neuromamba.data.windows.augment import AugmentPlan, augment_window, plan_augmentation
 
 GRID, PATCH, SLICE = (96, 96, 96), 6, 52
 SEED = 119  # a draw in which the transform and the smoothing are well seen

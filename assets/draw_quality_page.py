@@ -21,13 +21,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from PIL import Image
 
-from project.module.utils.data_preprocess_and_load.conversion import ConversionOptions
-from project.module.utils.data_preprocess_and_load.hdf5_store import RunFile
-from project.module.utils.data_preprocess_and_load.hdf5_writer import write_run
-from project.module.utils.data_preprocess_and_load.preprocessing import convert_folder
-from project.module.utils.data_preprocess_and_load.synthetic import write_nifti_dataset
-from project.module.utils.data_preprocess_and_load.synthetic_brain import SyntheticSpec
-from project.quality import QualityRequest, quality
+from neuromamba.commands.quality import QualityRequest, quality
+from neuromamba.data.ingest.convert import ConversionOptions
+from neuromamba.data.ingest.folder import convert_folder
+from neuromamba.data.store.reader import RunFile
+from neuromamba.data.store.writer import write_run
+from neuromamba.data.synthetic.brain import SyntheticSpec
+from neuromamba.data.synthetic.runs import write_nifti_dataset
 
 GRID = (48, 54, 48)
 FRAMES = 60

@@ -22,13 +22,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from project.module.config import SCALING_METHODS, DataConfig
-from project.module.utils.data_preprocess_and_load.datasets_hdf5 import WindowDataset
-from project.module.utils.data_preprocess_and_load.hdf5_writer import write_run
-from project.module.utils.data_preprocess_and_load.synthetic_brain import (
-    SyntheticSpec,
-    generate_subject,
-)
+from neuromamba.config.data import DataConfig
+from neuromamba.config.names import SCALING_METHODS
+from neuromamba.data.store.writer import write_run
+from neuromamba.data.synthetic.brain import SyntheticSpec, generate_subject
+from neuromamba.data.windows.dataset import WindowDataset
 
 GRID, SLICE, FRAME, FRAMES = (96, 96, 96), 52, 3, 20
 BRAIN, BACKGROUND = "#355c9a", "#d1495b"

@@ -10,7 +10,7 @@ import importlib
 import json
 import sys
 
-from project.module.training.allocator import choose_allocator
+from neuromamba.training.allocator import choose_allocator
 
 
 def main() -> None:

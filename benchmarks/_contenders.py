@@ -19,12 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from project.module.config import ModelConfig, UserInputError
-from project.module.models.fmamba import FMamba
-from project.module.models.mamba2 import Mamba2, ResidualBlock
-from project.module.models.ssd import mixer_core
-from project.module.models.tokenizer import PackedTokens
-from project.module.models.utils import RMSNorm
+from neuromamba.common.errors import UserInputError
+from neuromamba.config.model import ModelConfig
+from neuromamba.fmamba.backbone import FMamba
+from neuromamba.fmamba.tokenizer import PackedTokens
+from neuromamba.layers.mamba2 import Mamba2, ResidualBlock
+from neuromamba.layers.rms_norm import RMSNorm
+from neuromamba.layers.ssd import mixer_core
 
 Lengths = tuple[int, ...]
 Mixer = Callable[[Tensor, Lengths], Tensor]

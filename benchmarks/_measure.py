@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from project.module.config import ModelConfig
-from project.module.models.tokenizer import PackedTokens
+from neuromamba.config.model import ModelConfig
+from neuromamba.fmamba.tokenizer import PackedTokens
 
 ROOT = Path(__file__).resolve().parents[1]
 DTYPES = {"32": torch.float32, "bf16": torch.bfloat16}

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 
 from benchmarks._measure import DTYPES, ROOT
-from project.module.config import ModelConfig, UserInputError
-from project.module.models.load_model import load_model_config
-from project.module.training.allocator import choose_allocator
+from neuromamba.common.errors import UserInputError
+from neuromamba.config.model import ModelConfig
+from neuromamba.fmamba.build import load_model_config
+from neuromamba.training.allocator import choose_allocator
 
 RESULTS = ROOT / "benchmarks" / "results"
 TINY = ModelConfig(embed_dim=32, depth=2, img_size=(24, 24, 24, 8))  # of --quick: 256 tokens

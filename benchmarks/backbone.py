@@ -41,9 +41,10 @@ from benchmarks._measure import (
 )
 from benchmarks._report import in_child, parser, prepare, run, save, spread, table
 from benchmarks.mixer import chunk_seconds
-from project.module.analysis import flops
-from project.module.config import ModelConfig, from_dict
-from project.module.models.load_model import build_model
+from neuromamba.config.model import ModelConfig
+from neuromamba.config.serialise import from_dict
+from neuromamba.fmamba.build import build_model
+from neuromamba.planning import flops
 
 CONTENDERS = ("ours", "transformers")
 LONG, QUICK_LONG = 21_900, 200

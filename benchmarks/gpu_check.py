@@ -16,7 +16,7 @@ weights and windows:
 
 "ours, union" and "reference" compute the same function of the same tokens: the losses of their
 first forward passes, before anything is timed, are compared. Beside the memory that a step of ours
-adds stands what ``project/doctor.py plan`` predicts for it. Masks are the MNI152 brain, moved by
+adds stands what ``neuromamba plan`` predicts for it. Masks are the MNI152 brain, moved by
 up to a voxel from sample to sample. Contenders run in turns, with matrix products of the card's
 best size among them; the share of their rate counts the model's matrix products only. Everything
 measured so far is written after each row, so that a run that is cut short leaves its figures.
@@ -51,18 +51,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks._report import RESULTS, TINY, table
-from project.module.analysis.flops import forward_terms, mni_mask, training_total
-from project.module.config import ModelConfig, OptimConfig, PretrainConfig, UserInputError
-from project.module.models.fmamba import Embedder
-from project.module.models.load_model import load_model_config
-from project.module.models.mamba2 import Mamba2
-from project.module.models.ssd import native, select_backend
-from project.module.models.ssd import triton as triton_backend
-from project.module.models.tokenizer import patchify, plan_compact, tokens_off_background
-from project.module.models.utils import RMSNorm
-from project.module.pl_classifier import PretrainModule, build_optimizer
-from project.module.planning.step_memory import Step, step_memory
-from project.module.utils.seed_creation import seed_run
+from neuromamba.common.errors import UserInputError
+from neuromamba.common.seeds import seed_run
+from neuromamba.config.model import ModelConfig
+from neuromamba.config.training import OptimConfig, PretrainConfig
+from neuromamba.fmamba.backbone import Embedder
+from neuromamba.fmamba.build import load_model_config
+from neuromamba.fmamba.module import PretrainModule, build_optimizer
+from neuromamba.fmamba.tokenizer import patchify, plan_compact, tokens_off_background
+from neuromamba.layers.mamba2 import Mamba2
+from neuromamba.layers.rms_norm import RMSNorm
+from neuromamba.layers.ssd import native, select_backend
+from neuromamba.layers.ssd import triton as triton_backend
+from neuromamba.planning.flops import forward_terms, mni_mask, training_total
+from neuromamba.planning.step_memory import Step, step_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 CARRIED_MASK = ROOT / "benchmarks" / "gpu_wheels" / "mni_mask_96.npz"

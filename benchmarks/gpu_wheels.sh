@@ -34,7 +34,7 @@ import sys
 
 import numpy as np
 
-from project.module.analysis.flops import mni_mask
+from neuromamba.planning.flops import mni_mask
 
 np.savez_compressed(sys.argv[1], bits=np.packbits(mni_mask((96, 96, 96))[0]))
 PY

@@ -50,7 +50,7 @@ def int8(nifti: Path, folder: Path, grid: tuple[int, ...]) -> None:
 
 def ours(nifti: Path, folder: Path, grid: tuple[int, ...]) -> None:
     """``preprocessing.py`` with one process and its defaults, as a user calls it."""
-    from project.module.utils.data_preprocess_and_load.preprocessing import main as preprocess
+    from neuromamba.commands.preprocess import main as preprocess
 
     size = " ".join(map(str, grid))
     command = f"--input {nifti.parent} --output {folder} --img_size {size} --num_workers 1"

@@ -31,18 +31,15 @@ from torch.utils.data import ConcatDataset, DataLoader
 from benchmarks import _peer_formats as peers
 from benchmarks._measure import interleaved, progress
 from benchmarks._report import in_child, parser, prepare, run, save, spread, table
-from project.module.analysis import flops
-from project.module.config import DataConfig, ModelConfig
-from project.module.models.tokenizer import PackedTokens, pack_compact, pack_dense, plan_compact
-from project.module.utils.data_preprocess_and_load.conversion import ConversionOptions
-from project.module.utils.data_preprocess_and_load.datasets_hdf5 import WindowDataset
-from project.module.utils.data_preprocess_and_load.hdf5_store import list_runs
-from project.module.utils.data_preprocess_and_load.preprocessing import convert_folder
-from project.module.utils.data_preprocess_and_load.window_loader import (
-    EpochSampler,
-    in_order,
-    window_loader,
-)
+from neuromamba.config.data import DataConfig
+from neuromamba.config.model import ModelConfig
+from neuromamba.data.ingest.convert import ConversionOptions
+from neuromamba.data.ingest.folder import convert_folder
+from neuromamba.data.store.reader import list_runs
+from neuromamba.data.windows.dataset import WindowDataset
+from neuromamba.data.windows.loader import EpochSampler, in_order, window_loader
+from neuromamba.fmamba.tokenizer import PackedTokens, pack_compact, pack_dense, plan_compact
+from neuromamba.planning import flops
 
 WORKERS, BATCH, AHEAD = 2, 2, 2
 SWIFT, INT8_FIRST, INT8_LAST = "SwiFT", "NeuroSTORM, T first", "NeuroSTORM, T last"

@@ -1,4 +1,4 @@
-"""Does ``project/doctor.py plan`` predict the memory that a training takes?
+"""Does ``neuromamba plan`` predict the memory that a training takes?
 
     python benchmarks/memory_plan.py [--cases NAME ...] [--allocator compact retain]
     python benchmarks/memory_plan.py --device cuda        # Small to Large on a GPU
@@ -30,14 +30,15 @@ import torch
 from benchmarks._measure import ROOT
 from benchmarks._report import RESULTS, cores, machine, run, table, where
 from benchmarks.training_step import mni_store
-from project.deepspeed_profile import profile_parser
-from project.module.config import ModelConfig, UserInputError, look_up
-from project.module.planning.memory import Setting, model_weights, plan_memory
-from project.module.planning.scaling import run_point
-from project.module.planning.workload import read_workload
-from project.module.training.run import Run
-from project.module.training.run_config import run_config
-from project.module.utils.parser import parse_arguments
+from neuromamba.commands.profile import profile_parser
+from neuromamba.common.errors import UserInputError, look_up
+from neuromamba.config.model import ModelConfig
+from neuromamba.fmamba.flags import parse_arguments
+from neuromamba.fmamba.run import Run
+from neuromamba.fmamba.run_config import run_config
+from neuromamba.planning.memory import Setting, model_weights, plan_memory
+from neuromamba.planning.scaling import run_point
+from neuromamba.planning.workload import read_workload
 
 BOUND = 0.15
 MEGA = 1e6

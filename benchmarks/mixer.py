@@ -40,8 +40,9 @@ from benchmarks._measure import (
     progress,
 )
 from benchmarks._report import in_child, parser, prepare, run, save, table
-from project.module.config import ModelConfig, from_dict
-from project.module.models.mamba2 import Mamba2
+from neuromamba.config.model import ModelConfig
+from neuromamba.config.serialise import from_dict
+from neuromamba.layers.mamba2 import Mamba2
 
 LENGTHS = (2_048, 8_192, 21_900)
 QUICK_LENGTHS = (64, 150)

@@ -36,9 +36,11 @@ from benchmarks._measure import (
     random_window,
 )
 from benchmarks._report import in_child, parser, prepare, run, save, table
-from project.module.analysis import flops
-from project.module.config import ModelConfig, UserInputError, from_dict
-from project.module.models.load_model import build_model
+from neuromamba.common.errors import UserInputError
+from neuromamba.config.model import ModelConfig
+from neuromamba.config.serialise import from_dict
+from neuromamba.fmamba.build import build_model
+from neuromamba.planning import flops
 
 FRAMES, WINDOWS = (20, 50, 100, 200), (1, 2, 4, 8)
 TOKENS = (2_048, 4_096, 8_192, 16_384, 32_768)

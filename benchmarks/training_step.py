@@ -30,14 +30,14 @@ from torch import Tensor
 
 from benchmarks._measure import resident
 from benchmarks._report import in_child, parser, prepare, run, save, table
-from project.module.analysis import flops
-from project.module.config import ModelConfig
-from project.module.pl_classifier import FMambaModule
-from project.module.training.run import Run
-from project.module.training.run_config import run_config
-from project.module.utils.data_module import FMRIDataModule
-from project.module.utils.data_preprocess_and_load.hdf5_writer import write_run
-from project.module.utils.parser import build_parser, parse_arguments
+from neuromamba.config.model import ModelConfig
+from neuromamba.data.store.writer import write_run
+from neuromamba.data.windows.data_module import FMRIDataModule
+from neuromamba.fmamba.flags import build_parser, parse_arguments
+from neuromamba.fmamba.module import FMambaModule
+from neuromamba.fmamba.run import Run
+from neuromamba.fmamba.run_config import run_config
+from neuromamba.planning import flops
 
 WARM_UP = 2  # steps that do not count: memory is mapped, kernels are chosen
 TARGET_SHARE = 0.85  # of a step of Base, in its blocks (issue "Compute")

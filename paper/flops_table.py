@@ -19,16 +19,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
+from neuromamba.commands.flops import PUBLISHED
+from neuromamba.common.errors import UserInputError
+from neuromamba.config.data import DataConfig
+from neuromamba.config.model import VARIANTS, ModelConfig
+from neuromamba.data.windows.dataset import windows_of
+from neuromamba.planning import flops
+from neuromamba.planning.workload import ASSUMED_RUNS
+
 ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
-from project.check_flops import PUBLISHED  # noqa: E402
-from project.module.analysis import flops  # noqa: E402
-from project.module.config import VARIANTS, DataConfig, ModelConfig, UserInputError  # noqa: E402
-from project.module.planning.workload import ASSUMED_RUNS  # noqa: E402
-from project.module.utils.data_preprocess_and_load.datasets_hdf5 import windows_of  # noqa: E402
-
 MODELS = {name.capitalize(): ModelConfig(embed_dim=width) for name, width in VARIANTS.items()}
 PUBLISHED_MODEL = "Medium"  # the size of the paper's FLOPs
 # Subjects of the pre-training cohorts (NeuroMamba README): UK Biobank, ABCD, HCP Young Adult.

@@ -6,7 +6,7 @@ takes one subject's ten runs as PyMVPA ships them (``bold_1slice.nii.gz`` with t
 ``model001``), and for each run trains on eight of the others, chooses the epoch on the ninth and
 tests once on the run left out, through the public commands only. Every block is an event of one
 category; its windows are averaged. Voxels are standardised within each run, as is usual in
-decoding. Beside the model stand the baselines of ``project/report.py``, a
+decoding. Beside the model stand the baselines of ``neuromamba report``, a
 linear support vector machine on the block's mean volume among them. Writes ``haxby2001.md`` and
 ``haxby2001.json`` into the output folder. Called again, it goes on where it was ended.
 
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,12 +24,11 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a script: make `project` importable without PYTHONPATH
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from project.module.analysis.stages import Pipeline, Stage, StageFailure, run_python, shown
-from project.module.command_line import ended
-from project.module.config import UserInputError
+from neuromamba.common.cli import ended
+from neuromamba.common.errors import UserInputError
+from neuromamba.common.stages import Pipeline, Stage, StageFailure, run_command, shown
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-DATA_SCRIPTS = "project/module/utils/data_preprocess_and_load"
 RUNS = 10
 GRID = ("40", "20", "1")
 MODEL_FLAGS = (
@@ -86,8 +84,8 @@ def collect(out: Path) -> None:
     """Scores of all ten runs left out: the table."""
     import numpy as np
 
-    from project.module.analysis.report import METRIC_LABELS
-    from project.module.analysis.scores import SubjectScores, read_scores
+    from neuromamba.evaluation.scores import SubjectScores, read_scores
+    from neuromamba.pages.tables import METRIC_LABELS
 
     files = {MODEL: "predictions.csv"} | {
         one["name"]: f"baselines/{one['file']}"
@@ -131,31 +129,29 @@ def run(args: argparse.Namespace) -> None:
     pipeline = Pipeline(out, "haxby2001_stages.json")
     prepared = Stage("prepare", (out / "bids", out / "events.tsv"), str(data))
     pipeline.do(prepared, lambda: prepare(data, out))
-    script = os.path.relpath(REPOSITORY / DATA_SCRIPTS / "preprocessing.py")
     store = out / "store"
     # A slice is too little for a computed mask.
     convert = (
-        *(script, "--input", str(out / "bids"), "--output", str(store), "--img_size", *GRID),
+        *("preprocess", "--input", str(out / "bids"), "--output", str(store), "--img_size", *GRID),
         *("--space", "native", "--mask", "nonzero", "--voxel_norm"),
     )
 
     def make_store() -> None:
-        run_python("convert", convert)
+        run_command("convert", convert)
         write_splits(store)
 
     pipeline.do(Stage("convert", (store,), shown(convert), ("prepare",)), make_store)
-    training, report = (os.path.relpath(REPOSITORY / f"project/{n}.py") for n in ("main", "report"))
     for fold in range(1, RUNS + 1):
         folder = out / f"fold_{fold}"
         train = (
-            *(training, "--dataset_name", "Own", "--image_path", str(store), *MODEL_FLAGS),
+            *("train", "--dataset_name", "Own", "--image_path", str(store), *MODEL_FLAGS),
             *("--events", str(out / "events.tsv"), "--train_split", "0.8", "--val_split", "0.1"),
             *("--dataset_split_num", str(fold), "--output_dir", str(folder)),
         )
 
         def fit(fold: int = fold, train: tuple[str, ...] = train, folder: Path = folder) -> None:
-            run_python(f"fold {fold}", train)
-            run_python(f"fold {fold}", (report, str(folder)))
+            run_command(f"fold {fold}", train)
+            run_command(f"fold {fold}", ("report", str(folder)))
 
         pipeline.do(Stage(f"fold {fold}", (folder,), shown(train), ("convert",)), fit)
     collect(out)

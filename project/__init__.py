@@ -1,21 +1,11 @@
-"""NeuroMamba and NeuroSSM: state-space foundation models of brain activity."""
+"""The source root of the package ``neuromamba``, and the paths that the reference promises.
 
-import importlib.metadata
-import os
+With the repository on the path, ``import project.module...`` works as in the reference's layout.
+"""
+
 import sys
+from pathlib import Path
 
-# TORCH_EXTENSIONS_DIR=$PWD/deepspeed, as the reference sets it, makes an empty folder "deepspeed/"
-# that Python takes for a package; Lightning would then believe DeepSpeed is there and die on
-# importing from it. None in sys.modules means "not importable".
-try:
-    importlib.metadata.version("deepspeed")
-except importlib.metadata.PackageNotFoundError:
-    sys.modules.setdefault("deepspeed", None)  # type: ignore[arg-type]
-
-# A training step is thousands of short parallel pieces, between which OpenMP's threads wait in a
-# loop. Where other processes compute too, libgomp's 300,000 rounds of it outlast a time slice and
-# keep the core from the very thread that is waited for: a step takes ten times as long
-# (docs/performance.md). The runtime reads this when torch loads it, after this line; what the user
-# has set counts.
-if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-    os.environ["GOMP_SPINCOUNT"] = "10000"
+_ROOT = str(Path(__file__).resolve().parent)
+if _ROOT not in sys.path:
+    sys.path.insert(0, _ROOT)

@@ -1,86 +1,8 @@
-"""Pre-train, fine-tune and test FMamba: ``python project/main.py --help``.
+"""Pre-train, fine-tune and test FMamba: the same as ``neuromamba train``."""
 
-Flags become checked configurations, these a data module, a LightningModule and a Trainer; the run
-folder receives what ``training/outputs.py`` describes.
-"""
-
-from __future__ import annotations
-
-import logging
-import os
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-
-if __package__ in (None, ""):  # run as a script: make `project` importable without PYTHONPATH
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-
-def run(argv: Sequence[str]) -> dict[str, float]:
-    """Do what the flags say.
-
-    Returns:
-        The metrics written to ``metrics.json``; {} for a dry run.
-
-    Raises:
-        UserInputError: anything the user can mend.
-    """
-    # Read when torch is imported. Of a lost rank it would print a page of C++ frames, as a warning;
-    # its errors are shown.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    # Imported here: every loading process imports this file, and needs none of it.
-    from project.module.training.launch import find_launcher
-    from project.module.training.plan import describe_plan
-    from project.module.training.run import Run
-    from project.module.training.run_card import apply_card
-    from project.module.training.run_config import run_config
-    from project.module.utils.parser import build_parser, parse_arguments
-
-    args, given = parse_arguments(build_parser(), argv)
-    if args.test_ckpt_path:
-        args, given = apply_card(args, given, args.test_ckpt_path, "--test_ckpt_path", True)
-    elif args.load_model_path and not (args.dry_run and not Path(args.load_model_path).exists()):
-        args, given = apply_card(args, given, args.load_model_path, "--load_model_path", False)
-    planned = Run(run_config(args, given))
-    if args.dry_run:
-        print(describe_plan(planned))
-        return {}
-    logging.basicConfig(format="%(message)s")
-    first = find_launcher().rank == 0
-    logging.getLogger("project").setLevel(logging.INFO if first else logging.WARNING)
-    planned.allocator.apply()
-    metrics = planned.execute()
-    if planned.evaluated is None:
-        return metrics
-    # Imported here: scipy and scikit-learn take seconds to load, and training needs neither.
-    from project.module.analysis.evaluation import evaluate_run
-    from project.module.analysis.run_folder import RunFolder
-    from project.module.training.outputs import write_metrics
-
-    run_dir, data = planned.evaluated
-    found = evaluate_run(RunFolder(run_dir), data, args.confounds, args.adjust_thresh)
-    metrics |= found.flat()
-    write_metrics(metrics, run_dir / "metrics.json")
-    print("\n".join(found.lines()), flush=True)
-    return metrics
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point: 0 on success, 2 with one line for a user's mistake, 130 after Ctrl-C.
-
-    ``docs/surviving.md`` lists all exit statuses.
-    """
-    try:
-        run(sys.argv[1:] if argv is None else argv)
-    except (Exception, KeyboardInterrupt) as error:
-        from project.module.training.stopping import exit_status
-
-        status = exit_status(error)
-        if status is None:
-            raise
-        return status
-    return 0
-
 
 if __name__ == "__main__":
+    from neuromamba.commands.train import main
+
     sys.exit(main())

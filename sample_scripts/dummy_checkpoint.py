@@ -11,8 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from project.module.config import UserInputError
-from project.module.utils.parser import Parser, build_parser, parse_arguments
+from neuromamba.common.errors import UserInputError
+from neuromamba.fmamba.flags import Parser, build_parser, parse_arguments
 
 PREFIX = "_forward_module.model."
 
@@ -29,10 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: 0 on success, 2 with one line for a user's mistake."""
     import torch
 
-    from project.module.models.load_model import build_model
-    from project.module.training.run_config import run_config
-    from project.module.utils.data_preprocess_and_load.whole_files import written_whole
-    from project.module.utils.seed_creation import seed_run
+    from neuromamba.common.atomic_files import written_whole
+    from neuromamba.common.seeds import seed_run
+    from neuromamba.fmamba.build import build_model
+    from neuromamba.fmamba.run_config import run_config
 
     try:
         args, given = parse_arguments(dummy_parser(), sys.argv[1:] if argv is None else argv)

@@ -13,7 +13,7 @@ import pytest
 @pytest.fixture(autouse=True)
 def _level_of_our_logger() -> Iterator[None]:
     """A run in the test's process sets it; the tests after it hear everything again."""
-    logger = logging.getLogger("project")
+    logger = logging.getLogger("neuromamba")
     level = logger.level
     yield
     logger.setLevel(level)

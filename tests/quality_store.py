@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from project.module.utils.data_preprocess_and_load.hdf5_store import RunHeader
-from project.module.utils.data_preprocess_and_load.hdf5_writer import write_run
+from neuromamba.data.store.reader import RunHeader
+from neuromamba.data.store.writer import write_run
 
 GRID = (24, 30, 24)
 AFFINE = np.array([[-4.0, 0, 0, 46], [0, 4, 0, -58], [0, 0, 4, -46], [0, 0, 0, 1.0]])

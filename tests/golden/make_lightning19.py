@@ -28,8 +28,8 @@ import pytorch_lightning.strategies.deepspeed as lightning_deepspeed
 import torch
 import torch.distributed
 
-from project.module.config import ModelConfig
-from project.module.models.load_model import build_model
+from neuromamba.config.model import ModelConfig
+from neuromamba.fmamba.build import build_model
 
 MODEL = ModelConfig(
     img_size=(4, 4, 4, 4), patch_size=(2, 2, 2, 2), embed_dim=8, depth=1, background="zero"

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from project.module.config import AugmentConfig
-from project.module.utils.augment import augment_window, bounding_box, plan_augmentation
-from project.module.utils.seed_creation import stream
+from neuromamba.common.seeds import stream
+from neuromamba.config.data import AugmentConfig
+from neuromamba.data.windows.augment import augment_window, bounding_box, plan_augmentation
 
 pytestmark = [
     pytest.mark.gpu,

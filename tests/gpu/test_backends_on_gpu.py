@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from project.module.config import ModelConfig
-from project.module.models.load_model import build_model
-from project.module.models.ssd import BACKENDS, MixerParams, mixer_core
-from project.module.models.ssd import triton as triton_backend
-from project.module.models.tokenizer import PackedTokens
+from neuromamba.config.model import ModelConfig
+from neuromamba.fmamba.build import build_model
+from neuromamba.fmamba.tokenizer import PackedTokens
+from neuromamba.layers.ssd import BACKENDS, MixerParams, mixer_core
+from neuromamba.layers.ssd import triton as triton_backend
 
 pytestmark = [
     pytest.mark.gpu,

@@ -17,9 +17,9 @@ pytestmark = [
 def test_logits_and_attributions_are_those_of_the_cpu() -> None:
     """Scans of several lengths, one shorter than a kernel's chunk."""
     pytest.importorskip("pandas", reason="not among the packages that gpu_check.sh carries")
-    from project.neurossm.Analysis.cpa import CPAConfig, attribute, mean_features
-    from project.neurossm.Dataset.cohort import Scan
-    from project.neurossm.Models.neurossm import NeuroSSM, NeuroSSMConfig
+    from neuromamba.data.regions.dataset import Scan
+    from neuromamba.neurossm.attribution import CPAConfig, attribute, mean_features
+    from neuromamba.neurossm.model import NeuroSSM, NeuroSSMConfig
 
     rng = np.random.default_rng(0)
     frames = (150, 37, 300, 90)
@@ -40,8 +40,8 @@ def test_logits_and_attributions_are_those_of_the_cpu() -> None:
 
 def test_tester_on_the_first_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("nilearn", reason="not among the packages that gpu_check.sh carries")
-    from project.neurossm.Dataset.synthetic import run as make_data
-    from project.neurossm.tester import main
+    from neuromamba.commands.regions_synthetic import run as make_data
+    from neuromamba.commands.regions_train import main
 
     monkeypatch.chdir(tmp_path)
     make_data(["--dataset", "PPMI", "--output", "data", "--subjects", "40", "--frames", "60"])

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from project.module.training.finite import bad_gradient, bad_weights
-from project.module.training.survival import Survival
+from neuromamba.training.fault_tolerance import Survival
+from neuromamba.training.finite import bad_gradient, bad_weights
 
 pytestmark = [
     pytest.mark.gpu,

@@ -65,6 +65,6 @@ def cli(
     shutil.copytree(pristine_store, tmp_path / "store")
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    level = logging.getLogger("project").level
+    level = logging.getLogger("neuromamba").level
     yield CommandLine(tmp_path / "store", tmp_path / "work")
-    logging.getLogger("project").setLevel(level)
+    logging.getLogger("neuromamba").setLevel(level)

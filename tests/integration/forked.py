@@ -117,8 +117,8 @@ class Nursery:
 
 def serve() -> None:
     """Fork ranks for every line, wait for them, and answer with their statuses."""
-    from project import main  # noqa: F401
-    from project.module.training import run  # noqa: F401
+    from neuromamba.commands import train as main  # noqa: F401
+    from neuromamba.fmamba import run  # noqa: F401
 
     with contextlib.suppress(ImportError):
         import deepspeed  # noqa: F401
@@ -188,7 +188,7 @@ def _fork(job: dict[str, Any], rank: int, port: int) -> int:
             rank_zero_only.rank = rank  # as it would have been on import
         os.environ |= job["env"]
         _expect([Blow(**blow) for blow in job["blows"]], rank)
-        from project.main import main
+        from neuromamba.commands.train import main
 
         status = main(job["argv"])
     except BaseException:
@@ -203,7 +203,7 @@ def _fork(job: dict[str, Any], rank: int, port: int) -> int:
 
 def _expect(blows: Sequence[Blow], rank: int) -> None:
     """Have the run's callbacks include one that deals the blows of this rank."""
-    from project.module.training import trainer as trainer_module
+    from neuromamba.fmamba import trainer as trainer_module
 
     mine = [blow for blow in blows if rank in blow.ranks]
     build = trainer_module.build_callbacks
@@ -228,7 +228,7 @@ def _dealer(blow: Blow) -> Any:
 def _deal(blow: Blow, args: Sequence[Any]) -> None:
     import torch
 
-    from project.module.config import UserInputError
+    from neuromamba.common.errors import UserInputError
 
     if blow.what == "nan":
         args[1]["gain"] = [float("nan") for _ in args[1]["gain"]]

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from project.neurossm.Analysis.neurosynth import FILES, FOLDER
+from neuromamba.neurossm.neurosynth import FILES, FOLDER
 
 needs_nimare = pytest.mark.skipif(
     importlib.util.find_spec("nimare") is None,

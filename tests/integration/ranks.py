@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from project.module.utils.data_preprocess_and_load.hdf5_writer import write_run
+from neuromamba.data.store.writer import write_run
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = Path(__file__).with_name("ranks_program.py")

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from project.main import run
-from project.module.config import UserInputError
-from project.module.training import trainer as trainer_module
+from neuromamba.commands.train import run
+from neuromamba.common.errors import UserInputError
+from neuromamba.fmamba import trainer as trainer_module
 
 
 class KeepWeights(Callback):

@@ -10,8 +10,8 @@ from typing import Any
 import nibabel
 import numpy as np
 
-from project.module.utils.data_preprocess_and_load.hdf5_store import list_runs
-from project.module.utils.data_preprocess_and_load.header_cache import CACHE
+from neuromamba.data.store.header_cache import CACHE
+from neuromamba.data.store.reader import list_runs
 
 SHAPE = (12, 14, 12)
 # Voxels of 16 mm over x -96..96, y -130..94, z -78..114 mm, LAS as the data of FSL and HCP.

@@ -11,8 +11,8 @@ import pytest
 import torch
 from pytorch_lightning import Trainer
 
-from project.main import main
-from project.module.utils.data_module import FMRIDataModule
+from neuromamba.commands.train import main
+from neuromamba.data.windows.data_module import FMRIDataModule
 from tests.integration.tiny import CommandLine, write_tiny_run
 
 NEXT = "--pretraining --use_autoregressive"
@@ -551,6 +551,6 @@ def test_missing_hardware_is_told_whole(
 ) -> None:
     """Everything that is missing at once, not one thing an attempt."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr("project.module.training.strategies.installed", lambda name: False)
+    monkeypatch.setattr("neuromamba.training.strategies.installed", lambda name: False)
     message = refused("--accelerator gpu --strategy deepspeed_stage_1")
     assert "GPU was asked for" in message and "DeepSpeed is not installed" in message

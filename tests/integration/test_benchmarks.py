@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from benchmarks import _measure, _report, backbone, mixer, scaling
-from project.module.config import UserInputError
-from project.module.models.ssd import BACKENDS
+from neuromamba.common.errors import UserInputError
+from neuromamba.layers.ssd import BACKENDS
 
 ROOT = Path(__file__).resolve().parents[2]
 BOUND = {"32": 1e-5, "bf16": 3e-2}

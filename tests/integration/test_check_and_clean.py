@@ -14,15 +14,11 @@ import h5py
 import numpy as np
 import pytest
 
-from project.module.utils.data_preprocess_and_load import check_and_clean_hdf5 as program
-from project.module.utils.data_preprocess_and_load.check_and_clean_hdf5 import main
-from project.module.utils.data_preprocess_and_load.hdf5_store import list_runs, read_header
-from project.module.utils.data_preprocess_and_load.hdf5_writer import write_run
-from project.module.utils.data_preprocess_and_load.manifest import (
-    manifest_row,
-    read_manifest,
-    write_manifest,
-)
+from neuromamba.commands import check_store as program
+from neuromamba.commands.check_store import main
+from neuromamba.data.store.manifest import manifest_row, read_manifest, write_manifest
+from neuromamba.data.store.reader import list_runs, read_header
+from neuromamba.data.store.writer import write_run
 from tests.integration.tiny import write_tiny_run
 
 State = dict[str, tuple[str, int]]

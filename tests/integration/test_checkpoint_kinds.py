@@ -16,18 +16,20 @@ import numpy as np
 import pytest
 import torch
 
-from project.export_checkpoint import main as export
-from project.main import run
-from project.module.config import HeadConfig, ModelConfig, UserInputError, from_dict, read_yaml
-from project.module.models.checkpoint_io import (
+from neuromamba.checkpoints.io import (
     check_readable,
     load_strictly,
     read_card,
     read_checkpoint,
     read_training_state,
 )
-from project.module.models.heads import build_head
-from project.module.models.load_model import build_model
+from neuromamba.commands.export import main as export
+from neuromamba.commands.train import run
+from neuromamba.common.errors import UserInputError
+from neuromamba.config.model import HeadConfig, ModelConfig
+from neuromamba.config.serialise import from_dict, read_yaml
+from neuromamba.fmamba.build import build_model
+from neuromamba.fmamba.heads import build_head
 from tests.integration.ranks import (
     HAS_DEEPSPEED,
     Runs,

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from project.demo import build_parser, steps_of
+from neuromamba.commands.demo import build_parser, steps_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 KEYS = {
@@ -33,7 +33,7 @@ FIGURES = ("roc", "confusion", "pretraining", "finetuning", "next_tokens", "toke
 
 def demo(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "project/demo.py", "--output_dir", str(folder), *flags],
+        [sys.executable, "-m", "neuromamba", "demo", "--output_dir", str(folder), *flags],
         cwd=REPOSITORY,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,

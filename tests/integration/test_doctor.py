@@ -1,4 +1,4 @@
-"""``project/doctor.py`` on stores, good and bad; the memory plan against a real training."""
+"""``neuromamba doctor`` on stores, good and bad; the memory plan against a real training."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks import memory_plan
-from project import doctor
-from project.module.planning import data_path
-from project.module.planning.data_path import check_data_path
-from project.module.planning.machine import Check
+from neuromamba.commands import doctor
+from neuromamba.planning import data_path
+from neuromamba.planning.data_path import check_data_path
+from neuromamba.planning.machine import Check
 
 
 def lines(path: Path) -> dict[str, Check]:

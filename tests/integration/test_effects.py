@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from project.main import main as train
-from project.module.analysis.scores import read_scores
-from project.module.utils.data_preprocess_and_load import preprocessing, synthetic
-from project.report import main as report
+from neuromamba.commands import preprocess as preprocessing
+from neuromamba.commands import synthetic as synthetic_command
+from neuromamba.commands.report import main as report
+from neuromamba.commands.train import main as train
+from neuromamba.evaluation.scores import read_scores
 
 GRID = ["15", "18", "15"]
 
@@ -26,7 +27,7 @@ def test_a_baseline_sees_its_own_kind_of_effect(
     """Through the public commands, to the sentence in the report."""
     monkeypatch.chdir(tmp_path)
     make = ["--output", "nifti", "--subjects", "80", "--frames", "24", "--effect", effect]
-    assert synthetic.main([*make, "--grid", *GRID, "--num_workers", "2"]) == 0
+    assert synthetic_command.main([*make, "--grid", *GRID, "--num_workers", "2"]) == 0
     convert = ["--input", "nifti", "--output", "store", "--img_size", *GRID]
     assert preprocessing.main([*convert, "--dataset_name", "Dummy", "--num_workers", "2"]) == 0
     Path("store/metadata").mkdir(exist_ok=True)

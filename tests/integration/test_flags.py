@@ -26,16 +26,16 @@ import torch
 import yaml
 from pytorch_lightning.trainer.states import RunningStage
 
-from project.main import main, run
-from project.module.models.checkpoint_io import read_checkpoint
-from project.module.models.mamba2 import Mamba2
-from project.module.models.ssd.api import CHUNK
-from project.module.pl_classifier import FMambaModule
-from project.module.training import allocator, strategies
-from project.module.training import trainer as trainer_module
-from project.module.training.plan import describe_plan
-from project.module.utils.data_module import FMRIDataModule
-from project.module.utils.parser import SYNONYMS, build_parser, trainer_arguments
+from neuromamba.checkpoints.io import read_checkpoint
+from neuromamba.commands.train import main, run
+from neuromamba.data.windows.data_module import FMRIDataModule
+from neuromamba.fmamba import trainer as trainer_module
+from neuromamba.fmamba.dry_run import describe_plan
+from neuromamba.fmamba.flags import SYNONYMS, build_parser, trainer_arguments
+from neuromamba.fmamba.module import FMambaModule
+from neuromamba.layers.mamba2 import Mamba2
+from neuromamba.layers.ssd.api import CHUNK
+from neuromamba.training import allocator
 from tests.integration.tiny import SUBJECTS, CommandLine, Finished, write_tiny_run
 
 AGE = "--downstream_task age"
@@ -599,7 +599,7 @@ def test_synthetic_store(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> N
         asked.update(wanted)
         shutil.copytree(cli.store, path)
 
-    module = "project.module.utils.data_preprocess_and_load.synthetic"
+    module = "neuromamba.data.synthetic.runs"
     monkeypatch.setitem(sys.modules, module, SimpleNamespace(ensure_dummy_store=ensure_dummy_store))
     argv = cli.argv("--dummy_subjects 6 --dummy_effect_size 0.5")
     del argv[argv.index("--image_path") : argv.index("--image_path") + 2]
@@ -1218,7 +1218,7 @@ sys.meta_path.insert(0, EmptyFolder)
 def test_deepspeed_autocast(cli: CommandLine) -> None:
     """The parameters stay fp32; without the flag DeepSpeed makes bf16 of them."""
     pytest.importorskip("deepspeed")
-    program = str(Path(strategies.__file__).parents[3] / "project" / "main.py")
+    program = str(Path(__file__).resolve().parents[2] / "project" / "main.py")
     found = []
     for extra in ("", "--deepspeed_autocast"):
         folder = cli.folder / f"run{extra}"
@@ -1244,7 +1244,7 @@ def test_an_empty_deepspeed_folder_breaks_nothing(cli: CommandLine) -> None:
     """The reference's TORCH_EXTENSIONS_DIR=$PWD/deepspeed with PYTHONPATH=$PWD."""
     (cli.folder / "deepspeed").mkdir()
     (cli.folder / "sitecustomize.py").write_text(HIDE_DEEPSPEED)
-    root = Path(strategies.__file__).parents[3]
+    root = Path(__file__).resolve().parents[2]
 
     def python(*arguments: str) -> subprocess.CompletedProcess[str]:
         path = os.pathsep.join([str(cli.folder), str(root)])

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import gpu_check
-from project.module.models.load_model import load_model_config
+from neuromamba.fmamba.build import load_model_config
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import nilearn.masking  # noqa: F401  (loaded before the rights to read it may be given up)
 import pytest
 
-from project.module.utils.data_preprocess_and_load.manifest import read_manifest
-from project.module.utils.data_preprocess_and_load.preprocessing import main
-from project.module.utils.data_preprocess_and_load.quarantine import read_quarantine
+from neuromamba.commands.preprocess import main
+from neuromamba.data.ingest.quarantine import read_quarantine
+from neuromamba.data.store.manifest import read_manifest
 from tests.integration.bad_inputs import BAD_INPUTS, GOOD, BadInput, write_corpus, write_good
 from tests.integration.scans import GRID, names_in, save, scan
 

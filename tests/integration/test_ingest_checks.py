@@ -13,13 +13,15 @@ import pytest
 from nilearn import datasets
 from nilearn.image import resample_img
 
-from project.module.utils.data_preprocess_and_load import preprocessing
-from project.module.utils.data_preprocess_and_load.brain_grid import place
-from project.module.utils.data_preprocess_and_load.hdf5_store import RunFile, list_runs
-from project.module.utils.data_preprocess_and_load.preprocessing import main
+from neuromamba.commands.preprocess import main
+from neuromamba.data.ingest.brain_grid import place
+from neuromamba.data.store.reader import RunFile, list_runs
 from tests.integration.scans import GRID, names_in, save, scan
 
-SCRIPT = preprocessing.__file__
+SCRIPT = (
+    Path(__file__).resolve().parents[2]
+    / "project/module/utils/data_preprocess_and_load/preprocessing.py"
+)
 LARGER = np.array([[-19.2, 0, 0, 86.4], [0, 18.7, 0, -121], [0, 0, 19.2, -68], [0, 0, 0, 1]])
 
 

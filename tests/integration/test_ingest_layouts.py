@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from neuromamba.commands.preprocess import main
+from neuromamba.data.store.reader import RunFile, list_runs
 from project.module.utils.data_preprocess_and_load import preprocessing_HCP_v2
-from project.module.utils.data_preprocess_and_load.hdf5_store import RunFile, list_runs
-from project.module.utils.data_preprocess_and_load.preprocessing import main
 from tests.integration.scans import (
     GRID,
     LAS,
@@ -206,9 +206,9 @@ def test_ras_and_las_copies_of_a_real_run(shared_data: Path, tmp_path: Path) -> 
     import nibabel
     import torch
 
-    from project.module.config import ModelConfig
-    from project.module.models.tokenizer import pack_compact, plan_compact
-    from project.module.utils.data_preprocess_and_load.normalisation import scaling_of
+    from neuromamba.config.model import ModelConfig
+    from neuromamba.data.store.normalisation import scaling_of
+    from neuromamba.fmamba.tokenizer import pack_compact, plan_compact
 
     source = shared_data / "gift_mni_bold" / "sub-007_lowres.nii"
     image = nibabel.Nifti1Image.from_filename(source)

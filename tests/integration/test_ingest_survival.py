@@ -15,13 +15,17 @@ from pathlib import Path
 
 import pytest
 
-from project.module.utils.data_preprocess_and_load import preprocessing
-from project.module.utils.data_preprocess_and_load.hdf5_store import RunFile
-from project.module.utils.data_preprocess_and_load.manifest import read_manifest
-from project.module.utils.data_preprocess_and_load.quarantine import read_quarantine
+from neuromamba.commands import preprocess as preprocessing
+from neuromamba.data.ingest import folder as ingest_folder
+from neuromamba.data.ingest.quarantine import read_quarantine
+from neuromamba.data.store.manifest import read_manifest
+from neuromamba.data.store.reader import RunFile
 from tests.integration.scans import GRID, contents, names_in, save, scan
 
-SCRIPT = Path(preprocessing.__file__)
+SCRIPT = (
+    Path(__file__).resolve().parents[2]
+    / "project/module/utils/data_preprocess_and_load/preprocessing.py"
+)
 SLURM = SCRIPT.with_name("preprocessing.slurm")
 RUNS = 12
 
@@ -141,7 +145,7 @@ def test_left_over_files_are_removed(folder: Path, tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as gone:
         gone.wait()
     (tmp_path / "hdf5").mkdir()
-    host = preprocessing.remove_abandoned.__globals__["_HOST"]
+    host = ingest_folder.remove_abandoned.__globals__["_HOST"]
     left = tmp_path / "hdf5" / f"sub-00.h5.{host}-{gone.pid}.tmp"
     other = tmp_path / "hdf5" / "sub-01.h5.othernode-77.tmp"  # another node is at work
     left.write_bytes(b"half")

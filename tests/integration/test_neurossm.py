@@ -17,12 +17,12 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
-from project.module.config import UserInputError
-from project.neurossm.Analysis.cpa_files import ScanMap, check_names, read_scan_map
-from project.neurossm.Dataset.atlases import read_atlas
-from project.neurossm.Dataset.synthetic import run as make_data
-from project.neurossm.tester import main as run_tester
-from project.neurossm.tester import run
+from neuromamba.commands.regions_synthetic import run as make_data
+from neuromamba.commands.regions_train import main as run_tester
+from neuromamba.commands.regions_train import run
+from neuromamba.common.errors import UserInputError
+from neuromamba.data.regions.atlases import read_atlas
+from neuromamba.neurossm.attribution_files import ScanMap, check_names, read_scan_map
 from tests.integration.neurosynth_files import needs_nimare
 
 NEUROSSM = Path(__file__).resolve().parents[2] / "project" / "neurossm"
@@ -227,7 +227,7 @@ def test_reference_analysis(
     """With the 20 studies that come with NiMARE."""
     import nimare
 
-    from project.neurossm.Analysis.run_cpa_analysis import main as analyse
+    from neuromamba.commands.regions_explain_reference import main as analyse
 
     shutil.copytree(data, tmp_path / "data")
     sample = Path(nimare.__file__).parent / "tests" / "data"

@@ -18,10 +18,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from project.neurossm import roi, tester
-from project.neurossm.Analysis import run_cpa_analysis as analysis
-from project.neurossm.Analysis.cpa_files import read_scan_map
-from project.neurossm.Dataset import atlases
+from neuromamba.commands import regions_explain_reference as analysis
+from neuromamba.commands import regions_extract as roi
+from neuromamba.commands import regions_train as tester
+from neuromamba.data.regions import atlases
+from neuromamba.neurossm.attribution_files import read_scan_map
 from tests.integration.neurosynth_files import needs_nimare, write_database
 
 ROIS, SUBJECTS = 6, 24
@@ -407,7 +408,7 @@ def test_flag_of_the_reference_analysis_changes_something(
 
 def test_every_flag_has_a_test() -> None:
     """And its default is what it was."""
-    extract = roi.build_parser()._subparsers._group_actions[0].choices["extract"]  # type: ignore
+    extract = roi.build_parser()
     for parser, cases, defaults in (
         (tester.build_parser(), TESTER, TESTER_DEFAULTS),
         (extract, ROI, ROI_DEFAULTS),

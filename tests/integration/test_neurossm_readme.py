@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import yaml
 
-from project.neurossm.Analysis.cpa_files import read_scan_map
-from project.neurossm.Analysis.run_cpa_analysis import TERMS
-from project.neurossm.Dataset.atlases import read_atlas
-from project.neurossm.Dataset.datasetDetails import DATASETS
-from project.neurossm.Dataset.synthetic import run as make_data
+from neuromamba.commands.regions_explain_reference import TERMS
+from neuromamba.commands.regions_synthetic import run as make_data
+from neuromamba.data.regions.atlases import read_atlas
+from neuromamba.data.regions.registry import DATASETS
+from neuromamba.neurossm.attribution_files import read_scan_map
 from tests.integration.neurosynth_files import needs_nimare, write_database
 from tests.integration.test_neurossm import FIVE
 

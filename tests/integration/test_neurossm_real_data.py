@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from project.neurossm.tester import main
+from neuromamba.commands.regions_train import main
 
 pytestmark = [pytest.mark.real_data, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from nilearn.image import resample_to_img
 
-from project.module.config import UserInputError
-from project.neurossm.Analysis.neurosynth import FILES, FOLDER, Database, database
-from project.neurossm.Analysis.run_cpa_analysis import region_means
-from project.neurossm.Dataset.atlases import Atlas, read_atlas
-from project.neurossm.Dataset.synthetic import write_atlas
+from neuromamba.commands.regions_explain_reference import region_means
+from neuromamba.common.errors import UserInputError
+from neuromamba.data.regions.atlases import Atlas, read_atlas
+from neuromamba.data.synthetic.regions import write_atlas
+from neuromamba.neurossm.neurosynth import FILES, FOLDER, Database, database
 from tests.integration.neurosynth_files import needs_nimare, write_database
 
 pytestmark = needs_nimare

@@ -9,13 +9,13 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from project.module.training.strategies import resolve_hardware
-from project.module.utils.seed_creation import seed_run
-from project.neurossm.Analysis.cpa import Attribution, CPAConfig, attribute, mean_features
-from project.neurossm.Dataset.cohort import Scan
-from project.neurossm.Dataset.synthetic import Recipe, scan
-from project.neurossm.Models.neurossm import NeuroSSM, NeuroSSMConfig
-from project.neurossm.Training.module import FitConfig, train
+from neuromamba.common.seeds import seed_run
+from neuromamba.data.regions.dataset import Scan
+from neuromamba.data.synthetic.regions import Recipe, scan
+from neuromamba.neurossm.attribution import Attribution, CPAConfig, attribute, mean_features
+from neuromamba.neurossm.model import NeuroSSM, NeuroSSMConfig
+from neuromamba.neurossm.module import FitConfig, train
+from neuromamba.training.strategies import resolve_hardware
 
 ROIS, FRAMES, CROP, FITTED, TESTED = 100, 210, 100, 270, 60
 # A third class has neither signal: with two, the absence of one would tell the other.

@@ -20,17 +20,21 @@ import nibabel
 import numpy as np
 import pytest
 
-from project.module.config import UserInputError
-from project.module.utils.data_preprocess_and_load import conversion, nifti
-from project.module.utils.data_preprocess_and_load.brain_grid import place
-from project.module.utils.data_preprocess_and_load.conversion import ConversionOptions, Outcome
-from project.module.utils.data_preprocess_and_load.hdf5_store import RunFile, list_runs
-from project.module.utils.data_preprocess_and_load.layouts import find_runs
-from project.module.utils.data_preprocess_and_load.manifest import read_manifest
-from project.module.utils.data_preprocess_and_load.preprocessing import convert_folder, main
-from project.module.utils.data_preprocess_and_load.repetition_time import resolve_tr
+from neuromamba.commands.preprocess import main
+from neuromamba.common.errors import UserInputError
+from neuromamba.data.ingest import nifti
+from neuromamba.data.ingest.brain_grid import place
+from neuromamba.data.ingest.convert import ConversionOptions, Outcome
+from neuromamba.data.ingest.folder import convert_folder
+from neuromamba.data.ingest.layouts import find_runs
+from neuromamba.data.ingest.repetition_time import resolve_tr
+from neuromamba.data.store.manifest import read_manifest
+from neuromamba.data.store.reader import RunFile, list_runs
 
-SCRIPT = Path(conversion.__file__).with_name("preprocessing.py")
+SCRIPT = (
+    Path(__file__).resolve().parents[2]
+    / "project/module/utils/data_preprocess_and_load/preprocessing.py"
+)
 SHAPE = (9, 10, 8)
 # Over the field of view of the usual MNI grids.
 RAS = np.array([[20.0, 0, 0, -80], [0, 25, 0, -130], [0, 0, 24, -66], [0, 0, 0, 1]])

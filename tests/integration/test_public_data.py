@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from nilearn.datasets import func
 
-from project.main import run
-from project.module.utils.data_preprocess_and_load import preprocessing
-from project.module.utils.data_preprocess_and_load.datasets import DATASETS
-from project.module.utils.data_preprocess_and_load.hdf5_store import list_runs, read_header
-from project.module.utils.data_preprocess_and_load.labels import read_labels
+from neuromamba.commands import preprocess as preprocessing
+from neuromamba.commands.train import run
+from neuromamba.data.cohorts.labels import read_labels
+from neuromamba.data.cohorts.registry import DATASETS
+from neuromamba.data.store.reader import list_runs, read_header
 from tests.integration.scans import SHAPE, save, scan
 
 N = 12

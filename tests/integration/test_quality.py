@@ -1,4 +1,4 @@
-"""The command project/quality.py: page, table, cache, broken files, mistakes, a real browser."""
+"""The command neuromamba quality: page, table, cache, broken files, mistakes, a real browser."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from project import quality as entry
-from project.module.analysis import store_survey
-from project.module.utils.data_preprocess_and_load.conversion import ConversionOptions
-from project.module.utils.data_preprocess_and_load.hdf5_store import RunFile
-from project.module.utils.data_preprocess_and_load.hdf5_writer import write_run
-from project.module.utils.data_preprocess_and_load.preprocessing import convert_folder
+from neuromamba.commands import quality as entry
+from neuromamba.data.ingest.convert import ConversionOptions
+from neuromamba.data.ingest.folder import convert_folder
+from neuromamba.data.store.reader import RunFile
+from neuromamba.data.store.writer import write_run
+from neuromamba.reports.quality import survey as store_survey
 from tests.quality_store import FAULTS, HEALTHY, write_brain, write_store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -303,7 +303,7 @@ def test_interrupted_and_continued(
 def test_several_processes_write_the_same_page(store: Path, tmp_path: Path) -> None:
     """As typed: another folder, no PYTHONPATH, plain lines in a log."""
     (store / "hdf5" / "broken.h5").write_bytes(b"")
-    command = [sys.executable, str(ROOT / "project" / "quality.py"), "--image_path", "store"]
+    command = [sys.executable, "-m", "neuromamba", "quality", "--image_path", "store"]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     pages = []
     for workers in ("2", "1"):
@@ -325,7 +325,7 @@ def test_several_processes_write_the_same_page(store: Path, tmp_path: Path) -> N
 def test_ctrl_c_in_several_processes(store: Path) -> None:
     for number in range(6, 60):
         write_brain(store, f"sub-{number:02d}", number)
-    command = [sys.executable, str(ROOT / "project" / "quality.py"), "--image_path", str(store)]
+    command = [sys.executable, "-m", "neuromamba", "quality", "--image_path", str(store)]
     process = subprocess.Popen(
         [*command, "--num_workers", "2"],
         stdout=subprocess.PIPE,

@@ -10,11 +10,11 @@ import pytest
 import torch
 from nibabel.loadsave import load
 
-from project.main import run
-from project.module.config import ModelConfig
-from project.module.models.tokenizer import plan_compact
-from project.module.utils.data_preprocess_and_load import preprocessing
-from project.module.utils.data_preprocess_and_load.hdf5_store import RunFile, list_runs
+from neuromamba.commands import preprocess as preprocessing
+from neuromamba.commands.train import run
+from neuromamba.config.model import ModelConfig
+from neuromamba.data.store.reader import RunFile, list_runs
+from neuromamba.fmamba.tokenizer import plan_compact
 
 pytestmark = pytest.mark.real_data
 GRID = ["30", "36", "24"]

@@ -22,14 +22,16 @@ import numpy as np
 import pytest
 import torch
 
-from project.module.utils.data_preprocess_and_load import convert_data_into_hdf5_revised as program
-from project.module.utils.data_preprocess_and_load.conversion import ConversionOptions
-from project.module.utils.data_preprocess_and_load.convert_data_into_hdf5_revised import main
-from project.module.utils.data_preprocess_and_load.hdf5_store import RunFile, list_runs
-from project.module.utils.data_preprocess_and_load.manifest import read_manifest
-from project.module.utils.data_preprocess_and_load.preprocessing import convert_folder
+from neuromamba.commands.convert_reference import main
+from neuromamba.data.ingest.convert import ConversionOptions
+from neuromamba.data.ingest.folder import convert_folder
+from neuromamba.data.store.manifest import read_manifest
+from neuromamba.data.store.reader import RunFile, list_runs
 
-SCRIPT = Path(program.__file__)
+SCRIPT = (
+    Path(__file__).resolve().parents[2]
+    / "project/module/utils/data_preprocess_and_load/convert_data_into_hdf5_revised.py"
+)
 SHAPE = (9, 10, 8)
 
 

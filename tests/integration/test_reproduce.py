@@ -1,4 +1,4 @@
-"""project/reproduce.py: which runs a table needs, that none is done twice, and what is written."""
+"""neuromamba reproduce: which runs a table needs, that none is done twice, and what is written."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from project import reproduce
-from project.main import main as train
-from project.module.analysis import reproduction
-from project.module.analysis.reproduction import GRIDS, Grid, Study
-from project.module.analysis.scores import read_scores
-from project.module.training.run_config import RunConfig, run_config
-from project.module.utils.parser import build_parser, parse_arguments
+from neuromamba.commands import reproduce
+from neuromamba.commands.train import main as train
+from neuromamba.evaluation.scores import read_scores
+from neuromamba.fmamba.flags import build_parser, parse_arguments
+from neuromamba.fmamba.run_config import RunConfig, run_config
+from neuromamba.reports import reproduction
+from neuromamba.reports.reproduction import GRIDS, Grid, Study
 from tests.integration.tiny import CommandLine
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
@@ -102,12 +102,12 @@ def tiny(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     done: list[str] = []
 
     def in_process(stage: str, command: tuple[str, ...]) -> None:
-        if command[0].endswith("main.py"):
+        if command[0] == "train":
             done.append(stage)
             if train(command[1:]) != 0:
                 raise reproduce.StageFailure(f"stage '{stage}' failed")
 
-    monkeypatch.setattr(reproduce, "run_python", in_process)
+    monkeypatch.setattr(reproduce, "run_command", in_process)
     flags = (
         f"--image_path {cli.store} --output_dir {cli.folder}/runs --paper_dir {cli.folder}/paper"
     )

@@ -11,10 +11,10 @@ import pytest
 import torch
 from pytorch_lightning import Callback
 
-from project.main import main
-from project.module.training import trainer as trainer_module
-from project.module.training.position import RUN_KEY, loader_states
-from project.module.training.run import Run
+from neuromamba.commands.train import main
+from neuromamba.fmamba import trainer as trainer_module
+from neuromamba.fmamba.run import Run
+from neuromamba.training.resume_state import RUN_KEY, loader_states
 from tests.integration.tiny import CommandLine, Finished
 
 NEXT = "--pretraining --use_autoregressive"

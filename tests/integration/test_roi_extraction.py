@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from project.module.config import UserInputError
-from project.neurossm.Dataset.cohort import load_cohort
-from project.neurossm.Dataset.datasetDetails import details_of
-from project.neurossm.Dataset.roi_extraction import Extraction, residual_dof
-from project.neurossm.roi import main as roi
-from project.neurossm.roi import run
+from neuromamba.commands.regions_extract import main as roi
+from neuromamba.commands.regions_extract import run
+from neuromamba.common.errors import UserInputError
+from neuromamba.data.regions.dataset import load_cohort
+from neuromamba.data.regions.extraction import Extraction, residual_dof
+from neuromamba.data.regions.registry import details_of
 
 FRAMES, SIDE, REGIONS, TR = 176, 12, 4, 2.0
 AFFINE = np.diag([16.0, 16.0, 16.0, 1.0])
@@ -76,7 +76,7 @@ def test_regions_stay_where_they_are(tmp_path: Path, atlas: Path, suffix: str) -
     table.write_text("participant_id\tgroup\nsub-1\ta\nsub-2\tb\nsub-3\ta\n")
     output = tmp_path / f"out{suffix}"
     flags = f"--input {tmp_path / 'in'} --atlas {atlas} --output {output} --label_csv {table}"
-    assert roi(["extract", *flags.split()]) == 0
+    assert roi([*flags.split()]) == 0
     details = details_of("Own", str(output), "group", 50)
     cohort = load_cohort("Own", details, tmp_path, output)
     assert cohort.details.classes == ("a", "b") and cohort.rois == 5
@@ -116,7 +116,7 @@ def test_confounds_are_taken_out(tmp_path: Path, atlas: Path) -> None:
     run = fmriprep_run(tmp_path / "in", "1", own + 20 * motion + 1000)
     write_confounds(run, motion)
     flags = f"--input {tmp_path / 'in'} --atlas {atlas} --output {tmp_path / 'o.pickle'}"
-    assert roi(["extract", *flags.split(), "--confounds", "basic"]) == 0
+    assert roi([*flags.split(), "--confounds", "basic"]) == 0
     record = json.loads((tmp_path / "o.json").read_text())
     assert record["runs"][0]["confounds"] == 9
     assert record["runs"][0]["residual_dof"] == FRAMES - 9 - 1
@@ -163,7 +163,7 @@ def test_mistakes(
     (tmp_path / "twice.csv").write_text("subject,sex\nsub-1,F\n01,M\n")
     fmriprep_run(tmp_path / "in", "1", signals(1))
     given = f"--input in --atlas {atlas} --output o.pickle"
-    assert roi(["extract", *given.split(), *flags.split()]) == 2
+    assert roi([*given.split(), *flags.split()]) == 2
     assert f"error: {message}" in capsys.readouterr().err
     assert not (tmp_path / "o.pickle").exists()
     assert (tmp_path / "theirs.json").read_text() == '{"mine": 1}'
@@ -184,7 +184,7 @@ def test_runs_that_are_left_out(
     fmriprep_run(tmp_path / "in", "1", signals(1))
     flags, message = LEFT_OUT[name]
     given = f"--input {tmp_path / 'in'} --atlas {atlas} --output {tmp_path / 'o.pickle'} {flags}"
-    assert roi(["extract", *given.split()]) == 2
+    assert roi([*given.split()]) == 2
     error = capsys.readouterr().err
     assert re.search(message, error) and "none of 1 runs can be used" in error
 
@@ -201,7 +201,7 @@ def test_a_damaged_run_is_left_out_and_the_others_stay(
     shifted[0, 3] += 500
     nib.save(nib.Nifti1Image(np.asanyarray(moved.dataobj), shifted, moved.header), outside)
     given = f"--input {tmp_path / 'in'} --atlas {atlas} --output {tmp_path / 'o.pickle'}"
-    assert roi(["extract", *given.split()]) == 1
+    assert roi([*given.split()]) == 1
     error = capsys.readouterr().err
     assert "truncated or corrupt" in error and "holds only 0% of the MNI brain" in error
     record = json.loads((tmp_path / "o.json").read_text())
@@ -213,7 +213,7 @@ def test_a_subject_without_a_label(tmp_path: Path, atlas: Path) -> None:
     (tmp_path / "t.csv").write_text("subject,group\n2,a\n")
     given = f"--input {tmp_path / 'in'} --atlas {atlas} --output {tmp_path / 'o.pickle'}"
     with pytest.raises(UserInputError, match=r"^--label_csv: .*t.csv. has no row of sub-1"):
-        run(["extract", *given.split(), "--label_csv", str(tmp_path / "t.csv")])
+        run([*given.split(), "--label_csv", str(tmp_path / "t.csv")])
 
 
 def changed(run: Path, what: str) -> None:
@@ -257,7 +257,7 @@ def test_runs_that_the_converter_would_refuse(
 ) -> None:
     changed(fmriprep_run(tmp_path / "in", "1", signals(1)), what)
     given = f"--input {tmp_path / 'in'} --atlas {atlas} --output {tmp_path / 'o.pickle'}"
-    assert roi(["extract", *given.split()]) == 2
+    assert roi([*given.split()]) == 2
     assert REFUSED[what] in capsys.readouterr().err
     assert not (tmp_path / "o.pickle").exists()
 
@@ -267,9 +267,9 @@ def test_spaces(tmp_path: Path, atlas: Path, capsys: pytest.CaptureFixture[str])
     path = tmp_path / "in" / "sub-1_task-rest_space-T1w_desc-preproc_bold.nii.gz"
     write_run(path, signals(1))
     given = f"--input {tmp_path / 'in'} --atlas {atlas} --output {tmp_path / 'o.pickle'}"
-    assert roi(["extract", *given.split()]) == 2
+    assert roi([*given.split()]) == 2
     assert "in native space, expected MNI" in capsys.readouterr().err
-    assert roi(["extract", *given.split(), "--space", "native"]) == 0
+    assert roi([*given.split(), "--space", "native"]) == 0
 
 
 def test_a_tilted_run_is_taken_and_told_of(tmp_path: Path, atlas: Path) -> None:
@@ -279,7 +279,7 @@ def test_a_tilted_run_is_taken_and_told_of(tmp_path: Path, atlas: Path) -> None:
     nib.save(nib.Nifti1Image(slabs.dataobj, nib.load(next(tmp_path.rglob("sub-1*.gz"))).affine),
              atlas)  # fmt: skip
     given = f"--input {tmp_path / 'in'} --atlas {atlas} --output {tmp_path / 'o.pickle'}"
-    assert roi(["extract", *given.split()]) == 0
+    assert roi([*given.split()]) == 0
     series = np.load(tmp_path / "o.pickle", allow_pickle=True)[0]["roiTimeseries"]
     np.testing.assert_allclose(series[[0, 1, 3, 4]], signals(1), rtol=1e-5)
     assert "oblique by 10.0 degrees" in (tmp_path / "o.html").read_text()
@@ -297,7 +297,7 @@ def test_a_gap_in_the_confounds_costs_one_run(
     lines[60] = "n/a" + lines[60][lines[60].index("\t") :]
     table.write_text("\n".join(lines))
     flags = f"--input {tmp_path / 'in'} --atlas {atlas} --output {tmp_path / 'o.pickle'}"
-    assert roi(["extract", *flags.split(), "--confounds", "basic"]) == 1
+    assert roi([*flags.split(), "--confounds", "basic"]) == 1
     assert "lacks values in trans_x behind the first frame" in capsys.readouterr().err
     assert len(json.loads((tmp_path / "o.json").read_text())["runs"]) == 1
 
@@ -309,7 +309,7 @@ def test_tables_of_subjects(
     fmriprep_run(tmp_path / "in", "007", signals(1))
     (tmp_path / "t.csv").write_text("subject,task,session,sex\n7,nback,2,F\n")
     given = f"--input {tmp_path / 'in'} --atlas {atlas} --output {tmp_path / 'o.npy'}"
-    words = ["extract", *given.split(), "--label_csv", str(tmp_path / "t.csv")]
+    words = [*given.split(), "--label_csv", str(tmp_path / "t.csv")]
     assert roi(words) == 0
     assert "note: --label_csv: session, task is as the run's name says" in capsys.readouterr().err
     pheno = np.load(tmp_path / "o.npy", allow_pickle=True)[0]["pheno"]
@@ -323,5 +323,5 @@ def test_a_doubtful_tr_is_told_of(
     run = fmriprep_run(tmp_path / "in", "1", signals(1))
     run.with_name(run.name.replace(".nii.gz", ".json")).write_text('{"RepetitionTime": 0.8}')
     given = f"--input {tmp_path / 'in'} --atlas {atlas} --output {tmp_path / 'o.pickle'}"
-    assert roi(["extract", *given.split()]) == 0
+    assert roi([*given.split()]) == 0
     assert "note: TR of the header is 2 s, of the sidecar 0.8 s" in capsys.readouterr().err

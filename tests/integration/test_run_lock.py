@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from project.module.training.run_lock import FILE, RunLock
+from neuromamba.training.run_lock import FILE, RunLock
 from tests.integration.forked import Blow
 from tests.integration.tiny_runs import DDP, LAST, NEXT, Runs, rows
 

@@ -1,4 +1,4 @@
-"""project/report.py: every kind of run, compared runs, and what the page holds."""
+"""neuromamba report: every kind of run, compared runs, and what the page holds."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from project.main import main as train
-from project.report import main as report
+from neuromamba.commands.report import main as report
+from neuromamba.commands.train import main as train
 from tests.integration.test_flags import AGE, NEXT, write_tables
 from tests.integration.tiny import CommandLine, Finished
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from project import deepspeed_profile
-from project.main import main
-from project.module.models.flop_formula import window_flops
-from project.module.planning import scaling
-from project.module.training.profiling import PHASES
+from neuromamba.commands import profile as deepspeed_profile
+from neuromamba.commands.train import main
+from neuromamba.fmamba.flop_formula import window_flops
+from neuromamba.fmamba.profiling import PHASES
+from neuromamba.planning import scaling
 from tests.integration.tiny import CommandLine, Finished
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from project.module.training.position import RUN_KEY
+from neuromamba.training.resume_state import RUN_KEY
 from tests.integration.forked import Blow
 from tests.integration.launched import MAIN, environment
 from tests.integration.ranks import ZERO, needs_deepspeed

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from project.main import main
-from project.module.config import UserInputError
-from project.module.utils.data_preprocess_and_load.datasets import DATASETS
-from project.module.utils.data_preprocess_and_load.hdf5_store import list_runs
-from project.module.utils.data_preprocess_and_load.splits import read_split_txt
+from neuromamba.commands.train import main
+from neuromamba.common.errors import UserInputError
+from neuromamba.data.cohorts.registry import DATASETS
+from neuromamba.data.cohorts.splits import read_split_txt
+from neuromamba.data.store.reader import list_runs
 from tests.integration.tiny import FRAMES, SUBJECTS, CommandLine, write_tiny_run
 
 OWN = "--dataset_name Own --label_csv own.csv --target_column group"

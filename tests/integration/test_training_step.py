@@ -11,11 +11,11 @@ import torch
 
 from benchmarks import training_step
 from benchmarks._measure import resident
-from project.module import pl_classifier
-from project.module.models.fmamba import Embedder
-from project.module.models.mamba2 import Mamba2, ResidualBlock
-from project.module.pl_classifier import PretrainModule
-from project.module.utils.data_preprocess_and_load.datasets_hdf5 import WindowDataset
+from neuromamba.data.windows.dataset import WindowDataset
+from neuromamba.fmamba import module as pl_classifier
+from neuromamba.fmamba.backbone import Embedder
+from neuromamba.fmamba.module import PretrainModule
+from neuromamba.layers.mamba2 import Mamba2, ResidualBlock
 from tests.integration.tiny import CommandLine
 
 DELAY = 0.05

@@ -12,15 +12,13 @@ import torch
 from pytorch_lightning.plugins.precision import HalfPrecision
 from torch.utils.data import DataLoader
 
-from project.module.config import RUN_SCALINGS, DataConfig, UserInputError
-from project.module.utils.data_preprocess_and_load import datasets_hdf5
-from project.module.utils.data_preprocess_and_load.datasets_hdf5 import (
-    WindowDataset,
-    collate_windows,
-    windows_of,
-)
-from project.module.utils.data_preprocess_and_load.hdf5_store import read_header
-from project.module.utils.data_preprocess_and_load.hdf5_writer import write_run
+from neuromamba.common.errors import UserInputError
+from neuromamba.config.data import DataConfig
+from neuromamba.config.names import RUN_SCALINGS
+from neuromamba.data.store.reader import read_header
+from neuromamba.data.store.writer import write_run
+from neuromamba.data.windows import dataset as datasets_hdf5
+from neuromamba.data.windows.dataset import WindowDataset, collate_windows, windows_of
 
 GRID = (6, 5, 4)
 AFFINE = np.diag([-2.0, 2.0, 2.0, 1.0])

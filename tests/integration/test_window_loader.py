@@ -20,23 +20,21 @@ from pytorch_lightning import Callback
 from torch.utils.data import ConcatDataset
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from project.main import main
-from project.module.config import DataConfig, UserInputError
-from project.module.training import trainer as trainer_module
-from project.module.utils.data_preprocess_and_load.datasets_hdf5 import (
-    WindowDataset,
-    collate_windows,
-)
-from project.module.utils.data_preprocess_and_load.hdf5_store import list_runs
-from project.module.utils.data_preprocess_and_load.shared_memory import Slots
-from project.module.utils.data_preprocess_and_load.window_cache import WindowCache
-from project.module.utils.data_preprocess_and_load.window_loader import (
+from neuromamba.commands.train import main
+from neuromamba.common.errors import UserInputError
+from neuromamba.config.data import DataConfig
+from neuromamba.data.store.reader import list_runs
+from neuromamba.data.windows.cache import WindowCache
+from neuromamba.data.windows.dataset import WindowDataset, collate_windows
+from neuromamba.data.windows.loader import (
     BatchReader,
     EpochSampler,
     WindowLoader,
     in_order,
     window_loader,
 )
+from neuromamba.data.windows.shared_memory import Slots
+from neuromamba.fmamba import trainer as trainer_module
 from tests.integration.tiny import GRID, CommandLine, write_tiny_run
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from project.main import run
-from project.module.pl_classifier import FMambaModule
-from project.module.training.run import Run
-from project.module.training.run_config import run_config
-from project.module.utils.data_module import FMRIDataModule
-from project.module.utils.data_preprocess_and_load.hdf5_writer import write_run
-from project.module.utils.parser import build_parser, parse_arguments
-from project.module.utils.seed_creation import seed_run
+from neuromamba.commands.train import run
+from neuromamba.common.seeds import seed_run
+from neuromamba.data.store.writer import write_run
+from neuromamba.data.windows.data_module import FMRIDataModule
+from neuromamba.fmamba.flags import build_parser, parse_arguments
+from neuromamba.fmamba.module import FMambaModule
+from neuromamba.fmamba.run import Run
+from neuromamba.fmamba.run_config import run_config
 
 GRID = (12, 12, 12)
 FRAMES = 12

@@ -7,8 +7,8 @@ import types
 import pytest
 import torch
 
-from project.module.models.mamba2 import Mamba2
-from project.module.models.ssd import BACKENDS
+from neuromamba.layers.mamba2 import Mamba2
+from neuromamba.layers.ssd import BACKENDS
 
 CPU_BACKENDS = sorted(n for n, b in BACKENDS.items() if b.why_not(torch.device("cpu")) is None)
 D_MODEL, D_STATE, HEADDIM, D_CONV, EXPAND = 24, 6, 24, 4, 2

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from project.module.config import ModelConfig
-from project.module.models.fmamba import FMamba
-from project.module.models.load_model import build_model
-from project.module.models.ssd import BACKENDS
-from project.module.models.tokenizer import PackedTokens, pack_dense
+from neuromamba.config.model import ModelConfig
+from neuromamba.fmamba.backbone import FMamba
+from neuromamba.fmamba.build import build_model
+from neuromamba.fmamba.tokenizer import PackedTokens, pack_dense
+from neuromamba.layers.ssd import BACKENDS
 
 CPU_BACKENDS = sorted(n for n, b in BACKENDS.items() if b.why_not(torch.device("cpu")) is None)
 CONFIG = ModelConfig(

@@ -14,15 +14,16 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from project.module.analysis import flops
-from project.module.analysis.deepspeed_flops import PlainMixer
-from project.module.config import SSD_BACKENDS, ModelConfig
-from project.module.models.fmamba import FMamba
-from project.module.models.load_model import build_model
-from project.module.models.ssd import BACKENDS, MixerParams, mixer_core
-from project.module.models.ssd.api import CHUNK
-from project.module.models.ssd.flop_count import counted_mixer, counting_flops, scan_products
-from project.module.models.tokenizer import PackedTokens
+from neuromamba.config.model import ModelConfig
+from neuromamba.config.names import SSD_BACKENDS
+from neuromamba.fmamba.backbone import FMamba
+from neuromamba.fmamba.build import build_model
+from neuromamba.fmamba.tokenizer import PackedTokens
+from neuromamba.layers.ssd import BACKENDS, MixerParams, mixer_core
+from neuromamba.layers.ssd.api import CHUNK
+from neuromamba.layers.ssd.flop_count import counted_mixer, counting_flops, scan_products
+from neuromamba.planning import flops
+from neuromamba.planning.deepspeed_flops import PlainMixer
 
 HEADS, HEADDIM, STATE = 2, 12, 6
 PACKED = (1, 64, 3, 130, 65)

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from project.module.config import HeadConfig, ModelConfig
-from project.module.models.heads import build_head
-from project.module.models.load_model import build_model
-from project.module.models.positional import grid_coordinates, nerf_features
-from project.module.models.ssd import BACKENDS
-from project.module.models.tokenizer import patchify
-from project.module.utils.losses import next_token_errors, next_token_targets
+from neuromamba.config.model import HeadConfig, ModelConfig
+from neuromamba.fmamba.build import build_model
+from neuromamba.fmamba.heads import build_head
+from neuromamba.fmamba.losses import next_token_errors, next_token_targets
+from neuromamba.fmamba.positional import grid_coordinates, nerf_features
+from neuromamba.fmamba.tokenizer import patchify
+from neuromamba.layers.ssd import BACKENDS
 from tests.golden import fmamba_numpy as golden
 from tests.golden.make_golden import (
     DEPTH,

@@ -9,17 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from project.module.config import UserInputError
-from project.neurossm.Analysis.cpa import (
+from neuromamba.common.errors import UserInputError
+from neuromamba.data.regions.batches import z_scored
+from neuromamba.data.regions.dataset import Scan
+from neuromamba.layers.packing import pack
+from neuromamba.neurossm.attribution import (
     CPAConfig,
     attribute,
     calibrated,
     mean_features,
     pathway_attributions,
 )
-from project.neurossm.Dataset.batches import z_scored
-from project.neurossm.Dataset.cohort import Scan
-from project.neurossm.Models.neurossm import NeuroSSM, NeuroSSMConfig, pack
+from neuromamba.neurossm.model import NeuroSSM, NeuroSSMConfig
 
 CONFIG = NeuroSSMConfig(
     rois=5, classes=3, scales=(1, 3), embed_dim=8, depth=2, d_state=4, headdim=8, dropout=0.0

@@ -8,10 +8,10 @@ import itertools
 import pytest
 import torch
 
-from project.module.config import VARIANTS, ModelConfig
-from project.module.models.load_model import build_model, load_model_config
-from project.module.models.positional import grid_coordinates, nerf_features
-from project.module.models.tokenizer import pack_dense, patchify, unpatchify
+from neuromamba.config.model import VARIANTS, ModelConfig
+from neuromamba.fmamba.build import build_model, load_model_config
+from neuromamba.fmamba.positional import grid_coordinates, nerf_features
+from neuromamba.fmamba.tokenizer import pack_dense, patchify, unpatchify
 
 # Variant: (parameters, MiB of the saved state dict). Parameters of the released sizes; Large
 # follows from its published count. The 42 MB of the README is Base with its stored encoding.

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor, FakeTensorMode
 
-from project.module.models.mamba2 import Mamba2, ResidualBlock
-from project.module.models.ssd import BACKENDS, memory, native
-from project.module.models.utils import RMSNorm
+from neuromamba.layers.mamba2 import Mamba2, ResidualBlock
+from neuromamba.layers.rms_norm import RMSNorm
+from neuromamba.layers.ssd import BACKENDS, native
+from neuromamba.layers.ssd import buffers as memory
 
 LENGTHS = (5, 130, 1, 700)
 BOUND = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 5e-2}

@@ -23,23 +23,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from project.module.config import (
-    DownstreamConfig,
-    HeadConfig,
-    ModelConfig,
-    OptimConfig,
-    PretrainConfig,
-)
-from project.module.models.ssd import memory, native
-from project.module.pl_classifier import (
-    DownstreamModule,
-    FMambaModule,
-    PretrainModule,
-    build_optimizer,
-)
-from project.module.planning.layer_memory import layer_by_layer
-from project.module.planning.step_memory import Step, step_memory
-from project.module.utils.seed_creation import seed_run
+from neuromamba.common.seeds import seed_run
+from neuromamba.config.model import HeadConfig, ModelConfig
+from neuromamba.config.training import DownstreamConfig, OptimConfig, PretrainConfig
+from neuromamba.fmamba.module import DownstreamModule, FMambaModule, PretrainModule, build_optimizer
+from neuromamba.layers.ssd import buffers as memory
+from neuromamba.layers.ssd import native
+from neuromamba.planning.layer_memory import layer_by_layer
+from neuromamba.planning.step_memory import Step, step_memory
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ModelConfig(embed_dim=64, depth=3, img_size=(36, 36, 36, 16))

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from project.module.models.ssd import MixerParams, mixer_core
+from neuromamba.layers.ssd import MixerParams, mixer_core
 
 PARAMETERS = ("conv_weight", "conv_bias", "dt_bias", "A_log", "D", "norm_weight")
 ROOT = Path(__file__).resolve().parents[2]

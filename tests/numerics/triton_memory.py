@@ -19,8 +19,8 @@ from tests.numerics.triton_on_cpu import pretend_causal_conv1d, pretend_cuda
 
 def kept(depth: int, width: int, lengths: tuple[int, ...]) -> int:
     """Bytes saved by a backbone's blocks."""
-    from project.module.config import ModelConfig
-    from project.module.models.load_model import build_model
+    from neuromamba.config.model import ModelConfig
+    from neuromamba.fmamba.build import build_model
 
     torch.manual_seed(0)
     model = build_model(ModelConfig(embed_dim=width, depth=depth), ssd_backend="triton")
@@ -48,7 +48,7 @@ def main(way: str, width: str, *lengths: str) -> None:
         pretend_causal_conv1d()
     else:
         sys.modules["causal_conv1d"] = None  # type: ignore[assignment]
-    from project.module.models.ssd import triton as backend
+    from neuromamba.layers.ssd import triton as backend
 
     sizes = tuple(map(int, lengths))
     print(kept(3, int(width), sizes) - kept(2, int(width), sizes))

@@ -142,8 +142,8 @@ def main(way: str, source: str, target: str) -> None:
         pretend_causal_conv1d()
     else:
         sys.modules["causal_conv1d"] = None
-    from project.module.models.ssd import MixerParams, mixer_core
-    from project.module.models.ssd import triton as backend
+    from neuromamba.layers.ssd import MixerParams, mixer_core
+    from neuromamba.layers.ssd import triton as backend
 
     results: list[Any] = []
     for dtype, zxbcdt, parameters, lengths, cotangent in torch.load(source):

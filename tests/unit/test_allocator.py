@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from project.module.config import UserInputError
-from project.module.training.allocator import choose_allocator
+from neuromamba.common.errors import UserInputError
+from neuromamba.training.allocator import choose_allocator
 
 ROOT = Path(__file__).resolve().parents[2]
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc only")
@@ -19,7 +19,7 @@ glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's ma
 # blocks that land in a hole make it too small for the next one, so that it takes some turns.
 FAULTS = """
 import resource, sys, torch
-from project.module.training.allocator import choose_allocator
+from neuromamba.training.allocator import choose_allocator
 choose_allocator(sys.argv[1], "cpu").apply()
 for turn in range(30):
     if turn == 20:
@@ -93,7 +93,7 @@ def test_retained_memory_is_not_mapped_again() -> None:
 # Tensors of 8 MB, every other one of which is freed; what is resident then.
 HOLES = """
 import sys, torch
-from project.module.training.allocator import choose_allocator
+from neuromamba.training.allocator import choose_allocator
 choose_allocator(sys.argv[1], "cpu").apply()
 kept = [torch.full((1 << 21,), 1.0) for _ in range(40)]
 del kept[::2]
@@ -116,7 +116,7 @@ def test_compact_leaves_no_holes() -> None:
 
 def test_the_library_leaves_the_allocator_alone() -> None:
     """Only entry points may set it; torch need not be there to choose."""
-    text = "import sys, project.module.training.allocator as a; assert 'torch' not in sys.modules"
+    text = "import sys, neuromamba.training.allocator as a; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", text], cwd=ROOT).returncode == 0
     users = [
         path.relative_to(ROOT).as_posix()

@@ -9,8 +9,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from project.module.config import UserInputError
-from project.neurossm.Dataset.atlases import read_atlas
+from neuromamba.common.errors import UserInputError
+from neuromamba.data.regions.atlases import read_atlas
 
 BAD_NAMES = {
     "index,name\n1,a\n1,b\n2,c\n": "has the index '1' (b); expected whole numbers from 1 on, each",

@@ -11,19 +11,13 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from project.module.config import (
-    AugmentConfig,
-    DownstreamConfig,
-    HeadConfig,
-    ModelConfig,
-    OptimConfig,
-    PretrainConfig,
-    UserInputError,
-)
-from project.module.models.tokenizer import pack_compact, plan_compact, unpatchify
-from project.module.pl_classifier import DownstreamModule, PretrainModule
-from project.module.utils import augment
-from project.module.utils.augment import (
+from neuromamba.common.errors import UserInputError
+from neuromamba.common.seeds import stream
+from neuromamba.config.data import AugmentConfig
+from neuromamba.config.model import HeadConfig, ModelConfig
+from neuromamba.config.training import DownstreamConfig, OptimConfig, PretrainConfig
+from neuromamba.data.windows import augment
+from neuromamba.data.windows.augment import (
     Affine,
     AugmentPlan,
     affine_about,
@@ -34,8 +28,9 @@ from project.module.utils.augment import (
     resample,
     smooth,
 )
-from project.module.utils.data_preprocess_and_load.datasets_hdf5 import collate_windows
-from project.module.utils.seed_creation import stream
+from neuromamba.data.windows.dataset import collate_windows
+from neuromamba.fmamba.module import DownstreamModule, PretrainModule
+from neuromamba.fmamba.tokenizer import pack_compact, plan_compact, unpatchify
 
 GRID, FRAMES = (20, 24, 18), 4
 STILL = Affine(((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)), (0.0, 0.0, 0.0))

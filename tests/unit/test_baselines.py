@@ -11,22 +11,18 @@ import nibabel
 import numpy as np
 import pytest
 
-from project.module.analysis.baselines import (
-    FC,
-    MEAN_VOLUME,
-    Baseline,
-    baselines_of_data,
-    fit_baselines,
-)
-from project.module.analysis.subject_features import (
+from neuromamba.common.errors import UserInputError
+from neuromamba.config.data import DataConfig
+from neuromamba.config.training import DownstreamConfig
+from neuromamba.data.store.writer import write_run
+from neuromamba.data.windows.data_module import FMRIDataModule
+from neuromamba.fmamba.baselines import FC, MEAN_VOLUME, Baseline, baselines_of_data, fit_baselines
+from neuromamba.fmamba.subject_features import (
     atlas_parcellation,
     grid_parcellation,
     subject_features,
     union_of_masks,
 )
-from project.module.config import DataConfig, DownstreamConfig, UserInputError
-from project.module.utils.data_module import FMRIDataModule
-from project.module.utils.data_preprocess_and_load.hdf5_writer import write_run
 
 GRID = (6, 6, 6)
 AFFINE = np.diag([-2.0, 2.0, 2.0, 1.0])

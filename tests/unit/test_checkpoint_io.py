@@ -15,26 +15,21 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from project.module.config import (
-    DownstreamConfig,
-    HeadConfig,
-    ModelConfig,
-    OptimConfig,
-    PretrainConfig,
-    UserInputError,
-    from_dict,
-)
-from project.module.models.checkpoint_files import read_file
-from project.module.models.checkpoint_io import (
+from neuromamba.checkpoints.files import read_file
+from neuromamba.checkpoints.io import (
     CHECKPOINT_KEY,
     canonical_name,
     load_backbone,
     load_strictly,
     read_checkpoint,
 )
-from project.module.models.fmamba import FMamba
-from project.module.models.load_model import build_model
-from project.module.pl_classifier import DownstreamModule, PretrainModule, TargetScaling
+from neuromamba.common.errors import UserInputError
+from neuromamba.config.model import HeadConfig, ModelConfig
+from neuromamba.config.serialise import from_dict
+from neuromamba.config.training import DownstreamConfig, OptimConfig, PretrainConfig
+from neuromamba.fmamba.backbone import FMamba
+from neuromamba.fmamba.build import build_model
+from neuromamba.fmamba.module import DownstreamModule, PretrainModule, TargetScaling
 
 CONFIG = ModelConfig(
     img_size=(4, 4, 4, 4), patch_size=(2, 2, 2, 2), embed_dim=16, depth=2, background="zero"
@@ -220,7 +215,7 @@ class FrozenCard:
     ("value", "type_name"),
     [
         (argparse.Namespace(embed_dim=16), "argparse.Namespace"),
-        (ModelConfig(), "project.module.config.ModelConfig"),
+        (ModelConfig(), "neuromamba.config.model.ModelConfig"),
         (FrozenCard(), f"{__name__}.FrozenCard"),
         (Path("a"), "pathlib."),
         (datetime.date(2026, 1, 1), "datetime.date"),

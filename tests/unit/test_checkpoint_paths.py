@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from project.module.config import UserInputError
-from project.module.models.checkpoint_io import check_readable, read_checkpoint
-from project.module.models.checkpoint_paths import find_checkpoint
+from neuromamba.checkpoints.io import check_readable, read_checkpoint
+from neuromamba.checkpoints.paths import find_checkpoint
+from neuromamba.common.errors import UserInputError
 
 WEIGHTS = {"norm.weight": torch.arange(1000.0)}
 

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
-from project import demo, doctor
-from project.check_flops import flops_parser
-from project.deepspeed_profile import profile_parser
-from project.export_checkpoint import export_parser
-from project.module.utils.data_preprocess_and_load import preprocessing, synthetic
-from project.module.utils.parser import build_parser, parse_arguments, trainer_arguments
+from neuromamba.commands import demo, doctor
+from neuromamba.commands import plan as plan_command
+from neuromamba.commands import preprocess as preprocessing
+from neuromamba.commands import synthetic as synthetic_command
+from neuromamba.commands.export import export_parser
+from neuromamba.commands.flops import flops_parser
+from neuromamba.commands.profile import profile_parser
+from neuromamba.fmamba.flags import build_parser, parse_arguments, trainer_arguments
 
 MAIN: dict[str, Any] = {
     # run
@@ -327,7 +329,7 @@ def test_flags_of_deepspeed_profile() -> None:
 
 def test_flags_of_doctor() -> None:
     assert flags_of(doctor.doctor_parser()) == DOCTOR
-    main, plan = flags_of(build_parser()), flags_of(doctor.plan_parser())
+    main, plan = flags_of(build_parser()), flags_of(plan_command.plan_parser())
     assert {flag: value for flag, value in plan.items() if flag not in main} == PLAN
     assert set(main) <= set(plan)
 
@@ -337,7 +339,7 @@ def test_flags_of_preprocessing() -> None:
 
 
 def test_flags_of_synthetic() -> None:
-    assert flags_of(synthetic._parser()) == SYNTHETIC
+    assert flags_of(synthetic_command._parser()) == SYNTHETIC
 
 
 def test_flags_of_demo() -> None:

@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from project.module.command_line import ended
-from project.module.config import UserInputError
+from neuromamba.common.cli import ended
+from neuromamba.common.errors import UserInputError
 
 CASES: list[tuple[BaseException, int, str]] = [
     (UserInputError("--flag: bad."), 2, "error: --flag: bad.\n"),

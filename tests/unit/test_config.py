@@ -10,25 +10,14 @@ import pytest
 import torch
 import yaml
 
-from project.module.config import (
-    DATASET_NAMES,
-    TASKS,
-    VARIANTS,
-    DataConfig,
-    DownstreamConfig,
-    HeadConfig,
-    ModelConfig,
-    OptimConfig,
-    PretrainConfig,
-    UserInputError,
-    canonical_dataset_name,
-    canonical_head_name,
-    from_dict,
-    look_up,
-    read_yaml,
-    to_dict,
-)
-from project.module.models.load_model import load_model_config
+from neuromamba.common.errors import UserInputError, look_up
+from neuromamba.config.data import DataConfig
+from neuromamba.config.model import VARIANTS, HeadConfig, ModelConfig
+from neuromamba.config.names import DATASET_NAMES, canonical_dataset_name, canonical_head_name
+from neuromamba.config.serialise import from_dict, read_yaml, to_dict
+from neuromamba.config.tasks import TASKS
+from neuromamba.config.training import DownstreamConfig, OptimConfig, PretrainConfig
+from neuromamba.fmamba.build import load_model_config
 
 NAN, INF = float("nan"), float("inf")
 

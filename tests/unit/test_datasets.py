@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from project.module.config import DATASET_NAMES, UserInputError
-from project.module.utils.data_preprocess_and_load.datasets import DATASETS
-from project.module.utils.data_preprocess_and_load.labels import read_labels
+from neuromamba.common.errors import UserInputError
+from neuromamba.config.names import DATASET_NAMES
+from neuromamba.data.cohorts.labels import read_labels
+from neuromamba.data.cohorts.registry import DATASETS
 
 
 def store(tmp_path, text: str, name: str = "labels.csv", encoding: str = "utf-8"):

@@ -20,29 +20,45 @@ import pytest
 import torch
 
 from benchmarks import ingest, loader, memory_plan, training_step
-from paper import haxby2001
-from project import deepspeed_profile, demo, doctor, quality, report, reproduce
-from project import main as entry
-from project.check_flops import flops_parser
-from project.export_checkpoint import export_parser
-from project.module.analysis import flops
-from project.module.config import TASKS, VARIANTS, ModelConfig
-from project.module.models.load_model import build_model, load_model_config
-from project.module.training.run_config import run_config
-from project.module.utils.data_preprocess_and_load import (
-    check_and_clean_hdf5,
-    convert_data_into_hdf5_revised,
-    preprocessing,
-    synthetic,
+from neuromamba.commands import (
+    check_store as check_and_clean_hdf5,
 )
-from project.module.utils.data_preprocess_and_load.datasets import DATASETS
-from project.module.utils.data_preprocess_and_load.hdf5_store import RunHeader
-from project.module.utils.data_preprocess_and_load.hdf5_writer import write_run
-from project.module.utils.data_preprocess_and_load.manifest import ManifestRow
-from project.module.utils.parser import build_parser, parse_arguments
-from project.neurossm import roi, tester
-from project.neurossm.Analysis.run_cpa_analysis import build_parser as analysis_parser
-from project.neurossm.Dataset.synthetic import build_parser as synthetic_roi_parser
+from neuromamba.commands import (
+    convert_reference as convert_data_into_hdf5_revised,
+)
+from neuromamba.commands import (
+    demo,
+    doctor,
+    quality,
+    report,
+    reproduce,
+)
+from neuromamba.commands import plan as plan_command
+from neuromamba.commands import (
+    preprocess as preprocessing,
+)
+from neuromamba.commands import (
+    profile as deepspeed_profile,
+)
+from neuromamba.commands import regions_extract as roi
+from neuromamba.commands import regions_train as tester
+from neuromamba.commands import synthetic as synthetic_command
+from neuromamba.commands import train as entry
+from neuromamba.commands.export import export_parser
+from neuromamba.commands.flops import flops_parser
+from neuromamba.commands.regions_explain_reference import build_parser as analysis_parser
+from neuromamba.commands.regions_synthetic import build_parser as synthetic_roi_parser
+from neuromamba.config.model import VARIANTS, ModelConfig
+from neuromamba.config.tasks import TASKS
+from neuromamba.data.cohorts.registry import DATASETS
+from neuromamba.data.store.manifest import ManifestRow
+from neuromamba.data.store.reader import RunHeader
+from neuromamba.data.store.writer import write_run
+from neuromamba.fmamba.build import build_model, load_model_config
+from neuromamba.fmamba.flags import build_parser, parse_arguments
+from neuromamba.fmamba.run_config import run_config
+from neuromamba.planning import flops
+from paper import haxby2001
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = [
@@ -199,45 +215,66 @@ def _parse_reproduction(words: Sequence[str]) -> None:
     reproduce.build_parser().parse_args(own)
 
 
-def _parse_doctor(arguments: Sequence[str]) -> None:
-    if arguments[:1] == ["plan"]:
-        doctor.request_of(doctor.planned_run(arguments[1:]))
-    else:
-        parse_arguments(doctor.doctor_parser(), arguments)
+def _parse_plan(words: Sequence[str]) -> None:
+    plan_command.request_of(plan_command.planned_run(words))
 
 
-DATA_LAYER = "project/module/utils/data_preprocess_and_load"
-ENTRY_POINTS: dict[str, Callable[[Sequence[str]], object]] = {
-    "project/main.py": _parse_run,
-    "project/check_flops.py": _parse_flops,
-    "project/deepspeed_profile.py": deepspeed_profile.checked,
-    "project/doctor.py": _parse_doctor,
-    "project/reproduce.py": _parse_reproduction,
-    "project/report.py": lambda words: report.build_parser().parse_args(words),
-    "project/quality.py": lambda words: quality.build_parser().parse_args(words),
-    "project/export_checkpoint.py": lambda words: export_parser().parse_args(words),
-    f"{DATA_LAYER}/preprocessing.py": lambda words: preprocessing.build_parser().parse_args(words),
-    f"{DATA_LAYER}/convert_data_into_hdf5_revised.py": lambda words: (
-        convert_data_into_hdf5_revised.build_parser().parse_args(words)
-    ),
-    f"{DATA_LAYER}/check_and_clean_hdf5.py": lambda words: (
-        check_and_clean_hdf5.build_parser().parse_args(words)
-    ),
-    f"{DATA_LAYER}/preprocessing_HCP_v2.py": lambda words: preprocessing.build_parser().parse_args(
+Parse = Callable[[Sequence[str]], object]
+# Every command of ``neuromamba``, and how its words are checked without doing anything.
+PARSERS: dict[str, Parse] = {
+    "train": _parse_run,
+    "flops": _parse_flops,
+    "profile": deepspeed_profile.checked,
+    "doctor": lambda words: parse_arguments(doctor.doctor_parser(), words),
+    "plan": _parse_plan,
+    "reproduce": _parse_reproduction,
+    "report": lambda words: report.build_parser().parse_args(words),
+    "quality": lambda words: quality.build_parser().parse_args(words),
+    "export": lambda words: export_parser().parse_args(words),
+    "demo": lambda words: demo.build_parser().parse_args(words),
+    "build-kernels": lambda words: set(words) <= {"--force"},
+    "preprocess": lambda words: preprocessing.build_parser().parse_args(words),
+    "convert-reference": lambda words: convert_data_into_hdf5_revised.build_parser().parse_args(
         words
     ),
+    "check-store": lambda words: check_and_clean_hdf5.build_parser().parse_args(words),
+    "synthetic": lambda words: synthetic_command._parser().parse_args(words),
+    "regions train": lambda words: tester.build_parser().parse_args(words),
+    "regions extract": lambda words: roi.build_parser().parse_args(words),
+    "regions synthetic": lambda words: synthetic_roi_parser().parse_args(words),
+    "regions explain-reference": lambda words: analysis_parser().parse_args(words),
+}
+DATA_LAYER = "project/module/utils/data_preprocess_and_load"
+# The reference's scripts -> the command that they are.
+FACES = {
+    "project/main.py": "train",
+    "project/check_flops.py": "flops",
+    "project/deepspeed_profile.py": "profile",
+    f"{DATA_LAYER}/preprocessing.py": "preprocess",
+    f"{DATA_LAYER}/preprocessing_HCP_v2.py": "preprocess",
+    f"{DATA_LAYER}/convert_data_into_hdf5_revised.py": "convert-reference",
+    f"{DATA_LAYER}/check_and_clean_hdf5.py": "check-store",
+    "project/neurossm/tester.py": "regions train",
+    "project/neurossm/Analysis/run_cpa_analysis.py": "regions explain-reference",
+}
+BENCHMARKS: dict[str, Parse] = {
     "benchmarks/training_step.py": lambda words: training_step.flags().parse_args(words),
     "benchmarks/loader.py": lambda words: loader.flags().parse_args(words),
     "benchmarks/ingest.py": lambda words: ingest.flags().parse_args(words),
     "benchmarks/memory_plan.py": lambda words: memory_plan.flags().parse_args(words),
-    f"{DATA_LAYER}/synthetic.py": lambda words: synthetic._parser().parse_args(words),
-    "project/neurossm/tester.py": lambda words: tester.build_parser().parse_args(words),
-    "project/neurossm/roi.py": lambda words: roi.build_parser().parse_args(words),
-    "project/neurossm/Dataset/synthetic.py": lambda words: synthetic_roi_parser().parse_args(words),
-    "project/neurossm/Analysis/run_cpa_analysis.py": lambda words: analysis_parser().parse_args(
-        words
-    ),
 }
+
+
+def command_in(words: Sequence[str]) -> tuple[str, Sequence[str]] | None:
+    """Name of our command among the words of a shell's, and the words after it."""
+    for at, word in enumerate(words):
+        if word in FACES:
+            return FACES[word], words[at + 1 :]
+        if word == "neuromamba":
+            length = 2 if words[at + 1] == "regions" else 1
+            end = at + 1 + length
+            return " ".join(words[at + 1 : end]), words[end:]
+    return None
 
 
 def stand_ins(folder: Path) -> dict[str, str]:
@@ -256,10 +293,13 @@ def test_commands_are_parsed(name: str, monkeypatch: pytest.MonkeyPatch, tmp_pat
     places = stand_ins(tmp_path)
     targets = set(re.findall(r"(?m)^([a-z-]+):", read("Makefile")))
     for words in shell_commands(name):
-        if words[0] == "python" and words[1].startswith("project/"):
-            assert words[1] in ENTRY_POINTS, f"{name}: no parser known for {words[1]}"
+        if (found := command_in(words)) is not None:
+            command, flags = found
+            assert command in PARSERS, f"{name}: no parser known for {words}"
             # A checkpoint's card would complete the flags; they must fit without it, too.
-            ENTRY_POINTS[words[1]]([places.get(word, word) for word in words[2:]])
+            PARSERS[command]([places.get(word, word) for word in flags])
+        elif words[0] == "python" and words[1] in BENCHMARKS:
+            BENCHMARKS[words[1]](words[2:])
         elif words[0] == "python":
             assert (ROOT / words[1]).is_file(), words
         elif words[0] == "make":
@@ -267,9 +307,6 @@ def test_commands_are_parsed(name: str, monkeypatch: pytest.MonkeyPatch, tmp_pat
             for word in words[1:]:
                 if words[1] == "demo" and word.startswith("ARGS="):
                     demo.build_parser().parse_args(shlex.split(word.removeprefix("ARGS=")))
-        elif words[0] in ("torchrun", "srun", "mpiexec"):
-            (at,) = [i for i, word in enumerate(words) if word in ENTRY_POINTS]
-            ENTRY_POINTS[words[at]](words[at + 1 :])
         elif scripts := [word for word in words if word.startswith("sample_scripts/")]:
             check_script_call(words, *scripts)
         elif words[0] == "bash":
@@ -292,8 +329,8 @@ def check_script_call(words: Sequence[str], script: str) -> None:
 
 def test_commands_are_found() -> None:
     commands = [words for name in DOCS for words in shell_commands(name)]
-    scripts = {words[1] for words in commands if words[0] == "python"}
-    assert scripts == set(ENTRY_POINTS)
+    found = {named[0] for words in commands if (named := command_in(words)) is not None}
+    assert found == set(PARSERS)
     assert ["make", "demo"] in commands
 
 
@@ -321,20 +358,18 @@ def test_cpu_commands_run(name: str, tmp_path: Path) -> None:
         (tmp_path / folder).symlink_to(ROOT / folder)
     ran = 0
     for words in shell_commands(name):
-        if words[0] not in ("python", "mkdir", "cp") or "/path/to" in " ".join(words):
+        if words[0] not in ("python", "neuromamba", "mkdir", "cp"):
+            continue
+        if "/path/to" in " ".join(words):
             continue
         if words[0] == "python":
             words = [sys.executable, *words[1:]]
+        elif words[0] == "neuromamba":
+            words = [sys.executable, "-m", *words]
         done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
         ran += 1
     assert ran >= 5
-
-
-def roi_parsers() -> list[argparse.ArgumentParser]:
-    """Of the subcommands of roi.py."""
-    groups = [a for a in roi.build_parser()._actions if isinstance(a, argparse._SubParsersAction)]
-    return [parser for group in groups for parser in group.choices.values()]
 
 
 def known_flags() -> set[str]:
@@ -344,7 +379,7 @@ def known_flags() -> set[str]:
         preprocessing.build_parser(),
         convert_data_into_hdf5_revised.build_parser(),
         check_and_clean_hdf5.build_parser(),
-        synthetic._parser(),
+        synthetic_command._parser(),
         demo.build_parser(),
         quality.build_parser(),
         report.build_parser(),
@@ -353,11 +388,11 @@ def known_flags() -> set[str]:
         export_parser(),
         deepspeed_profile.profile_parser(),
         doctor.doctor_parser(),
-        doctor.plan_parser(),
+        plan_command.plan_parser(),
         tester.build_parser(),
         synthetic_roi_parser(),
         analysis_parser(),
-        *roi_parsers(),
+        roi.build_parser(),
     )
     flags = {o for parser in parsers for action in parser._actions for o in action.option_strings}
     return flags | LAUNCHER_FLAGS | set(re.findall(r"--[\w-]+", read("setup_env.sh")))

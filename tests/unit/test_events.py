@@ -10,16 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from project.module.config import DataConfig, DownstreamConfig, UserInputError
-from project.module.utils.data_preprocess_and_load.datasets import DATASETS
-from project.module.utils.data_preprocess_and_load.events import (
-    Event,
-    EventFiles,
-    event_task,
-    label_runs,
-    window_starts,
-)
-from project.module.utils.data_preprocess_and_load.run_header import RunHeader
+from neuromamba.common.errors import UserInputError
+from neuromamba.config.data import DataConfig
+from neuromamba.config.training import DownstreamConfig
+from neuromamba.data.cohorts.events import Event, EventFiles, event_task, label_runs, window_starts
+from neuromamba.data.cohorts.registry import DATASETS
+from neuromamba.data.store.header import RunHeader
 
 KEY = DATASETS["Own"].key
 

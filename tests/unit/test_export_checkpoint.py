@@ -15,9 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from project.export_checkpoint import export_parser, main
-from project.module.config import ModelConfig, OptimConfig, PretrainConfig
-from project.module.models.checkpoint_io import (
+from neuromamba.checkpoints.io import (
     CHECKPOINT_KEY,
     canonical_name,
     load_backbone,
@@ -25,8 +23,11 @@ from project.module.models.checkpoint_io import (
     names_in_module,
     read_checkpoint,
 )
-from project.module.models.load_model import build_model
-from project.module.pl_classifier import PretrainModule
+from neuromamba.commands.export import export_parser, main
+from neuromamba.config.model import ModelConfig
+from neuromamba.config.training import OptimConfig, PretrainConfig
+from neuromamba.fmamba.build import build_model
+from neuromamba.fmamba.module import PretrainModule
 from tests.unit.test_checkpoint_io import CONFIG, DATA_CARD, downstream_module, save
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "lightning19"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from project.module.training.feature_watch import PATIENCE, FeatureWatch
+from neuromamba.fmamba.feature_watch import PATIENCE, FeatureWatch
 
 
 def values(loss: float, rank: float = 20.0, std: float = 1.0, knn: float = 0.8) -> dict[str, float]:

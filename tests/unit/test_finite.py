@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from project.module.training.finite import bad_weights
+from neuromamba.training.finite import bad_weights
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

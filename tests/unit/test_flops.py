@@ -19,13 +19,14 @@ import numpy as np
 import pytest
 import torch
 
-from project import check_flops
-from project.module.analysis import flops
-from project.module.analysis.deepspeed_flops import Comparison
-from project.module.config import HeadConfig, ModelConfig, UserInputError
-from project.module.training.strategies import installed
-from project.module.utils.data_preprocess_and_load.hdf5_store import run_file_name
-from project.module.utils.data_preprocess_and_load.hdf5_writer import write_run
+from neuromamba.commands import flops as check_flops
+from neuromamba.common.errors import UserInputError
+from neuromamba.config.model import HeadConfig, ModelConfig
+from neuromamba.data.store.reader import run_file_name
+from neuromamba.data.store.writer import write_run
+from neuromamba.planning import flops
+from neuromamba.planning.deepspeed_flops import Comparison
+from neuromamba.training.strategies import installed
 
 ROOT = Path(__file__).resolve().parents[2]
 README_COMMAND = shlex.split(

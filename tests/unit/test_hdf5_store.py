@@ -14,21 +14,11 @@ import h5py
 import numpy as np
 import pytest
 
-from project.module.config import UserInputError
-from project.module.utils.data_preprocess_and_load import hdf5_store
-from project.module.utils.data_preprocess_and_load.hdf5_store import (
-    RunFile,
-    RunHeader,
-    list_runs,
-    read_header,
-    run_file_name,
-)
-from project.module.utils.data_preprocess_and_load.hdf5_writer import write_run
-from project.module.utils.data_preprocess_and_load.manifest import (
-    manifest_row,
-    read_manifest,
-    write_manifest,
-)
+from neuromamba.common.errors import UserInputError
+from neuromamba.data.store import reader as hdf5_store
+from neuromamba.data.store.manifest import manifest_row, read_manifest, write_manifest
+from neuromamba.data.store.reader import RunFile, RunHeader, list_runs, read_header, run_file_name
+from neuromamba.data.store.writer import write_run
 
 ROOT = Path(__file__).resolve().parents[2]
 GRID = (6, 5, 4)
@@ -138,7 +128,7 @@ def test_lazy_picklable_and_safe_to_fork(tmp_path: Path) -> None:
     # fork, because this process may have threads.
     code = (
         "import os, sys\n"
-        "from project.module.utils.data_preprocess_and_load.hdf5_store import RunFile\n"
+        "from neuromamba.data.store.reader import RunFile\n"
         "run = RunFile(sys.argv[1]); rows = run.read([1, 2]); handle = run._file\n"
         "pid = os.fork()\n"
         "if pid == 0:\n"
@@ -197,8 +187,8 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     pytest.importorskip("resource", reason="file size limits exist on POSIX only")
     code = (
         "import resource, signal, sys, numpy as np\n"
-        "from project.module.config import UserInputError\n"
-        "from project.module.utils.data_preprocess_and_load.hdf5_writer import write_run\n"
+        "from neuromamba.config._all import UserInputError\n"
+        "from neuromamba.data.store.writer import write_run\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
         "frames = np.random.default_rng(0).normal(size=(100, 900)).astype('f4')\n"

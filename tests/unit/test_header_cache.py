@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from project.module.utils.data_preprocess_and_load import header_cache
-from project.module.utils.data_preprocess_and_load.hdf5_store import list_runs, read_header
-from project.module.utils.data_preprocess_and_load.header_cache import CACHE, read_headers
-from project.module.utils.data_preprocess_and_load.run_header import RunHeader
+from neuromamba.data.store import header_cache
+from neuromamba.data.store.header import RunHeader
+from neuromamba.data.store.header_cache import CACHE, read_headers
+from neuromamba.data.store.reader import list_runs, read_header
 from tests.integration.tiny import write_tiny_run
 
 

@@ -121,7 +121,10 @@ def test_every_module_stands_in_a_layer() -> None:
         ({"GOMP_SPINCOUNT": "1000"}, "None 1000"),
     ],
 )
-@pytest.mark.parametrize("start", ["project.doctor", "project.main", "project.check_flops"])
+@pytest.mark.parametrize(
+    "start",
+    ["neuromamba.commands.doctor", "neuromamba.commands.train", "neuromamba.commands.flops"],
+)
 def test_threads_do_not_spin_for_long(start: str, given: dict[str, str], expected: str) -> None:
     """Set before torch loads OpenMP's runtime, which reads it then; the user's setting counts."""
     program = f"""

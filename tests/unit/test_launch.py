@@ -18,13 +18,14 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from pytorch_lightning.utilities import rank_zero_only
 
-from project.main import main
-from project.module.config import UserInputError
-from project.module.training import launch, outputs
-from project.module.training.environments import PBSEnvironment, StepEnvironment
-from project.module.training.launch import cluster_environment, find_launcher, prepare
-from project.module.training.run_config import RunConfig, run_config
-from project.module.utils.parser import build_parser, parse_arguments
+from neuromamba.commands.train import main
+from neuromamba.common.errors import UserInputError
+from neuromamba.fmamba import run_outputs as outputs
+from neuromamba.fmamba.flags import build_parser, parse_arguments
+from neuromamba.fmamba.run_config import RunConfig, run_config
+from neuromamba.training import launch
+from neuromamba.training.environments import PBSEnvironment, StepEnvironment
+from neuromamba.training.launch import cluster_environment, find_launcher, prepare
 
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "none",
@@ -265,7 +266,7 @@ def test_a_run_is_refused_before_it_writes(
     monkeypatch.chdir(tmp_path)
     place(STEP)
     # The last rank is quieter; the tests after this one are not to be.
-    monkeypatch.setattr(logging.getLogger("project"), "setLevel", lambda level: None)
+    monkeypatch.setattr(logging.getLogger("neuromamba"), "setLevel", lambda level: None)
     argv = "--pretraining --use_autoregressive --dataset_name Dummy --accelerator cpu --devices 2"
     assert main([*argv.split(), "--num_nodes", "2"]) == 2
     assert "error: --devices: 2 on --num_nodes 2" in capsys.readouterr().err

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from project.module.config import UserInputError
-from project.module.utils.data_preprocess_and_load.datasets import DATASETS
-from project.module.utils.data_preprocess_and_load.layouts import Found, find_runs
+from neuromamba.common.errors import UserInputError
+from neuromamba.data.cohorts.registry import DATASETS
+from neuromamba.data.ingest.layouts import Found, find_runs
 
 MNI = "space-MNI152NLin2009cAsym_res-2_desc-preproc_bold.nii.gz"
 

@@ -7,7 +7,8 @@ import pytest
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
-from project.module.analysis.linear_models import (
+from neuromamba.common.errors import UserInputError
+from neuromamba.evaluation.linear_models import (
     PENALTIES,
     fit_linear,
     fit_logistic,
@@ -16,7 +17,6 @@ from project.module.analysis.linear_models import (
     logistic_pipeline,
     ridge_pipeline,
 )
-from project.module.config import UserInputError
 
 
 def test_penalty_comes_from_inner_folds() -> None:

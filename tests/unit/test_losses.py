@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from project.module.config import TASK_TYPES
-from project.module.utils import losses
-from project.module.utils.losses import (
+from neuromamba.config.tasks import TASK_TYPES
+from neuromamba.fmamba import losses
+from neuromamba.fmamba.losses import (
     LOSSES,
     masked_token_errors,
     next_token_errors,

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch.optim import SGD, Optimizer
 
-from project.module.config import ModelConfig, OptimConfig, PretrainConfig
-from project.module.pl_classifier import PretrainModule
-from project.module.utils.lr_scheduler import CosineAnnealingWarmUpRestarts
+from neuromamba.config.model import ModelConfig
+from neuromamba.config.training import OptimConfig, PretrainConfig
+from neuromamba.fmamba.module import PretrainModule
+from neuromamba.training.lr_schedule import CosineAnnealingWarmUpRestarts
 
 PEAK = 1e-4
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from project.module.config import MASKING_TYPES
-from project.module.utils.masking_generator import hidden_tokens
-from project.module.utils.seed_creation import stream
+from neuromamba.common.seeds import stream
+from neuromamba.config.names import MASKING_TYPES
+from neuromamba.fmamba.masking import hidden_tokens
 
 TIMES = 5
 

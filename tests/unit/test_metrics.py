@@ -12,7 +12,7 @@ import torch
 from sklearn import metrics as sklearn_metrics
 from torch import Tensor
 
-from project.module.utils.metrics import (
+from neuromamba.evaluation.metrics import (
     METRICS,
     FeatureMetrics,
     SubjectMetrics,

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from project.module.models.ssd import api, native, select_backend
-from project.module.models.ssd.native import build
+from neuromamba.layers.ssd import api, native, select_backend
+from neuromamba.layers.ssd.native import build
 
 compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler"

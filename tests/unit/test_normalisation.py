@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from project.module.config import UserInputError
-from project.module.utils.data_preprocess_and_load.hdf5_store import RunHeader
-from project.module.utils.data_preprocess_and_load.hdf5_writer import write_run
-from project.module.utils.data_preprocess_and_load.normalisation import run_statistics, scaling_of
+from neuromamba.common.errors import UserInputError
+from neuromamba.data.store.normalisation import run_statistics, scaling_of
+from neuromamba.data.store.reader import RunHeader
+from neuromamba.data.store.writer import write_run
 
 LAS = np.diag([-2.0, 2.0, 2.0, 1.0])
 

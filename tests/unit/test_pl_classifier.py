@@ -15,25 +15,20 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
-from project.module.config import (
-    DownstreamConfig,
-    HeadConfig,
-    ModelConfig,
-    OptimConfig,
-    PretrainConfig,
-)
-from project.module.models.load_model import build_model
-from project.module.models.tokenizer import pack_dense
-from project.module.pl_classifier import (
+from neuromamba.common.seeds import stream
+from neuromamba.config.model import HeadConfig, ModelConfig
+from neuromamba.config.training import DownstreamConfig, OptimConfig, PretrainConfig
+from neuromamba.data.windows.dataset import collate_windows
+from neuromamba.evaluation.metrics import subject_key
+from neuromamba.fmamba.build import build_model
+from neuromamba.fmamba.masking import hidden_tokens
+from neuromamba.fmamba.module import (
     DownstreamModule,
     PretrainModule,
     TargetScaling,
     build_optimizer,
 )
-from project.module.utils.data_preprocess_and_load.datasets_hdf5 import collate_windows
-from project.module.utils.masking_generator import hidden_tokens
-from project.module.utils.metrics import subject_key
-from project.module.utils.seed_creation import stream
+from neuromamba.fmamba.tokenizer import pack_dense
 
 # What Lightning remarks on; ``training.trainer`` leaves the same out of real runs.
 lightning_remarks = pytest.mark.filterwarnings(

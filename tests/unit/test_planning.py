@@ -13,21 +13,22 @@ from typing import Any
 
 import pytest
 
-from project import doctor
-from project.module.analysis import flops
-from project.module.config import VARIANTS, HeadConfig, ModelConfig, UserInputError
-from project.module.planning import batch_script, busy_cores, cluster_plan, machine, state_memory
-from project.module.planning.batch_script import Job
-from project.module.planning.gpus import GPUS, find_gpu
-from project.module.planning.memory import Setting, model_weights
-from project.module.planning.schedule import schedule
-from project.module.planning.state_memory import Weights
-from project.module.planning.step_memory import Step, step_memory
-from project.module.training.run import Run
-from project.module.training.run_config import run_config
-from project.module.training.trainer import batches_of_epoch
-from project.module.utils.data_preprocess_and_load.window_loader import EpochSampler
-from project.module.utils.parser import build_parser, parse_arguments
+from neuromamba.commands import doctor
+from neuromamba.commands import plan as plan_command
+from neuromamba.common.errors import UserInputError
+from neuromamba.config.model import VARIANTS, HeadConfig, ModelConfig
+from neuromamba.data.windows.loader import EpochSampler
+from neuromamba.fmamba.flags import build_parser, parse_arguments
+from neuromamba.fmamba.run import Run
+from neuromamba.fmamba.run_config import run_config
+from neuromamba.fmamba.trainer import batches_of_epoch
+from neuromamba.planning import batch_script, busy_cores, cluster_plan, flops, machine, state_memory
+from neuromamba.planning.batch_script import Job
+from neuromamba.planning.gpus import GPUS, find_gpu
+from neuromamba.planning.memory import Setting, model_weights
+from neuromamba.planning.schedule import schedule
+from neuromamba.planning.state_memory import Weights
+from neuromamba.planning.step_memory import Step, step_memory
 from tests.sample_scripts import ROOT, commands_started
 
 BASE = ["--config", str(ROOT / "configs/neuromamba_base.yaml")]
@@ -170,14 +171,14 @@ def plan_of(
     *words: str, gpu: str = "A5000", gpus: int = 8
 ) -> tuple[Any, cluster_plan.Request, cluster_plan.ClusterPlan]:
     argv = [*BASE, "--gpus", str(gpus), "--gpu", gpu, *words]
-    config = doctor.planned_run(argv)
-    request = doctor.request_of(config)
+    config = plan_command.planned_run(argv)
+    request = plan_command.request_of(config)
     setting = request.setting
     config = dataclasses.replace(
         config,
         trainer={**config.trainer, "strategy": setting.strategy, "precision": setting.precision},
     )
-    work = doctor.workload_of(config)
+    work = plan_command.workload_of(config)
     return work, request, cluster_plan.make_plan(config, request, work)
 
 
@@ -189,8 +190,8 @@ def test_plan_of_the_paper() -> None:
     assert request.per_node == 12 and request.setting.strategy == "deepspeed_stage_1"
     assert request.setting.precision == "bf16-mixed" and request.setting.accelerator == "xpu"
     assert plan.parameters == plan.trained == 3_082_296
-    large = doctor.request_of(
-        doctor.planned_run(
+    large = plan_command.request_of(
+        plan_command.planned_run(
             [
                 *("--config", str(ROOT / "configs/neuromamba_large.yaml")),
                 *("--gpus", "576", "--gpu", "Max1550-tile"),
@@ -258,7 +259,7 @@ def test_schedule_is_that_of_the_loader(
 ) -> None:
     """Beside epochs that are counted batch by batch."""
     argv = [*BASE, *flags.split(), "--gpus", "1"]
-    config = doctor.planned_run(argv)
+    config = plan_command.planned_run(argv)
     found = schedule(config, windows, ranks, micro, accumulation)
     each = len(EpochSampler(windows, 0, rank=0, ranks=ranks))
     batches = [min(micro, each - place) for place in range(0, each, micro)]
@@ -304,11 +305,11 @@ def test_limits_of_the_data_count_without_data() -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_weights_of_the_published_sizes(variant: str) -> None:
     words = ["--config", str(ROOT / f"configs/neuromamba_{variant}.yaml"), "--gpus", "1"]
-    weights = model_weights(doctor.planned_run(words))
+    weights = model_weights(plan_command.planned_run(words))
     model = ModelConfig(embed_dim=VARIANTS[variant])
     assert weights == Weights(flops.parameter_count(model), 0, 40_960 * model.embed_dim)
     task = ["--downstream_task", "sex", "--freeze_feature_extractor"]
-    frozen = model_weights(doctor.planned_run([*words, *task]))
+    frozen = model_weights(plan_command.planned_run([*words, *task]))
     assert frozen.trained == 2 * model.embed_dim + 2 and frozen.frozen > 1_000_000
 
 

@@ -11,13 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from project.module.config import POSITIONAL_ENCODINGS, ModelConfig
-from project.module.models.load_model import build_model
-from project.module.models.positional import (
-    grid_coordinates,
-    nerf_features,
-    positional_encoding,
-)
+from neuromamba.config.model import ModelConfig
+from neuromamba.config.names import POSITIONAL_ENCODINGS
+from neuromamba.fmamba.build import build_model
+from neuromamba.fmamba.positional import grid_coordinates, nerf_features, positional_encoding
 
 GRID = (2, 3, 4, 5)
 ENCODED = [name for name in POSITIONAL_ENCODINGS if name != "none"]
@@ -119,7 +116,7 @@ def test_same_under_every_seed_and_without_side_effects(method: str) -> None:
 
 def test_same_in_another_process() -> None:
     program = (
-        "from project.module.models.positional import positional_encoding as encode;"
+        "from neuromamba.fmamba.positional import positional_encoding as encode;"
         "print(encode('nerf', (2, 3, 4, 5), 8).double().sum().item())"
     )
     found = subprocess.run(

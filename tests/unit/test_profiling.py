@@ -14,19 +14,20 @@ from typing import Any
 import pytest
 import torch
 
-from project.module.config import HeadConfig, ModelConfig
-from project.module.models.flop_formula import (
+from neuromamba.config.model import HeadConfig, ModelConfig
+from neuromamba.fmamba import scalability
+from neuromamba.fmamba.build import build_model
+from neuromamba.fmamba.flop_formula import (
     forward_terms,
     head_terms,
     total,
     training_total,
     window_flops,
 )
-from project.module.models.load_model import build_model
-from project.module.models.tokenizer import PackedTokens
-from project.module.training import communication, scalability
-from project.module.training.communication import Communication, measure, union
-from project.module.training.profiling import PHASES, StepClock
+from neuromamba.fmamba.profiling import PHASES, StepClock
+from neuromamba.fmamba.tokenizer import PackedTokens
+from neuromamba.training import communication
+from neuromamba.training.communication import Communication, measure, union
 
 # --- clocks -------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import kstest, rankdata, spearmanr
 from sklearn.linear_model import LinearRegression
 
-from project.neurossm.Analysis.reference_scores import Moran, partial_scores
+from neuromamba.neurossm.reference_scores import Moran, partial_scores
 
 N = 80
 RNG = np.random.default_rng(0)

@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from project.module.analysis.brain_figures import (
+from neuromamba.common.errors import UserInputError
+from neuromamba.common.stages import Pipeline, Stage, StageFailure
+from neuromamba.config.model import ModelConfig
+from neuromamba.data.store.writer import write_run
+from neuromamba.evaluation.scores import SubjectScores
+from neuromamba.fmamba.run_folder import RunFolder
+from neuromamba.pages.figures import confusion_figure, roc_figure, save_figure
+from neuromamba.pages.page import Page, Picture, Section, Table, render, wrap_command
+from neuromamba.pages.tables import metrics_table, time_table, version_table
+from neuromamba.reports.brain_figures import (
     NextTokenExample,
     kept_patches,
     next_token_figure,
@@ -19,29 +28,7 @@ from project.module.analysis.brain_figures import (
     token_mask,
     token_mask_figure,
 )
-from project.module.analysis.figures import (
-    confusion_figure,
-    downstream_curves,
-    pretraining_curves,
-    roc_figure,
-    save_figure,
-)
-from project.module.analysis.report import (
-    Page,
-    Picture,
-    Section,
-    Table,
-    metrics_table,
-    render,
-    time_table,
-    version_table,
-    wrap_command,
-)
-from project.module.analysis.run_folder import RunFolder
-from project.module.analysis.scores import SubjectScores
-from project.module.analysis.stages import Pipeline, Stage, StageFailure
-from project.module.config import ModelConfig, UserInputError
-from project.module.utils.data_preprocess_and_load.hdf5_writer import write_run
+from neuromamba.reports.training_curves import downstream_curves, pretraining_curves
 
 SCORES = SubjectScores(
     ("a", "b", "c", "d"),

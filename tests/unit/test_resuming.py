@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from project.module.config import UserInputError
-from project.module.models.checkpoint_io import TrainingState
-from project.module.training.callbacks import BestCheckpoint
-from project.module.training.same_strategy import check_same_strategy
-from project.module.training.strategies import Hardware
+from neuromamba.checkpoints.io import TrainingState
+from neuromamba.common.errors import UserInputError
+from neuromamba.training.callbacks import BestCheckpoint
+from neuromamba.training.same_strategy import check_same_strategy
+from neuromamba.training.strategies import Hardware
 
 
 def hardware(strategy: str, ranks: int) -> Hardware:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from project.module.models.utils import RMSNorm, rms_norm
+from neuromamba.layers.rms_norm import RMSNorm, rms_norm
 
 
 @pytest.mark.parametrize("shape", [(7, 5), (1, 5), (2, 3, 5), (5,)])

@@ -14,18 +14,13 @@ import pandas as pd
 import pytest
 import torch
 
-from project.module.config import UserInputError
-from project.neurossm.Dataset.batches import (
-    ScanDataset,
-    ScanLoader,
-    check_lengths,
-    z_scored,
-)
-from project.neurossm.Dataset.cohort import Cohort, Scan, load_cohort
-from project.neurossm.Dataset.datasetDetails import DATASETS, DatasetDetails, details_of
-from project.neurossm.Dataset.safe_loading import load_objects
-from project.neurossm.Dataset.scan_files import spelling
-from project.neurossm.Dataset.splits import splits_of
+from neuromamba.common.errors import UserInputError
+from neuromamba.data.regions.batches import ScanDataset, ScanLoader, check_lengths, z_scored
+from neuromamba.data.regions.dataset import Cohort, Scan, load_cohort
+from neuromamba.data.regions.holdout import splits_of
+from neuromamba.data.regions.registry import DATASETS, DatasetDetails, details_of
+from neuromamba.data.regions.safe_loading import load_objects
+from neuromamba.data.regions.scan_files import spelling
 
 ROIS = 6
 TASK = dataclasses.replace(DATASETS["HCP_TASK"], rois=ROIS)

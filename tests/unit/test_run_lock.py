@@ -14,8 +14,8 @@ from threading import Event, Thread
 
 import pytest
 
-from project.module.config import UserInputError
-from project.module.training.run_lock import FILE, Owner, RunLock
+from neuromamba.common.errors import UserInputError
+from neuromamba.training.run_lock import FILE, Owner, RunLock
 
 
 def lock(folder: Path) -> RunLock:

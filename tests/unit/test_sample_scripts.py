@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from project.module.config import VARIANTS
-from project.module.training.run import Run
-from project.module.training.run_config import run_config
-from project.module.utils.parser import Parser, build_parser, parse_arguments
+from neuromamba.config.model import VARIANTS
+from neuromamba.fmamba.flags import Parser, build_parser, parse_arguments
+from neuromamba.fmamba.run import Run
+from neuromamba.fmamba.run_config import run_config
 from tests.sample_scripts import ROOT, SCRIPTS, SOURCED, commands_started
 
 FOLDER = ROOT / "sample_scripts"

@@ -8,13 +8,9 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from project.module.utils.data_preprocess_and_load.matching import (
-    covariate_matrix,
-    match,
-    match_within,
-    mean_difference,
-)
-from project.module.utils.data_preprocess_and_load.sampling import GroupedOrder, largest_remainder
+from neuromamba.common.shares import largest_remainder
+from neuromamba.data.cohorts.matching import covariate_matrix, match, match_within, mean_difference
+from neuromamba.data.windows.sampling import GroupedOrder
 
 
 def test_largest_remainder() -> None:

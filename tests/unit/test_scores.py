@@ -10,11 +10,11 @@ from scipy import stats
 from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
-from project.module.analysis.calibration import best_threshold, brier_score, reliability
-from project.module.analysis.confounds import confound_report, explained
-from project.module.analysis.intervals import bootstrap_interval, paired_difference
-from project.module.analysis.scores import SubjectScores, read_scores, write_scores
-from project.module.config import UserInputError
+from neuromamba.common.errors import UserInputError
+from neuromamba.evaluation.calibration import best_threshold, brier_score, reliability
+from neuromamba.evaluation.confounds import confound_report, explained
+from neuromamba.evaluation.intervals import bootstrap_interval, paired_difference
+from neuromamba.evaluation.scores import SubjectScores, read_scores, write_scores
 
 
 def scores_of(classes: int = 2, subjects: int = 50, seed: int = 3) -> SubjectScores:

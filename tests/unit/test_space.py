@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from project.module.config import UserInputError
-from project.module.utils.data_preprocess_and_load.brain_grid import resampled_grid
-from project.module.utils.data_preprocess_and_load.nifti import NiftiRun
-from project.module.utils.data_preprocess_and_load.space import (
+from neuromamba.common.errors import UserInputError
+from neuromamba.data.ingest.brain_grid import resampled_grid
+from neuromamba.data.ingest.nifti import NiftiRun
+from neuromamba.data.ingest.space import (
     covered_share,
     field_of_view,
     oblique_angle,

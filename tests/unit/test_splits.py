@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from project.module.config import UserInputError
-from project.module.utils.data_preprocess_and_load.splits import (
+from neuromamba.common.errors import UserInputError
+from neuromamba.data.cohorts.splits import (
     PARTS,
     Grouping,
     Split,

@@ -18,29 +18,12 @@ from matplotlib.path import Path as Polygon
 from PIL import Image
 from scipy import ndimage
 
-from project.module.analysis import store_quality
-from project.module.analysis.brain_figures import kept_patches
-from project.module.analysis.store_likeness import compare_images
-from project.module.analysis.store_outliers import (
-    LEAST_RUNS,
-    MEASURES,
-    Facts,
-    asymmetries,
-    flag_runs,
-    number,
-    standing,
-)
-from project.module.analysis.store_page import embedded, strip
-from project.module.analysis.store_pictures import (
-    CURVE_POINTS,
-    binned,
-    carpet_image,
-    outline,
-    picture_of,
-    rectangles,
-    tiles_of,
-)
-from project.module.analysis.store_quality import (
+from neuromamba.config.model import ModelConfig
+from neuromamba.data.store.reader import RunFile, RunHeader
+from neuromamba.data.store.writer import write_run
+from neuromamba.reports.brain_figures import kept_patches
+from neuromamba.reports.quality import measure as store_quality
+from neuromamba.reports.quality.measure import (
     QualityOptions,
     RunMeasured,
     depth_groups,
@@ -49,11 +32,28 @@ from project.module.analysis.store_quality import (
     patches_with_brain,
     reduced_image,
 )
-from project.module.analysis.store_survey import Surveyed
-from project.module.analysis.store_table import make_rows, write_tsv
-from project.module.config import ModelConfig
-from project.module.utils.data_preprocess_and_load.hdf5_store import RunFile, RunHeader
-from project.module.utils.data_preprocess_and_load.hdf5_writer import write_run
+from neuromamba.reports.quality.outliers import (
+    LEAST_RUNS,
+    MEASURES,
+    Facts,
+    asymmetries,
+    flag_runs,
+    number,
+    standing,
+)
+from neuromamba.reports.quality.page import embedded, strip
+from neuromamba.reports.quality.pictures import (
+    CURVE_POINTS,
+    binned,
+    carpet_image,
+    outline,
+    picture_of,
+    rectangles,
+    tiles_of,
+)
+from neuromamba.reports.quality.similarity import compare_images
+from neuromamba.reports.quality.survey import Surveyed
+from neuromamba.reports.quality.table import make_rows, write_tsv
 from tests.quality_store import AFFINE, FAULTS, GRID, HEALTHY, brain, write_brain
 
 OPTIONS = QualityOptions()

@@ -10,11 +10,11 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.plugins import MixedPrecision
 from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
 
-from project.module.config import UserInputError
-from project.module.training import strategies
-from project.module.training.strategies import Hardware, process_group_backend, resolve_hardware
-from project.module.training.xpu import XPUAccelerator
-from project.module.training.zero_strategy import ZeroStrategy
+from neuromamba.common.errors import UserInputError
+from neuromamba.training import strategies
+from neuromamba.training.strategies import Hardware, process_group_backend, resolve_hardware
+from neuromamba.training.xpu import XPUAccelerator
+from neuromamba.training.zero_strategy import ZeroStrategy
 
 
 @pytest.fixture(autouse=True)

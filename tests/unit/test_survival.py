@@ -16,14 +16,19 @@ import pytest
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 
-from project.module.config import UserInputError
-from project.module.training import agreement, checkpoint_writer, failures, resume, stopping
-from project.module.training.agreement import Agreement, Siblings
-from project.module.training.checkpoint_writer import PREVIOUS, WholeCheckpoints, put_in_place
-from project.module.training.curves import curve_logger, kept_rows, read_rows
-from project.module.training.finite import Step
-from project.module.training.run_config import RunConfig, run_config
-from project.module.training.stopping import (
+from neuromamba.common.atomic_files import remove_abandoned
+from neuromamba.common.errors import UserInputError
+from neuromamba.fmamba import failures, resume
+from neuromamba.fmamba.flags import build_parser, parse_arguments
+from neuromamba.fmamba.run_config import RunConfig, run_config
+from neuromamba.training import checkpoint_writer, stopping
+from neuromamba.training import rank_sync as agreement
+from neuromamba.training.checkpoint_writer import PREVIOUS, WholeCheckpoints, put_in_place
+from neuromamba.training.curves import curve_logger, kept_rows, read_rows
+from neuromamba.training.fault_tolerance import Survival
+from neuromamba.training.finite import Step
+from neuromamba.training.rank_sync import Agreement, Siblings
+from neuromamba.training.stopping import (
     EndedElsewhereError,
     Reason,
     SaidHereError,
@@ -32,10 +37,7 @@ from project.module.training.stopping import (
     exit_status,
     seconds_of,
 )
-from project.module.training.strategies import resolve_hardware
-from project.module.training.survival import Survival
-from project.module.utils.data_preprocess_and_load.whole_files import remove_abandoned
-from project.module.utils.parser import build_parser, parse_arguments
+from neuromamba.training.strategies import resolve_hardware
 
 # ------------------------------------------------------------------ checkpoints on the disk
 

@@ -13,20 +13,13 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 
-from project.module.config import UserInputError
-from project.module.utils.data_preprocess_and_load import synthetic
-from project.module.utils.data_preprocess_and_load.datasets import DATASETS
-from project.module.utils.data_preprocess_and_load.hdf5_store import (
-    RunFile,
-    list_runs,
-    read_header,
-)
-from project.module.utils.data_preprocess_and_load.labels import read_labels
-from project.module.utils.data_preprocess_and_load.synthetic_brain import (
-    SyntheticSpec,
-    generate_subject,
-    subject_class,
-)
+from neuromamba.commands import synthetic as synthetic_command
+from neuromamba.common.errors import UserInputError
+from neuromamba.data.cohorts.labels import read_labels
+from neuromamba.data.cohorts.registry import DATASETS
+from neuromamba.data.store.reader import RunFile, list_runs, read_header
+from neuromamba.data.synthetic import runs as synthetic
+from neuromamba.data.synthetic.brain import SyntheticSpec, generate_subject, subject_class
 
 SPEC = SyntheticSpec(subjects=60, frames=24, grid=(15, 18, 15))
 
@@ -217,14 +210,14 @@ def test_files(tmp_path):
 
 def test_command_overwrites_only_when_told(tmp_path, capsys):
     flags = ["--output", str(tmp_path), "--frames", "12", "--grid", "12", "12", "12"]
-    assert synthetic.main([*flags, "--subjects", "3"]) == 0
+    assert synthetic_command.main([*flags, "--subjects", "3"]) == 0
     before = digests(tmp_path)
-    assert synthetic.main([*flags, "--subjects", "2"]) == 2
+    assert synthetic_command.main([*flags, "--subjects", "2"]) == 2
     error = capsys.readouterr().err
     assert "error: --output" in error and "--overwrite" in error
     assert digests(tmp_path) == before
     (tmp_path / "mine.txt").write_text("not ours")
-    assert synthetic.main([*flags, "--subjects", "2", "--overwrite"]) == 0
+    assert synthetic_command.main([*flags, "--subjects", "2", "--overwrite"]) == 0
     assert sorted(digests(tmp_path)) == [
         "mine.txt",
         "participants.csv",

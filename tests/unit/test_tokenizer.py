@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from project.module.config import RUN_SCALINGS, ModelConfig, UserInputError
-from project.module.models.tokenizer import (
+from neuromamba.common.errors import UserInputError
+from neuromamba.config.model import ModelConfig
+from neuromamba.config.names import RUN_SCALINGS
+from neuromamba.fmamba.tokenizer import (
     PackedTokens,
     mask_to_tokens,
     pack_compact,

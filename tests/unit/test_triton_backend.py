@@ -16,9 +16,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from project.module.config import UserInputError
-from project.module.models.ssd import MixerParams, mixer_core, select_backend
-from project.module.models.ssd import triton as backend
+from neuromamba.common.errors import UserInputError
+from neuromamba.layers.ssd import MixerParams, mixer_core, select_backend
+from neuromamba.layers.ssd import triton as backend
 
 CPU = torch.device("cpu")
 LENGTHS = (5, 1, 3, 9)

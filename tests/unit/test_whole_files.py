@@ -11,18 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from project.module.utils.data_preprocess_and_load import whole_files
-from project.module.utils.data_preprocess_and_load.quarantine import (
-    read_quarantine,
-    update_quarantine,
-)
-from project.module.utils.data_preprocess_and_load.whole_files import (
+from neuromamba.common import atomic_files as whole_files
+from neuromamba.common.atomic_files import (
     locked,
     remove_abandoned,
     temporary_beside,
     write_text_whole,
     written_whole,
 )
+from neuromamba.data.ingest.quarantine import read_quarantine, update_quarantine
 
 
 def gone_process() -> int:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from project.module.config import UserInputError
-from project.module.utils.data_preprocess_and_load import window_cache
-from project.module.utils.data_preprocess_and_load.window_cache import cache_bytes, free_memory
+from neuromamba.common.errors import UserInputError
+from neuromamba.data.windows import cache as window_cache
+from neuromamba.data.windows.cache import cache_bytes, free_memory
 
 MB = 10**6
 

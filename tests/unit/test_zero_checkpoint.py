@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from project.module.config import UserInputError
-from project.module.models.checkpoint_files import read_file
-from project.module.models.checkpoint_io import (
+from neuromamba.checkpoints.files import read_file
+from neuromamba.checkpoints.io import (
     canonical_name,
     check_readable,
     load_backbone,
@@ -24,8 +23,9 @@ from project.module.models.checkpoint_io import (
     read_checkpoint,
     read_training_state,
 )
-from project.module.models.checkpoint_paths import find_checkpoint
-from project.module.models.load_model import build_model
+from neuromamba.checkpoints.paths import find_checkpoint
+from neuromamba.common.errors import UserInputError
+from neuromamba.fmamba.build import build_model
 from tests.golden.make_lightning19 import MODEL
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "lightning19"

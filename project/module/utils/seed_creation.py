@@ -1,18 +1,5 @@
-"""Random numbers: one seed for a run, independent streams for its parts."""
+"""Seeds: ``neuromamba/common/seeds.py``."""
 
-from __future__ import annotations
+from neuromamba.common.seeds import seed_run, stream
 
-import numpy as np
-import torch
-from pytorch_lightning import seed_everything
-
-
-def seed_run(seed: int) -> None:
-    """Seed Python, NumPy and torch; call it before anything random, model building included."""
-    seed_everything(seed, workers=True, verbose=False)
-
-
-def stream(seed: int, *keys: int) -> torch.Generator:
-    """A CPU generator that depends on the seed and the keys alone, e.g. (seed, epoch, batch)."""
-    state = np.random.SeedSequence([seed, *keys]).generate_state(2, np.uint32)
-    return torch.Generator().manual_seed(int(state[0]) << 32 | int(state[1]))
+__all__ = ["seed_run", "stream"]

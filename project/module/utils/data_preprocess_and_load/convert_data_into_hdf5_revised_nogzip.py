@@ -1,14 +1,15 @@
-"""``convert_data_into_hdf5_revised.py`` with its filter off: contiguous, uncompressed data sets."""
+"""``neuromamba convert-reference --compression none``: contiguous, uncompressed data sets."""
 
-from __future__ import annotations
-
+import functools
 import sys
 from pathlib import Path
 
-if __package__ in (None, ""):
-    sys.path.insert(0, str(Path(__file__).resolve().parents[4]))
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[3])
 
-from project.module.utils.data_preprocess_and_load.convert_data_into_hdf5_revised import main
+from neuromamba.commands import convert_reference
+
+main = functools.partial(convert_reference.main, compression="none")
 
 if __name__ == "__main__":
-    sys.exit(main(compression="none"))
+    sys.exit(main())

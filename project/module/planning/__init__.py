@@ -1,1 +1,0 @@
-"""What a run will need, and what a machine has: ``project/doctor.py``."""

@@ -1,0 +1,260 @@
+"""Reading weights: released files and our own, strictly and without running code from a file.
+
+Released files are flat state dicts with the prefix ``_forward_module.model.``; ours are Lightning
+checkpoints with a ``state_dict`` and, under ``CHECKPOINT_KEY``, what is needed to use the model
+without its flags. Under DeepSpeed a checkpoint is a folder (``zero_checkpoint.py``), and an
+exported one may be a safetensors file, which has the card among its metadata.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from neuromamba.checkpoints.files import SAFETENSORS, SHARD, read_file, read_metadata
+from neuromamba.checkpoints.paths import find_checkpoint, safetensors_in
+from neuromamba.checkpoints.zero import find_shards, open_zero
+from neuromamba.common.errors import UserInputError
+from neuromamba.layers.lora import merged
+
+CHECKPOINT_KEY = "neuromamba"
+EXPORT_KEY = "export"  # where an exported file comes from
+# Wrappers put around the backbone by DeepSpeed, DDP, torch.compile and by our LightningModules.
+_WRAPPERS = ("_forward_module.", "module.", "_orig_mod.", "model.")
+
+
+class CheckpointContents(NamedTuple):
+    """A checkpoint's tensors under their canonical names, and its description if it has one.
+
+    Attributes:
+        state_dict: names without wrapper prefixes and with ``conv1d`` for ``conv_xBC``; names of
+            the backbone without ``model.``, names of the head with ``head.``.
+        card: plain containers written by our training, {} for a released file.
+        origin: what kind of checkpoint it is, in words.
+        progress: "epoch" and "global_step" where the checkpoint tells.
+        export: what an exported file says of where it comes from.
+    """
+
+    state_dict: dict[str, Tensor]
+    card: dict[str, Any]
+    origin: str = ""
+    progress: Mapping[str, int] = {}
+    export: Mapping[str, Any] = {}
+
+
+class TrainingState(NamedTuple):
+    """What Lightning stored beside the weights.
+
+    Attributes:
+        contents: loops, callbacks, schedulers, the card ...; of a file also its state dict and
+            optimisers.
+        zero_stage: of a DeepSpeed folder; 0 for a file, which other strategies write.
+        ranks: processes that wrote a DeepSpeed folder; for a file what its card says, else 0.
+    """
+
+    contents: dict[str, Any]
+    zero_stage: int
+    ranks: int
+
+
+def canonical_name(key: str) -> str:
+    """A name without wrappers: ``_forward_module.model.norm.weight`` -> ``norm.weight``."""
+    stripped = True
+    while stripped:
+        stripped = False
+        for wrapper in _WRAPPERS:
+            if key.startswith(wrapper):
+                key, stripped = key[len(wrapper) :], True
+    return key.replace(".conv_xBC.", ".conv1d.")
+
+
+def names_in_module(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Canonical names -> those in our LightningModules: ``model.`` before the backbone's."""
+    return {k if k.startswith("head.") else f"model.{k}": value for k, value in state.items()}
+
+
+def read_checkpoint(
+    path: str | Path, flag: str = "--load_model_path", as_trained: bool = False
+) -> CheckpointContents:
+    """Read a released or own checkpoint, or one of a run folder; see ``CheckpointContents``.
+
+    Args:
+        path: of it.
+        flag: that named it.
+        as_trained: leave LoRA's updates beside the weights, as a training has them; otherwise they
+            are added.
+
+    Raises:
+        UserInputError: as ``find_checkpoint``, ``read_file`` and ``open_zero``; also when there is
+            no tensor, or a name occurs twice.
+    """
+    path = find_checkpoint(path, flag)
+    if path.is_dir() and find_shards(path, flag):
+        folder = open_zero(path, flag)
+        loaded, state = dict(folder.states), folder.read_weights()
+        origin = f"DeepSpeed, ZeRO stage {folder.stage}, {folder.ranks} rank(s)"
+    elif path.is_dir() or path.suffix == SAFETENSORS:
+        files = safetensors_in(path, flag) if path.is_dir() else [path]
+        loaded, state = read_metadata(files[0], flag), {}
+        for file in files:
+            state |= read_file(file, flag)
+        origin = "safetensors"
+    else:
+        if SHARD.fullmatch(path.name):
+            raise UserInputError(
+                f"{flag}: '{path}' is one file of a DeepSpeed checkpoint; name its folder."
+            )
+        loaded = read_file(path, flag)
+        state = loaded.get("state_dict", loaded)
+        origin = "Lightning" if state is not loaded else "state dict"
+    progress = ("epoch", "global_step")
+    weights, card = _canonical(state, path, flag), _containers(loaded, CHECKPOINT_KEY)
+    return CheckpointContents(
+        weights if as_trained else merged(weights, card),
+        card,
+        origin,
+        {name: loaded[name] for name in progress if isinstance(loaded.get(name), int)},
+        _containers(loaded, EXPORT_KEY),
+    )
+
+
+def _containers(loaded: Mapping[str, Any], key: str) -> dict[str, Any]:
+    found = loaded.get(key)
+    return dict(found) if isinstance(found, Mapping) else {}
+
+
+def _canonical(state: Any, path: Path, flag: str) -> dict[str, Tensor]:
+    if not isinstance(state, Mapping):
+        raise UserInputError(
+            f"{flag}: '{path}' holds a {type(state).__name__} as its state dict, expected names "
+            f"with tensors."
+        )
+    tensors: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            continue
+        name = canonical_name(key)
+        if name in tensors:
+            raise UserInputError(f"{flag}: '{path}' holds the weights '{name}' twice.")
+        tensors[name] = value
+    if not tensors:
+        raise UserInputError(f"{flag}: '{path}' holds no tensors.")
+    return tensors
+
+
+def read_card(path: str | Path, flag: str = "--load_model_path") -> dict[str, Any]:
+    """The card alone; of a DeepSpeed folder the weights are left unread.
+
+    Raises:
+        UserInputError: as ``read_checkpoint``, as far as it looks.
+    """
+    path = find_checkpoint(path, flag)
+    if path.is_dir() and find_shards(path, flag):
+        return _containers(open_zero(path, flag).states, CHECKPOINT_KEY)
+    return read_checkpoint(path, flag).card
+
+
+def read_training_state(path: str | Path, flag: str = "--resume_ckpt_path") -> TrainingState:
+    """Read what a training is continued from.
+
+    Raises:
+        UserInputError: not readable, or weights alone.
+    """
+    path = Path(path)
+    if path.is_dir() and find_shards(path, flag):
+        folder = open_zero(path, flag)
+        state = TrainingState(dict(folder.states), folder.stage, folder.ranks)
+        whole = folder.stage > 0
+    else:
+        contents = read_file(find_checkpoint(path, flag), flag)
+        state = TrainingState(contents, 0, _containers(contents, CHECKPOINT_KEY).get("ranks", 0))
+        whole = "optimizer_states" in contents
+    if not whole or "pytorch-lightning_version" not in state.contents:
+        raise UserInputError(
+            f"{flag}: '{path}' holds weights alone, not the state of a training; start from "
+            f"them with --load_model_path."
+        )
+    return state
+
+
+def check_readable(path: str | Path, flag: str = "--resume_ckpt_path") -> None:
+    """Make sure that a checkpoint is complete, undamaged and of one saving.
+
+    Every byte is read once (0.2 s for 150 MB), so of many ranks one should call it.
+
+    Args:
+        path: a file, or a DeepSpeed or safetensors folder.
+        flag: the flag that named it.
+
+    Raises:
+        UserInputError: it is missing, incomplete or damaged.
+    """
+    path = Path(path)
+    files = safetensors_in(path, flag) if path.is_dir() else [path]
+    if not files:
+        open_zero(path, flag).check()
+    for file in files:
+        read_file(file, flag)  # check sums do not tell of another format or a foreign type
+
+
+def load_strictly(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    path: str | Path,
+    optional: Iterable[str] = (),
+    flag: str = "--load_model_path",
+) -> None:
+    """Copy ``state`` into ``module``; every difference in keys or shapes is an error.
+
+    Args:
+        module: receives the weights.
+        state: canonical names.
+        path: the file, for messages.
+        optional: prefixes that the file may hold although the module does not (the output layer
+            of pre-training, when a downstream model loads its backbone).
+        flag: the flag that named the file.
+
+    Raises:
+        UserInputError: lists the missing and unexpected keys and the differing shapes.
+    """
+    own = module.state_dict()
+    allowed = tuple(optional)
+    state = {k: v for k, v in state.items() if k in own or not k.startswith(allowed or ("\0",))}
+    shapes = [
+        f"{key} is {list(state[key].shape)} in the file, {list(own[key].shape)} in the model"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    missing = sorted(set(own) - set(state))
+    unexpected = sorted(set(state) - set(own))
+    problems = []
+    if shapes:
+        problems.append(
+            f"{len(shapes)} tensors of another size ({'; '.join(shapes[:3])}"
+            f"{'; ...' if len(shapes) > 3 else ''})"
+        )
+    if missing:
+        problems.append(f"missing keys: {', '.join(missing)}")
+    if unexpected:
+        problems.append(f"unexpected keys: {', '.join(unexpected)}")
+    if problems:
+        raise UserInputError(
+            f"{flag}: '{path}' does not fit the model: {'. '.join(problems)}. Check --embed_dim, "
+            f"--depth, --patch_size, --img_size and --mamba_pe_method."
+        )
+    module.load_state_dict(state)
+
+
+def load_backbone(
+    backbone: nn.Module, path: str | Path, flag: str = "--load_model_path"
+) -> dict[str, Any]:
+    """Load the backbone's weights from a released or own checkpoint; returns the file's card.
+
+    The output layer and a head in the file are left aside when the backbone has no place for them.
+    """
+    contents = read_checkpoint(path, flag)
+    load_strictly(backbone, contents.state_dict, path, ("output_layer.", "head."), flag)
+    return contents.card

@@ -1,0 +1,126 @@
+"""Convert data in the reference's layouts into a store that training reads.
+
+    python project/module/utils/data_preprocess_and_load/convert_data_into_hdf5_revised.py \\
+        --input DIR --output IMAGE_PATH --tr SECONDS
+
+``DIR`` holds ``img/<subject>/frame_<t>.pt`` (SwiFT, NeuroMamba) or HDF5 files with a data set per
+frame, or both. Voxels that differ from the background become the brain mask, the frames are turned
+to LAS, and each run is written to ``IMAGE_PATH/hdf5/<run>.h5`` and ``IMAGE_PATH/manifest.csv`` as
+by ``preprocessing.py``, but compressed. A second call skips what is up to date. A bad run is
+reported, the others are converted all the same. The input is not changed.
+
+Orientation, voxel size and TR are not in these files: check the flags. The affine is built from
+them, with the centre of the frames at (0, -18, 18) mm, that of MNI152 at 2 mm.
+
+Exit status: 0; 1 if some runs failed; 2 for a wrong flag; 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from neuromamba.commands.preprocess import found_failures
+from neuromamba.common.cli import ended
+from neuromamba.data.cohorts.registry import DATASETS
+from neuromamba.data.ingest.folder import convert_sources
+from neuromamba.data.ingest.reference.convert import (
+    BACKGROUNDS,
+    ReferenceOptions,
+    convert_reference_run,
+)
+from neuromamba.data.ingest.reference.hdf5 import TIME_AXES
+from neuromamba.data.ingest.reference.layouts import find_runs
+from neuromamba.data.store.reader import COMPRESSIONS
+
+
+def build_parser(compression: str = ReferenceOptions.compression) -> argparse.ArgumentParser:
+    """The command line; ``compression`` is the default of its flag."""
+    default = ReferenceOptions
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--input", required=True, metavar="DIR", help="frame_<t>.pt folders or *.h5, recursive")
+    add("--output", required=True, metavar="IMAGE_PATH", help="folder of the store")
+    add("--tr", required=True, type=float, metavar="SECONDS", help="TR of all runs")
+    add("--orientation", default=default.orientation, metavar="CODE", help="of the frames' axes")
+    add(
+        "--voxel_size",
+        nargs="+",
+        type=float,
+        default=list(default.voxel_size),
+        metavar="MM",
+        help="one number, or three in the order of the axes (default: 2)",
+    )
+    add("--space", default=default.space, metavar="NAME", help="recorded: MNI152NLin6Asym, ...")
+    add(
+        "--background",
+        choices=BACKGROUNDS,
+        default=default.background,
+        help="value outside the brain: 0, the run's minimum, or whichever the corners have",
+    )
+    add("--time_axis", choices=TIME_AXES, help="of data sets of 4 dimensions, if not found out")
+    add(
+        "--img_size",
+        nargs=3,
+        type=int,
+        metavar=("X", "Y", "Z"),
+        help="crop or pad to this grid (default: as the frames are)",
+    )
+    add(
+        "--crop_offset",
+        nargs=3,
+        type=int,
+        metavar=("X", "Y", "Z"),
+        help="target index = LAS index of the frame + offset, negative crops (default: centred)",
+    )
+    add("--drop_first", type=int, default=0, metavar="N", help="leave out the first N frames")
+    add("--dataset_name", default="", metavar="NAME", help=f"one of {', '.join(DATASETS)}")
+    add("--compression", choices=COMPRESSIONS, default=compression)
+    add("--voxel_norm", action="store_true", help="also store every voxel's mean and deviation")
+    add("--num_workers", type=int, metavar="N", help="processes (default: one per processor)")
+    add("--min_frames", type=int, default=default.min_frames, metavar="N", help="refuse shorter")
+    add("--overwrite", action="store_true", help="convert again what is up to date")
+    add("--dry_run", "--dry-run", action="store_true", help="read headers, write nothing")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, compression: str = "lz4") -> int:
+    """Run the command line; returns the exit status."""
+    args = build_parser(compression).parse_args(argv)
+
+    def convert() -> int:
+        options = ReferenceOptions(
+            tr=args.tr,
+            img_size=args.img_size and tuple(args.img_size),
+            orientation=args.orientation,
+            voxel_size=tuple(args.voxel_size),
+            background=args.background,
+            time_axis=args.time_axis,
+            space=args.space,
+            drop_first=args.drop_first,
+            crop_offset=args.crop_offset and tuple(args.crop_offset),
+            dataset=args.dataset_name,
+            compression=args.compression,
+            voxel_norm=args.voxel_norm,
+            min_frames=args.min_frames,
+            overwrite=args.overwrite,
+            dry_run=args.dry_run,
+        )
+        outcomes = convert_sources(
+            find_runs(args.input, Path(args.output) / "hdf5"),
+            args.output,
+            options,
+            job=convert_reference_run,
+            num_workers=args.num_workers,
+        )
+        return found_failures(outcomes)
+
+    return ended(convert, "call again to continue.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""What this machine has for a training.
+
+    neuromamba doctor [--image_path /path/to/store] [--json [FILE]]
+
+Exit status: 0 if a training can run here; 1 if something that it needs is missing.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from neuromamba.commands.plan import add_json, write_json
+from neuromamba.common.cli import ended
+from neuromamba.fmamba.flags import Parser, parse_arguments
+from neuromamba.planning.data_path import check_data_path
+from neuromamba.planning.machine import Check, check_machine
+
+
+def doctor_parser() -> Parser:
+    """Flags of the check."""
+    parser = Parser(
+        prog="neuromamba doctor",
+        description="What this machine has for a training. See also: neuromamba plan --help",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--image_path", nargs="+", default=[], metavar="DIR", help="stores to look at"
+    )
+    add_json(parser)
+    return parser
+
+
+def check(argv: Sequence[str]) -> int:
+    """Look at the machine; 1 if something that every training needs is missing.
+
+    Raises:
+        UserInputError: a flag is wrong.
+    """
+    args, _ = parse_arguments(doctor_parser(), argv)
+    found = check_machine()
+    for path in args.image_path:
+        found += check_data_path(path)
+    can_train = all(line.state != "missing" for line in found)
+    record = {"can_train": can_train, "checks": [line._asdict() for line in found]}
+    if args.json != "-":
+        print(check_text(found, can_train))
+    write_json(record, args.json)
+    return 0 if can_train else 1
+
+
+def check_text(found: Sequence[Check], can_train: bool) -> str:
+    """A line for each check, with the remedy below it where there is one."""
+    width = max(len(line.name) for line in found)
+    lines = []
+    for line in found:
+        lines.append(f"{line.state:<8} {line.name:<{width}}  {line.found}")
+        if line.remedy:
+            lines.append(f"{'':<8} {'':<{width}}  -> {line.remedy}")
+    lines.append("")
+    lines.append("a training can run here" if can_train else "a training cannot run here")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point: 0, 1 if something is missing, 2 for a user's mistake."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    logging.getLogger("neuromamba").setLevel(logging.ERROR)
+    return ended(lambda: check(words), "nothing was written.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

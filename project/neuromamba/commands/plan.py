@@ -1,0 +1,181 @@
+"""What a training needs: memory, batches, FLOPs, hours, and its job.
+
+    neuromamba plan --config configs/neuromamba_base.yaml --gpus 8 --gpu A100-80GB
+
+It takes the flags of ``neuromamba train``; it predicts memory, batches for the paper's effective
+batch, FLOPs and hours, and writes the job for PBS or Slurm (``--script``).
+
+Exit status: 0; 1 if nothing fits; 2 for a wrong flag.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from neuromamba.common.atomic_files import write_text_whole
+from neuromamba.common.cli import ended
+from neuromamba.common.errors import UserInputError
+from neuromamba.fmamba.flags import Parser, build_parser, parse_arguments
+from neuromamba.fmamba.run_config import RunConfig, run_config
+from neuromamba.planning.batch_script import SCHEDULERS, batch_script
+from neuromamba.planning.cluster_plan import (
+    ASSUMED_UTILISATION,
+    EFFECTIVE_BATCH,
+    as_dict,
+    make_plan,
+)
+from neuromamba.planning.gpus import GPUS
+from neuromamba.planning.plan_request import CPU, USUAL_FRAMES, job_of, request_of, workload_of
+from neuromamba.planning.plan_text import no_fit, plan_text
+
+# Flags that say what is trained; without them a plan is for pre-training.
+_OBJECTIVE = ("pretraining", "downstream_task", "clf_head_version", "label_csv", "events")
+# Flags of main.py that the plan answers, or that ask for something it does not do.
+_ANSWERED = ("accelerator", "devices", "num_nodes", "accumulate_grad_batches")
+_REFUSED = (
+    *_ANSWERED,
+    "gradient_accumulation_steps",
+    "test_only",
+    "dry_run",
+    "barebones",
+    "fast_dev_run",
+)
+
+
+def add_json(parser: Any) -> None:
+    """Add ``--json [FILE]``."""
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help="JSON in place of the text, or beside it into a file",
+    )
+
+
+def plan_parser() -> Parser:
+    """Flags of ``project/main.py`` and of the plan."""
+    parser = build_parser()
+    parser.prog = "neuromamba plan"
+    parser.description = "What a training needs: memory, batches, FLOPs, hours, and its job."
+    group = parser.add_argument_group("plan")
+    add = group.add_argument
+    add("--gpus", type=int, metavar="N", help="ranks, one for each GPU (on Aurora: tile)")
+    add("--gpus_per_node", type=int, metavar="N", help="default: as usual for the GPU")
+    add("--gpu", metavar="NAME", help=f"{', '.join(GPUS)}, {CPU}; default: that of this machine")
+    add(
+        "--gpu_memory", type=float, metavar="GB", help="of a rank, instead of the GPU's (1e9 bytes)"
+    )
+    add("--peak_tflops", type=float, metavar="N", help="peak rate of a rank, instead of the GPU's")
+    add(
+        "--utilisation",
+        type=float,
+        default=ASSUMED_UTILISATION,
+        metavar="SHARE",
+        help="of the peak rate that the model's FLOPs reach; the default is an assumption",
+    )
+    add("--effective_batch", type=int, default=EFFECTIVE_BATCH, help="windows of a step")
+    add("--windows", type=int, metavar="N", help="training windows of an epoch")
+    add("--subjects", type=int, metavar="N", help="training subjects, instead of --windows")
+    add(
+        "--frames",
+        type=int,
+        metavar="N",
+        help=f"frames of each of --subjects; {USUAL_FRAMES:,} if not given",
+    )
+    add("--script", metavar="NAME", help=f"write the job: {', '.join(SCHEDULERS)}")
+    add("--output", metavar="FILE", help="where to; default: printed")
+    add("--walltime", metavar="HH:MM:SS", help="of the job; default: by the hours, at most a day")
+    add_json(group)
+    return parser
+
+
+def write_json(record: Any, path: str | None) -> None:
+    """To a file, or with "-" to the terminal."""
+    if path is None:
+        return
+    text = json.dumps(record, indent=1)
+    if path == "-":
+        print(text)
+        return
+    _write(path, f"{text}\n", "--json")
+
+
+def _write(path: str, text: str, flag: str) -> None:
+    try:
+        write_text_whole(Path(path), text)
+    except OSError as error:
+        raise UserInputError(f"{flag}: cannot write '{path}' ({error.strerror}).") from None
+
+
+def planned_run(argv: Sequence[str]) -> RunConfig:
+    """The run to plan for; pre-training by the next token, where the flags do not say.
+
+    Raises:
+        UserInputError: as ``project/main.py``; flags that the plan answers itself.
+    """
+    args, given = parse_arguments(plan_parser(), argv)
+    for name in _REFUSED:
+        if name in given and getattr(args, name, None) not in (None, False):
+            raise UserInputError(
+                f"--{name}: is what the plan is to say, or not for a plan; give --gpus, "
+                f"--gpus_per_node, --gpu and --effective_batch instead."
+            )
+    if not any(name in given for name in _OBJECTIVE):
+        args.pretraining = args.use_autoregressive = not args.use_mim
+        args.pretraining = True
+    return run_config(args, given)
+
+
+def plan(argv: Sequence[str]) -> int:
+    """Plan a run and print it; 1 if nothing fits.
+
+    Raises:
+        UserInputError: anything the user can mend.
+    """
+    config = planned_run(argv)
+    request = request_of(config)
+    setting = request.setting
+    fitted = {"strategy": setting.strategy, "precision": setting.precision}
+    config = dataclasses.replace(config, trainer={**config.trainer, **fitted})
+    work = workload_of(config)
+    made = make_plan(config, request, work)
+    if config.flags["json"] != "-":
+        print(plan_text(config, request, work, made))
+    record = {"request": dataclasses.asdict(request), "work": work._asdict(), **as_dict(made)}
+    write_json(record, config.flags["json"])
+    if not made.fits:
+        sys.stdout.flush()
+        print(f"error: {no_fit(request, made)}", file=sys.stderr)
+        return 1
+    if config.flags["script"] is not None:
+        about = (
+            f"{'Pre-trains' if config.pretrain else 'Trains'} on {request.ranks} x "
+            f"{request.gpu_name}: {made.chosen.micro} windows a rank, effective batch "
+            f"{made.effective:,}."
+        )
+        script = batch_script(job_of(argv, config, request, made, about), config.flags["script"])
+        if config.flags["output"] is None:
+            print(f"\n{script}", end="")
+        else:
+            _write(config.flags["output"], script, "--output")
+            Path(config.flags["output"]).chmod(0o755)
+            print(f"job written: {config.flags['output']}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point: 0, 1 if nothing fits, 2 for a user's mistake."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    logging.getLogger("neuromamba").setLevel(logging.ERROR)
+    return ended(lambda: plan(words), "nothing was written.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

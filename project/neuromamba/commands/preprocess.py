@@ -1,0 +1,124 @@
+"""Convert a folder of 4D NIfTI runs into a store that training reads.
+
+    python project/module/utils/data_preprocess_and_load/preprocessing.py \\
+        --input DIR --output IMAGE_PATH --img_size 96 96 96 [--dry_run]
+
+takes the folders of fMRIPrep, HCP, UK Biobank and ABCD as they are, and any other folder of 4D
+runs in MNI space. It writes ``IMAGE_PATH/hdf5/<run>.h5``, ``manifest.csv`` and, if runs failed,
+``quarantine.tsv``. Each run is reoriented to LAS, optionally resampled, masked, cropped or padded
+to the grid and stored as int16 with its statistics (``hdf5_store.py``). A second call skips what is
+up to date. A bad file is reported, the others are converted all the same.
+
+Exit status: 0; 1 if some files failed or, in a dry run, were refused; 2 for a wrong flag; 130 after
+Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from neuromamba.common.cli import ended
+from neuromamba.config.names import canonical_dataset_name
+from neuromamba.data.cohorts.registry import DATASETS
+from neuromamba.data.ingest.convert import Outcome
+from neuromamba.data.ingest.folder import Shard, convert_folder
+from neuromamba.data.ingest.layouts import AUTO, LAYOUTS
+from neuromamba.data.ingest.options import ConversionOptions
+from neuromamba.data.store.reader import COMPRESSIONS
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    default = ConversionOptions()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--input", required=True, metavar="DIR", help="folder with 4D *.nii, *.nii.gz, recursive")
+    add("--output", required=True, metavar="IMAGE_PATH", help="folder of the store")
+    add("--layout", choices=(AUTO, *LAYOUTS), default=AUTO, help="how the folder is arranged")
+    add(
+        "--space",
+        default=default.space,
+        metavar="NAME",
+        help="take the images of this space, such as MNI152NLin6Asym (default: any MNI space); "
+        "native: images outside MNI space, on purpose",
+    )
+    add("--img_size", nargs=3, type=int, default=default.img_size, metavar=("X", "Y", "Z"))
+    add("--mask", default=default.mask, metavar="auto|nonzero|computed|PATH", help="brain mask")
+    add("--tr", type=float, metavar="SECONDS", help="TR of all runs, against header and sidecar")
+    add("--drop_first", type=int, default=0, metavar="N", help="leave out the first N frames")
+    add("--resample", type=float, metavar="MM", help="resample to cubic voxels of this size")
+    add(
+        "--crop_offset",
+        nargs=3,
+        type=int,
+        metavar=("X", "Y", "Z"),
+        help="target index = LAS source index + offset, negative crops (default: the data set's, "
+        "else centred)",
+    )
+    add("--dataset_name", default="", metavar="NAME", help=f"one of {', '.join(DATASETS)}")
+    add("--voxel_norm", action="store_true", help="store mean and deviation of every voxel, too")
+    add("--compression", choices=COMPRESSIONS, default=default.compression)
+    add("--num_workers", type=int, metavar="N", help="processes (default: one per processor)")
+    add("--min_frames", type=int, default=default.min_frames, metavar="N", help="refuse shorter")
+    add(
+        "--shard",
+        nargs=2,
+        type=int,
+        metavar=("I", "N"),
+        help="only every N-th run, from the I-th on (0 to N - 1): for array jobs",
+    )
+    add("--overwrite", action="store_true", help="convert again what is up to date")
+    add("--dry_run", "--dry-run", action="store_true", help="read headers, write nothing")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, **defaults: Any) -> int:
+    """Run the command line; returns the exit status. ``defaults`` replace those of flags."""
+    parser = build_parser()
+    parser.set_defaults(**defaults)
+    args = parser.parse_args(argv)
+
+    def convert() -> int:
+        cohort = DATASETS[canonical_dataset_name(args.dataset_name or "Own")]
+        crop_offset = args.crop_offset or cohort.crop_offset
+        options = ConversionOptions(
+            img_size=tuple(args.img_size),
+            mask=args.mask,
+            tr=args.tr,
+            drop_first=args.drop_first,
+            resample=args.resample,
+            crop_offset=None if crop_offset is None else tuple(crop_offset),
+            dataset=args.dataset_name,
+            compression=args.compression,
+            space=args.space,
+            voxel_norm=args.voxel_norm,
+            min_frames=args.min_frames,
+            overwrite=args.overwrite,
+            dry_run=args.dry_run,
+        )
+        outcomes = convert_folder(
+            args.input,
+            args.output,
+            options,
+            layout=args.layout,
+            shard=Shard(*args.shard) if args.shard else None,
+            tables=cohort.tables,
+            num_workers=args.num_workers,
+        )
+        return found_failures(outcomes)
+
+    return ended(convert, "call again to continue.")
+
+
+def found_failures(outcomes: Sequence[Outcome]) -> int:
+    """Exit status of a conversion that has ended: 1 if runs failed."""
+    return 1 if any(outcome.status == "failed" for outcome in outcomes) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

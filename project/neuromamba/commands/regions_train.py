@@ -1,0 +1,152 @@
+"""Train, test and explain NeuroSSM on ROI time series.
+
+    python tester.py --dataset HCP_REST --model NeuroSSM --device 0
+
+Per seed a fifth of the subjects is held out and the rest cross-validated; then the model is fitted
+on all of the rest and scored on the holdout. Results go to Results/<DATASET>/<MODEL>/; a run that
+was ended goes on when it is started again. docs/neurossm.md describes data, protocol and files.
+
+Exit status: 0; 2 with one line for a user's mistake; 75 after SIGTERM, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from neuromamba.common.cli import ended
+from neuromamba.common.errors import UserInputError, look_up
+from neuromamba.config.names import SSD_BACKENDS
+from neuromamba.data.regions.registry import NAMES as DATASET_NAMES
+from neuromamba.data.regions.registry import OWN, details_of
+
+MODELS = ("NeuroSSM", "GRU", "FC", "MeanVariance")
+BASELINES = ("FC", "MeanVariance")
+ABLATIONS = ("mean", "zero")
+GRADIENTS = ("integrated", "single")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="tester.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--dataset", required=True, metavar="NAME", help=", ".join(DATASET_NAMES))
+    add("--model", default="NeuroSSM", metavar="NAME", help=", ".join(MODELS))
+    add("--device", default="0", help="number of a GPU, or cpu (default: %(default)s)")
+    add("--seeds", type=int, nargs="+", default=[0], metavar="S", help="default: 0")
+    add("--skip_cross_validation", action="store_true", help="holdouts only")
+    add("--analysis", action="store_true", help="write CPA maps of the holdouts' scans")
+
+    data = parser.add_argument_group("data")
+    add = data.add_argument
+    add("--data_dir", default="Dataset/Data", metavar="DIR", help="default: %(default)s")
+    add("--data_file", metavar="FILE", help="scans, in place of the data set's file")
+    add("--target", metavar="KEY", help=f"of a scan's pheno: its class (--dataset {OWN})")
+    add(
+        "--group_column",
+        metavar="NAME",
+        help="of the subject table or pheno: families stay together",
+    )
+    add("--drop_bad_scans", action="store_true", help="leave out scans that are not finite")
+    add("--dynamic_length", type=int, metavar="T", help="frames of a training crop")
+    add(
+        "--short_scans",
+        choices=["pad", "refuse"],
+        default="pad",
+        help="scans shorter than a crop: take them whole, padded frames do not count (default), "
+        "or refuse them",
+    )
+    add("--atlas", metavar="FILE", help="labels of the regions in MNI space, for pictures")
+
+    model = parser.add_argument_group("model")
+    add = model.add_argument
+    add("--signals", nargs="+", default=["raw", "diff"], metavar="NAME", help="default: raw diff")
+    add("--scales", type=int, nargs="+", default=[1, 2, 4], metavar="S", help="default: 1 2 4")
+    add("--embed_dim", type=int, default=128, help="default: %(default)s")
+    add("--depth", type=int, default=2, help="Mamba2 layers of a pathway (default: %(default)s)")
+    add("--dropout", type=float, default=0.1, help="default: %(default)s")
+    add("--ssd_backend", choices=SSD_BACKENDS, default="auto", help="default: %(default)s")
+
+    fit = parser.add_argument_group("protocol and training")
+    add = fit.add_argument
+    add("--folds", type=int, default=5, help="default: %(default)s")
+    add("--epochs", type=int, help="default: 20")
+    add("--batch_size", type=int, help="default: 32")
+    add("--learning_rate", type=float, default=2e-4, help="at the start (default: %(default)s)")
+    add("--max_learning_rate", type=float, default=4e-4, help="default: %(default)s")
+    add(
+        "--baselines",
+        nargs="*",
+        default=list(BASELINES),
+        metavar="NAME",
+        help="models to run beside it on the same splits; none without a name (default: "
+        "%(default)s)",
+    )
+    add("--results_dir", default="Results", metavar="DIR", help="default: %(default)s")
+
+    cpa = parser.add_argument_group("Calibrated Pathway Attribution")
+    add = cpa.add_argument
+    add(
+        "--ablation",
+        choices=ABLATIONS,
+        default="mean",
+        help="a pathway is replaced by its mean over the training scans, or by zero (default: "
+        "%(default)s)",
+    )
+    add(
+        "--cpa_gradient",
+        choices=GRADIENTS,
+        default="integrated",
+        help="along the way from zero to the scan, or at the scan alone (default: %(default)s)",
+    )
+    add(
+        "--analysis_dir",
+        default="Analysis/Explainability",
+        metavar="DIR",
+        help="default: %(default)s",
+    )
+    return parser
+
+
+def run(argv: Sequence[str]) -> int:
+    """Do what the flags say.
+
+    Raises:
+        UserInputError: anything the user can mend.
+    """
+    args = build_parser().parse_args(argv)
+    look_up(args.model, MODELS, "--model")
+    for name in args.baselines:
+        look_up(name, MODELS, "--baselines")
+    if args.analysis and args.model != "NeuroSSM":
+        raise UserInputError(f"--analysis: explains NeuroSSM, got --model {args.model}.")
+    details = details_of(args.dataset, args.data_file, args.target, args.dynamic_length)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("neuromamba").setLevel(logging.INFO)
+    # Imported here: torch and Lightning take seconds, and a wrong flag need not wait for them.
+    from neuromamba.neurossm.evaluate import evaluate
+    from neuromamba.training.stopping import StoppedRun
+
+    try:
+        evaluate(args, details)
+    except StoppedRun as stopped:
+        print(stopped, file=sys.stderr, flush=True)
+        return stopped.status
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    words = sys.argv[1:] if argv is None else argv
+    return ended(lambda: run(words), "the same command goes on behind the last fit.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""A report of one or several finished runs, in one HTML file that needs no network.
+
+    neuromamba report output/project/run [output/project/other ...]
+
+writes ``report/report.html`` into the first run's folder (or --output), and each figure as PNG and
+PDF into ``figures/`` beside it. The first run is shown in full: results with intervals beside
+baselines fitted on exactly its subjects, ROC, precision and recall, confusion, calibration or
+scatter, every test subject, curves, data, model, configuration. Other runs of the same task are
+compared with it, paired where they were tested on the same subjects.
+
+Exit status: 0; 2 with one line for a user's mistake; 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from neuromamba.common.cli import ended
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="neuromamba report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN_DIR", help="folders that project/main.py wrote")
+    add("--output", metavar="DIR", help="default: report/ in the first run's folder")
+    add(
+        "--baselines",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="fit the baselines; kept in the run folder once they are (default: yes)",
+    )
+    add(
+        "--fc_atlas",
+        metavar="FILE",
+        help="image of labels in MNI space: regions of the FC baseline (default: cubes)",
+    )
+    add("--image_path", nargs="+", metavar="DIR", help="the store(s), if they have moved")
+    return parser
+
+
+def run(argv: Sequence[str]) -> Path:
+    """Write the report; returns its path.
+
+    Raises:
+        UserInputError: anything the user can mend.
+    """
+    args = build_parser().parse_args(argv)
+    # Imported here: torch and scikit-learn take seconds, and a wrong flag need not wait for them.
+    from neuromamba.common.atomic_files import make_folder, write_text_whole
+    from neuromamba.fmamba.baselines import baselines_of_data
+    from neuromamba.fmamba.run_folder import RunFolder
+    from neuromamba.pages.page import render
+    from neuromamba.reports.run_report import run_report
+
+    runs = [RunFolder(Path(name)) for name in args.runs]
+    first = runs[0]
+    output = Path(args.output) if args.output else first.path / "report"
+    data = first.data_module(args.image_path)
+    make_folder(output, "--output")
+    atlas = Path(args.fc_atlas) if args.fc_atlas else None
+    baselines = []
+    if args.baselines and first.task is not None:
+        baselines = baselines_of_data(data, first.path / "baselines", atlas=atlas)
+    page = output / "report.html"
+    write_text_whole(page, render(run_report(runs, baselines, data, output / "figures")))
+    print(f"report: {page}", flush=True)
+    return page
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+
+    def work() -> None:
+        run(sys.argv[1:] if argv is None else argv)
+
+    return ended(work, "call again; baselines that were fitted are kept.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""Every name that a user can type: data sets, heads, encodings, backends ...
+
+The command line checks names against these lists without importing a model; the registries that
+implement the names (``DATASETS``, ``MODELS``, ``HEADS`` ...) assert at import that they agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from neuromamba.common.errors import look_up
+
+MODEL_NAMES = ("fmamba",)
+
+
+DATASET_NAMES = (
+    "S1200",
+    "ABCD",
+    "UKB",
+    "HBN",
+    "ABIDE",
+    "ADHD200",
+    "DevelopmentFMRI",
+    "Own",
+    "Dummy",
+)
+
+
+DATASET_ALIASES: Mapping[str, str] = {"HCP": "S1200"}
+
+
+SPLIT_UNITS = ("subject", "session", "run")
+
+
+CLASS_WEIGHTS = ("none", "balanced")
+
+
+SCALING_METHODS = (
+    "znorm_minback",
+    "znorm_zeroback",
+    "minmax_zeroback",
+    "minmax_minback",
+    "voxelnorm_zeroback",
+)
+
+
+RUN_SCALINGS = SCALING_METHODS[:4]  # one gain and one shift for all voxels of a run
+
+
+LABEL_SCALING_METHODS = ("standardization", "minmax")
+
+
+POSITIONAL_ENCODINGS = ("none", "ff", "nerf", "cpe")
+
+
+HEAD_NAMES = ("linear", "mamba")
+
+
+HEAD_ALIASES: Mapping[str, str] = {"v1": "linear"}
+
+
+SSD_BACKENDS = ("auto", "reference", "cpu", "triton")
+
+
+ALLOCATORS = ("auto", "default", "retain", "compact")
+
+
+MASKING_TYPES = ("random", "tube", "temporal")
+
+
+OBJECTIVES = ("autoregressive", "mim")
+
+
+OPTIMIZER_NAMES = ("AdamW", "SGD")
+
+
+LOGGER_NAMES = ("wandb", "tensorboard", "csv")
+
+
+ORIENTATION = "LAS"  # voxel order of every store: that of HCP/FSL and of the released weights
+
+
+def canonical_dataset_name(name: str) -> str:
+    """Resolve ``--dataset_name``, aliases included (``HCP`` is ``S1200``)."""
+    if name in DATASET_ALIASES:
+        return DATASET_ALIASES[name]
+    found = look_up(name, (*DATASET_NAMES, *DATASET_ALIASES), "--dataset_name")
+    return DATASET_ALIASES.get(found, found)
+
+
+def canonical_head_name(name: str) -> str:
+    """Resolve ``--clf_head_version``; ``v1`` is the reference's other name of ``linear``."""
+    found = look_up(name, (*HEAD_NAMES, *HEAD_ALIASES), "--clf_head_version")
+    return HEAD_ALIASES.get(found, found)

@@ -1,0 +1,73 @@
+"""Configurations to and from plain containers, and YAML files.
+
+The containers can be held by a checkpoint that is read with ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+import yaml
+
+from neuromamba.common.errors import UserInputError, look_up
+
+ConfigT = TypeVar("ConfigT")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as plain containers (tuples become lists), fit for YAML and checkpoints."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, tuple | list):
+            return [plain(item) for item in value]
+        return value
+
+    return {key: plain(value) for key, value in dataclasses.asdict(config).items()}
+
+
+def from_dict(cls: type[ConfigT], values: Mapping[str, Any], source: str) -> ConfigT:
+    """Build a configuration from plain containers.
+
+    Raises:
+        UserInputError: an unknown key or a value of another type, naming ``source``.
+    """
+    hints = get_type_hints(cls)
+    declared = {f.name: f.type for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key, value in values.items():
+        look_up(key, declared, source)
+        if not _fits(value, hints[key]):
+            raise UserInputError(f"{source}: {key}: got {value!r}, expected {declared[key]}.")
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value from a file has the type of a field."""
+    if get_origin(hint) is tuple:
+        item = get_args(hint)[0]
+        return isinstance(value, list | tuple) and all(_fits(v, item) for v in value)
+    if isinstance(hint, UnionType):
+        return any(_fits(value, option) for option in get_args(hint))
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, int | float if hint is float else hint)
+
+
+def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
+    """Read a YAML mapping; a missing, unreadable or malformed file is a ``UserInputError``."""
+    try:
+        with open(path, encoding="utf-8") as stream:
+            values = yaml.safe_load(stream)
+    except OSError as error:
+        raise UserInputError(f"{what}: cannot read '{path}' ({error.strerror}).") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        first = str(error).replace("\n", " ")
+        raise UserInputError(f"{what}: '{path}' is not valid YAML ({first}).") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserInputError(f"{what}: '{path}' must hold 'flag: value' lines.")
+    return values

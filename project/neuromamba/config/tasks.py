@@ -1,0 +1,66 @@
+"""Downstream tasks, and what follows from their being a classification or a regression."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TaskType:
+    """What follows from a task being a classification or a regression.
+
+    Attributes:
+        loss: name in ``losses.LOSSES``.
+        metrics: names of the subject-level metrics written as ``val/<name>`` and ``test/<name>``.
+        monitor: validation metric that chooses the best checkpoint.
+        monitor_mode: "max" or "min".
+    """
+
+    loss: str
+    metrics: tuple[str, ...]
+    monitor: str
+    monitor_mode: str
+
+
+TASK_TYPES: Mapping[str, TaskType] = {
+    "classification": TaskType(
+        loss="cross_entropy",
+        metrics=("auroc", "accuracy", "balanced_accuracy"),
+        # Cross entropy, because the AUROC of a few validation subjects ties at 1.
+        monitor="val/loss",
+        monitor_mode="min",
+    ),
+    "regression": TaskType(
+        loss="mse",
+        metrics=("mse", "mae", "pearson_r", "r2"),
+        monitor="val/mse",
+        monitor_mode="min",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A downstream target.
+
+    Attributes:
+        type: the key of ``TASK_TYPES`` used unless ``--downstream_task_type`` says otherwise.
+        num_classes: classes of a classification.
+        class_names: shown in reports, in the order of the class index.
+        description: one line for ``--help``.
+    """
+
+    type: str
+    num_classes: int = 2
+    class_names: tuple[str, ...] = ()
+    description: str = ""
+
+
+TASKS: Mapping[str, Task] = {
+    "sex": Task("classification", 2, ("female", "male"), "sex as recorded by the cohort"),
+    "age": Task("regression", description="age in years"),
+    "intelligence": Task("regression", description="the cohort's composite cognition score"),
+    "diagnosis": Task("classification", 2, ("control", "patient"), "case or control"),
+    "age_group": Task("classification", 2, ("child", "adult"), "child or adult"),
+}

@@ -1,0 +1,209 @@
+"""The cohorts: ``DATASETS`` says where each one keeps its labels. To add a cohort, add an entry.
+
+A cohort's entry names the column of subjects and, for each task, the column of the target in the
+CSV files of ``<image_path>/metadata/``. Names of subjects in a store and in a CSV are compared by
+``Cohort.key``, which knows the cohort's habits (``sub-`` prefixes, ``<eid>_20227_2_0``, leading
+zeros). Nothing here opens an image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from neuromamba.config.names import DATASET_NAMES
+from neuromamba.config.tasks import TASKS
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a cohort keeps the target of a task.
+
+    Attributes:
+        column: name of the column.
+        mapping: for a classification, value in lower case -> class index (the order of
+            ``TASKS[...].class_names``); empty for a regression, whose values are numbers.
+        other_columns: further names of the same column, in other releases of the cohort.
+    """
+
+    column: str
+    mapping: Mapping[str, int] = field(default_factory=dict)
+    other_columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """A data set a user can name in ``--dataset_name``.
+
+    Attributes:
+        name: as in ``config.DATASET_NAMES``.
+        description: one line for messages and reports.
+        subject_column: the column of the subjects' names in the metadata.
+        targets: task (a key of ``TASKS``) -> where its target is.
+        other_subject_columns: further names of the subject column.
+        crop_offset: index in the store's grid = index in the LAS source + offset, on X, Y, Z; None
+            centres. Positions are index-based, so one cohort must not mix offsets.
+        subject_pattern: regular expression whose first group is the name in the metadata, for
+            stores that call their subjects otherwise; "" means the names agree.
+        missing_codes: values that stand for "not recorded", besides empty fields and NA.
+        stratify_by: columns whose values every part of a split gets in equal shares, unless
+            ``--stratify_by`` says otherwise.
+        tables: tables of subjects that lie among the cohort's images; the conversion copies them
+            into ``metadata/``.
+    """
+
+    name: str
+    description: str
+    subject_column: str
+    targets: Mapping[str, Target]
+    other_subject_columns: tuple[str, ...] = ()
+    crop_offset: tuple[int, int, int] | None = None
+    subject_pattern: str = ""
+    missing_codes: tuple[str, ...] = ()
+    stratify_by: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ("participants.tsv", "participants.csv")
+
+    @property
+    def subject_columns(self) -> tuple[str, ...]:
+        """Admitted names of the subject column."""
+        return (self.subject_column, *self.other_subject_columns)
+
+    def with_subject_column(self, name: str) -> Cohort:
+        """The cohort with another subject column and no other names of it."""
+        return dataclasses.replace(self, subject_column=name, other_subject_columns=())
+
+    def columns_of(self, name: str) -> tuple[str, ...]:
+        """Columns that ``name`` stands for: those of a task's target, else the column itself."""
+        target = self.targets.get(name)
+        return (name,) if target is None else (target.column, *target.other_columns, name)
+
+    def key(self, subject: str) -> str:
+        """The form of a subject's name that is compared between store and metadata.
+
+        ``sub-100206`` and ``100206`` are one subject, so are ``0050002`` and ``50002`` (a
+        spreadsheet drops the zeros) and ``NDAR_INV1`` and ``NDARINV1`` (BIDS allows no ``_``).
+        """
+        name = subject.strip().removeprefix("sub-")
+        if self.subject_pattern and (found := re.fullmatch(self.subject_pattern, name)):
+            name = found.group(1)
+        name = name.replace("NDAR_INV", "NDARINV")
+        return (name.lstrip("0") or "0") if name.isdecimal() else name
+
+
+_SEX_LETTERS = {"f": 0, "female": 0, "m": 1, "male": 1}
+
+DATASETS: Mapping[str, Cohort] = {
+    cohort.name: cohort
+    for cohort in (
+        Cohort(
+            "S1200",
+            "Human Connectome Project, young adults (S1200 release)",
+            "Subject",
+            {
+                "sex": Target("Gender", _SEX_LETTERS),
+                "age": Target("age", other_columns=("Age_in_Yrs",)),
+                "intelligence": Target("CogTotalComp_AgeAdj"),
+            },
+        ),
+        Cohort(
+            "ABCD",
+            "Adolescent Brain Cognitive Development study",
+            "subjectkey",
+            {
+                "sex": Target("sex", {**_SEX_LETTERS, "1": 1, "2": 0}),
+                "age": Target("age"),
+                "intelligence": Target("nihtbx_totalcomp_uncorrected"),
+            },
+        ),
+        Cohort(
+            "UKB",
+            "UK Biobank",
+            "eid",
+            {
+                "sex": Target("sex", {**_SEX_LETTERS, "0": 0, "1": 1}),
+                "age": Target("age"),
+                "intelligence": Target("fluid"),
+            },
+            subject_pattern=r"(\d+)_20227_\d+_\d+",
+        ),
+        Cohort(
+            "HBN",
+            "Healthy Brain Network",
+            "EID",
+            {
+                # HBN codes 0 male, 1 female: the opposite of UK Biobank.
+                "sex": Target("Sex", {**_SEX_LETTERS, "0": 1, "1": 0}),
+                "age": Target("Age"),
+            },
+            other_subject_columns=("participant_id", "Identifiers"),
+        ),
+        Cohort(
+            "ABIDE",
+            "Autism Brain Imaging Data Exchange",
+            "SUB_ID",
+            {
+                "sex": Target("SEX", {**_SEX_LETTERS, "1": 1, "2": 0}),
+                "age": Target("AGE_AT_SCAN"),
+                "intelligence": Target("FIQ"),
+                "diagnosis": Target("DX_GROUP", {"1": 1, "2": 0}),
+            },
+            # Preprocessed Connectomes: Pitt_0050003_func_preproc, CMU_a_0050642_...
+            subject_pattern=r"(?:[A-Za-z].*_)?(\d{7})(?:_.*)?",
+            missing_codes=("-9999",),
+            stratify_by=("SITE_ID",),
+        ),
+        Cohort(
+            "ADHD200",
+            "ADHD-200 sample, or its 40 subjects of nilearn's fetch_adhd",
+            "ScanDir ID",
+            {
+                # The consortium codes 0 female, 1 male; nilearn's table writes F and M.
+                "sex": Target("Gender", {**_SEX_LETTERS, "0": 0, "1": 1}, ("sex",)),
+                "age": Target("Age", other_columns=("age",)),
+                "intelligence": Target("Full4 IQ", other_columns=("full_4_iq",)),
+                # DX: 0 typically developing, 1 to 3 the types of ADHD; adhd: 0 or 1.
+                "diagnosis": Target("DX", {"0": 0, "1": 1, "2": 1, "3": 1}, ("adhd",)),
+            },
+            other_subject_columns=("Subject",),
+            subject_pattern=r"(\d+)_rest_.*",
+            missing_codes=("-999", "pending", "N/A"),
+            tables=("ADHD200_40subs_motion_parameters_and_phenotypics.csv",),
+        ),
+        Cohort(
+            "DevelopmentFMRI",
+            "children and adults watching a film, nilearn's fetch_development_fmri",
+            "participant_id",
+            {
+                "sex": Target("Gender", _SEX_LETTERS),
+                "age": Target("Age"),
+                "age_group": Target("Child_Adult", {"child": 0, "adult": 1}),
+            },
+        ),
+        Cohort(
+            "Own",
+            "data of your own; labels by --label_csv",
+            "participant_id",
+            {},
+            other_subject_columns=("subject", "subject_id", "Subject"),
+        ),
+        Cohort(
+            "Dummy",
+            "synthetic fMRI (synthetic.py); only sex is visible in the images",
+            "subject",
+            {
+                "sex": Target("sex", _SEX_LETTERS),
+                "age": Target("age"),
+                "intelligence": Target("intelligence"),
+                "diagnosis": Target("diagnosis", {"control": 0, "patient": 1}),
+            },
+        ),
+    )
+}
+assert tuple(DATASETS) == DATASET_NAMES, "DATASETS and config.DATASET_NAMES disagree"
+for _cohort in DATASETS.values():
+    for _task, _target in _cohort.targets.items():
+        _classes = set(range(TASKS[_task].num_classes)) if _target.mapping else set()
+        assert set(_target.mapping.values()) == _classes, f"{_cohort.name}: classes of {_task}"
+        assert bool(_classes) == (TASKS[_task].type == "classification"), f"{_cohort.name}: {_task}"

@@ -1,0 +1,188 @@
+"""Tables of subjects, as laboratories have them: CSV or TSV, and the values of their columns.
+
+A table may be separated by commas, semicolons, tabs or bars, start with a byte order mark, name a
+subject in several rows, and lack values; what could be misread is refused.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from neuromamba.common.atomic_files import written_whole
+from neuromamba.common.errors import UserInputError, look_up
+
+ABSENT = frozenset({"", "na", "n/a", "nan", "none", "null"})
+_SHOWN = 20  # columns named in a message
+
+
+@dataclass(frozen=True)
+class Table:
+    """A file's cells, stripped of surrounding blanks.
+
+    Attributes:
+        path: of the file.
+        columns: names in the first line.
+        rows: the other lines that are not empty, each as long as ``columns``.
+    """
+
+    path: Path
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def column(self, name: str, flag: str) -> list[str]:
+        """The cells of a column.
+
+        Raises:
+            UserInputError: there is none of that name; ``flag`` named it.
+        """
+        look_up(name, self.columns, f"{flag}: {self.path}, column")
+        place = self.columns.index(name)
+        return [row[place] for row in self.rows]
+
+    @property
+    def summary(self) -> str:
+        """File name and columns, for messages."""
+        more = " ..." if len(self.columns) > _SHOWN else ""
+        return f"{self.path.name} ({', '.join(self.columns[:_SHOWN])}{more})"
+
+
+def read_table(path: Path) -> Table:
+    """Read a CSV or TSV file (UTF-8; comma, semicolon, tab or bar).
+
+    Raises:
+        UserInputError: unreadable, not UTF-8, empty, a column named twice, or a row that has more
+            fields than there are columns.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as stream:
+            first = stream.readline()
+            delimiter = max(",;\t|", key=first.count)
+            stream.seek(0)
+            reader = csv.reader(stream, delimiter=delimiter)
+            columns = tuple(name.strip() for name in next(reader, []))
+            rows = []
+            for row in reader:
+                if any(cell.strip() for cell in row[len(columns) :]):
+                    # The columns would be shifted: a label could belong to another column.
+                    raise UserInputError(
+                        f"{path}, line {reader.line_num}: found {len(row)} fields, expected "
+                        f"{len(columns)} as in the first line. Quote the fields that hold a "
+                        f"'{delimiter}'."
+                    )
+                cells = [cell.strip() for cell in row[: len(columns)]]
+                if any(cells):
+                    rows.append((*cells, *[""] * (len(columns) - len(cells))))
+    except OSError as error:
+        raise UserInputError(f"{path}: cannot read the table ({error.strerror}).") from None
+    except UnicodeDecodeError as error:
+        raise UserInputError(
+            f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start}). Save the "
+            f"table as CSV in UTF-8."
+        ) from None
+    except csv.Error as error:
+        raise UserInputError(f"{path}: cannot read the table ({error}).") from None
+    if not any(columns):
+        raise UserInputError(f"{path}: the file is empty; expected column names in the first line.")
+    twice = sorted({name for name in columns if name and columns.count(name) > 1})
+    if twice:
+        raise UserInputError(
+            f"{path}: more than one column is called {', '.join(twice)}. Rename all but one."
+        )
+    return Table(path, columns, tuple(rows))
+
+
+def tables_of(folder: Path) -> list[Table]:
+    """The CSV and TSV files of a ``metadata/`` folder, by name."""
+    return [read_table(path) for path in sorted([*folder.glob("*.csv"), *folder.glob("*.tsv")])]
+
+
+def adopt_tables(source: Path, image_path: Path, names: Sequence[str]) -> list[str]:
+    """Copy a cohort's tables from among its images into ``metadata/`` of its store.
+
+    Args:
+        source: folder of the images; the tables are in it or in a folder of it.
+        image_path: the store's folder.
+        names: of the tables.
+
+    Returns:
+        What was done, or why not, a line each. A table that is already there is left as it is.
+    """
+    lines = []
+    for name in names:
+        # Not deeper: a cohort's tree may hold millions of files.
+        places = [source / name, *sorted(source.glob(f"*/{name}"))]
+        found = [path for path in places if path.is_file()]
+        contents = {path.read_bytes() for path in found}
+        target = image_path / "metadata" / name
+        if not found or (target.exists() and contents == {target.read_bytes()}):
+            continue
+        if len(contents) > 1:
+            some = ", ".join(str(path.relative_to(source)) for path in found[:3])
+            lines.append(f"metadata: {len(found)} different {name} ({some} ...); copy one yourself")
+        elif target.exists():
+            lines.append(f"metadata: {target} differs from {found[0]} and is left as it is")
+        else:
+            target.parent.mkdir(exist_ok=True)
+            with written_whole(target) as temporary:
+                temporary.write_bytes(*contents)
+            lines.append(f"metadata: {name} copied from {found[0]}")
+    return lines
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value of a subject, and the file that has it."""
+
+    text: str
+    path: Path
+
+
+def values_of_subjects(
+    tables: Iterable[Table],
+    subject_columns: Sequence[str],
+    columns: Sequence[str],
+    key: Callable[[str], str],
+    wanted: Iterable[str],
+    missing_codes: Iterable[str] = (),
+    meaning: Callable[[str], object] = str,
+) -> dict[str, Cell] | None:
+    """Values of a column by subject, from every table that has a subject column and the column.
+
+    Args:
+        tables: to look in.
+        subject_columns, columns: admitted names, in order of preference.
+        key: form of a subject's name in which names are compared.
+        wanted: keys of the subjects to look for.
+        missing_codes: values that mean "not recorded", besides empty fields and NA.
+        meaning: two values of a subject conflict if this differs (``F`` and ``female`` need not).
+
+    Returns:
+        key -> value, for the subjects that have one; None if no table has both columns.
+
+    Raises:
+        UserInputError: a subject with conflicting values.
+    """
+    absent = ABSENT | {code.lower() for code in missing_codes}
+    keys = set(wanted)
+    values: dict[str, Cell] = {}
+    usable = False
+    for table in tables:
+        subject_column = next((name for name in subject_columns if name in table.columns), None)
+        column = next((name for name in columns if name in table.columns), None)
+        if subject_column is None or column is None:
+            continue
+        usable = True
+        subjects = table.column(subject_column, "")
+        for subject, text in zip(subjects, table.column(column, ""), strict=True):
+            if text.lower() in absent or (name := key(subject)) not in keys:
+                continue
+            known = values.setdefault(name, Cell(text, table.path))
+            if meaning(known.text) != meaning(text):
+                raise UserInputError(
+                    f"{table.path}: subject '{subject}' has conflicting values in column "
+                    f"'{column}': '{known.text}' and '{text}'. Keep one row a subject."
+                )
+    return values if usable else None

@@ -1,0 +1,227 @@
+"""Runs by BIDS names: which images are versions of one run, and which version is taken.
+
+fMRIPrep writes a run in several spaces and resolutions; the store gets one of them. What else a
+name says (``acq-``, ``dir-``, ``echo-``, ``rec-``) tells runs apart and goes into the run's name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from neuromamba.data.ingest.sources import SUFFIXES, PassedOver, Source, Tree, is_companion, stem_of
+from neuromamba.data.ingest.space import space_kind
+
+# Entities that name a version of a run, and those with a field of their own in the store.
+_VERSION = {"space", "res", "den", "desc", "cohort"}
+_OWN_FIELD = {"sub", "ses", "task", "run"}
+_USUAL_SPACES = ("MNI152NLin6Asym", "MNI152NLin2009cAsym")
+_USUAL_RESOLUTIONS = ("2", "02")
+
+
+@dataclass(frozen=True)
+class BidsName:
+    """A file name in its parts.
+
+    Attributes:
+        path: relative to the input folder.
+        entities: key -> value, in the order of the name.
+        others: parts that are no ``key-value``, without the suffix.
+        suffix: the last part if it is no entity, such as "bold".
+    """
+
+    path: PurePosixPath
+    entities: dict[str, str]
+    others: tuple[str, ...]
+    suffix: str
+
+    def get(self, key: str) -> str:
+        return self.entities.get(key, "")
+
+    @property
+    def space(self) -> str:
+        """As the name says it; an image of fMRIPrep that names none is in its own space."""
+        cohort = f":cohort-{self.get('cohort')}" if self.get("cohort") else ""
+        own = "native" if self.get("desc") == "preproc" else ""
+        return f"{self.get('space')}{cohort}" if self.get("space") else own
+
+    @property
+    def run_name(self) -> str:
+        """Value of ``run-`` and all that tells this run from others: ``1-acq-mb4-dir-AP``."""
+        extra = [f"{k}-{v}" for k, v in self.entities.items() if k not in _OWN_FIELD | _VERSION]
+        return "-".join([value for value in (self.get("run"), *extra) if value])
+
+    @property
+    def version(self) -> tuple[str, ...]:
+        """What tells the versions of one run apart."""
+        return tuple(self.get(key) for key in sorted(_VERSION))
+
+    @property
+    def run_key(self) -> tuple[str, ...]:
+        """Equal for the versions of one run."""
+        fields = (self.get(key) for key in ("sub", "ses", "task"))
+        return (*fields, self.run_name, *self.others, self.suffix)
+
+
+def parse(path: PurePosixPath) -> BidsName | None:
+    """The parts of a name that starts with ``sub-``; None for another name."""
+    parts = stem_of(path).split("_")
+    if not re.fullmatch(r"sub-.+", parts[0]):
+        return None
+    suffix = parts.pop() if len(parts) > 1 and "-" not in parts[-1] else ""
+    pairs = [part.partition("-") for part in parts]
+    entities = {key: value for key, dash, value in pairs if dash}
+    others = [key for key, dash, _ in pairs if not dash]
+    if suffix == "preproc" and "bold" in others:  # fMRIPrep up to 1.1: _bold_space-X_preproc
+        others.remove("bold")
+        suffix = "bold"
+        entities["desc"] = "preproc"
+    return BidsName(path, entities, tuple(others), suffix)
+
+
+def bids_runs(
+    tree: Tree, names: Sequence[BidsName], wanted: str, strict: bool
+) -> tuple[list[Source], list[PassedOver]]:
+    """One source per run.
+
+    Args:
+        tree: where the files are.
+        names: images with BIDS names.
+        wanted: the space of ``--space``; "" takes MNI.
+        strict: take only images whose suffix is ``bold``.
+    """
+    passed: list[PassedOver] = []
+    groups: dict[tuple[str, ...], list[BidsName]] = {}
+    for name in names:
+        why = _not_a_run(name, strict)
+        if why:
+            passed.append(PassedOver(name.path.as_posix(), why))
+        else:
+            groups.setdefault(name.run_key, []).append(name)
+    combined = {key for key in groups if not groups[key][0].get("echo")}
+    rank = _Ranking(wanted, [name for group in groups.values() for name in group])
+    sources = []
+    for group in groups.values():
+        first = group[0]
+        if first.get("echo") and _without_echo(first).run_key in combined:
+            why = "an echo; the combined run is taken"
+            passed += [PassedOver(name.path.as_posix(), why) for name in group]
+            continue
+        chosen = min(group, key=rank)
+        why = f"another version of the run; {chosen.path.name} is taken"
+        for name in group:
+            if name.version == chosen.version:  # twice in two folders: refused later on
+                sources.append(_source(tree, name))
+            else:
+                passed.append(PassedOver(name.path.as_posix(), why))
+    return _told_apart(sources, groups), passed
+
+
+def _not_a_run(name: BidsName, strict: bool) -> str:
+    if is_companion(name.path):
+        return "mask, reference or anatomy"
+    if name.get("part") == "phase":
+        return "phase image"
+    if name.get("hemi"):
+        return "surface"
+    if strict and name.suffix != "bold":
+        return f"no BOLD run by its name (suffix '{name.suffix}'); --layout plain takes it"
+    return ""
+
+
+def _without_echo(name: BidsName) -> BidsName:
+    entities = {key: value for key, value in name.entities.items() if key != "echo"}
+    return BidsName(name.path, entities, name.others, name.suffix)
+
+
+class _Ranking:
+    """Order of preference among the versions of a run: the smallest is taken.
+
+    The space asked for comes first (without ``--space``: MNI, else an unnamed one), then
+    ``desc-preproc``, then the MNI space that most images of the folder have, so that all runs of
+    a store share one, then ``res-2``.
+    """
+
+    def __init__(self, wanted: str, names: Sequence[BidsName]) -> None:
+        self.wanted = wanted
+        self.frequency = Counter(
+            name.space for name in names if name.get("desc") in ("preproc", "")
+        )
+
+    def __call__(self, name: BidsName) -> tuple[object, ...]:
+        kind = space_kind(name.space)
+        if self.wanted in ("", "native"):
+            order = ("mni", "", "native") if not self.wanted else ("native", "", "mni")
+            of_space = order.index(kind) if kind in order else len(order)
+        else:
+            exact = name.space.casefold() == self.wanted.casefold()
+            of_space = 0 if exact else 1 if kind == "" else 2
+        desc = ("preproc", "").index(name.get("desc")) if name.get("desc") in ("preproc", "") else 2
+        usual = _USUAL_SPACES.index(name.space) if name.space in _USUAL_SPACES else 9
+        resolution = 0 if name.get("res") in _USUAL_RESOLUTIONS else 1
+        frequency = -self.frequency[name.space]
+        return of_space, desc, frequency, usual, resolution, name.path.as_posix()
+
+
+def _source(tree: Tree, name: BidsName) -> Source:
+    desc = name.get("desc")
+    notes = () if desc in ("preproc", "") else (f"desc-{desc}: no desc-preproc in this space",)
+    return Source(
+        path=tree.root / name.path,
+        name=name.path.as_posix(),
+        subject=f"sub-{name.get('sub')}",
+        session=name.get("ses"),
+        task=name.get("task"),
+        run=name.run_name,
+        mask=sibling_mask(tree, name.path),
+        sidecar=sidecar(tree, name),
+        space=name.space,
+        notes=notes,
+    )
+
+
+def _told_apart(
+    sources: list[Source], groups: dict[tuple[str, ...], list[BidsName]]
+) -> list[Source]:
+    """Parts of a name that are no entities go into the run's name where only they differ."""
+    names = {n.path.as_posix(): n for group in groups.values() for n in group}
+    count = Counter(source.output for source in sources)
+    result = []
+    for source in sources:
+        name = names[source.name]
+        rest = [*name.others, *([name.suffix] if name.suffix not in ("", "bold") else [])]
+        if count[source.output] > 1 and rest:
+            run = "-".join([*([source.run] if source.run else []), *rest])
+            source = dataclasses.replace(source, run=run)
+        result.append(source)
+    return result
+
+
+def sibling_mask(tree: Tree, path: PurePosixPath) -> Path | None:
+    """``<run>_desc-brain_mask.nii.gz`` (or ``.nii``) beside a run, as fMRIPrep writes it."""
+    stem = re.sub(r"_(bold|preproc)$", "", stem_of(path))
+    stem = re.sub(r"_desc-[^_]+$", "", stem)
+    masks = ("desc-brain_mask", "brainmask")
+    names = [f"{stem}_{mask}{suffix}" for mask in masks for suffix in SUFFIXES]
+    return tree.first(path.parent, names)
+
+
+def sidecar(tree: Tree, name: BidsName) -> Path | None:
+    """The JSON file of a run: of the same name, or inherited from a folder above it (BIDS)."""
+    own = tree.first(name.path.parent, [f"{stem_of(name.path)}.json"])
+    if own is not None or name.suffix != "bold":
+        return own
+    parts = set(stem_of(name.path).split("_"))
+    for folder in name.path.parents:
+        fitting = [
+            file
+            for file in tree.json_of.get(folder, ())
+            if file.stem.split("_")[-1] == "bold" and parts.issuperset(file.stem.split("_"))
+        ]
+        if fitting:
+            return tree.root / max(fitting, key=lambda file: len(file.stem.split("_")))
+    return None

@@ -1,0 +1,349 @@
+"""Reading a 4D NIfTI run: its header, and its frames as a stream.
+
+Nothing here holds a whole run: a file is decompressed frame by frame, and a frame is a flat vector
+in the order of the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import io
+import math
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import nibabel
+import numpy as np
+from nibabel import orientations
+
+from neuromamba.common.errors import UserInputError
+from neuromamba.config.names import ORIENTATION
+from neuromamba.data.store.header import Triple
+
+try:
+    from isal import igzip, isal_zlib
+
+    _open_gzip: Any = igzip.IGzipFile  # about 2.5 times the speed of the standard library
+    _gzip_error: Any = isal_zlib.error
+except ImportError:
+    _open_gzip, _gzip_error = gzip.GzipFile, zlib.error
+# What reading a damaged file raises; BadGzipFile is an OSError.
+READ_ERRORS: tuple[type[Exception], ...] = (zlib.error, _gzip_error, EOFError, OSError)
+
+
+# Of an image of labels; counting voxels takes memory for each number up to the highest.
+HIGHEST_LABEL = 1_000_000
+_GZIP_START = b"\x1f\x8b"
+_AGAIN = "Copy or download the file again, or remove it from the input folder."
+
+
+class _HashingReader(io.RawIOBase):
+    """A file that feeds what is read from it to a hash."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self.raw = raw
+        self.sha256 = hashlib.sha256()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        done = self.raw.readinto(buffer)  # type: ignore[attr-defined]
+        self.sha256.update(memoryview(buffer)[:done])
+        return int(done)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file as it lies on disk, as hexadecimal digits."""
+    try:
+        with open(path, "rb") as raw:
+            reader = _HashingReader(raw)
+            while reader.read(1 << 20):
+                pass
+    except OSError as error:
+        raise damaged(path, error) from None
+    return reader.sha256.hexdigest()
+
+
+class NiftiRun:
+    """A 4D NIfTI-1 or NIfTI-2 file.
+
+    Args:
+        path: ``.nii`` or ``.nii.gz``; only the header is read.
+
+    Attributes:
+        shape: X, Y, Z in the order of the file.
+        n_frames: T.
+        affine: [4, 4], voxel indices of the file -> mm.
+        to_las: nibabel orientation transform of a volume of the file to LAS.
+        space_code: NIfTI's code of the affine's space; 0 if neither qform nor sform is set, so
+            that the affine is a guess; 1 scanner, 2 aligned, 3 Talairach, 4 MNI152.
+        sha256: of the file, after ``frames`` ran to its end.
+        trailing_bytes: what followed after the last frame, likewise.
+
+    Raises:
+        UserInputError: not a NIfTI file, not 4D, complex values, an unusable affine.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        image = load_image(path)
+        shape = image.shape
+        while len(shape) > 4 and shape[-1] == 1:
+            shape = shape[:-1]
+        if len(shape) != 4 or 0 in shape:
+            raise UserInputError(
+                f"{path}: {len(shape)}D image of {' x '.join(map(str, shape))}, expected a 4D run "
+                f"(X, Y, Z, T). Remove it from the input folder, or merge the volumes of the run "
+                f"into one 4D file."
+            )
+        self.shape: Triple = (int(shape[0]), int(shape[1]), int(shape[2]))
+        self.n_frames = int(shape[3])
+        proxy: Any = image.dataobj
+        self._dtype: np.dtype[Any] = proxy.dtype
+        if self._dtype.kind not in "iuf":
+            raise UserInputError(
+                f"{path}: the values are {self._dtype}, expected real numbers. Convert the file "
+                f"to float32 or int16."
+            )
+        self._start, self._slope, self._inter = int(proxy.offset), proxy.slope, proxy.inter
+        self._is_unscaled = self._slope == 1 and self._inter == 0
+        self._check_size()
+        header: Any = image.header
+        self.header_tr = float(header["pixdim"][4])
+        self.time_unit: str = header.get_xyzt_units()[1]
+        self.space_code = int(header["sform_code"] or header["qform_code"])
+        self._compare_forms(header)
+        self.affine = np.asarray(image.affine, dtype=np.float64)
+        self.to_las = las_transform(self.affine, path)
+        self.sha256 = ""
+        self.trailing_bytes = 0
+
+    def _compare_forms(self, header: Any) -> None:
+        """The two affines of a header may differ, but not in what is left and right."""
+        forms = [header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]]
+        if any(form is None for form in forms):
+            return
+        q, s = (np.linalg.det(form[:3, :3]) for form in forms)
+        if q * s < 0:
+            raise UserInputError(
+                f"{self.path}: qform and sform contradict each other: one mirrors the other, so "
+                f"left and right are unknown. Find out which is right and copy it (fslorient "
+                f"-copysform2qform or -copyqform2sform)."
+            )
+
+    def _check_size(self) -> None:
+        """A file without compression must have the size that its header implies."""
+        if self.path.name.endswith(".gz"):
+            return
+        try:
+            size = self.path.stat().st_size
+        except OSError as error:
+            raise damaged(self.path, error) from None
+        expected = self._start + math.prod(self.shape) * self.n_frames * self._dtype.itemsize
+        if size < expected:
+            raise damaged(
+                self.path, EOFError(f"{size} of the {expected} bytes of its header are there")
+            )
+
+    @property
+    def las_shape(self) -> Triple:
+        """X, Y, Z after the reorientation."""
+        x, y, z = np.argsort(self.to_las[:, 0])
+        return self.shape[x], self.shape[y], self.shape[z]
+
+    @property
+    def las_affine(self) -> np.ndarray:
+        """[4, 4], indices of the reoriented volume -> mm."""
+        return np.asarray(self.affine @ orientations.inv_ornt_aff(self.to_las, self.shape))
+
+    def reorient(self, volume: np.ndarray) -> np.ndarray:
+        """A volume [X, Y, Z] of the file in LAS order; a view."""
+        return np.asarray(orientations.apply_orientation(volume, self.to_las))
+
+    def unflatten(self, frame: np.ndarray) -> np.ndarray:
+        """A flat frame as a LAS volume [X, Y, Z]; a view."""
+        return self.reorient(frame.reshape(self.shape, order="F"))
+
+    def frames(self, first: int = 0) -> Iterator[np.ndarray]:
+        """Frames from ``first`` on: float32 [X * Y * Z] in the order of the file, scaled.
+
+        A frame may be a view of the buffer that the next one is read into: copy what is to stay.
+
+        Raises:
+            UserInputError: a truncated or corrupt file, at the point where it shows; NaN or
+                infinite values, with their number, after the last frame.
+        """
+        size = math.prod(self.shape)
+        buffer = bytearray(size * self._dtype.itemsize)
+        bad_values = bad_frames = 0
+        try:
+            with self._stream() as (stream, reader):
+                if _read(stream, self._start) < self._start:
+                    raise EOFError("the header is incomplete")
+                for t in range(self.n_frames):
+                    if _read_into(stream, buffer) < len(buffer):
+                        raise EOFError(f"{t} of {self.n_frames} frames are there")
+                    if t < first:
+                        continue
+                    frame = self._scaled(np.frombuffer(buffer, self._dtype))
+                    bad = size - int(np.count_nonzero(np.isfinite(frame)))
+                    bad_values, bad_frames = bad_values + bad, bad_frames + (bad > 0)
+                    yield frame
+                self._read_to_the_end(stream, len(buffer))  # the checksum is there
+                while reader.read(1 << 20):
+                    pass
+                self.sha256 = reader.sha256.hexdigest()
+        except READ_ERRORS as error:
+            raise damaged(self.path, error) from None
+        if bad_values:
+            raise UserInputError(
+                f"{self.path}: {bad_values} NaN or infinite values in {bad_frames} of "
+                f"{self.n_frames - first} frames, expected finite numbers. Repair the "
+                f"preprocessing, or set them to 0 (fslmaths IN -nan OUT)."
+            )
+
+    def _read_to_the_end(self, stream: Any, frame_size: int) -> None:
+        """Count what follows after the last frame; as much as another frame is refused."""
+        self.trailing_bytes = 0
+        while chunk := stream.read(1 << 20):
+            self.trailing_bytes += len(chunk)
+        if self.trailing_bytes >= frame_size:
+            raise UserInputError(
+                f"{self.path}: {self.trailing_bytes} bytes follow after the {self.n_frames} frames "
+                f"of {' x '.join(map(str, self.shape))} that the header tells of: header and data "
+                f"do not belong together. Take the file from its origin again."
+            )
+
+    def _scaled(self, raw: np.ndarray) -> np.ndarray:
+        if raw.dtype == np.float32 and raw.dtype.isnative and self._is_unscaled:
+            return raw
+        if self._is_unscaled:
+            with np.errstate(over="ignore"):  # an overflow becomes inf, which is reported
+                return raw.astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return (raw * np.float64(self._slope) + np.float64(self._inter)).astype(np.float32)
+
+    @contextlib.contextmanager
+    def _stream(self) -> Iterator[tuple[Any, _HashingReader]]:
+        with open(self.path, "rb") as raw:
+            reader = _HashingReader(raw)
+            if self.path.name.endswith(".gz"):
+                with _open_gzip(fileobj=reader, mode="rb") as stream:
+                    yield stream, reader
+            else:
+                yield reader, reader
+
+
+def _read(stream: Any, size: int) -> int:
+    return _read_into(stream, bytearray(size))
+
+
+def _read_into(stream: Any, buffer: bytearray) -> int:
+    """Fill the buffer; the number of bytes read is smaller only at the end of the file."""
+    view, done = memoryview(buffer), 0
+    while done < len(buffer):
+        count = stream.readinto(view[done:])
+        if not count:
+            break
+        done += count
+    return done
+
+
+def damaged(path: Path, error: BaseException) -> UserInputError:
+    """The error to raise for a file that cannot be read to its end."""
+    if isinstance(error, FileNotFoundError) and path.is_symlink():
+        return UserInputError(
+            f"{path}: a link to '{os.readlink(path)}', which is not there. Fetch the file (datalad "
+            f"get, git annex get) or remove the link."
+        )
+    if isinstance(error, PermissionError):
+        return UserInputError(
+            f"{path}: cannot be read ({error.strerror}). Have the permissions changed (chmod u+r)."
+        )
+    if isinstance(error, FileNotFoundError | IsADirectoryError):
+        return UserInputError(f"{path}: cannot be read ({error.strerror}).")
+    return UserInputError(
+        f"{path}: truncated or corrupt ({error}). Copy or download the file again "
+        f"(gzip -t tests a .gz file)."
+    )
+
+
+def load_image(path: Path) -> Any:
+    """nibabel image with its header read; the values stay on disk.
+
+    Raises:
+        UserInputError: a damaged file, or one that is not NIfTI.
+    """
+    try:
+        with open(path, "rb") as raw:  # nibabel would not say why a file cannot be opened
+            start = raw.read(2)
+        if path.name.endswith(".gz") and start not in (_GZIP_START, b""):
+            raise UserInputError(
+                f"{path}: not compressed, though its name ends in .gz. Rename it if it is a .nii "
+                f"file. {_AGAIN}"
+            )
+        image = nibabel.load(path)
+    except READ_ERRORS as error:
+        raise damaged(path, error) from None
+    except (nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError) as error:
+        raise UserInputError(f"{path}: not a NIfTI image ({error}). {_AGAIN}") from None
+    if not isinstance(image, nibabel.Nifti1Pair):  # NIfTI-2 is a subclass
+        raise UserInputError(f"{path}: a {type(image).__name__}, expected NIfTI-1 or NIfTI-2.")
+    return image
+
+
+def read_labels(path: Path, flag: str) -> Any:
+    """An image of labels: one volume [X, Y, Z] of int32, 0 outside the regions.
+
+    Args:
+        path: of it.
+        flag: that named it.
+
+    Raises:
+        UserInputError: it cannot be read, or holds something else.
+    """
+    try:
+        image = load_image(path)
+        las_transform(image.affine, path)  # refuses an affine that is none
+        data = np.asanyarray(image.dataobj)
+    except READ_ERRORS as error:
+        raise UserInputError(f"{flag}: {damaged(path, error)}") from None
+    except UserInputError as error:
+        raise UserInputError(f"{flag}: {error}") from None
+    if data.ndim == 4 and data.shape[3] == 1:
+        data = data[..., 0]
+    if (
+        data.ndim != 3
+        or not np.array_equal(data, np.rint(data))
+        or not 0 <= data.min() <= data.max() <= HIGHEST_LABEL
+    ):
+        raise UserInputError(
+            f"{flag}: '{path}' is {data.shape} of {data.dtype}, expected one volume of whole "
+            f"numbers up to {HIGHEST_LABEL}, 0 outside the regions."
+        )
+    if not data.any():
+        raise UserInputError(f"{flag}: '{path}' has no region: all its voxels are 0.")
+    return nibabel.Nifti1Image(data.astype(np.int32), image.affine)
+
+
+def las_transform(affine: np.ndarray, path: Path) -> np.ndarray:
+    """nibabel orientation transform [3, 2] of a volume with this affine to LAS.
+
+    Raises:
+        UserInputError: the affine is singular or not finite.
+    """
+    if np.isfinite(affine).all() and np.linalg.matrix_rank(affine[:3, :3]) == 3:
+        found = orientations.io_orientation(affine)
+        wanted = orientations.axcodes2ornt(tuple(ORIENTATION))
+        if np.isfinite(found).all():
+            return np.asarray(orientations.ornt_transform(found, wanted))
+    raise UserInputError(
+        f"{path}: the affine of the header is not invertible, so left and right are unknown. "
+        f"Set qform or sform (fslorient), or take the file from its origin again."
+    )

@@ -1,0 +1,212 @@
+"""What a folder holds: its images, and the runs among them with their names in the store.
+
+``layouts.py`` knows which files of which cohort are runs; here is what the layouts share.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from neuromamba.common.errors import UserInputError
+from neuromamba.data.store.header import run_file_name
+
+SUFFIXES = (".nii.gz", ".nii")
+# Surfaces and CIFTI files: no volumes, though some names end in .nii.
+_CIFTI = ("dtseries", "ptseries", "dscalar", "pscalar", "dlabel", "dconn", "pconn")
+_SURFACES = (".gii", *(f".{kind}.nii" for kind in _CIFTI))
+# BIDS suffixes (last part of the name) of images that accompany a run but are none.
+_COMPANIONS = {"mask", "brainmask", "boldref", "sbref", "dseg", "probseg", "dwi", "dwiref", "asl"}
+_COMPANIONS |= {"m0scan", "t1w", "t2w", "pdw", "flair", "t2star", "t2starw", "boldmap"}
+_COMPANIONS |= {"epi", "fieldmap", "phasediff", "magnitude", "magnitude1", "magnitude2"}
+_COMPANIONS |= {"phase1", "phase2"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A NIfTI file to convert.
+
+    Attributes:
+        path: of the file.
+        name: relative to the input folder.
+        subject, session, task, run: see ``RunHeader``.
+        error: why it cannot be converted, known before the file is read; else "".
+        mask: mask image that belongs to the run.
+        sidecar: JSON file that belongs to the run.
+        space: space that the name or the layout tells; "" if neither does.
+        remedy: how to bring this run into MNI space, if it is not.
+        layout_tr: TR of the cohort's protocol, seconds.
+        notes: warnings that the names alone give.
+    """
+
+    path: Path
+    name: str
+    subject: str
+    session: str = ""
+    task: str = ""
+    run: str = ""
+    error: str = ""
+    mask: Path | None = None
+    sidecar: Path | None = None
+    space: str = ""
+    remedy: str = ""
+    layout_tr: float | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def output(self) -> str:
+        """Name of the store's file."""
+        return run_file_name(self.subject, self.session, self.task, self.run)
+
+    def refused(self, error: str) -> Source:
+        """The same source with a reason why it is not converted; an earlier reason stays."""
+        return self if self.error else dataclasses.replace(self, error=error)
+
+
+@dataclass(frozen=True)
+class PassedOver:
+    """An image that is not converted, and why; ``name`` is relative to the input folder."""
+
+    name: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The images below a folder.
+
+    Attributes:
+        root: the folder.
+        volumes: NIfTI volumes, relative to ``root``, sorted.
+        surfaces: GIFTI and CIFTI files, relative to ``root``, sorted.
+        json: JSON files, relative to ``root``, sorted.
+        unreadable: folder -> why it could not be listed.
+        archives: number of zip and tar files.
+        pairs: headers of images in two files (``.hdr``, ``.img``), relative to ``root``, sorted.
+    """
+
+    root: Path
+    volumes: tuple[PurePosixPath, ...]
+    surfaces: tuple[PurePosixPath, ...]
+    json: tuple[PurePosixPath, ...]
+    unreadable: tuple[tuple[str, str], ...]
+    archives: int
+    pairs: tuple[PurePosixPath, ...] = ()
+
+    @cached_property
+    def _names(self) -> set[PurePosixPath]:
+        return {*self.volumes, *self.json}
+
+    @cached_property
+    def json_of(self) -> dict[PurePosixPath, list[PurePosixPath]]:
+        """Folder -> its JSON files."""
+        by_folder: dict[PurePosixPath, list[PurePosixPath]] = {}
+        for file in self.json:
+            by_folder.setdefault(file.parent, []).append(file)
+        return by_folder
+
+    def first(self, folder: PurePosixPath, names: Iterable[str]) -> Path | None:
+        """The first of the names that is in a folder of the tree."""
+        found = (folder / name for name in names if folder / name in self._names)
+        return next((self.root / name for name in found), None)
+
+
+def scan(folder: str | Path, exclude: Path | None = None) -> Tree:
+    """List a folder and all below it; hidden files and folders (``.git``) are left out.
+
+    Links to folders are followed, each folder once.
+
+    Args:
+        folder: the input folder.
+        exclude: a file to leave out (the mask of ``--mask``).
+
+    Raises:
+        UserInputError: no such folder.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        found = "is a file" if root.exists() else "does not exist"
+        raise UserInputError(f"--input: '{root}' {found}; expected a folder of 4D NIfTI files.")
+    unreadable: list[tuple[str, str]] = []
+    found_names = list(_walk(root, unreadable))
+    left_out = exclude.resolve() if exclude else None
+    volumes, surfaces, json, pairs = [], [], [], []
+    archives = 0
+    for name in sorted(found_names):
+        if name.name.endswith(_SURFACES):
+            surfaces.append(name)
+        elif name.name.endswith(SUFFIXES):
+            if left_out is None or (root / name).resolve() != left_out:
+                volumes.append(name)
+        elif name.suffix == ".json":
+            json.append(name)
+        elif name.suffix == ".hdr":
+            pairs.append(name)
+        else:
+            archives += 1
+    return Tree(
+        root,
+        tuple(volumes),
+        tuple(surfaces),
+        tuple(json),
+        tuple(unreadable),
+        archives,
+        tuple(pairs),
+    )
+
+
+def _walk(root: Path, unreadable: list[tuple[str, str]]) -> Iterator[PurePosixPath]:
+    """Images, JSON files and archives, relative to ``root``."""
+    wanted = (*SUFFIXES, *_SURFACES, ".json", ".hdr", ".zip", ".tar", ".tar.gz", ".tgz")
+
+    def note(error: OSError) -> None:
+        unreadable.append((str(error.filename), error.strerror or str(error)))
+
+    seen = set()
+    for place, folders, files in os.walk(root, onerror=note, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()  # a link in a circle, or a second way to the same folder
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        relative = PurePosixPath(Path(place).relative_to(root).as_posix())
+        for name in files:
+            if name.endswith(wanted) and not name.startswith("."):
+                yield relative / name
+
+
+def stem_of(path: PurePosixPath | Path) -> str:
+    """File name without ``.nii`` or ``.nii.gz``."""
+    for suffix in SUFFIXES:
+        if path.name.endswith(suffix):
+            return path.name[: -len(suffix)]
+    return path.name
+
+
+def is_companion(path: PurePosixPath) -> bool:
+    """Whether the last part of a name says mask, reference or anatomy."""
+    return stem_of(path).split("_")[-1].lower() in _COMPANIONS
+
+
+def refuse_shared_names(sources: list[Source]) -> list[Source]:
+    """The sources; those that would be one run by their names get an error."""
+    # Without regard to case: some file systems have none.
+    by_output: dict[str, list[str]] = {}
+    for source in sources:
+        by_output.setdefault(source.output.lower(), []).append(source.name)
+    checked = []
+    for source in sources:
+        others = [name for name in by_output[source.output.lower()] if name != source.name]
+        if others:
+            some = ", ".join(others[:3]) + (" ..." if len(others) > 3 else "")
+            source = source.refused(
+                f"{source.path}: by its name the run {Path(source.output).stem}, and so is {some}. "
+                f"Rename one of them, or read them from separate folders into separate outputs."
+            )
+        checked.append(source)
+    return checked

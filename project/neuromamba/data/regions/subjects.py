@@ -1,0 +1,171 @@
+"""Subjects of a data set: their table, the label of each scan, families.
+
+Where a data set has a table of subjects, labels or families stand there; else in the scans'
+``pheno``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from neuromamba.common.errors import UserInputError
+from neuromamba.data.cohorts.tables import read_table
+from neuromamba.data.regions.registry import DatasetDetails
+from neuromamba.data.regions.scan_files import RawScan, ScanFile, some, spelling
+
+SUBJECT_COLUMNS = ("Subject", "subjectId", "subject", "participant_id", "Subj")
+
+
+def read_subjects(path: Path, flag: str, columns: Sequence[str] = ()) -> pd.DataFrame:
+    """A CSV or TSV table of subjects: text, indexed by their names.
+
+    Args:
+        path: of the file.
+        flag: what named it, or the folder it is in.
+        columns: it must have.
+
+    Raises:
+        UserInputError: it cannot be read, lacks a column, or has two different rows of a subject.
+    """
+    if not path.is_file():
+        wanted = ", ".join((SUBJECT_COLUMNS[0], *columns))
+        raise UserInputError(
+            f"{flag}: '{path}' does not exist; it has the columns {wanted}. docs/neurossm.md says "
+            f"where it comes from."
+        )
+    read = read_table(path)
+    table = pd.DataFrame(read.rows, columns=list(read.columns), dtype=object).drop_duplicates()
+    subject = next((name for name in SUBJECT_COLUMNS if name in table), None)
+    absent = [name for name in columns if name not in table]
+    if subject is None or absent:
+        missing = ", ".join(absent) or " or ".join(SUBJECT_COLUMNS)
+        raise UserInputError(
+            f"{flag}: '{path}' has no column {missing}; its columns are {some(table.columns, 12)}."
+        )
+    doubled = table[subject][table[subject].duplicated()]
+    if len(doubled):
+        raise UserInputError(
+            f"{flag}: '{path}' has different rows of {some(doubled)}. Keep one row a subject."
+        )
+    return table.set_index(subject)
+
+
+def subject_table(
+    details: DatasetDetails, data_dir: Path, group_column: str | None
+) -> pd.DataFrame | None:
+    """The table of a data set; None if it has none."""
+    if details.pheno_file is None:
+        return None
+    columns = [*details.pheno_keep]
+    columns += [name for name in (details.pheno_target, group_column) if name]
+    return read_subjects(data_dir / details.pheno_file, "--data_dir", columns)
+
+
+def known_subjects(
+    raw: list[RawScan],
+    table: pd.DataFrame,
+    details: DatasetDetails,
+    file: ScanFile,
+    notes: list[str],
+) -> list[RawScan]:
+    """Scans of the subjects that stand in the table and are to be kept."""
+    unknown = sorted({item.subject for item in raw} - set(table.index))
+    if len(unknown) == len({item.subject for item in raw}):
+        raise file.error(
+            f"has no subject ({some(unknown)}) of '{details.pheno_file}' ({some(table.index)}); "
+            f"are they written in the same way?"
+        )
+    if unknown:
+        notes.append(f"{len(unknown)} subjects are not in the table and were left out: {unknown}.")
+    kept = table
+    for column, value in details.pheno_keep.items():
+        kept = kept[kept[column] == value]
+    found = [item for item in raw if item.subject in kept.index]
+    if details.pheno_keep:
+        wanted = ", ".join(f"{key} {value}" for key, value in details.pheno_keep.items())
+        if not found:
+            raise file.error(f"has no subject with {wanted} in '{details.pheno_file}'.")
+        notes.append(f"kept the {len(found)} of {len(raw)} scans of subjects with {wanted}.")
+    return found
+
+
+def labelled(
+    raw: Sequence[RawScan],
+    table: pd.DataFrame | None,
+    details: DatasetDetails,
+    file: ScanFile,
+    notes: list[str],
+) -> tuple[list[RawScan], list[str]]:
+    """Scans with a label, and the class of each by name."""
+    key = details.target
+    if details.pheno_target is not None and table is not None:
+        cells = list(table.loc[[item.subject for item in raw], details.pheno_target])
+    else:
+        cells = [item.pheno.get(key) for item in raw]
+        if not any(key in item.pheno for item in raw):
+            known = some(dict.fromkeys(name for item in raw for name in item.pheno), 12)
+            raise UserInputError(
+                f"--target: no scan of '{file.path}' has '{key}' in its pheno "
+                f"({known or 'it has none'})."
+            )
+    kept, found, without = [], [], []
+    for item, cell in zip(raw, cells, strict=True):
+        text = spelling(cell)
+        if not text:
+            without.append(item.subject)
+            continue
+        label = details.labels.get(text.lower()) if details.labels else text
+        if not label:
+            raise UserInputError(
+                f"--target: '{key}' of {item.subject} is '{text}', expected one of "
+                f"{', '.join(sorted(details.labels))}."
+            )
+        kept.append(item)
+        found.append(label)
+    if without:
+        notes.append(f"{len(without)} scans without a '{key}' were left out ({some(without)}).")
+    return kept, found
+
+
+def families(
+    raw: Iterable[RawScan], table: pd.DataFrame | None, column: str | None
+) -> dict[str, str]:
+    """Subject -> what may not be split: the subject, or its family where that is known."""
+    found: dict[str, str] = {}
+    for item in raw:
+        row = item.pheno if table is None else table.loc[item.subject]
+        if column is not None and column not in row:
+            raise UserInputError(
+                f"--group_column: a scan of {item.subject} has no '{column}' in its pheno "
+                f"({', '.join(map(str, row)) or 'it has none'})."
+            )
+        value = "" if column is None else spelling(row[column])
+        group = f"{column} {value}" if value else item.subject
+        if found.setdefault(item.subject, group) != group:
+            raise UserInputError(
+                f"--group_column: scans of {item.subject} differ in '{column}'; a subject has one "
+                f"family."
+            )
+    return found
+
+
+def scan_names(raw: Sequence[RawScan], labels: Sequence[str]) -> list[str]:
+    """``subject``, or ``subject_label`` or ``subject_2`` ... where there are several."""
+    subjects = Counter(item.subject for item in raw)
+    pairs = Counter((item.subject, label) for item, label in zip(raw, labels, strict=True))
+    seen: Counter[tuple[str, str]] = Counter()
+    names = []
+    for item, label in zip(raw, labels, strict=True):
+        key = (item.subject, label)
+        seen[key] += 1
+        name = item.subject
+        if subjects[item.subject] > pairs[key]:
+            name += f"_{label}"
+        if pairs[key] > 1:
+            name += f"_{seen[key]}"
+        names.append(name)
+    return names

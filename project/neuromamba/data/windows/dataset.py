@@ -1,0 +1,326 @@
+"""Windows of runs as a torch data set: compact (brain voxels only), raw int16, scaled later.
+
+A sample carries the window as stored and the three numbers that scale it (z = q * gain + shift,
+background elsewhere), because scattering to the grid and cutting into tokens is cheaper on the
+device and moves a quarter of the bytes. Letters in shapes: T frames of a window, N brain voxels of
+a run, B windows of a batch.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from neuromamba.common.errors import UserInputError
+from neuromamba.config.data import DataConfig
+from neuromamba.config.names import ORIENTATION
+from neuromamba.data.cohorts.events import LabelledEvent
+from neuromamba.data.cohorts.splits import names_for_message
+from neuromamba.data.store.normalisation import Scaling, VoxelScaling, scaling_of, voxel_scaling_of
+from neuromamba.data.store.raw_run import FileChangedError, RawLayout, RawRun
+from neuromamba.data.store.reader import RunFile, RunHeader, read_header
+
+# Fields of a header that change with what is in the file.
+_CONTENT = ("grid", "n_frames", "n_voxels", "scale", "offset", "mean", "std", "content_sha256")
+_OPEN_RUNS = 64  # files kept open in a process, far below the usual limit of 1,024
+
+
+def windows_of(n_frames: int, config: DataConfig) -> list[int]:
+    """First frames of a run's windows; only whole windows, so none if the run is too short."""
+    return list(range(0, n_frames - config.window_span + 1, config.window_step))
+
+
+@dataclass(frozen=True)
+class Window:
+    """Where a sample comes from.
+
+    Attributes:
+        run: position in the list of runs.
+        start: first frame.
+        unit: what its prediction counts for: a subject (session, run), or an event.
+        index: counts the unit's windows, over all of its runs.
+        target: class index or value; None for pre-training.
+    """
+
+    run: int
+    start: int
+    unit: str
+    index: int
+    target: int | float | None = None
+
+
+def event_name(header: RunHeader, number: int) -> str:
+    """Name of an event as a unit: the run and the event's number in it, from 1."""
+    return f"{header.label}#{number + 1}"
+
+
+class OpenRun(NamedTuple):
+    """A run's open file, and its scaling voxel by voxel, if that is asked for."""
+
+    file: RunFile | RawRun
+    voxel_scaling: VoxelScaling | None
+
+
+class WindowDataset(Dataset[dict[str, Any]]):
+    """The windows of the given runs, in the order of the runs and of time.
+
+    It can be pickled and forked: every process opens the files itself (``RunFile``), when needed.
+
+    Args:
+        run_paths: HDF5 files of the store.
+        config: windowing, ``img_size`` and ``input_scaling_method``.
+        labels: unit -> target; None for pre-training.
+        events: label of a run -> its events, which have targets of their own; then only windows
+            within events are used.
+        unit_of: names the unit of a run; default: its subject.
+        headers: of the runs, if they were read before.
+        dataset: number of this data set among several, handed through to the batch.
+        max_windows_per_run: keep the first so many windows of each run.
+
+    Raises:
+        UserInputError: no runs; a run of another grid or orientation; runs shorter than a window.
+    """
+
+    def __init__(
+        self,
+        run_paths: Sequence[str | Path],
+        config: DataConfig,
+        *,
+        labels: Mapping[str, int | float] | None = None,
+        events: Mapping[str, Sequence[LabelledEvent]] | None = None,
+        unit_of: Callable[[RunHeader], str] = lambda header: header.subject,
+        headers: Sequence[RunHeader] | None = None,
+        dataset: int = 0,
+        max_windows_per_run: int | None = None,
+    ) -> None:
+        self.paths = [Path(path) for path in run_paths]
+        self.headers = list(headers) if headers else [read_header(path) for path in self.paths]
+        if not self.paths:
+            raise UserInputError("--image_path: there are no runs for this part of the split.")
+        if len(self.headers) != len(self.paths):
+            raise ValueError(f"{len(self.headers)} headers for {len(self.paths)} runs")
+        self.config = config
+        self.dataset = dataset
+        self._check_runs()
+        units = {unit_of(header) for header in self.headers}
+        if labels is not None and (missing := units - set(labels)):
+            raise ValueError(f"no target for {names_for_message(missing)}")
+        self.scalings: list[Scaling] = [
+            scaling_of(header, config.input_scaling_method) for header in self.headers
+        ]
+        self.windows: list[Window] = []
+        counts: Counter[str] = Counter()
+        for run, header in enumerate(self.headers):
+            found: list[tuple[int, str, int | float | None]]
+            if events is not None:
+                found = [
+                    (start, event_name(header, event.number), event.target)
+                    for event in events.get(header.label, ())
+                    for start in event.starts
+                ]
+            else:
+                unit = unit_of(header)
+                target = None if labels is None else labels[unit]
+                found = [(start, unit, target) for start in windows_of(header.n_frames, config)]
+            for start, unit, target in found[:max_windows_per_run]:
+                self.windows.append(Window(run, start, unit, counts[unit], target))
+                counts[unit] += 1
+        self._by_voxel = config.input_scaling_method.startswith("voxelnorm")
+        self._open_runs: OrderedDict[int, OpenRun] = OrderedDict()
+        self._layouts: dict[int, RawLayout] = {}
+
+    def _check_runs(self) -> None:
+        size = tuple(self.config.img_size)
+        span = self.config.window_span
+        short = []
+        for path, header in zip(self.paths, self.headers, strict=True):
+            if tuple(header.grid) != size:
+                found = " ".join(str(n) for n in header.grid)
+                raise UserInputError(
+                    f"--img_size: the run '{path}' has the grid {found}, expected "
+                    f"{' '.join(str(n) for n in size)}. Give --img_size {found} "
+                    f"{self.config.sequence_length}, or convert the data to the other grid."
+                )
+            if header.orientation != ORIENTATION:
+                raise UserInputError(
+                    f"--image_path: the run '{path}' has the orientation {header.orientation}, "
+                    f"expected {ORIENTATION}. Convert it again with preprocessing.py."
+                )
+            if header.n_frames < span:
+                short.append(f"{path.name} ({header.n_frames} frames)")
+        if short:
+            raise UserInputError(
+                f"--sequence_length: {len(short)} run(s) have fewer than the {span} frames that a "
+                f"window spans (--sequence_length {self.config.sequence_length}, "
+                f"--stride_within_seq {self.config.stride_within_seq}): "
+                f"{names_for_message(short)}. Shorten the window, or exclude the subjects with "
+                f"--bad_subj_path FILE."
+            )
+
+    @property
+    def subjects(self) -> list[str]:
+        """Subject of every window, in the order of the windows."""
+        return [self.headers[window.run].subject for window in self.windows]
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Open files cannot be pickled, and layouts belong to them.
+        return {**self.__dict__, "_open_runs": OrderedDict(), "_layouts": {}}
+
+    def _run(self, run: int) -> OpenRun:
+        """The open file of a run; the least recently used one gives way."""
+        if run not in self._open_runs:
+            if len(self._open_runs) >= _OPEN_RUNS:
+                self._open_runs.popitem(last=False)[1].file.close()
+            scaling = self._voxel_scaling(run) if self._by_voxel else None
+            self._open_runs[run] = OpenRun(self._opened(run), scaling)
+        self._open_runs.move_to_end(run)
+        return self._open_runs[run]
+
+    def _voxel_scaling(self, run: int) -> VoxelScaling:
+        file = RunFile(self.paths[run])
+        found = file.voxel_statistics()
+        file.close()
+        if found is None:
+            raise UserInputError(
+                f"--input_scaling_method {self.config.input_scaling_method}: '{self.paths[run]}' "
+                f"has no statistics of its voxels. Convert the runs again with preprocessing.py "
+                f"--voxel_norm."
+            )
+        return voxel_scaling_of(self.headers[run], *found)
+
+    def _opened(self, run: int) -> RunFile | RawRun:
+        """A run opened past HDF5 if it is unfiltered; HDF5 is asked once where its arrays are."""
+        path = self.paths[run]
+        if run in self._layouts:
+            try:
+                return RawRun(path, self._layouts[run])
+            except FileChangedError:
+                del self._layouts[run]
+        file = RunFile(path)
+        self._check_unchanged(run, file)
+        layout = file.raw_layout()
+        if layout is None:
+            return file
+        file.close()
+        self._layouts[run] = layout
+        try:
+            return RawRun(path, layout)
+        except FileChangedError:  # between the two lines
+            raise self._changed(run) from None
+
+    def _check_unchanged(self, run: int, file: RunFile) -> None:
+        """A file that was converted again has other voxels and another scaling.
+
+        Raises:
+            UserInputError: names the file.
+        """
+        _ = file.vox  # refuses damaged ones
+        found, known = file.header, self.headers[run]
+        if any(getattr(found, name) != getattr(known, name) for name in _CONTENT):
+            raise self._changed(run)
+
+    def _changed(self, run: int) -> UserInputError:
+        return UserInputError(
+            f"{self.paths[run]}: the file has changed since this run was started; start again, and "
+            f"do not convert into a store that is being trained on."
+        )
+
+    def frames_of(self, window: Window) -> np.ndarray:
+        """Frame numbers of a window, int64 [T], in the order they are delivered."""
+        stride = self.config.stride_within_seq
+        frames = window.start + stride * np.arange(self.config.sequence_length)
+        if self.config.shuffle_time_sequence:
+            # One fixed order for each window: a control experiment must be repeatable.
+            unit = zlib.crc32(window.unit.encode())
+            rng = np.random.default_rng([self.config.seed, unit, window.index])
+            frames = rng.permutation(frames)
+        return frames
+
+    def facts(self, item: int) -> dict[str, Any]:
+        """A window without its arrays: see ``__getitem__``. No file is touched."""
+        window = self.windows[item]
+        scaling = self.scalings[window.run]
+        facts = {
+            "gain": scaling.gain,
+            "shift": scaling.shift,
+            "background": scaling.background,
+            "subject": self.headers[window.run].subject,
+            "unit": window.unit,
+            "window": window.index,
+            "dataset": self.dataset,
+        }
+        if window.target is not None:
+            facts["target"] = window.target
+        return facts
+
+    def shape(self, item: int) -> tuple[int, int]:
+        """Frames and brain voxels of a window, (T, N)."""
+        return self.config.sequence_length, self.headers[self.windows[item].run].n_voxels
+
+    def path(self, item: int) -> Path:
+        """The file that a window is in."""
+        return self.paths[self.windows[item].run]
+
+    def voxels(self, item: int) -> np.ndarray:
+        """int32 [N], the brain voxels of a window's run; no image is read.
+
+        Raises:
+            UserInputError: as ``read_into``.
+        """
+        return self._run(self.windows[item].run).file.vox
+
+    def read_into(self, item: int, bold: np.ndarray, vox: np.ndarray) -> None:
+        """Read a window into memory that is there already: int16 [T, N], int32 [N], contiguous.
+
+        Raises:
+            UserInputError: the file cannot be read, or is not the one it was.
+        """
+        run = self._run(self.windows[item].run)
+        run.file.read_into(self.frames_of(self.windows[item]), bold)
+        if run.voxel_scaling is not None:
+            run.voxel_scaling.apply(bold)
+        vox[:] = run.file.vox
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        """One window.
+
+        Returns:
+            bold: int16 [T, N], values as stored (``voxelnorm_*``: z-scores as integers).
+            vox: int32 [N], flat C-order indices of the brain voxels in the grid.
+            gain, shift, background: floats of the scaling, z = bold * gain + shift.
+            subject: name; unit: what the prediction counts for; window: its number among the
+            unit's windows; dataset: number.
+            target: int or float, only if the data set has targets.
+        """
+        frames, voxels = self.shape(item)
+        bold, vox = np.empty((frames, voxels), np.int16), np.empty(voxels, np.int32)
+        self.read_into(item, bold, vox)
+        return {"bold": torch.from_numpy(bold), "vox": torch.from_numpy(vox), **self.facts(item)}
+
+
+def collate_windows(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A batch of windows; runs differ in their voxels, so ``bold`` and ``vox`` stay lists.
+
+    Returns:
+        bold: B tensors int16 [T, N_b]; vox: B tensors int32 [N_b]; gain, shift, background: B
+        floats; subject, unit: B names; window, dataset: int64 [B]; target, if the samples have one:
+        B numbers, int for classes and float for a regression.
+    """
+    columns = {key: [sample[key] for sample in samples] for key in samples[0]}
+    # Numbers, not tensors: Lightning would cast floating-point tensors to the run's precision.
+    plain = ("bold", "vox", "subject", "unit", "gain", "shift", "background", "target")
+    batch: dict[str, Any] = {key: columns[key] for key in plain if key in columns}
+    for key in ("window", "dataset"):
+        batch[key] = torch.tensor(columns[key], dtype=torch.int64)
+    return batch

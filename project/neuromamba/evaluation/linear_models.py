@@ -1,0 +1,180 @@
+"""Linear models with a penalty chosen by inner cross-validation: the baselines' and NeuroSSM's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.special import softmax
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import (
+    GridSearchCV,
+    GroupKFold,
+    KFold,
+    StratifiedGroupKFold,
+    StratifiedKFold,
+)
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.svm import LinearSVC
+
+from neuromamba.common.errors import UserInputError
+
+PENALTIES = tuple(float(c) for c in np.logspace(-3, 3, 7))  # C: the inverse of the L2 penalty
+_FOLDS = 5
+
+
+def _by_sqrt_of_width(x: np.ndarray) -> np.ndarray:
+    """Keeps the penalty's scale, and so the range to search, free of the number of features."""
+    return x / np.sqrt(x.shape[1])
+
+
+def _pipeline(model: Any) -> Pipeline:
+    """Standardised features -> rotation onto the samples -> model with an L2 penalty.
+
+    The PCA keeps every component: an L2 penalty does not notice a rotation, so the fit is that on
+    all features, and there are as many coefficients as samples instead of features.
+    """
+    return make_pipeline(
+        StandardScaler(), FunctionTransformer(_by_sqrt_of_width), PCA(svd_solver="full"), model
+    )
+
+
+def logistic_pipeline(penalty: float = 1.0) -> Pipeline:
+    """L2 logistic regression; ``penalty`` is sklearn's C."""
+    return _pipeline(LogisticRegression(C=penalty, max_iter=10_000))
+
+
+def svm_pipeline(penalty: float = 1.0) -> Pipeline:
+    """Linear support vector machine, one class against the rest; ``penalty`` is sklearn's C."""
+    return _pipeline(LinearSVC(C=penalty, max_iter=50_000, dual="auto"))
+
+
+def ridge_pipeline(penalty: float = 1.0) -> Pipeline:
+    """Ridge regression; ``penalty`` is 1 / alpha, as C is."""
+    return _pipeline(Ridge(alpha=1 / penalty))
+
+
+def _searched(
+    build: Callable[[float], Pipeline],
+    x: np.ndarray,
+    y: np.ndarray,
+    folds: Any,
+    scoring: str,
+    groups: np.ndarray | None,
+) -> tuple[Pipeline, float]:
+    """The pipeline with the penalty of the best score in the folds, fitted on all samples."""
+    model = build(1.0)
+    name, parameter = model.steps[-1][0], "alpha" if isinstance(model[-1], Ridge) else "C"
+    grid = [1 / c for c in PENALTIES] if parameter == "alpha" else list(PENALTIES)
+    with TemporaryDirectory() as cache:  # one rotation a fold, whatever the penalty
+        search = GridSearchCV(
+            model.set_params(memory=cache),
+            {f"{name}__{parameter}": grid},
+            scoring=scoring,
+            cv=folds,
+        ).fit(x, y, groups=groups)
+    chosen = float(search.best_params_[f"{name}__{parameter}"])
+    best = search.best_estimator_.set_params(memory=None)
+    return best, 1 / chosen if parameter == "alpha" else chosen
+
+
+def _fit_classes(
+    build: Callable[[float], Pipeline],
+    scoring: Callable[[int], str],
+    x: np.ndarray,
+    y: np.ndarray,
+    seed: int,
+    groups: np.ndarray | None,
+) -> tuple[Pipeline, float]:
+    together = np.arange(len(y)) if groups is None else groups
+    counts = [len(np.unique(together[y == label])) for label in np.unique(y)]
+    if len(counts) < 2:
+        raise UserInputError("linear model: the samples to fit on are all of one class.")
+    folds = min(_FOLDS, min(counts))
+    if folds < 2:
+        return build(1.0).fit(x, y), 1.0
+    inner = StratifiedKFold if groups is None else StratifiedGroupKFold
+    cut = inner(folds, shuffle=True, random_state=seed)
+    return _searched(build, x, y, cut, scoring(len(counts)), groups)
+
+
+def fit_logistic(
+    x: np.ndarray, y: np.ndarray, seed: int = 0, groups: np.ndarray | None = None
+) -> tuple[Pipeline, float]:
+    """Fit with the penalty of the best AUROC in stratified inner folds of the same samples.
+
+    Args:
+        x: [S, N] features; y: [S] classes.
+        seed: of the folds.
+        groups: [S] what stays together in the folds; None if samples are subjects.
+
+    Returns:
+        The fitted pipeline and its C, which is 1 when a class has a single subject.
+
+    Raises:
+        UserInputError: there is only one class.
+    """
+
+    def scoring(classes: int) -> str:
+        return "roc_auc" if classes == 2 else "roc_auc_ovr"
+
+    return _fit_classes(logistic_pipeline, scoring, x, y, seed, groups)
+
+
+def fit_ridge(
+    x: np.ndarray, y: np.ndarray, seed: int = 0, groups: np.ndarray | None = None
+) -> tuple[Pipeline, float]:
+    """As ``fit_logistic``, for values: the penalty of the smallest squared error."""
+    units = len(y) if groups is None else len(np.unique(groups))
+    folds = min(_FOLDS, units)
+    if folds < 2:
+        return ridge_pipeline().fit(x, y), 1.0
+    cut = KFold(folds, shuffle=True, random_state=seed) if groups is None else GroupKFold(folds)
+    return _searched(ridge_pipeline, x, y, cut, "neg_mean_squared_error", groups)
+
+
+class LinearModel(NamedTuple):
+    """A fitted model of either kind.
+
+    Attributes:
+        pipeline: of sklearn.
+        penalty: C, or 1 / alpha.
+        classes: of a classification, those absent from the samples too; 1 of a regression.
+    """
+
+    pipeline: Pipeline
+    penalty: float
+    classes: int
+
+    def score(self, x: np.ndarray) -> np.ndarray:
+        """Class probabilities [S, classes], or predictions [S, 1].
+
+        A support vector machine has none: the softmax of its decision values keeps their order.
+        """
+        if self.classes == 1:
+            return self.pipeline.predict(x)[:, None]
+        found = np.zeros((len(x), self.classes))
+        if isinstance(self.pipeline[-1], LinearSVC):
+            values = self.pipeline.decision_function(x)
+            if values.ndim == 1:
+                values = np.column_stack([-values, values]) / 2
+            found[:, self.pipeline.classes_] = softmax(values, axis=1)
+        else:
+            found[:, self.pipeline.classes_] = self.pipeline.predict_proba(x)
+        return found
+
+
+def fit_linear(x: np.ndarray, y: np.ndarray, seed: int, classes: int) -> LinearModel:
+    """Logistic regression of classes (int ``y``), or ridge regression of values (float ``y``)."""
+    if y.dtype.kind in "iu":
+        return LinearModel(*fit_logistic(x, y, seed), classes)
+    return LinearModel(*fit_ridge(x, y, seed), 1)
+
+
+def fit_svm(x: np.ndarray, y: np.ndarray, seed: int, classes: int) -> LinearModel:
+    """Support vector machine of classes, with the penalty of the best accuracy."""
+    return LinearModel(*_fit_classes(svm_pipeline, lambda _: "accuracy", x, y, seed, None), classes)

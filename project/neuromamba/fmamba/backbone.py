@@ -1,0 +1,151 @@
+"""FMamba, the NeuroMamba backbone (NeuroMamba paper, section 3 and Appendix B).
+
+Shapes: B samples, L kept tokens of all samples together, V values a token, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from neuromamba.config.model import ModelConfig
+from neuromamba.fmamba.positional import positional_encoding
+from neuromamba.fmamba.tokenizer import PackedTokens, pack_dense
+from neuromamba.layers.mamba2 import Mamba2, ResidualBlock
+from neuromamba.layers.rms_norm import RMSNorm
+
+
+@dataclass(frozen=True)
+class BackboneOutput:
+    """What the backbone returns for a batch.
+
+    Attributes:
+        features: (L, D) after the final norm; feature i has seen the tokens up to i of its sample.
+        prediction: (L, V) predicted next token, or None for a backbone without output layer.
+        tokens: (L, V) the tokens that went in.
+        lengths: (B,) tokens of each sample, on the CPU.
+        token_index: (L,) position of each token in the full grid.
+    """
+
+    features: Tensor
+    prediction: Tensor | None
+    tokens: Tensor
+    lengths: Tensor
+    token_index: Tensor
+
+
+class Embedder(nn.Module):
+    """Linear embedding of tokens plus the encoding of their place in the grid."""
+
+    pos: Tensor | None
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.projection = nn.Parameter(torch.empty(config.token_dim, config.embed_dim))
+        nn.init.xavier_normal_(self.projection)
+        # Stored with the weights: its random matrix cannot be drawn again elsewhere.
+        self.register_buffer(
+            "pos",
+            positional_encoding(config.mamba_pe_method, config.token_grid, config.embed_dim),
+        )
+
+    def forward(self, tokens_LV: Tensor, token_index: Tensor) -> Tensor:
+        """(L, V) tokens at grid positions (L,) -> (L, D)."""
+        x_LD = tokens_LV.to(self.projection.dtype) @ self.projection
+        if self.pos is None:
+            # Autocast makes bf16 of it: the sums over the blocks keep the parameters' type.
+            return x_LD.to(self.projection.dtype)
+        # Into the gathered encodings: one tensor of this size less. DeepSpeed makes the parameters
+        # bf16 and leaves the buffer as it is.
+        return self.pos[0].index_select(0, token_index).add_(x_LD).to(self.projection.dtype)
+
+
+class FMamba(nn.Module):
+    """4D patches -> position -> background dropped -> Mamba2 blocks -> features and next token.
+
+    Args:
+        config: the architecture.
+        output_layer: with the next-token prediction layer (pre-training) or without (downstream).
+        ssd_backend: see ``ssd.select_backend``.
+        activation_checkpointing: see ``ResidualBlock``.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        output_layer: bool = True,
+        ssd_backend: str = "auto",
+        activation_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.embedder = Embedder(config)
+        self.mamba_layers = nn.ModuleList(
+            ResidualBlock(
+                RMSNorm(config.embed_dim),
+                Mamba2(
+                    config.embed_dim,
+                    config.d_state,
+                    config.headdim,
+                    config.d_conv,
+                    config.expand,
+                    ssd_backend,
+                ),
+                nn.Dropout(config.dropout),
+                activation_checkpointing,
+            )
+            for _ in range(config.depth)
+        )
+        self.norm = RMSNorm(config.embed_dim)
+        self.output_layer = nn.Linear(config.embed_dim, config.token_dim) if output_layer else None
+
+    def forward(
+        self, fmri: Tensor, mask: Tensor | None = None, names: Sequence[str] = ()
+    ) -> BackboneOutput:
+        """Run on dense windows.
+
+        Args:
+            fmri: (B, C, X, Y, Z, T) scaled intensities.
+            mask: (B, X, Y, Z) bool brain mask; without it, background is told by its value
+                (``config.background``).
+            names: subjects of the samples, for error messages.
+        """
+        return self.forward_tokens(pack_dense(fmri, self.config, mask, names))
+
+    def forward_tokens(self, packed: PackedTokens, hidden: Tensor | None = None) -> BackboneOutput:
+        """Run on packed tokens.
+
+        Args:
+            packed: kept tokens of a batch.
+            hidden: (L,) bool, tokens whose content the model must not see (masked-token
+                reconstruction): they enter as 0, the mean intensity, with their position.
+        """
+        features = self.norm(self.encode(packed, hidden))
+        return BackboneOutput(
+            features=features,
+            prediction=None if self.output_layer is None else self.output_layer(features),
+            tokens=packed.tokens,
+            lengths=torch.tensor(packed.lengths),
+            token_index=packed.token_index,
+        )
+
+    def encode(self, packed: PackedTokens, hidden: Tensor | None = None) -> Tensor:
+        """The (L, D) residual stream after the last block, before the final norm.
+
+        Args:
+            packed, hidden: as in ``forward_tokens``.
+        """
+        tokens = packed.tokens
+        seen = tokens if hidden is None else tokens.masked_fill(hidden[:, None], 0.0)
+        x = self.embedder(seen, packed.token_index)
+        for block in self.mamba_layers:
+            x = block(x, packed.lengths)
+        return x
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Next-token prediction (rows, V) from rows (rows, D) of ``encode``; rows do not mix."""
+        assert self.output_layer is not None
+        return self.output_layer(self.norm(x))

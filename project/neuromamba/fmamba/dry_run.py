@@ -1,0 +1,117 @@
+"""The plan of a run, as ``--dry_run`` prints it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from neuromamba.common.errors import UserInputError
+from neuromamba.data.windows.data_module import FMRIDataModule
+from neuromamba.fmamba import run_outputs as outputs
+from neuromamba.fmamba.resume import find_resume_point
+from neuromamba.fmamba.run import Run
+from neuromamba.fmamba.trainer import accumulation, epochs, total_steps
+from neuromamba.layers.ssd import select_backend
+
+
+def _begins(run: Run) -> str:
+    """From which checkpoint the run would go on; "" if that was not asked for.
+
+    Raises:
+        UserInputError: there is none to go on from.
+    """
+    config = run.config
+    if not config.flags["resume_ckpt_path"]:
+        return ""
+    run_dir = outputs.choose_run_dir(config, outputs.run_name(config))
+    point = find_resume_point(config, run_dir)
+    if point is None:
+        return f"anew: no checkpoint is in {run_dir} yet"
+    return f"behind step {point.taken['global_step']:,}, from {point.path}"
+
+
+def describe_plan(run: Run) -> str:
+    """What the run would do, and what this machine lacks for it; nothing is written.
+
+    Raises:
+        UserInputError: data that are here cannot be used.
+    """
+    config, hardware = run.config, run.hardware
+    missing = list(hardware.missing)
+    data: FMRIDataModule | None = None
+    backend = config.flags["ssd_backend"]
+    try:
+        backend = select_backend(backend, torch.device(hardware.accelerator)).name
+    except UserInputError as error:
+        missing.append(str(error))
+    try:
+        data_config = run.data_config(make_dummy=False)
+    except UserInputError as error:
+        missing.append(str(error))
+    else:
+        # A plan may be made where the data are not; what is wrong with data that are here is not.
+        absent = [path for path in data_config.image_path if not Path(path).exists()]
+        missing += [f"--image_path: there is no folder '{path}'." for path in absent]
+        if not absent:
+            data = FMRIDataModule(data_config, config.downstream, False)
+    begins = ""
+    try:
+        begins = _begins(run)
+    except UserInputError as error:
+        missing.append(str(error))
+    for flag in ("load_model_path", "test_ckpt_path"):
+        path = config.flags[flag]
+        if path and not Path(path).exists():
+            missing.append(f"--{flag}: there is no file '{path}'.")
+    with torch.device("meta"):
+        module = run.build_module(None, 1)
+    model = config.model
+    trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    rows: list[tuple[str, Any]] = [
+        ("objective", run.objective()),
+        (
+            "model",
+            f"{model.model} D={model.embed_dim} depth={model.depth} N={model.d_state} "
+            f"headdim={model.headdim}: {sum(p.numel() for p in module.parameters()):,} "
+            f"parameters, {trainable:,} trainable",
+        ),
+        (
+            "tokens",
+            f"{model.num_tokens:,} of {model.token_dim} values a window"
+            + (", all kept" if model.keep_background else ", background dropped"),
+        ),
+        ("hardware", f"{hardware.accelerator}, precision {hardware.precision}"),
+        ("strategy", hardware.strategy),
+        ("state-space scan", f"{backend} backend"),
+        ("memory", f"{run.allocator.name} allocator: {run.allocator.why}"),
+        (
+            "effective batch",
+            f"{run.effective_batch:,} = micro batch {config.data.batch_size} x devices "
+            f"{hardware.devices} x nodes {hardware.num_nodes} x accumulation "
+            f"{accumulation(config)}",
+        ),
+        ("learning rate", f"{config.optim.learning_rate:g}, {config.optim.optimizer}"),
+        ("epochs", epochs(config)),
+        ("augmentation", config.augment.describe() if config.augment else "none"),
+    ]
+    if data is not None:
+        rows += [("data", line) for line in data.describe()]
+        batches = data.batches_in("train", hardware.ranks)
+        windows = ", ".join(f"{p} {data.windows_in(p)}" for p in data.parts)
+        rows.append(("windows", windows))
+        rows.append(("steps", f"{total_steps(config, batches):,} optimiser steps"))
+    else:
+        rows.append(("steps", "not known without the data"))
+    if begins:
+        rows.append(("begins", begins))
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{width}}  {value}" for name, value in rows]
+    lines.append("")
+    if missing:
+        lines.append("missing on this machine:")
+        lines += [f"  - {item}" for item in missing]
+    else:
+        lines.append("nothing is missing on this machine")
+    return "\n".join(lines)

@@ -1,0 +1,126 @@
+"""The layouts that checkpoints are exported in: the released one, and safetensors with a card.
+
+A state dict comes in under canonical names (``checkpoint_io``) and goes out with the released
+prefix, in the released order, every tensor in memory of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neuromamba.checkpoints.io import CHECKPOINT_KEY, EXPORT_KEY, load_strictly
+from neuromamba.common.errors import UserInputError
+from neuromamba.config.model import HeadConfig, ModelConfig
+from neuromamba.config.serialise import from_dict
+from neuromamba.fmamba.build import build_model
+from neuromamba.fmamba.heads import build_head
+
+PREFIX = "_forward_module."
+CONV_NAMES = ("conv1d", "conv_xBC")  # mamba_ssm from version 2 on, and before
+DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# Parts of the card that describe a head.
+HEAD_PARTS = ("head", "downstream", "target_scaling")
+
+_FIRST = ("embedder.projection", "embedder.pos")
+_LAYER = re.compile(r"mamba_layers\.(\d+)\.(.+)")
+_IN_LAYER = (
+    "0.weight",
+    "1.in_proj.weight",
+    "1.conv1d.weight",
+    "1.conv1d.bias",
+    "1.dt_bias",
+    "1.A_log",
+    "1.D",
+    "1.norm.weight",
+    "1.out_proj.weight",
+)
+_LAST = ("norm.weight", "output_layer.weight", "output_layer.bias")
+
+
+def _place(name: str) -> tuple[int, int, int]:
+    """Where a name stands; the parts of a head keep their order, at the end."""
+    layer = _LAYER.fullmatch(name)
+    if layer and layer[2] in _IN_LAYER:
+        return 1, int(layer[1]), _IN_LAYER.index(layer[2])
+    for position, group in ((0, _FIRST), (2, _LAST)):
+        if name in group:
+            return position, 0, group.index(name)
+    if name.startswith("head."):
+        return 3, 0, 0
+    raise KeyError(name)
+
+
+def released_order(names: Iterable[str], source: str) -> list[str]:
+    """Canonical names in the order of the released files.
+
+    Raises:
+        UserInputError: a name that no FMamba has.
+    """
+    listed = list(names)
+    strange = [name for name in listed if not _is_known(name)]
+    if strange:
+        raise UserInputError(
+            f"'{source}' holds {len(strange)} tensor(s) that no FMamba has, such as "
+            f"'{strange[0]}'; only checkpoints of this model can be exported."
+        )
+    return sorted(listed, key=_place)
+
+
+def _is_known(name: str) -> bool:
+    try:
+        _place(name)
+    except KeyError:
+        return False
+    return True
+
+
+def released_state(
+    state: Mapping[str, Tensor], source: str, conv_name: str, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """A state dict in the released layout.
+
+    Args:
+        state: canonical names.
+        source: where it comes from, for messages.
+        conv_name: of ``CONV_NAMES``.
+        dtype: of everything that is not an integer.
+
+    Raises:
+        UserInputError: as ``released_order``.
+    """
+    released = {}
+    for name in released_order(state, source):
+        tensor = state[name].to(dtype) if state[name].is_floating_point() else state[name]
+        key = PREFIX + (name if name.startswith("head.") else f"model.{name}")
+        # A view would take the whole memory it looks at along into the file.
+        released[key.replace(".conv1d.", f".{conv_name}.")] = tensor.detach().clone().contiguous()
+    return released
+
+
+def check_card(state: Mapping[str, Tensor], card: Mapping[str, Any], source: str) -> None:
+    """Make sure that weights fit the model which their card describes.
+
+    Raises:
+        UserInputError: they do not.
+    """
+    model = from_dict(ModelConfig, card["model"], source)
+    backbone = build_model(model, output_layer="output_layer.weight" in state)
+    own = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+    load_strictly(backbone, own, source, flag="CHECKPOINT")
+    if "head" not in card:
+        return
+    head = build_head(from_dict(HeadConfig, card["head"], source), model)
+    rest = {k.removeprefix("head."): w for k, w in state.items() if k.startswith("head.")}
+    load_strictly(head, rest, source, flag="CHECKPOINT")
+
+
+def metadata(card: Mapping[str, Any], origin: Mapping[str, Any]) -> dict[str, str]:
+    """What a safetensors file holds beside its tensors; text only, so JSON."""
+    entries = {"format": "pt", EXPORT_KEY: json.dumps(origin)}
+    return entries | ({CHECKPOINT_KEY: json.dumps(card)} if card else {})

@@ -1,0 +1,558 @@
+"""The command line: flags, their defaults and ``--config`` files.
+
+``training.run_config`` makes configurations of what is parsed here.
+
+Flags keep the reference's names. A default lives in one place: the dataclasses of ``config.py``
+for what they describe, this file for the rest. The Trainer's own flags are read off
+``Trainer.__init__`` and passed on only when given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pytorch_lightning import Trainer
+
+from neuromamba.common.errors import UserInputError, look_up
+from neuromamba.config import names, tasks
+from neuromamba.config.data import AugmentConfig, DataConfig
+from neuromamba.config.model import HeadConfig, ModelConfig
+from neuromamba.config.serialise import read_yaml
+from neuromamba.config.training import DownstreamConfig, OptimConfig, PretrainConfig
+
+# Trainer arguments that are not flags: objects, or decided by flags of ours.
+_NOT_FLAGS = {
+    "self",
+    "logger",
+    "callbacks",
+    "plugins",
+    "profiler",
+    "model_registry",
+    "use_distributed_sampler",
+    "default_root_dir",
+}
+# Trainer flags that are another name of a flag of ours.
+SYNONYMS: Mapping[str, str] = {
+    "accumulate_grad_batches": "gradient_accumulation_steps",
+    "gradient_clip_val": "grad_clip",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An ``ArgumentParser`` that raises ``UserInputError`` and suggests the nearest flag."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        # argparse takes -1e-3 for a flag and would complain that the value is missing.
+        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|-inf$", re.I)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserInputError(message)
+
+    def known_flags(self) -> dict[str, argparse.Action]:
+        """Flag name without dashes -> its action."""
+        return {action.dest: action for action in self._actions if action.option_strings}
+
+
+def _default(cls: type, field: str) -> Any:
+    return cls.__dataclass_fields__[field].default  # type: ignore[attr-defined]
+
+
+def build_parser() -> Parser:
+    """The parser of ``project/main.py``; other entry points take groups of flags from it."""
+    parser = Parser(
+        prog="project/main.py",
+        description="Pre-train, fine-tune and test FMamba, the NeuroMamba backbone.",
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add_run_flags(parser)
+    add_data_flags(parser)
+    add_model_flags(parser)
+    add_objective_flags(parser)
+    add_optim_flags(parser)
+    _add_trainer_flags(parser)
+    return parser
+
+
+def _switch(group: argparse._ArgumentGroup, name: str, default: bool, text: str) -> None:
+    group.add_argument(
+        f"--{name}", action=argparse.BooleanOptionalAction, default=default, help=text
+    )
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """Seeds, folders, checkpoints, logging."""
+    group = parser.add_argument_group("run")
+    add = group.add_argument
+    add("--config", metavar="FILE", help="YAML file of 'flag: value' lines; flags override it")
+    add("--seed", type=int, default=_default(DataConfig, "seed"), help="seed of the run")
+    _switch(group, "dry_run", False, "check everything, print the plan and stop")
+    add("--output_dir", metavar="DIR", help="run folder; default output/PROJECT/RUN")
+    add("--project_name", default="default", help="folder below output/, and wandb project")
+    add("--process_code", metavar="TAG", help="name of the run; default task and time")
+    add(
+        "--loggername",
+        default="csv",
+        metavar="{wandb,tensorboard,csv}",
+        help="where curves go besides logs/metrics.csv",
+    )
+    add("--load_model_path", metavar="FILE", help="backbone weights to start from")
+    add(
+        "--resume_ckpt_path",
+        metavar="PATH|last",
+        help="continue this run's training; last: from its newest checkpoint, or anew without one",
+    )
+    _switch(group, "test_only", False, "only evaluate --test_ckpt_path on the test subjects")
+    add("--test_ckpt_path", metavar="FILE", help="checkpoint for --test_only")
+    add(
+        "--allocator",
+        default="auto",
+        metavar="NAME",
+        help=f"{', '.join(names.ALLOCATORS)}; glibc only: retain keeps freed memory for the next "
+        "step, the process never shrinks; compact gives it back at once, slower and smaller; auto "
+        "retains on CPU runs with glibc",
+    )
+    _switch(
+        group,
+        "deepspeed_autocast",
+        False,
+        "with DeepSpeed and --precision bf16: parameters and optimiser in fp32, computing in bf16 "
+        "(without it DeepSpeed casts the parameters, as the reference does)",
+    )
+    _switch(group, "save_embedding", False, "write the test windows' mean features")
+    add("--embedding_save_dir", metavar="DIR", help="default: embeddings/ in the run folder")
+    _switch(group, "use_early_stopping", False, "stop when the monitored value stops improving")
+    add("--early_stopping_patience", type=int, default=5, help="validations without improvement")
+    _switch(group, "save_every_checkpoints", False, "keep a checkpoint of every epoch")
+    add("--every_n_train_steps", type=int, help="also keep a checkpoint every N steps")
+    _switch(
+        group,
+        "scalability_check",
+        False,
+        "measure some batches: time by phase, throughput of all ranks, efficiency; writes "
+        "scalability.json",
+    )
+    add(
+        "--skip_bad_batches",
+        type=int,
+        default=0,
+        metavar="N",
+        help="pass over up to N steps whose loss or gradient is not finite, instead of stopping",
+    )
+
+
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    """Which data, which windows, how scaled and split."""
+    group = parser.add_argument_group("data")
+    add = group.add_argument
+
+    def value(name: str, kind: type, text: str) -> None:
+        add(f"--{name}", type=kind, default=_default(DataConfig, name), help=text)
+
+    add(
+        "--dataset_name",
+        nargs="+",
+        default=list(_default(DataConfig, "dataset_name")),
+        metavar="NAME",
+        help=f"{', '.join(names.DATASET_NAMES)}; HCP is S1200",
+    )
+    add("--image_path", nargs="+", metavar="DIR", help="folder of each data set's HDF5 store")
+    add(
+        "--img_size",
+        nargs="+",
+        type=int,
+        default=list(_default(ModelConfig, "img_size")),
+        metavar="N",
+        help="X Y Z T of a window",
+    )
+    add("--sequence_length", type=int, help="frames of a window; default: T of --img_size")
+    value("stride_between_seq", float, "step between windows, in window lengths")
+    value("stride_within_seq", int, "step between the frames of a window")
+    add(
+        "--input_scaling_method",
+        default=_default(DataConfig, "input_scaling_method"),
+        metavar="NAME",
+        help=", ".join(names.SCALING_METHODS),
+    )
+    value("dataset_split_num", int, "which split of the subjects")
+    value("train_split", float, "share of the subjects for training")
+    value("val_split", float, "share for validation; the rest is for testing")
+    add(
+        "--group_by",
+        default=_default(DataConfig, "group_by"),
+        metavar="UNIT",
+        help=f"what is split and scored as one: {', '.join(names.SPLIT_UNITS)}",
+    )
+    value("family_column", str, "metadata column; subjects of one value stay in one part")
+    add(
+        "--stratify_by",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="metadata columns whose values every part gets in equal shares; none: no "
+        "stratification (default: the data set's own, SITE_ID for ABIDE)",
+    )
+    add(
+        "--match_on",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="keep pairs of the two classes that agree in these columns (propensity matching)",
+    )
+    value("match_caliper", float, "largest distance of a pair, in SD of the propensity's logit")
+    add(
+        "--dataset_weights",
+        nargs="+",
+        type=float,
+        default=[],
+        metavar="W",
+        help="share of each data set in the training windows of an epoch (default: its size)",
+    )
+    _switch(group, "balanced_sampling", False, "draw training windows of all classes alike")
+    value("batch_size", int, "windows of a training batch on each device")
+    add("--eval_batch_size", type=int, help="windows of an evaluation batch; default: --batch_size")
+    value("num_workers", int, "processes that load data")
+    _switch(group, "pin_memory", False, "page-locked batches, for CUDA")
+    _switch(
+        group,
+        "persistent_workers",
+        _default(DataConfig, "persistent_workers"),
+        "keep loading processes between epochs",
+    )
+    value("prefetch_factor", int, "batches that each loading process reads ahead")
+    add(
+        "--window_cache",
+        type=_number_or_word,
+        default=_default(DataConfig, "window_cache"),
+        metavar="GB",
+        help="memory that keeps training windows; auto: all of them, if they fit into a quarter "
+        "of the free memory",
+    )
+    for part in ("training", "validation", "test"):
+        value(f"limit_{part}_samples", float, f"share (<= 1) or number of the {part} subjects")
+    value("num_train_fMRI_segments", int, "at most this many windows of a training run")
+    value("bad_subj_path", str, "text file of subjects to leave out, one a line")
+    _switch(group, "shuffle_time_sequence", False, "control: shuffle the frames of each window")
+    _switch(group, "include_valid_to_train", False, "train on the validation subjects as well")
+    _switch(
+        group,
+        "augment_during_training",
+        False,
+        "move, smooth and add noise to training windows, each window alike in all its frames",
+    )
+    _switch(group, "augment_only_affine", False, "move them only")
+    _switch(group, "augment_only_intensity", False, "smooth and add noise only")
+    add(
+        "--augment_strength",
+        type=float,
+        default=_default(AugmentConfig, "strength"),
+        help="factor on the size of all augmentations",
+    )
+    group.add_argument(
+        "--dummy_subjects", type=int, default=40, help="Dummy without --image_path: subjects"
+    )
+    group.add_argument(
+        "--dummy_effect_size", type=float, default=2.0, help="Dummy: size of the planted effect"
+    )
+
+
+def _number_or_word(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Architecture of the backbone."""
+    group = parser.add_argument_group("model")
+    add = group.add_argument
+
+    def value(name: str, kind: type, text: str) -> None:
+        add(f"--{name}", type=kind, default=_default(ModelConfig, name), help=text)
+
+    add("--model", default=_default(ModelConfig, "model"), help=", ".join(names.MODEL_NAMES))
+    value("embed_dim", int, "width D")
+    value("depth", int, "number of Mamba2 blocks")
+    value("d_state", int, "state size; 0: embed_dim / 4")
+    value("headdim", int, "width of a head; 0: embed_dim")
+    value("dropout", float, "dropout after each block")
+    add(
+        "--patch_size",
+        nargs="+",
+        type=int,
+        default=list(_default(ModelConfig, "patch_size")),
+        metavar="N",
+        help="X Y Z T of a patch",
+    )
+    value("in_chans", int, "channels of the input")
+    add(
+        "--mamba_pe_method",
+        default=_default(ModelConfig, "mamba_pe_method"),
+        metavar="NAME",
+        help=f"positional encoding: {', '.join(names.POSITIONAL_ENCODINGS)}",
+    )
+    _switch(group, "keep_background", False, "keep all tokens instead of the brain's only")
+    _switch(
+        group,
+        "calc_loss_without_background",
+        False,
+        "drop background tokens: the default here; the reference's flag stays accepted",
+    )
+    _switch(group, "union_mask", False, "keep the union of the batch's brain tokens (reference)")
+    add(
+        "--ssd_backend",
+        default="auto",
+        metavar="NAME",
+        help=f"state-space scan: {', '.join(names.SSD_BACKENDS)}",
+    )
+    _switch(
+        group,
+        "activation_checkpointing",
+        False,
+        "keep only the input of each block and compute the rest again: less memory, more time",
+    )
+
+
+def add_objective_flags(parser: argparse.ArgumentParser) -> None:
+    """Pre-training objective, or downstream task and head."""
+    group = parser.add_argument_group("objective")
+    add = group.add_argument
+    _switch(group, "pretraining", False, "pre-train; needs --use_autoregressive or --use_mim")
+    _switch(group, "use_autoregressive", False, "next-token prediction")
+    _switch(group, "use_mim", False, "masked-token reconstruction")
+    add("--mask_ratio", type=float, default=_default(PretrainConfig, "mask_ratio"), help="hidden")
+    add(
+        "--masking_type",
+        default=_default(PretrainConfig, "masking_type"),
+        metavar="NAME",
+        help=", ".join(names.MASKING_TYPES),
+    )
+    add(
+        "--watch_task",
+        metavar="NAME",
+        help=f"watch how well nearest neighbours of the features tell its classes in validation "
+        f"subjects: {', '.join(n for n, t in tasks.TASKS.items() if t.type == 'classification')}",
+    )
+    known = "; ".join(f"{name}: {task.description}" for name, task in tasks.TASKS.items())
+    add("--downstream_task", default=_default(DownstreamConfig, "task"), help=known)
+    add("--downstream_task_type", help=f"{', '.join(tasks.TASK_TYPES)}; default: the task's own")
+    add("--clf_head_version", default="linear", help=f"{', '.join(names.HEAD_NAMES)}; v1 is linear")
+    add("--head_dropout", type=float, default=_default(HeadConfig, "dropout"), help="in the head")
+    _switch(group, "freeze_feature_extractor", False, "train the head only")
+    add(
+        "--lora_rank",
+        type=int,
+        default=_default(DownstreamConfig, "lora_rank"),
+        help="train the head and updates of this rank of the backbone's projections (LoRA; needs "
+        "the package peft); 0: all weights",
+    )
+    add(
+        "--lora_alpha",
+        type=float,
+        default=_default(DownstreamConfig, "lora_alpha"),
+        help="the updates are multiplied by this / rank",
+    )
+    add(
+        "--label_smoothing",
+        type=float,
+        default=_default(DownstreamConfig, "label_smoothing"),
+        help="of the cross entropy",
+    )
+    add(
+        "--label_scaling_method",
+        default=_default(DownstreamConfig, "label_scaling_method"),
+        metavar="NAME",
+        help=f"of regression targets: {', '.join(names.LABEL_SCALING_METHODS)}",
+    )
+    add("--shuffle_labels", type=int, metavar="SEED", help="control: permute labels over subjects")
+    add(
+        "--class_weights",
+        default=_default(DownstreamConfig, "class_weights"),
+        metavar="NAME",
+        help=f"weights of the classes in the loss: {', '.join(names.CLASS_WEIGHTS)}",
+    )
+    add("--label_csv", metavar="FILE", help="targets of your own: CSV or TSV, one row a subject")
+    add("--subject_column", metavar="COLUMN", help="its column of subjects (default: the usual)")
+    add("--target_column", metavar="COLUMN", help="its column of the target; of --events too")
+    add(
+        "--target_classes",
+        nargs="+",
+        default=[],
+        metavar="CLASS",
+        help="classes to use, in this order (default: all, sorted)",
+    )
+    add(
+        "--events",
+        metavar="PATH",
+        help="targets of windows: file with onset, duration and trial_type, or folder of "
+        "*_events.tsv",
+    )
+    add(
+        "--event_delay",
+        type=float,
+        default=_default(DownstreamConfig, "event_delay"),
+        metavar="SECONDS",
+        help="shift of the events, for the delay of the haemodynamic response",
+    )
+    _switch(
+        group,
+        "adjust_thresh",
+        False,
+        "also decide between two classes at the threshold that is best on the validation subjects",
+    )
+    add(
+        "--confounds",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="of the tables of subjects (age, site, motion): what they explain of the test scores",
+    )
+
+
+def add_optim_flags(parser: argparse.ArgumentParser) -> None:
+    """Optimiser and schedule."""
+    group = parser.add_argument_group("optimisation")
+
+    def value(name: str, kind: type, text: str) -> None:
+        group.add_argument(f"--{name}", type=kind, default=_default(OptimConfig, name), help=text)
+
+    value("optimizer", str, ", ".join(names.OPTIMIZER_NAMES))
+    value("learning_rate", float, "peak learning rate")
+    _switch(group, "lr_scaling", False, "times effective batch / 1152, the paper's batch")
+    value("weight_decay", float, "decoupled weight decay")
+    value("momentum", float, "of SGD")
+    _switch(group, "use_scheduler", True, "CosineAnnealingWarmUpRestarts; off: constant rate")
+    value("warmup", float, "share of a cycle spent warming up")
+    value("gamma", float, "factor on the peak from cycle to cycle")
+    value("cycle", float, "length of a cosine cycle as a share of the run")
+    value("layer_decay", float, "factor on the rate from a layer to the one below; 1: one rate")
+    value("min_lr_ratio", float, "floor as a share of the peak")
+    group.add_argument("--grad_clip", type=float, help="clip the gradient's norm to this")
+    group.add_argument(
+        "--gradient_accumulation_steps", type=int, default=1, help="batches of an optimiser step"
+    )
+
+
+def trainer_arguments() -> dict[str, tuple[type, ...]]:
+    """Trainer argument -> the plain types it takes."""
+    hints = typing.get_type_hints(Trainer.__init__)
+    found: dict[str, tuple[type, ...]] = {}
+    for name in inspect.signature(Trainer.__init__).parameters:
+        if name in _NOT_FLAGS:
+            continue
+        kinds: list[type] = []
+        pending = [hints.get(name, str)]
+        while pending:
+            hint = pending.pop()
+            if typing.get_origin(hint) in (typing.Union, types.UnionType):
+                pending += typing.get_args(hint)
+            elif typing.get_origin(hint) is typing.Literal:
+                kinds += [type(value) for value in typing.get_args(hint)]
+            elif hint in (bool, int, float, str):
+                kinds.append(hint)
+        found[name] = tuple(dict.fromkeys(kinds)) or (str,)
+    return found
+
+
+def _convert(kinds: tuple[type, ...]) -> Any:
+    """A converter to the first of bool, int, float, str that fits; 1 and 1.0 stay apart."""
+
+    def convert(text: str) -> Any:
+        if bool in kinds and text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        for kind in (int, float):
+            if kind in kinds:
+                try:
+                    return kind(text)
+                except ValueError:
+                    continue
+        if str in kinds:
+            return text
+        raise argparse.ArgumentTypeError(
+            f"got '{text}', expected {' or '.join(sorted(kind.__name__ for kind in kinds))}"
+        )
+
+    return convert
+
+
+def _add_trainer_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "trainer", "Flags of Lightning's Trainer; what is not given keeps the Trainer's default."
+    )
+    for name, kinds in trainer_arguments().items():
+        if kinds == (bool,):
+            group.add_argument(
+                f"--{name}", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS
+            )
+        else:
+            group.add_argument(
+                f"--{name}",
+                type=_convert(kinds),
+                default=argparse.SUPPRESS,
+                metavar="|".join(kind.__name__ for kind in kinds),
+                **({"nargs": "?", "const": True} if bool in kinds else {}),  # type: ignore[arg-type]
+            )
+
+
+# --------------------------------------------------------------------------- argv -> configurations
+
+
+def config_file_arguments(parser: Parser, path: str | Path) -> list[str]:
+    """Turn a ``--config`` file into arguments, so that it passes the same checks as flags.
+
+    Raises:
+        UserInputError: unreadable file, unknown flag, or a nested value.
+    """
+    known = parser.known_flags()
+    arguments: list[str] = []
+    for key, value in read_yaml(path, "--config").items():
+        action = known[look_up(str(key), known, f"--config {path}")]
+        if value is None:
+            continue
+        if isinstance(value, dict):
+            raise UserInputError(f"--config {path}: '{key}' holds a mapping, expected a value.")
+        if isinstance(action, argparse.BooleanOptionalAction):
+            if not isinstance(value, bool):
+                raise UserInputError(
+                    f"--config {path}: '{key}' is {value!r}, expected true or false."
+                )
+            arguments.append(f"--{key}" if value else f"--no-{key}")
+        else:
+            values = value if isinstance(value, list) else [value]
+            arguments += [f"--{key}", *(str(item) for item in values)]
+    return arguments
+
+
+def parse_arguments(
+    parser: Parser, argv: Sequence[str]
+) -> tuple[argparse.Namespace, frozenset[str]]:
+    """Parse flags over the defaults of ``--config``.
+
+    Returns:
+        The namespace, and the names of the flags that were given in either place.
+
+    Raises:
+        UserInputError: unknown flag (with the nearest one), wrong type, unreadable file.
+    """
+    finder = Parser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config")
+    path = finder.parse_known_args(argv)[0].config
+    if path is not None:
+        argv = [*config_file_arguments(parser, path), *argv]
+    args, unknown = parser.parse_known_args(argv)
+    for word in unknown:
+        flag = word.split("=")[0]
+        if flag.startswith("--"):
+            look_up(flag, [o for a in parser._actions for o in a.option_strings], "flag")
+        raise UserInputError(f"unexpected argument '{word}'; every value follows its flag.")
+    given = {word.split("=")[0].removeprefix("--") for word in argv if word.startswith("--")}
+    return args, frozenset(name.removeprefix("no-") for name in given)

@@ -1,0 +1,141 @@
+"""Floating-point operations (FLOPs) of FMamba by formula, term by term.
+
+A multiplication and an addition are two FLOPs. Matrix products are counted exactly as the chunked
+scan carries them out, and beside them convolution, norms, decays and other pointwise work, where a
+function such as exp or SiLU is one FLOP. Work that a backend does twice to save memory is not
+counted (model FLOPs, not hardware FLOPs). ``analysis.flops`` compares with torch's counter.
+
+Letters: L tokens, D width, I = expand D, N state size, H heads, P = I / H, V values of a token,
+k taps of the convolution, Q tokens of a chunk, K = ceil(L / Q) chunks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from neuromamba.config.model import HeadConfig, ModelConfig
+from neuromamba.layers.ssd.api import CHUNK
+from neuromamba.layers.ssd.flop_count import scan_products
+
+
+class Term(NamedTuple):
+    """One summand of the forward pass of a window.
+
+    Attributes:
+        name: what it is.
+        formula: in the letters of this module; of one block if ``name`` begins with "block".
+        flops: its value, all blocks together.
+        product: a matrix product, which FlopCounterMode counts too.
+    """
+
+    name: str
+    formula: str
+    flops: int
+    product: bool = False
+
+
+def block_terms(config: ModelConfig, tokens: int, d_state: int, blocks: int) -> list[Term]:
+    """The residual Mamba2 blocks on one sequence.
+
+    Args:
+        config: widths.
+        tokens: L.
+        d_state: N (the Mamba head's differs from the backbone's).
+        blocks: how many.
+    """
+    length, d, inner, n = tokens, config.embed_dim, config.d_inner, d_state
+    heads, p, taps = config.nheads, config.headdim, config.d_conv
+    products = scan_products(length, heads, p, n, CHUNK)
+    q = min(CHUNK, length)
+    chunks = math.ceil(length / q) if length else 0
+    rows = 2 * inner + 2 * n + heads
+    terms = [
+        Term("block: norm", "4 L D", 4 * length * d),
+        Term("block: in_proj", "2 L D (2I + 2N + H)", 2 * length * d * rows, True),
+        Term("block: convolution", "2 L (I + 2N) k", 2 * length * (inner + 2 * n) * taps),
+        Term("block: scan, C B^T", "2 K Q^2 N", products.scores, True),
+        Term("block: scan, decays", "3 K H Q^2", 3 * chunks * heads * q * q),
+        Term("block: scan, in chunks", "2 K H Q^2 P", products.in_chunks, True),
+        Term("block: scan, to states", "2 K H Q N P", products.to_states, True),
+        Term("block: scan, states", "2 (K-1) H N P", 2 * max(chunks - 1, 0) * heads * n * p),
+        Term("block: scan, from states", "2 K H Q N P", products.from_states, True),
+        Term("block: skip D x", "2 L I", 2 * length * inner),
+        Term(
+            "block: SiLU, softplus, gate, residual",
+            "L (I + 2N + 2H + 2I + D)",
+            length * (3 * inner + 2 * n + 2 * heads + d),
+        ),
+        Term("block: gated norm", "4 L I", 4 * length * inner),
+        Term("block: out_proj", "2 L I D", 2 * length * inner * d, True),
+    ]
+    return [term._replace(flops=term.flops * blocks) for term in terms]
+
+
+def forward_terms(config: ModelConfig, tokens: int) -> list[Term]:
+    """Forward pass of one window of ``tokens`` kept tokens, output layer of pre-training included.
+
+    Patch extraction and background detection copy and compare and are not counted.
+    """
+    length, d, v = tokens, config.embed_dim, config.token_dim
+    return [
+        Term("embedding", "2 L V D", 2 * length * v * d, True),
+        Term("position", "L D", length * d if config.mamba_pe_method != "none" else 0),
+        *block_terms(config, tokens, config.d_state, config.depth),
+        Term("final norm", "4 L D", 4 * length * d),
+        Term("output layer", "2 L D V", 2 * length * d * v, True),
+        Term("output layer: bias", "L V", length * v),
+    ]
+
+
+def head_terms(head: HeadConfig, config: ModelConfig, tokens: int) -> list[Term]:
+    """Forward pass of a downstream head on the features of one window."""
+    d = config.embed_dim
+    terms = [Term("classifier", "(2 D + 1) outputs", (2 * d + 1) * head.out_features)]
+    if head.name == "linear":
+        return [Term("mean over tokens", "L D", tokens * d), *terms]
+    return [*block_terms(config, tokens, d // 16, head.mamba_depth), *terms]
+
+
+def total(terms: Sequence[Term], products_only: bool = False) -> int:
+    """Sum of the terms."""
+    return sum(term.flops for term in terms if term.product or not products_only)
+
+
+def training_total(terms: Sequence[Term], products_only: bool = False) -> int:
+    """Forward and backward: each term three times, the embedding twice.
+
+    A product's backward is two products of its size; the tokens themselves need no gradient.
+    """
+    embedding = sum(term.flops for term in terms if term.name == "embedding")
+    return 3 * total(terms, products_only) - embedding
+
+
+def window_flops(
+    config: ModelConfig,
+    tokens: int,
+    masked: float | None = None,
+    head: HeadConfig | None = None,
+    frozen: bool = False,
+) -> int:
+    """Forward and backward of one window in a run.
+
+    Args:
+        config: the backbone.
+        tokens: kept tokens of the window.
+        masked: share of the tokens that masked-token reconstruction predicts; None for all.
+        head: of a downstream task, in place of the output layer.
+        frozen: the backbone is run forward only.
+    """
+    terms = forward_terms(config, tokens)
+    last = ("final norm", "output layer", "output layer: bias")
+    if head is None:
+        share = 1.0 if masked is None else masked
+        # Only rows that are compared with a token are normed and predicted.
+        return training_total(
+            [t._replace(flops=round(t.flops * share)) if t.name in last else t for t in terms]
+        )
+    backbone = [term for term in terms if not term.name.startswith("output layer")]
+    own = 3 * total(head_terms(head, config, tokens))
+    return own + (total(backbone) if frozen else training_total(backbone))

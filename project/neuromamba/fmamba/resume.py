@@ -1,0 +1,229 @@
+"""Where a run goes on: which checkpoint, and whether this run can continue it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from neuromamba.checkpoints.io import (
+    CHECKPOINT_KEY,
+    TrainingState,
+    check_readable,
+    load_strictly,
+    names_in_module,
+    read_checkpoint,
+    read_training_state,
+)
+from neuromamba.checkpoints.paths import find_checkpoint
+from neuromamba.common.errors import UserInputError
+from neuromamba.config.serialise import to_dict
+from neuromamba.config.training import DownstreamConfig, OptimConfig
+from neuromamba.fmamba.module import FMambaModule
+from neuromamba.fmamba.run_config import RunConfig
+from neuromamba.fmamba.trainer import accumulation
+from neuromamba.training import launch
+from neuromamba.training.checkpoint_writer import PREVIOUS
+from neuromamba.training.resume_state import (
+    RUN_KEY,
+    ended_inside_epoch,
+    inside_epoch,
+    loader_states,
+)
+from neuromamba.training.same_strategy import check_same_strategy
+from neuromamba.training.strategies import Hardware
+
+FLAG = "--resume_ckpt_path"
+LAST = "last"
+_LATER_FACTS = ("images of hash", "targets of hash")  # not in the first version's checkpoints
+# Settings of the data that change how fast a run is, not what it computes.
+LOADING = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "window_cache")
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """A checkpoint to go on from.
+
+    Attributes:
+        path: a file, or a folder of DeepSpeed's.
+        training: what it says of the training.
+    """
+
+    path: Path
+    training: TrainingState
+
+    @property
+    def state(self) -> Mapping[str, Any]:
+        """As Lightning stored it."""
+        return self.training.contents
+
+    @property
+    def taken(self) -> dict[str, Any]:
+        """Steps taken, and what ``Survival`` noted; see ``curves.kept_rows``."""
+        return {"global_step": self.state.get("global_step", 0), **self.state.get(RUN_KEY, {})}
+
+
+def find_resume_point(config: RunConfig, run_dir: Path) -> ResumePoint | None:
+    """What ``--resume_ckpt_path`` names; None to start anew.
+
+    Raises:
+        UserInputError: it is damaged or none; ``last`` in a folder that holds damaged ones only.
+    """
+    request = config.flags["resume_ckpt_path"]
+    if not request:
+        return None
+    # One rank reads all of it, and says which; the others may not see the folder as it is now.
+    if request == LAST:
+        found = launch.agreed_or_refused("resume", lambda: _newest(run_dir / "checkpoints"))
+    else:
+        path = find_checkpoint(request, FLAG, (f"{LAST}.ckpt",))
+        found = launch.agreed_or_refused("resume", lambda: _whole(path))
+    if not found:
+        return None
+    return ResumePoint(Path(found), _light(read_training_state(found, FLAG)))
+
+
+def _whole(path: Path) -> str:
+    """The checkpoint, if it can be read."""
+    check_readable(path, FLAG)
+    return str(path)
+
+
+def _newest(folder: Path) -> str:
+    """The newest checkpoint that is whole; "" if there is none.
+
+    Raises:
+        UserInputError: all are damaged.
+    """
+    warn, refusals = logging.getLogger(__name__).warning, []
+    for path in candidates(folder):
+        try:
+            check_readable(path, f"{FLAG} {LAST}")
+            read_training_state(path, f"{FLAG} {LAST}")
+        except UserInputError as error:
+            refusals.append(str(error))
+            continue
+        for refusal in refusals:
+            warn("warning: passed over: %s", refusal)
+        return str(path)
+    if not refusals:
+        return ""
+    raise UserInputError(
+        f"{FLAG} {LAST}: none of {len(refusals)} checkpoint(s) in '{folder}' can be used, the "
+        f"newest because of this: {refusals[0]} To start anew, remove them or choose another "
+        f"folder."
+    )
+
+
+def _light(training: TrainingState) -> TrainingState:
+    """Without weights and optimisers: they are read again when they are needed."""
+    heavy = ("state_dict", "optimizer_states", "module", "optimizer")
+    return training._replace(
+        contents={key: value for key, value in training.contents.items() if key not in heavy}
+    )
+
+
+def candidates(folder: Path) -> list[Path]:
+    """Checkpoints of a run, the newest first; of two of one moment ``last.ckpt``."""
+    found = [*folder.glob("*.ckpt"), *folder.glob(f"*.ckpt{PREVIOUS}")]
+    return sorted(found, key=lambda p: (p.stat().st_mtime_ns, p.name == "last.ckpt"), reverse=True)
+
+
+def check_resumable(
+    point: ResumePoint, config: RunConfig, hardware: Hardware, module: FMambaModule
+) -> None:
+    """Lightning restores the training itself; here it is made sure that it can.
+
+    Raises:
+        UserInputError: says what is missing, or differs.
+    """
+    path = point.path
+    check_same_strategy(point.training, str(path), hardware)
+    weights = read_checkpoint(path, FLAG, as_trained=True).state_dict
+    load_strictly(module, names_in_module(weights), path, flag=FLAG)
+    settings = step_settings(config, hardware)
+    known = point.taken.get("settings", settings)  # older checkpoints do not say
+    before = known | training_facts(point.state[CHECKPOINT_KEY])
+    now = settings | training_facts(module.card())
+    for fact, value in now.items():
+        if fact in _LATER_FACTS and fact not in before:
+            continue  # an older checkpoint
+        if before.get(fact) != value:
+            raise UserInputError(
+                f"{FLAG}: '{path}' was trained with {fact} {before.get(fact)}, and this run has "
+                f"{value}. Resume with the same flags, or start anew from its weights with "
+                f"--load_model_path."
+            )
+    _check_position(point, config, module.total_steps)
+
+
+def _check_position(point: ResumePoint, config: RunConfig, steps: int) -> None:
+    """Inside an epoch the next batch must be known, and no gradient half summed up."""
+    if not inside_epoch(point.state):
+        return
+    loaders, why = loader_states(point.state), ""
+    if ended_inside_epoch(point.state):
+        if point.taken["global_step"] >= steps or point.taken.get("stopped"):
+            return  # nothing is left but the evaluation
+        why = "where the training had reached --max_steps"
+    elif not loaders:
+        why = "but does not say which of its batches were used"
+    elif config.trainer.get("overfit_batches"):
+        why = "which --overfit_batches cannot go on with"
+    elif loaders[0]["batches"] % accumulation(config):
+        why = f"and between the {accumulation(config)} batches of a step"
+    if why:
+        raise UserInputError(
+            f"{FLAG}: '{point.path}' was taken inside an epoch, {why}. Resume from a checkpoint "
+            f"that was taken at the end of an epoch."
+        )
+
+
+def step_settings(config: RunConfig, hardware: Hardware) -> dict[str, Any]:
+    """What else decides on the numbers of steps to come, and is not in the card: flag -> value.
+
+    Stored in every checkpoint. Not here is what decides when a training ends, what is validated,
+    kept or passed over (``--skip_bad_batches``), and where and how fast it is computed.
+    """
+    trainer = config.trainer
+    clip = trainer.get("gradient_clip_val", config.flags["grad_clip"])
+    return {
+        "--precision": hardware.precision,
+        "--deepspeed_autocast": hardware.autocast,
+        "--gradient_accumulation_steps": accumulation(config),
+        "--grad_clip": clip or "none",
+        "--gradient_clip_algorithm": trainer.get("gradient_clip_algorithm") or "norm",
+        # As text: 1 is one batch, and 1.0 is all.
+        "--limit_train_batches": str(trainer.get("limit_train_batches", 1.0)),
+        "--overfit_batches": str(trainer.get("overfit_batches", 0.0)),
+    }
+
+
+def _complete(cls: Any, recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """With the defaults of what an older version did not know; nothing stays nothing."""
+    return to_dict(cls()) | dict(recorded) if recorded else {}
+
+
+def training_facts(card: Mapping[str, Any]) -> dict[str, Any]:
+    """What a resumed run must share with the run it continues: name -> value."""
+    data = dict(card["data"]["config"])
+    for free in ("image_path", *LOADING):
+        data.pop(free, None)  # older checkpoints lack some
+    task = _complete(DownstreamConfig, card.get("downstream", {}))
+    for moved in ("label_csv", "events"):
+        task.pop(moved, None)
+    facts = {"a split of hash": card["data"]["split_hash"]}
+    for part in (data, card["model"], _complete(OptimConfig, card["optim"])):
+        facts |= {f"--{name}": value for name, value in part.items()}
+    for section, values in (("pretrain", card.get("pretrain", {})), ("downstream", task)):
+        facts |= {f"{section} {name}": value for name, value in values.items()}
+    facts |= {f"head {name}": value for name, value in card.get("head", {}).items()}
+    facts["augmentation"] = card.get("augment", "none")
+    if card["optim"]["use_scheduler"]:
+        facts["learning rates planned for so many steps:"] = card["total_steps"]
+    for fact in _LATER_FACTS:
+        if found := card["data"].get(f"{fact.split()[0]}_hash"):
+            facts[fact] = found
+    return facts

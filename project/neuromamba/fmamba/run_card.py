@@ -1,0 +1,142 @@
+"""Flags that a checkpoint answers: its card fills what was not given and refuses what differs.
+
+So a model can be used without remembering how it was trained, and never with other settings by
+accident.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.utilities import rank_zero_only
+
+from neuromamba.checkpoints.io import read_card
+from neuromamba.checkpoints.paths import find_checkpoint
+from neuromamba.common.errors import UserInputError
+from neuromamba.config import names
+from neuromamba.config.data import DataConfig
+from neuromamba.config.names import ORIENTATION
+from neuromamba.config.serialise import from_dict
+from neuromamba.config.training import DownstreamConfig
+
+_MODEL_FLAGS = (
+    "model",
+    "img_size",
+    "patch_size",
+    "in_chans",
+    "embed_dim",
+    "depth",
+    "d_state",
+    "headdim",
+    "mamba_pe_method",
+    "keep_background",
+    "union_mask",
+)
+_SPLIT_FLAGS = (
+    "dataset_split_num",
+    "train_split",
+    "val_split",
+    "group_by",
+    "family_column",
+    "stratify_by",
+)
+# Where targets of the user's own are; the classes among them belong to the model.
+_LABEL_FLAGS = ("label_csv", "subject_column", "target_column", "events", "event_delay")
+# What of the data is tested, unless flags say otherwise.
+_TEST_FLAGS = (
+    "dataset_name",
+    "image_path",
+    "bad_subj_path",
+    "limit_test_samples",
+    "stride_between_seq",
+    "stride_within_seq",
+    "shuffle_time_sequence",
+    "match_on",
+    "seed",
+)
+
+
+def flags_of_card(card: Mapping[str, Any], whole_run: bool) -> dict[str, Any]:
+    """The flags a card stands for.
+
+    Args:
+        card: from ``checkpoint_io.read_checkpoint``.
+        whole_run: also task, head, data and split (to test a model), not only what its weights
+            depend on (to start from them).
+    """
+    model, data = card["model"], card["data"]
+    flags = {name: model[name] for name in _MODEL_FLAGS}
+    flags["input_scaling_method"] = data["scaling"]
+    if whole_run and "downstream" in card:
+        task = from_dict(DownstreamConfig, card["downstream"], "checkpoint")
+        config = from_dict(DataConfig, data["config"], "checkpoint")
+        flags["clf_head_version"] = card["head"]["name"]
+        flags |= {name: getattr(config, name) for name in (*_SPLIT_FLAGS, *_TEST_FLAGS)}
+        if config.match_on:
+            flags["match_caliper"] = config.match_caliper
+        flags["shuffle_labels"] = task.shuffle_labels
+        if task.has_own_targets:
+            flags |= {name: getattr(task, name) for name in _LABEL_FLAGS}
+            flags["target_classes"] = task.target_classes
+            flags["downstream_task_type"] = task.task_type
+        else:
+            flags["downstream_task"] = task.task
+    # As the parser would have them.
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in flags.items()}
+
+
+def apply_card(
+    args: argparse.Namespace, given: frozenset[str], path: str | Path, flag: str, whole_run: bool
+) -> tuple[argparse.Namespace, frozenset[str]]:
+    """Fill the flags that were not given from the checkpoint's card.
+
+    Args:
+        args, given: from ``parser.parse_arguments``.
+        path: checkpoint, or a folder with one, which is said; one without a card (a released
+            file) changes nothing else.
+        flag: the flag that named it.
+        whole_run: see ``flags_of_card``.
+
+    Returns:
+        The flags completed, and the names now settled.
+
+    Raises:
+        UserInputError: a flag was given that contradicts the card; another orientation.
+    """
+    found = find_checkpoint(path, flag)
+    values = dict(vars(args)) | {flag.removeprefix("--"): str(found)}
+    if found != Path(path) and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        print(f"{flag}: taking {found}", flush=True)
+    path, card = found, read_card(found, flag)
+    if not card:
+        return argparse.Namespace(**values), given
+    if whole_run and "downstream" not in card:
+        raise UserInputError(
+            f"{flag}: '{path}' is a pre-trained backbone without a task; fine-tune it first with "
+            f"--load_model_path."
+        )
+    if card["orientation"] != ORIENTATION:
+        raise UserInputError(
+            f"{flag}: '{path}' was trained on {card['orientation']} data, stores are {ORIENTATION}."
+        )
+    free = {*_TEST_FLAGS, *_LABEL_FLAGS, "match_caliper", "shuffle_labels"}
+    for name, recorded in flags_of_card(card, whole_run).items():
+        if name not in given:
+            values[name] = recorded
+        elif name not in free and not _same(name, values[name], recorded):
+            raise UserInputError(
+                f"--{name}: got {values[name]}, but '{path}' was trained with {recorded}. Leave "
+                f"--{name} out to use the checkpoint's, or choose another checkpoint."
+            )
+    return argparse.Namespace(**values), given | set(flags_of_card(card, whole_run))
+
+
+def _same(name: str, value: Any, recorded: Any) -> bool:
+    if name in ("d_state", "headdim") and value == 0:
+        return True  # 0 asks for the rule, which the card's embed_dim has applied
+    if name == "clf_head_version":
+        return names.HEAD_ALIASES.get(value, value) == recorded
+    return value == recorded

@@ -1,0 +1,168 @@
+"""What a run writes besides checkpoints and curves; the file formats other tools read.
+
+- ``config.yaml``: every flag, resolved; can be given back to ``--config``.
+- ``metrics.json``: flat ``{"test/auroc": ...}``; values that are not defined are null.
+- ``predictions.csv``: ``subject,window,target,prob_0,prob_1,...``, or ``...,prediction`` for a
+  regression, one line a test window; ``validation_predictions.csv`` the same of the validation
+  windows, with the weights that were tested.
+"""
+
+from __future__ import annotations
+
+import csv
+import tempfile
+from collections.abc import Mapping
+from itertools import chain, count
+from pathlib import Path
+
+import yaml
+from pytorch_lightning.utilities import rank_zero_only
+
+from neuromamba.common.atomic_files import write_text_whole, written_whole
+from neuromamba.common.errors import UserInputError
+from neuromamba.evaluation.metrics import WindowScores
+from neuromamba.fmamba.flags import SYNONYMS
+from neuromamba.fmamba.run_config import RunConfig, unused_flags
+from neuromamba.training.launch import agreed, run_tag
+
+# Part -> file.
+PREDICTIONS = {"test": "predictions.csv", "val": "validation_predictions.csv"}
+# Flags that say what to do with a run rather than what the run is.
+_NOT_RECORDED = {"config", "dry_run", "output_dir"}
+
+
+def run_name(config: RunConfig) -> str:
+    """``--process_code``, else objective or task, and the batch job or the time; for all ranks.
+
+    A job that is requeued finds its folder again. Several runs of a job are numbered, unless
+    they are to go on with the last.
+    """
+    if config.flags["process_code"]:
+        return config.flags["process_code"]
+
+    def choose() -> str:
+        what = config.pretrain.objective if config.pretrain else config.flags["downstream_task"]
+        name = f"{what}_{run_tag()}"
+        if config.flags["output_dir"] or config.flags["resume_ckpt_path"] == "last":
+            return name
+        others = (f"{name}-{number}" for number in count(2))
+        return next(n for n in chain([name], others) if not _holds_a_run(_folder(config, n)))
+
+    return choose() if config.flags["output_dir"] else agreed("run_name", choose)
+
+
+def _folder(config: RunConfig, name: str) -> Path:
+    return Path("output") / config.flags["project_name"] / name
+
+
+def _holds_a_run(path: Path) -> bool:
+    return (path / "config.yaml").exists()
+
+
+def choose_run_dir(config: RunConfig, name: str) -> Path:
+    """The run folder, not yet made.
+
+    Raises:
+        UserInputError: it holds another run, and this one does not continue it.
+    """
+    chosen = config.flags["output_dir"]
+    path = Path(chosen) if chosen else _folder(config, name)
+    resumed = config.flags["resume_ckpt_path"]
+    # The other ranks of a run may come when the first has begun to write.
+    first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    if first and _holds_a_run(path) and not resumed:
+        raise UserInputError(
+            f"{folder_flag(config)}: '{path}' already holds a run. Choose another folder, or "
+            f"remove that one{_going_on(config, path)}."
+        )
+    return path
+
+
+def _going_on(config: RunConfig, path: Path) -> str:
+    """The third remedy for a folder that holds a run; a test has none."""
+    if config.flags["test_only"]:
+        return ""
+    last = path / "checkpoints" / "last.ckpt"
+    if last.exists():
+        return f", or continue it with --resume_ckpt_path {last}"
+    if any(last.parent.glob("*.ckpt*")):
+        return ", or continue it with --resume_ckpt_path last"
+    return ", or, since it has no checkpoint yet, start it anew with --resume_ckpt_path last"
+
+
+def make_folders(config: RunConfig, run_dir: Path) -> None:
+    """Create the run folder, and the one of ``--embedding_save_dir``.
+
+    Raises:
+        UserInputError: one of them cannot be written.
+    """
+    if config.flags["embedding_save_dir"]:
+        _make_folder(Path(config.flags["embedding_save_dir"]), "--embedding_save_dir")
+    _make_folder(run_dir, folder_flag(config))
+
+
+def _make_folder(path: Path, flag: str) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise UserInputError(
+            f"{flag}: cannot write to '{path}' ({error.strerror}). Choose a folder you can write."
+        ) from None
+
+
+def folder_flag(config: RunConfig) -> str:
+    """The flag that chooses the run folder, for messages."""
+    return "--output_dir" if config.flags["output_dir"] else "--project_name"
+
+
+def write_config(config: RunConfig, path: Path) -> None:
+    """Write ``config.yaml``."""
+    recorded = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in config.flags.items()
+        if key not in _NOT_RECORDED | _unused(config) and value is not None and value != []
+    }
+    recorded |= {
+        "d_state": config.model.d_state,
+        "headdim": config.model.headdim,
+        "eval_batch_size": config.data.eval_batch_size,
+    }
+    write_text_whole(path, yaml.safe_dump(recorded, sort_keys=True))
+
+
+def _unused(config: RunConfig) -> set[str]:
+    """Flags that do not apply to this run: given back with the others, they would be refused."""
+    unused = set(unused_flags(config.flags))
+    unused |= {ours for theirs, ours in SYNONYMS.items() if theirs in config.trainer}
+    if config.pretrain is not None:
+        unused |= {"downstream_task", "downstream_task_type", "clf_head_version"}
+    return unused
+
+
+def write_predictions(
+    scores: WindowScores, names: Mapping[int, str], classification: bool, path: Path
+) -> None:
+    """Write a file of predictions, ordered by subject and window.
+
+    Args:
+        scores: of every window of a part.
+        names: subject key -> name.
+        classification: probabilities of the classes, else one prediction.
+        path: the file.
+    """
+    columns = scores.score.shape[1]
+    header = [f"prob_{i}" for i in range(columns)] if classification else ["prediction"]
+    rows = sorted(
+        (names[int(subject)], int(window), target.item(), *(float(value) for value in score))
+        for subject, window, target, score in zip(
+            scores.subject, scores.window, scores.target, scores.score, strict=True
+        )
+    )
+    with (
+        written_whole(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as stream,
+    ):
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["subject", "window", "target", *header])
+        writer.writerows(rows)

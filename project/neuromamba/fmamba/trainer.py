@@ -1,0 +1,251 @@
+"""Builds the Lightning Trainer of a run: loggers, callbacks, steps."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.callbacks import EarlyStopping, TQDMProgressBar
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from neuromamba.common.errors import UserInputError
+from neuromamba.config.serialise import read_yaml
+from neuromamba.config.tasks import TASK_TYPES
+from neuromamba.fmamba.feature_watch import FeatureWatch
+from neuromamba.fmamba.run_config import RunConfig
+from neuromamba.fmamba.scalability import scalability_check
+from neuromamba.training.callbacks import (
+    BatchSeed,
+    BestCheckpoint,
+    EmbeddingWriter,
+    PlainProgress,
+    RegularCheckpoint,
+)
+from neuromamba.training.checkpoint_writer import WholeCheckpoints
+from neuromamba.training.curves import curve_logger
+from neuromamba.training.fault_tolerance import Survival
+from neuromamba.training.fit import quiet_lightning
+from neuromamba.training.launch import cluster_environment
+from neuromamba.training.strategies import Hardware, installed
+
+PRETRAIN_EPOCHS = 40  # paper, Appendix B
+DOWNSTREAM_EPOCHS = 30
+WANDB_FILE = Path(__file__).resolve().parents[3] / "configs" / "wandb.yaml"
+
+
+def monitored(config: RunConfig) -> tuple[str, str]:
+    """The validation value that chooses the best checkpoint, and "min" or "max"."""
+    if config.downstream is None:
+        return "val/loss", "min"
+    task_type = TASK_TYPES[config.downstream.task_type]
+    return task_type.monitor, task_type.monitor_mode
+
+
+def accumulation(config: RunConfig) -> int:
+    """Batches of an optimiser step."""
+    if "accumulate_grad_batches" in config.trainer:
+        return config.trainer["accumulate_grad_batches"]
+    return config.flags["gradient_accumulation_steps"]
+
+
+def epochs(config: RunConfig) -> int:
+    """``--max_epochs``, else the paper's number."""
+    chosen = config.trainer.get("max_epochs")
+    if chosen is None:
+        return PRETRAIN_EPOCHS if config.pretrain else DOWNSTREAM_EPOCHS
+    if chosen < 1 and not (chosen == -1 and config.trainer.get("max_steps", -1) > 0):
+        raise UserInputError(
+            f"--max_epochs: got {chosen}, expected 1 or more, or -1 together with --max_steps."
+        )
+    return chosen
+
+
+def batches_of_epoch(config: RunConfig, batches: int) -> int:
+    """How many of so many batches an epoch trains on, by ``--limit_train_batches`` and the like."""
+    for name in ("limit_train_batches", "overfit_batches"):
+        limit = config.trainer.get(name)
+        if limit:
+            batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    return batches
+
+
+def total_steps(config: RunConfig, batches: int) -> int:
+    """Optimiser steps of the run, of which each epoch has ``batches`` on every rank.
+
+    Counted here: asking Lightning (``estimated_stepping_batches``) would set up the loaders early
+    and disable resuming in the middle of an epoch.
+    """
+    quick, most = config.trainer.get("fast_dev_run", False), config.trainer.get("max_steps", -1)
+    batches = batches_of_epoch(config, batches)
+    if quick:
+        steps = math.ceil(min(batches, int(quick)) / accumulation(config))
+    elif epochs(config) < 0:
+        steps = most
+    else:
+        steps = math.ceil(batches / accumulation(config)) * epochs(config)
+    return max(1, min(steps, most) if most > 0 else steps)
+
+
+def check_limits(config: RunConfig, batches: Mapping[str, int]) -> None:
+    """Refuse a share of the batches that is less than one, and validations that never come.
+
+    Args:
+        config: the run.
+        batches: "train", "val" and "test" -> batches on every rank.
+
+    Raises:
+        UserInputError: names the flag.
+    """
+    flags = {"limit_train_batches": "train", "overfit_batches": "train"}
+    flags |= {"limit_val_batches": "val", "limit_test_batches": "test"}
+    for name, part in flags.items():
+        share, available = config.trainer.get(name), batches[part]
+        if isinstance(share, float) and 0 < share * available < 1:
+            raise UserInputError(
+                f"--{name}: {share:g} of {available} batches is less than one; give a larger "
+                f"share, or a number of batches (an integer)."
+            )
+    interval = config.trainer.get("val_check_interval")
+    if isinstance(interval, int) and not 0 < interval <= batches["train"]:
+        raise UserInputError(
+            f"--val_check_interval: got {interval}, expected 1 to {batches['train']}, the batches "
+            f"of an epoch, or a share of them (a number with a point)."
+        )
+
+
+def build_trainer(
+    config: RunConfig,
+    hardware: Hardware,
+    run_dir: Path,
+    run_name: str,
+    validates: bool,
+    survival: Survival | None = None,
+    taken: Mapping[str, Any] | None = None,
+) -> Trainer:
+    """The Trainer of a run.
+
+    Args:
+        config: the run.
+        hardware: resolved, present.
+        run_dir: everything is written below it.
+        run_name: for wandb.
+        validates: whether there are validation windows; without them only ``last.ckpt`` is kept.
+        survival: what is done about signals, time limits and losses that are not numbers.
+        taken: of a resumed run, see ``curve_logger``.
+    """
+    quiet_lightning()
+    # Lightning < 2.6 would unpickle whatever a checkpoint to resume from holds.
+    os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
+    ours = {"accelerator", "devices", "num_nodes", "strategy", "precision"}
+    arguments: dict[str, Any] = {k: v for k, v in config.trainer.items() if k not in ours}
+    arguments |= hardware.trainer_arguments()
+    arguments["plugins"] = [
+        *arguments.get("plugins", []),
+        *cluster_environment(),
+        WholeCheckpoints(),
+    ]
+    arguments.pop("max_time", None)  # kept by Survival, on all ranks and with a checkpoint
+    arguments["use_distributed_sampler"] = False  # ours knows the ranks
+    arguments.setdefault("max_epochs", epochs(config))
+    quiet = arguments.get("barebones", False)
+    if not quiet:
+        arguments.setdefault("log_every_n_steps", 10)
+    arguments["accumulate_grad_batches"] = accumulation(config)
+    if config.flags["grad_clip"] is not None:
+        arguments["gradient_clip_val"] = config.flags["grad_clip"]
+    bar = None
+    if sys.stderr.isatty() and arguments.get("enable_progress_bar", True):
+        # It shows the loss, and to read that from a GPU the host waits until the step is done.
+        bar = TQDMProgressBar(refresh_rate=1 if hardware.accelerator == "cpu" else 20)
+    arguments["enable_progress_bar"] = bar is not None
+    arguments.setdefault("enable_model_summary", False)
+    arguments.setdefault("num_sanity_val_steps", 0)
+    callbacks = [] if quiet else build_callbacks(config, run_dir, validates, bar)
+    if survival is not None and not quiet:
+        callbacks.insert(0, survival)
+    try:
+        return Trainer(
+            logger=False if quiet else build_loggers(config, run_dir, run_name, taken),
+            callbacks=callbacks,
+            default_root_dir=run_dir,
+            **arguments,
+        )
+    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
+        # Lightning's own checks of its flags: their messages name the argument.
+        raise UserInputError(f"Trainer: {' '.join(str(error).split())}") from None
+
+
+def build_callbacks(
+    config: RunConfig, run_dir: Path, validates: bool, bar: TQDMProgressBar | None
+) -> list[Callback]:
+    """Checkpoints, progress, early stopping and embeddings, as far as asked for."""
+    callbacks: list[Callback] = [BatchSeed(config.flags["seed"])]
+    callbacks.append(bar or PlainProgress())
+    folder = run_dir / "checkpoints"
+    monitor, mode = monitored(config)
+    if config.trainer.get("enable_checkpointing", True):
+        if validates:
+            callbacks.append(BestCheckpoint(folder, monitor, mode))
+        callbacks.append(RegularCheckpoint(folder, "last"))
+        name = "epoch={epoch}-step={step}"
+        if config.flags["save_every_checkpoints"]:
+            callbacks.append(RegularCheckpoint(folder, name))
+        if config.flags["every_n_train_steps"]:
+            steps = config.flags["every_n_train_steps"]
+            callbacks.append(RegularCheckpoint(folder, name, steps))
+    if validates and config.pretrain is not None:
+        callbacks.append(FeatureWatch())
+    if config.flags["use_early_stopping"]:
+        if not validates:
+            raise UserInputError("--use_early_stopping: needs validation subjects (--val_split).")
+        patience = config.flags["early_stopping_patience"]
+        callbacks.append(EarlyStopping(monitor=monitor, mode=mode, patience=patience))
+    if config.flags["scalability_check"]:
+        callbacks.append(scalability_check(config, run_dir))
+    if config.flags["save_embedding"]:
+        target = config.flags["embedding_save_dir"] or run_dir / "embeddings"
+        callbacks.append(EmbeddingWriter(Path(target)))
+    return callbacks
+
+
+def build_loggers(
+    config: RunConfig, run_dir: Path, run_name: str, taken: Mapping[str, Any] | None = None
+) -> list[Logger]:
+    """``logs/metrics.csv`` always, and the logger asked for beside it."""
+    loggers: list[Logger] = [curve_logger(run_dir, taken)]
+    name = config.flags["loggername"]
+    if name == "tensorboard":
+        from pytorch_lightning.loggers import TensorBoardLogger
+
+        loggers.append(TensorBoardLogger(save_dir=run_dir, name="", version="tensorboard"))
+    elif name == "wandb":
+        loggers.append(_wandb_logger(config, run_dir, run_name))
+    return loggers
+
+
+def _wandb_logger(config: RunConfig, run_dir: Path, run_name: str) -> Logger:
+    if not installed("wandb"):
+        raise UserInputError("--loggername: wandb is not installed; pip install wandb.")
+    from pytorch_lightning.loggers import WandbLogger
+
+    settings: Mapping[str, Any] = {}
+    if WANDB_FILE.exists():
+        settings = read_yaml(WANDB_FILE, "configs/wandb.yaml")
+    # Without a key wandb would ask on the terminal, and fail in a batch job.
+    has_key = "WANDB_API_KEY" in os.environ or (Path.home() / ".netrc").exists()
+    mode = os.environ.get("WANDB_MODE") or settings.get("mode") or ("online" if has_key else "")
+    if not mode:
+        print("wandb: no API key found, logging offline below the run folder (wandb sync later).")
+    return WandbLogger(
+        project=config.flags["project_name"],
+        name=run_name,
+        save_dir=run_dir,
+        entity=settings.get("entity"),
+        offline=mode != "online",
+    )

@@ -1,0 +1,225 @@
+"""The passes of ``stages`` in C: the same functions on the same buffers, CPU only, fp32 or bf16.
+
+``build.py`` compiles ``kernels.c`` when the environment is set up; nothing is compiled on import.
+Where no library was built, or it was built from another version of the source, ``can_run`` is false
+and the torch passes run instead: the numbers agree to rounding.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from neuromamba.layers.rms_norm import NORM_EPS
+from neuromamba.layers.ssd.api import CHUNK
+from neuromamba.layers.ssd.native.build import find_library
+from neuromamba.layers.ssd.passes import Sizes, Totals, Weights
+
+# Set to 0 (or false, no, off) to compute with the torch passes although the library is there.
+SWITCH = "NEUROMAMBA_NATIVE"
+MAX_TAPS = 8  # as in kernels.c
+_SUFFIX = {torch.float32: "_f32", torch.bfloat16: "_bf16"}
+
+
+class Status(NamedTuple):
+    """Whether the C passes are used.
+
+    Attributes:
+        library: the loaded library, or None.
+        detail: which one, or why none.
+    """
+
+    library: ctypes.CDLL | None
+    detail: str
+
+
+def status() -> Status:
+    """The library for this machine, loaded once; the switch is read at every call."""
+    value = os.environ.get(SWITCH, "1")
+    if value.lower() in ("0", "false", "no", "off"):
+        return Status(None, f"{SWITCH}={value}")
+    return _load()
+
+
+@functools.cache
+def _load() -> Status:
+    # torch's answer also honours ATEN_CPU_CAPABILITY.
+    found = find_library(torch.backends.cpu.get_cpu_capability())
+    if found is None:
+        return Status(None, "not built (setup_env.sh builds it where there is a C compiler)")
+    try:
+        library = ctypes.CDLL(str(found.path))
+    except OSError as error:
+        return Status(None, f"{found.path.name} cannot be loaded: {error}")
+    return Status(library, found.path.stem + ("" if found.openmp else ", one thread (no OpenMP)"))
+
+
+def can_run(x: Tensor, operand: torch.dtype, taps: int, residual: bool) -> bool:
+    """Whether the C passes take this call: on the CPU, fp32 or bf16 operands, an fp32 residual."""
+    kind = torch.float32 if residual else operand
+    return (
+        x.device.type == "cpu"
+        and type(x) in (Tensor, nn.Parameter)  # not one of torch's tensors without memory
+        and operand in _SUFFIX
+        and x.dtype == kind
+        and taps <= MAX_TAPS
+        and status().library is not None
+    )
+
+
+class _Shape(ctypes.Structure):
+    """Keep in step with Shape in kernels.c."""
+
+    _fields_ = [
+        (name, ctypes.c_int64)
+        for name in ("rows", "chunks", "q", "heads", "headdim", "state", "taps", "threads")
+    ]
+
+
+@functools.lru_cache(maxsize=64)
+def _shape(sizes: Sizes, threads: int) -> _Shape:
+    return _Shape(*sizes, threads)
+
+
+@functools.lru_cache(maxsize=64)
+def _function(library: ctypes.CDLL, name: str) -> Any:
+    function = getattr(library, name)
+    function.restype = None
+    return function
+
+
+def _pointer(tensor: Tensor) -> ctypes.c_void_p:
+    # Matrices may have a row stride, which is handed over beside them.
+    assert tensor.is_contiguous() or (tensor.dim() == 2 and tensor.stride(1) == 1)
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+_AS_C: dict[type, Callable[[Any], object]] = {
+    Tensor: _pointer,
+    nn.Parameter: _pointer,
+    int: ctypes.c_int64,
+    float: ctypes.c_float,
+    Sizes: lambda sizes: ctypes.byref(_shape(sizes, torch.get_num_threads())),
+    type(None): ctypes.c_void_p,
+}
+
+
+def _call(name: str, operand: torch.dtype, *arguments: object) -> None:
+    library = _load().library
+    assert library is not None  # can_run has been asked
+    _function(library, name + _SUFFIX[operand])(*[_AS_C[type(a)](a) for a in arguments])
+
+
+_local = threading.local()
+
+
+def _room(size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Memory of this thread for sums that are kept a chunk apart, content undefined."""
+    rooms = _local.__dict__.setdefault("rooms", {})
+    if dtype not in rooms or rooms[dtype].numel() < size:
+        rooms[dtype] = torch.empty(size, dtype=dtype)
+    return rooms[dtype]
+
+
+def norm(x: Tensor, weight: Tensor, out: Tensor) -> None:
+    """See ``stages.norm``."""
+    threads = torch.get_num_threads()
+    _call("norm", out.dtype, *x.shape, NORM_EPS, threads, x, x.stride(0), weight, out)
+
+
+def norm_backward(
+    x: Tensor, weight: Tensor, dout: Tensor, residual: Tensor, dx: Tensor, dweight: Tensor
+) -> None:
+    """See ``stages.norm_backward``."""
+    rows, width = x.shape
+    room = _room(-(-rows // CHUNK) * width)
+    _call(
+        "norm_backward", dout.dtype, rows, width, NORM_EPS, CHUNK, torch.get_num_threads(),
+        x, x.stride(0), weight, dout, residual, residual.stride(0), dx, dx.stride(0), room, dweight,
+    )  # fmt: skip
+
+
+def add(x: Tensor, y: Tensor, out: Tensor) -> None:
+    """See ``stages.add``."""
+    threads = torch.get_num_threads()
+    _call("add", y.dtype, *x.shape, threads, x, x.stride(0), y, out, out.stride(0))
+
+
+def prepare(
+    s: Sizes, zx: Tensor, tail: Tensor, w: Weights,
+    xs: Tensor, b: Tensor, c: Tensor, dt: Tensor, a: Tensor,
+) -> None:  # fmt: skip
+    """See ``stages.prepare``."""
+    _call(
+        "prepare", zx.dtype, s, zx, zx.stride(0), tail, w.conv_weight, w.conv_bias, w.dt_bias,
+        w.A, xs, b, c, dt, a,
+    )  # fmt: skip
+
+
+def weights(
+    s: Sizes, g: Tensor, b: Tensor, c: Tensor, dt: Tensor, a: Tensor, D: Tensor,
+    wc: Tensor, bw: Tensor,
+) -> None:  # fmt: skip
+    """See ``stages.weights``."""
+    _call("weights", g.dtype, s, g, b, c, dt, a, D, wc, bw)
+
+
+def scan(s: Sizes, added: Tensor, a: Tensor, state: Tensor, xs: Tensor) -> None:
+    """See ``stages.scan``."""
+    _call("scan", xs.dtype, s, added, a, state, xs)
+
+
+def gate(s: Sizes, y: Tensor, zx: Tensor, weight: Tensor, out: Tensor) -> None:
+    """See ``stages.gate``."""
+    _call("gate", y.dtype, s, NORM_EPS, y, zx, zx.stride(0), weight, out, out.stride(0))
+
+
+def gate_backward(
+    s: Sizes, y: Tensor, zx: Tensor, weight: Tensor, dout: Tensor,
+    out: Tensor | None, dy: Tensor, dzx: Tensor, total: Totals,
+) -> None:  # fmt: skip
+    """See ``stages.gate_backward``."""
+    _call(
+        "gate_backward", y.dtype, s, NORM_EPS, y, zx, zx.stride(0), weight, dout, dout.stride(0),
+        out, dy, dzx, dzx.stride(0), _room(s.chunks * s.inner), total.norm,
+    )  # fmt: skip
+
+
+def scan_backward(
+    s: Sizes, dxs: Tensor, xs: Tensor, a: Tensor, dstate: Tensor, dadded: Tensor, dlast: Tensor
+) -> None:
+    """See ``stages.scan_backward``."""
+    _call("scan_backward", xs.dtype, s, dxs, xs, a, dstate, dadded, dlast)
+
+
+def weights_backward(
+    s: Sizes, dwc: Tensor, dbw: Tensor, dlast: Tensor, g: Tensor, b: Tensor, c: Tensor,
+    dt: Tensor, a: Tensor, zx: Tensor, w: Weights,
+    dg: Tensor, db: Tensor, dc: Tensor, dzx: Tensor, total: Totals,
+) -> None:  # fmt: skip
+    """See ``stages.weights_backward``."""
+    _call(
+        "weights_backward", g.dtype, s, dwc, dbw, dlast, g, b, c, dt, a, w.A, zx, zx.stride(0),
+        w.dt_bias, dg, db, dc, dzx, dzx.stride(0), _room(s.chunks * s.heads * 3, torch.float64),
+        total.heads,
+    )  # fmt: skip
+
+
+def convolution_backward(
+    s: Sizes, dxs: Tensor, dx_rest: Tensor,
+    db: Tensor, db_rest: Tensor, dc: Tensor, dc_rest: Tensor, zx: Tensor, tail: Tensor,
+    w: Weights, carry: Tensor, dzx: Tensor, total: Totals,
+) -> None:  # fmt: skip
+    """See ``stages.convolution_backward``."""
+    _call(
+        "convolution_backward", zx.dtype, s, dxs, dx_rest, db, db_rest, dc, dc_rest,
+        zx, zx.stride(0), tail, w.conv_weight, w.conv_bias, carry.clone(), carry,
+        dzx, dzx.stride(0), _room(s.chunks * total.conv.numel()), total.conv,
+    )  # fmt: skip

@@ -1,0 +1,475 @@
+"""mamba_ssm's Triton kernels behind the common function: the backend of CUDA GPUs.
+
+Nothing of mamba_ssm, causal_conv1d or Triton is imported before the first call. Two ways to run:
+
+- fused: ``mamba_split_conv1d_scan_combined``, convolution, scan, gate and norm in one autograd
+  function that keeps little for its backward pass; needs causal_conv1d, compiled for the card;
+- split: a convolution in torch, then ``mamba_chunk_scan_combined`` and the gated RMSNorm kernel.
+
+The first call for a shape runs it once beforehand, forward and backward. There Triton compiles and
+tunes, and a card whose shared memory is too small for the kernels shows it, while the portable
+backend can still take over.
+
+Facts about mamba_ssm 2.3.2 and causal_conv1d 1.7 that the code below relies on:
+
+- sequences are told apart by ``seq_idx``, int32 [1, L]; several may share a chunk;
+- chunk sizes must be powers of two (others gave NaN);
+- causal_conv1d wants channels and row stride in multiples of 8. With two heads the in-projection is
+  2 mod 8 wide; mamba_ssm >= 2.3 (``ensure_stride``) copies xBC then, and pads nothing;
+- offsets are int32: from 2^31 elements a tensor on, they overflow without a word;
+- the kernels' own softplus, log(exp(x) + 1), keeps 1e-7 absolute, not relative: 1e-4 of a step of
+  0.001. The split way computes the steps in torch instead.
+
+Shapes: L packed tokens, C = I + 2N channels, K taps; the rest as in ``api``.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import logging
+import os
+import sys
+import types
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from neuromamba.layers.rms_norm import NORM_EPS
+from neuromamba.layers.ssd.api import BACKENDS, MixerFunction, MixerParams, register_backend
+
+logger = logging.getLogger(__name__)
+
+CHUNK = 256  # mamba_ssm's default; a power of two
+MOST_ELEMENTS = 2**31 - 1  # of a tensor: the kernels' offsets are int32
+_INSTALL = "`bash setup_env.sh` on the machine with the GPU"
+
+
+class Kernels(NamedTuple):
+    """What is used of mamba_ssm.
+
+    Attributes:
+        fused: ``mamba_split_conv1d_scan_combined``, or None without causal_conv1d.
+        scan: ``mamba_chunk_scan_combined``.
+        gated_norm: ``rmsnorm_fn``.
+        why_split: why ``fused`` is None.
+        strides: whether mamba_ssm itself copies rows that causal_conv1d finds misaligned.
+    """
+
+    fused: Callable[..., Tensor] | None
+    scan: Callable[..., Tensor]
+    gated_norm: Callable[..., Tensor]
+    why_split: str | None
+    strides: bool
+
+
+# ------------------------------------------------------------------------------------ importing
+
+
+def _interpreted() -> bool:
+    """Whether Triton interprets its kernels in numpy, which needs no GPU (tests do so)."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _set_environment() -> None:
+    """Hand torch's settings on to Triton and mamba_ssm, which read theirs while being imported."""
+    if torch.are_deterministic_algorithms_enabled():
+        # Sums in a fixed order instead of atomic additions; the tuned configurations on disk, so
+        # that another run takes the same.
+        os.environ.setdefault("MAMBA_DETERMINISTIC", "1")
+        os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")
+    if torch.get_float32_matmul_precision() == "highest":
+        # Triton would take TF32 for float32 products (3 digits); torch has not been allowed to.
+        os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
+
+
+def _import_mamba_ssm() -> None:
+    """Make submodules of mamba_ssm importable even where ``import mamba_ssm`` fails.
+
+    Its ``__init__`` imports Mamba-1 and with it a CUDA extension that the SSD kernels do not need
+    and that setup_env.sh leaves out. In its place then stands an empty package on the same path.
+    """
+    if "mamba_ssm" in sys.modules:
+        return
+    spec = importlib.util.find_spec("mamba_ssm")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError("No module named 'mamba_ssm'", name="mamba_ssm")
+    try:
+        importlib.import_module("mamba_ssm")
+    except Exception as error:  # whatever its many imports raise, the kernels may still work
+        logger.debug("import mamba_ssm: %s: %s", type(error).__name__, error)
+        package = types.ModuleType("mamba_ssm", "mamba_ssm without its __init__")
+        package.__path__ = list(spec.submodule_search_locations)
+        package.__spec__ = importlib.util.spec_from_loader("mamba_ssm", None, is_package=True)
+        sys.modules["mamba_ssm"] = package
+
+
+@functools.lru_cache(maxsize=1)
+def _kernels() -> Kernels | str:
+    """The kernels, or what is missing and how to get it."""
+    _set_environment()
+    try:
+        importlib.import_module("triton")
+    except ImportError as error:
+        return (
+            f"Triton cannot be imported ({error}). It comes with torch's CUDA builds for Linux: "
+            f"install such a torch ({_INSTALL})."
+        )
+    try:
+        _import_mamba_ssm()
+        combined = importlib.import_module("mamba_ssm.ops.triton.ssd_combined")
+        gated = importlib.import_module("mamba_ssm.ops.triton.layernorm_gated")
+    except ModuleNotFoundError as error:
+        if error.name != "mamba_ssm":
+            return f"mamba_ssm cannot be imported ({error}); install it again: {_INSTALL}."
+        return (
+            f"mamba-ssm is not installed. Install it: {_INSTALL}, or `MAMBA_SKIP_CUDA_BUILD=TRUE "
+            "pip install --no-deps --no-build-isolation mamba-ssm`."
+        )
+    except Exception as error:  # of another version than Triton or torch, say
+        return (
+            f"mamba_ssm cannot be imported ({type(error).__name__}: {error}); install a version "
+            f"that fits torch {torch.__version__}: {_INSTALL}."
+        )
+    fused, why_split = combined.mamba_split_conv1d_scan_combined, None
+    if combined.causal_conv1d_fn is None:
+        fused, why_split = None, "causal_conv1d cannot be imported"
+    return Kernels(
+        fused,
+        combined.mamba_chunk_scan_combined,
+        gated.rmsnorm_fn,
+        why_split,
+        strides=hasattr(combined, "ensure_stride"),
+    )
+
+
+def _require_kernels() -> Kernels:
+    kernels = _kernels()
+    assert isinstance(kernels, Kernels), kernels  # why_not has been asked
+    return kernels
+
+
+@functools.lru_cache(maxsize=16)
+def why_not(device: torch.device) -> str | None:
+    """None if the kernels run on ``device``, else the reason and the remedy."""
+    if device.type != "cuda" and not _interpreted():
+        return f"it needs a CUDA GPU, and this is {device.type}; use --ssd_backend cpu or auto."
+    if device.type == "cuda" and torch.version.cuda is not None:
+        if not torch.cuda.is_available():
+            return "torch sees no CUDA GPU; use --ssd_backend cpu or auto."
+        major, minor = torch.cuda.get_device_capability(device)
+        if (major, minor) < (8, 0):
+            return (
+                f"Triton's kernels need compute capability 8.0 (Ampere or newer), and "
+                f"{torch.cuda.get_device_name(device)} has {major}.{minor}; use --ssd_backend cpu."
+            )
+    kernels = _kernels()
+    return kernels if isinstance(kernels, str) else None
+
+
+def _detail() -> str:
+    """Which of the two ways the log should name."""
+    kernels = _require_kernels()
+    if kernels.fused is None:
+        return f"convolution in torch, {kernels.why_split}"
+    return "fused with causal_conv1d"
+
+
+# ---------------------------------------------------------------------------- packed sequences
+
+
+class _Layout(NamedTuple):
+    """Where the sequences lie. One sequence needs neither tensor.
+
+    Attributes:
+        seq_idx: int32 [1, L], number of each token's sequence.
+        rows: int64 [L], row of each token when K - 1 empty rows lie between two sequences.
+        height: rows of that layout, R.
+    """
+
+    seq_idx: Tensor | None
+    rows: Tensor | None
+    height: int
+
+
+@functools.lru_cache(maxsize=16)
+def _layout(lengths: tuple[int, ...], taps: int, device: torch.device) -> _Layout:
+    """Made once for a batch and shared by its layers; does not wait for the device."""
+    total = sum(lengths)
+    if len(lengths) == 1:
+        return _Layout(None, None, total)
+    # A tensor made in inference mode (Lightning's validation) could not be used in training.
+    with torch.inference_mode(False):
+        count = torch.tensor(lengths).to(device, non_blocking=True)
+        number = torch.arange(len(lengths), device=device)
+        number = torch.repeat_interleave(number, count, output_size=total)
+        rows = torch.arange(total, device=device) + number * (taps - 1)
+        seq_idx = number.to(torch.int32)[None]
+    return _Layout(seq_idx, rows, total + (len(lengths) - 1) * (taps - 1))
+
+
+class _CausalConvSiLU(torch.autograd.Function):
+    """silu(bias + causal depthwise convolution) of packed sequences, [L, C] -> [L, C].
+
+    Computed in fp32 or wider, token-major as the input; keeps only its input for the backward pass.
+    Zero rows between the sequences stand in for the border, forward and backward.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_LC: Tensor, weight_CK: Tensor, bias_C: Tensor, layout: _Layout
+    ) -> Tensor:
+        ctx.save_for_backward(x_LC, weight_CK, bias_C)
+        ctx.layout = layout
+        _, before_RC = _convolve(x_LC, weight_CK, bias_C, layout)
+        return _narrow(F.silu(before_RC), layout).to(x_LC.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad_LC: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x_LC, weight_CK, bias_C = ctx.saved_tensors
+        layout, taps = ctx.layout, weight_CK.shape[1]
+        inputs, before_RC = _convolve(x_LC, weight_CK, bias_C, layout)
+        height = layout.height
+        gate = torch.sigmoid(before_RC)
+        slope_RC = gate * (1 + before_RC * (1 - gate))  # of SiLU
+        # K - 1 zero rows at the end, from where the last tokens' gradients would come.
+        grads = inputs.new_zeros(height + taps - 1, inputs.shape[1])
+        _spread(grads[:height], grad_LC, layout)
+        grads[:height] *= slope_RC
+        weight_KC = weight_CK.t().to(inputs.dtype)
+        dx_RC = torch.zeros_like(before_RC)
+        dweight = []
+        for tap in range(taps):
+            back = taps - 1 - tap
+            dx_RC.addcmul_(grads[back : back + height], weight_KC[tap])
+            dweight.append((grads[:height] * inputs[tap : tap + height]).sum(0))
+        return (
+            _narrow(dx_RC, layout).to(x_LC.dtype),
+            torch.stack(dweight, dim=1).to(weight_CK.dtype),
+            grads.sum(0).to(bias_C.dtype),
+            None,
+        )
+
+
+def _convolve(
+    x_LC: Tensor, weight_CK: Tensor, bias_C: Tensor, layout: _Layout
+) -> tuple[Tensor, Tensor]:
+    """Inputs [R + K - 1, C] with zero rows before each sequence, and their convolution [R, C]."""
+    wide, taps = torch.promote_types(x_LC.dtype, torch.float32), weight_CK.shape[1]
+    inputs = x_LC.new_zeros(layout.height + taps - 1, x_LC.shape[1], dtype=wide)
+    _spread(inputs[taps - 1 :], x_LC, layout)
+    weight_KC = weight_CK.t().to(wide)
+    before_RC = bias_C.to(wide).repeat(layout.height, 1)
+    for tap in range(taps):
+        before_RC.addcmul_(inputs[tap : tap + layout.height], weight_KC[tap])
+    return inputs, before_RC
+
+
+def _spread(target_RC: Tensor, values_LC: Tensor, layout: _Layout) -> None:
+    """Write tokens into the layout with rows between the sequences, in place."""
+    if layout.rows is None:
+        target_RC.copy_(values_LC)
+    else:
+        target_RC.index_copy_(0, layout.rows, values_LC.to(target_RC.dtype))
+
+
+def _narrow(values_RC: Tensor, layout: _Layout) -> Tensor:
+    """The tokens out of the layout with rows between the sequences."""
+    return values_RC if layout.rows is None else values_RC.index_select(0, layout.rows)
+
+
+# ------------------------------------------------------------------------------------ the mixer
+
+
+def _mix_fused(zxbcdt: Tensor, params: MixerParams, lengths: tuple[int, ...]) -> Tensor:
+    """Everything in one autograd function of mamba_ssm, with causal_conv1d's convolution."""
+    fused = _require_kernels().fused
+    assert fused is not None
+    out = fused(
+        zxbcdt[None],
+        params.conv_weight,
+        params.conv_bias,
+        params.dt_bias.float(),
+        -torch.exp(params.A_log.float()),
+        params.D.float(),
+        CHUNK,
+        seq_idx=_layout(lengths, params.conv_weight.shape[1], zxbcdt.device).seq_idx,
+        rmsnorm_weight=params.norm_weight,
+        rmsnorm_eps=NORM_EPS,
+        headdim=params.headdim,
+        norm_before_gate=False,
+    )
+    return out[0]
+
+
+def _mix_split(zxbcdt: Tensor, params: MixerParams, lengths: tuple[int, ...]) -> Tensor:
+    """Convolution and steps in torch, scan and gated norm in mamba_ssm's kernels."""
+    kernels = _require_kernels()
+    inner, n, heads = params.norm_weight.numel(), params.d_state, params.dt_bias.numel()
+    layout = _layout(lengths, params.conv_weight.shape[1], zxbcdt.device)
+    z, xbc, dt = zxbcdt.split([inner, inner + 2 * n, heads], dim=-1)
+    xbc = _CausalConvSiLU.apply(xbc, params.conv_weight, params.conv_bias, layout)
+    x, b, c = xbc[None].split([inner, n, n], dim=-1)
+    y = kernels.scan(
+        x.unflatten(-1, (heads, params.headdim)),
+        F.softplus(dt.float() + params.dt_bias.float())[None],
+        -torch.exp(params.A_log.float()),
+        b[:, :, None],
+        c[:, :, None],
+        CHUNK,
+        D=params.D.float(),
+        seq_idx=layout.seq_idx,
+    )
+    return kernels.gated_norm(
+        y[0].flatten(1), params.norm_weight, None, z=z, eps=NORM_EPS, norm_before_gate=False
+    )
+
+
+def _why_not_fused(kernels: Kernels, zxbcdt: Tensor, params: MixerParams) -> str | None:
+    """What causal_conv1d cannot do with these shapes."""
+    (length, width), (channels, taps) = zxbcdt.shape, params.conv_weight.shape
+    if kernels.fused is None:
+        return kernels.why_split
+    if channels % 8:
+        return f"causal_conv1d needs channels in multiples of 8, not {channels}"
+    if not 2 <= taps <= 4:
+        return f"causal_conv1d needs 2 to 4 taps, not {taps}"
+    if width % 8 and not kernels.strides:
+        return f"mamba_ssm before 2.3 cannot fuse an in-projection {width} wide (not 8 n)"
+    if length == 1:
+        return "a single token has no row stride that causal_conv1d could check"
+    return None
+
+
+# How Triton says that a kernel does not fit a card, by name: Triton is not imported at this level.
+_TOO_SMALL = ("OutOfResources", "PTXASError", "CompilationError")
+_working: dict[tuple[object, ...], MixerFunction] = {}
+_said: set[str] = set()
+
+
+def _say_once(level: int, message: str) -> None:
+    if message not in _said:
+        _said.add(message)
+        logger.log(level, message)
+
+
+def _try(mix: MixerFunction, zxbcdt: Tensor, params: MixerParams, lengths: tuple[int, ...]) -> None:
+    """Run once on the values at hand, backward too where gradients are wanted; keep nothing.
+
+    The true size and values matter: Triton tunes on them. The hooks keep a surrounding activation
+    checkpoint from taking part.
+    """
+    grad = torch.is_grad_enabled()
+    names = [name for name, value in params._asdict().items() if isinstance(value, Tensor)]
+    leaves = [zxbcdt, *(getattr(params, name) for name in names)]
+    copies = [leaf.detach().requires_grad_(grad) for leaf in leaves]
+    own = params._replace(**dict(zip(names, copies[1:], strict=True)))
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+        out = mix(copies[0], own, lengths)
+        if grad:
+            torch.autograd.grad(out, copies, torch.ones_like(out))
+    if out.is_cuda:
+        torch.cuda.synchronize(out.device)  # a launch that fails must fail here
+
+
+def _choose(zxbcdt: Tensor, params: MixerParams, lengths: tuple[int, ...]) -> MixerFunction:
+    """The first way that works for this shape on this device; logs why if it is not the fused."""
+    kernels = _require_kernels()
+    if not _interpreted():
+        _say_once(logging.INFO, "compiling and tuning the Triton kernels (tens of seconds)")
+    ways = [_mix_fused, _mix_split]
+    if (reason := _why_not_fused(kernels, zxbcdt, params)) is not None:
+        _say_once(logging.DEBUG, f"mamba_ssm's fused path is not used: {reason}")
+        ways = [_mix_split]
+    for mix in ways:
+        try:
+            _try(mix, zxbcdt, params, lengths)
+            return mix
+        except torch.OutOfMemoryError:  # of the card's main memory: nothing to do with the kernels
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            if type(error).__name__ in _TOO_SMALL:
+                break  # both ways share these kernels
+            if mix is ways[-1]:
+                raise
+            # causal_conv1d compiled for other cards, say.
+            _say_once(
+                logging.WARNING,
+                f"mamba_ssm's fused path does not run here ({reason}); the convolution runs in "
+                "torch instead",
+            )
+    _say_once(
+        logging.WARNING,
+        f"the Triton kernels do not fit this GPU with heads of {params.headdim} and a state of "
+        f"{params.d_state} ({reason}); the portable backend 'cpu' runs in their place, on the GPU, "
+        "slower",
+    )
+    return BACKENDS["cpu"].run
+
+
+def most_tokens(params: MixerParams) -> int:
+    """Tokens from which on a tensor of the kernels would have 2^31 elements or more."""
+    inner, heads = params.norm_weight.numel(), params.dt_bias.numel()
+    largest = max(
+        2 * inner + 2 * params.d_state + heads,  # zxbcdt
+        heads * CHUNK,  # products inside the chunks, [L / Q, H, Q, Q]
+        -(-inner * params.d_state // CHUNK),  # states of the chunks, [L / Q, H, P, N]
+    )
+    return (MOST_ELEMENTS - largest * CHUNK) // largest  # the last chunk may be padded
+
+
+def _group(lengths: tuple[int, ...], most: int) -> list[tuple[int, ...]]:
+    """Neighbouring sequences in groups of at most ``most`` tokens; a longer one stands alone."""
+    groups: list[list[int]] = []
+    for length in lengths:
+        if groups and sum(groups[-1]) + length <= most:
+            groups[-1].append(length)
+        else:
+            groups.append([length])
+    return [tuple(group) for group in groups]
+
+
+def _mix_group(zxbcdt: Tensor, params: MixerParams, lengths: tuple[int, ...], most: int) -> Tensor:
+    if zxbcdt.shape[0] > most:
+        _say_once(
+            logging.WARNING,
+            f"a sequence of {zxbcdt.shape[0]:,} tokens makes tensors of 2^31 elements, where the "
+            f"Triton kernels' offsets overflow (most: {most:,} tokens); the portable backend 'cpu' "
+            "runs in their place, on the GPU, slower",
+        )
+        return BACKENDS["cpu"].run(zxbcdt, params, lengths)
+    key = (
+        zxbcdt.device,
+        zxbcdt.dtype,
+        zxbcdt.shape[1],
+        params.headdim,
+        params.d_state,
+        torch.is_grad_enabled(),
+        zxbcdt.shape[0] == 1,  # see _why_not_fused
+    )
+    if key not in _working:
+        _working[key] = _choose(zxbcdt, params, lengths)
+    return _working[key](zxbcdt, params, lengths)
+
+
+@register_backend("triton", why_not, detail=_detail)
+def mix_triton(zxbcdt: Tensor, params: MixerParams, lengths: tuple[int, ...]) -> Tensor:
+    """mamba_ssm's kernels on packed sequences; see ``mixer_core``. Computes in fp32 at most."""
+    dtype, most = zxbcdt.dtype, most_tokens(params)
+    if dtype == torch.float64:
+        zxbcdt = zxbcdt.float()
+        narrow: dict[str, Any] = {
+            k: v.float() for k, v in params._asdict().items() if isinstance(v, Tensor)
+        }
+        params = params._replace(**narrow)
+    groups = _group(lengths, most)
+    if len(groups) == 1:
+        return _mix_group(zxbcdt, params, lengths, most).to(dtype)
+    pieces = zxbcdt.split([sum(group) for group in groups])
+    mixed = [_mix_group(p, params, g, most) for p, g in zip(pieces, groups, strict=True)]
+    return torch.cat(mixed).to(dtype)

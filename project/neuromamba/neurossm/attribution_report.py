@@ -1,0 +1,241 @@
+"""Pictures of CPA maps and a page for each class."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.stats import spearmanr
+
+from neuromamba.common.atomic_files import write_text_whole
+from neuromamba.data.regions.atlases import Atlas
+from neuromamba.data.regions.dataset import Cohort
+from neuromamba.neurossm.attribution import Attribution
+from neuromamba.neurossm.attribution_files import ScanMap, safe_name
+from neuromamba.pages.figures import BLUE, GREY, ORANGE, save_figure, styled
+from neuromamba.pages.page import Page, Picture, Section, Table, render
+
+SHOWN = 15  # regions in the table
+
+
+class GroupMap(NamedTuple):
+    """Mean over the scans of a class that were classified rightly.
+
+    Attributes:
+        scans: how many.
+        cpa: [N].
+        shares: [P, N] weight times map: ``cpa`` is their sum.
+        weights: [scans, P].
+        dominant: int [N], 1 to P; 0 without attribution.
+    """
+
+    scans: int
+    cpa: np.ndarray
+    shares: np.ndarray
+    weights: np.ndarray
+    dominant: np.ndarray
+
+
+def group_map(maps: Sequence[ScanMap], label: int) -> GroupMap | None:
+    """The group map of a class; None if none of its scans was classified rightly."""
+    own = [one for one in maps if one.label == label and one.correct]
+    if not own:
+        return None
+    weights = np.stack([one.weights for one in own])
+    shares = np.mean([one.weights[:, None] * one.path_maps for one in own], axis=0)
+    cpa = shares.sum(0)
+    dominant = np.where(cpa > 0, shares.argmax(0) + 1, 0)
+    return GroupMap(len(own), cpa, shares, weights, dominant)
+
+
+def likeness(one: np.ndarray, other: np.ndarray) -> float:
+    """Spearman's correlation of two maps; NaN where one is constant."""
+    if np.ptp(one) == 0 or np.ptp(other) == 0:
+        return float("nan")
+    return float(spearmanr(one, other).statistic)
+
+
+def write_pages(
+    folder: Path,
+    cohort: Cohort,
+    maps: Sequence[ScanMap],
+    random: Attribution,
+    atlas: Atlas | None,
+) -> list[Path]:
+    """Draw and write ``<CLASS>.html`` and its PNG files; returns the pages.
+
+    Args:
+        folder: of pages and pictures.
+        cohort: the data.
+        maps: of the scans.
+        random: the same scans explained with random weights.
+        atlas: None leaves out the pictures of brains.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pages = []
+    for label, name in enumerate(cohort.details.classes):
+        group = group_map(maps, label)
+        if group is None:
+            print(f"note: no holdout scan of {name} was classified rightly; it has no page.")
+            continue
+        own = [i for i, one in enumerate(maps) if one.label == label and one.correct]
+        chance = random.cpa[own].mean(0)
+        page = _page(folder, cohort, name, group, chance, maps[own[0]], atlas)
+        path = folder / f"{safe_name(name)}.html"
+        write_text_whole(path, render(page))
+        pages.append(path)
+    return pages
+
+
+def _page(
+    folder: Path,
+    cohort: Cohort,
+    name: str,
+    group: GroupMap,
+    chance: np.ndarray,
+    example: ScanMap,
+    atlas: Atlas | None,
+) -> Page:
+    pathways = [str(pathway) for pathway in example.pathways]
+    regions = atlas.regions if atlas else tuple(f"region {i}" for i in example.roi_ids)
+    same = likeness(group.cpa, chance)
+    summary = (
+        f"Mean Calibrated Pathway Attribution of the {group.scans} holdout scans of {name} that "
+        f"were classified rightly. Attribution: {example.gradient} gradients; pathway importance: "
+        f"ablation to {example.ablation}.",
+        f"Check with random weights: the map of an untrained model on the same scans has a rank "
+        f"correlation of {same:.2f} with this one. Near 0, the map shows what was learned; near "
+        f"1, it shows the data alone.",
+    )
+    pictures = [
+        Picture(
+            save_figure(
+                weights_figure(group, pathways), folder / f"{safe_name(name)}_pathways.png"
+            ),
+            "Importance of each pathway: a dot a scan, the line their mean.",
+            f"Pathway weights of {group.scans} scans; highest {pathways[_top(group)]}.",
+        )
+    ]
+    if atlas is not None:
+        pictures += _brains(folder, name, group, pathways, atlas)
+    order = np.argsort(-group.cpa)[:SHOWN]
+    rows = [
+        [regions[i], f"{group.cpa[i]:.4f}", pathways[group.dominant[i] - 1], f"{chance[i]:.4f}"]
+        for i in order
+        if group.dominant[i]
+    ]
+    header = ("region", "CPA", "dominant pathway", "with random weights")
+    note = f"CPA adds up to 1 over the {len(group.cpa)} regions; {1 / len(group.cpa):.4f} is even."
+    table = Table(rows, header, note=note, numbers=(1, 3))
+    sections = [
+        Section("Pathways and regions", pictures=pictures),
+        Section("Regions with the highest attribution", tables=[table]),
+    ]
+    return Page(f"CPA: {name} ({cohort.name})", summary, sections)
+
+
+def _top(group: GroupMap) -> int:
+    return int(group.weights.mean(0).argmax())
+
+
+@styled
+def weights_figure(group: GroupMap, pathways: Sequence[str]) -> Figure:
+    """Weights of each scan and their mean, pathway by pathway."""
+    figure = Figure(figsize=(6.0, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    rng = np.random.default_rng(0)
+    for number, values in enumerate(group.weights.T):
+        spread = number + rng.uniform(-0.15, 0.15, len(values))
+        color = BLUE if pathways[number].startswith("raw") else ORANGE
+        axes.plot(spread, values, "o", ms=4, alpha=0.5, color=color)
+        axes.hlines(values.mean(), number - 0.3, number + 0.3, color="black", lw=2)
+    axes.axhline(1 / len(pathways), color=GREY, ls=":", lw=1)
+    axes.set_xticks(range(len(pathways)), pathways)
+    axes.set(ylabel="weight (they add up to 1)", ylim=(-0.02, 1.02))
+    axes.set_title("Pathway importance by ablation")
+    return figure
+
+
+def _brains(
+    folder: Path, name: str, group: GroupMap, pathways: Sequence[str], atlas: Atlas
+) -> list[Picture]:
+    glass = folder / f"{safe_name(name)}_glass.png"
+    glass_brain(atlas.image_of(group.cpa), glass, f"CPA, {name}")
+    dominant = folder / f"{safe_name(name)}_dominant.png"
+    top = group.cpa >= np.quantile(group.cpa, 0.75)
+    shown = np.where(top, group.dominant, 0)
+    pathway_slices(atlas.image_of(shown, np.int16), dominant, pathways, f"{name}: top 25 %")
+    return [
+        Picture(
+            glass,
+            f"CPA in the brain ({atlas.name}); the subject's left is on the left.",
+            f"Glass brain with the attribution of {name}.",
+            wide=True,
+        ),
+        Picture(
+            dominant,
+            "Dominant pathway of the quarter of regions with the highest CPA.",
+            f"Axial slices with the dominant pathway of each region of {name}.",
+            wide=True,
+        ),
+    ]
+
+
+def glass_brain(image: object, path: Path, title: str, signed: bool = False) -> None:
+    """Maximum projections of a map from four sides; ``signed`` shows values below 0, too."""
+    from nilearn import plotting
+
+    with _without_noise():
+        display = plotting.plot_glass_brain(
+            image,
+            display_mode="lyrz",
+            colorbar=True,
+            cmap="RdBu_r" if signed else "inferno",
+            vmin=None if signed else 0,
+            threshold=0,
+            plot_abs=False,
+            symmetric_cbar=signed,
+            title=title,
+        )
+        display.savefig(str(path), dpi=120)
+        display.close()
+
+
+def pathway_slices(image: object, path: Path, pathways: Sequence[str], title: str) -> None:
+    """Axial slices whose colours are pathways (1 to P), with a legend."""
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+    from nilearn import plotting
+
+    colors = [matplotlib.colormaps["tab10"](i % 10) for i in range(len(pathways))]
+    figure = Figure(figsize=(10, 2.9))
+    with _without_noise():
+        plotting.plot_roi(
+            image,
+            display_mode="z",
+            cut_coords=[-30, -12, 4, 20, 36, 52, 66],
+            cmap=ListedColormap(colors),
+            vmin=1,
+            vmax=len(pathways),
+            colorbar=False,
+            title=title,
+            figure=figure,
+            axes=(0, 0.14, 1, 0.86),
+        )
+        handles = [Patch(color=c, label=p) for c, p in zip(colors, pathways, strict=True)]
+        figure.legend(handles=handles, loc="lower center", ncols=len(pathways), fontsize=9)
+        figure.savefig(path, dpi=120)
+
+
+@contextmanager
+def _without_noise() -> Iterator[None]:
+    """nilearn remarks on its own defaults, which a user cannot act on."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

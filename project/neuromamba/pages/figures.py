@@ -1,0 +1,218 @@
+"""Figures of runs: curves, ROC, confusion matrix. Each function returns a matplotlib ``Figure``.
+
+Colours are those of Okabe and Ito, which colour-blind readers can tell apart; lines also differ in
+style. ``Figure`` is used without pyplot, so nothing is global and no display is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_curve
+
+from neuromamba.common.errors import UserInputError
+from neuromamba.evaluation.calibration import Reliability
+from neuromamba.evaluation.scores import SubjectScores
+
+BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#6b6b6b"
+_LINES = ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (PURPLE, ":"))
+_STYLE: Any = {  # Any: matplotlib's stubs spell out the admissible keys
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.8,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "hatch.linewidth": 0.5,
+}
+_DPI = 160
+
+DrawT = TypeVar("DrawT", bound=Callable[..., Figure])
+
+
+def styled(draw: DrawT) -> DrawT:
+    """Draw with the style of this module, whatever the caller's matplotlib settings."""
+
+    @wraps(draw)
+    def wrapped(*args: Any, **kwargs: Any) -> Figure:
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()
+            matplotlib.rcParams.update(_STYLE)
+            return draw(*args, **kwargs)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def save_figure(figure: Figure, path: Path, for_paper: bool = False) -> Path:
+    """Write a PNG (or the format of the suffix), and a PDF ``for_paper``; returns the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=_DPI)
+    if for_paper:
+        figure.savefig(path.with_suffix(".pdf"))
+    return path
+
+
+def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _steps_axis(axes: Axes) -> None:
+    axes.set_xlabel("optimiser step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+
+
+@styled
+def roc_figure(scores: Mapping[str, SubjectScores], positive: str = "class 1") -> Figure:
+    """ROC curves of a two-class problem, AUROC in the legend.
+
+    Args:
+        scores: label of the curve -> scores of the same test subjects.
+        positive: name of class 1.
+
+    Raises:
+        UserInputError: more than two classes.
+    """
+    figure, axes = _axes(5.0, 5.8)
+    for (label, one), (color, line) in zip(scores.items(), _LINES, strict=False):
+        if one.score.shape[1] != 2:
+            raise UserInputError("ROC: drawn for two classes only.")
+        if len(np.unique(one.target)) < 2 or not np.ptp(one.score[:, 1]):
+            continue  # not defined, or the line of chance
+        false, true, _ = roc_curve(one.target, one.score[:, 1], drop_intermediate=False)
+        label = f"{label}: {one.metrics()['auroc']:.3f}"
+        axes.plot(false, true, color=color, linestyle=line, label=label)
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1, label="chance: 0.5")
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), box_aspect=1)
+    axes.set_xlabel(f"false positive rate (positive: {positive})")
+    axes.set_ylabel("true positive rate")
+    axes.set_title(f"ROC on {len(next(iter(scores.values())).target)} held-out subjects")
+    below: Any = {"loc": "upper left", "bbox_to_anchor": (0, -0.14), "borderaxespad": 0}
+    axes.legend(title="AUROC", alignment="left", **below)
+    return figure
+
+
+@styled
+def class_roc_figure(scores: SubjectScores, class_names: Sequence[str]) -> Figure:
+    """ROC curves of each class against the rest, for more than two classes."""
+    figure, axes = _axes(5.0, 5.8)
+    colors = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
+    for label, name in enumerate(class_names):
+        truth = scores.target == label
+        if truth.all() or not truth.any():
+            continue  # not defined
+        false, true, _ = roc_curve(truth, scores.score[:, label], drop_intermediate=False)
+        area = auc(false, true)
+        axes.plot(false, true, color=colors[label % 20], label=f"{name}: {area:.3f}")
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1, label="chance: 0.5")
+    axes.set(
+        xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel="share of the other classes called it",
+        ylabel="share of the class found",
+    )  # fmt: skip
+    axes.set_title("Each class against the rest (AUROC)")
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+@styled
+def precision_recall_figure(scores: Mapping[str, SubjectScores], positive: str) -> Figure:
+    """Precision over recall of a two-class problem, average precision in the legend."""
+    figure, axes = _axes(5.0, 5.8)
+    first = next(iter(scores.values()))
+    for (label, one), (color, line) in zip(scores.items(), _LINES, strict=False):
+        if len(np.unique(one.target)) < 2 or not np.ptp(one.score[:, 1]):
+            continue
+        precision, recall, _ = precision_recall_curve(one.target, one.score[:, 1])
+        label = f"{label}: {average_precision_score(one.target, one.score[:, 1]):.3f}"
+        axes.plot(recall, precision, color=color, linestyle=line, label=label, ds="steps-post")
+    share = float(first.target.mean())
+    label = f"chance: {share:.3f}"
+    axes.axhline(share, color=GREY, linestyle=":", linewidth=1, label=label)
+    axes.set(
+        xlim=(-0.01, 1.01), ylim=(-0.01, 1.03), xlabel=f"recall of {positive}",
+        ylabel=f"precision of {positive}",
+    )  # fmt: skip
+    axes.set_title("Precision and recall (average precision)")
+    figure.legend(loc="outside lower center", ncols=1)
+    return figure
+
+
+@styled
+def reliability_figure(found: Reliability) -> Figure:
+    """Accuracy over confidence in bins; the area of a dot is its number of subjects."""
+    figure, axes = _axes(5.0, 4.6)
+    filled = found.size > 0
+    area = 20 + 380 * found.size[filled] / found.size.sum()
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="calibrated")
+    axes.plot(found.confidence[filled], found.accuracy[filled], color=BLUE, lw=1)
+    axes.scatter(found.confidence[filled], found.accuracy[filled], s=area, color=BLUE, alpha=0.6)
+    axes.set(
+        xlim=(0, 1.02), ylim=(-0.03, 1.05), xlabel="confidence (highest probability)",
+        ylabel="share classified rightly",
+    )  # fmt: skip
+    axes.set_title(f"Calibration: expected error {found.expected_calibration_error:.3f}")
+    axes.legend(loc="upper left")
+    return figure
+
+
+@styled
+def scatter_figure(scores: SubjectScores, name: str) -> Figure:
+    """Predicted over true values of a regression."""
+    figure, axes = _axes(5.0, 4.6)
+    truth, guess = scores.target, scores.score[:, 0]
+    low, high = float(min(truth.min(), guess.min())), float(max(truth.max(), guess.max()))
+    axes.plot([low, high], [low, high], color=GREY, linestyle=":", label="equal")
+    axes.plot(truth, guess, "o", color=BLUE, ms=5, alpha=0.6)
+    axes.set(xlabel=f"true {name}", ylabel=f"predicted {name}")
+    found = scores.metrics()
+    axes.set_title(f"Pearson r {found['pearson_r']:.3f}, absolute error {found['mae']:.3g}")
+    axes.legend(loc="upper left")
+    return figure
+
+
+@styled
+def confusion_figure(
+    scores: SubjectScores, class_names: Sequence[str], what: str = "held-out subjects"
+) -> Figure:
+    """Confusion matrix: subjects (``what``), and per cent of the row (the true class)."""
+    classes = len(class_names)
+    counts = np.zeros((classes, classes), dtype=int)
+    np.add.at(counts, (scores.target, scores.score.argmax(axis=1)), 1)
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    many = classes > 3  # names no longer fit beside each other
+    figure, axes = _axes(*((2.6 + 0.62 * classes, 2.0 + 0.6 * classes) if many else (5.0, 4.4)))
+    image = axes.imshow(100 * share, cmap="Blues", vmin=0, vmax=100)
+    for row, column in np.ndindex(counts.shape):
+        axes.text(
+            column,
+            row,
+            f"{counts[row, column]}\n{100 * share[row, column]:.0f} %",
+            ha="center",
+            va="center",
+            fontsize=8 if many else 13,
+            color="white" if share[row, column] > 0.5 else "black",
+        )
+    labels = [f"{name} (n = {n})" for name, n in zip(class_names, counts.sum(axis=1), strict=True)]
+    turned: Any = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if many else {}
+    axes.set_xticks(range(classes), class_names, **turned)
+    axes.set_yticks(range(classes), labels, rotation=0 if many else 90, va="center")
+    axes.set(xlabel="predicted class", ylabel="true class")
+    axes.set_title(f"Confusion matrix of the {what}")
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, label="per cent of the true class", shrink=0.85)
+    return figure

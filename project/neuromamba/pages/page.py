@@ -1,0 +1,112 @@
+"""One self-contained HTML page from run folders: no network, pictures embedded.
+
+``Page`` and its parts know nothing about models; the ``*_card`` functions make tables from a run
+folder. The text and pictures of a particular report are put together by its entry point.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from neuromamba.pages.templates import template
+
+
+class Link(NamedTuple):
+    """A cell that leads to a picture of the page, by its anchor."""
+
+    text: str
+    anchor: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts.
+
+    Attributes:
+        rows: cells, row by row.
+        sortable: whether a click on a column's head sorts by it.
+        header: names of the columns; empty for a list of properties.
+        title, note: above and below it.
+        numbers: columns to align right.
+        strong: number of the row to emphasise, or -1.
+    """
+
+    rows: Sequence[Sequence[str | Link]]
+    header: Sequence[str] = ()
+    title: str = ""
+    note: str = ""
+    numbers: Sequence[int] = ()
+    strong: int = -1
+    sortable: bool = False
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG file with its caption; ``alt`` says in words what it shows.
+
+    A ``wide`` one is scrolled on a narrow screen instead of shrunk until it cannot be read. Links
+    lead to an ``anchor``.
+    """
+
+    path: Path
+    caption: str
+    alt: str
+    wide: bool = False
+    anchor: str = ""
+
+    @property
+    def data_uri(self) -> str:
+        """The file as a ``data:`` address."""
+        return f"data:image/png;base64,{base64.b64encode(self.path.read_bytes()).decode()}"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands below it, in this order; ``side_by_side`` if there is room."""
+
+    title: str
+    text: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    pictures: Sequence[Picture] = ()
+    code: str = ""
+    side_by_side: bool = False
+
+
+@dataclass(frozen=True)
+class Page:
+    """A report; ``notice`` is a sentence that must not be overlooked."""
+
+    title: str
+    summary: Sequence[str]
+    sections: Sequence[Section]
+    notice: str = ""
+
+    @property
+    def sortable(self) -> bool:
+        """Whether there is a table that can be sorted, which takes a script."""
+        return any(table.sortable for section in self.sections for table in section.tables)
+
+
+def wrap_command(command: str, width: int = 88) -> str:
+    """A command on several lines that a shell takes as one, broken before flags."""
+    lines = [""]
+    for part in command.replace(" --", "\n--").replace(" && ", "\n&& ").split("\n"):
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append("   ")
+        lines[-1] = f"{lines[-1]} {part}" if lines[-1] else part
+    return " \\\n".join(lines)
+
+
+def render(page: Page) -> str:
+    """The page as HTML; every text is escaped."""
+    return template("report.html.j2").render(page=page)
+
+
+# ------------------------------------------------------------------------------ tables

@@ -1,0 +1,84 @@
+"""Tables that pages of both model families show."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
+
+from neuromamba.evaluation.intervals import CONFIDENCE, RESAMPLES
+from neuromamba.evaluation.scores import SubjectScores
+from neuromamba.pages.page import Table
+
+METRIC_LABELS = {
+    "auroc": "AUROC",
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "mse": "Squared error",
+    "mae": "Absolute error",
+    "pearson_r": "Pearson r",
+    "r2": "R²",
+}
+
+
+PACKAGES = (
+    "torch",
+    "pytorch-lightning",
+    "numpy",
+    "scikit-learn",
+    "nibabel",
+    "nilearn",
+    "h5py",
+    "matplotlib",
+)
+
+
+def metrics_table(
+    scores: Mapping[str, SubjectScores], class_names: Sequence[str] = (), seed: int = 0
+) -> Table:
+    """Metrics of a model (first) and of others, with intervals and paired differences.
+
+    Args:
+        scores: label -> scores.
+        class_names: in the order of the class index; none for a regression.
+        seed: of the bootstrap.
+
+    Raises:
+        UserInputError: the entries were not scored on the same subjects with the same targets.
+    """
+    first, *_ = scores.values()
+    names, main = first.metric_names, first.main_metric
+    rows = []
+    for label, one in scores.items():
+        less = "" if one is first else str(first.difference(one, main, seed))
+        rows.append((label, *(str(one.interval(name, seed)) for name in names), less))
+    if class_names:
+        counts = ", ".join(f"{n} {c}" for n, c in zip(first.per_class, class_names, strict=True))
+        what = f" ({counts}); class probabilities averaged over each subject's windows, "
+        what += "the most probable class decides"
+    else:
+        what = "; predictions averaged over each subject's windows"
+    return Table(
+        rows,
+        ("", *(METRIC_LABELS[name] for name in names), f"{METRIC_LABELS[main]}: first less this"),
+        note=f"{len(first.target)} held-out subjects{what}. In brackets: {CONFIDENCE:.0%} "
+        f"intervals of {RESAMPLES} bootstrap samples of subjects; those of a difference are "
+        f"paired, and one that leaves out 0 tells the two models apart. Subjects are drawn within "
+        f"classes: an interval without width belongs to a model that calls everybody alike.",
+        numbers=range(1, len(names) + 2),
+        strong=0,
+    )
+
+
+def time_table(seconds: Mapping[str, float]) -> Table:
+    """Run time of each stage, and their sum."""
+    rows = [(stage, f"{value:.1f}") for stage, value in seconds.items()]
+    rows.append(("together", f"{sum(seconds.values()):.1f}"))
+    return Table(rows, ("Stage", "Seconds"), "Run time", numbers=(1,), strong=len(rows) - 1)
+
+
+def version_table() -> Table:
+    """Versions of Python and of the packages that matter for the numbers."""
+    rows = [("python", platform.python_version())]
+    rows += [(name, importlib.metadata.version(name)) for name in PACKAGES]
+    return Table(rows, ("Package", "Version"), "Versions")

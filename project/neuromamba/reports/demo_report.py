@@ -1,0 +1,176 @@
+"""The report of a pre-trained and fine-tuned model beside its controls: figures, tables, text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from neuromamba.evaluation.scores import SubjectScores
+from neuromamba.fmamba.run_folder import RunFolder
+from neuromamba.pages.figures import confusion_figure, roc_figure, save_figure
+from neuromamba.pages.page import Page, Picture, Section, wrap_command
+from neuromamba.pages.tables import metrics_table, time_table, version_table
+from neuromamba.reports.brain_figures import (
+    next_token_example,
+    next_token_figure,
+    token_mask,
+    token_mask_figure,
+)
+from neuromamba.reports.cards import data_card, model_card
+from neuromamba.reports.training_curves import downstream_curves, pretraining_curves
+
+MODEL = "FMamba, fine-tuned"
+
+
+@dataclass(frozen=True)
+class ReportInput:
+    """What a report is made of.
+
+    Attributes:
+        pretrained, finetuned: run folders; the second started from the first.
+        controls: label -> scores of the same test subjects.
+        title, summary, notice: see ``report.Page``.
+        controls_text: what the controls are, one paragraph each.
+        commands: what was run.
+        seconds: run time of each stage.
+    """
+
+    pretrained: RunFolder
+    finetuned: RunFolder
+    controls: Mapping[str, SubjectScores]
+    title: str
+    summary: Sequence[str]
+    notice: str
+    controls_text: Sequence[str]
+    commands: Sequence[str]
+    seconds: Mapping[str, float]
+
+
+def training_report(given: ReportInput, figure_dir: Path) -> Page:
+    """Draw every figure into ``figure_dir`` and put the page together.
+
+    Raises:
+        UserInputError: a run folder is incomplete, or the controls have other test subjects.
+    """
+    finetuned = given.finetuned
+    assert finetuned.task is not None
+    classes = finetuned.task.class_names
+    scores = {MODEL: finetuned.scores(), **given.controls}
+    return Page(
+        given.title,
+        given.summary,
+        (
+            Section(
+                "Results on held-out subjects",
+                given.controls_text,
+                tables=(metrics_table(scores, classes),),
+            ),
+            _classification(scores, finetuned.task.task, classes, figure_dir),
+            _curves(given, figure_dir),
+            _tokens(given.pretrained, figure_dir),
+            Section(
+                "Data and model",
+                tables=(
+                    data_card(finetuned, finetuned.data_module()),
+                    model_card(given.pretrained, finetuned),
+                ),
+                side_by_side=True,
+            ),
+            Section(
+                "Commands",
+                ("In this order, from the repository:",),
+                code="\n".join(wrap_command(command) for command in given.commands),
+            ),
+            Section(
+                "Run time and versions",
+                tables=(time_table(given.seconds), version_table()),
+                side_by_side=True,
+            ),
+        ),
+        given.notice,
+    )
+
+
+def _classification(
+    scores: Mapping[str, SubjectScores], task: str, classes: Sequence[str], folder: Path
+) -> Section:
+    model = next(iter(scores.values()))
+    return Section(
+        "Classification of " + task,
+        pictures=(
+            Picture(
+                save_figure(roc_figure(scores, classes[1]), folder / "roc.png"),
+                "Receiver operating characteristic of the model and the controls, all on the same "
+                "held-out subjects. Area under the curve (AUROC) in the legend.",
+                "ROC curves of the model and its controls",
+            ),
+            Picture(
+                save_figure(confusion_figure(model, classes), folder / "confusion.png"),
+                "Fine-tuned model: subjects by true and predicted class, with the per cent of "
+                "each true class.",
+                "Confusion matrix of the fine-tuned model",
+            ),
+        ),
+        side_by_side=True,
+    )
+
+
+def _curves(given: ReportInput, folder: Path) -> Section:
+    metrics = given.pretrained.metrics
+    skill = metrics["val/skill"]
+    return Section(
+        "Training",
+        pictures=(
+            Picture(
+                save_figure(pretraining_curves(given.pretrained), folder / "pretraining.png"),
+                f"Pre-training. Loss on validation subjects: {metrics['val/loss']:.3g}; repeating "
+                f"the previous token of the sequence: {metrics['val/persistence_loss']:.3g}; "
+                f"predicting the mean token: {metrics['val/mean_token_loss']:.3g}. Skill "
+                f"(1 - loss / persistence loss): {skill:.2f}.",
+                "Pre-training loss over optimiser steps",
+            ),
+            Picture(
+                save_figure(downstream_curves(given.finetuned), folder / "finetuning.png"),
+                "Fine-tuning. The epoch with the lowest validation loss (star) is the one "
+                "tested. The training loss includes label smoothing, the validation loss not.",
+                "Fine-tuning loss and validation AUROC over optimiser steps",
+            ),
+        ),
+        side_by_side=True,
+    )
+
+
+def _tokens(run: RunFolder, folder: Path) -> Section:
+    data = run.data_module()
+    example = next_token_example(run, data)
+    names = [name for store in data.subjects["test"] for name in store]
+    path = data.stores[0].runs_of(names)[0][0]
+    mask = token_mask(path, run.model_config)
+    return Section(
+        "What the model sees and predicts",
+        pictures=(
+            Picture(
+                save_figure(next_token_figure(example), folder / "next_tokens.png"),
+                f"One frame of a held-out subject, axial slice, the subject's left (L) on the "
+                f"left, anterior up; brain outlined. Every token is predicted from the tokens "
+                f"before it in the sequence. Upper row: scaled intensities; around the brain, "
+                f"kept tokens hold background, the lowest value. Lower row: the same minus each "
+                f"voxel's mean over the window of {example.frames} frames, brain only. Each row "
+                f"has one colour scale. Hatched: tokens that are never predicted, background and "
+                f"the first token of the sample.",
+                "Target, predicted next tokens and their difference in an axial slice",
+                wide=True,
+            ),
+            Picture(
+                save_figure(token_mask_figure(mask), folder / "token_mask.png"),
+                f"Temporal mean of a run of {mask.subject} with the token grid "
+                f"({' × '.join(map(str, mask.patch))} voxels a patch). Darkened and hatched: "
+                f"tokens without a brain voxel, which the model never sees. A patch is three-"
+                f"dimensional: one that looks empty here may hold brain in a neighbouring slice. "
+                f"L and R: the subject's left and right; A and P: anterior and posterior.",
+                "Three orthogonal slices of the mean volume with kept and dropped tokens",
+                wide=True,
+            ),
+        ),
+    )

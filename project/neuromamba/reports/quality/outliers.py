@@ -1,0 +1,240 @@
+"""Which runs of a store stand out: comparison with the other runs, and flags in words.
+
+A measure of a run is compared with its median over the store, in robust standard deviations
+(1.4826 x the median absolute deviation). A floor under these keeps runs that hardly differ from
+being flagged where most are identical. Letter in shapes: R runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from neuromamba.data.store.header import RunHeader
+from neuromamba.reports.quality.measure import RunNumbers
+from neuromamba.reports.quality.pictures import voxel_size
+from neuromamba.reports.quality.similarity import NO_SIMILARITY, Similarity
+
+THRESHOLD = 5.0  # robust standard deviations
+LEAST_RUNS = 5  # fewer are not compared
+CONSTANT_SHARE = CROPPED_SHARE = 0.01  # of the brain voxels, beyond which a run is flagged
+
+_ASYMMETRY = 0.1  # correlation of left-right differences that may be chance
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a run is judged by; ``name`` is that of its file, without suffix."""
+
+    name: str
+    header: RunHeader
+    numbers: RunNumbers
+    windows: int
+    similarity: Similarity = NO_SIMILARITY
+
+
+@dataclass(frozen=True)
+class Flag:
+    """``name`` is a word for a table; ``reason`` says it in full."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number that is compared between runs.
+
+    Attributes:
+        key: column of quality.tsv.
+        title, unit: for people; digits: significant ones to show.
+        value: of a run; None or NaN if undefined.
+        tail: flag only values that are too low (-1) or too high (1), or both (0).
+        floor: smallest robust standard deviation; relative: times the median's size, if larger.
+    """
+
+    key: str
+    title: str
+    unit: str
+    digits: int
+    value: Callable[[Facts], float | None]
+    tail: int = 0
+    floor: float = 1e-9
+    relative: float = 0.0
+
+
+MEASURES = (
+    Measure("n_frames", "frames", "", 4, lambda f: f.header.n_frames, 0, 0.2, 0.02),
+    Measure("tr", "TR", "s", 4, lambda f: f.header.tr, 0, 1e-4, 0.002),
+    Measure("kept_percent", "kept tokens", "%", 3, lambda f: _percent(f), 0, 0.5, 0.02),
+    Measure("mean_std_ratio", "mean/SD", "", 3, lambda f: f.numbers.mean_std_ratio, 0, 0.05, 0.05),
+    Measure("tsnr", "temporal SNR", "", 3, lambda f: f.numbers.tsnr, 0, 0.2, 0.1),
+    Measure("jump", "largest jump", "", 3, lambda f: f.numbers.jump, 1, 0.1, 0.1),
+    Measure("correlation", "likeness", "", 3, lambda f: f.similarity.correlation, -1, 0.01),
+    Measure("dice", "mask overlap", "", 3, lambda f: f.similarity.dice, -1, 0.01),
+)
+_SIDES = Measure("asymmetry", "asymmetry", "", 3, lambda f: f.similarity.asymmetry, -1, 0.03)
+
+
+def _percent(facts: Facts) -> float | None:
+    share = facts.numbers.kept_fraction
+    return None if share is None else 100 * share
+
+
+class Standing(NamedTuple):
+    """Where the store stands in a measure: robust z [R] (NaN if undefined), median, spread."""
+
+    z: np.ndarray
+    median: float
+    spread: float
+
+
+def standing(measure: Measure, facts: Sequence[Facts]) -> Standing:
+    """Robust z-scores of all runs; all NaN if fewer than five runs have the measure."""
+    values = np.array([_defined(measure.value(one)) for one in facts], dtype=np.float64)
+    known = values[np.isfinite(values)]
+    if known.size < LEAST_RUNS:
+        median = float(np.median(known)) if known.size else math.nan
+        return Standing(np.full(len(values), math.nan), median, math.nan)
+    median = float(np.median(known))
+    spread = max(
+        1.4826 * float(np.median(np.abs(known - median))),
+        measure.floor,
+        measure.relative * abs(median),
+    )
+    return Standing((values - median) / spread, median, spread)
+
+
+def _defined(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def asymmetries(facts: Sequence[Facts]) -> Standing | None:
+    """Where the runs stand in ``Similarity.asymmetry``; None if flips cannot be found.
+
+    They can where left and right differ in the same way in most runs, so much that a run with its
+    sides exchanged would stand out.
+    """
+    found = standing(_SIDES, facts)
+    if found.median > _ASYMMETRY and 2 * found.median > THRESHOLD * found.spread:
+        return found
+    return None
+
+
+def flag_runs(facts: Sequence[Facts]) -> tuple[list[list[Flag]], dict[str, Standing]]:
+    """Flags of every run, in the order of ``facts``, and the standing in every measure."""
+    flags = [_own_flags(one) for one in facts]
+    standings = {measure.key: standing(measure, facts) for measure in MEASURES}
+    for measure in MEASURES:
+        found = standings[measure.key]
+        for one, mine, z in zip(facts, flags, found.z, strict=True):
+            if abs(z) > THRESHOLD and measure.tail * z >= 0:
+                mine.append(_outlier(measure, one, found.median, float(z)))
+    sides = asymmetries(facts)
+    if sides is not None:
+        for one, mine, z in zip(facts, flags, sides.z, strict=True):
+            likeness = one.similarity
+            if likeness.mirrored > likeness.correlation and z < -THRESHOLD:
+                mine.append(
+                    Flag(
+                        "left-right flip",
+                        f"possible left-right flip: the mean image is more like the mirrored "
+                        f"median image (r {likeness.mirrored:.3f}) than like the median image "
+                        f"(r {likeness.correlation:.3f})",
+                    )
+                )
+    _flag_others(facts, flags)
+    return flags, standings
+
+
+def _outlier(measure: Measure, one: Facts, median: float, z: float) -> Flag:
+    unit = f" {measure.unit}" if measure.unit else ""
+    value = _defined(measure.value(one))
+    where = ""
+    if measure.key == "jump" and one.numbers.jump_frame is not None:
+        where = f" at frame {one.numbers.jump_frame + 1}"
+    return Flag(
+        measure.title,
+        f"{measure.title} {number(value, measure.digits)}{unit}{where}, median of the store "
+        f"{number(median, measure.digits)}{unit} (robust z {z:+.1f})",
+    )
+
+
+def _own_flags(one: Facts) -> list[Flag]:
+    """What is wrong with a run whatever the others are like."""
+    header, numbers = one.header, one.numbers
+    flags = []
+    if not one.windows:
+        flags.append(Flag("too short", f"{header.n_frames} frames are shorter than one window"))
+    if numbers.unscalable:
+        flags.append(Flag("not scalable", numbers.unscalable))
+    if numbers.constant_voxels > CONSTANT_SHARE * header.n_voxels:
+        flags.append(
+            Flag(
+                "constant voxels",
+                f"{numbers.constant_voxels / header.n_voxels:.1%} of the brain voxels never "
+                f"change ({numbers.zero_voxels:,} of {numbers.constant_voxels:,} are 0)",
+            )
+        )
+    if header.cropped_voxels > CROPPED_SHARE * (header.n_voxels + header.cropped_voxels):
+        flags.append(
+            Flag("cropped", f"the crop cut off {header.cropped_voxels:,} voxels of the brain mask")
+        )
+    if numbers.repeated_frames:
+        flags.append(
+            Flag(
+                "repeated frames",
+                f"{numbers.repeated_frames} frame(s) equal the one before",
+            )
+        )
+    return flags
+
+
+def _flag_others(facts: Sequence[Facts], flags: list[list[Flag]]) -> None:
+    """Runs that differ from most in what cannot be averaged, and runs with the same data."""
+    for name, values in (
+        ("grid", ["×".join(map(str, f.header.grid)) for f in facts]),
+        ("voxel size", [voxel_text(f.header) + " mm" for f in facts]),
+        ("space", [f.header.space or "unknown" for f in facts]),
+        ("TR unknown", ["known" if math.isfinite(f.header.tr) else "unknown" for f in facts]),
+    ):
+        usual, count = Counter(values).most_common(1)[0] if values else ("", 0)
+        if 2 * count <= len(values):
+            continue  # no majority to differ from
+        for value, mine in zip(values, flags, strict=True):
+            if value != usual and (name != "TR unknown" or value == "unknown"):
+                title = "TR" if name == "TR unknown" else name
+                mine.append(Flag(name, f"{title} {value}; most runs of the store: {usual}"))
+    by_content: dict[str, list[int]] = {}
+    for index, one in enumerate(facts):
+        if one.header.content_sha256:
+            by_content.setdefault(one.header.content_sha256, []).append(index)
+    for same in by_content.values():
+        for index in same if len(same) > 1 else ():
+            labels = [facts[i].name for i in same if i != index]
+            more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
+            flags[index].append(
+                Flag("duplicate", f"the same data as {', '.join(labels[:3])}{more}")
+            )
+
+
+def number(value: float | None, digits: int) -> str:
+    """A number for people: so many significant digits, below 1 so many decimals; or n/a."""
+    if value is None or not math.isfinite(value):
+        return "n/a"
+    if abs(value) >= 10**digits:
+        return f"{value:,.0f}"
+    if abs(value) < 1:
+        return f"{round(value, digits) + 0.0:.{digits}f}".rstrip("0").rstrip(".")  # not "-0"
+    return f"{value:.{digits}g}"
+
+
+def voxel_text(header: RunHeader) -> str:
+    """Voxel size such as "2" or "2×2×2.4", in mm."""
+    sizes = [f"{size:.3g}" for size in voxel_size(header)]
+    return sizes[0] if len(set(sizes)) == 1 else "×".join(sizes)

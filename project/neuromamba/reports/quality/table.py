@@ -1,0 +1,208 @@
+"""The table of a store's runs: for the page, and as quality.tsv for scripts."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from neuromamba.common.atomic_files import write_text_whole
+from neuromamba.common.errors import UserInputError
+from neuromamba.reports.quality.outliers import MEASURES, Facts, Flag, Standing, number, voxel_text
+from neuromamba.reports.quality.survey import Surveyed
+
+HEADER_FIELDS = (
+    "subject",
+    "session",
+    "task",
+    "run",
+    "dataset",
+    "n_frames",
+    "dropped_frames",
+    "tr",
+    "tr_source",
+    "space",
+    "mask_source",
+    "n_voxels",
+    "cropped_voxels",
+    "source",
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run on the page: what was found, its flags, and its z in every measure.
+
+    ``facts`` is None for a file that cannot be read; its one flag says why.
+    """
+
+    run: Surveyed
+    facts: Facts | None
+    flags: tuple[Flag, ...]
+    z: Mapping[str, float]
+
+    @property
+    def name(self) -> str:
+        """The file's name without suffix, which is the run's label."""
+        return self.run.path.stem
+
+
+def make_rows(
+    runs: Sequence[Surveyed],
+    facts: Sequence[Facts],
+    flags: Sequence[Sequence[Flag]],
+    standings: Mapping[str, Standing],
+) -> list[Row]:
+    """Rows of all runs: files that cannot be read, then the most flags, then by name.
+
+    Args:
+        runs: all of them.
+        facts, flags: of those that can be read, in the same order.
+        standings: of the measures, in that order, too.
+    """
+    rows, position = [], 0
+    for run in runs:
+        if run.error:
+            rows.append(Row(run, None, (Flag("cannot be read", run.error),), {}))
+            continue
+        z = {key: float(found.z[position]) for key, found in standings.items()}
+        rows.append(Row(run, facts[position], tuple(flags[position]), z))
+        position += 1
+    return sorted(rows, key=lambda row: (not row.run.error, -len(row.flags), row.name))
+
+
+# ----------------------------------------------------------------------- columns of the page
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the page's table; ``sort`` gives a number for columns that are numbers."""
+
+    title: str
+    explanation: str
+    text: Callable[[Facts], str]
+    sort: Callable[[Facts], float | None] | None = None
+
+
+def _numeric(
+    title: str, explanation: str, value: Callable[[Facts], float | None], digits: int = 3
+) -> Column:
+    return Column(title, explanation, lambda facts: number(value(facts), digits), value)
+
+
+def _minutes(facts: Facts) -> float:
+    return facts.header.n_frames * facts.header.tr / 60
+
+
+def _percent(facts: Facts) -> float | None:
+    share = facts.numbers.kept_fraction
+    return None if share is None else 100 * share
+
+
+def _mask_kind(facts: Facts) -> str:
+    """``sibling:<file>`` without the file, which would fill the table."""
+    return facts.header.mask_source.split(":")[0] or "n/a"
+
+
+COLUMNS = (
+    _numeric("frames", "stored frames", lambda f: f.header.n_frames, 6),
+    _numeric("TR, s", "repetition time", lambda f: f.header.tr, 4),
+    _numeric("minutes", "frames times TR", _minutes),
+    _numeric("windows", "whole windows of the sequence length", lambda f: f.windows, 6),
+    _numeric("voxels", "brain voxels", lambda f: f.header.n_voxels, 7),
+    _numeric("cropped", "brain voxels that the crop cut off", lambda f: f.header.cropped_voxels, 7),
+    _numeric("kept tokens, %", "tokens with a brain voxel, of all tokens", _percent),
+    _numeric(
+        "mean/SD",
+        "mean over standard deviation of all intensities; the background lies so far below 0 "
+        "after znorm scaling",
+        lambda f: f.numbers.mean_std_ratio,
+    ),
+    _numeric(
+        "temporal SNR",
+        "mean over standard deviation in time, median of the voxels",
+        lambda f: f.numbers.tsnr,
+    ),
+    _numeric(
+        "largest jump",
+        "largest difference of two consecutive frames over the run's median difference",
+        lambda f: f.numbers.jump,
+    ),
+    _numeric(
+        "likeness",
+        "correlation of the mean image with the median of the other runs' mean images",
+        lambda f: f.similarity.correlation,
+    ),
+    _numeric(
+        "mirrored",
+        "the same with that median mirrored left-right",
+        lambda f: f.similarity.mirrored,
+    ),
+    _numeric(
+        "mask overlap",
+        "Dice overlap of the mask with the mask of most other runs",
+        lambda f: f.similarity.dice,
+    ),
+    Column(
+        "constant (0)",
+        "brain voxels that never change, in brackets those that are 0",
+        lambda f: f"{f.numbers.constant_voxels:,} ({f.numbers.zero_voxels:,})",
+        lambda f: f.numbers.constant_voxels,
+    ),
+    Column("voxel, mm", "edges of a voxel", lambda f: voxel_text(f.header)),
+    Column("space", "space of the images", lambda f: f.header.space or "n/a"),
+    Column("mask", "where the brain mask comes from", _mask_kind),
+)
+
+
+# ----------------------------------------------------------------------- quality.tsv
+
+
+def tsv_record(row: Row) -> dict[str, Any]:
+    """A line of quality.tsv; every row has the same keys."""
+    record: dict[str, Any] = {
+        "file": row.run.path.name,
+        "readable": not row.run.error,
+        "flags": "; ".join(flag.name for flag in row.flags),
+        "reasons": "; ".join(flag.reason for flag in row.flags),
+    }
+    facts = row.facts
+    header = facts.header if facts else None
+    for name in HEADER_FIELDS:
+        record[name] = getattr(header, name) if header else None
+    record["grid"] = "x".join(map(str, header.grid)) if header else None
+    record["voxel_size"] = voxel_text(header) if header else None
+    record["windows"] = facts.windows if facts else None
+    if facts:
+        record |= dataclasses.asdict(facts.numbers) | facts.similarity._asdict()
+    record["kept_fraction"] = facts.numbers.kept_fraction if facts else None
+    return record | {f"z_{measure.key}": row.z.get(measure.key) for measure in MEASURES}
+
+
+def write_tsv(path: Path, rows: Sequence[Row]) -> None:
+    """Write quality.tsv, sorted by file; undefined values are n/a.
+
+    Raises:
+        UserInputError: the file cannot be written.
+    """
+    records = [tsv_record(row) for row in sorted(rows, key=lambda row: row.run.path.name)]
+    names = list(dict.fromkeys(name for record in records for name in record))
+    lines = ["\t".join(names)]
+    lines += ["\t".join(_cell(record.get(name)) for name in names) for record in records]
+    try:
+        write_text_whole(path, "\n".join(lines) + "\n")
+    except OSError as error:
+        raise UserInputError(f"--output: cannot write '{path}' ({error.strerror}).") from None
+
+
+def _cell(value: Any) -> str:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "n/a"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return " ".join(str(value).split())

@@ -1,0 +1,475 @@
+"""The report of finished runs, ``neuromamba report``: results beside baselines, figures, subjects.
+
+The first run is shown in full; others of the same kind are compared with it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from neuromamba.common.errors import UserInputError
+from neuromamba.config.model import HeadConfig
+from neuromamba.config.serialise import from_dict
+from neuromamba.config.training import DownstreamConfig
+from neuromamba.data.windows.data_module import FMRIDataModule
+from neuromamba.data.windows.dataset import WindowDataset
+from neuromamba.evaluation.calibration import brier_score, reliability
+from neuromamba.evaluation.intervals import Interval
+from neuromamba.evaluation.metrics import subject_key
+from neuromamba.evaluation.scores import SubjectScores
+from neuromamba.fmamba.baselines import Baseline
+from neuromamba.fmamba.flop_formula import window_flops
+from neuromamba.fmamba.run_folder import RunFolder
+from neuromamba.pages.figures import (
+    class_roc_figure,
+    confusion_figure,
+    precision_recall_figure,
+    reliability_figure,
+    roc_figure,
+    save_figure,
+    scatter_figure,
+)
+from neuromamba.pages.page import Link, Page, Picture, Section, Table
+from neuromamba.pages.tables import METRIC_LABELS, metrics_table, version_table
+from neuromamba.reports.brain_figures import (
+    kept_shares,
+    mean_volume_figure,
+    next_token_example,
+    next_token_figure,
+    token_mask,
+    token_mask_figure,
+)
+from neuromamba.reports.cards import data_card
+from neuromamba.reports.training_curves import (
+    downstream_curves,
+    learning_rate_figure,
+    pretraining_curves,
+)
+
+PICTURED = 24  # subjects with a picture, the worst ones
+
+
+def run_report(
+    runs: Sequence[RunFolder],
+    baselines: Sequence[Baseline],
+    data: FMRIDataModule,
+    figure_dir: Path,
+) -> Page:
+    """Draw every figure into ``figure_dir`` and put the page together.
+
+    Args:
+        runs: finished ones; the first is shown in full, the others are compared with it.
+        baselines: of the first, on its subjects and split.
+        data: of the first.
+        figure_dir: receives PNG and PDF files.
+
+    Raises:
+        UserInputError: a run folder is incomplete; pre-training compared with a task, or two
+            different tasks.
+    """
+    first = runs[0]
+    _same_kind(runs)
+    if first.task is None:
+        sections = [_pretraining(first, figure_dir), _tokens(first, data, figure_dir)]
+        title = f"Pre-training: {first.path.name}"
+        summary = ("Metrics are of the validation subjects.",)
+        if len(runs) > 1:
+            sections.insert(0, _pretraining_results(runs))
+    else:
+        scores = {run_name(run): run.scores() for run in runs}
+        _check_subjects(first, scores[run_name(first)], data)
+        sections = [
+            _results(runs, scores, baselines, first.task),
+            _figures(first.task, scores, baselines, figure_dir),
+            *_quality(first),
+            _subjects(data, scores[run_name(first)], first.task, figure_dir),
+        ]
+        if not first.config.get("test_only"):
+            sections.append(_curves(first, figure_dir))
+        title = f"{first.task.task}: {run_name(first)}"
+        summary = (f"{describe(first)}. {len(first.scores().subjects)} held-out subjects.",)
+    sections += [
+        Section(
+            "Data and model",
+            tables=(data_card(first, data), _model_card(first, data)),
+            side_by_side=True,
+        ),
+        Section("Configuration", code=yaml.safe_dump(first.config, sort_keys=True).rstrip()),
+        Section("Versions", tables=(version_table(),)),
+    ]
+    return Page(title, summary, sections, _notice(data))
+
+
+def _check_subjects(run: RunFolder, scores: SubjectScores, data: FMRIDataModule) -> None:
+    """The predictions are of the test subjects, all of them."""
+    wanted, found = set(data.unit_names("test").values()), set(scores.subjects)
+    if found != wanted:
+        raise UserInputError(
+            f"{run.path / 'predictions.csv'}: has {len(found)} subjects, the run's data "
+            f"{len(wanted)} test subjects, {len(found & wanted)} of them the same. Restore the "
+            f"file, or run again."
+        )
+
+
+def run_name(run: RunFolder) -> str:
+    """The folder's name, which tells runs apart."""
+    return run.path.resolve().name
+
+
+def describe(run: RunFolder) -> str:
+    """Head and mode of a downstream run, in words."""
+    task, card = run.task, run.contents.card
+    assert task is not None
+    if task.freeze_feature_extractor:
+        mode = "frozen backbone"
+    elif task.lora_rank:
+        mode = f"LoRA of rank {task.lora_rank}"
+    else:
+        mode = "full fine-tuning" if run.config.get("load_model_path") else "from scratch"
+    shuffled = "" if task.shuffle_labels is None else ", labels shuffled over subjects"
+    return f"FMamba, {card['head']['name']} head, {mode}, seed {run.config['seed']}{shuffled}"
+
+
+def _notice(data: FMRIDataModule) -> str:
+    if any(store.dataset == "Dummy" for store in data.stores):
+        return "Synthetic data: the figures show that the pipeline works, and nothing about brains."
+    return ""
+
+
+def _same_kind(runs: Sequence[RunFolder]) -> None:
+    names = [run_name(run) for run in runs]
+    if len(set(names)) < len(names):
+        raise UserInputError(
+            f"RUN_DIR: two runs have the name {max(names, key=names.count)}; rename one."
+        )
+    kinds = {(run.task.task, run.task.task_type) if run.task else None for run in runs}
+    if len(kinds) > 1:
+        shown = ", ".join(sorted(str((kind and kind[0]) or "pre-training") for kind in kinds))
+        raise UserInputError(
+            f"RUN_DIR: runs of different kinds ({shown}) cannot be compared; give those of one."
+        )
+
+
+# ------------------------------------------------------------------------------ results
+
+
+def _results(
+    runs: Sequence[RunFolder],
+    scores: Mapping[str, SubjectScores],
+    baselines: Sequence[Baseline],
+    task: DownstreamConfig,
+) -> Section:
+    classes = task.class_names
+    first = scores[run_name(runs[0])]
+    same = {name: one for name, one in scores.items() if _same_subjects(one, first)}
+    tables = [metrics_table(same | {one.name: one.scores for one in baselines}, classes)]
+    others = [run for run in runs if run_name(run) not in same]
+    if others:
+        note = "Tested on other subjects than the first run, so no difference can be paired."
+        rows = [(run_name(r), *_intervals(scores[run_name(r)]), describe(r)) for r in others]
+        head = ("run", *(METRIC_LABELS[name] for name in first.metric_names), "what it is")
+        tables.append(Table(rows, head, "Other subjects", note))
+    if len(runs) > 1:
+        tables.append(_over_runs(runs, scores))
+    text = [f"{run_name(run)}: {describe(run)}." for run in runs]
+    text += [f"{one.name}: {one.text}" for one in baselines]
+    text += _verdicts(run_name(runs[0]), first, baselines)
+    return Section("Results on held-out subjects", text, tables)
+
+
+def _verdicts(name: str, first: SubjectScores, baselines: Sequence[Baseline]) -> list[str]:
+    """A sentence on which baselines the model beats, by the paired interval."""
+    metric, found = first.main_metric, defaultdict(list)
+    for one in baselines:
+        difference = first.difference(one.scores, metric)
+        if difference.low > 0:
+            found["is better than"].append(one.name)
+        elif difference.high < 0:
+            found["is worse than"].append(one.name)
+        else:
+            found["cannot be told from"].append(one.name)
+    said = "; ".join(f"{verdict} {', '.join(names)}" for verdict, names in found.items())
+    return [f"By {METRIC_LABELS[metric]}, {name} {said}."] if said else []
+
+
+def _same_subjects(one: SubjectScores, other: SubjectScores) -> bool:
+    targets = [dict(zip(s.subjects, s.target.tolist(), strict=True)) for s in (one, other)]
+    return targets[0] == targets[1]
+
+
+def _intervals(scores: SubjectScores) -> tuple[str, ...]:
+    return tuple(str(scores.interval(name)) for name in scores.metric_names)
+
+
+def _over_runs(runs: Sequence[RunFolder], scores: Mapping[str, SubjectScores]) -> Table:
+    """Mean and deviation over runs that differ in seed and split alone."""
+    groups: dict[str, list[SubjectScores]] = defaultdict(list)
+    for run in runs:
+        what = re.sub(r", seed \d+", "", describe(run))
+        groups[f"{what}, width {run.model_config.embed_dim}"].append(scores[run_name(run)])
+    names = next(iter(scores.values())).metric_names
+    rows = []
+    for what, members in groups.items():
+        cells = []
+        for name in names:
+            values = np.array([one.metrics()[name] for one in members])
+            spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
+            cells.append(f"{values.mean():.3f}{spread}")
+        rows.append((what, str(len(members)), *cells))
+    head = ("", "runs", *(METRIC_LABELS[name] for name in names))
+    note = "Mean and standard deviation over runs that differ in seed or split alone."
+    return Table(rows, head, "Over runs", note, numbers=range(1, len(names) + 2))
+
+
+def _figures(
+    task: DownstreamConfig,
+    scores: Mapping[str, SubjectScores],
+    baselines: Sequence[Baseline],
+    folder: Path,
+) -> Section:
+    name, first = next(iter(scores.items()))
+    shown = {k: one for k, one in scores.items() if _same_subjects(one, first)}
+    shown |= {one.name: one.scores for one in baselines}
+    shown = dict(list(shown.items())[:4])  # as many as can be told apart
+
+    def picture(figure: Any, file: str, caption: str) -> Picture:
+        path = save_figure(figure, folder / f"{file}.png", for_paper=True)
+        return Picture(path, caption, f"{file.replace('_', ' ')} of {name}")
+
+    if task.task_type == "regression":
+        caption = f"{name}: each dot is a held-out subject."
+        pictures = [picture(scatter_figure(first, task.task), "scatter", caption)]
+        return Section(f"Prediction of {task.task}", pictures=pictures)
+    classes = task.class_names
+    if len(classes) == 2:
+        caption = "All on the same held-out subjects; area under the curve (AUROC) in the legend."
+        pictures = [picture(roc_figure(shown, classes[1]), "roc", caption)]
+        caption = "The same for precision and recall; chance is the share of the class."
+        pictures.append(
+            picture(precision_recall_figure(shown, classes[1]), "precision_recall", caption)
+        )
+    else:
+        caption = f"{name}: each class against all others."
+        pictures = [picture(class_roc_figure(first, classes), "roc", caption)]
+    caption = f"{name}: subjects by true and predicted class, with the per cent of each true class."
+    pictures.append(picture(confusion_figure(first, classes), "confusion", caption))
+    found = reliability(first.score, first.target)
+    caption = (
+        f"{name}: predictions in ten bins of their confidence; the larger a dot, the more "
+        f"subjects. Expected calibration error {found.expected_calibration_error:.3f}, Brier score "
+        f"{brier_score(first.score, first.target):.3f}."
+    )
+    pictures.append(picture(reliability_figure(found), "calibration", caption))
+    return Section(f"Classification of {task.task}", pictures=pictures, side_by_side=True)
+
+
+def _quality(run: RunFolder) -> list[Section]:
+    """Threshold and confounds of ``evaluation.json``, where the run was asked for them."""
+    record = run.evaluation
+    sections = []
+    if record.get("threshold") is not None:
+        shown = "; ".join(
+            f"{METRIC_LABELS[name].lower()} {_interval(i)}"
+            for name, i in record["at_threshold"].items()
+        )
+        text = (
+            f"Chosen on the validation subjects for the best balanced accuracy: class 1 from a "
+            f"probability of {record['threshold']:.3f} on. On the test subjects: {shown}.",
+        )
+        sections.append(Section("Threshold", text))
+    if confounds := record.get("confounds"):
+        rows = [
+            (name, *(_explained(confounds[of][name]) for of in ("of_target", "of_score")))
+            for name in confounds["of_target"]
+        ]
+        metric = METRIC_LABELS[confounds["metric"]]
+        text = (
+            f"{metric} {_interval(confounds['before'])}; with all confounds regressed out of the "
+            f"score {_interval(confounds['after'])}. A linear model of the confounds alone: "
+            f"{_interval(confounds['alone'][confounds['metric']])}.",
+        )
+        note = (
+            f"Share of variance explained (adjusted R²) and p of the F test, of "
+            f"{confounds['subjects']} test subjects with values of all confounds."
+        )
+        table = Table(rows, ("confound", "of the target", "of the score"), note=note)
+        sections.append(Section("Confounds", text, (table,)))
+    return sections
+
+
+def _interval(record: Mapping[str, float | None]) -> str:
+    ends = (record[name] for name in ("value", "low", "high"))
+    return str(Interval(*(float("nan") if end is None else end for end in ends)))
+
+
+def _explained(record: Mapping[str, float | None]) -> str:
+    if record["share"] is None:
+        return "not defined"
+    return f"{record['share']:.3f} (p {record['p']:.2g})"
+
+
+# ------------------------------------------------------------------------------ subjects
+
+
+def _subjects(
+    data: FMRIDataModule, scores: SubjectScores, task: DownstreamConfig, folder: Path
+) -> Section:
+    """Every test subject, the worst first, with pictures of the worst."""
+    classes = task.class_names
+    place = np.arange(len(scores.subjects))
+    if classes:
+        right = scores.score[place, scores.target]
+        order, head = np.argsort(right, kind="stable"), ("subject", "true", "predicted", "p(true)")
+    else:
+        error = np.abs(scores.score[:, 0] - scores.target)
+        order, head = np.argsort(-error, kind="stable"), ("subject", "true", "predicted", "error")
+    paths = _first_runs(data)
+    rows, pictures = [], []
+    for rank, i in enumerate(order):
+        name = scores.subjects[i]
+        if classes:
+            told = int(scores.score[i].argmax())
+            cells = (classes[scores.target[i]], classes[told], f"{right[i]:.3f}")
+        else:
+            truth, guess = float(scores.target[i]), float(scores.score[i, 0])
+            cells = (f"{truth:.4g}", f"{guess:.4g}", f"{error[i]:.4g}")
+        subject: str | Link = name
+        if rank < PICTURED and name in paths:
+            subject = Link(name, f"subject-{rank + 1}")
+            file = folder / "subjects" / f"{rank + 1:02d}.png"
+            save_figure(mean_volume_figure(paths[name]), file)
+            caption = f"{name}: true {cells[0]}, predicted {cells[1]}, {head[3]} {cells[2]}."
+            alt = f"Mean volume of {name} in three planes"
+            pictures.append(Picture(file, caption, alt, anchor=subject.anchor))
+        rows.append((subject, *cells))
+    table = Table(
+        rows,
+        head,
+        note=f"The worst first; a click on a column's head sorts by it. The first {len(pictures)} "
+        f"lead to the mean volume of their first run, with the mask's outline.",
+        numbers=(3,) if classes else (1, 2, 3),
+        sortable=True,
+    )
+    return Section("Subjects", tables=(table,), pictures=pictures, side_by_side=True)
+
+
+def _first_runs(data: FMRIDataModule) -> dict[str, Path]:
+    """Test unit, by the name of its predictions -> its first run."""
+    names = data.unit_names("test")
+    found: dict[str, Path] = {}
+    windows = data.parts["test"]
+    for dataset in windows.datasets if windows is not None else ():
+        assert isinstance(dataset, WindowDataset)
+        for window in dataset.windows:
+            name = names[subject_key(window.unit, dataset.dataset)]
+            found.setdefault(name, dataset.paths[window.run])
+    return found
+
+
+# ------------------------------------------------------------------------------ training
+
+
+def _curves(run: RunFolder, folder: Path) -> Section:
+    return Section(
+        "Training",
+        pictures=(
+            Picture(
+                save_figure(downstream_curves(run), folder / "training.png", for_paper=True),
+                "The epoch with the lowest validation loss (star) is the one tested. The training "
+                "loss includes label smoothing, the validation loss not.",
+                "Training loss and validation metric over optimiser steps",
+            ),
+            *_rate(run, folder),
+        ),
+        side_by_side=True,
+    )
+
+
+def _rate(run: RunFolder, folder: Path) -> list[Picture]:
+    if not run.curve("train/learning_rate")[0].size:
+        return []  # a run shorter than --log_every_n_steps
+    path = save_figure(learning_rate_figure(run), folder / "learning_rate.png", for_paper=True)
+    text = "Learning rate of each step" + (
+        "; of the head, lower layers have less." if run.config.get("layer_decay", 1) < 1 else "."
+    )
+    return [Picture(path, text, "Learning rate over optimiser steps")]
+
+
+def _pretraining(run: RunFolder, folder: Path) -> Section:
+    metrics = run.metrics
+    text = (
+        f"Loss of the validation subjects {metrics.get('val/loss', float('nan')):.4g}, skill "
+        f"(1 - loss / loss of repeating the previous token) "
+        f"{metrics.get('val/skill', float('nan')):.3f}.",
+    )
+    curve = save_figure(pretraining_curves(run), folder / "pretraining.png", for_paper=True)
+    pictures = (
+        Picture(curve, "Loss beside two predictors that learn nothing.", "Pre-training loss"),
+        *_rate(run, folder),
+    )
+    return Section("Training", text, pictures=pictures, side_by_side=True)
+
+
+def _pretraining_results(runs: Sequence[RunFolder]) -> Section:
+    names = ("val/loss", "val/skill", "val/persistence_loss", "val/mean_token_loss")
+    rows = [
+        (run_name(run), *(f"{run.metrics.get(n, float('nan')):.4g}" for n in names)) for run in runs
+    ]
+    head = ("run", "loss", "skill", "repeat the previous token", "mean token")
+    note = "Of the validation subjects of each run; equal splits are compared on equal subjects."
+    return Section("Results", tables=(Table(rows, head, note=note, numbers=(1, 2, 3, 4)),))
+
+
+def _tokens(run: RunFolder, data: FMRIDataModule, folder: Path) -> Section:
+    """The token grid over a run, and the prediction of a window if tokens were predicted."""
+    config = run.model_config
+    part = next(p for p in ("test", "val", "train") if any(data.subjects[p]))
+    names = [name for store in data.subjects[part] for name in store]
+    mask = token_mask(data.stores[0].runs_of(names)[0][0], config)
+    path = save_figure(token_mask_figure(mask), folder / "token_mask.png", for_paper=True)
+    text = "Tokens without a brain voxel are dropped (darkened)."
+    pictures = [Picture(path, text, "Kept and dropped tokens over the mean volume", wide=True)]
+    if run.contents.card.get("pretrain", {}).get("objective") == "autoregressive":
+        example = next_token_example(run, data, part)
+        path = save_figure(next_token_figure(example), folder / "next_tokens.png", for_paper=True)
+        text = "Every token is predicted from the tokens before it; upper row as scaled, lower row "
+        text += "without each voxel's mean over the window."
+        pictures.append(Picture(path, text, "Target and predicted tokens of a slice", wide=True))
+    return Section("Tokens", pictures=pictures)
+
+
+def _model_card(run: RunFolder, data: FMRIDataModule) -> Table:
+    """Architecture, training, FLOPs and throughput."""
+    model, metrics, config = run.model_config, run.metrics, run.config
+    share = kept_shares([p for store in data.stores for p in store.paths], model).mean()
+    tokens = round(share * model.num_tokens)
+    head = None
+    if run.task is not None:
+        head = from_dict(HeadConfig, run.contents.card["head"], str(run.checkpoint))
+    frozen = run.task is not None and run.task.freeze_feature_extractor
+    trained = window_flops(model, tokens, head=head, frozen=frozen)
+    rows = [
+        ("Backbone", f"FMamba, {model.depth} Mamba2 blocks of width {model.embed_dim}"),
+        ("Parameters", f"{metrics['model/parameters']:,.0f}"),
+        ("Patch", f"{' × '.join(map(str, model.patch_size))} (x, y, z, t)"),
+        ("Tokens of a window", f"{tokens:,} of {model.num_tokens:,} on average"),
+        ("FLOPs of a window", f"{trained:.3g}, forward and backward"),
+    ]
+    steps, seconds = metrics.get("train/steps", 0.0), metrics.get("train/seconds", 0.0)
+    if steps and seconds:
+        ranks = run.contents.card.get("ranks", 1)
+        batch = config["batch_size"] * ranks * config["gradient_accumulation_steps"]
+        rows += [
+            ("Training", f"{steps:,.0f} steps of {batch} windows, {config['optimizer']}, learning "
+             f"rate {config['learning_rate']:g}, seed {config['seed']}"),
+            ("Throughput", f"{steps * batch / seconds:.3g} windows a second on {ranks} device(s), "
+             f"validation included"),
+        ]  # fmt: skip
+    return Table(rows, title="Model")
