@@ -167,11 +167,11 @@ class ClockedRun(Run):
         module: FMambaModule,
         data: FMRIDataModule,
         point: Any,
-        survival: Any,
+        fault_tolerance: Any,
     ) -> dict[str, float]:
         self.clock = Clock(module)
         trainer.callbacks.append(self.clock)  # type: ignore[attr-defined]
-        return super()._fit(trainer, module, data, point, survival)
+        return super()._fit(trainer, module, data, point, fault_tolerance)
 
 
 def profile(command: list[str], steps: int) -> dict[str, Any]:

@@ -24,9 +24,9 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a script: make `project` importable without PYTHONPATH
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from neuromamba.common.cli import ended
+from neuromamba.common.cli import run_command
 from neuromamba.common.errors import UserInputError
-from neuromamba.common.stages import Pipeline, Stage, StageFailure, run_command, shown
+from neuromamba.common.stages import Pipeline, Stage, StageFailure, run_stage, shown
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RUNS = 10
@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> None:
     )
 
     def make_store() -> None:
-        run_command("convert", convert)
+        run_stage("convert", convert)
         write_splits(store)
 
     pipeline.do(Stage("convert", (store,), shown(convert), ("prepare",)), make_store)
@@ -150,8 +150,8 @@ def run(args: argparse.Namespace) -> None:
         )
 
         def fit(fold: int = fold, train: tuple[str, ...] = train, folder: Path = folder) -> None:
-            run_command(f"fold {fold}", train)
-            run_command(f"fold {fold}", ("report", str(folder)))
+            run_stage(f"fold {fold}", train)
+            run_stage(f"fold {fold}", ("report", str(folder)))
 
         pipeline.do(Stage(f"fold {fold}", (folder,), shown(train), ("convert",)), fit)
     collect(out)
@@ -171,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     args = build_parser().parse_args(argv)
     try:
-        return ended(lambda: run(args), "call again to continue.")
+        return run_command(lambda: run(args), "call again to continue.")
     except StageFailure as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

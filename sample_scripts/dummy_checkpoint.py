@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: 0 on success, 2 with one line for a user's mistake."""
     import torch
 
-    from neuromamba.common.atomic_files import written_whole
+    from neuromamba.common.atomic_files import atomic_path
     from neuromamba.common.seeds import seed_run
     from neuromamba.fmamba.build import build_model
     from neuromamba.fmamba.run_config import run_config
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         weights = build_model(run_config(args, given).model).state_dict()
         path = Path(args.output)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as temporary:
+        with atomic_path(path) as temporary:
             torch.save({PREFIX + key: value for key, value in weights.items()}, temporary)
     except UserInputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.paths import ROOT
+
 
 @pytest.fixture(autouse=True)
 def _level_of_our_logger() -> Iterator[None]:
@@ -22,7 +24,7 @@ def _level_of_our_logger() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of the real development data; the test is skipped where it is absent."""
-    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    default = ROOT / "shared" / "data"
     folder = Path(os.environ.get("NEUROMAMBA_SHARED_DATA", default))
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder} (set NEUROMAMBA_SHARED_DATA)")

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.integration.forked import Nursery
-from tests.integration.tiny import SUBJECTS, CommandLine, write_tiny_run
-from tests.integration.tiny_runs import Runs
+from tests.helpers.forked import Nursery
+from tests.helpers.tiny import SUBJECTS, CommandLine, write_tiny_run
+from tests.helpers.tiny_runs import Runs
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +42,7 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
 @pytest.fixture(scope="module")
 def runs(nursery: Nursery, pristine_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """On a copy of the store."""
-    root = tmp_path_factory.mktemp("survival")
+    root = tmp_path_factory.mktemp("fault_tolerance")
     shutil.copytree(pristine_store, root / "store")
     return Runs(nursery, root / "store", root)
 

@@ -13,7 +13,7 @@ from pytorch_lightning import Trainer
 
 from neuromamba.commands.train import main
 from neuromamba.data.windows.data_module import FMRIDataModule
-from tests.integration.tiny import CommandLine, write_tiny_run
+from tests.helpers.tiny import CommandLine, write_tiny_run
 
 NEXT = "--pretraining --use_autoregressive"
 

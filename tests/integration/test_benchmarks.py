@@ -17,8 +17,8 @@ import torch
 from benchmarks import _measure, _report, backbone, mixer, scaling
 from neuromamba.common.errors import UserInputError
 from neuromamba.layers.ssd import BACKENDS
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 BOUND = {"32": 1e-5, "bf16": 3e-2}
 SCRIPTS = ["mixer", "backbone", "scaling"]
 

@@ -30,7 +30,7 @@ from neuromamba.config.model import HeadConfig, ModelConfig
 from neuromamba.config.serialise import from_dict, read_yaml
 from neuromamba.fmamba.build import build_model
 from neuromamba.fmamba.heads import build_head
-from tests.integration.ranks import (
+from tests.helpers.ranks import (
     HAS_DEEPSPEED,
     Runs,
     needs_deepspeed,

@@ -14,8 +14,8 @@ import torch
 
 from benchmarks import _peer_formats as peers
 from benchmarks import _report, ingest, loader
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 GRID, FRAMES, WINDOW = (24, 24, 24), 17, 8
 
 

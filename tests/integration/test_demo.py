@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from neuromamba.commands.demo import build_parser, steps_of
+from tests.helpers.paths import ROOT
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 KEYS = {
     *(f"test/{name}" for name in ("auroc", "accuracy", "balanced_accuracy")),
     *(
@@ -34,7 +34,7 @@ FIGURES = ("roc", "confusion", "pretraining", "finetuning", "next_tokens", "toke
 def demo(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "neuromamba", "demo", "--output_dir", str(folder), *flags],
-        cwd=REPOSITORY,
+        cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -36,7 +36,8 @@ from neuromamba.fmamba.module import FMambaModule
 from neuromamba.layers.mamba2 import Mamba2
 from neuromamba.layers.ssd.api import CHUNK
 from neuromamba.training import allocator
-from tests.integration.tiny import SUBJECTS, CommandLine, Finished, write_tiny_run
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny import SUBJECTS, CommandLine, Finished, write_tiny_run
 
 AGE = "--downstream_task age"
 NEXT = "--pretraining --use_autoregressive"
@@ -514,7 +515,7 @@ def test_activation_checkpointing(cli: CommandLine, monkeypatch: pytest.MonkeyPa
 def test_allocator(
     cli: CommandLine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What the flag does to the memory is in tests/unit/test_allocator.py."""
+    """What the flag does to the memory is in tests/unit/training/test_allocator.py."""
     asked: list[tuple[int, int]] = []
     monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
     monkeypatch.delenv("LD_PRELOAD", raising=False)
@@ -1218,7 +1219,7 @@ sys.meta_path.insert(0, EmptyFolder)
 def test_deepspeed_autocast(cli: CommandLine) -> None:
     """The parameters stay fp32; without the flag DeepSpeed makes bf16 of them."""
     pytest.importorskip("deepspeed")
-    program = str(Path(__file__).resolve().parents[2] / "project" / "main.py")
+    program = str(ROOT / "project" / "main.py")
     found = []
     for extra in ("", "--deepspeed_autocast"):
         folder = cli.folder / f"run{extra}"
@@ -1244,7 +1245,7 @@ def test_an_empty_deepspeed_folder_breaks_nothing(cli: CommandLine) -> None:
     """The reference's TORCH_EXTENSIONS_DIR=$PWD/deepspeed with PYTHONPATH=$PWD."""
     (cli.folder / "deepspeed").mkdir()
     (cli.folder / "sitecustomize.py").write_text(HIDE_DEEPSPEED)
-    root = Path(__file__).resolve().parents[2]
+    root = ROOT
 
     def python(*arguments: str) -> subprocess.CompletedProcess[str]:
         path = os.pathsep.join([str(cli.folder), str(root)])

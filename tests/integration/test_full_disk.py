@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.integration.forked import Blow
-from tests.integration.ranks import ZERO, needs_deepspeed
-from tests.integration.tiny_runs import LAST, NEXT, Runs, weights
+from tests.helpers.forked import Blow
+from tests.helpers.ranks import ZERO, needs_deepspeed
+from tests.helpers.tiny_runs import LAST, NEXT, Runs, weights
 
 
 @pytest.mark.parametrize(

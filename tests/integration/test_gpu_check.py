@@ -14,8 +14,7 @@ import torch
 
 from benchmarks import gpu_check
 from neuromamba.fmamba.build import load_model_config
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.paths import ROOT
 
 
 def test_throughput_program(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ import pytest
 from neuromamba.commands.preprocess import main
 from neuromamba.data.ingest.quarantine import read_quarantine
 from neuromamba.data.store.manifest import read_manifest
-from tests.integration.bad_inputs import BAD_INPUTS, GOOD, BadInput, write_corpus, write_good
-from tests.integration.scans import GRID, names_in, save, scan
+from tests.helpers.bad_inputs import BAD_INPUTS, GOOD, BadInput, write_corpus, write_good
+from tests.helpers.scans import GRID, names_in, save, scan
 
 _NOBODY = 65534
 

@@ -16,12 +16,10 @@ from nilearn.image import resample_img
 from neuromamba.commands.preprocess import main
 from neuromamba.data.ingest.brain_grid import place
 from neuromamba.data.store.reader import RunFile, list_runs
-from tests.integration.scans import GRID, names_in, save, scan
+from tests.helpers.paths import DATA_SCRIPTS
+from tests.helpers.scans import GRID, names_in, save, scan
 
-SCRIPT = (
-    Path(__file__).resolve().parents[2]
-    / "project/module/utils/data_preprocess_and_load/preprocessing.py"
-)
+SCRIPT = DATA_SCRIPTS / "preprocessing.py"
 LARGER = np.array([[-19.2, 0, 0, 86.4], [0, 18.7, 0, -121], [0, 0, 19.2, -68], [0, 0, 0, 1]])
 
 

@@ -11,7 +11,7 @@ import pytest
 from neuromamba.commands.preprocess import main
 from neuromamba.data.store.reader import RunFile, list_runs
 from project.module.utils.data_preprocess_and_load import preprocessing_HCP_v2
-from tests.integration.scans import (
+from tests.helpers.scans import (
     GRID,
     LAS,
     RAS,

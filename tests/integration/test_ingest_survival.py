@@ -20,12 +20,10 @@ from neuromamba.data.ingest import folder as ingest_folder
 from neuromamba.data.ingest.quarantine import read_quarantine
 from neuromamba.data.store.manifest import read_manifest
 from neuromamba.data.store.reader import RunFile
-from tests.integration.scans import GRID, contents, names_in, save, scan
+from tests.helpers.paths import DATA_SCRIPTS
+from tests.helpers.scans import GRID, contents, names_in, save, scan
 
-SCRIPT = (
-    Path(__file__).resolve().parents[2]
-    / "project/module/utils/data_preprocess_and_load/preprocessing.py"
-)
+SCRIPT = DATA_SCRIPTS / "preprocessing.py"
 SLURM = SCRIPT.with_name("preprocessing.slurm")
 RUNS = 12
 

@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
+from tests.helpers.tiny import SUBJECTS, CommandLine
 from tests.integration.test_flags import NEXT
-from tests.integration.tiny import SUBJECTS, CommandLine
 
 TASKS = {
     "two classes": "--downstream_task sex",

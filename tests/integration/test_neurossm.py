@@ -23,9 +23,10 @@ from neuromamba.commands.regions_train import run
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.regions.atlases import read_atlas
 from neuromamba.neurossm.attribution_files import ScanMap, check_names, read_scan_map
-from tests.integration.neurosynth_files import needs_nimare
+from tests.helpers.neurosynth_files import needs_nimare
+from tests.helpers.paths import ROOT
 
-NEUROSSM = Path(__file__).resolve().parents[2] / "project" / "neurossm"
+NEUROSSM = ROOT / "project" / "neurossm"
 SMALL = "--embed_dim 32 --depth 1 --epochs 2 --folds 2 --device cpu"
 FIVE = (
     "neurosynth_reference_score",

@@ -23,7 +23,7 @@ from neuromamba.commands import regions_extract as roi
 from neuromamba.commands import regions_train as tester
 from neuromamba.data.regions import atlases
 from neuromamba.neurossm.attribution_files import read_scan_map
-from tests.integration.neurosynth_files import needs_nimare, write_database
+from tests.helpers.neurosynth_files import needs_nimare, write_database
 
 ROIS, SUBJECTS = 6, 24
 SMALL = "--epochs 2 --embed_dim 32 --depth 1 --folds 2 --dynamic_length 16 --device cpu"

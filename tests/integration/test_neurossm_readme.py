@@ -19,10 +19,10 @@ from neuromamba.commands.regions_synthetic import run as make_data
 from neuromamba.data.regions.atlases import read_atlas
 from neuromamba.data.regions.registry import DATASETS
 from neuromamba.neurossm.attribution_files import read_scan_map
-from tests.integration.neurosynth_files import needs_nimare, write_database
+from tests.helpers.neurosynth_files import needs_nimare, write_database
+from tests.helpers.paths import ROOT
 from tests.integration.test_neurossm import FIVE
 
-ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "project" / "neurossm" / "README.md"
 # The README of the reference, as it is given to us.
 SIX = """

@@ -14,7 +14,7 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.data.regions.atlases import Atlas, read_atlas
 from neuromamba.data.synthetic.regions import write_atlas
 from neuromamba.neurossm.neurosynth import FILES, FOLDER, Database, database
-from tests.integration.neurosynth_files import needs_nimare, write_database
+from tests.helpers.neurosynth_files import needs_nimare, write_database
 
 pytestmark = needs_nimare
 TERMS = ("motor", "theory mind")

@@ -30,11 +30,9 @@ from neuromamba.data.ingest.layouts import find_runs
 from neuromamba.data.ingest.repetition_time import resolve_tr
 from neuromamba.data.store.manifest import read_manifest
 from neuromamba.data.store.reader import RunFile, list_runs
+from tests.helpers.paths import DATA_SCRIPTS
 
-SCRIPT = (
-    Path(__file__).resolve().parents[2]
-    / "project/module/utils/data_preprocess_and_load/preprocessing.py"
-)
+SCRIPT = DATA_SCRIPTS / "preprocessing.py"
 SHAPE = (9, 10, 8)
 # Over the field of view of the usual MNI grids.
 RAS = np.array([[20.0, 0, 0, -80], [0, 25, 0, -130], [0, 0, 24, -66], [0, 0, 0, 1]])

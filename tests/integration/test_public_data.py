@@ -13,7 +13,7 @@ from neuromamba.commands.train import run
 from neuromamba.data.cohorts.labels import read_labels
 from neuromamba.data.cohorts.registry import DATASETS
 from neuromamba.data.store.reader import list_runs, read_header
-from tests.integration.scans import SHAPE, save, scan
+from tests.helpers.scans import SHAPE, save, scan
 
 N = 12
 

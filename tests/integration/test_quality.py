@@ -27,9 +27,8 @@ from neuromamba.data.ingest.folder import convert_folder
 from neuromamba.data.store.reader import RunFile
 from neuromamba.data.store.writer import write_run
 from neuromamba.reports.quality import survey as store_survey
-from tests.quality_store import FAULTS, HEALTHY, write_brain, write_store
+from tests.helpers.quality_store import FAULTS, HEALTHY, write_brain, write_store
 
-ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "sub-<script>alert(1)<img src=x onerror=alert(2)>&'\""
 VOID = {"meta", "link", "input", "br", "img", "hr"}
 SHAPES = {"line", "path"}

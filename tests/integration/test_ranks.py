@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.integration.ranks import (
+from tests.helpers.ranks import (
     HAS_DEEPSPEED,
     ZERO,
     Runs,

@@ -27,11 +27,9 @@ from neuromamba.data.ingest.convert import ConversionOptions
 from neuromamba.data.ingest.folder import convert_folder
 from neuromamba.data.store.manifest import read_manifest
 from neuromamba.data.store.reader import RunFile, list_runs
+from tests.helpers.paths import DATA_SCRIPTS
 
-SCRIPT = (
-    Path(__file__).resolve().parents[2]
-    / "project/module/utils/data_preprocess_and_load/convert_data_into_hdf5_revised.py"
-)
+SCRIPT = DATA_SCRIPTS / "convert_data_into_hdf5_revised.py"
 SHAPE = (9, 10, 8)
 
 

@@ -18,9 +18,10 @@ from neuromamba.fmamba.flags import build_parser, parse_arguments
 from neuromamba.fmamba.run_config import RunConfig, run_config
 from neuromamba.reports import reproduction
 from neuromamba.reports.reproduction import GRIDS, Grid, Study
-from tests.integration.tiny import CommandLine
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny import CommandLine
 
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 HCP = "--dataset_name HCP --image_path /path/to/store"
 _SPLIT = "--train_split 0.6 --val_split 0.2 --batch_size 4 --max_epochs 1"
 TINY = Grid(
@@ -107,7 +108,7 @@ def tiny(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> list[str]:
             if train(command[1:]) != 0:
                 raise reproduce.StageFailure(f"stage '{stage}' failed")
 
-    monkeypatch.setattr(reproduce, "run_command", in_process)
+    monkeypatch.setattr(reproduce, "run_stage", in_process)
     flags = (
         f"--image_path {cli.store} --output_dir {cli.folder}/runs --paper_dir {cli.folder}/paper"
     )

@@ -15,7 +15,7 @@ from neuromamba.commands.train import main
 from neuromamba.fmamba import trainer as trainer_module
 from neuromamba.fmamba.run import Run
 from neuromamba.training.resume_state import RUN_KEY, loader_states
-from tests.integration.tiny import CommandLine, Finished
+from tests.helpers.tiny import CommandLine, Finished
 
 NEXT = "--pretraining --use_autoregressive"
 

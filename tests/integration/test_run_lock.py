@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from neuromamba.training.run_lock import FILE, RunLock
-from tests.integration.forked import Blow
-from tests.integration.tiny_runs import DDP, LAST, NEXT, Runs, rows
+from tests.helpers.forked import Blow
+from tests.helpers.tiny_runs import DDP, LAST, NEXT, Runs, rows
 
 
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.launched import finished
-from tests.sample_scripts import repository, run_script
+from tests.helpers.launched import finished
+from tests.helpers.sample_scripts import repository, run_script
 
 SMALL = {
     "PYTHON": sys.executable,

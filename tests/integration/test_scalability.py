@@ -17,9 +17,9 @@ from neuromamba.commands.train import main
 from neuromamba.fmamba.flop_formula import window_flops
 from neuromamba.fmamba.profiling import PHASES
 from neuromamba.planning import scaling
-from tests.integration.tiny import CommandLine, Finished
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny import CommandLine, Finished
 
-ROOT = Path(__file__).resolve().parents[2]
 NEXT = "--pretraining --use_autoregressive"
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.launched import finished, only_run, tiny_command
-from tests.integration.slurm import NotStarted, Slurm, running_slurm
-from tests.sample_scripts import repository
+from tests.helpers.launched import finished, only_run, tiny_command
+from tests.helpers.sample_scripts import repository
+from tests.helpers.slurm import NotStarted, Slurm, running_slurm
 
 SMOKE = "sample_scripts/lab_server_smoke_test/slurm_a5000_"
 # The scripts ask for a server's cores and memory; any CPU will do for a model of this size.

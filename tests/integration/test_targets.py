@@ -15,7 +15,7 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.data.cohorts.registry import DATASETS
 from neuromamba.data.cohorts.splits import read_split_txt
 from neuromamba.data.store.reader import list_runs
-from tests.integration.tiny import FRAMES, SUBJECTS, CommandLine, write_tiny_run
+from tests.helpers.tiny import FRAMES, SUBJECTS, CommandLine, write_tiny_run
 
 OWN = "--dataset_name Own --label_csv own.csv --target_column group"
 

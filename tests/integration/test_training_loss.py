@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.integration.ranks import ZERO, needs_deepspeed
-from tests.integration.tiny_runs import DDP, NEXT, SEX, Runs, rows
+from tests.helpers.ranks import ZERO, needs_deepspeed
+from tests.helpers.tiny_runs import DDP, NEXT, SEX, Runs, rows
 
 
 def curve(runs: Runs, extra: str, ranks: int) -> list[float]:

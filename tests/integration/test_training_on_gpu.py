@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.integration.tiny import CommandLine
+from tests.helpers.tiny import CommandLine
 
 
 @pytest.mark.gpu

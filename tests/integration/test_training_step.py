@@ -16,7 +16,7 @@ from neuromamba.fmamba import module as pl_classifier
 from neuromamba.fmamba.backbone import Embedder
 from neuromamba.fmamba.module import PretrainModule
 from neuromamba.layers.mamba2 import Mamba2, ResidualBlock
-from tests.integration.tiny import CommandLine
+from tests.helpers.tiny import CommandLine
 
 DELAY = 0.05
 DEPTH = 2

@@ -35,9 +35,9 @@ from neuromamba.data.windows.loader import (
 )
 from neuromamba.data.windows.shared_memory import Slots
 from neuromamba.fmamba import trainer as trainer_module
-from tests.integration.tiny import GRID, CommandLine, write_tiny_run
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny import GRID, CommandLine, write_tiny_run
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIG = DataConfig(
     dataset_name=("Dummy",), image_path=("store",), img_size=GRID, sequence_length=4
 )

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,8 +30,8 @@ from neuromamba.layers.ssd import buffers as memory
 from neuromamba.layers.ssd import native
 from neuromamba.planning.layer_memory import layer_by_layer
 from neuromamba.planning.step_memory import Step, step_memory
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 MODEL = ModelConfig(embed_dim=64, depth=3, img_size=(36, 36, 36, 16))
 VOXELS = 36**3 // 2
 TOKENS = MODEL.num_tokens // 2

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from neuromamba.layers.ssd import MixerParams, mixer_core
+from tests.helpers.paths import ROOT
 
 PARAMETERS = ("conv_weight", "conv_bias", "dt_bias", "A_log", "D", "norm_weight")
-ROOT = Path(__file__).resolve().parents[2]
 
 # name: (type, lengths, step bias or None, heads' width, state, scale, bound). The bound is on the
 # largest difference over the largest magnitude of the same tensor. float32: sums of log decays over

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from neuromamba.common.cli import ended
+from neuromamba.common.cli import run_command
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.workers import in_processes
 from neuromamba.data.ingest.convert import available_cpus
@@ -217,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 0 if good else 1
 
-    return ended(check, "nothing was moved.")
+    return run_command(check, "nothing was moved.")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from neuromamba.commands.preprocess import found_failures
-from neuromamba.common.cli import ended
+from neuromamba.common.cli import run_command
 from neuromamba.data.cohorts.registry import DATASETS
 from neuromamba.data.ingest.folder import convert_sources
 from neuromamba.data.ingest.reference.convert import (
@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None, compression: str = "lz4") -> int:
         )
         return found_failures(outcomes)
 
-    return ended(convert, "call again to continue.")
+    return run_command(convert, "call again to continue.")
 
 
 if __name__ == "__main__":

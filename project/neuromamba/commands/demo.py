@@ -23,8 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from neuromamba.common.cli import ended
-from neuromamba.common.stages import Pipeline, Stage, StageFailure, run_command, shown
+from neuromamba.common.cli import run_command
+from neuromamba.common.stages import Pipeline, Stage, StageFailure, run_stage, shown
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 CONFIG = "configs/demo.yaml"
@@ -106,7 +106,7 @@ def label_copy(out: Path) -> tuple[Path, Path]:
 
 def run_step(step: Step, out: Path) -> None:
     """Run the command; after the conversion, put the labels beside the store."""
-    run_command(step.stage.name, step.command)
+    run_stage(step.stage.name, step.command)
     if step.stage.name == "convert":
         source, target = label_copy(out)
         print(f"$ {copy_command(out)}", flush=True)
@@ -124,7 +124,7 @@ def copy_command(out: Path) -> str:
 def write_report(out: Path, commands: Sequence[str], seconds: dict[str, float]) -> None:
     """Fit the baselines, draw the figures, write ``metrics.json`` and the page."""
     # Imported here: torch and scikit-learn take seconds, and the first stages do not need them.
-    from neuromamba.common.atomic_files import write_text_whole
+    from neuromamba.common.atomic_files import write_text_atomically
     from neuromamba.evaluation.result_files import write_metrics
     from neuromamba.fmamba.baselines import baselines_of_data
     from neuromamba.fmamba.run_folder import RunFolder
@@ -171,7 +171,7 @@ def write_report(out: Path, commands: Sequence[str], seconds: dict[str, float]) 
     page = training_report(given, out / "figures")
     metrics |= {f"seconds/{name}": value for name, value in seconds.items()}
     metrics["seconds/total"] = sum(seconds.values())
-    write_text_whole(out / "report.html", render(page))
+    write_text_atomically(out / "report.html", render(page))
     write_metrics(metrics, out / "metrics.json")
 
 
@@ -241,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.subjects is None:
         args.subjects = QUICK_SUBJECTS if args.quick else 160
     try:
-        return ended(lambda: run_demo(args), "call again to continue.")
+        return run_command(lambda: run_demo(args), "call again to continue.")
     except StageFailure as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from neuromamba.commands.plan import add_json, write_json
-from neuromamba.common.cli import ended
+from neuromamba.common.cli import run_command
 from neuromamba.fmamba.flags import Parser, parse_arguments
 from neuromamba.planning.data_path import check_data_path
 from neuromamba.planning.machine import Check, check_machine
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: 0, 1 if something is missing, 2 for a user's mistake."""
     words = list(sys.argv[1:] if argv is None else argv)
     logging.getLogger("neuromamba").setLevel(logging.ERROR)
-    return ended(lambda: check(words), "nothing was written.")
+    return run_command(lambda: check(words), "nothing was written.")
 
 
 if __name__ == "__main__":

@@ -37,8 +37,8 @@ from neuromamba.checkpoints.io import (
     read_checkpoint,
 )
 from neuromamba.checkpoints.paths import find_checkpoint
-from neuromamba.common.atomic_files import make_folder, write_text_whole, written_whole
-from neuromamba.common.cli import ended
+from neuromamba.common.atomic_files import atomic_path, make_folder, write_text_atomically
+from neuromamba.common.cli import run_command
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.version import code_version
 from neuromamba.fmamba.export import (
@@ -115,7 +115,7 @@ def export_checkpoint(request: ExportRequest) -> list[str]:
     write_weights(request.path, released, metadata(card, origin))
     text = json.dumps({CHECKPOINT_KEY: card, EXPORT_KEY: origin}, indent=1)
     with _refusing(request.card_path):
-        write_text_whole(request.card_path, text + "\n")
+        write_text_atomically(request.card_path, text + "\n")
     parameters = sum(
         tensor.numel() for name, tensor in released.items() if "embedder.pos" not in name
     )
@@ -165,7 +165,7 @@ def write_weights(path: Path, state: dict[str, Tensor], entries: dict[str, str])
     Raises:
         UserInputError: it cannot be written, or not read back as it was written.
     """
-    with _refusing(path), written_whole(path) as temporary:
+    with _refusing(path), atomic_path(path) as temporary:
         if path.suffix == ".pt":
             torch.save(state, temporary)
             again = torch.load(temporary, map_location="cpu", weights_only=True)
@@ -221,7 +221,7 @@ def export_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     values = vars(export_parser().parse_args(argv))
-    return ended(
+    return run_command(
         lambda: print("\n".join(export_checkpoint(ExportRequest(**values)))),
         "nothing was written.",
     )

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from neuromamba.common.cli import ended
+from neuromamba.common.cli import run_command
 from neuromamba.common.errors import UserInputError, look_up
 from neuromamba.fmamba.flags import Parser, build_parser, parse_arguments
 from neuromamba.fmamba.run_config import RunConfig, run_config
@@ -282,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def command() -> None:
         run(words)
 
-    return ended(command, "nothing was written.")
+    return run_command(command, "nothing was written.")
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from neuromamba.common.atomic_files import write_text_whole
-from neuromamba.common.cli import ended
+from neuromamba.common.atomic_files import write_text_atomically
+from neuromamba.common.cli import run_command
 from neuromamba.common.errors import UserInputError
 from neuromamba.fmamba.flags import Parser, build_parser, parse_arguments
 from neuromamba.fmamba.run_config import RunConfig, run_config
@@ -109,7 +109,7 @@ def write_json(record: Any, path: str | None) -> None:
 
 def _write(path: str, text: str, flag: str) -> None:
     try:
-        write_text_whole(Path(path), text)
+        write_text_atomically(Path(path), text)
     except OSError as error:
         raise UserInputError(f"{flag}: cannot write '{path}' ({error.strerror}).") from None
 
@@ -174,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: 0, 1 if nothing fits, 2 for a user's mistake."""
     words = list(sys.argv[1:] if argv is None else argv)
     logging.getLogger("neuromamba").setLevel(logging.ERROR)
-    return ended(lambda: plan(words), "nothing was written.")
+    return run_command(lambda: plan(words), "nothing was written.")
 
 
 if __name__ == "__main__":

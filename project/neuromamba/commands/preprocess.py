@@ -20,7 +20,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from neuromamba.common.cli import ended
+from neuromamba.common.cli import run_command
 from neuromamba.config.names import canonical_dataset_name
 from neuromamba.data.cohorts.registry import DATASETS
 from neuromamba.data.ingest.convert import Outcome
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None, **defaults: Any) -> int:
         )
         return found_failures(outcomes)
 
-    return ended(convert, "call again to continue.")
+    return run_command(convert, "call again to continue.")
 
 
 def found_failures(outcomes: Sequence[Outcome]) -> int:

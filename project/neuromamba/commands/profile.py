@@ -93,7 +93,7 @@ class ProfiledRun(Run):
         self.found: dict[str, Any] = {}
 
     def _fit(
-        self, trainer: Any, module: Any, data: Any, point: Any, survival: Any
+        self, trainer: Any, module: Any, data: Any, point: Any, fault_tolerance: Any
     ) -> dict[str, float]:
         size = self.config.data.batch_size
         each = windows_each(data.windows_in("train"), self.hardware.ranks)

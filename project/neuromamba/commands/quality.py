@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from neuromamba.common.cli import ended
+from neuromamba.common.cli import run_command
 from neuromamba.common.errors import UserInputError
 from neuromamba.config.data import DataConfig
 from neuromamba.config.model import ModelConfig
@@ -237,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = quality(QualityRequest(**values))
         return 1 if any(row.run.error for row in rows) else 0
 
-    return ended(survey, "call again to continue from the cache.")
+    return run_command(survey, "call again to continue from the cache.")
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 import nibabel as nib
 import numpy as np
 
-from neuromamba.common.atomic_files import make_folder, write_text_whole
-from neuromamba.common.cli import ended
+from neuromamba.common.atomic_files import make_folder, write_text_atomically
+from neuromamba.common.cli import run_command
 from neuromamba.common.errors import UserInputError, look_up
 from neuromamba.config.serialise import read_yaml
 from neuromamba.data.regions.atlases import Atlas, find_atlas, spare_collections
@@ -35,7 +35,7 @@ from neuromamba.neurossm.attribution_files import (
     read_scan_map,
     safe_name,
 )
-from neuromamba.neurossm.attribution_report import GroupMap, group_map, likeness
+from neuromamba.neurossm.attribution_report import GroupMap, group_map, similarity
 from neuromamba.neurossm.neurosynth import Database, database, require_nimare
 from neuromamba.neurossm.reference_report import write_reference_page
 from neuromamba.neurossm.reference_scores import NULLS, Scores, partial_scores
@@ -62,9 +62,9 @@ class ClassMaps(NamedTuple):
     reference: np.ndarray
 
     @property
-    def likeness_to_chance(self) -> float | None:
+    def similarity_to_random_weights(self) -> float | None:
         """Rank correlation with the map of random weights."""
-        return None if self.chance is None else likeness(self.group.cpa, self.chance)
+        return None if self.chance is None else similarity(self.group.cpa, self.chance)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -253,7 +253,7 @@ def _analyse(
     folder = out / "reports" / name
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(record, indent=1, allow_nan=False)
-    write_text_whole(folder / "scores.json", text + "\n")
+    write_text_atomically(folder / "scores.json", text + "\n")
     return write_reference_page(folder, name, classes, scores, atlas, record)
 
 
@@ -294,7 +294,7 @@ def _record(
                 "terms": list(one.terms),
                 "score": _number(scores.correlation[i, i]),
                 "p": _number(scores.p[i, i]),
-                "likeness_to_random_weights": _number(one.likeness_to_chance),
+                "similarity_to_random_weights": _number(one.similarity_to_random_weights),
             }
             for i, one in enumerate(classes)
         },
@@ -320,7 +320,7 @@ def _number(value: float | None) -> float | None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     words = sys.argv[1:] if argv is None else argv
-    return ended(lambda: run(words), "maps of terms that were made are kept.")
+    return run_command(lambda: run(words), "maps of terms that were made are kept.")
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from neuromamba.common.atomic_files import make_folder, write_text_whole, written_whole
-from neuromamba.common.cli import ended
+from neuromamba.common.atomic_files import atomic_path, make_folder, write_text_atomically
+from neuromamba.common.cli import run_command
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.cohorts.registry import DATASETS as COHORTS
 from neuromamba.data.ingest.layouts import LAYOUTS, find_runs
@@ -122,7 +122,7 @@ def run(argv: Sequence[str]) -> int:
         print(f"note: {note} ({count} of {len(runs)} runs)", file=sys.stderr, flush=True)
     # The record first: by it the next call knows that the files are its own.
     record = _record(runs, refused, atlas, extraction)
-    write_text_whole(output.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
+    write_text_atomically(output.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
     page = output.with_suffix(".html")
     write_page(page, runs, refused, atlas, extraction)
     write_scans(output, runs, table)
@@ -207,7 +207,7 @@ def write_scans(output: Path, runs: Sequence[Extracted], table: pd.DataFrame | N
         if table is not None:
             pheno |= table.loc[subject_name(source.subject)].to_dict()
         scans.append({"roiTimeseries": one.series, "pheno": pheno})
-    with written_whole(output) as temporary, open(temporary, "wb") as stream:
+    with atomic_path(output) as temporary, open(temporary, "wb") as stream:
         if output.suffix == ".npy":
             array = np.empty(len(scans), dtype=object)
             array[:] = scans
@@ -247,7 +247,7 @@ def _record(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    return ended(lambda: run(sys.argv[1:] if argv is None else argv), "nothing was written.")
+    return run_command(lambda: run(sys.argv[1:] if argv is None else argv), "nothing was written.")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from neuromamba.common.atomic_files import make_folder
-from neuromamba.common.cli import ended
+from neuromamba.common.cli import run_command
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.regions.registry import DATASETS
 from neuromamba.data.synthetic.regions import KINDS, MADE, Recipe, write_dataset
@@ -59,7 +59,7 @@ def run(argv: Sequence[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: 0, or 2 with one line for a user's mistake."""
-    return ended(lambda: run(sys.argv[1:] if argv is None else argv), "call again.")
+    return run_command(lambda: run(sys.argv[1:] if argv is None else argv), "call again.")
 
 
 if __name__ == "__main__":

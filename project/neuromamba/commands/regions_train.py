@@ -16,7 +16,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from neuromamba.common.cli import ended
+from neuromamba.common.cli import run_command
 from neuromamba.common.errors import UserInputError, look_up
 from neuromamba.config.names import SSD_BACKENDS
 from neuromamba.data.regions.registry import NAMES as DATASET_NAMES
@@ -145,7 +145,7 @@ def run(argv: Sequence[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     words = sys.argv[1:] if argv is None else argv
-    return ended(lambda: run(words), "the same command goes on behind the last fit.")
+    return run_command(lambda: run(words), "the same command goes on behind the last fit.")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from neuromamba.common.cli import ended
+from neuromamba.common.cli import run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -55,7 +55,7 @@ def run(argv: Sequence[str]) -> Path:
     """
     args = build_parser().parse_args(argv)
     # Imported here: torch and scikit-learn take seconds, and a wrong flag need not wait for them.
-    from neuromamba.common.atomic_files import make_folder, write_text_whole
+    from neuromamba.common.atomic_files import make_folder, write_text_atomically
     from neuromamba.fmamba.baselines import baselines_of_data
     from neuromamba.fmamba.run_folder import RunFolder
     from neuromamba.pages.page import render
@@ -71,7 +71,7 @@ def run(argv: Sequence[str]) -> Path:
     if args.baselines and first.task is not None:
         baselines = baselines_of_data(data, first.path / "baselines", atlas=atlas)
     page = output / "report.html"
-    write_text_whole(page, render(run_report(runs, baselines, data, output / "figures")))
+    write_text_atomically(page, render(run_report(runs, baselines, data, output / "figures")))
     print(f"report: {page}", flush=True)
     return page
 
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> None:
         run(sys.argv[1:] if argv is None else argv)
 
-    return ended(work, "call again; baselines that were fitted are kept.")
+    return run_command(work, "call again; baselines that were fitted are kept.")
 
 
 if __name__ == "__main__":

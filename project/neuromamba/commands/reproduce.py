@@ -27,10 +27,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from neuromamba.common.atomic_files import make_folder, write_text_whole
-from neuromamba.common.cli import ended
+from neuromamba.common.atomic_files import make_folder, write_text_atomically
+from neuromamba.common.cli import run_command
 from neuromamba.common.errors import UserInputError, look_up
-from neuromamba.common.stages import StageFailure, run_command, run_program, shown
+from neuromamba.common.stages import StageFailure, run_program, run_stage, shown
 from neuromamba.config.names import canonical_dataset_name
 from neuromamba.reports.reproduction import (
     GRIDS,
@@ -232,7 +232,7 @@ def do_jobs(study: Study, out: Path, make_store: bool, only: int | None) -> None
 
         def work(name: str = job.name, command: tuple[str, ...] = command) -> None:
             # A run that was ended in the middle goes on from its checkpoint.
-            run_command(name, (*command, "--resume_ckpt_path", "last"))
+            run_stage(name, (*command, "--resume_ckpt_path", "last"))
 
         do_once(folder, text, f"{number}/{len(jobs)} {job.name}", work)
 
@@ -256,7 +256,7 @@ def do_once(folder: Path, settings: str, name: str, work: Callable[[], None]) ->
         )
     print(name, flush=True)
     work()
-    write_text_whole(marker, key)
+    write_text_atomically(marker, key)
 
 
 def _store_commands(out: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -271,7 +271,7 @@ def _store_commands(out: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def _make_store(out: Path) -> None:
     shutil.rmtree(out / "store", ignore_errors=True)
     for command in _store_commands(out):
-        run_command("store", command)
+        run_stage("store", command)
     (out / "store" / "metadata").mkdir(exist_ok=True)
     shutil.copy(out / "nifti" / "participants.csv", out / "store" / "metadata")
     shutil.rmtree(out / "nifti")
@@ -378,7 +378,7 @@ def write_scripts(
         path = out / f"reproduce_{name}.{scheduler}.sh"
         text = f"set -euo pipefail\ncd {shlex.quote(str(REPOSITORY))}\n"
         text += f"source {shlex.quote(sys.prefix)}/bin/activate\n{command} --job {job}{tail}\n"
-        write_text_whole(path, f"#!/bin/bash\n{head}{text}")
+        write_text_atomically(path, f"#!/bin/bash\n{head}{text}")
         submit = {"slurm": "sbatch --parsable", "pbs": "qsub"}[scheduler]
         wait = ""
         if before:
@@ -397,7 +397,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     words = sys.argv[1:] if argv is None else argv
     try:
-        return ended(lambda: run(words), "call again to continue; finished runs are kept.")
+        return run_command(lambda: run(words), "call again to continue; finished runs are kept.")
     except StageFailure as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

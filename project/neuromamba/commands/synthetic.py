@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from neuromamba.common.cli import ended
+from neuromamba.common.cli import run_command
 from neuromamba.data.synthetic.brain import EFFECTS, SyntheticSpec
 from neuromamba.data.synthetic.runs import write_nifti_dataset
 
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         write_nifti_dataset(spec, output, workers, overwrite=overwrite)
         print(f"{spec.subjects} runs and participants.csv in {output}")
 
-    return ended(write, "call again with --overwrite.")
+    return run_command(write, "call again with --overwrite.")
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def run(argv: Sequence[str]) -> dict[str, float]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: 0 on success, 2 with one line for a user's mistake, 130 after Ctrl-C.
 
-    ``docs/surviving.md`` lists all exit statuses.
+    ``docs/fault_tolerance.md`` lists all exit statuses.
     """
     try:
         run(sys.argv[1:] if argv is None else argv)

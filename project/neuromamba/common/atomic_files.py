@@ -28,7 +28,7 @@ def temporary_beside(path: Path) -> Path:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; it takes its place if the block succeeds."""
     temporary = temporary_beside(path)
     try:
@@ -40,9 +40,9 @@ def written_whole(path: Path) -> Iterator[Path]:
         raise
 
 
-def write_text_whole(path: Path, text: str) -> None:
+def write_text_atomically(path: Path, text: str) -> None:
     """Write a text file (UTF-8) whole or not at all."""
-    with written_whole(path) as temporary:
+    with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from neuromamba.common.errors import UserInputError
 
-# Exit statuses besides 0, and 1 for "done, but something was found"; docs/surviving.md is the
+# Exit statuses besides 0, and 1 for "done, but something was found"; docs/fault_tolerance.md is the
 # users' copy.
 FAILED = 2
 INTERRUPTED = 130
@@ -26,7 +26,7 @@ _MENDABLE = {
 }
 
 
-def ended(command: Callable[[], int | None], interrupted: str) -> int:
+def run_command(command: Callable[[], int | None], interrupted: str) -> int:
     """Run a command; its exit status.
 
     Args:

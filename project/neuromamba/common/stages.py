@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neuromamba.common.atomic_files import write_text_whole
+from neuromamba.common.atomic_files import write_text_atomically
 from neuromamba.common.errors import UserInputError
 
 
@@ -77,7 +77,7 @@ class Pipeline:
             ) from None
 
     def _write(self) -> None:
-        write_text_whole(self.path, json.dumps({"stages": self._stages}, indent=1) + "\n")
+        write_text_atomically(self.path, json.dumps({"stages": self._stages}, indent=1) + "\n")
 
     def do(self, stage: Stage, work: Callable[[], None]) -> None:
         """Do the stage unless it is finished.
@@ -114,7 +114,7 @@ def shown(command: Sequence[str]) -> str:
     return shlex.join(("neuromamba", *command))
 
 
-def run_command(stage: str, command: Sequence[str]) -> None:
+def run_stage(stage: str, command: Sequence[str]) -> None:
     """Print a command of ours, run it with this interpreter and wait.
 
     Args:

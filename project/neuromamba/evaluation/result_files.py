@@ -7,10 +7,10 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from neuromamba.common.atomic_files import write_text_whole
+from neuromamba.common.atomic_files import write_text_atomically
 
 
 def write_metrics(metrics: Mapping[str, float], path: Path) -> None:
     """Write ``metrics.json``."""
     clean = {k: (v if math.isfinite(v) else None) for k, v in sorted(metrics.items())}
-    write_text_whole(path, json.dumps(clean, indent=1, allow_nan=False) + "\n")
+    write_text_atomically(path, json.dumps(clean, indent=1, allow_nan=False) + "\n")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from neuromamba.common.atomic_files import written_whole
+from neuromamba.common.atomic_files import atomic_path
 from neuromamba.common.errors import UserInputError
 from neuromamba.config.tasks import TASK_TYPES
 from neuromamba.evaluation.intervals import (
@@ -141,7 +141,7 @@ def write_scores(scores: SubjectScores, path: Path) -> None:
     if scores.task_type == "regression":
         columns = ["prediction"]
     with (
-        written_whole(path) as temporary,
+        atomic_path(path) as temporary,
         open(temporary, "w", newline="", encoding="utf-8") as stream,
     ):
         writer = csv.writer(stream, lineterminator="\n")

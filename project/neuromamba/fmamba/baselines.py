@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from neuromamba.common.atomic_files import make_folder, write_text_whole
+from neuromamba.common.atomic_files import make_folder, write_text_atomically
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.windows.data_module import FMRIDataModule
 from neuromamba.evaluation.linear_models import fit_linear, fit_svm
@@ -138,7 +138,7 @@ def write_baselines(folder: Path, found: Sequence[Baseline], key: Mapping[str, A
         write_scores(one.scores, folder / f"{name}.csv")
         record.append({"name": one.name, "file": f"{name}.csv", "text": one.text})
     text = json.dumps({"key": dict(key), "baselines": record}, indent=1)
-    write_text_whole(folder / RECORD, text + "\n")
+    write_text_atomically(folder / RECORD, text + "\n")
 
 
 def read_baselines(folder: Path, key: Mapping[str, Any]) -> list[Baseline] | None:

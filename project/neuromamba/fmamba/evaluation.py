@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from neuromamba.common.atomic_files import write_text_whole, written_whole
+from neuromamba.common.atomic_files import atomic_path, write_text_atomically
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.windows.data_module import FMRIDataModule
 from neuromamba.evaluation.calibration import best_threshold, brier_score, reliability
@@ -123,7 +123,7 @@ def evaluate_run(
     )
     _write_subjects(run, {"val": validation, "test": test}, threshold)
     text = json.dumps(_plain(_record(found, seed)), indent=1, allow_nan=False)
-    write_text_whole(run.path / FILE, text + "\n")
+    write_text_atomically(run.path / FILE, text + "\n")
     return found
 
 
@@ -183,7 +183,7 @@ def _write_subjects(
 ) -> None:
     """A row a subject: part, name, target, scores, and the class decided for."""
     with (
-        written_whole(run.path / SUBJECTS) as temporary,
+        atomic_path(run.path / SUBJECTS) as temporary,
         open(temporary, "w", newline="", encoding="utf-8") as stream,
     ):
         writer = csv.writer(stream, lineterminator="\n")

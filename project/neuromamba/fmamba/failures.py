@@ -14,7 +14,7 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.fmamba.run_config import RunConfig
 from neuromamba.fmamba.trainer import accumulation
 from neuromamba.training.checkpoint_writer import UnwrittenError, remove
-from neuromamba.training.fault_tolerance import Survival
+from neuromamba.training.fault_tolerance import FaultTolerance
 from neuromamba.training.rank_sync import several_ranks, where
 from neuromamba.training.stopping import EndedElsewhereError, SaidHereError, StoppedRun
 from neuromamba.training.strategies import Hardware
@@ -25,7 +25,7 @@ _LOST = re.compile(
 
 
 def explained(
-    error: Exception, survival: Survival, config: RunConfig, hardware: Hardware
+    error: Exception, fault_tolerance: FaultTolerance, config: RunConfig, hardware: Hardware
 ) -> Exception:
     """What to raise in place of an error: a message for the user where there is one.
 
@@ -34,12 +34,12 @@ def explained(
     if isinstance(error, (StoppedRun, EndedElsewhereError, SaidHereError)):
         return error  # agreed upon
     if is_out_of_memory(error):
-        error = UserInputError(memory_advice(error, survival, config, hardware))
+        error = UserInputError(memory_advice(error, fault_tolerance, config, hardware))
     elif is_disk_full(error):
-        error = UserInputError(disk_advice(error, survival))
+        error = UserInputError(disk_advice(error, fault_tolerance))
     lost = several_ranks() and isinstance(error, RuntimeError) and _LOST.search(str(error))
     place = where()
-    first = survival.siblings.tell(patience=1.0 if lost else 5.0)
+    first = fault_tolerance.siblings.tell(patience=1.0 if lost else 5.0)
     if isinstance(error, UnwrittenError):
         remove(error.temporary)  # not before: the others would miss it, and say so
     if not first:
@@ -47,7 +47,7 @@ def explained(
     if lost:
         return SaidHereError(
             f"--devices/--num_nodes: {place} lost another rank, which was killed or has failed; "
-            f"look for its message. Continue with {survival.again}."
+            f"look for its message. Continue with {fault_tolerance.again}."
         )
     if place and isinstance(error, UserInputError):
         return SaidHereError(f"{error} ({place})")
@@ -70,26 +70,26 @@ def is_disk_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in full
 
 
-def disk_advice(error: BaseException, survival: Survival) -> str:
+def disk_advice(error: BaseException, fault_tolerance: FaultTolerance) -> str:
     """Which disk is full, as far as it is known, and what to do."""
-    name = getattr(error, "filename", None) or survival.run_dir
+    name = getattr(error, "filename", None) or fault_tolerance.run_dir
     return (
         f"--output_dir: writing '{name}' failed ({why_unwritten(error)}). Is the disk full? Make "
-        f"room, and continue with {survival.again}."
+        f"room, and continue with {fault_tolerance.again}."
     )
 
 
 def memory_advice(
-    error: BaseException, survival: Survival, config: RunConfig, hardware: Hardware
+    error: BaseException, fault_tolerance: FaultTolerance, config: RunConfig, hardware: Hardware
 ) -> str:
     """What was at hand, and what to change; only what is not in use yet."""
-    batch = survival.batch
-    evaluating = survival.doing == "evaluation"
+    batch = fault_tolerance.batch
+    evaluating = fault_tolerance.doing == "evaluation"
     size = config.data.eval_batch_size if evaluating else config.data.batch_size
     flag = "--eval_batch_size" if evaluating else "--batch_size"
     kind = "memory" if hardware.accelerator == "cpu" else "GPU memory"
     tokens = _tokens(batch, config)
-    at_hand = f"{survival.doing}, {flag} {size}" + (
+    at_hand = f"{fault_tolerance.doing}, {flag} {size}" + (
         f", {tokens:,} tokens in the batch" if tokens else ""
     )
     changes = []

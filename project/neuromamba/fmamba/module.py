@@ -47,7 +47,7 @@ from neuromamba.fmamba.losses import (
 )
 from neuromamba.fmamba.masking import hidden_tokens
 from neuromamba.fmamba.tokenizer import PackedTokens, pack_compact, plan_compact, token_places
-from neuromamba.layers.lora import add_adapters
+from neuromamba.layers.lora import add_lora
 from neuromamba.training.lr_schedule import CosineAnnealingWarmUpRestarts
 
 CARD_FORMAT = 1
@@ -511,7 +511,7 @@ class DownstreamModule(FMambaModule):
     def adapt(self) -> None:
         """Once the backbone has its weights: put LoRA's updates beside them, if so configured."""
         if self.task.lora_rank:
-            add_adapters(self.model, self.task.lora_rank, self.task.lora_alpha)
+            add_lora(self.model, self.task.lora_rank, self.task.lora_alpha)
 
     def train(self, mode: bool = True) -> DownstreamModule:
         """A frozen backbone stays in evaluation mode: no dropout in fixed features."""

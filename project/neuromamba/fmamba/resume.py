@@ -61,7 +61,7 @@ class ResumePoint:
 
     @property
     def taken(self) -> dict[str, Any]:
-        """Steps taken, and what ``Survival`` noted; see ``curves.kept_rows``."""
+        """Steps taken, and what ``FaultTolerance`` noted; see ``curves.kept_rows``."""
         return {"global_step": self.state.get("global_step", 0), **self.state.get(RUN_KEY, {})}
 
 

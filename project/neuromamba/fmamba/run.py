@@ -42,7 +42,7 @@ from neuromamba.layers.ssd import select_backend
 from neuromamba.training import launch
 from neuromamba.training.allocator import choose_allocator
 from neuromamba.training.checkpoint_writer import clean_up
-from neuromamba.training.fault_tolerance import Survival, take_over_signals
+from neuromamba.training.fault_tolerance import FaultTolerance, take_over_signals
 from neuromamba.training.resume_state import count_last_epoch, resume_by_epochs
 from neuromamba.training.run_lock import RunLock
 from neuromamba.training.stopping import seconds_of
@@ -134,25 +134,25 @@ class Run:
             KeyboardInterrupt: after Ctrl-C; says how to go on.
         """
         trainer = self.config.trainer
-        survival = Survival(
+        fault_tolerance = FaultTolerance(
             seconds_of(trainer["max_time"]) if "max_time" in trainer else None,
             self.config.flags["skip_bad_batches"],
         )
         try:
-            metrics = self._execute(survival)
-            survival.siblings.part()
+            metrics = self._execute(fault_tolerance)
+            fault_tolerance.siblings.part()
             return metrics
         except (KeyboardInterrupt, SystemExit):  # Lightning makes the second of the first
-            raise KeyboardInterrupt(survival.advice) from None
+            raise KeyboardInterrupt(fault_tolerance.advice) from None
         except Exception as error:
-            raised = explained(error, survival, self.config, self.hardware)
+            raised = explained(error, fault_tolerance, self.config, self.hardware)
             if raised is error:
                 raise
             raise raised from None
         finally:
-            survival.end()
+            fault_tolerance.end()
 
-    def _execute(self, survival: Survival) -> dict[str, float]:
+    def _execute(self, fault_tolerance: FaultTolerance) -> dict[str, float]:
         config, flags = self.config, self.config.flags
         self.hardware.require()
         launch.prepare(self.hardware.devices, self.hardware.num_nodes)
@@ -170,15 +170,15 @@ class Run:
         parameters = sum(p.numel() for p in module.parameters())  # ZeRO-3 will cut them up
         name = outputs.run_name(config)
         run_dir = outputs.choose_run_dir(config, name)
-        survival.lock = RunLock(outputs.folder_flag(config), run_dir)
-        launch.agreed_or_refused("continued", survival.lock.take)
+        fault_tolerance.lock = RunLock(outputs.folder_flag(config), run_dir)
+        launch.agreed_or_refused("continued", fault_tolerance.lock.take)
         point = find_resume_point(config, run_dir)
         if point is not None:
             check_resumable(point, config, self.hardware, module)
-            survival.start = f"'{point.path}' (step {point.taken['global_step']})"
+            fault_tolerance.start = f"'{point.path}' (step {point.taken['global_step']})"
         flags, options = config.flags, config.trainer
         keeps = options.get("enable_checkpointing", True) and not options.get("fast_dev_run")
-        survival.describe_run(
+        fault_tolerance.describe_run(
             run_dir,
             step_settings(config, self.hardware),
             keeps_checkpoints=bool(keeps) and not flags["test_only"],
@@ -191,13 +191,13 @@ class Run:
             run_dir,
             name,
             data.windows_in("val") > 0,
-            survival,
+            fault_tolerance,
             None if point is None else point.taken,
         )
         take_over_signals(trainer)
         resume_by_epochs(trainer)
         outputs.make_folders(config, run_dir)
-        launch.agreed_or_refused("begun", survival.lock.take)
+        launch.agreed_or_refused("begun", fault_tolerance.lock.take)
         if trainer.is_global_zero:
             clean_up(run_dir / "checkpoints")
             outputs.write_config(config, run_dir / "config.yaml")
@@ -206,10 +206,10 @@ class Run:
         metrics = (
             self._test(trainer, module, data)
             if flags["test_only"]
-            else self._fit(trainer, module, data, point, survival)
+            else self._fit(trainer, module, data, point, fault_tolerance)
         )
-        if survival.allowed:
-            metrics["train/skipped_steps"] = float(survival.skipped)
+        if fault_tolerance.allowed:
+            metrics["train/skipped_steps"] = float(fault_tolerance.skipped)
         metrics |= {
             "model/parameters": float(parameters),
             **{f"data/subjects_{p}": float(sum(map(len, n))) for p, n in data.subjects.items()},
@@ -435,9 +435,9 @@ class Run:
         module: FMambaModule,
         data: FMRIDataModule,
         point: ResumePoint | None,
-        survival: Survival,
+        fault_tolerance: FaultTolerance,
     ) -> dict[str, float]:
-        survival.start_clock(0.0 if point is None else point.taken.get("seconds", 0.0))
+        fault_tolerance.start_clock(0.0 if point is None else point.taken.get("seconds", 0.0))
         path = None if point is None else str(point.path)
         trainer.fit(module, datamodule=data, ckpt_path=path)
         count_last_epoch(trainer)
@@ -445,7 +445,7 @@ class Run:
         metrics = {
             "train/loss": float(trainer.callback_metrics.get("train/loss", before)),
             "train/steps": float(trainer.global_step),
-            "train/seconds": survival.seconds,
+            "train/seconds": fault_tolerance.seconds,
         }
         # The validation set has chosen the best weights; the test set is touched once, with them.
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None

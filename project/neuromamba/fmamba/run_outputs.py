@@ -18,7 +18,7 @@ from pathlib import Path
 import yaml
 from pytorch_lightning.utilities import rank_zero_only
 
-from neuromamba.common.atomic_files import write_text_whole, written_whole
+from neuromamba.common.atomic_files import atomic_path, write_text_atomically
 from neuromamba.common.errors import UserInputError
 from neuromamba.evaluation.metrics import WindowScores
 from neuromamba.fmamba.flags import SYNONYMS
@@ -128,7 +128,7 @@ def write_config(config: RunConfig, path: Path) -> None:
         "headdim": config.model.headdim,
         "eval_batch_size": config.data.eval_batch_size,
     }
-    write_text_whole(path, yaml.safe_dump(recorded, sort_keys=True))
+    write_text_atomically(path, yaml.safe_dump(recorded, sort_keys=True))
 
 
 def _unused(config: RunConfig) -> set[str]:
@@ -160,7 +160,7 @@ def write_predictions(
         )
     )
     with (
-        written_whole(path) as temporary,
+        atomic_path(path) as temporary,
         open(temporary, "w", newline="", encoding="utf-8") as stream,
     ):
         writer = csv.writer(stream, lineterminator="\n")

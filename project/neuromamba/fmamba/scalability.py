@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from neuromamba.common.atomic_files import write_text_whole
+from neuromamba.common.atomic_files import write_text_atomically
 from neuromamba.fmamba.flop_formula import window_flops
 from neuromamba.fmamba.profiling import PHASES, ThroughputCheck
 from neuromamba.fmamba.run_config import RunConfig
@@ -171,7 +171,7 @@ def _balance(tokens: Sequence[Sequence[int]]) -> float:
 
 def write(found: Mapping[str, Any], path: Path) -> None:
     """Write ``scalability.json``."""
-    write_text_whole(path, json.dumps(found, indent=1, allow_nan=False) + "\n")
+    write_text_atomically(path, json.dumps(found, indent=1, allow_nan=False) + "\n")
 
 
 def table(found: Mapping[str, Any]) -> str:

@@ -27,9 +27,9 @@ from neuromamba.training.callbacks import (
     PlainProgress,
     RegularCheckpoint,
 )
-from neuromamba.training.checkpoint_writer import WholeCheckpoints
+from neuromamba.training.checkpoint_writer import AtomicCheckpoints
 from neuromamba.training.curves import curve_logger
-from neuromamba.training.fault_tolerance import Survival
+from neuromamba.training.fault_tolerance import FaultTolerance
 from neuromamba.training.fit import quiet_lightning
 from neuromamba.training.launch import cluster_environment
 from neuromamba.training.strategies import Hardware, installed
@@ -125,7 +125,7 @@ def build_trainer(
     run_dir: Path,
     run_name: str,
     validates: bool,
-    survival: Survival | None = None,
+    fault_tolerance: FaultTolerance | None = None,
     taken: Mapping[str, Any] | None = None,
 ) -> Trainer:
     """The Trainer of a run.
@@ -136,7 +136,7 @@ def build_trainer(
         run_dir: everything is written below it.
         run_name: for wandb.
         validates: whether there are validation windows; without them only ``last.ckpt`` is kept.
-        survival: what is done about signals, time limits and losses that are not numbers.
+        fault_tolerance: what is done about signals, time limits and losses that are not numbers.
         taken: of a resumed run, see ``curve_logger``.
     """
     quiet_lightning()
@@ -148,9 +148,9 @@ def build_trainer(
     arguments["plugins"] = [
         *arguments.get("plugins", []),
         *cluster_environment(),
-        WholeCheckpoints(),
+        AtomicCheckpoints(),
     ]
-    arguments.pop("max_time", None)  # kept by Survival, on all ranks and with a checkpoint
+    arguments.pop("max_time", None)  # kept by FaultTolerance, on all ranks and with a checkpoint
     arguments["use_distributed_sampler"] = False  # ours knows the ranks
     arguments.setdefault("max_epochs", epochs(config))
     quiet = arguments.get("barebones", False)
@@ -167,8 +167,8 @@ def build_trainer(
     arguments.setdefault("enable_model_summary", False)
     arguments.setdefault("num_sanity_val_steps", 0)
     callbacks = [] if quiet else build_callbacks(config, run_dir, validates, bar)
-    if survival is not None and not quiet:
-        callbacks.insert(0, survival)
+    if fault_tolerance is not None and not quiet:
+        callbacks.insert(0, fault_tolerance)
     try:
         return Trainer(
             logger=False if quiet else build_loggers(config, run_dir, run_name, taken),

@@ -17,7 +17,7 @@ TARGETS = ("in_proj", "out_proj")
 _A, _B, _BASE = ".lora_A.default.weight", ".lora_B.default.weight", ".base_layer."
 
 
-def add_adapters(backbone: nn.Module, rank: int, alpha: float) -> None:
+def add_lora(backbone: nn.Module, rank: int, alpha: float) -> None:
     """Freeze a backbone, and put a trainable update beside the projections of each Mamba2 layer.
 
     The update of a weight [out, in] is alpha / rank * B [out, rank] A [rank, in], with B = 0 at

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from neuromamba.common.atomic_files import written_whole
+from neuromamba.common.atomic_files import atomic_path
 from neuromamba.common.errors import UserInputError
 
 SCHEMA_VERSION = 1
@@ -96,7 +96,7 @@ def write_scan_map(folder: Path, found: ScanMap) -> Path:
 
 def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
     """Write a compressed npz whole or not at all."""
-    with written_whole(path) as temporary, open(temporary, "wb") as stream:
+    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
         np.savez_compressed(stream, allow_pickle=False, **arrays)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
-from neuromamba.common.atomic_files import write_text_whole
+from neuromamba.common.atomic_files import write_text_atomically
 from neuromamba.data.regions.atlases import Atlas
 from neuromamba.data.regions.dataset import Cohort
 from neuromamba.neurossm.attribution import Attribution
@@ -54,7 +54,7 @@ def group_map(maps: Sequence[ScanMap], label: int) -> GroupMap | None:
     return GroupMap(len(own), cpa, shares, weights, dominant)
 
 
-def likeness(one: np.ndarray, other: np.ndarray) -> float:
+def similarity(one: np.ndarray, other: np.ndarray) -> float:
     """Spearman's correlation of two maps; NaN where one is constant."""
     if np.ptp(one) == 0 or np.ptp(other) == 0:
         return float("nan")
@@ -88,7 +88,7 @@ def write_pages(
         chance = random.cpa[own].mean(0)
         page = _page(folder, cohort, name, group, chance, maps[own[0]], atlas)
         path = folder / f"{safe_name(name)}.html"
-        write_text_whole(path, render(page))
+        write_text_atomically(path, render(page))
         pages.append(path)
     return pages
 
@@ -104,7 +104,7 @@ def _page(
 ) -> Page:
     pathways = [str(pathway) for pathway in example.pathways]
     regions = atlas.regions if atlas else tuple(f"region {i}" for i in example.roi_ids)
-    same = likeness(group.cpa, chance)
+    same = similarity(group.cpa, chance)
     summary = (
         f"Mean Calibrated Pathway Attribution of the {group.scans} holdout scans of {name} that "
         f"were classified rightly. Attribution: {example.gradient} gradients; pathway importance: "

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from neuromamba.common.atomic_files import written_whole
+from neuromamba.common.atomic_files import atomic_path
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.regions.dataset import Scan
 from neuromamba.neurossm.gru import GRUClassifier
@@ -33,7 +33,7 @@ TRAINED: Mapping[str, Callable[[NeuroSSMConfig], nn.Module]] = {
 NAMES = (*TRAINED, *FEATURES)
 
 
-class Method(Protocol):
+class Classifier(Protocol):
     """A way to classify scans."""
 
     @property
@@ -50,7 +50,7 @@ class Method(Protocol):
 
 
 @dataclass(frozen=True)
-class TrainedMethod:
+class NetworkClassifier:
     """A network.
 
     Attributes:
@@ -91,7 +91,7 @@ class TrainedMethod:
         """Train, write the weights, score."""
         model = train(self.build, train_scans, self.fit, self.hardware, seed, folder)
         state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-        with written_whole(folder / WEIGHTS) as temporary:
+        with atomic_path(folder / WEIGHTS) as temporary:
             save_file(state, temporary)
         return score(model, test_scans, self.fit.eval_batch_size, self.device).probability
 
@@ -113,7 +113,7 @@ class TrainedMethod:
 
 
 @dataclass(frozen=True)
-class LinearMethod:
+class LinearClassifier:
     """Logistic regression on features of a scan; ``name`` of ``FEATURES``."""
 
     name: str
@@ -129,6 +129,8 @@ class LinearMethod:
         return fit_and_predict(self.name, train_scans, test_scans, seed)[0]
 
 
-def method(name: str, model: NeuroSSMConfig, fit: FitConfig, hardware: Hardware) -> Method:
+def classifier(name: str, model: NeuroSSMConfig, fit: FitConfig, hardware: Hardware) -> Classifier:
     """The method of a name in ``NAMES``."""
-    return TrainedMethod(name, model, fit, hardware) if name in TRAINED else LinearMethod(name)
+    return (
+        NetworkClassifier(name, model, fit, hardware) if name in TRAINED else LinearClassifier(name)
+    )

@@ -13,7 +13,7 @@ from neuromamba.data.regions.batches import check_lengths
 from neuromamba.data.regions.dataset import Cohort, load_cohort
 from neuromamba.data.regions.registry import DatasetDetails
 from neuromamba.layers.ssd import select_backend
-from neuromamba.neurossm.classifiers import TrainedMethod, method
+from neuromamba.neurossm.classifiers import NetworkClassifier, classifier
 from neuromamba.neurossm.model import NeuroSSMConfig
 from neuromamba.neurossm.module import FitConfig
 from neuromamba.neurossm.protocol import FitResult, Protocol
@@ -104,8 +104,8 @@ def evaluate(args: argparse.Namespace, details: DatasetDetails) -> None:
     )
     model, fit = model_config(args, cohort), fit_config(args, details)
     short = check_lengths(cohort, fit.crop, model.shortest, args.short_scans)
-    main = method(args.model, model, fit, hardware)
-    if isinstance(main, TrainedMethod):
+    main = classifier(args.model, model, fit, hardware)
+    if isinstance(main, NetworkClassifier):
         select_backend(args.ssd_backend, main.device)  # refuse before anything is written
     protocol = Protocol(
         cohort,
@@ -116,7 +116,7 @@ def evaluate(args: argparse.Namespace, details: DatasetDetails) -> None:
     )
     protocol.splits()  # refuse too few subjects as early
     if args.analysis:
-        assert isinstance(main, TrainedMethod)
+        assert isinstance(main, NetworkClassifier)
         # Imported here: pictures of brains need nilearn, which takes seconds to load.
         from neuromamba.neurossm.explain import explain_holdouts, plan
 
@@ -125,12 +125,12 @@ def evaluate(args: argparse.Namespace, details: DatasetDetails) -> None:
     results: dict[str, Sequence[FitResult]] = {main.name: protocol.run(main)}
     for name in args.baselines:
         if name != main.name:
-            results[name] = protocol.run(method(name, model, fit, hardware))
+            results[name] = protocol.run(classifier(name, model, fit, hardware))
     print(summary_text(results))
     page = write_report(protocol.folder(main), cohort, results, vars(args))
     print(f"results in {protocol.folder(main)}, report {page}", flush=True)
     if args.analysis:
-        assert isinstance(main, TrainedMethod)
+        assert isinstance(main, NetworkClassifier)
         explain_holdouts(protocol, main, explanation)
 
 

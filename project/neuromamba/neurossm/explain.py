@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import softmax
 
-from neuromamba.common.atomic_files import make_folder, write_text_whole
+from neuromamba.common.atomic_files import make_folder, write_text_atomically
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.seeds import seed_run
 from neuromamba.data.regions.atlases import Atlas, find_atlas, spare_collections
@@ -27,7 +27,7 @@ from neuromamba.neurossm.attribution_files import (
     write_scan_map,
 )
 from neuromamba.neurossm.attribution_report import write_pages
-from neuromamba.neurossm.classifiers import TrainedMethod
+from neuromamba.neurossm.classifiers import NetworkClassifier
 from neuromamba.neurossm.model import NeuroSSM
 from neuromamba.neurossm.protocol import Protocol
 
@@ -69,7 +69,7 @@ def plan(protocol: Protocol, flags: Mapping[str, Any]) -> Plan:
     return Plan(CPAConfig(flags["ablation"], flags["cpa_gradient"]), folder, atlas)
 
 
-def explain_holdouts(protocol: Protocol, method: TrainedMethod, plan: Plan) -> list[Path]:
+def explain_holdouts(protocol: Protocol, method: NetworkClassifier, plan: Plan) -> list[Path]:
     """Write maps and pages of every seed's holdout; returns the folders.
 
     Args:
@@ -162,7 +162,7 @@ def scan_maps(
 
 
 def randomised(
-    method: TrainedMethod,
+    method: NetworkClassifier,
     train: Sequence[Scan],
     test: Sequence[Scan],
     config: CPAConfig,
@@ -184,4 +184,4 @@ def _write_settings(folder: Path, protocol: Protocol, config: CPAConfig, fit: Pa
         "ablation": config.ablation,
         "gradient": config.gradient,
     }
-    write_text_whole(folder / "settings.json", json.dumps(settings, indent=1) + "\n")
+    write_text_atomically(folder / "settings.json", json.dumps(settings, indent=1) + "\n")

@@ -20,7 +20,7 @@ from neuromamba.data.regions.dataset import Scan
 from neuromamba.layers.packing import Packed
 from neuromamba.training.callbacks import BatchSeed, PlainProgress
 from neuromamba.training.curves import curve_logger
-from neuromamba.training.fault_tolerance import Survival, take_over_signals
+from neuromamba.training.fault_tolerance import FaultTolerance, take_over_signals
 from neuromamba.training.fit import quiet_lightning
 from neuromamba.training.launch import cluster_environment
 from neuromamba.training.strategies import Hardware
@@ -117,13 +117,13 @@ def train(
         folder: of this fit.
 
     Raises:
-        StoppedRun, UserInputError: see ``training.survival``.
+        StoppedRun, UserInputError: see ``training.fault_tolerance``.
     """
     seed_run(seed)
     data = ScanDataset(scans, fit.crop, seed)
     loader = ScanLoader(data, fit.batch_size, shuffle=True)
     module = ROIModule(build(), fit, fit.epochs * len(loader))
-    survival = Survival()
+    fault_tolerance = FaultTolerance()
     bar = sys.stderr.isatty()
     progress = TQDMProgressBar(leave=False) if bar else PlainProgress(every=max(1, fit.epochs // 4))
     quiet_lightning()
@@ -131,7 +131,7 @@ def train(
         max_epochs=fit.epochs,
         logger=curve_logger(folder),
         log_every_n_steps=1,
-        callbacks=[survival, BatchSeed(seed), progress],
+        callbacks=[fault_tolerance, BatchSeed(seed), progress],
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=bar,
@@ -145,8 +145,8 @@ def train(
     except SystemExit:
         raise KeyboardInterrupt from None  # Lightning makes this of Ctrl-C
     finally:
-        survival.end()
-    survival.siblings.part()
+        fault_tolerance.end()
+    fault_tolerance.siblings.part()
     return module.model
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import nibabel as nib
 
-from neuromamba.common.atomic_files import write_text_whole
+from neuromamba.common.atomic_files import write_text_atomically
 from neuromamba.common.errors import UserInputError
 from neuromamba.training.strategies import installed
 
@@ -80,7 +80,7 @@ def database(data_dir: Path) -> Database:
                 f"the files again, or remove hashes.json if the change was meant."
             )
     else:
-        write_text_whole(noted, json.dumps(hashes, indent=1) + "\n")
+        write_text_atomically(noted, json.dumps(hashes, indent=1) + "\n")
     return Database(folder, hashlib.sha256("".join(hashes.values()).encode()).hexdigest()[:16])
 
 

@@ -20,13 +20,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from neuromamba.common.atomic_files import make_folder, write_text_whole, written_whole
+from neuromamba.common.atomic_files import atomic_path, make_folder, write_text_atomically
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.regions.dataset import Cohort
 from neuromamba.data.regions.holdout import HOLDOUT_NAME, Split, splits_of
 from neuromamba.evaluation.metrics import METRICS
 from neuromamba.evaluation.result_files import write_metrics
-from neuromamba.neurossm.classifiers import Method
+from neuromamba.neurossm.classifiers import Classifier
 
 METRIC_NAMES = (
     "accuracy",
@@ -90,11 +90,11 @@ class Protocol:
             for seed in self.seeds
         }
 
-    def folder(self, method: Method) -> Path:
+    def folder(self, method: Classifier) -> Path:
         """Of a method."""
         return self.results / method.name
 
-    def run(self, method: Method) -> list[FitResult]:
+    def run(self, method: Classifier) -> list[FitResult]:
         """Do what is not done yet; all results in order.
 
         Raises:
@@ -119,7 +119,9 @@ class Protocol:
                 write_tables(folder, method.name, results)
         return results
 
-    def _fit(self, method: Method, seed: int, split: Split, place: Path, where: str) -> FitResult:
+    def _fit(
+        self, method: Classifier, seed: int, split: Split, place: Path, where: str
+    ) -> FitResult:
         print(f"{where}: {len(split.train)} scans to fit, {len(split.test)} to test", flush=True)
         if place.exists():
             shutil.rmtree(place)  # left by a run that was ended in the middle of the fit
@@ -142,7 +144,7 @@ class Protocol:
         print(f"{where}: {_shown(metrics)} ({metrics['seconds']:.0f} s)", flush=True)
         return FitResult(seed, split.name, predictions, metrics)
 
-    def _claim(self, folder: Path, method: Method) -> None:
+    def _claim(self, folder: Path, method: Classifier) -> None:
         """Note what the results depend on, or compare with what was noted."""
         cohort, path = self.cohort, folder / "settings.json"
         settings: dict[str, Any] = {
@@ -160,7 +162,7 @@ class Protocol:
                     f"--results_dir: '{folder}' holds results of other settings ({other}). Choose "
                     f"another folder, or remove that one."
                 )
-        write_text_whole(path, json.dumps(settings, indent=1) + "\n")
+        write_text_atomically(path, json.dumps(settings, indent=1) + "\n")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -194,7 +196,7 @@ def _write_splits(path: Path, cohort: Cohort, splits: dict[int, list[Split]]) ->
         known.setdefault(str(seed), {}).update(
             {split.name: sorted({cohort.scans[i].subject for i in split.test}) for split in of_seed}
         )
-    write_text_whole(path, json.dumps(known, indent=1) + "\n")
+    write_text_atomically(path, json.dumps(known, indent=1) + "\n")
 
 
 # ------------------------------------------------------------------------------ results
@@ -271,12 +273,12 @@ def write_tables(folder: Path, name: str, results: Sequence[FitResult]) -> None:
     write_table(pd.DataFrame(rows), folder / "results.csv")
     found = summary(results)
     text = json.dumps(found, indent=1).replace("NaN", "null")
-    write_text_whole(folder / "summary.json", text + "\n")
+    write_text_atomically(folder / "summary.json", text + "\n")
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
     """Write a CSV whole or not at all."""
-    with written_whole(path) as temporary:
+    with atomic_path(path) as temporary:
         table.to_csv(temporary, index=False, lineterminator="\n")
 
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from matplotlib.figure import Figure
 
-from neuromamba.common.atomic_files import write_text_whole
+from neuromamba.common.atomic_files import write_text_atomically
 from neuromamba.data.regions.atlases import Atlas
 from neuromamba.neurossm.attribution_files import safe_name
 from neuromamba.neurossm.attribution_report import GroupMap, glass_brain
@@ -30,7 +30,7 @@ class _Class(Protocol):
     @property
     def reference(self) -> np.ndarray: ...
     @property
-    def likeness_to_chance(self) -> float | None: ...
+    def similarity_to_random_weights(self) -> float | None: ...
 
 
 def write_reference_page(
@@ -54,7 +54,9 @@ def write_reference_page(
             ", ".join(one.terms),
             f"{scores.correlation[i, i]:.3f}",
             f"{scores.p[i, i]:.3f}",
-            "-" if one.likeness_to_chance is None else f"{one.likeness_to_chance:.2f}",
+            "-"
+            if one.similarity_to_random_weights is None
+            else f"{one.similarity_to_random_weights:.2f}",
         ]
         for i, one in enumerate(classes)
     ]
@@ -88,7 +90,7 @@ def write_reference_page(
         f"class's terms, in the regions of {atlas.name}.",
     )
     path = folder / "report.html"
-    write_text_whole(path, render(Page(f"CPA and Neurosynth: {name}", summary, sections)))
+    write_text_atomically(path, render(Page(f"CPA and Neurosynth: {name}", summary, sections)))
     return path
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from neuromamba.common.atomic_files import write_text_whole
+from neuromamba.common.atomic_files import write_text_atomically
 from neuromamba.data.regions.dataset import Cohort
 from neuromamba.data.regions.holdout import HOLDOUT_NAME
 from neuromamba.evaluation.scores import SubjectScores
@@ -97,7 +97,7 @@ def write_report(folder: Path, cohort: Cohort, results: Results, flags: Mapping[
     sections.append(Section("Settings and versions", tables=[Table(given), version_table()]))
     page = Page(f"{name} on {cohort.name}", (_what(cohort, own),), sections)
     path = folder / "report.html"
-    write_text_whole(path, render(page))
+    write_text_atomically(path, render(page))
     return path
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from neuromamba.common.atomic_files import write_text_whole
+from neuromamba.common.atomic_files import write_text_atomically
 from neuromamba.data.regions.atlases import Atlas
 from neuromamba.data.regions.extraction import Extracted, Extraction
 from neuromamba.pages.figures import BLUE, GREY, save_figure, styled
@@ -79,7 +79,7 @@ def write_page(
         if refused:
             table = Table([[text] for text in refused])
             sections.append(Section("Left out", tables=[table]))
-        write_text_whole(path, render(Page("ROI time series", summary, sections)))
+        write_text_atomically(path, render(Page("ROI time series", summary, sections)))
 
 
 @styled

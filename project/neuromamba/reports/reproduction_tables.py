@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from neuromamba.common.atomic_files import write_text_whole
+from neuromamba.common.atomic_files import write_text_atomically
 from neuromamba.evaluation.intervals import Interval, bootstrap_interval
 from neuromamba.evaluation.scores import SubjectScores
 from neuromamba.fmamba.run_folder import RunFolder
@@ -191,7 +191,7 @@ def write_table(
     paths = []
     for suffix, content in contents.items():
         path = output / (stem + suffix)
-        write_text_whole(path, content)
+        write_text_atomically(path, content)
         paths.append(path)
     return paths
 

@@ -15,7 +15,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
-from neuromamba.common.atomic_files import temporary_beside, written_whole
+from neuromamba.common.atomic_files import atomic_path, temporary_beside
 from neuromamba.common.seeds import stream
 
 
@@ -128,7 +128,7 @@ def _copy_whole(old: Path, new: Path) -> None:
     """Copy a checkpoint, a file or (DeepSpeed's) a folder."""
     new.parent.mkdir(parents=True, exist_ok=True)
     if old.is_file():
-        with written_whole(new) as temporary:
+        with atomic_path(new) as temporary:
             shutil.copyfile(old, temporary)
         return
     temporary = temporary_beside(new)

@@ -37,7 +37,7 @@ class UnwrittenError(UserInputError):
         self.temporary = temporary
 
 
-class WholeCheckpoints(TorchCheckpointIO):
+class AtomicCheckpoints(TorchCheckpointIO):
     """Writes single-file checkpoints; Lightning's own may leave half of one."""
 
     def save_checkpoint(

@@ -11,7 +11,7 @@ from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.utilities import rank_zero_only
 
-from neuromamba.common.atomic_files import written_whole
+from neuromamba.common.atomic_files import atomic_path
 
 FILE = "metrics.csv"
 Row = dict[str, Any]
@@ -50,7 +50,8 @@ def curve_logger(run_dir: Path, taken: Mapping[str, Any] | None = None) -> CSVLo
     Args:
         run_dir: of the run.
         taken: of a resumed run: the steps it took before, ``global_step``, and what its checkpoint
-            says about its curves (``survival.RUN_KEY``). Later rows are dropped: they come again.
+            says about its curves (``fault_tolerance.RUN_KEY``). Later rows are dropped, because
+            they are written again.
     """
     path = run_dir / "logs" / FILE
     if rank_zero_only.rank == 0 and path.is_file():  # type: ignore[attr-defined]
@@ -94,7 +95,7 @@ def read_rows(path: Path) -> list[Row]:
 def write_rows(path: Path, rows: Iterable[Row], columns: list[str]) -> None:
     """Write the file whole or not at all."""
     with (
-        written_whole(path) as temporary,
+        atomic_path(path) as temporary,
         open(temporary, "w", newline="", encoding="utf-8") as stream,
     ):
         writer = csv.DictWriter(stream, fieldnames=columns)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.training.finite import Step, bad_gradient, bad_weights, skip_step
-from neuromamba.training.rank_sync import Agreement, Siblings, where
+from neuromamba.training.rank_sync import RankSync, Siblings, where
 from neuromamba.training.resume_state import RUN_KEY, note_position, restore_position
 from neuromamba.training.run_lock import RunLock
 from neuromamba.training.stopping import (
@@ -40,7 +40,7 @@ from neuromamba.training.stopping import (
 from neuromamba.training.zero_strategy import ZeroStrategy
 
 
-class Survival(Callback):
+class FaultTolerance(Callback):
     """Stops a run in good order, and keeps numbers that are none out of its checkpoints.
 
     Args:
@@ -71,7 +71,7 @@ class Survival(Callback):
         self.signals, self.siblings = Signals(), Siblings()
         self._deadline = None if max_seconds is None else time.monotonic() + max_seconds
         self._began = time.monotonic()
-        self._agreement = Agreement()
+        self._rank_sync = RankSync()
         self._reason = Reason.NONE
         self._left_out = False
         self._step, self._proposed = Step(), Step()
@@ -257,7 +257,7 @@ class Survival(Callback):
             numbers[1] = loss * (trainer.world_size - trainer.global_rank)
         if gradient is not None:
             numbers[2] = gradient
-        self._agreement.propose(numbers)
+        self._rank_sync.propose(numbers)
 
     def _settle(self, trainer: Trainer) -> bool:
         """Read the last answer, if there is one; whether its step has to be passed over.
@@ -266,7 +266,7 @@ class Survival(Callback):
             UserInputError: the step cannot be passed over; on the rank that has to say so.
             EndedElsewhereError: on the others.
         """
-        answer = self._agreement.read()
+        answer = self._rank_sync.read()
         if answer is None:
             return False
         reason, loss, gradient = answer
@@ -341,7 +341,7 @@ class Survival(Callback):
         """Let no weights through that are not numbers, and note where in the run this is."""
         self._settle(trainer)
         self._propose(trainer, pl_module, bad_weights(pl_module))
-        answer = self._agreement.read()
+        answer = self._rank_sync.read()
         if answer is not None and answer[1]:
             if trainer.global_rank != trainer.world_size - answer[1]:
                 raise EndedElsewhereError

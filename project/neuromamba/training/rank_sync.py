@@ -23,7 +23,7 @@ def several_ranks() -> bool:
     )
 
 
-class Agreement:
+class RankSync:
     """The largest of all ranks' numbers.
 
     ``propose`` costs one small reduction. It is read a step later, when it has long been done and

@@ -17,8 +17,9 @@ def note_position(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
 
     Under ``RUN_KEY``: ``validation_due``, whether a validation comes first when the run goes on;
     ``row``, what will be logged of the step that has just ended (it may not come to that);
-    ``loss``, of the last step; ``stopped``, whether the training has ended early. ``Survival`` adds
-    ``settings`` (``resume.step_settings``) and ``seconds`` of training, over all resumptions.
+    ``loss``, of the last step; ``stopped``, whether the training has ended early.
+    ``FaultTolerance`` adds ``settings`` (``resume.step_settings``) and ``seconds`` of training,
+    over all resumptions.
     """
     checkpoint[RUN_KEY] = {
         "validation_due": _repeat_validation(trainer, checkpoint["loops"]["fit_loop"]),

@@ -14,7 +14,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from neuromamba.common.atomic_files import process_runs, write_text_whole
+from neuromamba.common.atomic_files import process_runs, write_text_atomically
 from neuromamba.common.errors import UserInputError
 
 FILE = "run.lock"
@@ -114,7 +114,7 @@ class RunLock:
 
     def _take_over(self) -> bool:
         """Put this owner in the place of the old one; of several that do so the last counts."""
-        write_text_whole(self.path, self._text())
+        write_text_atomically(self.path, self._text())
         time.sleep(min(1.0, self.every))
         return self._read() == self.owner
 

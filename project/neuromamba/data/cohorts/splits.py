@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from neuromamba.common.atomic_files import write_text_whole
+from neuromamba.common.atomic_files import write_text_atomically
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.shares import largest_remainder
 
@@ -237,7 +237,7 @@ def _section(part: str, names: Iterable[str]) -> str:
 
 def write_split_txt(path: str | Path, split: Split) -> None:
     """Write the reference's text file (a line ``<part>_subjects``, then names), atomically."""
-    write_text_whole(Path(path), "".join(_section(p, getattr(split, p)) for p in PARTS))
+    write_text_atomically(Path(path), "".join(_section(p, getattr(split, p)) for p in PARTS))
 
 
 def read_split_txt(path: str | Path) -> Split:
@@ -296,7 +296,7 @@ def write_split_files(folder: str | Path, split: Split, record: Mapping[str, Any
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     stem = split_stem(record["split_num"], record["unit"])
-    write_text_whole(folder / f"{stem}.json", json.dumps(record, indent=1) + "\n")
+    write_text_atomically(folder / f"{stem}.json", json.dumps(record, indent=1) + "\n")
     write_split_txt(folder / f"{stem}.txt", split)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from neuromamba.common.atomic_files import written_whole
+from neuromamba.common.atomic_files import atomic_path
 from neuromamba.common.errors import UserInputError, look_up
 
 ABSENT = frozenset({"", "na", "n/a", "nan", "none", "null"})
@@ -126,7 +126,7 @@ def adopt_tables(source: Path, image_path: Path, names: Sequence[str]) -> list[s
             lines.append(f"metadata: {target} differs from {found[0]} and is left as it is")
         else:
             target.parent.mkdir(exist_ok=True)
-            with written_whole(target) as temporary:
+            with atomic_path(target) as temporary:
                 temporary.write_bytes(*contents)
             lines.append(f"metadata: {name} copied from {found[0]}")
     return lines

@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from neuromamba.common.atomic_files import locked, written_whole
+from neuromamba.common.atomic_files import atomic_path, locked
 from neuromamba.common.errors import UserInputError
 
 QUARANTINE = "quarantine.tsv"
@@ -49,7 +49,7 @@ def update_quarantine(
                 path.unlink(missing_ok=True)
                 return 0
             with (
-                written_whole(path) as temporary,
+                atomic_path(path) as temporary,
                 open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as out,
             ):
                 writer = csv.writer(out, delimiter="\t", lineterminator="\n")

@@ -65,7 +65,7 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """A batch: ``frames`` [L, N] and ``lengths`` of the packed scans, ``label`` [B].
 
     ``subject``, the scans' names, and ``window``, their numbers, are what messages about a batch
-    name (``training.survival``).
+    name (``training.fault_tolerance``).
     """
     packed = pack([item["series"] for item in items])
     return {

@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from neuromamba.common.atomic_files import write_text_whole
+from neuromamba.common.atomic_files import write_text_atomically
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.store.header import RunHeader
 from neuromamba.data.store.reader import read_header
@@ -100,6 +100,6 @@ def _save(place: Path, headers: Mapping[str, tuple[list[int], RunHeader]]) -> No
         for name, (stamp, header) in headers.items()
     }
     try:
-        write_text_whole(place, json.dumps({"fields": _FIELDS, "runs": runs}))
+        write_text_atomically(place, json.dumps({"fields": _FIELDS, "runs": runs}))
     except OSError as error:
         logger.info("%s is not kept (%s)", place, error.strerror)

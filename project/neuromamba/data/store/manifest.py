@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neuromamba.common.atomic_files import written_whole
+from neuromamba.common.atomic_files import atomic_path
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.store.header import RunHeader
 from neuromamba.data.store.header_cache import read_headers
@@ -61,7 +61,7 @@ def write_manifest(image_path: str | Path, rows: Iterable[ManifestRow]) -> Path:
     path = Path(image_path) / MANIFEST
     try:
         with (
-            written_whole(path) as temporary,
+            atomic_path(path) as temporary,
             open(temporary, "w", newline="", encoding="utf-8") as stream,
         ):
             writer = csv.DictWriter(stream, [f.name for f in dataclasses.fields(ManifestRow)])

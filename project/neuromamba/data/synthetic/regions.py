@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from neuromamba.common.atomic_files import write_text_whole, written_whole
+from neuromamba.common.atomic_files import atomic_path, write_text_atomically
 from neuromamba.data.regions.atlases import FOLDER
 from neuromamba.data.regions.registry import DATASETS, DatasetDetails
 
@@ -120,7 +120,7 @@ def write_dataset(
             pheno = {"subjectId": subject, details.target: SPELLING.get(word, word)}
             turned = series.T.copy() if len(samples) % 2 else series
             samples.append({"roiTimeseries": turned, "pheno": pheno})
-    with written_whole(path) as temporary, open(temporary, "wb") as stream:
+    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
         if path.suffix == ".npy":
             np.save(stream, np.array(samples, dtype=object), allow_pickle=True)
         else:
@@ -132,7 +132,7 @@ def write_dataset(
         # HCP's data sets share it: the same subjects have the same rows, and the larger one stays.
         before = table.read_text(encoding="utf-8").splitlines() if table.is_file() else []
         longest = max(lines, before, key=len)
-        write_text_whole(table, "\n".join(longest) + "\n")
+        write_text_atomically(table, "\n".join(longest) + "\n")
     if atlas:
         write_atlas(folder / FOLDER / f"{details.atlas}.nii.gz", recipe.rois)
     write_truth(path, details, recipe)
@@ -147,7 +147,7 @@ def write_truth(path: Path, details: DatasetDetails, recipe: Recipe) -> None:
         for label in range(len(recipe.kinds))
     }
     text = json.dumps({"synthetic": recipe._asdict(), "classes": truth}, indent=1)
-    write_text_whole(path.with_name(path.name + ".truth.json"), text + "\n")
+    write_text_atomically(path.with_name(path.name + ".truth.json"), text + "\n")
 
 
 def write_atlas(path: Path, rois: int) -> None:
@@ -166,10 +166,10 @@ def write_atlas(path: Path, rois: int) -> None:
     labels = np.zeros(mask.shape, dtype=np.int16)
     labels[tuple(brain.T)] = nearest + 1
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as temporary:
+    with atomic_path(path) as temporary:
         named = temporary.with_name(temporary.name + ".nii.gz")  # nibabel goes by the suffix
         nib.save(nib.Nifti1Image(labels, mask.affine), named)
         named.replace(temporary)
     rows = ["index,name", *(f"{i},synthetic-{i}" for i in range(1, rois + 1))]
     table = path.with_name(path.name.removesuffix(".nii.gz") + ".csv")
-    write_text_whole(table, "\n".join(rows) + "\n")
+    write_text_atomically(table, "\n".join(rows) + "\n")

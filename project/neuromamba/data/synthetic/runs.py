@@ -26,7 +26,7 @@ import nibabel
 import numpy as np
 from tqdm import tqdm
 
-from neuromamba.common.atomic_files import written_whole
+from neuromamba.common.atomic_files import atomic_path
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.ingest.convert import ConversionOptions, available_cpus
 from neuromamba.data.ingest.folder import convert_folder
@@ -44,7 +44,7 @@ def _write_subject(spec: SyntheticSpec, output_dir: Path, index: int) -> dict[st
     image.set_sform(affine, code=4)  # 4: MNI152
     image.set_qform(affine, code=4)
     path = output_dir / f"{labels['subject']}_task-rest_bold.nii.gz"
-    with written_whole(path) as temporary:
+    with atomic_path(path) as temporary:
         # Level 1 is the fastest; no time stamp, so that equal specs give equal files.
         temporary.write_bytes(gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
     return labels
@@ -93,7 +93,7 @@ def write_nifti_dataset(
         with ProcessPoolExecutor(min(workers, spec.subjects), mp_context=context) as pool:
             rows = _with_progress(pool.map(task, range(spec.subjects)), spec.subjects)
     with (
-        written_whole(output_dir / "participants.csv") as temporary,
+        atomic_path(output_dir / "participants.csv") as temporary,
         open(temporary, "w", newline="", encoding="utf-8") as stream,
     ):
         writer = csv.DictWriter(stream, fieldnames=list(rows[0]))

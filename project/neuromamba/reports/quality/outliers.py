@@ -75,7 +75,7 @@ MEASURES = (
     Measure("mean_std_ratio", "mean/SD", "", 3, lambda f: f.numbers.mean_std_ratio, 0, 0.05, 0.05),
     Measure("tsnr", "temporal SNR", "", 3, lambda f: f.numbers.tsnr, 0, 0.2, 0.1),
     Measure("jump", "largest jump", "", 3, lambda f: f.numbers.jump, 1, 0.1, 0.1),
-    Measure("correlation", "likeness", "", 3, lambda f: f.similarity.correlation, -1, 0.01),
+    Measure("correlation", "similarity", "", 3, lambda f: f.similarity.correlation, -1, 0.01),
     Measure("dice", "mask overlap", "", 3, lambda f: f.similarity.dice, -1, 0.01),
 )
 _SIDES = Measure("asymmetry", "asymmetry", "", 3, lambda f: f.similarity.asymmetry, -1, 0.03)
@@ -138,14 +138,14 @@ def flag_runs(facts: Sequence[Facts]) -> tuple[list[list[Flag]], dict[str, Stand
     sides = asymmetries(facts)
     if sides is not None:
         for one, mine, z in zip(facts, flags, sides.z, strict=True):
-            likeness = one.similarity
-            if likeness.mirrored > likeness.correlation and z < -THRESHOLD:
+            similarity = one.similarity
+            if similarity.mirrored > similarity.correlation and z < -THRESHOLD:
                 mine.append(
                     Flag(
                         "left-right flip",
                         f"possible left-right flip: the mean image is more like the mirrored "
-                        f"median image (r {likeness.mirrored:.3f}) than like the median image "
-                        f"(r {likeness.correlation:.3f})",
+                        f"median image (r {similarity.mirrored:.3f}) than like the median image "
+                        f"(r {similarity.correlation:.3f})",
                     )
                 )
     _flag_others(facts, flags)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from neuromamba.common.atomic_files import written_whole
+from neuromamba.common.atomic_files import atomic_path
 from neuromamba.common.errors import UserInputError
 from neuromamba.pages.templates import template
 from neuromamba.reports.quality.outliers import (
@@ -180,7 +180,7 @@ def write_page(path: Path, rows: Sequence[Row], context: PageContext) -> None:
     )
     stream.enable_buffering(20)
     try:
-        with written_whole(path) as temporary, open(temporary, "wb") as file:
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
             stream.dump(file, "utf-8")
     except OSError as error:
         raise UserInputError(f"--output: cannot write '{path}' ({error.strerror}).") from None

@@ -58,7 +58,7 @@ def compare_images(
     for image, overlap in zip(images, dice, strict=True):
         one = image.astype(np.float32)
         others = np.where(one > median, above, np.where(one < median, below, at))
-        correlation, mirrored, asymmetry = _likeness(one, others, place)
+        correlation, mirrored, asymmetry = _similarity_of(one, others, place)
         similar.append(Similarity(correlation, mirrored, asymmetry, overlap))
     return similar
 
@@ -100,7 +100,9 @@ def _mirror(image: np.ndarray, place: np.ndarray) -> np.ndarray:
     return flipped
 
 
-def _likeness(one: np.ndarray, others: np.ndarray, place: np.ndarray) -> tuple[float, float, float]:
+def _similarity_of(
+    one: np.ndarray, others: np.ndarray, place: np.ndarray
+) -> tuple[float, float, float]:
     """Correlation, correlation with the mirrored image, and that of the left-right differences.
 
     Voxels that are background in both images and in their mirror images do not count.

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from neuromamba.common.atomic_files import make_folder, written_whole
+from neuromamba.common.atomic_files import atomic_path, make_folder
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.workers import in_processes
 from neuromamba.data.store.header import RunHeader
@@ -105,7 +105,7 @@ def survey_run(path: Path, folder: Path, options: QualityOptions) -> Surveyed:
     finally:
         run.close()
     try:
-        with written_whole(entry) as temporary, open(temporary, "wb") as stream:
+        with atomic_path(entry) as temporary, open(temporary, "wb") as stream:
             np.savez_compressed(
                 stream,
                 numbers=_as_bytes(dataclasses.asdict(measured.numbers)),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neuromamba.common.atomic_files import write_text_whole
+from neuromamba.common.atomic_files import write_text_atomically
 from neuromamba.common.errors import UserInputError
 from neuromamba.reports.quality.outliers import MEASURES, Facts, Flag, Standing, number, voxel_text
 from neuromamba.reports.quality.survey import Surveyed
@@ -132,7 +132,7 @@ COLUMNS = (
         lambda f: f.numbers.jump,
     ),
     _numeric(
-        "likeness",
+        "similarity",
         "correlation of the mean image with the median of the other runs' mean images",
         lambda f: f.similarity.correlation,
     ),
@@ -193,7 +193,7 @@ def write_tsv(path: Path, rows: Sequence[Row]) -> None:
     lines = ["\t".join(names)]
     lines += ["\t".join(_cell(record.get(name)) for name in names) for record in records]
     try:
-        write_text_whole(path, "\n".join(lines) + "\n")
+        write_text_atomically(path, "\n".join(lines) + "\n")
     except OSError as error:
         raise UserInputError(f"--output: cannot write '{path}' ({error.strerror}).") from None
 
