@@ -37,7 +37,6 @@ import nibabel as nib
 import numpy as np
 import torch
 from safetensors import safe_open
-
 from tests.integration.neurosynth_files import write_database
 
 ROOT = Path(__file__).resolve().parents[2]

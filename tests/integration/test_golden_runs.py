@@ -24,24 +24,23 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from tests.integration.forked import Ended, Nursery
-from tests.integration.launched import MAIN, ROOT, finished
-from tests.integration.neurosynth_files import needs_nimare, write_database
-from tests.integration.ranks import needs_deepspeed
+from tests.helpers.forked import Ended, Nursery
+from tests.helpers.launched import MAIN, finished
+from tests.helpers.neurosynth_files import needs_nimare, write_database
+from tests.helpers.paths import GOLDEN, ROOT
+from tests.helpers.ranks import needs_deepspeed
 
-GOLDEN = ROOT / "tests" / "golden" / "runs_0_1_0"
-EXPECTED: dict[str, Any] = json.loads((GOLDEN / "expected.json").read_text(encoding="utf-8"))
+RUNS = GOLDEN / "runs_0_1_0"
+EXPECTED: dict[str, Any] = json.loads((RUNS / "expected.json").read_text(encoding="utf-8"))
 TESTER = str(ROOT / "project" / "neurossm" / "tester.py")
 
-# How the other commands begin, behind the word for Python.
+# The other commands -> their words for ``python -m neuromamba``.
 COMMANDS: dict[str, list[str]] = {
-    "report": [str(ROOT / "project" / "report.py")],
-    "export": [str(ROOT / "project" / "export_checkpoint.py")],
-    "quality": [str(ROOT / "project" / "quality.py")],
-    "check": [
-        str(ROOT / "project/module/utils/data_preprocess_and_load/check_and_clean_hdf5.py"),
-    ],
-    "cpa": [str(ROOT / "project" / "neurossm" / "Analysis" / "run_cpa_analysis.py")],
+    "report": ["report"],
+    "export": ["export"],
+    "quality": ["quality"],
+    "check": ["check-store"],
+    "cpa": ["regions", "explain-reference"],
 }
 
 # As they were typed for the results; see make_runs.py.
@@ -71,7 +70,7 @@ EXACT, TRAINED = 1e-6, 1e-5
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
     """A copy of the files, whose times are those that the store's header cache has noted."""
-    place = Path(shutil.copytree(GOLDEN, tmp_path / "old"))
+    place = Path(shutil.copytree(RUNS, tmp_path / "old"))
     headers = json.loads((place / "store" / "headers.json").read_text())["runs"]
     for name, ((size, changed), _) in headers.items():
         file = place / "store" / "hdf5" / name
@@ -105,7 +104,7 @@ def call(old: Path, words: Sequence[str], status: int = 0) -> str:
 
 def command(old: Path, name: str, flags: str) -> str:
     """One of ``COMMANDS``."""
-    return call(old, [*COMMANDS[name], *flags.split()])
+    return call(old, ["-m", "neuromamba", *COMMANDS[name], *flags.split()])
 
 
 # ------------------------------------------------------------------------------ comparing numbers
@@ -241,7 +240,7 @@ def test_an_export_is_the_old_one(old: Path, file: str) -> None:
 
 
 def test_the_old_pretraining_goes_on(nursery: Nursery, old: Path) -> None:
-    """From inside its second epoch, by its own ``config.yaml``, to the end of a run without stop."""
+    """From inside its second epoch, by its own ``config.yaml``, to the end of an unstopped run."""
     run, expected = old / "runs" / "pretraining", EXPECTED["pretraining"]
     last = run / "checkpoints" / "last.ckpt"
     state = torch.load(last, map_location="cpu", weights_only=True)
