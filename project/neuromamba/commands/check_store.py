@@ -22,8 +22,7 @@ from pathlib import Path
 
 from neuromamba.common.cli import run_command
 from neuromamba.common.errors import UserInputError
-from neuromamba.common.workers import in_processes
-from neuromamba.data.ingest.convert import available_cpus
+from neuromamba.common.workers import available_cpus, in_processes
 from neuromamba.data.ingest.report import progress
 from neuromamba.data.store.checks import (
     CheckedRun,

@@ -22,10 +22,10 @@ import numpy as np
 
 from neuromamba.common.cli import run_command
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.workers import available_cpus
 from neuromamba.config.data import DataConfig
 from neuromamba.config.model import ModelConfig
 from neuromamba.config.names import RUN_SCALINGS
-from neuromamba.data.ingest.convert import available_cpus
 from neuromamba.data.store.reader import list_runs, read_header
 from neuromamba.reports.quality.measure import QualityOptions
 from neuromamba.reports.quality.outliers import Facts, flag_runs

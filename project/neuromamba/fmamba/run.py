@@ -20,9 +20,9 @@ from neuromamba.checkpoints.io import (
 )
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.seeds import seed_run
+from neuromamba.common.text import names_for_message
 from neuromamba.config.training import DownstreamConfig
 from neuromamba.data.cohorts.labels import target_of
-from neuromamba.data.cohorts.splits import names_for_message
 from neuromamba.data.windows.data_module import DATASETS, FMRIDataModule
 from neuromamba.evaluation.metrics import subject_key
 from neuromamba.evaluation.result_files import write_metrics

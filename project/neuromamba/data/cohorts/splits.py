@@ -23,11 +23,11 @@ import numpy as np
 from neuromamba.common.atomic_files import write_text_atomically
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.shares import largest_remainder
+from neuromamba.common.text import names_for_message
 
 logger = logging.getLogger(__name__)
 
 PARTS = ("train", "val", "test")
-_SHOWN = 10  # names spelled out in a message; the rest are counted
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,6 @@ def split_stem(split_num: int, unit: str) -> str:
 
 
 BY_SUBJECT = Grouping()
-
-
-def names_for_message(names: Iterable[str]) -> str:
-    """The first ten names, sorted, and how many more there are."""
-    ordered = sorted(names)
-    more = f" and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else ""
-    return ", ".join(ordered[:_SHOWN]) + more
 
 
 def assert_disjoint(split: Split) -> None:

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.text import some_of
 from neuromamba.data.store.header import run_file_name
 
 SUFFIXES = (".nii.gz", ".nii")
@@ -203,10 +204,10 @@ def refuse_shared_names(sources: list[Source]) -> list[Source]:
     for source in sources:
         others = [name for name in by_output[source.output.lower()] if name != source.name]
         if others:
-            some = ", ".join(others[:3]) + (" ..." if len(others) > 3 else "")
             source = source.refused(
-                f"{source.path}: by its name the run {Path(source.output).stem}, and so is {some}. "
-                f"Rename one of them, or read them from separate folders into separate outputs."
+                f"{source.path}: by its name the run {Path(source.output).stem}, and so is "
+                f"{some_of(others, 3)}. Rename one of them, or read them from separate folders into "
+                f"separate outputs."
             )
         checked.append(source)
     return checked

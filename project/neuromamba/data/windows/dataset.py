@@ -20,10 +20,10 @@ import torch
 from torch.utils.data import Dataset
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.text import names_for_message
 from neuromamba.config.data import DataConfig
 from neuromamba.config.names import ORIENTATION
 from neuromamba.data.cohorts.events import LabelledEvent
-from neuromamba.data.cohorts.splits import names_for_message
 from neuromamba.data.store.normalisation import Scaling, VoxelScaling, scaling_of, voxel_scaling_of
 from neuromamba.data.store.raw_run import FileChangedError, RawLayout, RawRun
 from neuromamba.data.store.reader import RunFile, RunHeader, read_header

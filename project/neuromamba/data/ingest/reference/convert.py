@@ -13,11 +13,11 @@ import numpy as np
 from nibabel import orientations
 
 from neuromamba.common.errors import UserInputError, look_up
+from neuromamba.config.bounds import require_positive
 from neuromamba.config.names import canonical_dataset_name
 from neuromamba.data.ingest.brain_grid import NONZERO_LIMIT, Placement, place
 from neuromamba.data.ingest.convert import Outcome, attempt, up_to_date
 from neuromamba.data.ingest.nifti import las_transform
-from neuromamba.data.ingest.options import require_positive
 from neuromamba.data.ingest.reference.hdf5 import TIME_AXES, is_store_file
 from neuromamba.data.ingest.reference.layouts import open_run
 from neuromamba.data.ingest.reference.run import ReferenceRun
@@ -74,7 +74,7 @@ class ReferenceOptions:
             ("--voxel_size", self.voxel_size),
             ("--min_frames", (self.min_frames,)),
         ):
-            require_positive(flag, values)
+            require_positive(flag, *values)
         if self.drop_first < 0:
             raise UserInputError(f"--drop_first: got {self.drop_first}, expected 0 or more.")
         if len(self.voxel_size) not in (1, 3):
