@@ -144,9 +144,9 @@ def metrics_of(folder: Path) -> dict[str, Any]:
 
 
 def same(found: Any, expected: Any, within: float, where: str = "") -> None:
-    """Names, texts and order are equal, and numbers within a share of their size, or of 1."""
+    """Names and texts are equal, and numbers within a share of their size, or of 1."""
     if isinstance(expected, Mapping):
-        assert list(found) == list(expected), where
+        assert set(found) == set(expected), where
         for name, value in expected.items():
             same(found[name], value, within, f"{where}/{name}")
     elif isinstance(expected, list):
@@ -177,6 +177,7 @@ def same_state(
         name: [list(t.shape), float(t.double().sum()), float(t.double().abs().sum())]
         for name, t in state.items()
     }
+    assert list(found) == list(expected)
     same(found, expected, within)
 
 
@@ -399,10 +400,10 @@ def test_a_seed_is_added_to_old_results(old: Path) -> None:
 def test_old_maps_are_compared_with_neurosynth(old: Path) -> None:
     place = old / "neurossm"
     write_database(place / "data", ("left", "right"))
-    (place / "terms.yaml").write_text("Own: {a: [left], b: [right]}\n")
+    (place / "terms.yaml").write_text("Own: {a: [left]}\n")
     flags = "--root Analysis/Explainability --out out --data_dir data --terms terms.yaml"
     command(place, "cpa", f"{flags} --atlas six.nii.gz --draws 50")
     found = json.loads((place / "out" / "reports" / "Own" / "scores.json").read_text())
     expected = EXPECTED["neurossm"]["reference"]
-    assert set(expected["classes"]) == {"a", "b"}
+    assert set(expected["classes"]) == {"a"}
     same({name: found[name] for name in expected}, expected, TRAINED)
