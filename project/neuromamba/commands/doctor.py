@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from neuromamba.commands.plan import add_json, write_json
 from neuromamba.common.cli import run_command
-from neuromamba.fmamba.flags import Parser, parse_arguments
+from neuromamba.config.flag_parser import Parser, parse_arguments
 from neuromamba.planning.data_path import check_data_path
 from neuromamba.planning.machine import Check, check_machine
 

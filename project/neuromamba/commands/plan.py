@@ -21,7 +21,8 @@ from typing import Any
 from neuromamba.common.atomic_files import write_text_atomically
 from neuromamba.common.cli import run_command
 from neuromamba.common.errors import UserInputError
-from neuromamba.fmamba.flags import Parser, build_parser, parse_arguments
+from neuromamba.config.flag_parser import Parser, parse_arguments
+from neuromamba.fmamba.flags import build_parser
 from neuromamba.fmamba.run_config import RunConfig, run_config
 from neuromamba.planning.batch_script import SCHEDULERS, batch_script
 from neuromamba.planning.cluster_plan import (

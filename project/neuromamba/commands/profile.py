@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from neuromamba.common.errors import UserInputError
-from neuromamba.fmamba.flags import Parser, build_parser, parse_arguments
+from neuromamba.config.flag_parser import Parser, parse_arguments
+from neuromamba.fmamba.flags import build_parser
 from neuromamba.fmamba.profiling import WARM_UP, ThroughputCheck
 from neuromamba.fmamba.run import Run
 from neuromamba.fmamba.run_config import RunConfig, run_config

@@ -304,8 +304,8 @@ def write_tables(
 
 def plan_text(study: Study, gpu: str) -> str:
     """The jobs and what they cost."""
+    from neuromamba.config.flag_parser import parse_arguments
     from neuromamba.fmamba.flags import build_parser as run_parser
-    from neuromamba.fmamba.flags import parse_arguments
     from neuromamba.fmamba.flop_formula import window_flops
     from neuromamba.fmamba.run_config import run_config
     from neuromamba.planning.cluster_plan import ASSUMED_UTILISATION

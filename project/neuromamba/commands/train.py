@@ -26,8 +26,9 @@ def run(argv: Sequence[str]) -> dict[str, float]:
     # its errors are shown.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # Imported here: every loading process imports this file, and needs none of it.
+    from neuromamba.config.flag_parser import parse_arguments
     from neuromamba.fmamba.dry_run import describe_plan
-    from neuromamba.fmamba.flags import build_parser, parse_arguments
+    from neuromamba.fmamba.flags import build_parser
     from neuromamba.fmamba.run import Run
     from neuromamba.fmamba.run_card import apply_card
     from neuromamba.fmamba.run_config import run_config

@@ -23,7 +23,8 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.evaluation.metrics import WindowScores
 from neuromamba.fmamba.flags import SYNONYMS
 from neuromamba.fmamba.run_config import RunConfig, unused_flags
-from neuromamba.training.launch import agreed, run_tag
+from neuromamba.training.job import run_tag
+from neuromamba.training.launch import agreed
 
 # Part -> file.
 PREDICTIONS = {"test": "predictions.csv", "val": "validation_predictions.csv"}
