@@ -77,6 +77,21 @@ OPTIMIZER_NAMES = ("AdamW", "SGD")
 LOGGER_NAMES = ("wandb", "tensorboard", "csv")
 
 
+ATLAS_NAMES = ("Schaefer400", "AAL3v2", "AAL116")
+
+
+CONFOUND_SETS = ("none", "basic", "full")  # columns of fMRIPrep that are regressed out
+
+
+RANDOM_MAPS = ("moran", "permutation")  # null models of a map of regions
+
+
+CONV_NAMES = ("conv1d", "conv_xBC")  # mamba_ssm from version 2 on, and before
+
+
+EXPORT_DTYPES = ("fp32", "bf16")
+
+
 ORIENTATION = "LAS"  # voxel order of every store: that of HCP/FSL and of the released weights
 
 

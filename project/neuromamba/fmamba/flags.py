@@ -10,11 +10,17 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from neuromamba.common.cli import ExampleFormatter
 from neuromamba.config import names, tasks
 from neuromamba.config.data import AugmentConfig, DataConfig
 from neuromamba.config.flag_parser import Parser
 from neuromamba.config.model import HeadConfig, ModelConfig
-from neuromamba.config.training import DownstreamConfig, OptimConfig, PretrainConfig
+from neuromamba.config.training import (
+    EFFECTIVE_BATCH,
+    DownstreamConfig,
+    OptimConfig,
+    PretrainConfig,
+)
 from neuromamba.fmamba.trainer_flags import add_trainer_flags
 
 
@@ -22,13 +28,19 @@ def _default(cls: type, field: str) -> Any:
     return cls.__dataclass_fields__[field].default  # type: ignore[attr-defined]
 
 
-def build_parser() -> Parser:
-    """The parser of ``project/main.py``; other entry points take groups of flags from it."""
+def build_parser(prog: str = "neuromamba train", description: str | None = None) -> Parser:
+    """Build the parser of a training; commands about trainings add flags of their own to it.
+
+    Args:
+        prog: the command, as ``--help`` calls it.
+        description: of the command, with an example.
+    """
     parser = Parser(
-        prog="neuromamba train",
-        description="Pre-train, fine-tune and test FMamba, the NeuroMamba backbone.",
+        prog=prog,
+        usage=f"{prog} [--config FILE] [--flag VALUE ...]",
+        description=description,
         allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=ExampleFormatter,
     )
     add_run_flags(parser)
     add_data_flags(parser)
@@ -384,7 +396,7 @@ def add_optim_flags(parser: argparse.ArgumentParser) -> None:
 
     value("optimizer", str, ", ".join(names.OPTIMIZER_NAMES))
     value("learning_rate", float, "peak learning rate")
-    _switch(group, "lr_scaling", False, "times effective batch / 1152, the paper's batch")
+    _switch(group, "lr_scaling", False, f"times effective batch / {EFFECTIVE_BATCH}, the paper's")
     value("weight_decay", float, "decoupled weight decay")
     value("momentum", float, "of SGD")
     _switch(group, "use_scheduler", True, "CosineAnnealingWarmUpRestarts; off: constant rate")

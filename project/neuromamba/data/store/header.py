@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-import numpy as np
+FORMAT_VERSION = 1
+COMPRESSIONS = ("none", "lz4")
 
 Triple = tuple[int, int, int]
 Affine = tuple[tuple[float, ...], ...]
@@ -91,4 +93,4 @@ class RunHeader:
     @property
     def brain_fraction(self) -> float:
         """Share of the target grid's voxels that are kept."""
-        return self.n_voxels / float(np.prod(self.grid))
+        return self.n_voxels / math.prod(self.grid)
