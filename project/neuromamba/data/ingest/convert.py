@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -28,7 +27,7 @@ from neuromamba.data.store.header import RunHeader, RunSource, Triple
 from neuromamba.data.store.reader import read_header
 from neuromamba.data.store.writer import WriteOptions, write_run
 
-__all__ = ["ConversionOptions", "Outcome", "available_cpus", "convert_run"]
+__all__ = ["ConversionOptions", "Outcome", "convert_run"]
 
 _SMALL_MASK = 0.05  # of the volume: a head fills more of any usual field of view
 _RESAMPLED_AT_ONCE = 4  # frames: 17 MB, and copies of them
@@ -226,8 +225,3 @@ def up_to_date(
     if header.source_sha256 != source_sha256():
         return None, "the source has changed"
     return header, ""
-
-
-def available_cpus() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
