@@ -26,7 +26,8 @@ from neuromamba.config.data import DataConfig
 from neuromamba.config.names import SCALING_METHODS
 from neuromamba.data.store.header import RunSource
 from neuromamba.data.store.writer import WriteOptions, write_run
-from neuromamba.data.synthetic.brain import SyntheticSpec, generate_subject
+from neuromamba.data.synthetic.brain import generate_subject
+from neuromamba.data.synthetic.spec import SyntheticSpec
 from neuromamba.data.windows.dataset import WindowDataset
 
 GRID, SLICE, FRAME, FRAMES = (96, 96, 96), 52, 3, 20

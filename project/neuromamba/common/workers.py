@@ -114,5 +114,5 @@ def _ctrl_c_noted() -> Iterator[threading.Event]:
 
 
 def available_cpus() -> int:
-    """Count the processors that this process may use."""
+    """Processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

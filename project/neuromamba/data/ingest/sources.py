@@ -206,8 +206,8 @@ def refuse_shared_names(sources: list[Source]) -> list[Source]:
         if others:
             source = source.refused(
                 f"{source.path}: by its name the run {Path(source.output).stem}, and so is "
-                f"{some_of(others, 3)}. Rename one of them, or read them from separate folders into "
-                f"separate outputs."
+                f"{some_of(others, 3)}. Rename one of them, or read them from separate folders "
+                f"into separate outputs."
             )
         checked.append(source)
     return checked

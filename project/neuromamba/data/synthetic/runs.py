@@ -31,7 +31,8 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.common.workers import available_cpus
 from neuromamba.data.ingest.convert import ConversionOptions
 from neuromamba.data.ingest.folder import convert_folder
-from neuromamba.data.synthetic.brain import SyntheticSpec, generate_subject
+from neuromamba.data.synthetic.brain import generate_subject
+from neuromamba.data.synthetic.spec import SyntheticSpec
 
 logger = logging.getLogger(__name__)
 
