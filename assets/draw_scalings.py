@@ -55,7 +55,9 @@ def main() -> None:
             source=RunSource(subject="s", tr=2.0),
             options=WriteOptions(voxel_statistics=True),
         )
-        config = DataConfig(("Own",), (folder,), GRID, FRAMES)
+        config = DataConfig(
+            dataset_name=("Own",), image_path=(folder,), img_size=GRID, sequence_length=FRAMES
+        )
         for method, (upper, lower) in zip(SCALING_METHODS, axes.T, strict=True):
             scaled = dataclasses.replace(config, input_scaling_method=method)
             window = WindowDataset([path], scaled)[0]

@@ -36,7 +36,7 @@ class PretrainConfig:
             raise UserInputError(f"--mask_ratio: got {self.mask_ratio}, expected 0 < r < 1.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DownstreamConfig:
     """A downstream task on top of the backbone.
 
@@ -125,7 +125,7 @@ class DownstreamConfig:
         return len(self.class_names) if self.task_type == "classification" else 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """Optimiser and schedule; defaults are the paper's (Appendix B).
 

@@ -323,7 +323,7 @@ class Run:
         task = self.config.flags["watch_task"]
         if task is None or data is None:
             return {}, ""
-        labelled = FMRIDataModule(data.config, DownstreamConfig(task), write_split=False)
+        labelled = FMRIDataModule(data.config, DownstreamConfig(task=task), write_split=False)
         return {
             subject_key(name, number): int(store.labels[name])
             for number, (store, names) in enumerate(

@@ -118,7 +118,13 @@ def read_grouping(
             unit: " / ".join(values.get(unit, "not recorded") for values in strata)
             for unit in subject_of
         }
-    return Grouping(config.group_by, config.family_column or "", chosen, family, stratum)
+    return Grouping(
+        unit=config.group_by,
+        family_column=config.family_column or "",
+        stratify_by=chosen,
+        family=family,
+        stratum=stratum,
+    )
 
 
 def _tell_missing(

@@ -62,7 +62,7 @@ class Split:
         return Split(*(tuple(s for s in getattr(self, part) if s in kept) for part in PARTS))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Grouping:
     """What is split, what stays together, and what is spread evenly.
 

@@ -99,7 +99,7 @@ def _killed(path: Path) -> CheckedRun:
         "not checked: a worker process was killed, perhaps for want of memory. Use fewer "
         "--num_workers"
     )
-    return CheckedRun(path, "failed", message)
+    return CheckedRun(path=path, status="failed", message=message)
 
 
 def _summary(

@@ -18,7 +18,7 @@ from neuromamba.data.store.header import COMPRESSIONS, FORMAT_VERSION, Triple
 MASK_RULES = ("auto", "nonzero", "computed")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ConversionOptions:
     """How runs are converted.
 

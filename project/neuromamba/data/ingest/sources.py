@@ -27,7 +27,7 @@ _COMPANIONS |= {"epi", "fieldmap", "phasediff", "magnitude", "magnitude1", "magn
 _COMPANIONS |= {"phase1", "phase2"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """A NIfTI file to convert.
 
@@ -76,7 +76,7 @@ class PassedOver:
     why: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tree:
     """The images below a folder.
 
@@ -150,13 +150,13 @@ def scan(folder: str | Path, exclude: Path | None = None) -> Tree:
         else:
             archives += 1
     return Tree(
-        root,
-        tuple(volumes),
-        tuple(surfaces),
-        tuple(json),
-        tuple(unreadable),
-        archives,
-        tuple(pairs),
+        root=root,
+        volumes=tuple(volumes),
+        surfaces=tuple(surfaces),
+        json=tuple(json),
+        unreadable=tuple(unreadable),
+        archives=archives,
+        pairs=tuple(pairs),
     )
 
 

@@ -56,7 +56,7 @@ class RunSource:
     space: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunHeader:
     """What a file says about its run; every field is an attribute of the file.
 

@@ -70,7 +70,12 @@ def judge(runs: Sequence[Surveyed], request: QualityRequest, data: DataConfig) -
 
     readable = [run for run in runs if run.header and run.numbers]
     facts = [
-        Facts(run.path.stem, run.header, run.numbers, len(windows_of(run.header.n_frames, data)))
+        Facts(
+            name=run.path.stem,
+            header=run.header,
+            numbers=run.numbers,
+            windows=len(windows_of(run.header.n_frames, data)),
+        )
         for run in readable
         if run.header and run.numbers
     ]
@@ -90,7 +95,7 @@ def command_of(request: QualityRequest) -> str:
     import shlex
 
     words = ["neuromamba", "quality", "--image_path", request.image_path]
-    plain = QualityRequest(request.image_path)
+    plain = QualityRequest(image_path=request.image_path)
     for name in (
         "output",
         "patch_size",

@@ -48,12 +48,14 @@ def _convert(source: Source, output: Path, options: ReferenceOptions) -> Outcome
         if not options.overwrite:
             header, change = up_to_date(output, digest, run.sha256)
             if header is not None:
-                return Outcome(source, "skipped", header=header)
+                return Outcome(source=source, status="skipped", header=header)
             again = f"again, because {change}"
     size = " x ".join(map(str, run.shape))
     if options.dry_run:
         message = f"{size} x {run.n_frames}, {options.orientation}, background {options.background}"
-        return Outcome(source, "planned", f"{again}, {message}" if again else message)
+        return Outcome(
+            source=source, status="planned", message=f"{again}, {message}" if again else message
+        )
 
     mask, mask_source = background_mask(run, options.background, options.drop_first)
     notes = []
@@ -106,7 +108,13 @@ def _convert(source: Source, output: Path, options: ReferenceOptions) -> Outcome
             voxel_statistics=options.voxel_norm,
         ),
     )
-    return Outcome(source, "converted", again, notes + _differences(run, header), header)
+    return Outcome(
+        source=source,
+        status="converted",
+        message=again,
+        notes=notes + _differences(run, header),
+        header=header,
+    )
 
 
 def background_mask(run: ReferenceRun, rule: str, first: int = 0) -> tuple[np.ndarray, str]:

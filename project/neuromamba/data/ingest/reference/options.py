@@ -21,7 +21,7 @@ MNI_CENTRE = (0.0, -18.0, 18.0)
 _AXES = ("LR", "PA", "IS")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ReferenceOptions:
     """How runs of the reference's layouts are converted.
 
