@@ -27,7 +27,8 @@ from neuromamba.config.training import DownstreamConfig
 from neuromamba.data.cohorts.cohort_store import open_store
 from neuromamba.data.cohorts.grouping import column_of_units
 from neuromamba.data.cohorts.registry import DATASETS
-from neuromamba.data.cohorts.splits import PARTS, split_record, write_split_files
+from neuromamba.data.cohorts.split_files import split_record, write_split_files
+from neuromamba.data.cohorts.splits import PARTS
 from neuromamba.data.windows.cache import WindowCache, cache_bytes
 from neuromamba.data.windows.dataset import WindowDataset, event_name
 from neuromamba.data.windows.loader import BatchReader, EpochSampler, in_order, window_loader
