@@ -43,7 +43,6 @@ from neuromamba.data.store.header import (
 from neuromamba.data.store.raw_run import RawLayout, check_frames, identity_of, unreadable
 
 __all__ = [
-    "TOOL_VERSION",
     "RunFile",
     "RunHeader",
     "list_runs",
@@ -51,7 +50,6 @@ __all__ = [
     "run_file_name",
 ]
 
-TOOL_VERSION = "neuromamba-store 1.0"
 CONVERT = "python project/module/utils/data_preprocess_and_load/preprocessing.py"
 _CONVERT_REFERENCE = "convert_data_into_hdf5_revised.py"  # beside it
 
