@@ -21,6 +21,8 @@ from neuromamba.data.ingest.sources import Source
 from neuromamba.data.regions.atlases import (
     ATLASES,
     Atlas,
+    find_atlas,
+    read_atlas,
     spare_collections,
 )
 from neuromamba.data.regions.extraction import Extracted, Extraction, extract
