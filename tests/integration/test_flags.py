@@ -35,7 +35,7 @@ from neuromamba.fmamba.flags import build_parser
 from neuromamba.fmamba.module import FMambaModule
 from neuromamba.fmamba.trainer_flags import SYNONYMS, TRAINER_FLAGS
 from neuromamba.layers.mamba2 import Mamba2
-from neuromamba.layers.ssd.api import CHUNK
+from neuromamba.layers.ssd.types import CHUNK
 from neuromamba.training import allocator
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny import SUBJECTS, CommandLine, Finished, write_tiny_run

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.config.names import SAFETENSORS
 
-SAFETENSORS = ".safetensors"
 FOR_USE = ("best.ckpt", "last.ckpt")
 INDEX = "model.safetensors.index.json"
 _KINDS = (".ckpt", ".pt", ".pth", ".bin", SAFETENSORS)

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from neuromamba.layers.rms_norm import NORM_EPS
-from neuromamba.layers.ssd.api import CHUNK
 from neuromamba.layers.ssd.passes import Sizes, Totals, Weights
+from neuromamba.layers.ssd.types import CHUNK
 from neuromamba.layers.ssd_native.build import SWITCH, find_library, switched_off
 
 MAX_TAPS = 8  # as in kernels.c

@@ -18,8 +18,8 @@ from neuromamba.data.ingest.reference.layouts import open_run
 from neuromamba.data.ingest.reference.options import ReferenceOptions
 from neuromamba.data.ingest.reference.run import ReferenceRun
 from neuromamba.data.ingest.sources import Source
-from neuromamba.data.store.header import RunHeader
-from neuromamba.data.store.writer import write_run
+from neuromamba.data.store.header import RunHeader, RunSource
+from neuromamba.data.store.writer import WriteOptions, write_run
 
 _SAME = 0.05  # relative; the reference may have counted its voxels and rounded in another way
 
@@ -80,27 +80,31 @@ def _convert(source: Source, output: Path, options: ReferenceOptions) -> Outcome
         output,
         _brain_frames(run, options.drop_first, placed, to_las),
         placed.vox,
-        subject=source.subject,
-        session=source.session,
-        task=source.task,
-        run=source.run,
-        dataset=options.dataset,
         grid=options.img_size or mask.shape,
         affine=placed.affine,
-        source_shape=run.shape,
-        source_affine=affine,
-        crop_offset=placed.offset,
-        cropped_voxels=placed.cropped,
-        tr=options.tr,
-        tr_source="--tr",
-        dropped_frames=options.drop_first,
-        mask_source=mask_source,
-        source=source.name,
-        source_sha256=run.sha256,
-        options=digest,
-        space=options.space,
-        compression=options.compression,
-        voxel_statistics=options.voxel_norm,
+        source=RunSource(
+            subject=source.subject,
+            session=source.session,
+            task=source.task,
+            run=source.run,
+            dataset=options.dataset,
+            source_shape=run.shape,
+            source_affine=affine,
+            crop_offset=placed.offset,
+            cropped_voxels=placed.cropped,
+            tr=options.tr,
+            tr_source="--tr",
+            dropped_frames=options.drop_first,
+            mask_source=mask_source,
+            source=source.name,
+            source_sha256=run.sha256,
+            space=options.space,
+        ),
+        options=WriteOptions(
+            options_digest=digest,
+            compression=options.compression,
+            voxel_statistics=options.voxel_norm,
+        ),
     )
     return Outcome(source, "converted", again, notes + _differences(run, header), header)
 
