@@ -54,6 +54,10 @@ def run(argv: Sequence[str]) -> dict[str, float]:
     first = find_launcher().rank == 0
     logging.getLogger("neuromamba").setLevel(logging.INFO if first else logging.WARNING)
     planned.allocator.apply()
+    if planned.hardware.accelerator == "cpu" and config.flags["ssd_backend"] in ("auto", "cpu"):
+        from neuromamba.layers.ssd_native.build import build_if_missing
+
+        build_if_missing(print if first else lambda line: None)
     metrics = planned.execute()
     if planned.evaluated is None:
         return metrics

@@ -1,8 +1,9 @@
 """The passes of ``passes`` in C: the same functions on the same buffers, CPU only, fp32 or bf16.
 
-``build.py`` compiles ``kernels.c`` when the environment is set up; nothing is compiled on import.
-Where no library was built, or it was built from another version of the source, ``can_run`` is false
-and the torch passes run instead: the numbers agree to rounding.
+``neuromamba build-kernels`` compiles ``layers/ssd_native/kernels.c``, and a training on a CPU does
+before it starts; nothing is compiled on import or inside a computation. Where no library was built,
+or it was built from another version of the source, ``can_run`` is false and the torch passes run
+instead: the numbers agree to rounding.
 """
 
 from __future__ import annotations
@@ -18,12 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from neuromamba.layers.rms_norm import NORM_EPS
-from neuromamba.layers.ssd.native.build import find_library
 from neuromamba.layers.ssd.passes import Sizes, Totals, Weights
 from neuromamba.layers.ssd.types import CHUNK
+from neuromamba.layers.ssd_native.build import SWITCH, find_library, switched_off
 
-# Set to 0 (or false, no, off) to compute with the torch passes although the library is there.
-SWITCH = "NEUROMAMBA_NATIVE"
 MAX_TAPS = 8  # as in kernels.c
 _SUFFIX = {torch.float32: "_f32", torch.bfloat16: "_bf16"}
 
@@ -42,9 +41,8 @@ class Status(NamedTuple):
 
 def status() -> Status:
     """The library for this machine, loaded once; the switch is read at every call."""
-    value = os.environ.get(SWITCH, "1")
-    if value.lower() in ("0", "false", "no", "off"):
-        return Status(None, f"{SWITCH}={value}")
+    if switched_off():
+        return Status(None, f"{SWITCH}={os.environ[SWITCH]}")
     return _load()
 
 
@@ -53,7 +51,9 @@ def _load() -> Status:
     # torch's answer also honours ATEN_CPU_CAPABILITY.
     found = find_library(torch.backends.cpu.get_cpu_capability())
     if found is None:
-        return Status(None, "not built (setup_env.sh builds it where there is a C compiler)")
+        return Status(
+            None, "not built (neuromamba build-kernels does it where there is a C compiler)"
+        )
     try:
         library = ctypes.CDLL(str(found.path))
     except OSError as error:
