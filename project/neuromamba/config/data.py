@@ -163,6 +163,6 @@ class AugmentConfig:
             )
 
     def describe(self) -> str:
-        """In a few words."""
+        """Summarise the augmentation in a few words."""
         kinds = ("affine",) * self.affine + ("smoothing", "noise") * self.intensity
         return f"{', '.join(kinds)}; strength {self.strength:g}"
