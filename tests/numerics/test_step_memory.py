@@ -150,7 +150,7 @@ def test_peak_of_a_step_on_the_cpu(name: str) -> None:
     torch.set_num_threads(1)
     seed_run(0)
     model = dataclasses.replace(MODEL, **changes)
-    step = Step(model, (TOKENS,) * 3, (VOXELS,) * 3, **how)
+    step = Step(model=model, lengths=(TOKENS,) * 3, voxels=(VOXELS,) * 3, **how)
     optim, again = OptimConfig(), step.checkpointing
     module: FMambaModule
     if step.head is None:

@@ -112,7 +112,7 @@ def _packages() -> Iterator[Check]:
     yield Check(
         "packages",
         state,
-        "; ".join(problems) or f"the {len(wanted)} of requirements.txt are there",
+        "; ".join(problems) or f"the {len(wanted)} packages of requirements.txt are installed",
         "" if state == "ok" else _INSTALL,
     )
 

@@ -159,7 +159,7 @@ def _epochs(times: Schedule, request: Request, work: Workload, plan: ClusterPlan
     yield f"{work.windows:,} windows an epoch ({work.windows_source})"
     if times.repeated:
         yield (
-            f"  {times.epoch:,} are computed: {times.repeated:,} come again, so that all ranks "
+            f"  {times.epoch:,} are computed: {times.repeated:,} are repeated, so that all ranks "
             f"have as many"
         )
     elif times.epoch != work.windows:

@@ -76,7 +76,7 @@ def test_the_pool_of_the_portable_backend_is_bounded() -> None:
     """12 layers of 51 MB are kept; of 40 layers no more than the budget."""
 
     def scan(depth: int) -> int:
-        made = Step(ModelConfig(depth=depth), (14_810,), (200_000,))
+        made = Step(model=ModelConfig(depth=depth), lengths=(14_810,), voxels=(200_000,))
         return step_memory(made).groups["buffers of the scan"]
 
     columns = 4 * 14_810 * (2 * 384 + 2 * 48 + 2)
@@ -296,7 +296,7 @@ def test_a_step_larger_than_an_epoch(capsys: pytest.CaptureFixture[str]) -> None
     words = ["plan", *BASE, "--gpus", "8", "--gpu", "A5000", "--max_epochs", "3"]
     assert doctor.main([*words, "--windows", "30"]) == 0
     text = capsys.readouterr().out
-    assert "a step of 32 windows" in text and "32 are computed: 2 come again" in text
+    assert "a step of 32 windows" in text and "32 are computed: 2 are repeated" in text
     assert "warning: an epoch has fewer windows than the 1,152 of the effective batch" in text
     assert doctor.main([*words, "--gpus", "5"]) == 0
     text = capsys.readouterr().out

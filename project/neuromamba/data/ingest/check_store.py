@@ -97,7 +97,7 @@ def check_store(
 
 def _killed(path: Path) -> CheckedRun:
     message = (
-        "not checked: a worker process was killed, perhaps for want of memory. Use fewer "
+        "not checked: a worker process was killed, probably for lack of memory. Use fewer "
         "--num_workers"
     )
     return CheckedRun(path=path, status="failed", message=message)

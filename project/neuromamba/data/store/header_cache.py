@@ -81,7 +81,7 @@ def _header(values: Sequence[Any]) -> RunHeader:
 
 
 def _load(cache_path: Path) -> dict[str, tuple[list[int], list[Any]]]:
-    """File name -> its stamp and the header's values; empty if the cache is of no use."""
+    """File name -> its stamp and the header's values; empty if the cache cannot be used."""
     try:
         content = json.loads(cache_path.read_text(encoding="utf-8"))
         if content["fields"] != _FIELDS:
@@ -91,7 +91,7 @@ def _load(cache_path: Path) -> dict[str, tuple[list[int], list[Any]]]:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         logger.warning(
-            "warning: %s is of no use (%s); the files are read instead", cache_path, error
+            "warning: %s cannot be used (%s); the files are read instead", cache_path, error
         )
         return {}
 

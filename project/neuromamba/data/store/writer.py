@@ -102,7 +102,7 @@ def write_run(
         if isinstance(error, OSError | RuntimeError):  # h5py raises both when a disk is full
             raise UserInputError(
                 f"{path}: cannot be written ({reason_of(error)}). Check the free space and the "
-                f"permissions of the folder; nothing half-written was left."
+                f"permissions of the folder; no incomplete file was left."
             ) from error
         raise
     return header
@@ -131,7 +131,7 @@ def _header(
             f"{name}: the values span {statistics.min:.4g} to {statistics.max:.4g}, so a step of "
             f"the stored int16 is {scale:.3g}, but voxels change by {found.typical_change:.3g} "
             f"from frame to frame: the signal would be lost. Find the outlying values (fslstats "
-            f"-R) and mend or clip them."
+            f"-R) and correct or clip them."
         )
     sha256 = source.source_sha256
     return RunHeader(

@@ -133,7 +133,7 @@ def _notes(rows: Sequence[Row], context: PageContext) -> list[str]:
     read = [summary.numbers.frames_read for summary in summaries]
     notes = []
     if len(rows) < context.available:
-        notes.append(f"Only the first {len(rows):,} of {context.available:,} runs were looked at.")
+        notes.append(f"Only the first {len(rows):,} of {context.available:,} runs were measured.")
     if summaries:
         if any(summary.numbers.frame_step > 1 for summary in summaries):
             notes.append(

@@ -138,7 +138,7 @@ def test_entities_that_tell_runs_apart(tmp_path: Path) -> None:
         f"{prefix}-4.h5",
     }
     assert all(source.error == "" for source in found.sources)
-    assert why(found, f"echo-1_run-4_{end}") == "an echo; the combined run is taken"
+    assert why(found, f"echo-1_run-4_{end}") == "an echo; the combined run is used"
     assert why(found, f"part-phase_run-4_{end}") == "phase image"
 
 
