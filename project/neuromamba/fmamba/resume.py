@@ -146,7 +146,7 @@ def check_resumable(
     settings = step_settings(config, hardware)
     known = point.taken.get("settings", settings)  # older checkpoints do not say
     before = known | training_facts(point.state[CHECKPOINT_KEY])
-    now = settings | training_facts(module.card())
+    now = settings | training_facts(module.checkpoint_metadata())
     for fact, value in now.items():
         if fact in _LATER_FACTS and fact not in before:
             continue  # an older checkpoint

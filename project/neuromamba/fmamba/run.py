@@ -27,14 +27,10 @@ from neuromamba.data.windows.data_module import DATASETS, FMRIDataModule
 from neuromamba.evaluation.metrics import subject_key
 from neuromamba.evaluation.result_files import write_metrics
 from neuromamba.fmamba import run_outputs as outputs
+from neuromamba.fmamba.downstream import UNSCALED, DownstreamModule, TargetScaling
 from neuromamba.fmamba.failures import explained
-from neuromamba.fmamba.module import (
-    UNSCALED,
-    DownstreamModule,
-    FMambaModule,
-    PretrainModule,
-    TargetScaling,
-)
+from neuromamba.fmamba.module import FMambaModule
+from neuromamba.fmamba.pretrain import PretrainModule
 from neuromamba.fmamba.resume import ResumePoint, check_resumable, find_resume_point, step_settings
 from neuromamba.fmamba.run_config import RunConfig
 from neuromamba.fmamba.trainer import accumulation, build_trainer, check_limits, total_steps
@@ -280,20 +276,21 @@ class Run:
     def build_module(self, data: FMRIDataModule | None, steps: int) -> FMambaModule:
         """The LightningModule, freshly initialised; without data for a plan."""
         config = self.config
-        card = {} if data is None else data.card()
-        backend, again = config.flags["ssd_backend"], config.flags["activation_checkpointing"]
+        shared: dict[str, Any] = {
+            "model": config.model,
+            "optim": config.optim,
+            "total_steps": steps,
+            "ssd_backend": config.flags["ssd_backend"],
+            "activation_checkpointing": config.flags["activation_checkpointing"],
+            "data_metadata": {} if data is None else data.card(),
+            "augment": config.augment,
+        }
         if config.pretrain is not None:
             return PretrainModule(
-                config.model,
-                config.pretrain,
-                config.optim,
-                steps,
-                config.flags["seed"],
-                backend,
-                card,
-                again,
-                config.augment,
-                self._watched(data),
+                objective=config.pretrain,
+                seed=config.flags["seed"],
+                watched=self._watched(data),
+                **shared,
             )
         assert config.downstream is not None and config.head is not None
         scaling, weights = UNSCALED, None
@@ -302,20 +299,14 @@ class Run:
         elif data is not None:
             weights = data.class_weights()
         module = DownstreamModule(
-            config.model,
-            config.head,
-            config.downstream,
-            config.optim,
-            steps,
-            scaling,
-            backend,
-            card,
-            again,
-            config.augment,
-            weights,
+            head=config.head,
+            task=config.downstream,
+            target_scaling=scaling,
+            class_weights=weights,
+            **shared,
         )
         if data is None:
-            module.adapt()
+            module.add_lora()
         return module
 
     def _watched(self, data: FMRIDataModule | None) -> tuple[dict[int, int], str]:
@@ -343,7 +334,7 @@ class Run:
             self._guard_against_leaks(contents.card, data, "--test_ckpt_path")
         elif flags["load_model_path"]:
             card = load_backbone(module.model, flags["load_model_path"])
-            module.adapt()
+            module.add_lora()
             self._compare_spaces(card, data, "--load_model_path")
             self._guard_against_leaks(card, data, "--load_model_path")
 

@@ -25,11 +25,15 @@ from neuromamba.checkpoints.io import (
 )
 from neuromamba.commands.export import export_parser, main
 from neuromamba.config.model import ModelConfig
-from neuromamba.config.training import OptimConfig, PretrainConfig
 from neuromamba.fmamba.build import build_model
-from neuromamba.fmamba.module import PretrainModule
 from tests.helpers.paths import GOLDEN
-from tests.unit.checkpoints.test_io import CONFIG, DATA_CARD, downstream_module, save
+from tests.unit.checkpoints.test_io import (
+    CONFIG,
+    DATA_METADATA,
+    downstream_module,
+    pretrain_module,
+    save,
+)
 
 LIGHTNING19 = GOLDEN / "lightning19"
 TWELVE = ModelConfig(
@@ -65,7 +69,7 @@ PREFIX = "_forward_module.model."
 def pretrained(tmp_path: Path) -> Path:
     """A checkpoint of ours of a 12-layer backbone, in a run folder."""
     torch.manual_seed(0)
-    module = PretrainModule(TWELVE, PretrainConfig(), OptimConfig(), 10, data_card=DATA_CARD)
+    module = pretrain_module(TWELVE, data_metadata=DATA_METADATA)
     path = tmp_path / "run" / "checkpoints" / "best.ckpt"
     path.parent.mkdir(parents=True)
     save(module, path)
