@@ -70,7 +70,7 @@ def windows(cli: CommandLine, extra: str) -> Any:
 
 def loaders(cli: CommandLine, extra: str) -> Any:
     """How the training and validation windows are loaded."""
-    data = cli.data(extra)
+    data = cli.loaders(extra)
     train, val = data.train_dataloader(), data.val_dataloader()
     return (
         train.batch_size,
@@ -84,7 +84,7 @@ def loaders(cli: CommandLine, extra: str) -> Any:
 
 def cached(cli: CommandLine, extra: str) -> Any:
     """Training windows that the cache has room for."""
-    cache = cli.data(extra).train_dataloader().dataset.cache
+    cache = cli.loaders(extra).train_dataloader().dataset.cache
     return cache and cache.places
 
 
@@ -94,7 +94,7 @@ def first_batch(data: FMRIDataModule) -> dict[str, Any]:
 
 def batch(cli: CommandLine, extra: str) -> Any:
     """The first training batch, tensors as lists."""
-    found = first_batch(cli.data(extra))
+    found = first_batch(cli.loaders(extra))
 
     def plain(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -106,7 +106,7 @@ def batch(cli: CommandLine, extra: str) -> Any:
 
 def drawn(cli: CommandLine, extra: str) -> Any:
     """Which training windows an epoch draws."""
-    return list(cli.data(extra).train_dataloader().sampler)
+    return list(cli.loaders(extra).train_dataloader().sampler)
 
 
 def targets_and_units(cli: CommandLine, extra: str) -> Any:
@@ -128,7 +128,7 @@ def targets(cli: CommandLine, extra: str) -> Any:
 def tokens(cli: CommandLine, extra: str) -> Any:
     """Kept tokens of each sample of a batch, and the values of the first token."""
     module = cli.module(extra)
-    planned = module.on_before_batch_transfer(first_batch(cli.data(extra)), 0)
+    planned = module.on_before_batch_transfer(first_batch(cli.loaders(extra)), 0)
     packed = module.pack(planned)
     return packed.lengths, packed.tokens.shape[1], packed.tokens[0].tolist()
 

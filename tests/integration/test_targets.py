@@ -15,6 +15,7 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.data.cohorts.registry import DATASETS
 from neuromamba.data.cohorts.splits import read_split_txt
 from neuromamba.data.store.reader import list_runs
+from neuromamba.data.windows.data_module import FMRIDataModule
 from tests.helpers.tiny import FRAMES, SUBJECTS, CommandLine, write_tiny_run
 
 OWN = "--dataset_name Own --label_csv own.csv --target_column group"
@@ -216,13 +217,13 @@ def test_weighted_data_sets_and_balanced_classes(cli: CommandLine) -> None:
     )
     data = cli.data(extra)
     sizes = [len(part) for part in data.parts["train"].datasets]  # type: ignore[union-attr]
-    drawn = np.array(list(data.train_dataloader().sampler))
+    drawn = np.array(list(FMRIDataModule(data).train_dataloader().sampler))
     assert len(drawn) == sum(sizes) == 54
     assert (drawn < sizes[0]).sum() == 18 and (drawn >= sizes[0]).sum() == 36
     own_labels(cli, lambda i: "abbb"[i % 4])
     data = cli.data(f"{OWN} --balanced_sampling")
     windows = data.parts["train"].datasets[0].windows  # type: ignore[union-attr]
-    drawn_targets = [windows[i].target for i in data.train_dataloader().sampler]
+    drawn_targets = [windows[i].target for i in FMRIDataModule(data).train_dataloader().sampler]
     assert abs(drawn_targets.count(0) - drawn_targets.count(1)) <= 1
     weights = cli.data(f"{OWN} --class_weights balanced").class_weights()
     assert weights is not None

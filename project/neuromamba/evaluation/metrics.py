@@ -6,7 +6,6 @@ computed, so that a value does not depend on the number of ranks or on the batch
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -112,12 +111,6 @@ METRICS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "r2": r2,
 }
 assert {name for task in TASK_TYPES.values() for name in task.metrics} <= set(METRICS)
-
-
-def subject_key(name: str, dataset: int = 0) -> int:
-    """A number for a subject of the run's n-th data set that is the same on every rank."""
-    digest = hashlib.blake2b(f"{dataset}/{name}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1  # fits int64
 
 
 def _keep_fp64(

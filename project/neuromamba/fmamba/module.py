@@ -28,9 +28,7 @@ from neuromamba.config.training import OptimConfig
 from neuromamba.data.windows.augment import AugmentPlan, augment_window, plan_augmentation
 from neuromamba.data.windows.batch_reader import BatchReader
 from neuromamba.data.windows.loader import WindowLoader
-from neuromamba.evaluation.metrics import (
-    subject_key,
-)
+from neuromamba.evaluation.subject_keys import subject_key
 from neuromamba.fmamba.build import build_model
 from neuromamba.fmamba.optimizer import build_optimizer, matrices_of
 from neuromamba.fmamba.tokenizer import PackedTokens, pack_compact, plan_compact

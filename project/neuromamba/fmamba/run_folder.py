@@ -21,7 +21,7 @@ from neuromamba.config.data import DataConfig
 from neuromamba.config.model import ModelConfig
 from neuromamba.config.serialise import from_dict, read_yaml
 from neuromamba.config.training import DownstreamConfig
-from neuromamba.data.windows.data_module import FMRIDataModule
+from neuromamba.data.windows.run_data import RunData
 from neuromamba.evaluation.scores import SubjectScores, read_scores
 
 PREDICTIONS = {"test": "predictions.csv", "val": "validation_predictions.csv"}
@@ -100,7 +100,7 @@ class RunFolder:
         task = self.contents.card.get("downstream")
         return from_dict(DownstreamConfig, task, str(self.checkpoint)) if task else None
 
-    def data_module(self, image_path: Sequence[str] | None = None) -> FMRIDataModule:
+    def data(self, image_path: Sequence[str] | None = None) -> RunData:
         """The data of the run, with the same split, windows and labels (shuffled ones too).
 
         Args:
@@ -123,7 +123,7 @@ class RunFolder:
                     f"{len(config.image_path)} data set(s)."
                 )
             config = dataclasses.replace(config, image_path=tuple(image_path))
-        data = FMRIDataModule(config, self.task, write_split=False)
+        data = RunData(config, self.task, write_split=False)
         same_data = config.dataset_name == tuple(card["config"]["dataset_name"])
         if data.split_hash != card["split_hash"] and same_data:
             raise UserInputError(

@@ -18,9 +18,9 @@ from tqdm import tqdm
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.ingest.nifti import read_labels
 from neuromamba.data.store.reader import RunFile
-from neuromamba.data.windows.data_module import FMRIDataModule
 from neuromamba.data.windows.dataset import Window, WindowDataset
-from neuromamba.evaluation.metrics import subject_key
+from neuromamba.data.windows.run_data import RunData
+from neuromamba.evaluation.subject_keys import subject_key
 
 MOST_PARCELS = 100
 _LARGEST = 1 - 1e-6  # correlations beyond are copies of a region; arctanh has no value at 1
@@ -62,7 +62,7 @@ class SubjectFeatures:
     connectivity: np.ndarray
 
 
-def union_of_masks(data: FMRIDataModule, parts: Sequence[str]) -> np.ndarray:
+def union_of_masks(data: RunData, parts: Sequence[str]) -> np.ndarray:
     """Voxels that are brain in any run of the parts, sorted flat indices [N] into the grid."""
     brain = np.zeros(int(np.prod(data.config.img_size)), dtype=bool)
     for part in parts:
@@ -101,7 +101,7 @@ def grid_parcellation(
     return Parcellation(f"{int(kept.sum())} cubes of {edge} voxels", region)
 
 
-def atlas_parcellation(data: FMRIDataModule, path: Path) -> Parcellation:
+def atlas_parcellation(data: RunData, path: Path) -> Parcellation:
     """An image of labels in MNI space, brought to the store's grid (nearest neighbour).
 
     Raises:
@@ -142,7 +142,7 @@ class _Sums:
 
 
 def subject_features(
-    data: FMRIDataModule, parts: Sequence[str], voxels: np.ndarray, regions: Parcellation
+    data: RunData, parts: Sequence[str], voxels: np.ndarray, regions: Parcellation
 ) -> SubjectFeatures:
     """Read every window of the parts once.
 

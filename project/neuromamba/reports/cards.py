@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from neuromamba.data.windows.data_module import DATASETS, FMRIDataModule
+from neuromamba.data.cohorts.registry import DATASETS
+from neuromamba.data.windows.run_data import RunData
 from neuromamba.fmamba.run_folder import RunFolder
 from neuromamba.pages.page import Table
 from neuromamba.reports.brain_figures import kept_shares
 
 
-def data_card(run: RunFolder, data: FMRIDataModule) -> Table:
+def data_card(run: RunFolder, data: RunData) -> Table:
     """What the run saw: subjects, windows, scaling, orientation, kept tokens, split."""
     config, model = data.config, run.model_config
     parts = {"train": "training", "val": "validation", "test": "test"}
@@ -42,7 +43,7 @@ def data_card(run: RunFolder, data: FMRIDataModule) -> Table:
     return Table(rows, title="Data")
 
 
-def _subjects(data: FMRIDataModule, part: str) -> str:
+def _subjects(data: RunData, part: str) -> str:
     names = [name for store in data.subjects[part] for name in store]
     if data.task is None or data.task.task_type != "classification":
         return str(len(names))

@@ -18,12 +18,12 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.config.model import HeadConfig
 from neuromamba.config.serialise import from_dict
 from neuromamba.config.training import DownstreamConfig
-from neuromamba.data.windows.data_module import FMRIDataModule
 from neuromamba.data.windows.dataset import WindowDataset
+from neuromamba.data.windows.run_data import RunData
 from neuromamba.evaluation.calibration import brier_score, reliability
 from neuromamba.evaluation.intervals import Interval
-from neuromamba.evaluation.metrics import subject_key
 from neuromamba.evaluation.scores import SubjectScores
+from neuromamba.evaluation.subject_keys import subject_key
 from neuromamba.fmamba.baselines import Baseline
 from neuromamba.fmamba.flop_formula import window_flops
 from neuromamba.fmamba.run_folder import RunFolder
@@ -59,7 +59,7 @@ PICTURED = 24  # subjects with a picture, the worst ones
 def run_report(
     runs: Sequence[RunFolder],
     baselines: Sequence[Baseline],
-    data: FMRIDataModule,
+    data: RunData,
     figure_dir: Path,
 ) -> Page:
     """Draw every figure into ``figure_dir`` and put the page together.
@@ -107,7 +107,7 @@ def run_report(
     return Page(title, summary, sections, _notice(data))
 
 
-def _check_subjects(run: RunFolder, scores: SubjectScores, data: FMRIDataModule) -> None:
+def _check_subjects(run: RunFolder, scores: SubjectScores, data: RunData) -> None:
     """The predictions are of the test subjects, all of them."""
     wanted, found = set(data.unit_names("test").values()), set(scores.subjects)
     if found != wanted:
@@ -137,7 +137,7 @@ def describe(run: RunFolder) -> str:
     return f"FMamba, {card['head']['name']} head, {mode}, seed {run.config['seed']}{shuffled}"
 
 
-def _notice(data: FMRIDataModule) -> str:
+def _notice(data: RunData) -> str:
     if any(store.dataset == "Dummy" for store in data.stores):
         return "Synthetic data: the figures show that the pipeline works, and nothing about brains."
     return ""
@@ -319,7 +319,7 @@ def _explained(record: Mapping[str, float | None]) -> str:
 
 
 def _subjects(
-    data: FMRIDataModule, scores: SubjectScores, task: DownstreamConfig, folder: Path
+    data: RunData, scores: SubjectScores, task: DownstreamConfig, folder: Path
 ) -> Section:
     """Every test subject, the worst first, with pictures of the worst."""
     classes = task.class_names
@@ -360,7 +360,7 @@ def _subjects(
     return Section("Subjects", tables=(table,), pictures=pictures, side_by_side=True)
 
 
-def _first_runs(data: FMRIDataModule) -> dict[str, Path]:
+def _first_runs(data: RunData) -> dict[str, Path]:
     """Test unit, by the name of its predictions -> its first run."""
     names = data.unit_names("test")
     found: dict[str, Path] = {}
@@ -427,7 +427,7 @@ def _pretraining_results(runs: Sequence[RunFolder]) -> Section:
     return Section("Results", tables=(Table(rows, head, note=note, numbers=(1, 2, 3, 4)),))
 
 
-def _tokens(run: RunFolder, data: FMRIDataModule, folder: Path) -> Section:
+def _tokens(run: RunFolder, data: RunData, folder: Path) -> Section:
     """The token grid over a run, and the prediction of a window if tokens were predicted."""
     config = run.model_config
     part = next(p for p in ("test", "val", "train") if any(data.subjects[p]))
@@ -445,7 +445,7 @@ def _tokens(run: RunFolder, data: FMRIDataModule, folder: Path) -> Section:
     return Section("Tokens", pictures=pictures)
 
 
-def _model_card(run: RunFolder, data: FMRIDataModule) -> Table:
+def _model_card(run: RunFolder, data: RunData) -> Table:
     """Architecture, training, FLOPs and throughput."""
     model, metrics, config = run.model_config, run.metrics, run.config
     share = kept_shares([p for store in data.stores for p in store.paths], model).mean()

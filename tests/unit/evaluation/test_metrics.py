@@ -12,13 +12,8 @@ import torch
 from sklearn import metrics as sklearn_metrics
 from torch import Tensor
 
-from neuromamba.evaluation.metrics import (
-    METRICS,
-    FeatureMetrics,
-    SubjectMetrics,
-    TokenMetrics,
-    subject_key,
-)
+from neuromamba.evaluation.metrics import METRICS, FeatureMetrics, SubjectMetrics, TokenMetrics
+from neuromamba.evaluation.subject_keys import subject_key
 
 
 class Windows(NamedTuple):

@@ -19,7 +19,7 @@ from neuromamba.common.seeds import stream
 from neuromamba.config.model import HeadConfig, ModelConfig
 from neuromamba.config.training import DownstreamConfig, OptimConfig, PretrainConfig
 from neuromamba.data.windows.dataset import collate_windows
-from neuromamba.evaluation.metrics import subject_key
+from neuromamba.evaluation.subject_keys import subject_key
 from neuromamba.fmamba.build import build_model
 from neuromamba.fmamba.downstream import DownstreamModule, TargetScaling
 from neuromamba.fmamba.masking import hidden_tokens
