@@ -15,11 +15,8 @@ from neuromamba.config.serialise import to_dict
 from neuromamba.config.tasks import TASK_TYPES
 from neuromamba.config.training import DownstreamConfig, OptimConfig
 from neuromamba.data.windows.batch_reader import BatchReader
-from neuromamba.evaluation.metrics import (
-    MeanLoss,
-    SubjectMetrics,
-    WindowScores,
-)
+from neuromamba.evaluation.mean_loss import MeanLoss
+from neuromamba.evaluation.subject_metrics import SubjectMetrics, WindowScores
 from neuromamba.fmamba.heads import build_head
 from neuromamba.fmamba.losses import (
     LOSSES,

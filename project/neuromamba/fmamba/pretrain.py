@@ -14,10 +14,6 @@ from neuromamba.config.model import ModelConfig
 from neuromamba.config.serialise import to_dict
 from neuromamba.config.training import OptimConfig, PretrainConfig
 from neuromamba.data.windows.batch_reader import BatchReader
-from neuromamba.evaluation.metrics import (
-    FeatureMetrics,
-    TokenMetrics,
-)
 from neuromamba.fmamba.losses import (
     masked_token_errors,
     next_token_errors,
@@ -25,6 +21,7 @@ from neuromamba.fmamba.losses import (
 )
 from neuromamba.fmamba.masking import hidden_tokens
 from neuromamba.fmamba.module import Batch, FMambaModule
+from neuromamba.fmamba.pretraining_metrics import FeatureMetrics, TokenMetrics
 from neuromamba.fmamba.tokenizer import PackedTokens, token_places
 
 

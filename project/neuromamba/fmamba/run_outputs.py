@@ -21,7 +21,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from neuromamba.common.atomic_files import atomic_path, write_text_atomically
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.windows.run_data import RunData
-from neuromamba.evaluation.metrics import WindowScores
+from neuromamba.evaluation.subject_metrics import WindowScores
 from neuromamba.fmamba.downstream import DownstreamModule
 from neuromamba.fmamba.flags import SYNONYMS
 from neuromamba.fmamba.run_config import RunConfig, unused_flags
