@@ -833,13 +833,13 @@ def plain(value: Any) -> bool:
 def test_checkpoints_hold_plain_containers(cli: CommandLine, extra: str) -> None:
     done = cli.run(extra)
     for name in ("best", "last"):
-        card = done.checkpoint(name)["neuromamba"]
-        assert plain(card)
-        assert card["orientation"] == "LAS"
-        assert card["model"]["embed_dim"] == 16
-        assert card["data"]["scaling"] == "znorm_minback"
-        assert card["data"]["split_hash"] == cli.data(extra).split_hash
-        assert ("pretrain" in card) == ("pretraining" in extra) == ("head" not in card)
+        metadata = done.checkpoint(name)["neuromamba"]
+        assert plain(metadata)
+        assert metadata["orientation"] == "LAS"
+        assert metadata["model"]["embed_dim"] == 16
+        assert metadata["data"]["scaling"] == "znorm_minback"
+        assert metadata["data"]["split_hash"] == cli.data(extra).split_hash
+        assert ("pretrain" in metadata) == ("pretraining" in extra) == ("head" not in metadata)
 
 
 def test_last_checkpoint_is_of_the_last_epoch(cli: CommandLine) -> None:
@@ -988,11 +988,11 @@ def test_lora(cli: CommandLine) -> None:
     for key, value in start.items():
         name = key.replace("_proj.weight", "_proj.base_layer.weight")
         assert "output" in key or torch.equal(end[name], value), key
-    card = done.checkpoint()["neuromamba"]
+    metadata = done.checkpoint()["neuromamba"]
     merged = read_checkpoint(done.folder / "checkpoints" / "last.ckpt").state_dict
     layer = "mamba_layers.0.1.in_proj"
     a, b = (end[f"model.{layer}.lora_{one}.default.weight"] for one in "AB")
-    wanted = start[f"model.{layer}.weight"] + card["downstream"]["lora_alpha"] / 2 * b @ a
+    wanted = start[f"model.{layer}.weight"] + metadata["downstream"]["lora_alpha"] / 2 * b @ a
     torch.testing.assert_close(merged[f"{layer}.weight"], wanted)
     # The tested model is the trained one, with its updates in the weights.
     best = done.folder / "checkpoints" / "best.ckpt"

@@ -49,8 +49,8 @@ def test_classes_of_a_table(cli: CommandLine) -> None:
     assert {"prob_0", "prob_1", "prob_2"} <= set(rows[0])
     for row in rows:
         assert int(row["target"]) == (int(row["subject"].removeprefix("sub-")) - 1) % 3
-    card = done.checkpoint()["neuromamba"]["downstream"]
-    assert card["task"] == "group" and card["target_classes"] == ["a", "b", "c"]
+    metadata = done.checkpoint()["neuromamba"]["downstream"]
+    assert metadata["task"] == "group" and metadata["target_classes"] == ["a", "b", "c"]
     test = f"--test_only --test_ckpt_path {done.folder}/checkpoints/best.ckpt"
     argv = ["--accelerator", "cpu", "--devices", "1", "--output_dir", "again", *test.split()]
     assert main(argv) == 0

@@ -26,18 +26,20 @@ def run(argv: Sequence[str]) -> dict[str, float]:
     # its errors are shown.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # Imported here: every loading process imports this file, and needs none of it.
+    from neuromamba.fmamba.checkpoint_flags import apply_checkpoint
     from neuromamba.fmamba.dry_run import describe_plan
     from neuromamba.fmamba.flags import build_parser, parse_arguments
     from neuromamba.fmamba.run import Run
-    from neuromamba.fmamba.run_card import apply_card
     from neuromamba.fmamba.run_config import run_config
     from neuromamba.training.launch import find_launcher
 
     args, given = parse_arguments(build_parser(), argv)
     if args.test_ckpt_path:
-        args, given = apply_card(args, given, args.test_ckpt_path, "--test_ckpt_path", True)
+        args, given = apply_checkpoint(args, given, args.test_ckpt_path, "--test_ckpt_path", True)
     elif args.load_model_path and not (args.dry_run and not Path(args.load_model_path).exists()):
-        args, given = apply_card(args, given, args.load_model_path, "--load_model_path", False)
+        args, given = apply_checkpoint(
+            args, given, args.load_model_path, "--load_model_path", False
+        )
     planned = Run(run_config(args, given))
     if args.dry_run:
         print(describe_plan(planned))

@@ -1,4 +1,4 @@
-"""The plan of a run, as ``--dry_run`` prints it."""
+"""Describe what a run would do, for ``--dry_run``."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from neuromamba.layers.ssd import select_backend
 
 
 def _begins(run: Run) -> str:
-    """From which checkpoint the run would go on; "" if that was not asked for.
+    """Say from which checkpoint the run would resume; "" if that was not asked for.
 
     Raises:
-        UserInputError: there is none to go on from.
+        UserInputError: there is none to resume from.
     """
     config = run.config
     if not config.flags["resume_ckpt_path"]:
@@ -29,12 +29,12 @@ def _begins(run: Run) -> str:
     run_dir = outputs.choose_run_dir(config, outputs.run_name(config))
     point = find_resume_point(config, run_dir)
     if point is None:
-        return f"anew: no checkpoint is in {run_dir} yet"
-    return f"behind step {point.taken['global_step']:,}, from {point.path}"
+        return f"from the beginning: no checkpoint is in {run_dir} yet"
+    return f"after step {point.progress['global_step']:,}, from {point.path}"
 
 
 def describe_plan(run: Run) -> str:
-    """What the run would do, and what this machine lacks for it; nothing is written.
+    """Say what the run would do, and what this machine lacks for it; nothing is written.
 
     Raises:
         UserInputError: data that are here cannot be used.

@@ -127,7 +127,7 @@ class Run:
             name,
             data.windows_in("val") > 0,
             fault_tolerance,
-            None if point is None else point.taken,
+            None if point is None else point.progress,
         )
         take_over_signals(trainer)
         resume_by_epochs(trainer)
@@ -179,7 +179,7 @@ class Run:
         point = find_resume_point(self.config, run_dir)
         if point is not None:
             check_resumable(point, self.config, self.hardware, module)
-            fault_tolerance.start = f"'{point.path}' (step {point.taken['global_step']})"
+            fault_tolerance.start = f"'{point.path}' (step {point.progress['global_step']})"
         keeps = options.get("enable_checkpointing", True) and not options.get("fast_dev_run")
         fault_tolerance.describe_run(
             run_dir,
@@ -198,11 +198,11 @@ class Run:
         point: ResumePoint | None,
         fault_tolerance: FaultTolerance,
     ) -> dict[str, float]:
-        fault_tolerance.start_clock(0.0 if point is None else point.taken.get("seconds", 0.0))
+        fault_tolerance.start_clock(0.0 if point is None else point.progress.get("seconds", 0.0))
         path = None if point is None else str(point.path)
         trainer.fit(module, datamodule=loaders, ckpt_path=path)
         count_last_epoch(trainer)
-        before = math.nan if point is None else point.taken.get("loss", math.nan)
+        before = math.nan if point is None else point.progress.get("loss", math.nan)
         metrics = {
             "train/loss": float(trainer.callback_metrics.get("train/loss", before)),
             "train/steps": float(trainer.global_step),
@@ -264,9 +264,9 @@ def opening_lines(
         f"writing to {run_dir}",
     ]
     if point is not None:
-        lines.append(f"going on behind step {point.taken['global_step']:,}, from {point.path}")
+        lines.append(f"continuing after step {point.progress['global_step']:,}, from {point.path}")
     elif config.flags["resume_ckpt_path"]:
-        lines.append("no checkpoint is there yet: starting anew")
+        lines.append("no checkpoint yet: starting from the beginning")
     return "\n".join(lines)
 
 

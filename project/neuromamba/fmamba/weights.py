@@ -54,9 +54,9 @@ def load_model(module: FMambaModule, path: str, flag: str) -> dict[str, Any]:
     """Load backbone and head from a checkpoint of this framework; return its metadata."""
     contents = read_checkpoint(path, flag)
     load_strictly(module, names_in_module(contents.state_dict), path, flag=flag)
-    if isinstance(module, DownstreamModule) and "target_scaling" in contents.card:
-        module.target_scaling = TargetScaling(*contents.card["target_scaling"])
-    return contents.card
+    if isinstance(module, DownstreamModule) and "target_scaling" in contents.metadata:
+        module.target_scaling = TargetScaling(*contents.metadata["target_scaling"])
+    return contents.metadata
 
 
 def check_space(metadata: Mapping[str, Any], data: RunData, flag: str, *, supervised: bool) -> None:

@@ -93,7 +93,7 @@ def next_token_example(
     Raises:
         UserInputError: the run had another objective, or the part is empty.
     """
-    if run.contents.card.get("pretrain", {}).get("objective") != "autoregressive":
+    if run.contents.metadata.get("pretrain", {}).get("objective") != "autoregressive":
         raise UserInputError(f"{run.path}: not a run of next-token prediction.")
     windows = data.parts[part]
     if windows is None:

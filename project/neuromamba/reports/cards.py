@@ -28,7 +28,7 @@ def data_card(run: RunFolder, data: RunData) -> Table:
         ),
         ("Window", f"{config.sequence_length} frames, TR {_range([h.tr for h in headers])} s"),
         ("Grid", f"{' × '.join(map(str, config.img_size))} voxels of {_sizes(voxel)} mm"),
-        ("Orientation", f"{run.contents.card['orientation']} (voxel order of the store)"),
+        ("Orientation", f"{run.contents.metadata['orientation']} (voxel order of the store)"),
         ("Brain mask", ", ".join(sorted({h.mask_source.split(":")[0] for h in headers}))),
         ("Scaling", config.input_scaling_method),
         (
@@ -66,7 +66,7 @@ def _sizes(voxel: np.ndarray) -> str:
 def model_card(pretrained: RunFolder, finetuned: RunFolder) -> Table:
     """Architecture, numbers of parameters and how both runs were trained."""
     model = finetuned.model_config
-    head = finetuned.contents.card["head"]["name"]
+    head = finetuned.contents.metadata["head"]["name"]
     grid = " × ".join(map(str, model.token_grid))
     rows = [
         ("Backbone", f"FMamba, {model.depth} Mamba2 blocks of width {model.embed_dim}"),

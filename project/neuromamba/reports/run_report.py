@@ -125,7 +125,7 @@ def run_name(run: RunFolder) -> str:
 
 def describe(run: RunFolder) -> str:
     """Head and mode of a downstream run, in words."""
-    task, card = run.task, run.contents.card
+    task, metadata = run.task, run.contents.metadata
     assert task is not None
     if task.freeze_feature_extractor:
         mode = "frozen backbone"
@@ -134,7 +134,7 @@ def describe(run: RunFolder) -> str:
     else:
         mode = "full fine-tuning" if run.config.get("load_model_path") else "from scratch"
     shuffled = "" if task.shuffle_labels is None else ", labels shuffled over subjects"
-    return f"FMamba, {card['head']['name']} head, {mode}, seed {run.config['seed']}{shuffled}"
+    return f"FMamba, {metadata['head']['name']} head, {mode}, seed {run.config['seed']}{shuffled}"
 
 
 def _notice(data: RunData) -> str:
@@ -436,7 +436,7 @@ def _tokens(run: RunFolder, data: RunData, folder: Path) -> Section:
     path = save_figure(token_mask_figure(mask), folder / "token_mask.png", for_paper=True)
     text = "Tokens without a brain voxel are dropped (darkened)."
     pictures = [Picture(path, text, "Kept and dropped tokens over the mean volume", wide=True)]
-    if run.contents.card.get("pretrain", {}).get("objective") == "autoregressive":
+    if run.contents.metadata.get("pretrain", {}).get("objective") == "autoregressive":
         example = next_token_example(run, data, part)
         path = save_figure(next_token_figure(example), folder / "next_tokens.png", for_paper=True)
         text = "Every token is predicted from the tokens before it; upper row as scaled, lower row "
@@ -452,7 +452,7 @@ def _model_card(run: RunFolder, data: RunData) -> Table:
     tokens = round(share * model.num_tokens)
     head = None
     if run.task is not None:
-        head = from_dict(HeadConfig, run.contents.card["head"], str(run.checkpoint))
+        head = from_dict(HeadConfig, run.contents.metadata["head"], str(run.checkpoint))
     frozen = run.task is not None and run.task.freeze_feature_extractor
     trained = window_flops(model, tokens, head=head, frozen=frozen)
     rows = [
@@ -464,7 +464,7 @@ def _model_card(run: RunFolder, data: RunData) -> Table:
     ]
     steps, seconds = metrics.get("train/steps", 0.0), metrics.get("train/seconds", 0.0)
     if steps and seconds:
-        ranks = run.contents.card.get("ranks", 1)
+        ranks = run.contents.metadata.get("ranks", 1)
         batch = config["batch_size"] * ranks * config["gradient_accumulation_steps"]
         rows += [
             ("Training", f"{steps:,.0f} steps of {batch} windows, {config['optimizer']}, learning "

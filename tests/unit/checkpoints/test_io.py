@@ -356,22 +356,22 @@ def test_metadata_of_pretraining(path: Path) -> None:
     module = pretrain_module(CONFIG, objective, data_metadata=DATA_METADATA)
     save(module, path)
     assert isinstance(torch.load(path, weights_only=True)[CHECKPOINT_KEY], dict)
-    card = read_checkpoint(path).card
-    assert from_dict(ModelConfig, card["model"], "card") == CONFIG
-    assert from_dict(PretrainConfig, card["pretrain"], "card") == objective
-    assert card["data"] == DATA_METADATA
-    assert card["orientation"] == "LAS" and card["format"] == 1
+    metadata = read_checkpoint(path).metadata
+    assert from_dict(ModelConfig, metadata["model"], "metadata") == CONFIG
+    assert from_dict(PretrainConfig, metadata["pretrain"], "metadata") == objective
+    assert metadata["data"] == DATA_METADATA
+    assert metadata["orientation"] == "LAS" and metadata["format"] == 1
 
 
-def test_card_of_a_task(path: Path) -> None:
+def test_metadata_of_a_task(path: Path) -> None:
     module = downstream_module(freeze_feature_extractor=True, label_scaling_method="minmax")
     save(module, path)
     contents = read_checkpoint(path)
-    card = contents.card
-    assert from_dict(ModelConfig, card["model"], "card") == CONFIG
-    assert from_dict(HeadConfig, card["head"], "card") == module.head_config
-    assert from_dict(DownstreamConfig, card["downstream"], "card") == module.task
-    assert TargetScaling(*card["target_scaling"]) == (33.5, 7.25)
+    metadata = contents.metadata
+    assert from_dict(ModelConfig, metadata["model"], "metadata") == CONFIG
+    assert from_dict(HeadConfig, metadata["head"], "metadata") == module.head_config
+    assert from_dict(DownstreamConfig, metadata["downstream"], "metadata") == module.task
+    assert TargetScaling(*metadata["target_scaling"]) == (33.5, 7.25)
     # Names of the backbone plain, those of the head with "head.": nothing is lost or added.
     heads = {"head." + key for key in module.head.state_dict()}
     assert set(contents.state_dict) == set(module.model.state_dict()) | heads
@@ -400,7 +400,7 @@ def test_pretrained_module_goes_into_a_task(path: Path) -> None:
 
 def test_a_card_of_another_kind_is_left_aside(path: Path) -> None:
     torch.save({"norm.weight": torch.ones(2), CHECKPOINT_KEY: [1]}, path)
-    assert read_checkpoint(path).card == {}
+    assert read_checkpoint(path).metadata == {}
 
 
 class AsPython311Stored:

@@ -303,7 +303,7 @@ def test_round_trip(config: Any) -> None:
 
 
 def test_round_trip_keeps_derived_values_explicit() -> None:
-    """A card still means the same should the paper's rule for defaults ever change."""
+    """Metadata still means the same should the paper's rule for defaults ever change."""
     plain = to_dict(ModelConfig(embed_dim=128))
     assert (plain["d_state"], plain["headdim"]) == (32, 128)
     assert plain["img_size"] == [96, 96, 96, 20]

@@ -295,7 +295,7 @@ def test_commands_are_parsed(name: str, monkeypatch: pytest.MonkeyPatch, tmp_pat
         if (found := command_in(words)) is not None:
             command, flags = found
             assert command in PARSERS, f"{name}: no parser known for {words}"
-            # A checkpoint's card would complete the flags; they must fit without it, too.
+            # A checkpoint's metadata would complete the flags; they must fit without it, too.
             PARSERS[command]([places.get(word, word) for word in flags])
         elif words[0] == "python" and words[1] in BENCHMARKS:
             BENCHMARKS[words[1]](words[2:])
