@@ -24,6 +24,7 @@ from PIL import Image
 from neuromamba.commands.quality import QualityRequest, quality
 from neuromamba.data.ingest.convert import ConversionOptions
 from neuromamba.data.ingest.folder import convert_folder
+from neuromamba.data.store.header import RunSource
 from neuromamba.data.store.reader import RunFile
 from neuromamba.data.store.writer import write_run
 from neuromamba.data.synthetic.brain import SyntheticSpec
@@ -73,13 +74,15 @@ def spoil(path: Path, number: int, coil: np.ndarray) -> None:
         path,
         np.ascontiguousarray(volumes[mask].T),
         np.flatnonzero(mask),
-        subject=header.subject,
-        task=header.task,
         grid=GRID,
         affine=header.affine,
-        tr=tr,
-        mask_source=header.mask_source,
-        space="MNI152NLin2009aSym",
+        source=RunSource(
+            subject=header.subject,
+            task=header.task,
+            tr=tr,
+            mask_source=header.mask_source,
+            space="MNI152NLin2009aSym",
+        ),
     )
 
 

@@ -31,6 +31,7 @@ from torch import Tensor
 from benchmarks._measure import resident
 from benchmarks._report import in_child, parser, prepare, run, save, table
 from neuromamba.config.model import ModelConfig
+from neuromamba.data.store.header import RunSource
 from neuromamba.data.store.writer import write_run
 from neuromamba.data.windows.data_module import FMRIDataModule
 from neuromamba.fmamba.flags import build_parser, parse_arguments
@@ -213,10 +214,9 @@ def mni_store(
             folder / "hdf5" / f"{subject}.h5",
             noise,
             vox,
-            subject=subject,
             grid=model.img_size[:3],
             affine=np.diag([-voxel, voxel, voxel, 1.0]),
-            tr=2.0,
+            source=RunSource(subject=subject, tr=2.0),
         )
 
 

@@ -34,7 +34,7 @@ from neuromamba.fmamba.dry_run import describe_plan
 from neuromamba.fmamba.flags import SYNONYMS, build_parser, trainer_arguments
 from neuromamba.fmamba.module import FMambaModule
 from neuromamba.layers.mamba2 import Mamba2
-from neuromamba.layers.ssd.api import CHUNK
+from neuromamba.layers.ssd.types import CHUNK
 from neuromamba.training import allocator
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny import SUBJECTS, CommandLine, Finished, write_tiny_run

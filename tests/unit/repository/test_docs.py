@@ -50,6 +50,7 @@ from neuromamba.commands.regions_synthetic import build_parser as synthetic_roi_
 from neuromamba.config.model import VARIANTS, ModelConfig
 from neuromamba.config.tasks import TASKS
 from neuromamba.data.cohorts.registry import DATASETS
+from neuromamba.data.store.header import RunSource
 from neuromamba.data.store.manifest import ManifestRow
 from neuromamba.data.store.reader import RunHeader
 from neuromamba.data.store.writer import write_run
@@ -420,10 +421,9 @@ def placeholders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         store / "hdf5" / "sub-01.h5",
         torch.rand(12, 3).numpy(),
         torch.tensor([0, 2, 5]).numpy(),
-        subject="sub-01",
         grid=(2, 2, 2),
         affine=torch.diag(torch.tensor([-2.0, 2, 2, 1])).numpy(),
-        tr=2.0,
+        source=RunSource(subject="sub-01", tr=2.0),
     )
     return {"/path/to/3M_E192.pt": released, "/path/to/store": store}
 

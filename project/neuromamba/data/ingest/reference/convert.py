@@ -22,9 +22,9 @@ from neuromamba.data.ingest.reference.hdf5 import TIME_AXES, is_store_file
 from neuromamba.data.ingest.reference.layouts import open_run
 from neuromamba.data.ingest.reference.run import ReferenceRun
 from neuromamba.data.ingest.sources import Source
-from neuromamba.data.store.header import RunHeader, Triple
+from neuromamba.data.store.header import RunHeader, RunSource, Triple
 from neuromamba.data.store.reader import COMPRESSIONS, FORMAT_VERSION
-from neuromamba.data.store.writer import write_run
+from neuromamba.data.store.writer import WriteOptions, write_run
 
 BACKGROUNDS = ("auto", "zero", "min")
 # Centre of the field of view of MNI152 at 2 mm (91 x 109 x 91 in FSL and HCP), in mm. A centred
@@ -184,27 +184,31 @@ def _convert(source: Source, output: Path, options: ReferenceOptions) -> Outcome
         output,
         _brain_frames(run, options.drop_first, placed, to_las),
         placed.vox,
-        subject=source.subject,
-        session=source.session,
-        task=source.task,
-        run=source.run,
-        dataset=options.dataset,
         grid=options.img_size or mask.shape,
         affine=placed.affine,
-        source_shape=run.shape,
-        source_affine=affine,
-        crop_offset=placed.offset,
-        cropped_voxels=placed.cropped,
-        tr=options.tr,
-        tr_source="--tr",
-        dropped_frames=options.drop_first,
-        mask_source=mask_source,
-        source=source.name,
-        source_sha256=run.sha256,
-        options=digest,
-        space=options.space,
-        compression=options.compression,
-        voxel_statistics=options.voxel_norm,
+        source=RunSource(
+            subject=source.subject,
+            session=source.session,
+            task=source.task,
+            run=source.run,
+            dataset=options.dataset,
+            source_shape=run.shape,
+            source_affine=affine,
+            crop_offset=placed.offset,
+            cropped_voxels=placed.cropped,
+            tr=options.tr,
+            tr_source="--tr",
+            dropped_frames=options.drop_first,
+            mask_source=mask_source,
+            source=source.name,
+            source_sha256=run.sha256,
+            space=options.space,
+        ),
+        options=WriteOptions(
+            options_digest=digest,
+            compression=options.compression,
+            voxel_statistics=options.voxel_norm,
+        ),
     )
     return Outcome(source, "converted", again, notes + _differences(run, header), header)
 
