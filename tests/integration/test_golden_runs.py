@@ -325,7 +325,11 @@ def test_the_old_store_is_in_order(old: Path) -> None:
     # The check is one: a file that lacks its end is found.
     file = old / "store" / "hdf5" / "sub-0003_task-rest.h5"
     file.write_bytes(file.read_bytes()[:-50])
-    call(old, ["-m", "neuromamba", *COMMANDS["check"], "--image_path", "store", "--num_workers", "1"], status=1)
+    call(
+        old,
+        ["-m", "neuromamba", *COMMANDS["check"], "--image_path", "store", "--num_workers", "1"],
+        status=1,
+    )
 
 
 def test_the_quality_page_of_the_old_store(old: Path) -> None:

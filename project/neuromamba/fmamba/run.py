@@ -143,8 +143,8 @@ class Run:
             if config.flags["test_only"]
             else self._fit(trainer, module, loaders, point, fault_tolerance)
         )
-        if fault_tolerance.allowed:
-            metrics["train/skipped_steps"] = float(fault_tolerance.skipped)
+        if fault_tolerance.agreement.allowed:
+            metrics["train/skipped_steps"] = float(fault_tolerance.agreement.skipped)
         metrics |= {
             "model/parameters": float(parameters),
             **{f"data/subjects_{p}": float(sum(map(len, n))) for p, n in data.subjects.items()},
