@@ -38,9 +38,7 @@ from neuromamba.fmamba import trainer as trainer_module
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny import GRID, CommandLine, write_tiny_run
 
-CONFIG = DataConfig(
-    dataset_name=("Dummy",), image_path=("store",), img_size=GRID, sequence_length=4
-)
+CONFIG = DataConfig(dataset_name=("Dummy",), image_path=("store",), grid=GRID, sequence_length=4)
 LENGTHS = (13, 9, 12, 25)
 # More processes than cores are what is tested.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create .* worker processes")

@@ -21,12 +21,12 @@ from typing import Any
 from neuromamba.common.atomic_files import write_text_atomically
 from neuromamba.common.cli import run_command
 from neuromamba.common.errors import UserInputError
+from neuromamba.config.training import PAPER_EFFECTIVE_BATCH
 from neuromamba.fmamba.flags import Parser, build_parser, parse_arguments
 from neuromamba.fmamba.run_config import RunConfig, run_config
 from neuromamba.planning.batch_script import SCHEDULERS, batch_script
 from neuromamba.planning.cluster_plan import (
     ASSUMED_UTILISATION,
-    EFFECTIVE_BATCH,
     as_dict,
     make_plan,
 )
@@ -80,7 +80,7 @@ def plan_parser() -> Parser:
         metavar="SHARE",
         help="of the peak rate that the model's FLOPs reach; the default is an assumption",
     )
-    add("--effective_batch", type=int, default=EFFECTIVE_BATCH, help="windows of a step")
+    add("--effective_batch", type=int, default=PAPER_EFFECTIVE_BATCH, help="windows of a step")
     add("--windows", type=int, metavar="N", help="training windows of an epoch")
     add("--subjects", type=int, metavar="N", help="training subjects, instead of --windows")
     add(

@@ -68,7 +68,7 @@ def fit_baselines(data: RunData, seed: int = 0, atlas: Path | None = None) -> li
     parts = ("train",) if data.config.include_valid_to_train else ("train", "val")
     voxels = union_of_masks(data, parts)
     regions = (
-        grid_parcellation(data.config.img_size, voxels)
+        grid_parcellation(data.config.grid, voxels)
         if atlas is None
         else atlas_parcellation(data, atlas)
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.config.data import DataConfig
-from neuromamba.config.training import DownstreamConfig
+from neuromamba.config.training import PAPER_EFFECTIVE_BATCH, DownstreamConfig
 from neuromamba.data.cohorts.labels import target_of
 from neuromamba.data.cohorts.registry import DATASETS
 from neuromamba.data.windows.run_data import RunData
@@ -22,7 +22,6 @@ from neuromamba.fmamba.pretrain import PretrainModule
 from neuromamba.fmamba.run_config import RunConfig
 from neuromamba.fmamba.trainer import accumulation
 
-PAPER_EFFECTIVE_BATCH = 1152  # Appendix B
 DUMMY_FRAMES = 40
 
 
@@ -58,14 +57,8 @@ def describe_objective(config: RunConfig) -> str:
             return f"pre-training, masked tokens ({pretrain.masking_type}, {pretrain.mask_ratio})"
         return "pre-training, next token"
     assert task is not None and head is not None
-    if config.flags["test_only"]:
-        mode = "test only"
-    elif task.lora_rank:
-        mode = f"fine-tuning with LoRA of rank {task.lora_rank}"
-    elif task.freeze_feature_extractor:
-        mode = "frozen backbone"
-    else:
-        mode = "full fine-tuning" if config.flags["load_model_path"] else "from scratch"
+    pretrained = bool(config.flags["load_model_path"])
+    mode = "test only" if config.flags["test_only"] else task.mode(pretrained)
     return f"{task.task} ({task.task_type}), {head.name} head, {mode}"
 
 
@@ -86,9 +79,9 @@ def locate_data(config: RunConfig, *, make_dummy: bool) -> DataConfig:
             "--image_path: not given; name the folder of the HDF5 store of each data set."
         )
     subjects, effect = config.flags["dummy_subjects"], config.flags["dummy_effect_size"]
-    grid = "x".join(str(n) for n in config.data.img_size)
+    name = "x".join(str(n) for n in config.data.grid)
     frames = max(DUMMY_FRAMES, 2 * config.data.window_span)
-    path = Path("output") / "dummy" / f"{grid}_{frames}f_{subjects}s_effect{effect:g}"
+    path = Path("output") / "dummy" / f"{name}_{frames}f_{subjects}s_effect{effect:g}"
     if make_dummy:
         # Imported here: the generator needs nilearn and scipy, which take seconds to load.
         from neuromamba.data.synthetic.runs import ensure_dummy_store
@@ -97,7 +90,7 @@ def locate_data(config: RunConfig, *, make_dummy: bool) -> DataConfig:
             path,
             subjects=subjects,
             frames=frames,
-            grid=config.data.img_size,
+            grid=config.data.grid,
             effect_size=effect,
         )
     elif not path.exists():
@@ -155,7 +148,7 @@ def watched_classes(config: RunConfig, data: RunData | None) -> tuple[dict[int, 
     task = config.flags["watch_task"]
     if task is None or data is None:
         return {}, ""
-    labelled = RunData(data.config, DownstreamConfig(task), write_split=False)
+    labelled = RunData(data.config, DownstreamConfig(task=task), write_split=False)
     return {
         subject_key(name, number): int(store.labels[name])
         for number, (store, names) in enumerate(

@@ -25,7 +25,12 @@ from neuromamba.config import names, tasks
 from neuromamba.config.data import AugmentConfig, DataConfig
 from neuromamba.config.model import HeadConfig, ModelConfig
 from neuromamba.config.serialise import read_yaml
-from neuromamba.config.training import DownstreamConfig, OptimConfig, PretrainConfig
+from neuromamba.config.training import (
+    PAPER_EFFECTIVE_BATCH,
+    DownstreamConfig,
+    OptimConfig,
+    PretrainConfig,
+)
 
 # Trainer arguments that are not flags: objects, or decided by flags of ours.
 _NOT_FLAGS = {
@@ -427,7 +432,12 @@ def add_optim_flags(parser: argparse.ArgumentParser) -> None:
 
     value("optimizer", str, ", ".join(names.OPTIMIZER_NAMES))
     value("learning_rate", float, "peak learning rate")
-    _switch(group, "lr_scaling", False, "times effective batch / 1152, the paper's batch")
+    _switch(
+        group,
+        "lr_scaling",
+        False,
+        f"times effective batch / {PAPER_EFFECTIVE_BATCH}, the paper's batch",
+    )
     value("weight_decay", float, "decoupled weight decay")
     value("momentum", float, "of SGD")
     _switch(group, "use_scheduler", True, "CosineAnnealingWarmUpRestarts; off: constant rate")

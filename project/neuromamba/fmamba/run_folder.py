@@ -22,9 +22,8 @@ from neuromamba.config.model import ModelConfig
 from neuromamba.config.serialise import from_dict, read_yaml
 from neuromamba.config.training import DownstreamConfig
 from neuromamba.data.windows.run_data import RunData
+from neuromamba.evaluation.result_files import PREDICTIONS
 from neuromamba.evaluation.scores import SubjectScores, read_scores
-
-PREDICTIONS = {"test": "predictions.csv", "val": "validation_predictions.csv"}
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ class RunFolder:
         config = from_dict(DataConfig, metadata["config"], str(self.checkpoint))
         if self.config.get("test_ckpt_path"):  # may have tested on other data
             names = [f.name for f in dataclasses.fields(DataConfig) if f.name in self.config]
-            given = {n: self.config[n] for n in names if n not in ("img_size", "sequence_length")}
+            given = {n: self.config[n] for n in names if n != "sequence_length"}
             given = {n: tuple(v) if isinstance(v, list) else v for n, v in given.items()}
             config = dataclasses.replace(config, **given)
         if image_path:

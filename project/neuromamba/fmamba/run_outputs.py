@@ -21,14 +21,13 @@ from pytorch_lightning.utilities import rank_zero_only
 from neuromamba.common.atomic_files import atomic_path, write_text_atomically
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.windows.run_data import RunData
+from neuromamba.evaluation.result_files import PREDICTIONS
 from neuromamba.evaluation.subject_metrics import WindowScores
 from neuromamba.fmamba.downstream import DownstreamModule
 from neuromamba.fmamba.flags import SYNONYMS
 from neuromamba.fmamba.run_config import RunConfig, unused_flags
 from neuromamba.training.launch import agreed, run_tag
 
-# Part -> file.
-PREDICTIONS = {"test": "predictions.csv", "val": "validation_predictions.csv"}
 # Flags that say what to do with a run rather than what the run is.
 _NOT_RECORDED = {"config", "dry_run", "output_dir"}
 

@@ -18,7 +18,6 @@ from neuromamba.planning.schedule import Schedule, schedule, windows_each
 from neuromamba.planning.workload import Workload
 from neuromamba.training.strategies import PRECISIONS
 
-EFFECTIVE_BATCH = 1152  # paper, Appendix B
 # Left of a GPU's memory for its context, collectives and what torch's allocator cannot use.
 RESERVE = 0.1
 # Of the matrix units' rate. Not measured: nothing of this project has run on a GPU yet. Layers this

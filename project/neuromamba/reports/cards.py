@@ -27,7 +27,7 @@ def data_card(run: RunFolder, data: RunData) -> Table:
             for part, label in parts.items()
         ),
         ("Window", f"{config.sequence_length} frames, TR {_range([h.tr for h in headers])} s"),
-        ("Grid", f"{' × '.join(map(str, config.img_size))} voxels of {_sizes(voxel)} mm"),
+        ("Grid", f"{' × '.join(map(str, config.grid))} voxels of {_sizes(voxel)} mm"),
         ("Orientation", f"{run.contents.metadata['orientation']} (voxel order of the store)"),
         ("Brain mask", ", ".join(sorted({h.mask_source.split(":")[0] for h in headers}))),
         ("Scaling", config.input_scaling_method),

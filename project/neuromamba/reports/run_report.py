@@ -127,12 +127,7 @@ def describe(run: RunFolder) -> str:
     """Head and mode of a downstream run, in words."""
     task, metadata = run.task, run.contents.metadata
     assert task is not None
-    if task.freeze_feature_extractor:
-        mode = "frozen backbone"
-    elif task.lora_rank:
-        mode = f"LoRA of rank {task.lora_rank}"
-    else:
-        mode = "full fine-tuning" if run.config.get("load_model_path") else "from scratch"
+    mode = task.mode(pretrained=bool(run.config.get("load_model_path")))
     shuffled = "" if task.shuffle_labels is None else ", labels shuffled over subjects"
     return f"FMamba, {metadata['head']['name']} head, {mode}, seed {run.config['seed']}{shuffled}"
 

@@ -71,7 +71,7 @@ def make_data(tmp_path: Path) -> MakeData:
         settings = DataConfig(
             dataset_name=("Dummy",),
             image_path=(str(tmp_path),),
-            img_size=GRID,
+            grid=GRID,
             sequence_length=4,
             train_split=0.5,
             val_split=0.1,

@@ -56,7 +56,7 @@ def test_a_step_grows_with_what_it_is_made_of() -> None:
     assert step(fused=False) > base  # the convolution's output is kept as well
     assert step(checkpointing=True) < 0.5 * base
     assert step(frozen=True, head=HeadConfig()) < 0.5 * base
-    assert step(head=HeadConfig("mamba")) > step(head=HeadConfig())
+    assert step(head=HeadConfig(name="mamba")) > step(head=HeadConfig())
     shallow = ModelConfig(depth=1)
     assert step(masked=0.5, operand=4, model=shallow) > step(operand=4, model=shallow)
     assert step(model=ModelConfig(dropout=0.1)) > base

@@ -372,7 +372,7 @@ def pretrain(config: AugmentConfig | None, objective: str = "autoregressive") ->
     torch.manual_seed(0)
     return PretrainModule(
         model=MODEL,
-        objective=PretrainConfig(objective),
+        objective=PretrainConfig(objective=objective),
         optim=OptimConfig(),
         total_steps=10,
         augment=config,
