@@ -13,10 +13,11 @@ import torch
 
 from neuromamba.commands.train import run
 from neuromamba.common.seeds import seed_run
+from neuromamba.config.flag_parser import parse_arguments
 from neuromamba.data.windows.data_module import FMRIDataModule
 from neuromamba.data.windows.run_data import RunData
 from neuromamba.fmamba.builders import build_module
-from neuromamba.fmamba.flags import build_parser, parse_arguments
+from neuromamba.fmamba.flags import build_parser
 from neuromamba.fmamba.module import FMambaModule
 from neuromamba.fmamba.run import Run
 from neuromamba.fmamba.run_config import run_config

@@ -60,15 +60,22 @@ class Task:
 TASKS: Mapping[str, Task] = {
     "sex": Task(
         type="classification",
+        num_classes=2,
         class_names=("female", "male"),
         description="sex as recorded by the cohort",
     ),
     "age": Task(type="regression", description="age in years"),
     "intelligence": Task(type="regression", description="the cohort's composite cognition score"),
     "diagnosis": Task(
-        type="classification", class_names=("control", "patient"), description="case or control"
+        type="classification",
+        num_classes=2,
+        class_names=("control", "patient"),
+        description="case or control",
     ),
     "age_group": Task(
-        type="classification", class_names=("child", "adult"), description="child or adult"
+        type="classification",
+        num_classes=2,
+        class_names=("child", "adult"),
+        description="child or adult",
     ),
 }

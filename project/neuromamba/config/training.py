@@ -17,7 +17,6 @@ from neuromamba.config.names import (
 )
 from neuromamba.config.tasks import TASK_TYPES, TASKS
 
-PAPER_EFFECTIVE_BATCH = 1152  # windows of an optimiser step (paper, Appendix B)
 # How the backbone takes part in a downstream task.
 MODE_NAMES: Mapping[str, str] = {
     "scratch": "from scratch",
@@ -25,6 +24,9 @@ MODE_NAMES: Mapping[str, str] = {
     "frozen": "frozen backbone",
     "lora": "LoRA",
 }
+EFFECTIVE_BATCH = 1152  # windows of an optimiser step; paper, Appendix B
+# Batches of a profile that do not count: memory is mapped, kernels are compiled and chosen.
+WARM_UP_BATCHES = 5
 
 
 @dataclass(frozen=True, kw_only=True)

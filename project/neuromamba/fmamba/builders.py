@@ -11,7 +11,7 @@ from typing import Any
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.config.data import DataConfig
-from neuromamba.config.training import PAPER_EFFECTIVE_BATCH, DownstreamConfig
+from neuromamba.config.training import EFFECTIVE_BATCH, DownstreamConfig
 from neuromamba.data.cohorts.labels import target_of
 from neuromamba.data.cohorts.registry import DATASETS
 from neuromamba.data.windows.run_data import RunData
@@ -45,7 +45,7 @@ def scale_learning_rate(config: RunConfig, ranks: int) -> RunConfig:
     """Return the configuration with ``--lr_scaling`` applied: the rate follows the batch."""
     if not config.optim.lr_scaling:
         return config
-    rate = config.optim.learning_rate * effective_batch(config, ranks) / PAPER_EFFECTIVE_BATCH
+    rate = config.optim.learning_rate * effective_batch(config, ranks) / EFFECTIVE_BATCH
     return dataclasses.replace(config, optim=dataclasses.replace(config.optim, learning_rate=rate))
 
 

@@ -24,9 +24,10 @@ from neuromamba.data.windows.run_data import RunData
 from neuromamba.evaluation.result_files import PREDICTIONS
 from neuromamba.evaluation.subject_metrics import WindowScores
 from neuromamba.fmamba.downstream import DownstreamModule
-from neuromamba.fmamba.flags import SYNONYMS
 from neuromamba.fmamba.run_config import RunConfig, unused_flags
-from neuromamba.training.launch import agreed, run_tag
+from neuromamba.fmamba.trainer_flags import SYNONYMS
+from neuromamba.training.job import run_tag
+from neuromamba.training.launch import agreed
 
 # Flags that say what to do with a run rather than what the run is.
 _NOT_RECORDED = {"config", "dry_run", "output_dir"}

@@ -22,7 +22,7 @@ from neuromamba.layers.ssd.passes import Layer
 from neuromamba.layers.ssd.types import CHUNK
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Step:
     """What a step computes, and how.
 

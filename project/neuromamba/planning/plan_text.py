@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from neuromamba.config.training import MODE_NAMES
 from neuromamba.fmamba.run_config import RunConfig
+from neuromamba.planning.assumptions import ASSUMED_UTILISATION
 from neuromamba.planning.cluster_plan import (
-    ASSUMED_UTILISATION,
     RESERVE,
     Batches,
     ClusterPlan,

@@ -47,6 +47,7 @@ from neuromamba.commands.export import export_parser
 from neuromamba.commands.flops import flops_parser
 from neuromamba.commands.regions_explain_reference import build_parser as analysis_parser
 from neuromamba.commands.regions_synthetic import build_parser as synthetic_roi_parser
+from neuromamba.config.flag_parser import parse_arguments
 from neuromamba.config.model import VARIANTS, ModelConfig
 from neuromamba.config.tasks import TASKS
 from neuromamba.data.cohorts.registry import DATASETS
@@ -55,7 +56,7 @@ from neuromamba.data.store.manifest import ManifestRow
 from neuromamba.data.store.reader import RunHeader
 from neuromamba.data.store.writer import write_run
 from neuromamba.fmamba.build import build_model, load_model_config
-from neuromamba.fmamba.flags import build_parser, parse_arguments
+from neuromamba.fmamba.flags import build_parser
 from neuromamba.fmamba.run_config import run_config
 from neuromamba.planning import flops
 from paper import haxby2001

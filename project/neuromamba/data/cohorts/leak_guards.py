@@ -16,10 +16,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.text import names_for_message
 from neuromamba.config.training import DownstreamConfig
 from neuromamba.data.cohorts.cohort_store import Store
 from neuromamba.data.cohorts.registry import DATASETS, Cohort
-from neuromamba.data.cohorts.splits import names_for_message
 from neuromamba.evaluation.subject_keys import subject_key
 
 logger = logging.getLogger(__name__)

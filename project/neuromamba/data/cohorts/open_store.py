@@ -18,7 +18,8 @@ from neuromamba.data.cohorts.grouping import matched_split, read_grouping
 from neuromamba.data.cohorts.labels import read_labels, read_own_labels
 from neuromamba.data.cohorts.leak_guards import refuse_two_names
 from neuromamba.data.cohorts.registry import DATASETS, Cohort
-from neuromamba.data.cohorts.splits import PARTS, Split, load_or_draw_split
+from neuromamba.data.cohorts.split_files import load_or_draw_split
+from neuromamba.data.cohorts.splits import PARTS, Split
 from neuromamba.data.store.header_cache import read_headers
 from neuromamba.data.store.reader import list_runs
 

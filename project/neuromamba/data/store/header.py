@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+FORMAT_VERSION = 1
+COMPRESSIONS = ("none", "lz4")
 
 Triple = tuple[int, int, int]
 Affine = tuple[tuple[float, ...], ...]
@@ -54,7 +56,7 @@ class RunSource:
     space: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunHeader:
     """What a file says about its run; every field is an attribute of the file.
 
@@ -123,4 +125,4 @@ class RunHeader:
     @property
     def brain_fraction(self) -> float:
         """Share of the target grid's voxels that are kept."""
-        return self.n_voxels / float(np.prod(self.grid))
+        return self.n_voxels / math.prod(self.grid)

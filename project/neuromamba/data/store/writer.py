@@ -18,11 +18,9 @@ import numpy as np
 from neuromamba.common.atomic_files import temporary_beside
 from neuromamba.common.errors import UserInputError, look_up
 from neuromamba.config.names import ORIENTATION
-from neuromamba.data.store.header import RunHeader, RunSource
+from neuromamba.data.store.header import COMPRESSIONS, FORMAT_VERSION, RunHeader, RunSource
 from neuromamba.data.store.normalisation import StatisticsOfFrames
 from neuromamba.data.store.reader import (
-    COMPRESSIONS,
-    FORMAT_VERSION,
     TOOL_VERSION,
     affine_of,
     reason_of,

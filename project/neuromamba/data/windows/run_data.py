@@ -18,6 +18,7 @@ import numpy as np
 from torch.utils.data import ConcatDataset
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.text import names_for_message
 from neuromamba.config.data import DataConfig
 from neuromamba.config.names import ORIENTATION
 from neuromamba.config.serialise import to_dict
@@ -33,7 +34,8 @@ from neuromamba.data.cohorts.leak_guards import (
 )
 from neuromamba.data.cohorts.open_store import open_store
 from neuromamba.data.cohorts.registry import DATASETS
-from neuromamba.data.cohorts.splits import PARTS, names_for_message, split_record, write_split_files
+from neuromamba.data.cohorts.split_files import split_record, write_split_files
+from neuromamba.data.cohorts.splits import PARTS
 from neuromamba.data.windows.dataset import WindowDataset, event_name
 from neuromamba.evaluation.confound_columns import check_confounds
 from neuromamba.evaluation.subject_keys import subject_key
