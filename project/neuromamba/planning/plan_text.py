@@ -91,7 +91,7 @@ def _batches(request: Request, plan: ClusterPlan) -> list[str]:
 
 
 def no_fit(request: Request, plan: ClusterPlan) -> str:
-    """Why there is no plan to follow."""
+    """Explain why there is no plan to follow."""
     assert request.usable is not None
     return (
         f"--gpu: not even one window fits into {request.gpu_name}: {_gb(plan.chosen.memory)} "

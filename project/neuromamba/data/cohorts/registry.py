@@ -19,7 +19,7 @@ from neuromamba.config.tasks import TASKS
 
 @dataclass(frozen=True)
 class Target:
-    """Where a cohort keeps the target of a task.
+    """The column that holds the target of a task in a cohort.
 
     Attributes:
         column: name of the column.

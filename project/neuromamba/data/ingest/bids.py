@@ -44,7 +44,7 @@ class BidsName:
 
     @property
     def space(self) -> str:
-        """As the name says it; an image of fMRIPrep that names none is in its own space."""
+        """The space that the name gives; fMRIPrep images that name none are in native space."""
         cohort = f":cohort-{self.get('cohort')}" if self.get("cohort") else ""
         own = "native" if self.get("desc") == "preproc" else ""
         return f"{self.get('space')}{cohort}" if self.get("space") else own

@@ -24,7 +24,7 @@ _HCP_VERSIONS = ("_hp2000_clean", "_hp200_clean", "_hp0_clean", "", "_hp2000", "
 
 
 def _absolute(tree: Tree, path: PurePosixPath) -> str:
-    """With the names above the input folder: it may be one subject's."""
+    """Prepend the names above the input folder, which may be that of one subject."""
     return f"{tree.root.resolve().as_posix()}/{path}"
 
 

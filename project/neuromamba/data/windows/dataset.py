@@ -40,7 +40,7 @@ def windows_of(n_frames: int, config: DataConfig) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """Where a sample comes from.
+    """Origin of a sample: run, frames and target.
 
     Attributes:
         run: position in the list of runs.

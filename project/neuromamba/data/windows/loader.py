@@ -113,7 +113,7 @@ def in_order(size: int) -> Callable[[int], np.ndarray]:
 
 
 def _same(delivery: Any) -> Any:
-    """In place of a collate function: batches are made by the reader."""
+    """Return a batch unchanged: the reader has already collated it."""
     return delivery
 
 
