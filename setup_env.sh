@@ -424,7 +424,7 @@ step_package() {
 step_native() {
     local result options=()
     if ((DRY_RUN)); then
-        row native would "compile project/neuromamba/layers/ssd/native/kernels.c where there is a C compiler"
+        row native would "compile project/neuromamba/layers/ssd_native/kernels.c where there is a C compiler"
         return
     fi
     ((!FORCE)) || options+=(--force)

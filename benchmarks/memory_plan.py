@@ -32,8 +32,8 @@ from benchmarks._report import RESULTS, cores, machine, run, table, where
 from benchmarks.training_step import mni_store
 from neuromamba.commands.profile import profile_parser
 from neuromamba.common.errors import UserInputError, look_up
+from neuromamba.config.flag_parser import parse_arguments
 from neuromamba.config.model import ModelConfig
-from neuromamba.fmamba.flags import parse_arguments
 from neuromamba.fmamba.run import Run
 from neuromamba.fmamba.run_config import run_config
 from neuromamba.planning.memory import Setting, model_weights, plan_memory
@@ -136,11 +136,11 @@ def predicted(flags: Sequence[str]) -> dict[str, int]:
     hardware = Run(config).hardware
     work = read_workload(config.model, config.data)
     setting = Setting(
-        hardware.accelerator,
-        hardware.strategy,
-        hardware.precision,
-        hardware.ranks,
-        hardware.autocast,
+        accelerator=hardware.accelerator,
+        strategy=hardware.strategy,
+        precision=hardware.precision,
+        ranks=hardware.ranks,
+        autocast=hardware.autocast,
     )
     plan = plan_memory(config, setting, model_weights(config), work.most_tokens, work.most_voxels)
     return plan.device

@@ -13,7 +13,7 @@ import pytest
 from neuromamba.commands.train import main
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.cohorts.registry import DATASETS
-from neuromamba.data.cohorts.splits import read_split_txt
+from neuromamba.data.cohorts.split_files import read_split_txt
 from neuromamba.data.store.reader import list_runs
 from tests.helpers.tiny import FRAMES, SUBJECTS, CommandLine, write_tiny_run
 

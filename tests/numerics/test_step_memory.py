@@ -135,10 +135,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "dropout, bf16": ({"dropout": 0.1}, {"operand": 2}, "next"),
     "masked": ({}, {"masked": 0.75}, "masked"),
     "masked, bf16": ({}, {"masked": 0.5, "operand": 2}, "masked"),
-    "linear head": ({}, {"head": HeadConfig("linear")}, "head"),
-    "mamba head": ({}, {"head": HeadConfig("mamba")}, "head"),
-    "mamba head, frozen": ({}, {"head": HeadConfig("mamba"), "frozen": True}, "head"),
-    "mamba head, bf16": ({}, {"head": HeadConfig("mamba"), "operand": 2}, "head"),
+    "linear head": ({}, {"head": HeadConfig(name="linear")}, "head"),
+    "mamba head": ({}, {"head": HeadConfig(name="mamba")}, "head"),
+    "mamba head, frozen": ({}, {"head": HeadConfig(name="mamba"), "frozen": True}, "head"),
+    "mamba head, bf16": ({}, {"head": HeadConfig(name="mamba"), "operand": 2}, "head"),
 }
 
 

@@ -1,6 +1,6 @@
-"""Train, test and explain NeuroSSM on ROI time series.
+"""Train, test and explain NeuroSSM on time series of regions.
 
-    python tester.py --dataset HCP_REST --model NeuroSSM --device 0
+    neuromamba regions train --dataset HCP_REST --model NeuroSSM --device cpu
 
 Per seed a fifth of the subjects is held out and the rest cross-validated; then the model is fitted
 on all of the rest and scored on the holdout. Results go to Results/<DATASET>/<MODEL>/; a run that
@@ -31,7 +31,7 @@ GRADIENTS = ("integrated", "single")
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="tester.py",
+        prog="neuromamba regions train",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

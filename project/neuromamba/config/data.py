@@ -13,7 +13,7 @@ from neuromamba.config.names import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Which runs, which windows of them, how scaled and how split.
 
@@ -142,7 +142,7 @@ class DataConfig:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
     """Augmentation of training windows: which kinds, how strong, and the seed of its draws.
 

@@ -16,6 +16,10 @@ from neuromamba.config.names import (
 )
 from neuromamba.config.tasks import TASK_TYPES, TASKS
 
+EFFECTIVE_BATCH = 1152  # windows of an optimiser step; paper, Appendix B
+# Batches of a profile that do not count: memory is mapped, kernels are compiled and chosen.
+WARM_UP_BATCHES = 5
+
 
 @dataclass(frozen=True)
 class PretrainConfig:
@@ -32,7 +36,7 @@ class PretrainConfig:
             raise UserInputError(f"--mask_ratio: got {self.mask_ratio}, expected 0 < r < 1.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DownstreamConfig:
     """A downstream task on top of the backbone.
 
@@ -121,7 +125,7 @@ class DownstreamConfig:
         return len(self.class_names) if self.task_type == "classification" else 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """Optimiser and schedule; defaults are the paper's (Appendix B).
 

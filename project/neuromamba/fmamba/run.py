@@ -20,9 +20,9 @@ from neuromamba.checkpoints.io import (
 )
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.seeds import seed_run
+from neuromamba.common.text import names_for_message
 from neuromamba.config.training import DownstreamConfig
 from neuromamba.data.cohorts.labels import target_of
-from neuromamba.data.cohorts.splits import names_for_message
 from neuromamba.data.windows.data_module import DATASETS, FMRIDataModule
 from neuromamba.evaluation.metrics import subject_key
 from neuromamba.evaluation.result_files import write_metrics
@@ -323,7 +323,7 @@ class Run:
         task = self.config.flags["watch_task"]
         if task is None or data is None:
             return {}, ""
-        labelled = FMRIDataModule(data.config, DownstreamConfig(task), write_split=False)
+        labelled = FMRIDataModule(data.config, DownstreamConfig(task=task), write_split=False)
         return {
             subject_key(name, number): int(store.labels[name])
             for number, (store, names) in enumerate(

@@ -21,9 +21,10 @@ from pytorch_lightning.utilities import rank_zero_only
 from neuromamba.common.atomic_files import atomic_path, write_text_atomically
 from neuromamba.common.errors import UserInputError
 from neuromamba.evaluation.metrics import WindowScores
-from neuromamba.fmamba.flags import SYNONYMS
 from neuromamba.fmamba.run_config import RunConfig, unused_flags
-from neuromamba.training.launch import agreed, run_tag
+from neuromamba.fmamba.trainer_flags import SYNONYMS
+from neuromamba.training.job import run_tag
+from neuromamba.training.launch import agreed
 
 # Part -> file.
 PREDICTIONS = {"test": "predictions.csv", "val": "validation_predictions.csv"}

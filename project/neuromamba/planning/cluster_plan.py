@@ -18,18 +18,14 @@ from neuromamba.planning.schedule import Schedule, schedule, windows_each
 from neuromamba.planning.workload import Workload
 from neuromamba.training.strategies import PRECISIONS
 
-EFFECTIVE_BATCH = 1152  # paper, Appendix B
 # Left of a GPU's memory for its context, collectives and what torch's allocator cannot use.
 RESERVE = 0.1
-# Of the matrix units' rate. Not measured: nothing of this project has run on a GPU yet. Layers this
-# narrow are bound by memory traffic (docs/performance.md has the shares on a CPU).
-ASSUMED_UTILISATION = 0.1
 COMPARED = ("ddp", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_3")
 OFFLOADED = ("deepspeed_stage_2_offload", "deepspeed_stage_3_offload")
 MOST_SHOWN = 12  # micro batches
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """What is planned for.
 
@@ -60,7 +56,7 @@ class Request:
         return None if self.memory is None else (1 - RESERVE) * self.memory
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Batches:
     """A way to reach the effective batch.
 
@@ -77,7 +73,7 @@ class Batches:
     fits: bool | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ClusterPlan:
     """The plan.
 
@@ -158,7 +154,7 @@ def _plan(config: RunConfig, request: Request, work: Workload) -> ClusterPlan:
     def option(micro: int, accumulation: int) -> Batches:
         total = memory(micro).total
         fits = None if request.usable is None else total <= request.usable
-        return Batches(micro, accumulation, total, fits)
+        return Batches(micro=micro, accumulation=accumulation, memory=total, fits=fits)
 
     # No batch of a rank has more windows than the rank has in an epoch.
     most = math.inf if work.windows is None else windows_each(work.windows, request.ranks)

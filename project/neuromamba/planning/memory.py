@@ -24,7 +24,7 @@ from neuromamba.training.strategies import ZERO_STAGES, installed
 _TRUE = {"32-true": 4, "64-true": 8, "bf16-true": 2}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Setting:
     """Where and how a run computes.
 

@@ -23,7 +23,7 @@ from neuromamba.reports.training_curves import downstream_curves, pretraining_cu
 MODEL = "FMamba, fine-tuned"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ReportInput:
     """What a report is made of.
 

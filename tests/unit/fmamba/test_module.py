@@ -126,7 +126,9 @@ def downstream(
     config = DownstreamConfig(task=task, freeze_feature_extractor=frozen, label_smoothing=smoothing)
     return DownstreamModule(
         model_config(**model),
-        HeadConfig(head, config.out_features, head_dropout, mamba_depth=2),
+        HeadConfig(
+            name=head, out_features=config.out_features, dropout=head_dropout, mamba_depth=2
+        ),
         config,
         STEPS,
         total_steps=100,
@@ -591,7 +593,7 @@ def test_which_tokens_a_head_reads(head: str) -> None:
 @pytest.mark.parametrize("name", ["AdamW", "SGD"])
 def test_weight_decay_spares_vectors(name: str) -> None:
     module = downstream("mamba")
-    config = OptimConfig(name, learning_rate=0.3, weight_decay=0.07, momentum=0.5)
+    config = OptimConfig(optimizer=name, learning_rate=0.3, weight_decay=0.07, momentum=0.5)
     optimizer = build_optimizer(module, config)
     assert type(optimizer).__name__ == name
     decay = {
@@ -636,7 +638,7 @@ def test_steps_equal_torchs_plain_ones(name: str) -> None:
     """The update in one pass against the one written operation by operation."""
     torch.manual_seed(0)
     module, plain = downstream(), downstream()
-    config = OptimConfig(name, learning_rate=1e-2, weight_decay=0.1)
+    config = OptimConfig(optimizer=name, learning_rate=1e-2, weight_decay=0.1)
     ours = build_optimizer(module, config)
     groups = [
         {"params": [p for p in plain.parameters() if p.dim() > 1], "weight_decay": 0.1},

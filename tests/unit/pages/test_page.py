@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.stages import Pipeline, Stage, StageFailure
 from neuromamba.config.model import ModelConfig
+from neuromamba.data.store.header import RunSource
 from neuromamba.data.store.writer import write_run
 from neuromamba.evaluation.scores import SubjectScores
 from neuromamba.fmamba.run_folder import RunFolder
@@ -142,7 +143,9 @@ def test_dropped_tokens_are_marked(tmp_path: Path) -> None:
     frames = np.random.default_rng(0).normal(100, 1, (4, vox.size)).astype(np.float32)
     affine = np.diag([-2.0, 2.0, 2.0, 1.0])
     path = tmp_path / "run.h5"
-    write_run(path, frames, vox, subject="s", grid=(4, 6, 4), affine=affine, tr=2.0)
+    write_run(
+        path, frames, vox, grid=(4, 6, 4), affine=affine, source=RunSource(subject="s", tr=2.0)
+    )
     tokens = token_mask(path, config)
     assert tokens.share == 0.5
     assert tokens.kept[:2].all()
@@ -230,9 +233,9 @@ def test_wrapped_commands_are_the_same_commands() -> None:
 
 def _stages(folder: Path) -> dict[str, Stage]:
     return {
-        "a": Stage("a", (folder / "a",), "1"),
-        "b": Stage("b", (folder / "b",), "1", ("a",)),
-        "c": Stage("c", (folder / "c",), "1"),
+        "a": Stage(name="a", makes=(folder / "a",), settings="1"),
+        "b": Stage(name="b", makes=(folder / "b",), settings="1", after=("a",)),
+        "c": Stage(name="c", makes=(folder / "c",), settings="1"),
     }
 
 
@@ -249,7 +252,7 @@ def _do(folder: Path, **settings: str) -> list[str]:
             done.append(name)
 
         chosen = settings.get(name, stage.settings)
-        pipeline.do(Stage(name, stage.makes, chosen, stage.after), work)
+        pipeline.do(Stage(name=name, makes=stage.makes, settings=chosen, after=stage.after), work)
     return done
 
 

@@ -16,9 +16,10 @@ import pytest
 from neuromamba.commands import doctor
 from neuromamba.commands import plan as plan_command
 from neuromamba.common.errors import UserInputError
+from neuromamba.config.flag_parser import parse_arguments
 from neuromamba.config.model import VARIANTS, HeadConfig, ModelConfig
 from neuromamba.data.windows.loader import EpochSampler
-from neuromamba.fmamba.flags import build_parser, parse_arguments
+from neuromamba.fmamba.flags import build_parser
 from neuromamba.fmamba.run import Run
 from neuromamba.fmamba.run_config import run_config
 from neuromamba.fmamba.trainer import batches_of_epoch
@@ -56,7 +57,7 @@ def test_a_step_grows_with_what_it_is_made_of() -> None:
     assert step(fused=False) > base  # the convolution's output is kept as well
     assert step(checkpointing=True) < 0.5 * base
     assert step(frozen=True, head=HeadConfig()) < 0.5 * base
-    assert step(head=HeadConfig("mamba")) > step(head=HeadConfig())
+    assert step(head=HeadConfig(name="mamba")) > step(head=HeadConfig())
     shallow = ModelConfig(depth=1)
     assert step(masked=0.5, operand=4, model=shallow) > step(operand=4, model=shallow)
     assert step(model=ModelConfig(dropout=0.1)) > base
@@ -147,11 +148,21 @@ def test_offloading_moves_to_the_host() -> None:
     ],
 )
 def test_numbers(precision: str, strategy: str, autocast: bool, numbers: tuple[int, int]) -> None:
-    assert Setting("cuda", strategy, precision, 2, autocast).numbers == numbers
+    assert (
+        Setting(
+            accelerator="cuda", strategy=strategy, precision=precision, ranks=2, autocast=autocast
+        ).numbers
+        == numbers
+    )
 
 
 def test_only_stage_3_hooks_into_the_layers() -> None:
-    hooked = {n: Setting("cuda", f"deepspeed_stage_{n}", "32-true", 2).hooked for n in (1, 2, 3)}
+    hooked = {
+        n: Setting(
+            accelerator="cuda", strategy=f"deepspeed_stage_{n}", precision="32-true", ranks=2
+        ).hooked
+        for n in (1, 2, 3)
+    }
     assert hooked == {1: False, 2: False, 3: True}
 
 

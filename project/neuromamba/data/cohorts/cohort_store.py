@@ -14,19 +14,15 @@ from pathlib import Path
 import numpy as np
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.text import names_for_message
 from neuromamba.config.data import DataConfig
 from neuromamba.config.training import DownstreamConfig
 from neuromamba.data.cohorts.events import LabelledEvent, label_runs
 from neuromamba.data.cohorts.grouping import matched_split, read_grouping
 from neuromamba.data.cohorts.labels import read_labels, read_own_labels
 from neuromamba.data.cohorts.registry import DATASETS, Cohort
-from neuromamba.data.cohorts.splits import (
-    PARTS,
-    Grouping,
-    Split,
-    load_or_draw_split,
-    names_for_message,
-)
+from neuromamba.data.cohorts.split_files import load_or_draw_split
+from neuromamba.data.cohorts.splits import PARTS, Grouping, Split
 from neuromamba.data.store.header_cache import read_headers
 from neuromamba.data.store.reader import RunHeader, list_runs
 

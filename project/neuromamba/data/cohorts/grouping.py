@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from neuromamba.common.errors import UserInputError
-from neuromamba.common.text import number
+from neuromamba.common.text import names_for_message, number
 from neuromamba.config.data import DataConfig
 from neuromamba.config.training import DownstreamConfig
 from neuromamba.data.cohorts.matching import match_within
 from neuromamba.data.cohorts.registry import Cohort
-from neuromamba.data.cohorts.splits import PARTS, Grouping, Split, names_for_message
+from neuromamba.data.cohorts.splits import PARTS, Grouping, Split
 from neuromamba.data.cohorts.tables import Table, read_table, tables_of, values_of_subjects
 
 logger = logging.getLogger(__name__)
@@ -118,7 +118,13 @@ def read_grouping(
             unit: " / ".join(values.get(unit, "not recorded") for values in strata)
             for unit in subject_of
         }
-    return Grouping(config.group_by, config.family_column or "", chosen, family, stratum)
+    return Grouping(
+        unit=config.group_by,
+        family_column=config.family_column or "",
+        stratify_by=chosen,
+        family=family,
+        stratum=stratum,
+    )
 
 
 def _tell_missing(

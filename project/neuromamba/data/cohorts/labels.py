@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from neuromamba.common.errors import UserInputError, look_up
-from neuromamba.common.text import category, number
+from neuromamba.common.text import category, names_for_message, number
 from neuromamba.config.tasks import TASKS
 from neuromamba.config.training import DownstreamConfig
 from neuromamba.data.cohorts.registry import Cohort, Target
-from neuromamba.data.cohorts.splits import names_for_message
 from neuromamba.data.cohorts.tables import ABSENT, Table, read_table, tables_of, values_of_subjects
 
 logger = logging.getLogger(__name__)

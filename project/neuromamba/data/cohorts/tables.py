@@ -13,6 +13,7 @@ from pathlib import Path
 
 from neuromamba.common.atomic_files import atomic_path
 from neuromamba.common.errors import UserInputError, look_up
+from neuromamba.common.text import some_of
 
 ABSENT = frozenset({"", "na", "n/a", "nan", "none", "null"})
 _SHOWN = 20  # columns named in a message
@@ -45,8 +46,7 @@ class Table:
     @property
     def summary(self) -> str:
         """File name and columns, for messages."""
-        more = " ..." if len(self.columns) > _SHOWN else ""
-        return f"{self.path.name} ({', '.join(self.columns[:_SHOWN])}{more})"
+        return f"{self.path.name} ({some_of(self.columns, _SHOWN)})"
 
 
 def read_table(path: Path) -> Table:

@@ -23,7 +23,7 @@ _USUAL_SPACES = ("MNI152NLin6Asym", "MNI152NLin2009cAsym")
 _USUAL_RESOLUTIONS = ("2", "02")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BidsName:
     """A file name in its parts.
 
@@ -80,7 +80,7 @@ def parse(path: PurePosixPath) -> BidsName | None:
         others.remove("bold")
         suffix = "bold"
         entities["desc"] = "preproc"
-    return BidsName(path, entities, tuple(others), suffix)
+    return BidsName(path=path, entities=entities, others=tuple(others), suffix=suffix)
 
 
 def bids_runs(
@@ -135,7 +135,7 @@ def _not_a_run(name: BidsName, strict: bool) -> str:
 
 def _without_echo(name: BidsName) -> BidsName:
     entities = {key: value for key, value in name.entities.items() if key != "echo"}
-    return BidsName(name.path, entities, name.others, name.suffix)
+    return BidsName(path=name.path, entities=entities, others=name.others, suffix=name.suffix)
 
 
 class _Ranking:

@@ -106,7 +106,7 @@ def choose_mask(
     return mask, source
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Placement:
     """Where the brain voxels go.
 

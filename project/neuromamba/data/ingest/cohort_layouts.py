@@ -195,8 +195,8 @@ def abcd_runs(tree: Tree, wanted: str) -> Runs:
             rest = rest[event.end() :] if event else rest
             sources.append(
                 Source(
-                    tree.root / path,
-                    path.as_posix(),
+                    path=tree.root / path,
+                    name=path.as_posix(),
                     subject=found[1],
                     session=session,
                     run=rest.replace("_", "-"),

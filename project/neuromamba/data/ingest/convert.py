@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -24,11 +23,11 @@ from neuromamba.data.ingest.nifti import NiftiRun, file_sha256
 from neuromamba.data.ingest.options import ConversionOptions
 from neuromamba.data.ingest.preflight import plan_run
 from neuromamba.data.ingest.sources import Source
-from neuromamba.data.store.header import RunHeader, Triple
+from neuromamba.data.store.header import RunHeader, RunSource, Triple
 from neuromamba.data.store.reader import read_header
-from neuromamba.data.store.writer import write_run
+from neuromamba.data.store.writer import WriteOptions, write_run
 
-__all__ = ["ConversionOptions", "Outcome", "available_cpus", "convert_run"]
+__all__ = ["ConversionOptions", "Outcome", "convert_run"]
 
 _SMALL_MASK = 0.05  # of the volume: a head fills more of any usual field of view
 _RESAMPLED_AT_ONCE = 4  # frames: 17 MB, and copies of them
@@ -36,7 +35,7 @@ _CROPPED_LIMIT = 0.5  # share of the brain
 _CONSTANT_NOTED, _CONSTANT_LIMIT = 0.05, 0.5  # share of brain voxels that never change
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Outcome:
     """What became of a source.
 
@@ -81,7 +80,7 @@ def attempt(
         message = f"{source.path}: unexpected {type(error).__name__}: {error}"
     if (folder / source.output).exists():
         message += f" The store keeps {source.output} of an earlier call."
-    return Outcome(source, "failed", message)
+    return Outcome(source=source, status="failed", message=message)
 
 
 def _convert(source: Source, output: Path, options: ConversionOptions) -> Outcome:
@@ -92,7 +91,7 @@ def _convert(source: Source, output: Path, options: ConversionOptions) -> Outcom
     if output.exists() and not options.overwrite:
         header, change = up_to_date(output, digest, lambda: file_sha256(source.path))
         if header is not None:
-            return Outcome(source, "skipped", notes=notes, header=header)
+            return Outcome(source=source, status="skipped", notes=notes, header=header)
         again = f"again, because {change}"
 
     mask, mask_source = choose_mask(run, options.mask, options.drop_first, source.mask)
@@ -122,29 +121,33 @@ def _convert(source: Source, output: Path, options: ConversionOptions) -> Outcom
         output,
         _brain_frames(run, options, placed, shape, affine, notes),
         placed.vox,
-        subject=source.subject,
-        session=source.session,
-        task=source.task,
-        run=source.run,
-        dataset=options.dataset,
         grid=options.img_size,
         affine=placed.affine,
-        source_shape=run.shape,
-        source_affine=run.affine,
-        crop_offset=placed.offset,
-        cropped_voxels=placed.cropped,
-        tr=plan.tr,
-        tr_source=plan.tr_source,
-        dropped_frames=options.drop_first,
-        mask_source=mask_source,
-        source=source.name,
-        source_sha256=lambda: run.sha256,
-        options=digest,
-        space=plan.space,
-        compression=options.compression,
-        voxel_statistics=options.voxel_norm,
+        source=RunSource(
+            subject=source.subject,
+            session=source.session,
+            task=source.task,
+            run=source.run,
+            dataset=options.dataset,
+            source_shape=run.shape,
+            source_affine=run.affine,
+            crop_offset=placed.offset,
+            cropped_voxels=placed.cropped,
+            tr=plan.tr,
+            tr_source=plan.tr_source,
+            dropped_frames=options.drop_first,
+            mask_source=mask_source,
+            source=source.name,
+            source_sha256=lambda: run.sha256,
+            space=plan.space,
+        ),
+        options=WriteOptions(
+            options_digest=digest,
+            compression=options.compression,
+            voxel_statistics=options.voxel_norm,
+        ),
     )
-    return Outcome(source, "converted", again, notes, header)
+    return Outcome(source=source, status="converted", message=again, notes=notes, header=header)
 
 
 def _brain_frames(
@@ -222,8 +225,3 @@ def up_to_date(
     if header.source_sha256 != source_sha256():
         return None, "the source has changed"
     return header, ""
-
-
-def available_cpus() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -9,8 +9,9 @@ from typing import Any
 
 from neuromamba.common.atomic_files import make_folder, remove_abandoned
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.workers import available_cpus
 from neuromamba.data.cohorts.tables import adopt_tables
-from neuromamba.data.ingest.convert import Outcome, available_cpus, convert_run
+from neuromamba.data.ingest.convert import Outcome, convert_run
 from neuromamba.data.ingest.jobs import Job, convert_runs
 from neuromamba.data.ingest.layouts import AUTO, find_runs
 from neuromamba.data.ingest.options import ConversionOptions
@@ -96,7 +97,7 @@ def convert_folder(
     if options.dry_run:
         for line in plan_lines(plans, sources, options, image_path, stored):
             report(line)
-        return [Outcome(s, "failed", s.error) for s in sources if s.error]
+        return [Outcome(source=s, status="failed", message=s.error) for s in sources if s.error]
     to_write = [plan for plan in plans if plan.source.output not in stored]
     for line in room_warning(to_write, options, image_path):
         report(line)

@@ -44,4 +44,4 @@ def _killed(source: Source) -> Outcome:
         f"{source.path}: a worker process was killed, perhaps for want of memory. Use fewer "
         f"--num_workers and call again: finished runs are kept."
     )
-    return Outcome(source, "failed", message)
+    return Outcome(source=source, status="failed", message=message)

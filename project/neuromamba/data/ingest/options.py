@@ -4,34 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from neuromamba.common.errors import UserInputError, look_up
+from neuromamba.config.bounds import require_positive
 from neuromamba.config.names import canonical_dataset_name
 from neuromamba.data.ingest.repetition_time import check_tr
-from neuromamba.data.store.header import Triple
-from neuromamba.data.store.reader import COMPRESSIONS, FORMAT_VERSION
+from neuromamba.data.store.header import COMPRESSIONS, FORMAT_VERSION, Triple
 
 MASK_RULES = ("auto", "nonzero", "computed")
 
 
-def require_positive(flag: str, values: Iterable[float]) -> None:
-    """Refuse a number that is not finite and above 0.
-
-    Raises:
-        UserInputError: names the flag.
-    """
-    for value in values:
-        if not (math.isfinite(value) and value > 0):
-            raise UserInputError(f"{flag}: got {value}, expected a number greater than 0.")
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ConversionOptions:
     """How runs are converted.
 
@@ -72,7 +59,7 @@ class ConversionOptions:
             ("--min_frames", (self.min_frames,)),
             ("--resample", () if self.resample is None else (self.resample,)),
         ):
-            require_positive(flag, values)
+            require_positive(flag, *values)
         check_tr(self.tr)
         if self.drop_first < 0:
             raise UserInputError(f"--drop_first: got {self.drop_first}, expected 0 or more.")

@@ -28,7 +28,7 @@ _BRAIN_MM3 = 1.9e6  # of the MNI152 brain, to estimate the size of a file
 _BLOCK = 1 << 16  # bytes read from start, middle and end of files of one size
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunPlan:
     """A run that passed the checks of its header.
 

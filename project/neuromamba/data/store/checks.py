@@ -28,6 +28,7 @@ import numpy as np
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.config.names import ORIENTATION
+from neuromamba.data.store.check_options import CheckOptions
 from neuromamba.data.store.header import RunHeader, run_file_name
 from neuromamba.data.store.manifest import MANIFEST, manifest_row, read_manifest
 from neuromamba.data.store.normalisation import StatisticsOfFrames
@@ -40,23 +41,7 @@ _ROUNDING = 1e-6  # relative, for sums and the float32 of voxel statistics
 _LARGEST = 32767  # see hdf5_store
 
 
-@dataclass(frozen=True)
-class CheckOptions:
-    """How files are checked.
-
-    Attributes:
-        sample: share of the frames whose statistics are computed again; at least 10 frames. 1
-            checks all, and the statistics of single voxels too.
-    """
-
-    sample: float = 0.05
-
-    def __post_init__(self) -> None:
-        if not 0 < self.sample <= 1:
-            raise UserInputError(f"--sample: got {self.sample:g}, expected more than 0, up to 1.")
-
-
-@dataclass
+@dataclass(kw_only=True)
 class CheckedRun:
     """What was found in a file of a store.
 
@@ -91,7 +76,9 @@ def check_run(path: Path, options: CheckOptions) -> CheckedRun:
         oddities that do not make it bad.
     """
     if path.is_file() and not os.access(path, os.R_OK):
-        return CheckedRun(path, "failed", "not checked: no permission to read it")
+        return CheckedRun(
+            path=path, status="failed", message="not checked: no permission to read it"
+        )
     run, header = RunFile(path), None
     notes: list[str] = []
     try:
@@ -102,14 +89,20 @@ def check_run(path: Path, options: CheckOptions) -> CheckedRun:
     except UserInputError as error:
         reasons = [str(error).removeprefix(f"{path}: ")]
     except MemoryError:
-        return CheckedRun(path, "failed", "not checked: out of memory. Use fewer --num_workers")
+        return CheckedRun(
+            path=path,
+            status="failed",
+            message="not checked: out of memory. Use fewer --num_workers",
+        )
     except Exception as error:  # damaged bytes make the reader raise nearly anything
         first = (str(error).splitlines() or [""])[0]
         reasons = [f"cannot be read ({type(error).__name__}: {first[:200]})"]
     finally:
         run.close()
     status = "bad" if reasons else "ok"
-    return CheckedRun(path, status, "; ".join(reasons), notes, header)
+    return CheckedRun(
+        path=path, status=status, message="; ".join(reasons), notes=notes, header=header
+    )
 
 
 def _of_header(header: RunHeader) -> Iterator[str]:

@@ -28,9 +28,11 @@ from tqdm import tqdm
 
 from neuromamba.common.atomic_files import atomic_path
 from neuromamba.common.errors import UserInputError
-from neuromamba.data.ingest.convert import ConversionOptions, available_cpus
+from neuromamba.common.workers import available_cpus
+from neuromamba.data.ingest.convert import ConversionOptions
 from neuromamba.data.ingest.folder import convert_folder
-from neuromamba.data.synthetic.brain import SyntheticSpec, generate_subject
+from neuromamba.data.synthetic.brain import generate_subject
+from neuromamba.data.synthetic.spec import SyntheticSpec
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +139,9 @@ def ensure_dummy_store(
         UserInputError: ``path`` holds something else, or cannot be written.
     """
     path = Path(path)
-    spec = SyntheticSpec(subjects, frames, tuple(grid), effect_size, seed)
+    spec = SyntheticSpec(
+        subjects=subjects, frames=frames, grid=tuple(grid), effect_size=effect_size, seed=seed
+    )
     facts = asdict(spec)
     facts.pop("effect")  # always the same, and stores of earlier versions do not tell of it
     record = json.dumps(facts, indent=1) + "\n"

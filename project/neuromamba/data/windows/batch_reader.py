@@ -24,7 +24,7 @@ from neuromamba.data.windows.shared_memory import Slots, Ticket, round_up
 _ALIGNED = 64  # bytes at which each array begins
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Delivery:
     """A batch under way.
 
@@ -177,7 +177,7 @@ class BatchReader(Dataset[Any]):
                         self.cache.put(index, window)
                 begin = end
         except UserInputError as error:
-            return Delivery(facts, shapes, memory, str(error))
+            return Delivery(facts=facts, shapes=shapes, memory=memory, failure=str(error))
         if worker is not None and self.slots is not None:
             self.slots.reading[worker.id] = -1
-        return Delivery(facts, shapes, memory)
+        return Delivery(facts=facts, shapes=shapes, memory=memory)

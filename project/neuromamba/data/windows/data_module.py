@@ -19,6 +19,7 @@ from pytorch_lightning import LightningDataModule
 from torch.utils.data import ConcatDataset
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.text import names_for_message
 from neuromamba.config.data import DataConfig
 from neuromamba.config.names import ORIENTATION
 from neuromamba.config.serialise import to_dict
@@ -26,7 +27,8 @@ from neuromamba.config.training import DownstreamConfig
 from neuromamba.data.cohorts.cohort_store import open_store
 from neuromamba.data.cohorts.grouping import column_of_units
 from neuromamba.data.cohorts.registry import DATASETS
-from neuromamba.data.cohorts.splits import PARTS, names_for_message, split_record, write_split_files
+from neuromamba.data.cohorts.split_files import split_record, write_split_files
+from neuromamba.data.cohorts.splits import PARTS
 from neuromamba.data.windows.cache import WindowCache, cache_bytes
 from neuromamba.data.windows.dataset import WindowDataset, event_name
 from neuromamba.data.windows.loader import BatchReader, EpochSampler, in_order, window_loader

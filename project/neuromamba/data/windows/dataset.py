@@ -20,10 +20,10 @@ import torch
 from torch.utils.data import Dataset
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.text import names_for_message
 from neuromamba.config.data import DataConfig
 from neuromamba.config.names import ORIENTATION
 from neuromamba.data.cohorts.events import LabelledEvent
-from neuromamba.data.cohorts.splits import names_for_message
 from neuromamba.data.store.normalisation import Scaling, VoxelScaling, scaling_of, voxel_scaling_of
 from neuromamba.data.store.raw_run import FileChangedError, RawLayout, RawRun
 from neuromamba.data.store.reader import RunFile, RunHeader, read_header
@@ -38,7 +38,7 @@ def windows_of(n_frames: int, config: DataConfig) -> list[int]:
     return list(range(0, n_frames - config.window_span + 1, config.window_step))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Window:
     """Where a sample comes from.
 
@@ -131,7 +131,9 @@ class WindowDataset(Dataset[dict[str, Any]]):
                 target = None if labels is None else labels[unit]
                 found = [(start, unit, target) for start in windows_of(header.n_frames, config)]
             for start, unit, target in found[:max_windows_per_run]:
-                self.windows.append(Window(run, start, unit, counts[unit], target))
+                self.windows.append(
+                    Window(run=run, start=start, unit=unit, index=counts[unit], target=target)
+                )
                 counts[unit] += 1
         self._by_voxel = config.input_scaling_method.startswith("voxelnorm")
         self._open_runs: OrderedDict[int, OpenRun] = OrderedDict()

@@ -45,7 +45,7 @@ class QualityOptions:
     scaling: str = "znorm_minback"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunNumbers:
     """What is measured of one run; None where it is not defined.
 

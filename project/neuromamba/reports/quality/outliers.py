@@ -27,7 +27,7 @@ CONSTANT_SHARE = CROPPED_SHARE = 0.01  # of the brain voxels, beyond which a run
 _ASYMMETRY = 0.1  # correlation of left-right differences that may be chance
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Facts:
     """What a run is judged by; ``name`` is that of its file, without suffix."""
 
@@ -46,7 +46,7 @@ class Flag:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Measure:
     """A number that is compared between runs.
 
@@ -69,16 +69,94 @@ class Measure:
 
 
 MEASURES = (
-    Measure("n_frames", "frames", "", 4, lambda f: f.header.n_frames, 0, 0.2, 0.02),
-    Measure("tr", "TR", "s", 4, lambda f: f.header.tr, 0, 1e-4, 0.002),
-    Measure("kept_percent", "kept tokens", "%", 3, lambda f: _percent(f), 0, 0.5, 0.02),
-    Measure("mean_std_ratio", "mean/SD", "", 3, lambda f: f.numbers.mean_std_ratio, 0, 0.05, 0.05),
-    Measure("tsnr", "temporal SNR", "", 3, lambda f: f.numbers.tsnr, 0, 0.2, 0.1),
-    Measure("jump", "largest jump", "", 3, lambda f: f.numbers.jump, 1, 0.1, 0.1),
-    Measure("correlation", "similarity", "", 3, lambda f: f.similarity.correlation, -1, 0.01),
-    Measure("dice", "mask overlap", "", 3, lambda f: f.similarity.dice, -1, 0.01),
+    Measure(
+        key="n_frames",
+        title="frames",
+        unit="",
+        digits=4,
+        value=lambda f: f.header.n_frames,
+        tail=0,
+        floor=0.2,
+        relative=0.02,
+    ),
+    Measure(
+        key="tr",
+        title="TR",
+        unit="s",
+        digits=4,
+        value=lambda f: f.header.tr,
+        tail=0,
+        floor=1e-4,
+        relative=0.002,
+    ),
+    Measure(
+        key="kept_percent",
+        title="kept tokens",
+        unit="%",
+        digits=3,
+        value=lambda f: _percent(f),
+        tail=0,
+        floor=0.5,
+        relative=0.02,
+    ),
+    Measure(
+        key="mean_std_ratio",
+        title="mean/SD",
+        unit="",
+        digits=3,
+        value=lambda f: f.numbers.mean_std_ratio,
+        tail=0,
+        floor=0.05,
+        relative=0.05,
+    ),
+    Measure(
+        key="tsnr",
+        title="temporal SNR",
+        unit="",
+        digits=3,
+        value=lambda f: f.numbers.tsnr,
+        tail=0,
+        floor=0.2,
+        relative=0.1,
+    ),
+    Measure(
+        key="jump",
+        title="largest jump",
+        unit="",
+        digits=3,
+        value=lambda f: f.numbers.jump,
+        tail=1,
+        floor=0.1,
+        relative=0.1,
+    ),
+    Measure(
+        key="correlation",
+        title="similarity",
+        unit="",
+        digits=3,
+        value=lambda f: f.similarity.correlation,
+        tail=-1,
+        floor=0.01,
+    ),
+    Measure(
+        key="dice",
+        title="mask overlap",
+        unit="",
+        digits=3,
+        value=lambda f: f.similarity.dice,
+        tail=-1,
+        floor=0.01,
+    ),
 )
-_SIDES = Measure("asymmetry", "asymmetry", "", 3, lambda f: f.similarity.asymmetry, -1, 0.03)
+_SIDES = Measure(
+    key="asymmetry",
+    title="asymmetry",
+    unit="",
+    digits=3,
+    value=lambda f: f.similarity.asymmetry,
+    tail=-1,
+    floor=0.03,
+)
 
 
 def _percent(facts: Facts) -> float | None:

@@ -32,7 +32,7 @@ HEADER_FIELDS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """A run on the page: what was found, its flags, and its z in every measure.
 
@@ -66,10 +66,10 @@ def make_rows(
     rows, position = [], 0
     for run in runs:
         if run.error:
-            rows.append(Row(run, None, (Flag("cannot be read", run.error),), {}))
+            rows.append(Row(run=run, facts=None, flags=(Flag("cannot be read", run.error),), z={}))
             continue
         z = {key: float(found.z[position]) for key, found in standings.items()}
-        rows.append(Row(run, facts[position], tuple(flags[position]), z))
+        rows.append(Row(run=run, facts=facts[position], flags=tuple(flags[position]), z=z))
         position += 1
     return sorted(rows, key=lambda row: (not row.run.error, -len(row.flags), row.name))
 
@@ -77,7 +77,7 @@ def make_rows(
 # ----------------------------------------------------------------------- columns of the page
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Column:
     """A column of the page's table; ``sort`` gives a number for columns that are numbers."""
 
@@ -90,7 +90,12 @@ class Column:
 def _numeric(
     title: str, explanation: str, value: Callable[[Facts], float | None], digits: int = 3
 ) -> Column:
-    return Column(title, explanation, lambda facts: number(value(facts), digits), value)
+    return Column(
+        title=title,
+        explanation=explanation,
+        text=lambda facts: number(value(facts), digits),
+        sort=value,
+    )
 
 
 def _minutes(facts: Facts) -> float:
@@ -147,14 +152,16 @@ COLUMNS = (
         lambda f: f.similarity.dice,
     ),
     Column(
-        "constant (0)",
-        "brain voxels that never change, in brackets those that are 0",
-        lambda f: f"{f.numbers.constant_voxels:,} ({f.numbers.zero_voxels:,})",
-        lambda f: f.numbers.constant_voxels,
+        title="constant (0)",
+        explanation="brain voxels that never change, in brackets those that are 0",
+        text=lambda f: f"{f.numbers.constant_voxels:,} ({f.numbers.zero_voxels:,})",
+        sort=lambda f: f.numbers.constant_voxels,
     ),
-    Column("voxel, mm", "edges of a voxel", lambda f: voxel_text(f.header)),
-    Column("space", "space of the images", lambda f: f.header.space or "n/a"),
-    Column("mask", "where the brain mask comes from", _mask_kind),
+    Column(title="voxel, mm", explanation="edges of a voxel", text=lambda f: voxel_text(f.header)),
+    Column(
+        title="space", explanation="space of the images", text=lambda f: f.header.space or "n/a"
+    ),
+    Column(title="mask", explanation="where the brain mask comes from", text=_mask_kind),
 )
 
 

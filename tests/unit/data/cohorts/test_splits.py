@@ -10,15 +10,8 @@ from pathlib import Path
 import pytest
 
 from neuromamba.common.errors import UserInputError
-from neuromamba.data.cohorts.splits import (
-    PARTS,
-    Grouping,
-    Split,
-    draw_split,
-    load_or_draw_split,
-    read_split_txt,
-    write_split_txt,
-)
+from neuromamba.data.cohorts.split_files import load_or_draw_split, read_split_txt, write_split_txt
+from neuromamba.data.cohorts.splits import PARTS, Grouping, Split, draw_split
 
 NAMES = [f"sub-{i:03d}" for i in range(50)]
 

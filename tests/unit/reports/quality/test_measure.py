@@ -20,7 +20,6 @@ from scipy import ndimage
 
 from neuromamba.config.model import ModelConfig
 from neuromamba.data.store.reader import RunFile, RunHeader
-from neuromamba.data.store.writer import write_run
 from neuromamba.reports.brain_figures import kept_patches
 from neuromamba.reports.quality import measure as store_quality
 from neuromamba.reports.quality.measure import (
@@ -55,6 +54,7 @@ from neuromamba.reports.quality.similarity import compare_images
 from neuromamba.reports.quality.survey import Surveyed
 from neuromamba.reports.quality.table import make_rows, write_tsv
 from tests.helpers.quality_store import AFFINE, FAULTS, GRID, HEALTHY, brain, write_brain
+from tests.helpers.store_files import write_store_file
 
 OPTIONS = QualityOptions()
 SMALL = (8, 6, 7)
@@ -62,7 +62,7 @@ SMALL = (8, 6, 7)
 
 def write_small(path: Path, frames: np.ndarray, vox: np.ndarray, **fields: Any) -> RunHeader:
     settings: dict[str, Any] = {"grid": SMALL, "affine": AFFINE, "tr": 2.0, "subject": "sub-01"}
-    return write_run(path, frames.astype(np.float32), vox, **settings | fields)
+    return write_store_file(path, frames.astype(np.float32), vox, **settings | fields)
 
 
 def measure(path: Path, options: QualityOptions = OPTIONS) -> tuple[RunHeader, RunMeasured]:
@@ -384,7 +384,13 @@ def facts_with(
     images = np.stack([one.reduced for _, one in everything])
     found = compare_images(images, lambda: (one.mask.ravel() for _, one in everything))
     return [
-        Facts(header.label, header, one.numbers, header.n_frames // 20, similarity)
+        Facts(
+            name=header.label,
+            header=header,
+            numbers=one.numbers,
+            windows=header.n_frames // 20,
+            similarity=similarity,
+        )
         for (header, one), similarity in zip(everything, found, strict=True)
     ]
 
@@ -508,8 +514,11 @@ def test_jumps_below_the_median_are_not_flagged(
 
 def test_tsv_and_order(healthy: dict[str, tuple[RunHeader, RunMeasured]], tmp_path: Path) -> None:
     facts = changed(facts_with(healthy)[:6], 4, {"repeated_frames": 2}, source="a\tb\nc")
-    runs = [Surveyed(Path(f"/x/{one.header.label}.h5"), one.header, one.numbers) for one in facts]
-    runs.insert(2, Surveyed(Path("/x/zz.h5"), error="truncated\tfile"))
+    runs = [
+        Surveyed(path=Path(f"/x/{one.header.label}.h5"), header=one.header, numbers=one.numbers)
+        for one in facts
+    ]
+    runs.insert(2, Surveyed(path=Path("/x/zz.h5"), error="truncated\tfile"))
     flags, standings = flag_runs(facts)
     rows = make_rows(runs, facts, flags, standings)
     assert [row.name for row in rows][:3] == ["zz", "sub-04", "sub-00"]

@@ -1,0 +1,411 @@
+"""What version 0.1.0 wrote still loads, resumes, tests, reports and exports with the same numbers.
+
+``tests/golden/make_runs.py`` made the files with the code of that version, and noted what the same
+code gave when it used them. Each test works on a copy of its own, in another folder than that in
+which the files were made.
+
+Numbers are compared within the rounding of other processors: a prediction to 1e-6, losses behind
+some steps of a training to 1e-5 of their size.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from tests.helpers.forked import Ended, Nursery
+from tests.helpers.launched import MAIN, finished
+from tests.helpers.neurosynth_files import needs_nimare, write_database
+from tests.helpers.paths import GOLDEN, ROOT
+from tests.helpers.ranks import needs_deepspeed
+
+RUNS = GOLDEN / "runs_0_1_0"
+EXPECTED: dict[str, Any] = json.loads((RUNS / "expected.json").read_text(encoding="utf-8"))
+TESTER = str(ROOT / "project" / "neurossm" / "tester.py")
+
+# The other commands -> their words for ``python -m neuromamba``.
+COMMANDS: dict[str, list[str]] = {
+    "report": ["report"],
+    "export": ["export"],
+    "quality": ["quality"],
+    "check": ["check-store"],
+    "cpa": ["regions", "explain-reference"],
+}
+
+# As they were typed for the results; see make_runs.py.
+SSM = (
+    "--dataset Own --data_file scans.pickle --target group --dynamic_length 16 --device cpu "
+    "--embed_dim 32 --depth 1 --scales 2 --folds 2 --epochs 8 --batch_size 4 --learning_rate 1e-3 "
+    "--max_learning_rate 3e-3 --atlas six.nii.gz"
+)
+# The model of the released layout, which has no card.
+MODEL = (
+    "--dataset_name Dummy --img_size 9 9 9 4 --patch_size 3 3 3 2 --embed_dim 16 --depth 1 "
+    "--train_split 0.5 --val_split 0.25 --stratify_by sex --downstream_task sex"
+)
+ZERO = (
+    "--dataset_name Dummy --img_size 9 9 9 4 --patch_size 3 3 3 2 --embed_dim 16 --depth 1 "
+    "--train_split 0.5 --val_split 0.25 --stratify_by sex --accelerator cpu --learning_rate 1e-2 "
+    "--dropout 0.2 --log_every_n_steps 1 --downstream_task sex --strategy deepspeed_stage_2 "
+    "--no-use_scheduler --batch_size 2 --max_epochs 2 --resume_ckpt_path last"
+)
+TASKS = ("sex", "age", "kind", "zero")
+EXACT, TRAINED = 1e-6, 1e-5
+
+
+# ------------------------------------------------------------------------------ calling commands
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """A copy of the files, whose times are those that the store's header cache has noted."""
+    place = Path(shutil.copytree(RUNS, tmp_path / "old"))
+    headers = json.loads((place / "store" / "headers.json").read_text())["runs"]
+    for name, ((size, changed), _) in headers.items():
+        file = place / "store" / "hdf5" / name
+        assert file.stat().st_size == size
+        os.utime(file, ns=(changed, changed))
+    return place
+
+
+@pytest.fixture(scope="module")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """Runs ``project/main.py`` in a second instead of six."""
+    found = Nursery(tmp_path_factory.mktemp("logs"))
+    yield found
+    found.close()
+
+
+def train(nursery: Nursery, old: Path, flags: str, ranks: int = 1, **environ: str) -> Ended:
+    """``project/main.py`` on the store of the copy; {old} in the flags is the copy."""
+    words = f"{flags} --image_path {old}/store".replace("{old}", str(old)).split()
+    done = nursery.run(words, ranks, env=environ)
+    assert done.statuses == (0,) * ranks, done.text[-4000:]
+    return done
+
+
+def call(old: Path, words: Sequence[str], status: int = 0) -> str:
+    """A command in the folder; returns what it printed."""
+    done = finished([sys.executable, "-W", "ignore", *words], old, 200)
+    assert done.returncode == status, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def command(old: Path, name: str, flags: str) -> str:
+    """One of ``COMMANDS``."""
+    return call(old, ["-m", "neuromamba", *COMMANDS[name], *flags.split()])
+
+
+# ------------------------------------------------------------------------------ comparing numbers
+
+
+def table(path: Path, *names: str) -> list[dict[str, Any]]:
+    """Rows of a table: named columns or all, numbers as such, empty cells left out."""
+
+    def cell(value: str) -> Any:
+        try:
+            return float(value)
+        except ValueError:
+            return value
+
+    with open(path, newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream, delimiter="\t" if path.suffix == ".tsv" else ","))
+    return [
+        {name: cell(row[name]) for name in names or row if row.get(name) not in (None, "")}
+        for row in rows
+    ]
+
+
+def losses(folder: Path) -> list[dict[str, Any]]:
+    """The curves of a run."""
+    return table(folder / "logs" / "metrics.csv", "step", "train/loss", "val/loss")
+
+
+def scores(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Without times, and without intervals: of three subjects rounding decides where they end."""
+    left_out = ("seconds", "_low", "_high")
+    return {name: value for name, value in metrics.items() if not name.endswith(left_out)}
+
+
+def metrics_of(folder: Path) -> dict[str, Any]:
+    """``metrics.json``."""
+    return scores(json.loads((folder / "metrics.json").read_text()))
+
+
+def same(found: Any, expected: Any, within: float, where: str = "") -> None:
+    """Names and texts are equal, and numbers within a share of their size, or of 1."""
+    if isinstance(expected, Mapping):
+        assert set(found) == set(expected), where
+        for name, value in expected.items():
+            same(found[name], value, within, f"{where}/{name}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), where
+        for number, value in enumerate(expected):
+            same(found[number], value, within, f"{where}/{number}")
+    elif isinstance(expected, float):
+        # nine digits were noted
+        assert found == pytest.approx(expected, rel=within, abs=within), where
+    else:
+        assert found == expected, where
+
+
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Weights of a file, whatever kind of file."""
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    found = torch.load(path, map_location="cpu", weights_only=True)
+    return dict(found.get("state_dict", found))
+
+
+def same_state(
+    state: Mapping[str, torch.Tensor], expected: Mapping[str, Any], within: float
+) -> None:
+    """Keys in their order, shapes, sums and sums of absolute values."""
+    found = {
+        name: [list(t.shape), float(t.double().sum()), float(t.double().abs().sum())]
+        for name, t in state.items()
+    }
+    assert list(found) == list(expected)
+    same(found, expected, within)
+
+
+# ------------------------------------------------------------------------------ checkpoints
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_an_old_checkpoint_predicts_the_same(nursery: Nursery, old: Path, name: str) -> None:
+    """A linear head, a Mamba head on values, LoRA with labels of one's own, and DeepSpeed's."""
+    flags = f"--test_only --test_ckpt_path {{old}}/runs/{name} --accelerator cpu --save_embedding"
+    if name == "kind":
+        flags += " --label_csv {old}/kinds.csv"
+    train(nursery, old, f"{flags} --output_dir {{old}}/again")
+    expected = EXPECTED["tasks"][name]
+    assert len(expected["predictions"]) == 9
+    same(table(old / "again" / "predictions.csv"), expected["predictions"], EXACT)
+    same(metrics_of(old / "again"), scores(expected["metrics"]), EXACT)
+    with np.load(old / "again" / "embeddings" / "embeddings.npz") as archive:
+        same(archive["embedding"].astype(float).tolist(), expected["embedding"], EXACT)
+
+
+def test_as_it_is_typed(old: Path) -> None:
+    """In the folder of the files the card's paths lead to the store."""
+    words = "--test_only --test_ckpt_path runs/sex --accelerator cpu --output_dir again"
+    said = call(old, [MAIN, *words.split()])
+    assert "--test_ckpt_path: taking runs/sex/checkpoints/best.ckpt\n" in said
+    expected = EXPECTED["tasks"]["sex"]
+    same(table(old / "again" / "predictions.csv"), expected["predictions"], EXACT)
+    # And they are those that the run itself has written.
+    same(table(old / "runs" / "sex" / "predictions.csv"), expected["predictions"], EXACT)
+
+
+@pytest.mark.parametrize(
+    ("file", "more"), [("sex.safetensors", ""), ("sex.pt", MODEL)], ids=["safetensors", "released"]
+)
+def test_an_old_export_predicts_the_same(nursery: Nursery, old: Path, file: str, more: str) -> None:
+    flags = f"--test_only --test_ckpt_path {{old}}/exports/{file} --accelerator cpu {more}"
+    train(nursery, old, f"{flags} --output_dir {{old}}/again")
+    expected = EXPECTED["tasks"]["sex"]["predictions"]
+    same(table(old / "again" / "predictions.csv"), expected, EXACT)
+
+
+@pytest.mark.parametrize("file", ["sex.safetensors", "sex.pt"])
+def test_an_export_is_the_old_one(old: Path, file: str) -> None:
+    """To the last bit, and with the same card."""
+    said = command(old, "export", f"runs/sex {file}")
+    assert f"{EXPECTED['tasks']['sex']['metrics']['model/parameters']:,.0f} parameters" in said
+    written, before = tensors(old / file), tensors(old / "exports" / file)
+    same_state(written, EXPECTED["exports"][file], 1e-8)
+    assert all(torch.equal(written[name], tensor) for name, tensor in before.items())
+    cards = [json.loads((folder / f"{file}.json").read_text()) for folder in (old, old / "exports")]
+    for card in cards:
+        assert card["export"].pop("source").endswith("runs/sex/checkpoints/best.ckpt")
+        card["export"].pop("code_version")
+    assert cards[0] == cards[1]
+    same_state(
+        tensors(old / "runs/sex/checkpoints/best.ckpt"), EXPECTED["tasks"]["sex"]["state"], 1e-8
+    )
+
+
+# ------------------------------------------------------------------------------ trainings
+
+
+def test_the_old_pretraining_goes_on(nursery: Nursery, old: Path) -> None:
+    """From inside its second epoch, by its own ``config.yaml``, to the end of an unstopped run."""
+    run, expected = old / "runs" / "pretraining", EXPECTED["pretraining"]
+    last = run / "checkpoints" / "last.ckpt"
+    state = torch.load(last, map_location="cpu", weights_only=True)
+    step = state["global_step"]
+    assert 6 < step < 12
+    before, cache = (run / "logs" / "metrics.csv").read_text(), old / "store" / "headers.json"
+    noted = cache.read_bytes()
+    flags = f"--config {run}/config.yaml --resume_ckpt_path {last}"
+    train(nursery, old, f"{flags} --output_dir {run}")
+    same(losses(run), expected["losses"], TRAINED)
+    assert (run / "logs" / "metrics.csv").read_text().startswith(before)
+    same(metrics_of(run), scores(expected["metrics"]), TRAINED)
+    same_state(tensors(last), expected["last"], 1e-4)
+    assert cache.read_bytes() == noted  # no header was read again
+    # It was a resumption: with other weights to go on from the same command gives other losses.
+    state["state_dict"]["model.norm.weight"] *= 1.01
+    torch.save(state, old / "other.ckpt")
+    flags = f"--config {run}/config.yaml --resume_ckpt_path {{old}}/other.ckpt"
+    train(nursery, old, f"{flags} --output_dir {{old}}/other")
+    first = losses(old / "other")[0]
+    (undisturbed,) = [r for r in expected["losses"] if r["step"] == step and "train/loss" in r]
+    assert first["step"] == step
+    assert abs(first["train/loss"] - undisturbed["train/loss"]) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["sex", "age", "kind"])
+def test_a_task_starts_from_the_old_pretraining(nursery: Nursery, old: Path, name: str) -> None:
+    """All of it, frozen, or with LoRA, by the ``config.yaml`` of the run: the same training."""
+    flags = f"--config {{old}}/runs/{name}/config.yaml --output_dir {{old}}/again "
+    flags += "--load_model_path {old}/runs/pretraining/checkpoints/last.ckpt"
+    if name == "kind":
+        flags += " --label_csv {old}/kinds.csv"
+    train(nursery, old, flags)
+    expected = EXPECTED["tasks"][name]
+    same(metrics_of(old / "again"), scores(expected["trained"]), TRAINED)
+    same(table(old / "again" / "predictions.csv"), expected["predictions"], TRAINED)
+    same_state(tensors(old / "again" / "checkpoints" / "best.ckpt"), expected["state"], 1e-4)
+
+
+@needs_deepspeed
+def test_the_old_training_by_deepspeed_goes_on(nursery: Nursery, old: Path) -> None:
+    """ZeRO-2 on two processes, for a second epoch."""
+    run = old / "runs" / "zero"
+    before = (run / "logs" / "metrics.csv").read_text().splitlines()
+    done = train(nursery, old, f"{ZERO} --output_dir {run}", ranks=2, DS_ACCELERATOR="cpu")
+    expected = EXPECTED["zero_goes_on"]
+    same(losses(run), expected["losses"], TRAINED)
+    assert (run / "logs" / "metrics.csv").read_text().splitlines()[:3] == before[:3]
+    assert "epoch 2 of 2" in done.text and "epoch 1 of 2" not in done.text
+    same(table(run / "predictions.csv"), expected["predictions"], TRAINED)
+
+
+# ------------------------------------------------------------------------------ reports, store
+
+
+def test_a_report_of_an_old_run(old: Path) -> None:
+    """Old baselines are taken as they are; the values of subjects are those of the run."""
+    record = old / "runs" / "sex" / "baselines" / "baselines.json"
+    before = record.stat().st_mtime_ns
+    command(old, "report", "runs/sex")
+    page = (old / "runs" / "sex" / "report" / "report.html").read_text(encoding="utf-8")
+    assert record.stat().st_mtime_ns == before
+    metrics = EXPECTED["tasks"]["sex"]["trained"]
+    texts = [f"{metrics['test/threshold']:.3f}", f"{metrics['test/brier']:.3f}"]
+    for text in (*texts, "sub-0002", "mean volume", "logistic regression"):
+        assert text in page, text
+
+
+@pytest.mark.slow
+def test_a_report_of_old_values(old: Path) -> None:
+    command(old, "report", "runs/age --no-baselines --output page --image_path store")
+    page = (old / "page" / "report.html").read_text(encoding="utf-8")
+    for name in ("mae", "mse"):
+        assert f"{EXPECTED['tasks']['age']['metrics'][f'test/{name}']:.3f} [" in page
+
+
+def test_the_old_store_is_in_order(old: Path) -> None:
+    said = command(old, "check", "--image_path store --num_workers 1")
+    assert said.count(": ok, 12 frames") == 12
+    # The check is one: a file that lacks its end is found.
+    file = old / "store" / "hdf5" / "sub-0003_task-rest.h5"
+    file.write_bytes(file.read_bytes()[:-50])
+    call(
+        old,
+        ["-m", "neuromamba", *COMMANDS["check"], "--image_path", "store", "--num_workers", "1"],
+        status=1,
+    )
+
+
+def test_the_quality_page_of_the_old_store(old: Path) -> None:
+    flags = "--image_path store --patch_size 3 3 3 2 --sequence_length 4 --num_workers 1"
+    command(old, "quality", flags)
+    same(table(old / "store" / "quality" / "quality.tsv"), EXPECTED["quality"], TRAINED)
+    page = (old / "store" / "quality" / "quality.html").read_text(encoding="utf-8")
+    assert all(f"sub-{number:04d}" in page for number in range(1, 13))
+
+
+# ------------------------------------------------------------------------------ NeuroSSM
+
+
+def maps_of(folder: Path) -> dict[str, Any]:
+    """The numbers of the files of CPA."""
+    found = {}
+    for path in sorted(folder.glob("subj_*.npz")):
+        with np.load(path, allow_pickle=False) as archive:
+            found[path.name] = {
+                name: archive[name].astype(float).tolist()
+                for name in ("probs", "logits", "drops", "weights", "cpa", "dominant")
+            }
+    return found
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Of the files of finished fits."""
+    files = [path for path in sorted(folder.glob("*/seed_0/*/**/*")) if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_old_results_of_neurossm_are_finished(old: Path) -> None:
+    """The same call repeats no fit, gives the same tables, and explains the old weights alike."""
+    place = old / "neurossm"
+    results, maps = place / "Results" / "Own", place / "Analysis/Explainability/Own/seed_0"
+    before, settings = contents(results), (results / "NeuroSSM" / "settings.json").read_text()
+    for path in results.glob("*/results.csv"):
+        path.unlink()
+    for path in maps.iterdir():
+        path.unlink()
+    said = call(place, [TESTER, *SSM.split(), "--analysis"])
+    assert said.count("done before") == 9 and "scans to fit" not in said
+    assert contents(results) == before
+    assert json.loads((results / "NeuroSSM" / "settings.json").read_text()) == json.loads(settings)
+    found = {
+        path.parent.name: [scores(row) for row in table(path)]
+        for path in sorted(results.glob("*/results.csv"))
+    }
+    same(found, EXPECTED["neurossm"]["results"], EXACT)
+    same(maps_of(maps), EXPECTED["neurossm"]["maps"], TRAINED)
+    assert (results / "NeuroSSM" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_a_seed_is_added_to_old_results(old: Path) -> None:
+    """The fits of the new seed are those that the old code would have made."""
+    place = old / "neurossm"
+    words = [*SSM.split(), "--seeds", "0", "1", "--baselines"]
+    said = call(place, [TESTER, *words])
+    assert said.count("done before") == 3 and said.count("scans to fit") == 3
+    results, expected = place / "Results" / "Own" / "NeuroSSM", EXPECTED["neurossm"]
+    found = table(results / "seed_1" / "holdout" / "predictions.csv")
+    same(found, expected["predictions_of_seed_1"], TRAINED)
+    found = [scores(row) for row in table(results / "results.csv")]
+    same(found, expected["results_of_two_seeds"], TRAINED)
+
+
+@pytest.mark.slow
+@needs_nimare
+def test_old_maps_are_compared_with_neurosynth(old: Path) -> None:
+    place = old / "neurossm"
+    write_database(place / "data", ("left", "right"))
+    (place / "terms.yaml").write_text("Own: {a: [left]}\n")
+    flags = "--root Analysis/Explainability --out out --data_dir data --terms terms.yaml"
+    command(place, "cpa", f"{flags} --atlas six.nii.gz --draws 50")
+    found = json.loads((place / "out" / "reports" / "Own" / "scores.json").read_text())
+    expected = EXPECTED["neurossm"]["reference"]
+    assert set(expected["classes"]) == {"a"}
+    same({name: found[name] for name in expected}, expected, TRAINED)
