@@ -56,7 +56,7 @@ def main() -> None:
             options=WriteOptions(voxel_statistics=True),
         )
         config = DataConfig(
-            dataset_name=("Own",), image_path=(folder,), img_size=GRID, sequence_length=FRAMES
+            dataset_name=("Own",), image_path=(folder,), grid=GRID, sequence_length=FRAMES
         )
         for method, (upper, lower) in zip(SCALING_METHODS, axes.T, strict=True):
             scaled = dataclasses.replace(config, input_scaling_method=method)

@@ -328,7 +328,7 @@ BAD_INPUTS = (
     BadInput("nothing.nii", nothing, "not a NIfTI image", _AGAIN),
     BadInput("nothingz.nii.gz", nothing, "not a NIfTI image", _AGAIN),
     BadInput("cut.nii", cut_off, "truncated or corrupt", _AGAIN),
-    BadInput("dimmore.nii.gz", more_frames_told, "24 of 48 frames are there", _AGAIN),
+    BadInput("dimmore.nii.gz", more_frames_told, "24 of 48 frames are present", _AGAIN),
     BadInput(
         "dimless.nii.gz", fewer_frames_told, "bytes follow after the 12 frames", "origin again"
     ),

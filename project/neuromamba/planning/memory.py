@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.fmamba.builders import build_module, check_cohorts_have_target
 from neuromamba.fmamba.run_config import RunConfig
 from neuromamba.layers.ssd import native
 from neuromamba.planning.state_memory import Weights, state_memory
@@ -167,11 +168,9 @@ def _loader(config: RunConfig, voxels: int, batch: int) -> dict[str, int]:
 
 def model_weights(config: RunConfig) -> Weights:
     """Parameters and buffers of the run's model."""
-    # Imported here: Run needs all of training, which a test of the arithmetic does not.
-    from neuromamba.fmamba.run import Run
-
+    check_cohorts_have_target(config)
     with torch.device("meta"):
-        module = Run(config).build_module(None, 1)
+        module = build_module(config, None, 1)
     parameters = list(module.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     positions = module.model.embedder.pos

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from neuromamba.config.training import MODE_NAMES
 from neuromamba.fmamba.run_config import RunConfig
 from neuromamba.planning.assumptions import ASSUMED_UTILISATION
 from neuromamba.planning.cluster_plan import (
@@ -30,7 +31,7 @@ def _what(config: RunConfig) -> str:
         masked = config.pretrain.objective == "mim"
         return "pre-training, " + ("masked tokens" if masked else "next token")
     assert config.downstream is not None and config.head is not None
-    frozen = ", frozen backbone" if config.downstream.freeze_feature_extractor else ""
+    frozen = f", {MODE_NAMES['frozen']}" if config.downstream.freeze_feature_extractor else ""
     return f"{config.downstream.task}, {config.head.name} head{frozen}"
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.config.training import MODE_NAMES
 
 TABLES = ("1", "2", "3", "flops", "scaling")
 METRICS = {"auroc": "AUC", "accuracy": "ACC"}
@@ -144,7 +145,6 @@ _TABLE_2 = {
 }
 _TABLE_3 = {"SwiFT": ("4.6M", "0.980", "0.929"), "NeuroSTORM": ("5.0M", "0.976", "0.933")}
 MODES = ("scratch", "full")
-MODE_NAMES = {"scratch": "from scratch", "full": "full fine-tuning"}
 
 
 class Study:

@@ -37,8 +37,8 @@ def read_sidecar_tr(file: Path | None) -> float | None:
         return None if value is None else float(value)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserInputError(
-            f"{file}: not a JSON sidecar with a numeric RepetitionTime ({error}). Correct or remove "
-            f"it, and give --tr SECONDS if need be."
+            f"{file}: not a JSON sidecar with a numeric RepetitionTime ({error}). Correct or "
+            f"remove it, and give --tr SECONDS if need be."
         ) from None
 
 

@@ -76,7 +76,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
 
     Args:
         run_paths: HDF5 files of the store.
-        config: windowing, ``img_size`` and ``input_scaling_method``.
+        config: windowing, ``grid`` and ``input_scaling_method``.
         labels: unit -> target; None for pre-training.
         events: label of a run -> its events, which have targets of their own; then only windows
             within events are used.
@@ -140,7 +140,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         self._layouts: dict[int, RawLayout] = {}
 
     def _check_runs(self) -> None:
-        size = tuple(self.config.img_size)
+        size = tuple(self.config.grid)
         span = self.config.window_span
         short = []
         for path, header in zip(self.paths, self.headers, strict=True):

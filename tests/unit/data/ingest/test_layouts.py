@@ -62,7 +62,7 @@ def test_fmriprep(fmriprep: Path) -> None:
     passed = [image.name for image in found.passed_over]
     assert len(passed) == len(set(passed))
     assert set(passed) | {s.name for s in found.sources} == volumes | surfaces
-    assert "preproc_bold.nii.gz is taken" in why(
+    assert "preproc_bold.nii.gz is used" in why(
         found, "run-1_space-MNI152NLin6Asym_desc-smoothAROMAnonaggr_bold.nii.gz"
     )
     assert why(found, "fsaverage5_hemi-L_bold.func.gii") == "surface or CIFTI"
@@ -237,7 +237,7 @@ def test_hcp(tmp_path: Path) -> None:
     assert note == "this version is '', most others are '_hp2000_clean'"
     error = by_output["100307_task-REST2_run-LR.h5"].error
     assert "no rfMRI_REST2_LR_hp2000_clean.nii.gz or rfMRI_REST2_LR.nii.gz in it" in error
-    assert "_hp2000_clean is taken" in why(found, "/rfMRI_REST1_LR/rfMRI_REST1_LR.nii.gz")
+    assert "_hp2000_clean is used" in why(found, "/rfMRI_REST1_LR/rfMRI_REST1_LR.nii.gz")
     assert "no run" in why(found, "100206_3T_rfMRI_REST1_LR.nii.gz")
 
 
