@@ -190,7 +190,7 @@ DATASETS: Mapping[str, Cohort] = {
         ),
         Cohort(
             "Dummy",
-            "synthetic fMRI (synthetic.py); only sex is visible in the images",
+            "synthetic fMRI (neuromamba synthetic); only sex is visible in the images",
             "subject",
             {
                 "sex": Target("sex", _SEX_LETTERS),
