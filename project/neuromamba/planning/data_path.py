@@ -17,7 +17,7 @@ from neuromamba.planning.machine import Check, gigabytes
 HEADERS = 50  # that are read, spread over the store
 SAMPLE = 64 << 20  # bytes that are read to measure
 FILES = 4  # that they are read from
-_CLEAN = "python project/module/utils/data_preprocess_and_load/check_and_clean_hdf5.py"
+_CLEAN = "neuromamba check-store"
 
 
 def check_data_path(path: str) -> list[Check]:

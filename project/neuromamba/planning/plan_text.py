@@ -147,7 +147,7 @@ def _compute(request: Request, work: Workload, plan: ClusterPlan) -> list[str]:
     )
     if request.utilisation == ASSUMED_UTILISATION:
         lines.append(
-            "  the share is an assumption: measure it (deepspeed_profile.py, TFLOP/s) and give "
+            "  the share is an assumption: measure it (neuromamba profile, TFLOP/s) and give "
             "--utilisation"
         )
     if plan.checkpointing:

@@ -190,7 +190,7 @@ DATASETS: Mapping[str, Cohort] = {
         ),
         Cohort(
             name="Dummy",
-            description="synthetic fMRI (synthetic.py); only sex is visible in the images",
+            description="synthetic fMRI (neuromamba synthetic); only sex is visible in the images",
             subject_column="subject",
             targets={
                 "sex": Target("sex", _SEX_LETTERS),

@@ -50,8 +50,8 @@ __all__ = [
     "run_file_name",
 ]
 
-CONVERT = "python project/module/utils/data_preprocess_and_load/preprocessing.py"
-_CONVERT_REFERENCE = "convert_data_into_hdf5_revised.py"  # beside it
+CONVERT = "neuromamba preprocess"
+_CONVERT_REFERENCE = "neuromamba convert-reference"
 
 _VALUES_AT_ONCE = 1 << 21  # quantised or hashed at a time, to bound the memory
 _COUNT_UP_TO = 1000  # a message need not walk a whole file system

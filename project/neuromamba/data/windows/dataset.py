@@ -162,7 +162,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
             if header.orientation != ORIENTATION:
                 raise UserInputError(
                     f"--image_path: the run '{path}' has the orientation {header.orientation}, "
-                    f"expected {ORIENTATION}. Convert it again with preprocessing.py."
+                    f"expected {ORIENTATION}. Convert it again with neuromamba preprocess."
                 )
             if header.n_frames < span:
                 short.append(f"{path.name} ({header.n_frames} frames)")
@@ -204,8 +204,8 @@ class WindowDataset(Dataset[dict[str, Any]]):
         if found is None:
             raise UserInputError(
                 f"--input_scaling_method {self.config.input_scaling_method}: '{self.paths[run]}' "
-                f"has no statistics of its voxels. Convert the runs again with preprocessing.py "
-                f"--voxel_norm."
+                f"has no statistics of its voxels. Convert the runs again with neuromamba "
+                f"preprocess --voxel_norm."
             )
         return voxel_scaling_of(self.headers[run], *found)
 

@@ -130,7 +130,7 @@ def background_mask(run: ReferenceRun, rule: str, first: int = 0) -> tuple[np.nd
         raise UserInputError(
             f"{run.path}: {bad_values} NaN or infinite values in {bad_frames} of "
             f"{run.n_frames - first} frames, expected finite numbers (fp16 ends at 65,504). "
-            f"Convert the NIfTI file with preprocessing.py."
+            f"Convert the NIfTI file with neuromamba preprocess."
         )
     minimum = lowest.min()
     if rule == "auto":
@@ -141,7 +141,7 @@ def background_mask(run: ReferenceRun, rule: str, first: int = 0) -> tuple[np.nd
                 f"{run.path}: the corners of the volume are neither 0 nor the run's minimum "
                 f"({minimum:g}) in all frames (from {values[0]:g} to {values[-1]:g}), so the "
                 f"background is unknown. Give --background zero or --background min, or convert "
-                f"the NIfTI file with preprocessing.py, which finds a mask."
+                f"the NIfTI file with neuromamba preprocess, which finds a mask."
             )
         rule = "zero" if values[0] == 0 else "min"
     mask = (lowest != 0) | (highest != 0) if rule == "zero" else highest > minimum
