@@ -190,8 +190,8 @@ class WindowLoader(DataLoader[Any]):
         assert self.batch_size is not None
         return -(-getattr(self.sampler, "start", 0) // self.batch_size)
 
-    def places(self, batch: int) -> range:
-        """Places of the windows of an epoch's batch among this rank's windows."""
+    def positions(self, batch: int) -> range:
+        """Return the positions of a batch's windows among those of this rank in an epoch."""
         assert self.batch_size is not None
         end = min((batch + 1) * self.batch_size, len(self.sampler))  # type: ignore[arg-type]
         return range(batch * self.batch_size, end)
@@ -200,8 +200,8 @@ class WindowLoader(DataLoader[Any]):
         """Whether each window of an epoch's batch is a repeated one (see ``EpochSampler``)."""
         sampler = self.sampler
         return tuple(
-            isinstance(sampler, EpochSampler) and sampler.is_padding(place)
-            for place in self.places(batch)
+            isinstance(sampler, EpochSampler) and sampler.is_padding(position)
+            for position in self.positions(batch)
         )
 
     def items(self, batch: int) -> list[int]:
@@ -213,7 +213,7 @@ class WindowLoader(DataLoader[Any]):
                 sampler.indices() if isinstance(sampler, EpochSampler) else np.array([*sampler])
             )
             self._listed = (key, listed)
-        found = zip(self.places(batch), self.is_padding(batch), strict=True)
+        found = zip(self.positions(batch), self.is_padding(batch), strict=True)
         return [int(self._listed[1][place]) for place, padding in found if not padding]
 
     def state_dict(self) -> State:
