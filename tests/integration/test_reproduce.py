@@ -70,7 +70,7 @@ def test_published_runs_have_the_published_hyper_parameters() -> None:
         column = list(widths).index(labels[label][0])
         assert config.model.embed_dim == int(labels[label][1]), name
         assert config.model.depth == 12 and config.model.patch_size == (6, 6, 6, 2)
-        assert config.data.img_size == (96, 96, 96) and config.data.sequence_length == 20
+        assert config.data.grid == (96, 96, 96) and config.data.sequence_length == 20
         assert config.optim.learning_rate == float(table["learning rate (AdamW)"][column])
         assert config.optim.optimizer == "AdamW" and config.optim.use_scheduler
         assert config.optim.weight_decay == float(table["weight decay"][column])

@@ -64,7 +64,7 @@ def run(argv: Sequence[str]) -> Path:
     runs = [RunFolder(Path(name)) for name in args.runs]
     first = runs[0]
     output = Path(args.output) if args.output else first.path / "report"
-    data = first.data_module(args.image_path)
+    data = first.data(args.image_path)
     make_folder(output, "--output")
     atlas = Path(args.fc_atlas) if args.fc_atlas else None
     baselines = []

@@ -141,7 +141,7 @@ def _pbs_header(job: Job) -> str:
 
 
 class Scheduler(NamedTuple):
-    """How a job is told to a scheduler.
+    """Syntax of a scheduler's job script.
 
     Attributes:
         header: of the script.

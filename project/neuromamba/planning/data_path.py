@@ -78,7 +78,7 @@ def _disk(path: str) -> Iterator[Check]:
 
 
 def _locks(path: str, runs: list[Path]) -> Iterator[Check]:
-    """As HDF5 locks a file to read it; network file systems may refuse."""
+    """Check that files can be locked as HDF5 does; network file systems may refuse."""
     try:
         with open(runs[0], "rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -59,7 +59,7 @@ def test_a_step_grows_with_what_it_is_made_of() -> None:
     assert step(fused=False) > base  # the convolution's output is kept as well
     assert step(checkpointing=True) < 0.5 * base
     assert step(frozen=True, head=HeadConfig()) < 0.5 * base
-    assert step(head=HeadConfig("mamba")) > step(head=HeadConfig())
+    assert step(head=HeadConfig(name="mamba")) > step(head=HeadConfig())
     shallow = ModelConfig(depth=1)
     assert step(masked=0.5, operand=4, model=shallow) > step(operand=4, model=shallow)
     assert step(model=ModelConfig(dropout=0.1)) > base
@@ -78,7 +78,7 @@ def test_the_pool_of_the_portable_backend_is_bounded() -> None:
     """12 layers of 51 MB are kept; of 40 layers no more than the budget."""
 
     def scan(depth: int) -> int:
-        made = Step(ModelConfig(depth=depth), (14_810,), (200_000,))
+        made = Step(model=ModelConfig(depth=depth), lengths=(14_810,), voxels=(200_000,))
         return step_memory(made).groups["buffers of the scan"]
 
     columns = 4 * 14_810 * (2 * 384 + 2 * 48 + 2)
@@ -150,11 +150,21 @@ def test_offloading_moves_to_the_host() -> None:
     ],
 )
 def test_numbers(precision: str, strategy: str, autocast: bool, numbers: tuple[int, int]) -> None:
-    assert Setting("cuda", strategy, precision, 2, autocast).numbers == numbers
+    assert (
+        Setting(
+            accelerator="cuda", strategy=strategy, precision=precision, ranks=2, autocast=autocast
+        ).numbers
+        == numbers
+    )
 
 
 def test_only_stage_3_hooks_into_the_layers() -> None:
-    hooked = {n: Setting("cuda", f"deepspeed_stage_{n}", "32-true", 2).hooked for n in (1, 2, 3)}
+    hooked = {
+        n: Setting(
+            accelerator="cuda", strategy=f"deepspeed_stage_{n}", precision="32-true", ranks=2
+        ).hooked
+        for n in (1, 2, 3)
+    }
     assert hooked == {1: False, 2: False, 3: True}
 
 
@@ -288,7 +298,7 @@ def test_a_step_larger_than_an_epoch(capsys: pytest.CaptureFixture[str]) -> None
     words = ["plan", *BASE, "--gpus", "8", "--gpu", "A5000", "--max_epochs", "3"]
     assert neuromamba([*words, "--windows", "30"]) == 0
     text = capsys.readouterr().out
-    assert "a step of 32 windows" in text and "32 are computed: 2 come again" in text
+    assert "a step of 32 windows" in text and "32 are computed: 2 are repeated" in text
     assert "warning: an epoch has fewer windows than the 1,152 of the effective batch" in text
     assert neuromamba([*words, "--gpus", "5"]) == 0
     text = capsys.readouterr().out

@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neuromamba.common.errors import UserInputError
-from neuromamba.common.text import category, number
+from neuromamba.common.text import category, names_for_message, number
 from neuromamba.config.data import DataConfig
 from neuromamba.config.training import DownstreamConfig
 from neuromamba.data.cohorts.labels import own_task
-from neuromamba.data.cohorts.splits import names_for_message
 from neuromamba.data.cohorts.tables import ABSENT, Table, read_table
 from neuromamba.data.store.header import RunHeader
 

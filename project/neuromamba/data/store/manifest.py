@@ -18,7 +18,7 @@ from neuromamba.data.store.header_cache import read_headers
 MANIFEST = "manifest.csv"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ManifestRow:
     """A line of the manifest.
 

@@ -1,4 +1,4 @@
-"""The passes of ``stages`` in C: the same functions on the same buffers, CPU only, fp32 or bf16.
+"""The passes of ``passes`` in C: the same functions on the same buffers, CPU only, fp32 or bf16.
 
 ``neuromamba build-kernels`` compiles ``layers/ssd_native/kernels.c``, and a training on a CPU does
 before it starts; nothing is compiled on import or inside a computation. Where no library was built,
@@ -129,7 +129,7 @@ def _room(size: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def norm(x: Tensor, weight: Tensor, out: Tensor) -> None:
-    """See ``stages.norm``."""
+    """See ``passes.norm``."""
     threads = torch.get_num_threads()
     _call("norm", out.dtype, *x.shape, NORM_EPS, threads, x, x.stride(0), weight, out)
 
@@ -137,7 +137,7 @@ def norm(x: Tensor, weight: Tensor, out: Tensor) -> None:
 def norm_backward(
     x: Tensor, weight: Tensor, dout: Tensor, residual: Tensor, dx: Tensor, dweight: Tensor
 ) -> None:
-    """See ``stages.norm_backward``."""
+    """See ``passes.norm_backward``."""
     rows, width = x.shape
     room = _room(-(-rows // CHUNK) * width)
     _call(
@@ -147,16 +147,16 @@ def norm_backward(
 
 
 def add(x: Tensor, y: Tensor, out: Tensor) -> None:
-    """See ``stages.add``."""
+    """See ``passes.add``."""
     threads = torch.get_num_threads()
     _call("add", y.dtype, *x.shape, threads, x, x.stride(0), y, out, out.stride(0))
 
 
 def prepare(
-    s: Sizes, zx: Tensor, tail: Tensor, w: Weights,
+    s: Sizes, *, zx: Tensor, tail: Tensor, w: Weights,
     xs: Tensor, b: Tensor, c: Tensor, dt: Tensor, a: Tensor,
 ) -> None:  # fmt: skip
-    """See ``stages.prepare``."""
+    """See ``passes.prepare``."""
     _call(
         "prepare", zx.dtype, s, zx, zx.stride(0), tail, w.conv_weight, w.conv_bias, w.dt_bias,
         w.A, xs, b, c, dt, a,
@@ -164,28 +164,28 @@ def prepare(
 
 
 def weights(
-    s: Sizes, g: Tensor, b: Tensor, c: Tensor, dt: Tensor, a: Tensor, D: Tensor,
+    s: Sizes, *, g: Tensor, b: Tensor, c: Tensor, dt: Tensor, a: Tensor, D: Tensor,
     wc: Tensor, bw: Tensor,
 ) -> None:  # fmt: skip
-    """See ``stages.weights``."""
+    """See ``passes.weights``."""
     _call("weights", g.dtype, s, g, b, c, dt, a, D, wc, bw)
 
 
 def scan(s: Sizes, added: Tensor, a: Tensor, state: Tensor, xs: Tensor) -> None:
-    """See ``stages.scan``."""
+    """See ``passes.scan``."""
     _call("scan", xs.dtype, s, added, a, state, xs)
 
 
 def gate(s: Sizes, y: Tensor, zx: Tensor, weight: Tensor, out: Tensor) -> None:
-    """See ``stages.gate``."""
+    """See ``passes.gate``."""
     _call("gate", y.dtype, s, NORM_EPS, y, zx, zx.stride(0), weight, out, out.stride(0))
 
 
 def gate_backward(
-    s: Sizes, y: Tensor, zx: Tensor, weight: Tensor, dout: Tensor,
+    s: Sizes, *, y: Tensor, zx: Tensor, weight: Tensor, dout: Tensor,
     out: Tensor | None, dy: Tensor, dzx: Tensor, total: Totals,
 ) -> None:  # fmt: skip
-    """See ``stages.gate_backward``."""
+    """See ``passes.gate_backward``."""
     _call(
         "gate_backward", y.dtype, s, NORM_EPS, y, zx, zx.stride(0), weight, dout, dout.stride(0),
         out, dy, dzx, dzx.stride(0), _room(s.chunks * s.inner), total.norm,
@@ -195,16 +195,16 @@ def gate_backward(
 def scan_backward(
     s: Sizes, dxs: Tensor, xs: Tensor, a: Tensor, dstate: Tensor, dadded: Tensor, dlast: Tensor
 ) -> None:
-    """See ``stages.scan_backward``."""
+    """See ``passes.scan_backward``."""
     _call("scan_backward", xs.dtype, s, dxs, xs, a, dstate, dadded, dlast)
 
 
 def weights_backward(
-    s: Sizes, dwc: Tensor, dbw: Tensor, dlast: Tensor, g: Tensor, b: Tensor, c: Tensor,
+    s: Sizes, *, dwc: Tensor, dbw: Tensor, dlast: Tensor, g: Tensor, b: Tensor, c: Tensor,
     dt: Tensor, a: Tensor, zx: Tensor, w: Weights,
     dg: Tensor, db: Tensor, dc: Tensor, dzx: Tensor, total: Totals,
 ) -> None:  # fmt: skip
-    """See ``stages.weights_backward``."""
+    """See ``passes.weights_backward``."""
     _call(
         "weights_backward", g.dtype, s, dwc, dbw, dlast, g, b, c, dt, a, w.A, zx, zx.stride(0),
         w.dt_bias, dg, db, dc, dzx, dzx.stride(0), _room(s.chunks * s.heads * 3, torch.float64),
@@ -213,11 +213,11 @@ def weights_backward(
 
 
 def convolution_backward(
-    s: Sizes, dxs: Tensor, dx_rest: Tensor,
+    s: Sizes, *, dxs: Tensor, dx_rest: Tensor,
     db: Tensor, db_rest: Tensor, dc: Tensor, dc_rest: Tensor, zx: Tensor, tail: Tensor,
     w: Weights, carry: Tensor, dzx: Tensor, total: Totals,
 ) -> None:  # fmt: skip
-    """See ``stages.convolution_backward``."""
+    """See ``passes.convolution_backward``."""
     _call(
         "convolution_backward", zx.dtype, s, dxs, dx_rest, db, db_rest, dc, dc_rest,
         zx, zx.stride(0), tail, w.conv_weight, w.conv_bias, carry.clone(), carry,

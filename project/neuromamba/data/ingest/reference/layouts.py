@@ -78,7 +78,10 @@ def find_runs(folder: str | Path, store: str | Path) -> list[Source]:
         root = root.absolute().parent
     paths = sorted(stems)
     return refuse_shared_names(
-        [Source(p, p.relative_to(root).as_posix(), *name_run(stems[p])) for p in paths]
+        [
+            Source(path=p, name=p.relative_to(root).as_posix(), **name_run(stems[p])._asdict())
+            for p in paths
+        ]
     )
 
 
