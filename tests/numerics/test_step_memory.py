@@ -97,7 +97,7 @@ def batch_of(windows: int) -> dict[str, Any]:
         "shift": [0.0] * windows,
         "background": [-2.0] * windows,
         "subject": ["a"] * windows,
-        "unit": ["a"] * windows,
+        "sample_id": ["a"] * windows,
         "dataset": torch.zeros(windows, dtype=torch.long),
         "window": torch.arange(windows),
     }
@@ -153,7 +153,7 @@ def test_peak_of_a_step_on_the_cpu(name: str) -> None:
     torch.set_num_threads(1)
     seed_run(0)
     model = dataclasses.replace(MODEL, **changes)
-    step = Step(model, (TOKENS,) * 3, (VOXELS,) * 3, **how)
+    step = Step(model=model, lengths=(TOKENS,) * 3, voxels=(VOXELS,) * 3, **how)
     shared: dict[str, Any] = {
         "model": model,
         "optim": OptimConfig(),

@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("runs", nargs="+", metavar="RUN_DIR", help="folders that project/main.py wrote")
+    add("runs", nargs="+", metavar="RUN_DIR", help="folders that neuromamba train wrote")
     add("--output", metavar="DIR", help="default: report/ in the first run's folder")
     add(
         "--baselines",

@@ -169,6 +169,6 @@ class AugmentConfig:
             )
 
     def describe(self) -> str:
-        """Say in a few words what is done to training windows."""
+        """Summarise the augmentation in a few words."""
         kinds = ("affine",) * self.affine + ("smoothing", "noise") * self.intensity
         return f"{', '.join(kinds)}; strength {self.strength:g}"

@@ -31,7 +31,7 @@ class RunFolder:
     """A finished run.
 
     Args:
-        path: the folder that ``project/main.py`` wrote.
+        path: the folder that ``neuromamba train`` wrote.
 
     Raises:
         UserInputError: on access, what is missing or damaged.
@@ -45,7 +45,7 @@ class RunFolder:
         if not (self.path / "config.yaml").is_file():
             raise UserInputError(
                 f"{self.path}: no run folder, it has no config.yaml. Give the folder of a finished "
-                f"run of project/main.py."
+                f"run of neuromamba train."
             )
         found = read_yaml(self.path / "config.yaml", "run folder")
         if missing := {"seed", "embed_dim", "batch_size"} - set(found):
@@ -171,5 +171,5 @@ class RunFolder:
         except OSError as error:
             raise UserInputError(
                 f"{self.path / name}: cannot be read ({error.strerror}). Give the folder of a "
-                f"finished run of project/main.py."
+                f"finished run of neuromamba train."
             ) from None

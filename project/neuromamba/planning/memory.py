@@ -27,7 +27,7 @@ _TRUE = {"32-true": 4, "64-true": 8, "bf16-true": 2}
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Where and how a run computes.
+    """Device, strategy and precision of a run.
 
     Attributes:
         accelerator: "cpu", "cuda" or "xpu".
@@ -72,7 +72,7 @@ class MemoryPlan:
 
     @property
     def total(self) -> int:
-        """Of the device."""
+        """Bytes on the device."""
         return sum(self.device.values())
 
 
@@ -137,7 +137,7 @@ def plan_memory(
 
 
 def _backend(name: str, accelerator: str) -> str:
-    """What ``--ssd_backend`` means on such a device, here or elsewhere."""
+    """Resolve ``--ssd_backend`` for a device that need not be in this machine."""
     if name == "auto":
         return "triton" if accelerator == "cuda" else "cpu"
     if name == "reference":

@@ -20,7 +20,7 @@ ASSUMED_RUNS = {"S1200": (1084, 1200)}
 
 
 class Workload(NamedTuple):
-    """What one epoch consists of.
+    """Windows and tokens of an epoch.
 
     Attributes:
         tokens_brain: mean kept tokens of a window.

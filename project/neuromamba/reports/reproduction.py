@@ -1,6 +1,6 @@
 """The papers' tables as jobs: which runs each needs, and the published numbers of its rows.
 
-A job is one call of ``project/main.py``; rows of several tables share jobs. ``GRIDS`` knows two
+A job is one call of ``neuromamba train``; rows of several tables share jobs. ``GRIDS`` knows two
 sizes of everything: the published one, and a small one on synthetic data that a CPU does in
 minutes. ``reproduction_tables.py`` writes what has been run.
 """
@@ -21,7 +21,7 @@ FEW = (0.1, 0.25, 0.5)  # shares of the training subjects
 
 
 class Job(NamedTuple):
-    """One call of ``project/main.py``.
+    """One call of ``neuromamba train``.
 
     Attributes:
         name: of its folder.

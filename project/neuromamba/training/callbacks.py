@@ -182,7 +182,7 @@ class EmbeddingWriter(Callback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._subjects: list[str] = []
-        self._units: list[str] = []
+        self._sample_ids: list[str] = []
         self._windows: list[Tensor] = []
         self._embeddings: list[Tensor] = []
 
@@ -198,7 +198,7 @@ class EmbeddingWriter(Callback):
         """Keep the embeddings of the batch's windows, without padding."""
         kept = [i for i, padding in enumerate(batch["is_padding"]) if not padding]
         self._subjects += [batch["subject"][i] for i in kept]
-        self._units += [batch["unit"][i] for i in kept]
+        self._sample_ids += [batch["sample_id"][i] for i in kept]
         self._windows.append(batch["window"].cpu()[kept])
         self._embeddings.append(outputs["embedding"].float().cpu()[kept])
 
@@ -209,7 +209,7 @@ class EmbeddingWriter(Callback):
         np.savez_compressed(
             self.folder / f"embeddings{suffix}.npz",
             subject=np.array(self._subjects),
-            unit=np.array(self._units),
+            unit=np.array(self._sample_ids),
             window=torch.cat(self._windows).numpy(),
             embedding=torch.cat(self._embeddings).numpy(),
         )

@@ -114,7 +114,7 @@ def in_order(size: int) -> Callable[[int], np.ndarray]:
 
 
 def _same(delivery: Any) -> Any:
-    """Return the delivery unchanged, as the collate function: batches are made by the reader."""
+    """Return a batch unchanged: the reader has already collated it."""
     return delivery
 
 
