@@ -36,6 +36,7 @@ from neuromamba.fmamba.module import FMambaModule
 from neuromamba.layers.mamba2 import Mamba2
 from neuromamba.layers.ssd.api import CHUNK
 from neuromamba.training import allocator
+from neuromamba.training import fit as fit_module
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny import SUBJECTS, CommandLine, Finished, write_tiny_run
 
@@ -1104,7 +1105,8 @@ TRAINER: dict[str, tuple[str, Any]] = {
 @pytest.fixture
 def handed_on(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
     """Keyword arguments of the Trainer that flags lead to."""
-    monkeypatch.setattr(trainer_module, "Trainer", lambda **arguments: arguments)
+    monkeypatch.setattr(fit_module, "Trainer", lambda **arguments: arguments)
+    monkeypatch.setattr(fit_module, "take_over_signals", lambda trainer: None)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
 
     def build(extra: str) -> Any:

@@ -14,7 +14,8 @@ from neuromamba.data.regions.dataset import Scan
 from neuromamba.data.synthetic.regions import Recipe, scan
 from neuromamba.neurossm.attribution import Attribution, CPAConfig, attribute, mean_features
 from neuromamba.neurossm.model import NeuroSSM, NeuroSSMConfig
-from neuromamba.neurossm.module import FitConfig, train
+from neuromamba.neurossm.module import FitConfig
+from neuromamba.neurossm.train import train
 from neuromamba.training.strategies import resolve_hardware
 
 ROIS, FRAMES, CROP, FITTED, TESTED = 100, 210, 100, 270, 60
@@ -44,7 +45,14 @@ def test_planted_regions_and_pathways_are_found(seed: int, tmp_path: Path) -> No
     fitted, tested = scans[:FITTED], scans[FITTED:]
     cpu = resolve_hardware({"accelerator": "cpu", "devices": 1})
     torch.set_num_threads(1)  # the tests share out the cores
-    model = train(lambda: NeuroSSM(CONFIG), fitted, FitConfig(CROP), cpu, seed, tmp_path)
+    model = train(
+        build=lambda: NeuroSSM(CONFIG),
+        scans=fitted,
+        fit=FitConfig(CROP),
+        hardware=cpu,
+        seed=seed,
+        folder=tmp_path,
+    )
     assert isinstance(model, NeuroSSM)
     seed_run(1000 + seed)
     untrained = NeuroSSM(CONFIG)

@@ -25,7 +25,7 @@ from neuromamba.data.cohorts.labels import target_of
 from neuromamba.data.cohorts.splits import names_for_message
 from neuromamba.data.windows.data_module import DATASETS, FMRIDataModule
 from neuromamba.evaluation.metrics import subject_key
-from neuromamba.evaluation.result_files import write_metrics
+from neuromamba.evaluation.result_files import PREDICTIONS, write_metrics
 from neuromamba.fmamba import run_outputs as outputs
 from neuromamba.fmamba.failures import explained
 from neuromamba.fmamba.module import (
@@ -42,7 +42,7 @@ from neuromamba.layers.ssd import select_backend
 from neuromamba.training import launch
 from neuromamba.training.allocator import choose_allocator
 from neuromamba.training.checkpoint_writer import clean_up
-from neuromamba.training.fault_tolerance import FaultTolerance, take_over_signals
+from neuromamba.training.fault_tolerance import FaultTolerance
 from neuromamba.training.resume_state import count_last_epoch, resume_by_epochs
 from neuromamba.training.run_lock import RunLock
 from neuromamba.training.stopping import seconds_of
@@ -194,7 +194,6 @@ class Run:
             fault_tolerance,
             None if point is None else point.taken,
         )
-        take_over_signals(trainer)
         resume_by_epochs(trainer)
         outputs.make_folders(config, run_dir)
         launch.agreed_or_refused("begun", fault_tolerance.lock.take)
@@ -222,7 +221,7 @@ class Run:
                         seen,
                         data.unit_names(part),
                         module.task.task_type == "classification",
-                        run_dir / outputs.PREDICTIONS[part],
+                        run_dir / PREDICTIONS[part],
                     )
                 self.evaluated = Evaluated(run_dir, data)
             write_metrics(metrics, run_dir / "metrics.json")

@@ -16,8 +16,9 @@ from neuromamba.layers.ssd import select_backend
 from neuromamba.neurossm.classifiers import NetworkClassifier, classifier
 from neuromamba.neurossm.model import NeuroSSMConfig
 from neuromamba.neurossm.module import FitConfig
-from neuromamba.neurossm.protocol import FitResult, Protocol
+from neuromamba.neurossm.protocol import Protocol
 from neuromamba.neurossm.report import summary_text, write_report
+from neuromamba.neurossm.results import FitResult
 from neuromamba.training.launch import prepare
 from neuromamba.training.strategies import Hardware, resolve_hardware
 

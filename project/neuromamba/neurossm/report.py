@@ -8,20 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 
 from neuromamba.common.atomic_files import write_text_atomically
 from neuromamba.data.regions.dataset import Cohort
 from neuromamba.data.regions.holdout import HOLDOUT_NAME
+from neuromamba.evaluation.result_files import CURVES, curve
 from neuromamba.evaluation.scores import SubjectScores
-from neuromamba.neurossm.protocol import METRIC_NAMES, PARTS, FitResult, summary
+from neuromamba.neurossm.results import METRIC_NAMES, PARTS, FitResult, Results, summary
 from neuromamba.pages.figures import BLUE, GREY, ORANGE, confusion_figure, save_figure, styled
 from neuromamba.pages.page import Page, Picture, Section, Table, render
 from neuromamba.pages.tables import version_table
-from neuromamba.training.curves import FILE
 
-Results = Mapping[str, Sequence[FitResult]]
 _TITLES = {"cross_validation": "Cross-validation", HOLDOUT_NAME: "Holdout"}
 
 
@@ -128,11 +126,11 @@ def _results_section(results: Results) -> Section:
 def _confusion(
     folder: Path, part: str, results: Sequence[FitResult], classes: Sequence[str]
 ) -> Picture:
-    rows = pd.concat([result.predictions for result in results])
+    found = [result.predictions for result in results]
     scores = SubjectScores(
-        tuple(rows["scan"]),
-        rows["target"].to_numpy(dtype=int),
-        np.concatenate([result.probability for result in results]),
+        tuple(str(scan) for one in found for scan in one.sample),
+        np.concatenate([one.target for one in found]),
+        np.concatenate([one.score for one in found]),
     )
     path = save_figure(
         confusion_figure(scores, classes, "test scans"), folder / f"confusion_{part}.png"
@@ -149,11 +147,10 @@ def training_curves(folder: Path, results: Sequence[FitResult]) -> list[Curve]:
     """(split, steps, losses) of each fit that has a curve."""
     curves = []
     for result in results:
-        path = folder / f"seed_{result.seed}" / result.split / "logs" / FILE
+        path = folder / f"seed_{result.seed}" / result.split / CURVES
         if path.is_file():
-            table = pd.read_csv(path).dropna(subset=["train/loss"])
-            steps = table["step"].to_numpy(dtype=int) + 1
-            curves.append((result.split, steps, table["train/loss"].to_numpy(dtype=float)))
+            text = path.read_text(encoding="utf-8")
+            curves.append((result.split, *curve(text, "train/loss")))
     return curves
 
 
