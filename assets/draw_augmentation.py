@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from neuromamba.common.seeds import stream
 from neuromamba.config.data import AugmentConfig
-from neuromamba.data.synthetic.brain import SyntheticSpec, generate_subject
+from neuromamba.data.synthetic.brain import generate_subject
+from neuromamba.data.synthetic.spec import SyntheticSpec
 from neuromamba.data.windows.augment import AugmentPlan, augment_window, plan_augmentation
 
 GRID, PATCH, SLICE = (96, 96, 96), 6, 52

@@ -21,13 +21,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from PIL import Image
 
-from neuromamba.commands.quality import QualityRequest, quality
 from neuromamba.data.ingest.convert import ConversionOptions
 from neuromamba.data.ingest.folder import convert_folder
+from neuromamba.data.store.header import RunSource
 from neuromamba.data.store.reader import RunFile
 from neuromamba.data.store.writer import write_run
-from neuromamba.data.synthetic.brain import SyntheticSpec
 from neuromamba.data.synthetic.runs import write_nifti_dataset
+from neuromamba.data.synthetic.spec import SyntheticSpec
+from neuromamba.reports.quality.request import QualityRequest
+from neuromamba.reports.quality.store_page import quality
 
 GRID = (48, 54, 48)
 FRAMES = 60
@@ -73,13 +75,15 @@ def spoil(path: Path, number: int, coil: np.ndarray) -> None:
         path,
         np.ascontiguousarray(volumes[mask].T),
         np.flatnonzero(mask),
-        subject=header.subject,
-        task=header.task,
         grid=GRID,
         affine=header.affine,
-        tr=tr,
-        mask_source=header.mask_source,
-        space="MNI152NLin2009aSym",
+        source=RunSource(
+            subject=header.subject,
+            task=header.task,
+            tr=tr,
+            mask_source=header.mask_source,
+            space="MNI152NLin2009aSym",
+        ),
     )
 
 

@@ -24,8 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from neuromamba.config.data import DataConfig
 from neuromamba.config.names import SCALING_METHODS
-from neuromamba.data.store.writer import write_run
-from neuromamba.data.synthetic.brain import SyntheticSpec, generate_subject
+from neuromamba.data.store.header import RunSource
+from neuromamba.data.store.writer import WriteOptions, write_run
+from neuromamba.data.synthetic.brain import generate_subject
+from neuromamba.data.synthetic.spec import SyntheticSpec
 from neuromamba.data.windows.dataset import WindowDataset
 
 GRID, SLICE, FRAME, FRAMES = (96, 96, 96), 52, 3, 20
@@ -45,7 +47,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.h5"
         write_run(
-            path, frames, vox, subject="s", grid=GRID, affine=affine, tr=2.0, voxel_statistics=True
+            path,
+            frames,
+            vox,
+            grid=GRID,
+            affine=affine,
+            source=RunSource(subject="s", tr=2.0),
+            options=WriteOptions(voxel_statistics=True),
         )
         config = DataConfig(("Own",), (folder,), GRID, FRAMES)
         for method, (upper, lower) in zip(SCALING_METHODS, axes.T, strict=True):

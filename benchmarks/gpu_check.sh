@@ -70,7 +70,7 @@ carried() { compgen -G "$WHEELS/$1-*" | head -n 1; }
 # Installs stay out of the machine's Python: folders on PYTHONPATH, gone at the end.
 SITE=$WORK/site CONV=$WORK/conv
 mkdir -p "$SITE" "$CONV"
-export PYTHONPATH=$SITE:$ROOT PYTHONUNBUFFERED=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+export PYTHONPATH=$SITE:$ROOT:$ROOT/project PYTHONUNBUFFERED=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 export TRITON_CACHE_DIR=$WORK/triton # shared by the processes below
 
 install() { # module, distribution as in the file's name

@@ -32,8 +32,8 @@ from benchmarks._report import RESULTS, cores, machine, run, table, where
 from benchmarks.training_step import mni_store
 from neuromamba.commands.profile import profile_parser
 from neuromamba.common.errors import UserInputError, look_up
+from neuromamba.config.flag_parser import parse_arguments
 from neuromamba.config.model import ModelConfig
-from neuromamba.fmamba.flags import parse_arguments
 from neuromamba.fmamba.run import Run
 from neuromamba.fmamba.run_config import run_config
 from neuromamba.planning.memory import Setting, model_weights, plan_memory

@@ -30,10 +30,12 @@ from torch import Tensor
 
 from benchmarks._measure import resident
 from benchmarks._report import in_child, parser, prepare, run, save, table
+from neuromamba.config.flag_parser import parse_arguments
 from neuromamba.config.model import ModelConfig
+from neuromamba.data.store.header import RunSource
 from neuromamba.data.store.writer import write_run
 from neuromamba.data.windows.data_module import FMRIDataModule
-from neuromamba.fmamba.flags import build_parser, parse_arguments
+from neuromamba.fmamba.flags import build_parser
 from neuromamba.fmamba.module import FMambaModule
 from neuromamba.fmamba.run import Run
 from neuromamba.fmamba.run_config import run_config
@@ -213,10 +215,9 @@ def mni_store(
             folder / "hdf5" / f"{subject}.h5",
             noise,
             vox,
-            subject=subject,
             grid=model.img_size[:3],
             affine=np.diag([-voxel, voxel, voxel, 1.0]),
-            tr=2.0,
+            source=RunSource(subject=subject, tr=2.0),
         )
 
 

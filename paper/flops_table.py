@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
-from neuromamba.commands.flops import PUBLISHED
 from neuromamba.common.errors import UserInputError
 from neuromamba.config.data import DataConfig
 from neuromamba.config.model import VARIANTS, ModelConfig
 from neuromamba.data.windows.dataset import windows_of
 from neuromamba.planning import flops
+from neuromamba.planning.flop_report import PUBLISHED
 from neuromamba.planning.workload import ASSUMED_RUNS
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,7 +12,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from neuromamba.common.errors import UserInputError
-from neuromamba.fmamba.flags import Parser, build_parser, parse_arguments
+from neuromamba.config.flag_parser import Parser, parse_arguments
+from neuromamba.fmamba.flags import build_parser
 
 PREFIX = "_forward_module.model."
 

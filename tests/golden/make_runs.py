@@ -76,7 +76,7 @@ CPA = (
     "--root Analysis/Explainability --out out --data_dir data --terms terms.yaml "
     "--atlas six.nii.gz --draws 50"
 )
-TERMS = "Own: {a: [left], b: [right]}\n"
+TERMS = "Own: {a: [left]}\n"  # with 6 regions there is room for one class
 
 # Files of the folder that are committed. Of a run's checkpoints only those that are used again:
 # best.ckpt of a task, and of the weights of NeuroSSM only the holdout's, which CPA needs.

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import ndimage
 
 from neuromamba.data.store.reader import RunHeader
-from neuromamba.data.store.writer import write_run
+from tests.helpers.store_files import write_store_file
 
 GRID = (24, 30, 24)
 AFFINE = np.array([[-4.0, 0, 0, 46], [0, 4, 0, -58], [0, 0, 4, -46], [0, 0, 0, 1.0]])
@@ -79,7 +79,7 @@ def write_brain(
         bold[spike, ::2] *= 1.5
     bold[:, : int(constant * len(vox))] = 0
     settings: dict[str, Any] = {"grid": GRID, "affine": AFFINE, "tr": 2.0, "space": "made-up"}
-    return write_run(
+    return write_store_file(
         folder / "hdf5" / f"{name or subject}.h5",
         bold.astype(np.float32),
         vox,

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
+from neuromamba.data.store.header import RunSource
 from neuromamba.data.store.writer import write_run
 from tests.helpers.paths import ROOT
 
@@ -56,10 +57,9 @@ def write_uneven_store(root: Path) -> None:
             root / "hdf5" / f"{name}.h5",
             bold.astype(np.float32),
             vox,
-            subject=name,
             grid=(12, 12, 12),
             affine=np.diag([-2.0, 2.0, 2.0, 1.0]),
-            tr=2.0,
+            source=RunSource(subject=name, tr=2.0),
         )
         rows.append(f"{name},{'FM'[number % 2]},{20 + 2 * number}")
     (root / "metadata" / "participants.csv").write_text("\n".join(rows) + "\n")

@@ -13,12 +13,13 @@ import torch
 
 from neuromamba.commands.train import run
 from neuromamba.common.seeds import seed_run
-from neuromamba.data.store.writer import write_run
+from neuromamba.config.flag_parser import parse_arguments
 from neuromamba.data.windows.data_module import FMRIDataModule
-from neuromamba.fmamba.flags import build_parser, parse_arguments
+from neuromamba.fmamba.flags import build_parser
 from neuromamba.fmamba.module import FMambaModule
 from neuromamba.fmamba.run import Run
 from neuromamba.fmamba.run_config import run_config
+from tests.helpers.store_files import write_store_file
 
 GRID = (12, 12, 12)
 FRAMES = 12
@@ -40,7 +41,7 @@ def write_tiny_run(path: Path, subject: str, number: int, **changes: Any) -> Non
         "affine": np.diag([-2.0, 2.0, 2.0, 1.0]),
         "tr": 2.0,
     } | changes
-    write_run(path, bold.astype(np.float32), vox, subject=subject, **fields)
+    write_store_file(path, bold.astype(np.float32), vox, subject=subject, **fields)
 
 
 @dataclass(frozen=True)

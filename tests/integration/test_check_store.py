@@ -16,6 +16,7 @@ import pytest
 
 from neuromamba.commands import check_store as program
 from neuromamba.commands.check_store import main
+from neuromamba.data.store.header import RunSource
 from neuromamba.data.store.manifest import manifest_row, read_manifest, write_manifest
 from neuromamba.data.store.reader import list_runs, read_header
 from neuromamba.data.store.writer import write_run
@@ -276,7 +277,14 @@ def test_bounds_of_a_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         frames = rng.normal(0, 1, (200, 40)) * rng.choice([0.01, 1, 50], (200, 1))
         frames[rng.integers(200)] += 1000.0 * (i % 3)  # one frame that a sample may miss
         path = tmp_path / "hdf5" / f"{i:02}.h5"
-        write_run(path, frames, vox, subject=path.stem, grid=(4, 4, 4), affine=affine, tr=1.0)
+        write_run(
+            path,
+            frames,
+            vox,
+            grid=(4, 4, 4),
+            affine=affine,
+            source=RunSource(subject=path.stem, tr=1.0),
+        )
     for extra in ([], ["--sample", "0.5"], ["--full"]):
         assert Checked(tmp_path, capsys, *extra).status == 0
     scaled("std", 1.001)(tmp_path / "hdf5" / "00.h5")  # within what the sample can say
@@ -292,7 +300,14 @@ def test_oddities_are_warnings(store: Path, capsys: pytest.CaptureFixture[str]) 
     frames[:, 7] = 0
     affine = np.diag([-2.0, 2, 2, 1])
     path = store / "hdf5" / "still.h5"
-    write_run(path, frames, np.arange(50), subject="still", grid=(12,) * 3, affine=affine, tr=1.0)
+    write_run(
+        path,
+        frames,
+        np.arange(50),
+        grid=(12,) * 3,
+        affine=affine,
+        source=RunSource(subject="still", tr=1.0),
+    )
     (store / "manifest.csv").unlink()
     checked = Checked(store, capsys)
     assert checked.status == 0

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from neuromamba.commands.demo import build_parser, steps_of
+from neuromamba.commands.demo import build_parser
+from neuromamba.reports.demo_pipeline import steps_of
 from tests.helpers.paths import ROOT
 
 KEYS = {

@@ -31,10 +31,11 @@ from neuromamba.commands.train import main, run
 from neuromamba.data.windows.data_module import FMRIDataModule
 from neuromamba.fmamba import trainer as trainer_module
 from neuromamba.fmamba.dry_run import describe_plan
-from neuromamba.fmamba.flags import SYNONYMS, build_parser, trainer_arguments
+from neuromamba.fmamba.flags import build_parser
 from neuromamba.fmamba.module import FMambaModule
+from neuromamba.fmamba.trainer_flags import SYNONYMS, TRAINER_FLAGS
 from neuromamba.layers.mamba2 import Mamba2
-from neuromamba.layers.ssd.api import CHUNK
+from neuromamba.layers.ssd.types import CHUNK
 from neuromamba.training import allocator
 from neuromamba.training import fit as fit_module
 from tests.helpers.paths import ROOT
@@ -387,10 +388,10 @@ def test_flag_changes_something(cli: CommandLine, flag: str) -> None:
 
 
 def test_every_flag_has_a_test() -> None:
-    ours = set(build_parser().known_flags()) - {"help"} - set(trainer_arguments())
+    ours = set(build_parser().known_flags()) - {"help"} - set(TRAINER_FLAGS)
     assert ours - set(CASES) - set(OWN_TESTS) == set()
     assert (set(CASES) | set(OWN_TESTS)) - ours == set(), "tests of flags that are no more"
-    assert set(trainer_arguments()) == set(TRAINER)
+    assert set(TRAINER_FLAGS) == set(TRAINER)
 
 
 # What the table's observations cannot say ------------------------------------------------------

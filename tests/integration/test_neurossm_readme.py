@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import yaml
 
-from neuromamba.commands.regions_explain_reference import TERMS
 from neuromamba.commands.regions_synthetic import run as make_data
 from neuromamba.data.regions.atlases import read_atlas
 from neuromamba.data.regions.registry import DATASETS
 from neuromamba.neurossm.attribution_files import read_scan_map
+from neuromamba.neurossm.reference_maps import TERMS
 from tests.helpers.neurosynth_files import needs_nimare, write_database
 from tests.helpers.paths import ROOT
 from tests.integration.test_neurossm import FIVE

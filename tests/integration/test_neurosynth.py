@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from nilearn.image import resample_to_img
 
-from neuromamba.commands.regions_explain_reference import region_means
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.regions.atlases import Atlas, read_atlas
 from neuromamba.data.synthetic.regions import write_atlas
 from neuromamba.neurossm.neurosynth import FILES, FOLDER, Database, database
+from neuromamba.neurossm.reference_maps import region_means
 from tests.helpers.neurosynth_files import needs_nimare, write_database
 
 pytestmark = needs_nimare

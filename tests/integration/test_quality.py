@@ -24,6 +24,7 @@ from PIL import Image
 from neuromamba.commands import quality as entry
 from neuromamba.data.ingest.convert import ConversionOptions
 from neuromamba.data.ingest.folder import convert_folder
+from neuromamba.data.store.header import RunSource
 from neuromamba.data.store.reader import RunFile
 from neuromamba.data.store.writer import write_run
 from neuromamba.reports.quality import survey as store_survey
@@ -213,11 +214,9 @@ def test_run_of_another_grid_is_flagged_and_not_compared(store: Path) -> None:
         store / "hdf5" / "sub-99.h5",
         frames,
         np.arange(200),
-        subject="sub-99",
         grid=(10, 10, 10),
         affine=affine,
-        tr=2.0,
-        space="made-up",
+        source=RunSource(subject="sub-99", tr=2.0, space="made-up"),
     )
     assert run(store) == 0
     row = table_of(store)["sub-99.h5"]
@@ -422,10 +421,9 @@ def test_flipped_copy_of_a_real_run_is_found(shared_data: Path, tmp_path: Path) 
         tmp_path / "hdf5" / "sub-flipped.h5",
         frames[:, order].astype(np.float32),
         mirrored[order],
-        subject="sub-flipped",
         grid=header.grid,
         affine=header.affine,
-        tr=header.tr,
+        source=RunSource(subject="sub-flipped", tr=header.tr),
     )
     assert run(tmp_path) == 0
     table = table_of(tmp_path)

@@ -13,8 +13,9 @@ from sklearn.metrics import roc_auc_score
 
 from neuromamba.commands import reproduce
 from neuromamba.commands.train import main as train
+from neuromamba.config.flag_parser import parse_arguments
 from neuromamba.evaluation.scores import read_scores
-from neuromamba.fmamba.flags import build_parser, parse_arguments
+from neuromamba.fmamba.flags import build_parser
 from neuromamba.fmamba.run_config import RunConfig, run_config
 from neuromamba.reports import reproduction
 from neuromamba.reports.reproduction import GRIDS, Grid, Study

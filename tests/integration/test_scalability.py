@@ -234,16 +234,15 @@ def test_table_of_points_one_of_which_ran_out_of_memory() -> None:
 def test_command_lines_of_points(cli: CommandLine) -> None:
     flags = cli.argv("--scaling sequence_length 4 8 --json a.json --depth 2")
     config = deepspeed_profile.checked(flags)
-    program = Path("program.py")
     for what, number, end in (
         ("batch_size", 8, ["--batch_size", "8"]),
         ("sequence_length", 8, ["--img_size", "12", "12", "12", "8"]),
         ("processes", 2, ["--devices", "2"]),
     ):
-        command = scaling._command(config, flags, program, what, number)
+        command = scaling._command(config, flags, what, number)
         assert command[-len(end) :] == end
         assert "--scaling" not in command and "--json" not in command and "--depth" in command
-        again = deepspeed_profile.checked(command[command.index("program.py") + 1 :])
+        again = deepspeed_profile.checked(command[command.index("profile") + 1 :])
         changed = {
             "batch_size": again.data.batch_size,
             "sequence_length": again.model.img_size[3],

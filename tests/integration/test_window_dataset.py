@@ -15,10 +15,12 @@ from torch.utils.data import DataLoader
 from neuromamba.common.errors import UserInputError
 from neuromamba.config.data import DataConfig
 from neuromamba.config.names import RUN_SCALINGS
+from neuromamba.data.store.header import RunSource
 from neuromamba.data.store.reader import read_header
 from neuromamba.data.store.writer import write_run
 from neuromamba.data.windows import dataset as datasets_hdf5
 from neuromamba.data.windows.dataset import WindowDataset, collate_windows, windows_of
+from tests.helpers.store_files import write_store_file
 
 GRID = (6, 5, 4)
 AFFINE = np.diag([-2.0, 2.0, 2.0, 1.0])
@@ -46,7 +48,14 @@ def paths(tmp_path_factory) -> list[Path]:
         vox = np.sort(rng.choice(np.prod(GRID), n_voxels, replace=False))
         path = folder / f"{subject}_{number}.h5"
         frames = frames_of_run(number)
-        write_run(path, frames, vox, subject=subject, run=run, grid=GRID, affine=AFFINE, tr=2.0)
+        write_run(
+            path,
+            frames,
+            vox,
+            grid=GRID,
+            affine=AFFINE,
+            source=RunSource(subject=subject, run=run, tr=2.0),
+        )
         written.append(path)
     return written
 
@@ -117,7 +126,7 @@ def test_scaling_by_voxel(paths, tmp_path):
     vox = np.arange(bold.shape[1]) * 2
     given = {"subject": "sub-1", "grid": GRID, "affine": AFFINE, "tr": 2.0}
     for compression in ("none", "lz4"):
-        write_run(run, bold, vox, **given, voxel_statistics=True, compression=compression)
+        write_store_file(run, bold, vox, **given, voxel_statistics=True, compression=compression)
         dataset = WindowDataset([run], replace(CONFIG, input_scaling_method="voxelnorm_zeroback"))
         double = bold.astype(np.float64)
         spread = double.std(0)

@@ -35,7 +35,7 @@ from neuromamba.data.windows.loader import (
 )
 from neuromamba.data.windows.shared_memory import Slots
 from neuromamba.fmamba import trainer as trainer_module
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import PROJECT, ROOT
 from tests.helpers.tiny import GRID, CommandLine, write_tiny_run
 
 CONFIG = DataConfig(
@@ -247,7 +247,7 @@ def test_loading_ends_with_the_training_process(store: Path) -> None:
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{PROJECT}"},
     )
     assert process.stdout is not None
     with process.stdout:

@@ -20,8 +20,8 @@ from neuromamba.fmamba.backbone import FMamba
 from neuromamba.fmamba.build import build_model
 from neuromamba.fmamba.tokenizer import PackedTokens
 from neuromamba.layers.ssd import BACKENDS, MixerParams, mixer_core
-from neuromamba.layers.ssd.api import CHUNK
 from neuromamba.layers.ssd.flop_count import counted_mixer, counting_flops, scan_products
+from neuromamba.layers.ssd.types import CHUNK
 from neuromamba.planning import flops
 from neuromamba.planning.deepspeed_flops import PlainMixer
 

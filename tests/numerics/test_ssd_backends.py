@@ -14,7 +14,7 @@ import torch
 
 from neuromamba.layers.ssd import BACKENDS, MixerParams, mixer_core, native
 from neuromamba.layers.ssd import buffers as memory
-from neuromamba.layers.ssd.api import CHUNK
+from neuromamba.layers.ssd.types import CHUNK
 
 LENGTHS = (1, 3, 63, 64, 65, 130, 257, 2000)  # around the chunk size, odd ones, several chunks
 PACKED = (1, 64, 3, 130, 65)

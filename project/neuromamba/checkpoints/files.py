@@ -21,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.config.names import SAFETENSORS
 
-SAFETENSORS = ".safetensors"
 # How the files of a DeepSpeed folder are named; one of them is not a checkpoint by itself.
 SHARD = re.compile(r"(bf16_|fp16_)?(zero_pp_rank_\d+_)?mp_rank_\d+_(model|optim)_states\.pt")
 

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from neuromamba.checkpoints.files import SAFETENSORS, SHARD, read_file, read_metadata
+from neuromamba.checkpoints.files import SHARD, read_file, read_metadata
 from neuromamba.checkpoints.paths import find_checkpoint, safetensors_in
 from neuromamba.checkpoints.zero import find_shards, open_zero
 from neuromamba.common.errors import UserInputError
+from neuromamba.config.names import SAFETENSORS
 from neuromamba.layers.lora import merged
 
 CHECKPOINT_KEY = "neuromamba"

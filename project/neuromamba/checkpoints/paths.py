@@ -12,9 +12,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from neuromamba.checkpoints.files import SAFETENSORS, damaged
-from neuromamba.checkpoints.zero import find_shards
 from neuromamba.common.errors import UserInputError
+from neuromamba.config.names import SAFETENSORS
 
 FOR_USE = ("best.ckpt", "last.ckpt")
 INDEX = "model.safetensors.index.json"
@@ -39,6 +38,8 @@ def find_checkpoint(
         return path
     if not path.is_dir():
         raise UserInputError(f"{flag}: there is no file '{path}'.")
+    from neuromamba.checkpoints.zero import find_shards  # imports torch
+
     if find_shards(path, flag):
         return path
     inside = path / "checkpoints"
@@ -61,6 +62,8 @@ def safetensors_in(folder: Path, flag: str) -> list[Path]:
     Raises:
         UserInputError: files named by the index are missing, or which file to take is not clear.
     """
+    from neuromamba.checkpoints.files import damaged  # imports torch
+
     index = folder / INDEX
     if index.is_file():
         try:

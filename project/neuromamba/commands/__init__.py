@@ -1,0 +1,1 @@
+"""One file a command of ``neuromamba``: flags, a call, an exit status."""

@@ -1,13 +1,12 @@
 """Convert data in the reference's layouts into a store that training reads.
 
-    python project/module/utils/data_preprocess_and_load/convert_data_into_hdf5_revised.py \\
-        --input DIR --output IMAGE_PATH --tr SECONDS
+    neuromamba convert-reference --input reference_data --output store --tr 0.72
 
-``DIR`` holds ``img/<subject>/frame_<t>.pt`` (SwiFT, NeuroMamba) or HDF5 files with a data set per
-frame, or both. Voxels that differ from the background become the brain mask, the frames are turned
-to LAS, and each run is written to ``IMAGE_PATH/hdf5/<run>.h5`` and ``IMAGE_PATH/manifest.csv`` as
-by ``preprocessing.py``, but compressed. A second call skips what is up to date. A bad run is
-reported, the others are converted all the same. The input is not changed.
+DIR holds img/<subject>/frame_<t>.pt (SwiFT, NeuroMamba), or HDF5 files with one data set per frame,
+or both. Voxels that differ from the background become the brain mask, the frames are reoriented to
+LAS, and each run is written to IMAGE_PATH/hdf5/<run>.h5 and IMAGE_PATH/manifest.csv as by
+"neuromamba preprocess", but compressed. A second call converts only what is new or has changed. A
+run that cannot be converted is reported, and the others are converted. The input is not changed.
 
 Orientation, voxel size and TR are not in these files: check the flags. The affine is built from
 them, with the centre of the frames at (0, -18, 18) mm, that of MNI152 at 2 mm.
@@ -25,22 +24,17 @@ from pathlib import Path
 from neuromamba.commands.preprocess import found_failures
 from neuromamba.common.cli import run_command
 from neuromamba.data.cohorts.registry import DATASETS
-from neuromamba.data.ingest.folder import convert_sources
-from neuromamba.data.ingest.reference.convert import (
-    BACKGROUNDS,
-    ReferenceOptions,
-    convert_reference_run,
-)
-from neuromamba.data.ingest.reference.hdf5 import TIME_AXES
-from neuromamba.data.ingest.reference.layouts import find_runs
-from neuromamba.data.store.reader import COMPRESSIONS
+from neuromamba.data.ingest.reference.options import BACKGROUNDS, TIME_AXES, ReferenceOptions
+from neuromamba.data.store.header import COMPRESSIONS
 
 
 def build_parser(compression: str = ReferenceOptions.compression) -> argparse.ArgumentParser:
     """The command line; ``compression`` is the default of its flag."""
     default = ReferenceOptions
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="neuromamba convert-reference",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--input", required=True, metavar="DIR", help="frame_<t>.pt folders or *.h5, recursive")
@@ -93,6 +87,10 @@ def main(argv: Sequence[str] | None = None, compression: str = "lz4") -> int:
     args = build_parser(compression).parse_args(argv)
 
     def convert() -> int:
+        from neuromamba.data.ingest.folder import convert_sources
+        from neuromamba.data.ingest.reference.convert import convert_reference_run
+        from neuromamba.data.ingest.reference.layouts import find_runs
+
         options = ReferenceOptions(
             tr=args.tr,
             img_size=args.img_size and tuple(args.img_size),

@@ -1,12 +1,12 @@
-"""The whole way on synthetic fMRI: NIfTI -> store -> pre-train -> fine-tune -> controls -> report.
+"""Pre-train and fine-tune FMamba on synthetic fMRI, beside controls, and write a report.
 
-    neuromamba demo
+    neuromamba demo --quick
 
-runs public commands only, prints each one first, and writes ``output/demo/report.html``,
-``output/demo/metrics.json`` (flat numbers; ``kept_tokens`` is a share, ``seconds/*`` are run times)
-and the figures in ``output/demo/figures/``. Called again, it skips what is finished; a stage whose
-settings have changed is done again, with all that depend on it. Hyper-parameters are in
-configs/demo.yaml.
+All steps are commands of neuromamba, which are printed first: synthetic NIfTI, a store,
+pre-training, fine-tuning, controls. Results are OUTPUT_DIR/report.html, metrics.json (kept_tokens
+is a share, seconds/* are run times) and figures/; the hyper-parameters are in demo.yaml there.
+Called again, it skips what is finished; a step whose settings have changed is done again, with all
+steps that depend on it.
 
 Exit status: 0; 1 if a stage failed; 2 for a wrong flag; 130 after Ctrl-C.
 """
@@ -14,216 +14,20 @@ Exit status: 0; 1 if a stage failed; 2 for a wrong flag; 130 after Ctrl-C.
 from __future__ import annotations
 
 import argparse
-import os
-import shlex
-import shutil
 import sys
-import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
 
-from neuromamba.common.cli import run_command
-from neuromamba.common.stages import Pipeline, Stage, StageFailure, run_stage, shown
-
-REPOSITORY = Path(__file__).resolve().parents[3]
-CONFIG = "configs/demo.yaml"
-GRID = ("30", "36", "30")
-PRETRAIN_EPOCHS, FRAMES, TSNR, WORKERS = 6, 40, 10, 2
-QUICK_SUBJECTS, QUICK_FRAMES = 24, 20
-
-UNTRAINED = "Same head, untrained backbone"
-TITLE = "NeuroMamba demo: pre-training and fine-tuning FMamba on synthetic fMRI"
-NOTICE = (
-    "Synthetic data. The runs were made from the MNI152 template with a planted difference between "
-    "two classes, named female and male only because the task is. The figures show that the "
-    "pipeline works; they say nothing about real brains."
-)
-CONTROLS_TEXT = (
-    f"{UNTRAINED}: the same training on the frozen features of a randomly initialised backbone. "
-    f"What the fine-tuned model gains over it was learned.",
-    "The planted effect leaves mean and variance of every voxel as they are, so a model of the "
-    "mean volume should be at chance.",
-)
-
-
-class Step(NamedTuple):
-    """A stage that is a command."""
-
-    stage: Stage
-    command: tuple[str, ...]
-
-
-def script(path: str) -> str:
-    """A file of the repository as seen from the working folder."""
-    return os.path.relpath(REPOSITORY / path)
-
-
-def steps_of(args: argparse.Namespace) -> list[Step]:
-    """The commands of the demo, in order."""
-    out = Path(args.output_dir)
-    nifti, store = str(out / "nifti"), str(out / "store")
-    frames = QUICK_FRAMES if args.quick else FRAMES
-    config = (REPOSITORY / CONFIG).read_text(encoding="utf-8")
-    steps: list[Step] = []
-
-    def add(name: str, folder: str, after: tuple[str, ...], *command: str) -> None:
-        stage = Stage(name, (out / folder,), shown(command) + config, after)
-        steps.append(Step(stage, command))
-
-    add(
-        *("synthetic", "nifti", (), "synthetic", "--output", nifti),
-        *("--subjects", str(args.subjects), "--frames", str(frames), "--grid", *GRID),
-        *("--effect_size", f"{args.effect_size:g}", "--tsnr", str(TSNR)),
-        *("--seed", str(args.seed), "--num_workers", str(WORKERS)),
-    )
-    add(
-        *("convert", "store", ("synthetic",), "preprocess"),
-        *("--input", nifti, "--output", store, "--img_size", *GRID),
-        *("--dataset_name", "Dummy", "--num_workers", str(WORKERS)),
-    )
-
-    def train(name: str, after: tuple[str, ...], *flags: str) -> None:
-        common = ("--config", script(CONFIG), "--image_path", store, "--seed", str(args.seed))
-        folder = str(out / name)
-        add(name, name, after, "train", *common, "--output_dir", folder, *flags)
-
-    short = ("--max_epochs", "1") if args.quick else ()
-    epochs = short or ("--max_epochs", str(PRETRAIN_EPOCHS))
-    shuffle = () if args.shuffle_labels is None else ("--shuffle_labels", str(args.shuffle_labels))
-    best = str(out / "pretrain" / "checkpoints" / "best.ckpt")
-    train("pretrain", ("convert",), "--pretraining", "--use_autoregressive", *epochs)
-    train("finetune", ("convert", "pretrain"), "--load_model_path", best, *shuffle, *short)
-    train("untrained", ("convert",), "--freeze_feature_extractor", *shuffle, *short)
-    return steps
-
-
-def label_copy(out: Path) -> tuple[Path, Path]:
-    """The labels' file and the place where training looks for it."""
-    source = out / "nifti" / "participants.csv"
-    return source, out / "store" / "metadata" / source.name
-
-
-def run_step(step: Step, out: Path) -> None:
-    """Run the command; after the conversion, put the labels beside the store."""
-    run_stage(step.stage.name, step.command)
-    if step.stage.name == "convert":
-        source, target = label_copy(out)
-        print(f"$ {copy_command(out)}", flush=True)
-        target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(source, target)
-
-
-def copy_command(out: Path) -> str:
-    """``label_copy`` as one would type it."""
-    source, target = label_copy(out)
-    folder = shlex.quote(str(target.parent))
-    return f"mkdir -p {folder} && cp {shlex.quote(str(source))} {folder}/"
-
-
-def write_report(out: Path, commands: Sequence[str], seconds: dict[str, float]) -> None:
-    """Fit the baselines, draw the figures, write ``metrics.json`` and the page."""
-    # Imported here: torch and scikit-learn take seconds, and the first stages do not need them.
-    from neuromamba.common.atomic_files import write_text_atomically
-    from neuromamba.evaluation.result_files import write_metrics
-    from neuromamba.fmamba.baselines import baselines_of_data
-    from neuromamba.fmamba.run_folder import RunFolder
-    from neuromamba.pages.page import render
-    from neuromamba.reports.brain_figures import kept_shares
-    from neuromamba.reports.demo_report import ReportInput, training_report
-
-    pretrained, finetuned, untrained = (
-        RunFolder(out / name) for name in ("pretrain", "finetune", "untrained")
-    )
-    start = time.monotonic()
-    data = finetuned.data_module()
-    baselines = baselines_of_data(data, finetuned.path / "baselines")
-    seconds["baselines"] = time.monotonic() - start
-    scores = {UNTRAINED: untrained.scores()} | {one.name: one.scores for one in baselines}
-    metrics = {k: v for k, v in finetuned.metrics.items() if k.startswith(("test/", "val/"))}
-    metrics |= {f"pretrain/{k}": v for k, v in pretrained.metrics.items() if k.startswith("val/")}
-    for name, one in scores.items():
-        key = "untrained" if name == UNTRAINED else name.replace(" ", "_")
-        metrics |= {f"control/{key}/{k}": v for k, v in one.metrics().items()}
-    per_class = finetuned.scores().per_class
-    metrics |= {f"test/subjects_class_{i}": float(n) for i, n in enumerate(per_class)}
-    paths = [path for store in data.stores for path in store.paths]
-    metrics["kept_tokens"] = float(kept_shares(paths, finetuned.model_config).mean())
-    metrics["model/parameters"] = finetuned.metrics["model/parameters"]
-
-    train, val, test = (sum(map(len, data.subjects[part])) for part in ("train", "val", "test"))
-    given = ReportInput(
-        pretrained,
-        finetuned,
-        scores,
-        TITLE,
-        (
-            f"FMamba, the NeuroMamba backbone, was pre-trained by next-token prediction on the "
-            f"synthetic runs of {train} subjects and fine-tuned on the same subjects to tell two "
-            f"planted classes apart, while {val} others chose the epochs. It was then tested once, "
-            f"beside controls, on {test} subjects that no step had seen.",
-        ),
-        NOTICE,
-        (*CONTROLS_TEXT, *(f"{one.name}: {one.text}" for one in baselines)),
-        commands,
-        seconds,
-    )
-    page = training_report(given, out / "figures")
-    metrics |= {f"seconds/{name}": value for name, value in seconds.items()}
-    metrics["seconds/total"] = sum(seconds.values())
-    write_text_atomically(out / "report.html", render(page))
-    write_metrics(metrics, out / "metrics.json")
-
-
-def results_table(out: Path) -> str:
-    """The model and the controls, and where the report is."""
-    from neuromamba.fmamba.run_folder import RunFolder
-    from neuromamba.reports.demo_report import MODEL
-
-    metrics = RunFolder(out).metrics
-    controls = dict.fromkeys(k.rsplit("/", 1)[0] for k in metrics if k.startswith("control/"))
-    rows = [(MODEL, "test"), *((k.split("/")[1].replace("_", " "), k) for k in controls)]
-    width = max(len(label) for label, _ in rows)
-    lines = ["", f"{'':<{width}}  {'AUROC':>7}  {'accuracy':>8}  balanced accuracy"]
-    for label, key in rows:
-        auroc, share, balanced = (
-            metrics[f"{key}/{name}"] for name in ("auroc", "accuracy", "balanced_accuracy")
-        )
-        lines.append(f"{label:<{width}}  {auroc:>7.3f}  {share:>8.3f}  {balanced:>17.3f}")
-    zero, one = (int(metrics[f"test/subjects_class_{i}"]) for i in (0, 1))
-    lines += [f"{zero + one} held-out synthetic subjects, {zero} and {one} of the two classes."]
-    return "\n".join([*lines, "", f"report: {out / 'report.html'}"])
-
-
-def run_demo(args: argparse.Namespace) -> None:
-    """Do every stage that is not finished, and print the table of results.
-
-    Raises:
-        UserInputError: a flag that cannot be right.
-        StageFailure: a stage ended with an error.
-    """
-    out = Path(args.output_dir)
-    pipeline = Pipeline(out, "demo.json")
-    steps = steps_of(args)
-    commands = []
-    for step in steps:
-        pipeline.do(step.stage, lambda step=step: run_step(step, out))  # type: ignore[misc]
-        commands.append(shown(step.command))
-        if step.stage.name == "convert":
-            commands.append(copy_command(out))
-    made = tuple(out / name for name in ("report.html", "metrics.json", "figures"))
-    stage = Stage("report", made, "", ("pretrain", "finetune", "untrained"))
-    names = [step.stage.name for step in steps]
-    pipeline.do(stage, lambda: write_report(out, commands, pipeline.seconds(names)))
-    print(results_table(out), flush=True)
+from neuromamba.common.cli import ExampleFormatter, run_command
+from neuromamba.common.stages import StageFailure
+from neuromamba.reports.demo_pipeline import QUICK_SUBJECTS, run_demo
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="neuromamba demo",
-        description="Pre-train and fine-tune FMamba on synthetic fMRI and write a report.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description=__doc__,
+        formatter_class=ExampleFormatter,
     )
     add = parser.add_argument
     add("--output_dir", default="output/demo", metavar="DIR", help="of the data, runs and report")
@@ -231,7 +35,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--effect_size", type=float, default=3.0, help="of the planted effect; 0 plants none")
     add("--shuffle_labels", type=int, metavar="SEED", help="control: permute the labels")
     add("--seed", type=int, default=0, help="of the data and of the training")
-    add("--quick", action="store_true", help="a few subjects, one epoch: tests the pipeline only")
+    add(
+        "--quick",
+        action="store_true",
+        help="a few subjects, one epoch, about a minute: shows that everything works",
+    )
     return parser
 
 

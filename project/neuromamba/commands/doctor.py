@@ -1,28 +1,30 @@
-"""What this machine has for a training.
+"""Check what this machine has for a training, and say how to mend what is missing.
 
-    neuromamba doctor [--image_path /path/to/store] [--json [FILE]]
+    neuromamba doctor --image_path /path/to/store
+
+"neuromamba plan" predicts what a training needs.
 
 Exit status: 0 if a training can run here; 1 if something that it needs is missing.
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 from collections.abc import Sequence
 
-from neuromamba.commands.plan import add_json, write_json
 from neuromamba.common.cli import run_command
-from neuromamba.fmamba.flags import Parser, parse_arguments
-from neuromamba.planning.data_path import check_data_path
-from neuromamba.planning.machine import Check, check_machine
+from neuromamba.common.json_flag import add_json, write_json
+from neuromamba.config.flag_parser import Parser, parse_arguments
 
 
 def doctor_parser() -> Parser:
     """Flags of the check."""
     parser = Parser(
         prog="neuromamba doctor",
-        description="What this machine has for a training. See also: neuromamba plan --help",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -39,6 +41,9 @@ def check(argv: Sequence[str]) -> int:
         UserInputError: a flag is wrong.
     """
     args, _ = parse_arguments(doctor_parser(), argv)
+    from neuromamba.planning.data_path import check_data_path
+    from neuromamba.planning.machine import check_machine, check_text
+
     found = check_machine()
     for path in args.image_path:
         found += check_data_path(path)
@@ -48,19 +53,6 @@ def check(argv: Sequence[str]) -> int:
         print(check_text(found, can_train))
     write_json(record, args.json)
     return 0 if can_train else 1
-
-
-def check_text(found: Sequence[Check], can_train: bool) -> str:
-    """A line for each check, with the remedy below it where there is one."""
-    width = max(len(line.name) for line in found)
-    lines = []
-    for line in found:
-        lines.append(f"{line.state:<8} {line.name:<{width}}  {line.found}")
-        if line.remedy:
-            lines.append(f"{'':<8} {'':<{width}}  -> {line.remedy}")
-    lines.append("")
-    lines.append("a training can run here" if can_train else "a training cannot run here")
-    return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

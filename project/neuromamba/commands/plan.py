@@ -1,9 +1,9 @@
-"""What a training needs: memory, batches, FLOPs, hours, and its job.
+"""Predict what a training needs: memory, batches, FLOPs, hours, and write its job script.
 
-    neuromamba plan --config configs/neuromamba_base.yaml --gpus 8 --gpu A100-80GB
+    neuromamba plan --embed_dim 256 --depth 12 --gpus 8 --gpu A100-80GB
 
-It takes the flags of ``neuromamba train``; it predicts memory, batches for the paper's effective
-batch, FLOPs and hours, and writes the job for PBS or Slurm (``--script``).
+It takes the flags of "neuromamba train". It predicts the memory of a rank, batches that give the
+paper's effective batch, FLOPs and hours, and with --script it writes the job for PBS or Slurm.
 
 Exit status: 0; 1 if nothing fits; 2 for a wrong flag.
 """
@@ -11,32 +11,25 @@ Exit status: 0; 1 if nothing fits; 2 for a wrong flag.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from neuromamba.common.atomic_files import write_text_atomically
 from neuromamba.common.cli import run_command
 from neuromamba.common.errors import UserInputError
-from neuromamba.fmamba.flags import Parser, build_parser, parse_arguments
+from neuromamba.common.json_flag import add_json, write_file, write_json
+from neuromamba.config.flag_parser import Parser, parse_arguments
+from neuromamba.config.training import EFFECTIVE_BATCH
+from neuromamba.fmamba.flags import build_parser
 from neuromamba.fmamba.run_config import RunConfig, run_config
+from neuromamba.planning.assumptions import ASSUMED_UTILISATION, CPU, USUAL_FRAMES
 from neuromamba.planning.batch_script import SCHEDULERS, batch_script
-from neuromamba.planning.cluster_plan import (
-    ASSUMED_UTILISATION,
-    EFFECTIVE_BATCH,
-    as_dict,
-    make_plan,
-)
 from neuromamba.planning.gpus import GPUS
-from neuromamba.planning.plan_request import CPU, USUAL_FRAMES, job_of, request_of, workload_of
-from neuromamba.planning.plan_text import no_fit, plan_text
 
 # Flags that say what is trained; without them a plan is for pre-training.
 _OBJECTIVE = ("pretraining", "downstream_task", "clf_head_version", "label_csv", "events")
-# Flags of main.py that the plan answers, or that ask for something it does not do.
+# Flags of a training that the plan answers, or that ask for something it does not do.
 _ANSWERED = ("accelerator", "devices", "num_nodes", "accumulate_grad_batches")
 _REFUSED = (
     *_ANSWERED,
@@ -48,22 +41,9 @@ _REFUSED = (
 )
 
 
-def add_json(parser: Any) -> None:
-    """Add ``--json [FILE]``."""
-    parser.add_argument(
-        "--json",
-        nargs="?",
-        const="-",
-        metavar="FILE",
-        help="JSON in place of the text, or beside it into a file",
-    )
-
-
 def plan_parser() -> Parser:
-    """Flags of ``project/main.py`` and of the plan."""
-    parser = build_parser()
-    parser.prog = "neuromamba plan"
-    parser.description = "What a training needs: memory, batches, FLOPs, hours, and its job."
+    """Build the parser: the flags of ``neuromamba train``, and those of the plan."""
+    parser = build_parser("neuromamba plan", __doc__)
     group = parser.add_argument_group("plan")
     add = group.add_argument
     add("--gpus", type=int, metavar="N", help="ranks, one for each GPU (on Aurora: tile)")
@@ -96,29 +76,11 @@ def plan_parser() -> Parser:
     return parser
 
 
-def write_json(record: Any, path: str | None) -> None:
-    """To a file, or with "-" to the terminal."""
-    if path is None:
-        return
-    text = json.dumps(record, indent=1)
-    if path == "-":
-        print(text)
-        return
-    _write(path, f"{text}\n", "--json")
-
-
-def _write(path: str, text: str, flag: str) -> None:
-    try:
-        write_text_atomically(Path(path), text)
-    except OSError as error:
-        raise UserInputError(f"{flag}: cannot write '{path}' ({error.strerror}).") from None
-
-
 def planned_run(argv: Sequence[str]) -> RunConfig:
     """The run to plan for; pre-training by the next token, where the flags do not say.
 
     Raises:
-        UserInputError: as ``project/main.py``; flags that the plan answers itself.
+        UserInputError: as ``neuromamba train``; flags that the plan answers itself.
     """
     args, given = parse_arguments(plan_parser(), argv)
     for name in _REFUSED:
@@ -140,6 +102,11 @@ def plan(argv: Sequence[str]) -> int:
         UserInputError: anything the user can mend.
     """
     config = planned_run(argv)
+    # Imported here: torch takes seconds, and a wrong flag need not wait for it.
+    from neuromamba.planning.cluster_plan import as_dict, make_plan
+    from neuromamba.planning.plan_request import job_of, request_of, workload_of
+    from neuromamba.planning.plan_text import no_fit, plan_text
+
     request = request_of(config)
     setting = request.setting
     fitted = {"strategy": setting.strategy, "precision": setting.precision}
@@ -164,7 +131,7 @@ def plan(argv: Sequence[str]) -> int:
         if config.flags["output"] is None:
             print(f"\n{script}", end="")
         else:
-            _write(config.flags["output"], script, "--output")
+            write_file(config.flags["output"], script, "--output")
             Path(config.flags["output"]).chmod(0o755)
             print(f"job written: {config.flags['output']}")
     return 0

@@ -1,13 +1,13 @@
 """Convert a folder of 4D NIfTI runs into a store that training reads.
 
-    python project/module/utils/data_preprocess_and_load/preprocessing.py \\
-        --input DIR --output IMAGE_PATH --img_size 96 96 96 [--dry_run]
+    neuromamba preprocess --input derivatives/fmriprep --output store --dry_run
 
-takes the folders of fMRIPrep, HCP, UK Biobank and ABCD as they are, and any other folder of 4D
-runs in MNI space. It writes ``IMAGE_PATH/hdf5/<run>.h5``, ``manifest.csv`` and, if runs failed,
-``quarantine.tsv``. Each run is reoriented to LAS, optionally resampled, masked, cropped or padded
-to the grid and stored as int16 with its statistics (``hdf5_store.py``). A second call skips what is
-up to date. A bad file is reported, the others are converted all the same.
+It reads the folders of fMRIPrep, HCP, UK Biobank and ABCD as they are, and any other folder of 4D
+runs in MNI space. It writes IMAGE_PATH/hdf5/<run>.h5, manifest.csv and, if runs failed,
+quarantine.tsv. Each run is reoriented to LAS, optionally resampled, masked, cropped or padded to
+the grid, and stored as int16 with its statistics (docs/preprocessing.md). A second call converts
+only what is new or has changed. A file that cannot be converted is reported, and the others are
+converted.
 
 Exit status: 0; 1 if some files failed or, in a dry run, were refused; 2 for a wrong flag; 130 after
 Ctrl-C.
@@ -18,23 +18,26 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from neuromamba.common.cli import run_command
 from neuromamba.config.names import canonical_dataset_name
 from neuromamba.data.cohorts.registry import DATASETS
-from neuromamba.data.ingest.convert import Outcome
-from neuromamba.data.ingest.folder import Shard, convert_folder
 from neuromamba.data.ingest.layouts import AUTO, LAYOUTS
 from neuromamba.data.ingest.options import ConversionOptions
-from neuromamba.data.store.reader import COMPRESSIONS
+from neuromamba.data.store.header import COMPRESSIONS
+
+if TYPE_CHECKING:
+    from neuromamba.data.ingest.convert import Outcome
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     default = ConversionOptions()
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="neuromamba preprocess",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--input", required=True, metavar="DIR", help="folder with 4D *.nii, *.nii.gz, recursive")
@@ -84,6 +87,8 @@ def main(argv: Sequence[str] | None = None, **defaults: Any) -> int:
     args = parser.parse_args(argv)
 
     def convert() -> int:
+        from neuromamba.data.ingest.folder import Shard, convert_folder
+
         cohort = DATASETS[canonical_dataset_name(args.dataset_name or "Own")]
         crop_offset = args.crop_offset or cohort.crop_offset
         options = ConversionOptions(

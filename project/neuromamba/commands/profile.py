@@ -1,49 +1,33 @@
-"""Step time by phase, memory and throughput of a run described by ``project/main.py``'s flags.
+"""Measure a training step: time by phase, memory, throughput, and how they scale.
 
-    python project/deepspeed_profile.py --config configs/neuromamba_base.yaml --pretraining \\
-        --use_autoregressive --image_path /path/to/store --precision bf16
+    neuromamba profile --dataset_name Dummy --img_size 24 24 24 8 --pretraining \\
+        --use_autoregressive --accelerator cpu
 
-A real run trains for some batches, without validation and checkpoints; a warm-up does not count.
-Any strategy that ``project/main.py`` takes, under torchrun too: rank 0 prints, times and memory are
-those of the worst rank. ``--scaling batch_size 1 2 4`` repeats it, each point in a process of its
-own (for ``processes`` under torchrun): a point that runs out of memory is a row.
+It takes the flags of "neuromamba train" and trains for some batches, without validation and
+checkpoints; warm-up batches do not count. All strategies can be measured, also under torchrun:
+rank 0 prints, times and memory are those of the slowest rank. With --scaling batch_size 1 2 4 the
+measurement is repeated, each point in a process of its own (--scaling processes starts torchrun); a
+point that runs out of memory becomes a row of the table.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import json
 import logging
-import math
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from neuromamba.common.errors import UserInputError
-from neuromamba.fmamba.flags import Parser, build_parser, parse_arguments
-from neuromamba.fmamba.profiling import WARM_UP, ThroughputCheck
-from neuromamba.fmamba.run import Run
+from neuromamba.config.flag_parser import Parser, parse_arguments
+from neuromamba.config.training import WARM_UP_BATCHES
+from neuromamba.fmamba.flags import build_parser
 from neuromamba.fmamba.run_config import RunConfig, run_config
-from neuromamba.fmamba.scalability import facts_of, flops_of, summary, table
-from neuromamba.fmamba.trainer import accumulation
 from neuromamba.planning.scaling import POINTS, scaling_report
-from neuromamba.planning.schedule import windows_each
 from neuromamba.training.stopping import exit_status
 
-# What a profile leaves out of the run that the flags describe.
-_WITHOUT = {
-    "max_epochs": -1,
-    "limit_val_batches": 0,
-    "limit_test_batches": 0,
-    "enable_checkpointing": False,
-    "min_epochs": None,
-    "min_steps": None,
-}
-_WITHOUT_FLAGS = {"loggername": "csv", "use_early_stopping": False, "save_embedding": False}
-# Flags of main.py that ask for something a profile does not do.
+# Flags of a training that ask for something a profile does not do.
 _REFUSED = (
     "test_only",
     "resume_ckpt_path",
@@ -55,14 +39,18 @@ _REFUSED = (
 
 
 def profile_parser() -> Parser:
-    """The flags of ``project/main.py`` and those of the profile."""
-    parser = build_parser()
-    parser.prog = "project/deepspeed_profile.py"
-    parser.description = "Profile a training: time by phase, memory, throughput, scaling."
+    """Build the parser: the flags of ``neuromamba train``, and those of the profile."""
+    parser = build_parser("neuromamba profile", __doc__)
     group = parser.add_argument_group("profile")
     add = group.add_argument
     add("--profile_batches", type=int, default=20, metavar="N", help="batches that count")
-    add("--warm_up_batches", type=int, default=WARM_UP, metavar="N", help="batches before them")
+    add(
+        "--warm_up_batches",
+        type=int,
+        default=WARM_UP_BATCHES,
+        metavar="N",
+        help="batches before them",
+    )
     add("--json", metavar="FILE", help="write the figures as JSON")
     add(
         "--scaling",
@@ -80,59 +68,11 @@ def profile_parser() -> Parser:
     return parser
 
 
-class ProfiledRun(Run):
-    """A run that only trains, for so many batches, and hands its figures on."""
-
-    def __init__(self, config: RunConfig) -> None:
-        flags, steps = config.flags, accumulation(config)
-        self.batches = flags["profile_batches"]
-        # Two optimiser steps more, for the exchange of data.
-        whole = flags["warm_up_batches"] + self.batches + 2 * max(2, steps)
-        limits = {**_WITHOUT, "max_steps": math.ceil(whole / steps)}
-        super().__init__(dataclasses.replace(config, trainer={**config.trainer, **limits}))
-        self.found: dict[str, Any] = {}
-
-    def _fit(
-        self, trainer: Any, module: Any, data: Any, point: Any, fault_tolerance: Any
-    ) -> dict[str, float]:
-        size = self.config.data.batch_size
-        each = windows_each(data.windows_in("train"), self.hardware.ranks)
-        if each < size:  # the figures would be of smaller batches
-            raise UserInputError(
-                f"--batch_size: no batch has {size} windows, since a rank has {each} in an epoch; "
-                f"give at most {each}, or profile on more data."
-            )
-
-        def finish(gathered: dict[str, Any]) -> None:
-            self.found = summary(gathered, facts_of(self.config))
-
-        warm_up = self.config.flags["warm_up_batches"]
-        check = ThroughputCheck(flops_of(self.config), finish, warm_up, self.batches, True)
-        trainer.callbacks.append(check)
-        trainer.fit(module, datamodule=data)
-        return {}
-
-
-def profile(config: RunConfig) -> dict[str, Any]:
-    """Figures of a run (``scalability.summary``); {} on all ranks but the first.
-
-    Raises:
-        UserInputError: as the run would raise it.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        flags = {**config.flags, **_WITHOUT_FLAGS, "output_dir": str(Path(folder) / "run")}
-        planned = ProfiledRun(dataclasses.replace(config, flags=flags))
-        planned.allocator.apply()
-        with contextlib.redirect_stdout(sys.stderr):
-            planned.execute()
-    return planned.found
-
-
 def checked(argv: Sequence[str]) -> RunConfig:
     """Flags checked.
 
     Raises:
-        UserInputError: as ``project/main.py``; flags of a run that do not belong to a profile.
+        UserInputError: as ``neuromamba train``; flags of a run that do not belong to a profile.
     """
     args, given = parse_arguments(profile_parser(), argv)
     for name in _REFUSED:
@@ -158,8 +98,12 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
     if path is not None and not Path(path).resolve().parent.is_dir():
         raise UserInputError(f"--json: there is no folder '{Path(path).parent}' to write to.")
     if config.flags["scaling"] is not None:
-        found, text = scaling_report(config, argv, Path(__file__).resolve())
+        found, text = scaling_report(config, argv)
     else:
+        # Imported here: torch takes seconds, and a wrong flag need not wait for it.
+        from neuromamba.fmamba.scalability import table
+        from neuromamba.planning.step_profile import profile
+
         logging.basicConfig(format="%(message)s")
         logging.getLogger("neuromamba").setLevel(logging.INFO)
         found = profile(config)

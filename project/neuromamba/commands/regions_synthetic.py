@@ -1,4 +1,9 @@
-"""Write synthetic time series of regions with planted signals."""
+"""Write synthetic time series of regions, in which each class has known signals in some regions.
+
+    neuromamba regions synthetic --dataset HCP_REST --output Dataset/Data
+
+The files are those that "neuromamba regions train" reads; FILE.truth.json says what is where.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +16,15 @@ from neuromamba.common.atomic_files import make_folder
 from neuromamba.common.cli import run_command
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.regions.registry import DATASETS
-from neuromamba.data.synthetic.regions import KINDS, MADE, Recipe, write_dataset
+from neuromamba.data.synthetic.spec import MADE
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="neuromamba regions synthetic",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--dataset", required=True, choices=MADE)
     parser.add_argument("--output", required=True, metavar="DIR", help="the data folder")
@@ -51,6 +58,8 @@ def run(argv: Sequence[str]) -> None:
         raise UserInputError(f"--strength: got {args.strength}, expected 0 or more.")
     folder = Path(args.output)
     make_folder(folder, "--output")
+    from neuromamba.data.synthetic.regions import KINDS, Recipe, write_dataset
+
     kinds = tuple(KINDS[label % 2] for label in range(len(details.classes)))
     recipe = Recipe(details.rois, frames, kinds, args.strength, args.seed)
     path = write_dataset(args.dataset, folder, args.subjects, recipe)

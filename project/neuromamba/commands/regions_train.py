@@ -31,7 +31,7 @@ GRADIENTS = ("integrated", "single")
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="tester.py",
+        prog="neuromamba regions train",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -1,20 +1,26 @@
-"""Write a synthetic fMRI data set as NIfTI, with a planted class effect."""
+"""Write synthetic fMRI as NIfTI, with a known difference between two classes of subjects.
+
+    neuromamba synthetic --output synthetic_nifti --subjects 20
+
+Each subject has one run, and participants.csv has the classes. What is simulated is written in
+neuromamba/data/synthetic/brain.py.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from neuromamba.common.cli import run_command
-from neuromamba.data.synthetic.brain import EFFECTS, SyntheticSpec
-from neuromamba.data.synthetic.runs import write_nifti_dataset
+from neuromamba.common.cli import ExampleFormatter, run_command
+from neuromamba.data.synthetic.spec import EFFECTS, SyntheticSpec
 
 
 def _parser() -> argparse.ArgumentParser:
     default = SyntheticSpec()
     parser = argparse.ArgumentParser(
-        description="Write a synthetic fMRI data set as NIfTI, with a planted class effect.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        prog="neuromamba synthetic",
+        description=__doc__,
+        formatter_class=ExampleFormatter,
     )
     parser.add_argument("--output", required=True, help="folder to write, empty or absent")
     parser.add_argument("--subjects", type=int, default=default.subjects, help="how many")
@@ -55,6 +61,8 @@ def main(argv: list[str] | None = None) -> int:
     output, workers, overwrite = (values.pop(k) for k in ("output", "num_workers", "overwrite"))
 
     def write() -> None:
+        from neuromamba.data.synthetic.runs import write_nifti_dataset
+
         spec = SyntheticSpec(**{**values, "grid": tuple(values["grid"])})
         write_nifti_dataset(spec, output, workers, overwrite=overwrite)
         print(f"{spec.subjects} runs and participants.csv in {output}")

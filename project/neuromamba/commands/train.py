@@ -1,7 +1,11 @@
-"""Pre-train, fine-tune and test FMamba: ``python project/main.py --help``.
+"""Pre-train, fine-tune and test FMamba, the NeuroMamba backbone.
 
-Flags become checked configurations, these a data module, a LightningModule and a Trainer; the run
-folder receives what ``training/outputs.py`` describes.
+    neuromamba train --dataset_name Dummy --downstream_task sex --img_size 24 24 24 8 \\
+        --embed_dim 32 --depth 2 --accelerator cpu --max_epochs 2
+
+Without --pretraining it trains for --downstream_task, from scratch or from --load_model_path. With
+--dry_run it checks everything, prints the plan and stops. docs/fault_tolerance.md explains the exit
+statuses.
 """
 
 from __future__ import annotations
@@ -26,19 +30,23 @@ def run(argv: Sequence[str]) -> dict[str, float]:
     # its errors are shown.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # Imported here: every loading process imports this file, and needs none of it.
-    from neuromamba.fmamba.dry_run import describe_plan
-    from neuromamba.fmamba.flags import build_parser, parse_arguments
-    from neuromamba.fmamba.run import Run
+    from neuromamba.config.flag_parser import parse_arguments
+    from neuromamba.fmamba.flags import build_parser
     from neuromamba.fmamba.run_card import apply_card
     from neuromamba.fmamba.run_config import run_config
-    from neuromamba.training.launch import find_launcher
 
-    args, given = parse_arguments(build_parser(), argv)
+    args, given = parse_arguments(build_parser(description=__doc__), argv)
     if args.test_ckpt_path:
         args, given = apply_card(args, given, args.test_ckpt_path, "--test_ckpt_path", True)
     elif args.load_model_path and not (args.dry_run and not Path(args.load_model_path).exists()):
         args, given = apply_card(args, given, args.load_model_path, "--load_model_path", False)
-    planned = Run(run_config(args, given))
+    config = run_config(args, given)
+    # Torch and Lightning take seconds: flags have been checked by now.
+    from neuromamba.fmamba.dry_run import describe_plan
+    from neuromamba.fmamba.run import Run
+    from neuromamba.training.launch import find_launcher
+
+    planned = Run(config)
     if args.dry_run:
         print(describe_plan(planned))
         return {}

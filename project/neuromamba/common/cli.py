@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import sys
 from collections.abc import Callable
@@ -24,6 +25,12 @@ _MENDABLE = {
     errno.EEXIST: "choose another place",
     errno.ENOTDIR: "choose another place",
 }
+
+
+class ExampleFormatter(
+    argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter
+):
+    """Keep the lines of a description, which holds an example, and add defaults to the flags."""
 
 
 def run_command(command: Callable[[], int | None], interrupted: str) -> int:

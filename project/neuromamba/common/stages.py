@@ -7,7 +7,6 @@ import json
 import shlex
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 from neuromamba.common.atomic_files import write_text_atomically
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.own_command import own_command, own_environment
 
 
 class StageFailure(Exception):
@@ -125,7 +125,7 @@ def run_stage(stage: str, command: Sequence[str]) -> None:
         StageFailure: it ended with an error, which it has printed itself.
     """
     print(f"$ {shown(command)}", flush=True)
-    run_program(stage, (sys.executable, "-m", "neuromamba", *command))
+    run_program(stage, own_command(*command))
 
 
 def run_program(stage: str, words: Sequence[str]) -> None:
@@ -134,7 +134,7 @@ def run_program(stage: str, words: Sequence[str]) -> None:
     Raises:
         StageFailure: it ended with an error, which it has printed itself.
     """
-    process = subprocess.Popen(words)
+    process = subprocess.Popen(words, env=own_environment())
     try:
         status = process.wait()
     except KeyboardInterrupt:  # a terminal sends it to the command as well

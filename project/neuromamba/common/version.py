@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 from functools import cache
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[3]
+from neuromamba import __version__
+from neuromamba.common.checkout import repository
 
 
 @cache
 def code_version() -> str:
     """The package's version and, in a git repository, the commit: ``0.1.0 (aa29be1-dirty)``."""
-    project = ROOT / "pyproject.toml"
-    text = project.read_text(encoding="utf-8") if project.is_file() else ""
-    found = re.search(r'(?m)^version = "([^"]+)"', text)
-    version, commit = found[1] if found else "unknown", _commit()
-    return f"{version} ({commit})" if commit else version
+    commit = _commit()
+    return f"{__version__} ({commit})" if commit else __version__
 
 
 def _commit() -> str:
-    if not (ROOT / ".git").exists():
+    root = repository()
+    if root is None or not (root / ".git").exists():
         return ""  # not git's, or a copy inside of another repository
     try:
         done = subprocess.run(
-            ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--tags"],
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--tags"],
             capture_output=True,
             text=True,
             timeout=20,

@@ -1,0 +1,1 @@
+"""Names that a user can type, and frozen configurations; neither torch nor numpy."""

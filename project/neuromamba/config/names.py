@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from neuromamba.common.errors import look_up
 
 MODEL_NAMES = ("fmamba",)
-
-
 DATASET_NAMES = (
     "S1200",
     "ABCD",
@@ -24,17 +22,9 @@ DATASET_NAMES = (
     "Own",
     "Dummy",
 )
-
-
 DATASET_ALIASES: Mapping[str, str] = {"HCP": "S1200"}
-
-
 SPLIT_UNITS = ("subject", "session", "run")
-
-
 CLASS_WEIGHTS = ("none", "balanced")
-
-
 SCALING_METHODS = (
     "znorm_minback",
     "znorm_zeroback",
@@ -42,42 +32,24 @@ SCALING_METHODS = (
     "minmax_minback",
     "voxelnorm_zeroback",
 )
-
-
 RUN_SCALINGS = SCALING_METHODS[:4]  # one gain and one shift for all voxels of a run
-
-
 LABEL_SCALING_METHODS = ("standardization", "minmax")
-
-
 POSITIONAL_ENCODINGS = ("none", "ff", "nerf", "cpe")
-
-
 HEAD_NAMES = ("linear", "mamba")
-
-
 HEAD_ALIASES: Mapping[str, str] = {"v1": "linear"}
-
-
 SSD_BACKENDS = ("auto", "reference", "cpu", "triton")
-
-
 ALLOCATORS = ("auto", "default", "retain", "compact")
-
-
 MASKING_TYPES = ("random", "tube", "temporal")
-
-
 OBJECTIVES = ("autoregressive", "mim")
-
-
 OPTIMIZER_NAMES = ("AdamW", "SGD")
-
-
 LOGGER_NAMES = ("wandb", "tensorboard", "csv")
-
-
+ATLAS_NAMES = ("Schaefer400", "AAL3v2", "AAL116")
+CONFOUND_SETS = ("none", "basic", "full")  # columns of fMRIPrep that are regressed out
+RANDOM_MAPS = ("moran", "permutation")  # null models of a map of regions
+CONV_NAMES = ("conv1d", "conv_xBC")  # mamba_ssm from version 2 on, and before
+EXPORT_DTYPES = ("fp32", "bf16")
 ORIENTATION = "LAS"  # voxel order of every store: that of HCP/FSL and of the released weights
+SAFETENSORS = ".safetensors"  # suffix of weights without code
 
 
 def canonical_dataset_name(name: str) -> str:

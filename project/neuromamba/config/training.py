@@ -16,6 +16,10 @@ from neuromamba.config.names import (
 )
 from neuromamba.config.tasks import TASK_TYPES, TASKS
 
+EFFECTIVE_BATCH = 1152  # windows of an optimiser step; paper, Appendix B
+# Batches of a profile that do not count: memory is mapped, kernels are compiled and chosen.
+WARM_UP_BATCHES = 5
+
 
 @dataclass(frozen=True)
 class PretrainConfig:

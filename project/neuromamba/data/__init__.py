@@ -1,0 +1,1 @@
+"""Data of both model families: from NIfTI images to batches."""

@@ -1,0 +1,1 @@
+"""Metrics, intervals, calibration, confounds, linear models, files of results."""

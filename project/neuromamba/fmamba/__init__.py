@@ -1,0 +1,1 @@
+"""FMamba, the voxel family: backbone, heads, losses, modules, flags, runs."""

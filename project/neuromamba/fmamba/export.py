@@ -17,13 +17,14 @@ from torch import Tensor
 from neuromamba.checkpoints.io import CHECKPOINT_KEY, EXPORT_KEY, load_strictly
 from neuromamba.common.errors import UserInputError
 from neuromamba.config.model import HeadConfig, ModelConfig
+from neuromamba.config.names import EXPORT_DTYPES
 from neuromamba.config.serialise import from_dict
 from neuromamba.fmamba.build import build_model
 from neuromamba.fmamba.heads import build_head
 
 PREFIX = "_forward_module."
-CONV_NAMES = ("conv1d", "conv_xBC")  # mamba_ssm from version 2 on, and before
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+assert tuple(DTYPES) == EXPORT_DTYPES
 # Parts of the card that describe a head.
 HEAD_PARTS = ("head", "downstream", "target_scaling")
 

@@ -1,84 +1,53 @@
-"""The command line: flags, their defaults and ``--config`` files.
+"""Flags of a training run and their defaults; ``run_config`` makes configurations of them.
 
-``training.run_config`` makes configurations of what is parsed here.
-
-Flags keep the reference's names. A default lives in one place: the dataclasses of ``config.py``
-for what they describe, this file for the rest. The Trainer's own flags are read off
-``Trainer.__init__`` and passed on only when given.
+Flags keep the reference's names. A default lives in one place: the dataclasses of ``config`` for
+what they describe, this file for the rest. Nothing here imports torch, so that ``--help`` and a
+wrong flag are answered at once.
 """
 
 from __future__ import annotations
 
 import argparse
-import inspect
-import re
-import types
-import typing
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from pytorch_lightning import Trainer
-
-from neuromamba.common.errors import UserInputError, look_up
+from neuromamba.common.cli import ExampleFormatter
 from neuromamba.config import names, tasks
 from neuromamba.config.data import AugmentConfig, DataConfig
+from neuromamba.config.flag_parser import Parser
 from neuromamba.config.model import HeadConfig, ModelConfig
-from neuromamba.config.serialise import read_yaml
-from neuromamba.config.training import DownstreamConfig, OptimConfig, PretrainConfig
-
-# Trainer arguments that are not flags: objects, or decided by flags of ours.
-_NOT_FLAGS = {
-    "self",
-    "logger",
-    "callbacks",
-    "plugins",
-    "profiler",
-    "model_registry",
-    "use_distributed_sampler",
-    "default_root_dir",
-}
-# Trainer flags that are another name of a flag of ours.
-SYNONYMS: Mapping[str, str] = {
-    "accumulate_grad_batches": "gradient_accumulation_steps",
-    "gradient_clip_val": "grad_clip",
-}
-
-
-class Parser(argparse.ArgumentParser):
-    """An ``ArgumentParser`` that raises ``UserInputError`` and suggests the nearest flag."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        # argparse takes -1e-3 for a flag and would complain that the value is missing.
-        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|-inf$", re.I)
-
-    def error(self, message: str) -> NoReturn:
-        raise UserInputError(message)
-
-    def known_flags(self) -> dict[str, argparse.Action]:
-        """Flag name without dashes -> its action."""
-        return {action.dest: action for action in self._actions if action.option_strings}
+from neuromamba.config.training import (
+    EFFECTIVE_BATCH,
+    DownstreamConfig,
+    OptimConfig,
+    PretrainConfig,
+)
+from neuromamba.fmamba.trainer_flags import add_trainer_flags
 
 
 def _default(cls: type, field: str) -> Any:
     return cls.__dataclass_fields__[field].default  # type: ignore[attr-defined]
 
 
-def build_parser() -> Parser:
-    """The parser of ``project/main.py``; other entry points take groups of flags from it."""
+def build_parser(prog: str = "neuromamba train", description: str | None = None) -> Parser:
+    """Build the parser of a training; commands about trainings add flags of their own to it.
+
+    Args:
+        prog: the command, as ``--help`` calls it.
+        description: of the command, with an example.
+    """
     parser = Parser(
-        prog="project/main.py",
-        description="Pre-train, fine-tune and test FMamba, the NeuroMamba backbone.",
+        prog=prog,
+        usage=f"{prog} [--config FILE] [--flag VALUE ...]",
+        description=description,
         allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=ExampleFormatter,
     )
     add_run_flags(parser)
     add_data_flags(parser)
     add_model_flags(parser)
     add_objective_flags(parser)
     add_optim_flags(parser)
-    _add_trainer_flags(parser)
+    add_trainer_flags(parser)
     return parser
 
 
@@ -427,7 +396,7 @@ def add_optim_flags(parser: argparse.ArgumentParser) -> None:
 
     value("optimizer", str, ", ".join(names.OPTIMIZER_NAMES))
     value("learning_rate", float, "peak learning rate")
-    _switch(group, "lr_scaling", False, "times effective batch / 1152, the paper's batch")
+    _switch(group, "lr_scaling", False, f"times effective batch / {EFFECTIVE_BATCH}, the paper's")
     value("weight_decay", float, "decoupled weight decay")
     value("momentum", float, "of SGD")
     _switch(group, "use_scheduler", True, "CosineAnnealingWarmUpRestarts; off: constant rate")
@@ -440,119 +409,3 @@ def add_optim_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--gradient_accumulation_steps", type=int, default=1, help="batches of an optimiser step"
     )
-
-
-def trainer_arguments() -> dict[str, tuple[type, ...]]:
-    """Trainer argument -> the plain types it takes."""
-    hints = typing.get_type_hints(Trainer.__init__)
-    found: dict[str, tuple[type, ...]] = {}
-    for name in inspect.signature(Trainer.__init__).parameters:
-        if name in _NOT_FLAGS:
-            continue
-        kinds: list[type] = []
-        pending = [hints.get(name, str)]
-        while pending:
-            hint = pending.pop()
-            if typing.get_origin(hint) in (typing.Union, types.UnionType):
-                pending += typing.get_args(hint)
-            elif typing.get_origin(hint) is typing.Literal:
-                kinds += [type(value) for value in typing.get_args(hint)]
-            elif hint in (bool, int, float, str):
-                kinds.append(hint)
-        found[name] = tuple(dict.fromkeys(kinds)) or (str,)
-    return found
-
-
-def _convert(kinds: tuple[type, ...]) -> Any:
-    """A converter to the first of bool, int, float, str that fits; 1 and 1.0 stay apart."""
-
-    def convert(text: str) -> Any:
-        if bool in kinds and text.lower() in ("true", "false"):
-            return text.lower() == "true"
-        for kind in (int, float):
-            if kind in kinds:
-                try:
-                    return kind(text)
-                except ValueError:
-                    continue
-        if str in kinds:
-            return text
-        raise argparse.ArgumentTypeError(
-            f"got '{text}', expected {' or '.join(sorted(kind.__name__ for kind in kinds))}"
-        )
-
-    return convert
-
-
-def _add_trainer_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group(
-        "trainer", "Flags of Lightning's Trainer; what is not given keeps the Trainer's default."
-    )
-    for name, kinds in trainer_arguments().items():
-        if kinds == (bool,):
-            group.add_argument(
-                f"--{name}", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS
-            )
-        else:
-            group.add_argument(
-                f"--{name}",
-                type=_convert(kinds),
-                default=argparse.SUPPRESS,
-                metavar="|".join(kind.__name__ for kind in kinds),
-                **({"nargs": "?", "const": True} if bool in kinds else {}),  # type: ignore[arg-type]
-            )
-
-
-# --------------------------------------------------------------------------- argv -> configurations
-
-
-def config_file_arguments(parser: Parser, path: str | Path) -> list[str]:
-    """Turn a ``--config`` file into arguments, so that it passes the same checks as flags.
-
-    Raises:
-        UserInputError: unreadable file, unknown flag, or a nested value.
-    """
-    known = parser.known_flags()
-    arguments: list[str] = []
-    for key, value in read_yaml(path, "--config").items():
-        action = known[look_up(str(key), known, f"--config {path}")]
-        if value is None:
-            continue
-        if isinstance(value, dict):
-            raise UserInputError(f"--config {path}: '{key}' holds a mapping, expected a value.")
-        if isinstance(action, argparse.BooleanOptionalAction):
-            if not isinstance(value, bool):
-                raise UserInputError(
-                    f"--config {path}: '{key}' is {value!r}, expected true or false."
-                )
-            arguments.append(f"--{key}" if value else f"--no-{key}")
-        else:
-            values = value if isinstance(value, list) else [value]
-            arguments += [f"--{key}", *(str(item) for item in values)]
-    return arguments
-
-
-def parse_arguments(
-    parser: Parser, argv: Sequence[str]
-) -> tuple[argparse.Namespace, frozenset[str]]:
-    """Parse flags over the defaults of ``--config``.
-
-    Returns:
-        The namespace, and the names of the flags that were given in either place.
-
-    Raises:
-        UserInputError: unknown flag (with the nearest one), wrong type, unreadable file.
-    """
-    finder = Parser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--config")
-    path = finder.parse_known_args(argv)[0].config
-    if path is not None:
-        argv = [*config_file_arguments(parser, path), *argv]
-    args, unknown = parser.parse_known_args(argv)
-    for word in unknown:
-        flag = word.split("=")[0]
-        if flag.startswith("--"):
-            look_up(flag, [o for a in parser._actions for o in a.option_strings], "flag")
-        raise UserInputError(f"unexpected argument '{word}'; every value follows its flag.")
-    given = {word.split("=")[0].removeprefix("--") for word in argv if word.startswith("--")}
-    return args, frozenset(name.removeprefix("no-") for name in given)

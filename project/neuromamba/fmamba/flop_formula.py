@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from neuromamba.config.model import HeadConfig, ModelConfig
-from neuromamba.layers.ssd.api import CHUNK
 from neuromamba.layers.ssd.flop_count import scan_products
+from neuromamba.layers.ssd.types import CHUNK
 
 
 class Term(NamedTuple):

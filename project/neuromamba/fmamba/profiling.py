@@ -20,11 +20,11 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.profilers import Profiler
 
+from neuromamba.config.training import WARM_UP_BATCHES
 from neuromamba.fmamba.module import FMambaModule
 from neuromamba.training.communication import Communication, Trace
 from neuromamba.training.peak_memory import peak_memory
 
-WARM_UP = 5  # batches: memory is mapped, kernels are compiled and chosen
 BATCHES = 50  # that are measured
 MOST_TRACED = 32  # batches of an optimiser step that are worth tracing
 
@@ -180,7 +180,7 @@ class ThroughputCheck(Callback):
         self,
         flops: Callable[[int], int],
         finish: Finish,
-        warm_up: int = WARM_UP,
+        warm_up: int = WARM_UP_BATCHES,
         batches: int = BATCHES,
         then_stop: bool = False,
     ) -> None:

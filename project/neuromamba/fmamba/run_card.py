@@ -11,9 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.utilities import rank_zero_only
-
-from neuromamba.checkpoints.io import read_card
 from neuromamba.checkpoints.paths import find_checkpoint
 from neuromamba.common.errors import UserInputError
 from neuromamba.config import names
@@ -21,6 +18,7 @@ from neuromamba.config.data import DataConfig
 from neuromamba.config.names import ORIENTATION
 from neuromamba.config.serialise import from_dict
 from neuromamba.config.training import DownstreamConfig
+from neuromamba.training.job import is_first_rank
 
 _MODEL_FLAGS = (
     "model",
@@ -108,8 +106,11 @@ def apply_card(
     """
     found = find_checkpoint(path, flag)
     values = dict(vars(args)) | {flag.removeprefix("--"): str(found)}
-    if found != Path(path) and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+    if found != Path(path) and is_first_rank():
         print(f"{flag}: taking {found}", flush=True)
+    # Imported here: torch takes seconds, and a missing file has been told by now.
+    from neuromamba.checkpoints.io import read_card
+
     path, card = found, read_card(found, flag)
     if not card:
         return argparse.Namespace(**values), given

@@ -13,10 +13,8 @@ from neuromamba.config import names, tasks
 from neuromamba.config.data import AugmentConfig, DataConfig
 from neuromamba.config.model import HeadConfig, ModelConfig
 from neuromamba.config.training import DownstreamConfig, OptimConfig, PretrainConfig
-from neuromamba.data.cohorts.events import LABEL_COLUMN, event_task
-from neuromamba.data.cohorts.labels import own_classes
-from neuromamba.fmamba.flags import SYNONYMS, trainer_arguments
-from neuromamba.training.launch import job_name
+from neuromamba.fmamba.trainer_flags import SYNONYMS, TRAINER_FLAGS
+from neuromamba.training.job import job_name
 
 # Flags that only one kind of run uses.
 AUGMENT_FLAGS = ("augment_only_affine", "augment_only_intensity", "augment_strength")
@@ -171,7 +169,7 @@ def run_config(args: argparse.Namespace, given: frozenset[str]) -> RunConfig:
         augment=_augment(values),
         flags=values,
         given=given,
-        trainer={k: values[k] for k in trainer_arguments() if k in values and k in given},
+        trainer={k: values[k] for k in TRAINER_FLAGS if k in values and k in given},
     )
 
 
@@ -262,11 +260,16 @@ def _task(values: Mapping[str, Any]) -> dict[str, Any]:
             "event; give one of them."
         )
     if values["events"] is not None:
+        # Imported where they are needed: flags are checked before NumPy is loaded.
+        from neuromamba.data.cohorts.events import LABEL_COLUMN, event_task
+
         column = column or LABEL_COLUMN
         classes = event_task(values["events"], column, task_type)
     elif values["label_csv"] is not None:
         if column is None:
             raise UserInputError("--label_csv: needs --target_column COLUMN, the target's column.")
+        from neuromamba.data.cohorts.labels import own_classes
+
         classes = own_classes(task_type, values["label_csv"], column)
     else:
         return {"task": values["downstream_task"], "task_type": task_type, "target_classes": ()}

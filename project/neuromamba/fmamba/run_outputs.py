@@ -22,9 +22,10 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.evaluation import result_files
 from neuromamba.evaluation.metrics import WindowScores
 from neuromamba.evaluation.result_files import Predictions
-from neuromamba.fmamba.flags import SYNONYMS
 from neuromamba.fmamba.run_config import RunConfig, unused_flags
-from neuromamba.training.launch import agreed, run_tag
+from neuromamba.fmamba.trainer_flags import SYNONYMS
+from neuromamba.training.job import run_tag
+from neuromamba.training.launch import agreed
 
 # Flags that say what to do with a run rather than what the run is.
 _NOT_RECORDED = {"config", "dry_run", "output_dir"}

@@ -12,6 +12,7 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.loggers import Logger
 
+from neuromamba.common.checkout import repository
 from neuromamba.common.errors import UserInputError
 from neuromamba.config.serialise import read_yaml
 from neuromamba.config.tasks import TASK_TYPES
@@ -26,7 +27,7 @@ from neuromamba.training.strategies import Hardware, installed
 
 PRETRAIN_EPOCHS = 40  # paper, Appendix B
 DOWNSTREAM_EPOCHS = 30
-WANDB_FILE = Path(__file__).resolve().parents[3] / "configs" / "wandb.yaml"
+WANDB_FILE = Path("configs", "wandb.yaml")  # in the repository, else in the working folder
 
 
 def monitored(config: RunConfig) -> tuple[str, str]:
@@ -200,8 +201,9 @@ def _wandb_logger(config: RunConfig, run_dir: Path, run_name: str) -> Logger:
     from pytorch_lightning.loggers import WandbLogger
 
     settings: Mapping[str, Any] = {}
-    if WANDB_FILE.exists():
-        settings = read_yaml(WANDB_FILE, "configs/wandb.yaml")
+    file = (repository() or Path()) / WANDB_FILE
+    if file.exists():
+        settings = read_yaml(file, str(WANDB_FILE))
     # Without a key wandb would ask on the terminal, and fail in a batch job.
     has_key = "WANDB_API_KEY" in os.environ or (Path.home() / ".netrc").exists()
     mode = os.environ.get("WANDB_MODE") or settings.get("mode") or ("online" if has_key else "")

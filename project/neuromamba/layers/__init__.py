@@ -1,0 +1,1 @@
+"""Layers on tensors: Mamba2 and its scan, RMSNorm, LoRA, packing."""

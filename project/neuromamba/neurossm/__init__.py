@@ -1,0 +1,1 @@
+"""NeuroSSM, the region family: model, protocol, attribution, Neurosynth."""

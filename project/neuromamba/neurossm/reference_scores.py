@@ -13,8 +13,6 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import rankdata
 
-NULLS = ("moran", "permutation")
-
 
 class Scores(NamedTuple):
     """The full matrix.
@@ -43,7 +41,7 @@ def partial_scores(
         cpa: [C, N]; reference: [C, N].
         sizes: [N] voxels, each 1 or more.
         centres: [N, 3] mm.
-        null: of ``NULLS``: random maps that keep the spatial autocorrelation of the CPA map, or
+        null: of ``RANDOM_MAPS``: maps that keep the spatial autocorrelation of the CPA map, or
             permuted regions.
         draws: random maps.
         seed: of the draws.

@@ -1,0 +1,1 @@
+"""HTML pages, tables and figures that know nothing of models."""

@@ -1,1 +1,1 @@
-"""What a run will need, and what a machine has: ``neuromamba doctor``."""
+"""What a run will need (memory, hours, FLOPs), and what a machine has."""

@@ -18,12 +18,8 @@ from neuromamba.planning.schedule import Schedule, schedule, windows_each
 from neuromamba.planning.workload import Workload
 from neuromamba.training.strategies import PRECISIONS
 
-EFFECTIVE_BATCH = 1152  # paper, Appendix B
 # Left of a GPU's memory for its context, collectives and what torch's allocator cannot use.
 RESERVE = 0.1
-# Of the matrix units' rate. Not measured: nothing of this project has run on a GPU yet. Layers this
-# narrow are bound by memory traffic (docs/performance.md has the shares on a CPU).
-ASSUMED_UTILISATION = 0.1
 COMPARED = ("ddp", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_3")
 OFFLOADED = ("deepspeed_stage_2_offload", "deepspeed_stage_3_offload")
 MOST_SHOWN = 12  # micro batches

@@ -21,7 +21,7 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.config.model import ModelConfig
 from neuromamba.layers.mamba2 import Mamba2
 from neuromamba.layers.rms_norm import rms_norm
-from neuromamba.layers.ssd.api import CHUNK, MixerParams
+from neuromamba.layers.ssd.types import CHUNK, MixerParams
 from neuromamba.planning import flops
 
 

@@ -18,8 +18,8 @@ import torch
 from neuromamba.config.model import HeadConfig, ModelConfig
 from neuromamba.layers.ssd import buffers as memory
 from neuromamba.layers.ssd import triton
-from neuromamba.layers.ssd.api import CHUNK
 from neuromamba.layers.ssd.passes import Layer
+from neuromamba.layers.ssd.types import CHUNK
 
 
 @dataclass(frozen=True)

@@ -10,22 +10,24 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from neuromamba.common.checkout import repository
 from neuromamba.data.windows.cache import free_memory
 from neuromamba.layers.ssd import BACKENDS, native
 from neuromamba.planning.busy_cores import busy_cores
 
-ROOT = Path(__file__).resolve().parents[3]
 OLDEST_PYTHON = (3, 10)
 # In requirements.txt, and needed by what a run may ask for rather than by every run.
 _ON_REQUEST = {"wandb": "--loggername wandb", "tensorboard": "--loggername tensorboard"}
-_INSTALL = "bash setup_env.sh"
+_INSTALL = (
+    "bash setup_env.sh" if repository() else "bash setup_env.sh in a checkout of the repository"
+)
 _LAUNCHERS = ("sbatch", "srun", "qsub", "mpiexec")
 _SMALL_SHM = 1 << 30
 
@@ -92,11 +94,10 @@ def _python() -> Iterator[Check]:
 
 def _packages() -> Iterator[Check]:
     """Those of requirements.txt, in the versions it asks for."""
-    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
-    wanted = re.findall(r"(?m)^([A-Za-z][\w.-]*)>=([\d.]+)(?:,<([\d.]+))?", text)
     lacking: list[str] = []
     old: list[str] = []
     optional: list[str] = []
+    wanted = _requirements()
     for name, least, below in wanted:
         found = version(name)
         if found is None:
@@ -114,6 +115,25 @@ def _packages() -> Iterator[Check]:
         "; ".join(problems) or f"the {len(wanted)} of requirements.txt are there",
         "" if state == "ok" else _INSTALL,
     )
+
+
+def _requirements() -> list[tuple[str, str, str]]:
+    """Packages of requirements.txt, which the installed package repeats: name, least, below."""
+    root = repository()
+    if root is not None:
+        lines = (root / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    else:
+        try:
+            lines = importlib.metadata.requires("neuromamba") or []
+        except importlib.metadata.PackageNotFoundError:
+            lines = []
+    found = []
+    for line in lines:
+        name = re.match(r"[A-Za-z][\w.-]*", line)
+        least, below = re.search(r">=([\d.]+)", line), re.search(r"<([\d.]+)", line)
+        if name and least and ";" not in line:
+            found.append((name[0], least[1], below[1] if below else ""))
+    return found
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -245,7 +265,9 @@ def _kernels() -> Iterator[Check]:
         "C passes of the scan",
         "ok" if compiled else "note",
         detail,
-        "" if compiled else f"{_INSTALL} compiles them where there is cc, gcc or clang (CC)",
+        ""
+        if compiled
+        else "neuromamba build-kernels compiles them where there is cc, gcc or clang (CC)",
     )
 
 
@@ -301,3 +323,16 @@ def _working_folder() -> Iterator[Check]:
         f"{folder}, {gigabytes(free)} free" + ("" if writable else ", cannot be written"),
         "" if writable and free > 1e9 else "give --output_dir on a disk with room",
     )
+
+
+def check_text(found: Sequence[Check], can_train: bool) -> str:
+    """A line for each check, with the remedy below it where there is one."""
+    width = max(len(line.name) for line in found)
+    lines = []
+    for line in found:
+        lines.append(f"{line.state:<8} {line.name:<{width}}  {line.found}")
+        if line.remedy:
+            lines.append(f"{'':<8} {'':<{width}}  -> {line.remedy}")
+    lines.append("")
+    lines.append("a training can run here" if can_train else "a training cannot run here")
+    return "\n".join(lines)

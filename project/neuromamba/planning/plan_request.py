@@ -10,6 +10,7 @@ import torch
 
 from neuromamba.common.errors import UserInputError, look_up
 from neuromamba.fmamba.run_config import RunConfig
+from neuromamba.planning.assumptions import CPU, USUAL_FRAMES
 from neuromamba.planning.batch_script import (
     SCHEDULERS,
     Job,
@@ -27,10 +28,8 @@ from neuromamba.planning.gpus import GPUS, Gpu, find_gpu
 from neuromamba.planning.memory import Setting
 from neuromamba.planning.workload import Workload, read_workload, windows_of_run
 
-CPU = "CPU"
 MOST_RUNS = 200  # whose masks a plan looks at
 USUAL_WORKERS = 4  # of a job, as in sample_scripts/common.sh
-USUAL_FRAMES = 1200  # of --subjects: HCP's
 # Flags that say something about another one, without which they would do nothing.
 _NEEDED = {
     "frames": ("subjects", "are those of --subjects; give their number too, or --windows"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from neuromamba.fmamba.run_config import RunConfig
+from neuromamba.planning.assumptions import ASSUMED_UTILISATION
 from neuromamba.planning.cluster_plan import (
-    ASSUMED_UTILISATION,
     RESERVE,
     Batches,
     ClusterPlan,

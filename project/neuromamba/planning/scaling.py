@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from neuromamba.common.errors import UserInputError, look_up
+from neuromamba.common.own_command import own_command, own_environment
 from neuromamba.fmamba.run_config import RunConfig
 from neuromamba.planning.busy_cores import busy_cores
 
@@ -44,15 +45,12 @@ _OUT_OF_MEMORY = re.compile(
 )
 
 
-def scaling_report(
-    config: RunConfig, argv: Sequence[str], program: Path
-) -> tuple[dict[str, Any], str]:
+def scaling_report(config: RunConfig, argv: Sequence[str]) -> tuple[dict[str, Any], str]:
     """Profile every point of ``--scaling``.
 
     Args:
         config: the run, checked.
         argv: its flags.
-        program: ``project/deepspeed_profile.py``.
 
     Returns:
         what ``--json`` holds, and the table.
@@ -67,7 +65,7 @@ def scaling_report(
         )
     rows = []
     for number in numbers:
-        command = _command(config, argv, program, what, number)
+        command = _command(config, argv, what, number)
         print(f"{what} {number} ...", file=sys.stderr, flush=True)
         busy = {"busy_cores": busy_cores()}  # by others: the point has not begun
         rows.append({what: number, **busy, **run_point(command, config.flags["point_seconds"])})
@@ -98,19 +96,18 @@ def _without(argv: Sequence[str], flags: set[str]) -> list[str]:
     return kept
 
 
-def _command(
-    config: RunConfig, argv: Sequence[str], program: Path, what: str, number: int
-) -> list[str]:
+def _command(config: RunConfig, argv: Sequence[str], what: str, number: int) -> list[str]:
     """The point's command line; flags given last count."""
     words = _without(argv, _OWN_FLAGS)
     if what == "batch_size":
-        return [sys.executable, str(program), *words, "--batch_size", str(number)]
+        return own_command("profile", *words, "--batch_size", str(number))
     if what == "sequence_length":
         words = _without(words, {"--sequence_length"})
         size = [*map(str, config.model.img_size[:3]), str(number)]
-        return [sys.executable, str(program), *words, "--img_size", *size]
+        return own_command("profile", *words, "--img_size", *size)
+    python, *program = own_command("profile", *words, "--devices", str(number))
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={number}"]
-    return [sys.executable, *torchrun, str(program), *words, "--devices", str(number)]
+    return [python, *torchrun, *program]
 
 
 def run_point(
@@ -119,7 +116,7 @@ def run_point(
     """Run a profile in processes of its own.
 
     Args:
-        command: ``deepspeed_profile.py`` and its flags, without ``--json``; perhaps under torchrun.
+        command: ``neuromamba profile`` and its flags, without ``--json``; perhaps under torchrun.
         limit: seconds, after which it is ended.
         environment: changes of it.
 
@@ -135,7 +132,7 @@ def run_point(
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, **(environment or {})},
+                env=own_environment(environment),
             )
             try:
                 status = process.wait(limit)

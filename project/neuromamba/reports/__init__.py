@@ -1,0 +1,1 @@
+"""Pages about runs, the papers' tables, the quality page of a store."""

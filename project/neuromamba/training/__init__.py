@@ -1,0 +1,1 @@
+"""Training of either family: strategies, launchers, fault tolerance, checkpoints."""

@@ -14,11 +14,10 @@ from pathlib import Path
 from pytorch_lightning.plugins.environments import ClusterEnvironment, SLURMEnvironment
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.training.job import INTERACTIVE, number, pbs_job
 
 # Below the ports that Linux hands out by itself (from 32768 on).
 _FIRST_PORT, _PORTS = 15000, 15000
-# Jobs and steps of these names are shells that a person types into; Lightning's convention.
-INTERACTIVE = ("bash", "interactive")
 
 
 class PBSEnvironment(ClusterEnvironment):
@@ -194,29 +193,9 @@ class StepEnvironment(SLURMEnvironment):
         """``check_processes`` has done it."""
 
 
-def pbs_job() -> str:
-    """``1234`` or ``1234[5]`` of ``1234[5].server``; "" outside of PBS."""
-    return os.environ.get("PBS_JOBID", "").split(".")[0]
-
-
 def port(*numbers: int) -> int:
     """``MASTER_PORT``, or a port that follows from a job's numbers: neighbours differ."""
     if "MASTER_PORT" in os.environ:
         return number("MASTER_PORT")
     job, *parts = numbers or (0,)
     return _FIRST_PORT + (job + 101 * sum(parts)) % _PORTS
-
-
-def number(*names: str, default: int | None = None) -> int:
-    """The first of these variables that is set, as a number."""
-    for name in names:
-        if name in os.environ:
-            try:
-                return int(os.environ[name])
-            except ValueError:
-                raise UserInputError(
-                    f"{name}: got '{os.environ[name]}' from the environment, expected a number."
-                ) from None
-    if default is None:
-        raise UserInputError(f"{names[0]}: not set, though the launcher's other variables are.")
-    return default

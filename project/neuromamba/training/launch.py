@@ -8,7 +8,6 @@ tells a process its place through environment variables; nothing here talks to a
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,19 +17,13 @@ from pytorch_lightning.plugins.environments import (
     ClusterEnvironment,
     LightningEnvironment,
     LSFEnvironment,
-    SLURMEnvironment,
     TorchElasticEnvironment,
 )
 from pytorch_lightning.utilities import rank_zero_only
 
 from neuromamba.common.errors import UserInputError
-from neuromamba.training.environments import (
-    INTERACTIVE,
-    PBSEnvironment,
-    StepEnvironment,
-    number,
-    pbs_job,
-)
+from neuromamba.training.environments import PBSEnvironment, StepEnvironment
+from neuromamba.training.job import number
 from neuromamba.training.stopping import EndedElsewhereError, SaidHereError
 
 # Rank 0 tells the processes that Lightning starts for it; they inherit its environment.
@@ -230,24 +223,3 @@ def _through_store(launcher: Launcher, key: str, choose: Callable[[], str]) -> s
             f"others can reach and MASTER_PORT to a free port, or see what rank 0 reports."
         ) from None
     return answer.decode()
-
-
-def job_name() -> str | None:
-    """The batch job this process is in, the same after a requeue; None elsewhere.
-
-    For a file name: ``1234``, or ``1234_5`` for task 5 of an array. An interactive allocation is a
-    place to try things, not one run, so it has none.
-    """
-    if os.environ.get("PBS_ENVIRONMENT") != "PBS_INTERACTIVE" and pbs_job():
-        return "_".join(re.findall(r"\d+", pbs_job()))
-    if "SLURM_JOB_ID" in os.environ and SLURMEnvironment.job_name() not in INTERACTIVE:
-        if "SLURM_ARRAY_TASK_ID" in os.environ:
-            return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-        return os.environ["SLURM_JOB_ID"]
-    return None
-
-
-def run_tag() -> str:
-    """What tells runs of one kind apart: the job, else the time."""
-    job = job_name()
-    return f"job{job}" if job else time.strftime("%Y%m%d-%H%M%S")

@@ -13,10 +13,9 @@ import threading
 import time
 from typing import Any
 
-from pytorch_lightning.utilities import rank_zero_only
-
 from neuromamba.common.cli import FAILED, INTERRUPTED
 from neuromamba.common.errors import UserInputError
+from neuromamba.training.job import is_first_rank
 
 STOPPED = 75  # exit status of a run; EX_TEMPFAIL of sysexits.h: nothing is wrong, try again
 
@@ -79,7 +78,7 @@ def exit_status(error: BaseException, patience: float = 5.0) -> int | None:
         patience: how long a rank waits to speak before the ranks know of each other. A mistake is
             then found by all of them: the first speaks, and the launcher ends the others.
     """
-    first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    first = is_first_rank()
     if isinstance(error, KeyboardInterrupt):
         if first:
             print(

@@ -14,6 +14,7 @@ import pytest
 from neuromamba.common.errors import UserInputError
 from neuromamba.config.data import DataConfig
 from neuromamba.config.training import DownstreamConfig
+from neuromamba.data.store.header import RunSource
 from neuromamba.data.store.writer import write_run
 from neuromamba.data.windows.data_module import FMRIDataModule
 from neuromamba.fmamba.baselines import FC, MEAN_VOLUME, Baseline, baselines_of_data, fit_baselines
@@ -61,10 +62,9 @@ def make_data(tmp_path: Path) -> MakeData:
                 tmp_path / "hdf5" / f"{name}.h5",
                 frames,
                 vox,
-                subject=name,
                 grid=GRID,
                 affine=AFFINE,
-                tr=2.0,
+                source=RunSource(subject=name, tr=2.0),
             )
             rows.append(f"{name},{'FM'[i % 2]},{20 + 10 * (i % 2) + rng.normal():.3f}")
         (tmp_path / "metadata" / "participants.csv").write_text("\n".join(rows) + "\n")

@@ -6,9 +6,13 @@ A new, renamed or vanished flag, or another default, must be a conscious change 
 from __future__ import annotations
 
 import argparse
+import inspect
+import types
+import typing
 from typing import Any
 
 import pytest
+from pytorch_lightning import Trainer
 
 from neuromamba.commands import demo, doctor
 from neuromamba.commands import plan as plan_command
@@ -17,7 +21,9 @@ from neuromamba.commands import synthetic as synthetic_command
 from neuromamba.commands.export import export_parser
 from neuromamba.commands.flops import flops_parser
 from neuromamba.commands.profile import profile_parser
-from neuromamba.fmamba.flags import build_parser, parse_arguments, trainer_arguments
+from neuromamba.config.flag_parser import parse_arguments
+from neuromamba.fmamba.flags import build_parser
+from neuromamba.fmamba.trainer_flags import NOT_FLAGS, TRAINER_FLAGS
 
 MAIN: dict[str, Any] = {
     # run
@@ -301,14 +307,35 @@ def flags_of(parser: argparse.ArgumentParser) -> dict[str, Any]:
 
 def test_flags_of_main() -> None:
     found = flags_of(build_parser())
-    ours = {flag: value for flag, value in found.items() if flag not in trainer_arguments()}
+    ours = {flag: value for flag, value in found.items() if flag not in TRAINER_FLAGS}
     assert ours == MAIN
 
 
 def test_a_flag_of_the_trainer_is_passed_on_only_when_given() -> None:
-    # Which flags there are depends on Lightning's version; none may have a default of ours.
     defaults = flags_of(build_parser())
-    assert {defaults[flag] for flag in trainer_arguments()} == {argparse.SUPPRESS}
+    assert {defaults[flag] for flag in TRAINER_FLAGS} == {argparse.SUPPRESS}
+
+
+def plain_types(hint: Any) -> set[type]:
+    """The types of a hint that a flag can hold; str where there is none."""
+    found, pending = set(), [hint]
+    while pending:
+        hint = pending.pop()
+        if typing.get_origin(hint) in (typing.Union, types.UnionType):
+            pending += typing.get_args(hint)
+        elif typing.get_origin(hint) is typing.Literal:
+            found |= {type(value) for value in typing.get_args(hint)}
+        elif hint in (bool, int, float, str):
+            found.add(hint)
+    return found or {str}
+
+
+def test_flags_of_the_trainer_are_those_of_lightning() -> None:
+    """The table spares the parser the import of Lightning; a new release may need a new line."""
+    hints = typing.get_type_hints(Trainer.__init__)
+    arguments = set(inspect.signature(Trainer.__init__).parameters) - {"self", *NOT_FLAGS}
+    taken = {name: plain_types(hints[name]) for name in arguments}
+    assert {name: set(kinds) for name, kinds in TRAINER_FLAGS.items()} == taken
 
 
 def test_flags_of_check_flops() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from neuromamba.layers.ssd import api, native, select_backend
+from neuromamba.layers.ssd import native, registry, select_backend
 from neuromamba.layers.ssd.native import build
 
 compiler = pytest.mark.skipif(
@@ -128,8 +128,8 @@ def test_a_failing_compiler_leaves_nothing_behind(
 def test_the_log_says_which_passes_run(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(api, "_announced", set())
+    monkeypatch.setattr(registry, "_announced", set())
     monkeypatch.setenv(native.SWITCH, "0")
-    with caplog.at_level(logging.INFO, logger=api.__name__):
+    with caplog.at_level(logging.INFO, logger=registry.__name__):
         select_backend("cpu", torch.device("cpu"))
     assert f"torch passes; C passes: {native.SWITCH}=0" in caplog.text

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.stages import Pipeline, Stage, StageFailure
 from neuromamba.config.model import ModelConfig
+from neuromamba.data.store.header import RunSource
 from neuromamba.data.store.writer import write_run
 from neuromamba.evaluation.scores import SubjectScores
 from neuromamba.fmamba.run_folder import RunFolder
@@ -142,7 +143,9 @@ def test_dropped_tokens_are_marked(tmp_path: Path) -> None:
     frames = np.random.default_rng(0).normal(100, 1, (4, vox.size)).astype(np.float32)
     affine = np.diag([-2.0, 2.0, 2.0, 1.0])
     path = tmp_path / "run.h5"
-    write_run(path, frames, vox, subject="s", grid=(4, 6, 4), affine=affine, tr=2.0)
+    write_run(
+        path, frames, vox, grid=(4, 6, 4), affine=affine, source=RunSource(subject="s", tr=2.0)
+    )
     tokens = token_mask(path, config)
     assert tokens.share == 0.5
     assert tokens.kept[:2].all()

@@ -22,6 +22,7 @@ import torch
 from neuromamba.commands import flops as check_flops
 from neuromamba.common.errors import UserInputError
 from neuromamba.config.model import HeadConfig, ModelConfig
+from neuromamba.data.store.header import RunSource
 from neuromamba.data.store.reader import run_file_name
 from neuromamba.data.store.writer import write_run
 from neuromamba.planning import flops
@@ -148,10 +149,9 @@ def store(folder: Path, subjects: int = 10) -> Path:
             folder / "hdf5" / run_file_name(subject),
             frames,
             vox,
-            subject=subject,
             grid=(12, 12, 12),
             affine=np.diag([-2.0, 2.0, 2.0, 1.0]),
-            tr=2.0,
+            source=RunSource(subject=subject, tr=2.0),
         )
     return folder
 

@@ -16,9 +16,10 @@ import pytest
 from neuromamba.commands import doctor
 from neuromamba.commands import plan as plan_command
 from neuromamba.common.errors import UserInputError
+from neuromamba.config.flag_parser import parse_arguments
 from neuromamba.config.model import VARIANTS, HeadConfig, ModelConfig
 from neuromamba.data.windows.loader import EpochSampler
-from neuromamba.fmamba.flags import build_parser, parse_arguments
+from neuromamba.fmamba.flags import build_parser
 from neuromamba.fmamba.run import Run
 from neuromamba.fmamba.run_config import run_config
 from neuromamba.fmamba.trainer import batches_of_epoch

@@ -47,14 +47,16 @@ from neuromamba.commands.export import export_parser
 from neuromamba.commands.flops import flops_parser
 from neuromamba.commands.regions_explain_reference import build_parser as analysis_parser
 from neuromamba.commands.regions_synthetic import build_parser as synthetic_roi_parser
+from neuromamba.config.flag_parser import parse_arguments
 from neuromamba.config.model import VARIANTS, ModelConfig
 from neuromamba.config.tasks import TASKS
 from neuromamba.data.cohorts.registry import DATASETS
+from neuromamba.data.store.header import RunSource
 from neuromamba.data.store.manifest import ManifestRow
 from neuromamba.data.store.reader import RunHeader
 from neuromamba.data.store.writer import write_run
 from neuromamba.fmamba.build import build_model, load_model_config
-from neuromamba.fmamba.flags import build_parser, parse_arguments
+from neuromamba.fmamba.flags import build_parser
 from neuromamba.fmamba.run_config import run_config
 from neuromamba.planning import flops
 from paper import haxby2001
@@ -420,10 +422,9 @@ def placeholders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         store / "hdf5" / "sub-01.h5",
         torch.rand(12, 3).numpy(),
         torch.tensor([0, 2, 5]).numpy(),
-        subject="sub-01",
         grid=(2, 2, 2),
         affine=torch.diag(torch.tensor([-2.0, 2, 2, 1])).numpy(),
-        tr=2.0,
+        source=RunSource(subject="sub-01", tr=2.0),
     )
     return {"/path/to/3M_E192.pt": released, "/path/to/store": store}
 

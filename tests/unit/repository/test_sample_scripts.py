@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from neuromamba.config.flag_parser import Parser, parse_arguments
 from neuromamba.config.model import VARIANTS
-from neuromamba.fmamba.flags import Parser, build_parser, parse_arguments
+from neuromamba.fmamba.flags import build_parser
 from neuromamba.fmamba.run import Run
 from neuromamba.fmamba.run_config import run_config
 from tests.helpers.sample_scripts import ROOT, SCRIPTS, SOURCED, commands_started

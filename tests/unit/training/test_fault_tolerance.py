@@ -18,8 +18,9 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from neuromamba.common.atomic_files import remove_abandoned
 from neuromamba.common.errors import UserInputError
+from neuromamba.config.flag_parser import parse_arguments
 from neuromamba.fmamba import failures, resume
-from neuromamba.fmamba.flags import build_parser, parse_arguments
+from neuromamba.fmamba.flags import build_parser
 from neuromamba.fmamba.run_config import RunConfig, run_config
 from neuromamba.training import checkpoint_writer, stopping
 from neuromamba.training import rank_sync as agreement

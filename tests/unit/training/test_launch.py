@@ -20,8 +20,9 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from neuromamba.commands.train import main
 from neuromamba.common.errors import UserInputError
+from neuromamba.config.flag_parser import parse_arguments
 from neuromamba.fmamba import run_outputs as outputs
-from neuromamba.fmamba.flags import build_parser, parse_arguments
+from neuromamba.fmamba.flags import build_parser
 from neuromamba.fmamba.run_config import RunConfig, run_config
 from neuromamba.training import launch
 from neuromamba.training.environments import PBSEnvironment, StepEnvironment

@@ -6,7 +6,8 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
-from neuromamba.commands.check_store import check_store, main
+from neuromamba.commands.check_store import main
+from neuromamba.data.ingest.check_store import check_store
 
 __all__ = ["check_store", "main"]
 

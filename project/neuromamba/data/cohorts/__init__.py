@@ -1,0 +1,1 @@
+"""Cohorts: registry, tables of subjects, labels, events, matching, splits."""

@@ -1,0 +1,1 @@
+"""Conversion of NIfTI images into a store: layouts, space, grid, quarantine."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -24,11 +23,11 @@ from neuromamba.data.ingest.nifti import NiftiRun, file_sha256
 from neuromamba.data.ingest.options import ConversionOptions
 from neuromamba.data.ingest.preflight import plan_run
 from neuromamba.data.ingest.sources import Source
-from neuromamba.data.store.header import RunHeader, Triple
+from neuromamba.data.store.header import RunHeader, RunSource, Triple
 from neuromamba.data.store.reader import read_header
-from neuromamba.data.store.writer import write_run
+from neuromamba.data.store.writer import WriteOptions, write_run
 
-__all__ = ["ConversionOptions", "Outcome", "available_cpus", "convert_run"]
+__all__ = ["ConversionOptions", "Outcome", "convert_run"]
 
 _SMALL_MASK = 0.05  # of the volume: a head fills more of any usual field of view
 _RESAMPLED_AT_ONCE = 4  # frames: 17 MB, and copies of them
@@ -122,27 +121,31 @@ def _convert(source: Source, output: Path, options: ConversionOptions) -> Outcom
         output,
         _brain_frames(run, options, placed, shape, affine, notes),
         placed.vox,
-        subject=source.subject,
-        session=source.session,
-        task=source.task,
-        run=source.run,
-        dataset=options.dataset,
         grid=options.img_size,
         affine=placed.affine,
-        source_shape=run.shape,
-        source_affine=run.affine,
-        crop_offset=placed.offset,
-        cropped_voxels=placed.cropped,
-        tr=plan.tr,
-        tr_source=plan.tr_source,
-        dropped_frames=options.drop_first,
-        mask_source=mask_source,
-        source=source.name,
-        source_sha256=lambda: run.sha256,
-        options=digest,
-        space=plan.space,
-        compression=options.compression,
-        voxel_statistics=options.voxel_norm,
+        source=RunSource(
+            subject=source.subject,
+            session=source.session,
+            task=source.task,
+            run=source.run,
+            dataset=options.dataset,
+            source_shape=run.shape,
+            source_affine=run.affine,
+            crop_offset=placed.offset,
+            cropped_voxels=placed.cropped,
+            tr=plan.tr,
+            tr_source=plan.tr_source,
+            dropped_frames=options.drop_first,
+            mask_source=mask_source,
+            source=source.name,
+            source_sha256=lambda: run.sha256,
+            space=plan.space,
+        ),
+        options=WriteOptions(
+            options_digest=digest,
+            compression=options.compression,
+            voxel_statistics=options.voxel_norm,
+        ),
     )
     return Outcome(source, "converted", again, notes, header)
 
@@ -222,8 +225,3 @@ def up_to_date(
     if header.source_sha256 != source_sha256():
         return None, "the source has changed"
     return header, ""
-
-
-def available_cpus() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

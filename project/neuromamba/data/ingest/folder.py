@@ -9,8 +9,9 @@ from typing import Any
 
 from neuromamba.common.atomic_files import make_folder, remove_abandoned
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.workers import available_cpus
 from neuromamba.data.cohorts.tables import adopt_tables
-from neuromamba.data.ingest.convert import Outcome, available_cpus, convert_run
+from neuromamba.data.ingest.convert import Outcome, convert_run
 from neuromamba.data.ingest.jobs import Job, convert_runs
 from neuromamba.data.ingest.layouts import AUTO, find_runs
 from neuromamba.data.ingest.options import ConversionOptions

@@ -14,8 +14,7 @@ from typing import Any
 from neuromamba.common.errors import UserInputError, look_up
 from neuromamba.config.names import canonical_dataset_name
 from neuromamba.data.ingest.repetition_time import check_tr
-from neuromamba.data.store.header import Triple
-from neuromamba.data.store.reader import COMPRESSIONS, FORMAT_VERSION
+from neuromamba.data.store.header import COMPRESSIONS, FORMAT_VERSION, Triple
 
 MASK_RULES = ("auto", "nonzero", "computed")
 

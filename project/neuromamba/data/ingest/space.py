@@ -13,12 +13,15 @@ What is checked, in this order; ``--space native`` leaves out all but the obliqu
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from neuromamba.common.errors import UserInputError
-from neuromamba.data.ingest.nifti import NiftiRun
 from neuromamba.data.store.header import Triple
+
+if TYPE_CHECKING:
+    from neuromamba.data.ingest.nifti import NiftiRun  # nibabel takes half a second
 
 NATIVE = "native"
 _NATIVE_NAMES = {"native", "t1w", "t2w", "func", "orig", "bold", "boldref", "scanner", "anat"}

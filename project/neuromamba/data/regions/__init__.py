@@ -1,0 +1,1 @@
+"""Time series of regions: atlases, extraction, subjects, batches, holdouts."""

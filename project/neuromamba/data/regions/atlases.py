@@ -14,6 +14,7 @@ import numpy as np
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.text import category
+from neuromamba.config.names import ATLAS_NAMES
 from neuromamba.data.cohorts.tables import read_table
 from neuromamba.data.ingest.nifti import HIGHEST_LABEL, read_labels
 from neuromamba.data.regions.scan_files import some
@@ -100,6 +101,7 @@ ATLASES: Mapping[str, Callable[[], Any]] = {
     "AAL3v2": _aal("3v2"),
     "AAL116": _aal("SPM12"),
 }
+assert tuple(ATLASES) == ATLAS_NAMES
 
 
 def spare_collections() -> None:

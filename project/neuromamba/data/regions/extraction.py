@@ -20,6 +20,7 @@ import pandas as pd
 from nilearn.image.resampling import BoundingBoxError
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.config.names import CONFOUND_SETS
 from neuromamba.data.ingest.nifti import NiftiRun
 from neuromamba.data.ingest.repetition_time import check_tr, read_sidecar_tr, resolve_tr
 from neuromamba.data.ingest.sources import Source
@@ -40,6 +41,7 @@ CONFOUNDS: dict[str, dict[str, Any]] = {
         "wm_csf": "full",
     },
 }
+assert tuple(CONFOUNDS) == CONFOUND_SETS
 FEW_FRAMES = 8
 
 

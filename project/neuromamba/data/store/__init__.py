@@ -1,0 +1,1 @@
+"""The HDF5 store: header, reader, writer, manifest, checks, scaling."""

@@ -28,6 +28,7 @@ import numpy as np
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.config.names import ORIENTATION
+from neuromamba.data.store.check_options import CheckOptions
 from neuromamba.data.store.header import RunHeader, run_file_name
 from neuromamba.data.store.manifest import MANIFEST, manifest_row, read_manifest
 from neuromamba.data.store.normalisation import StatisticsOfFrames
@@ -38,22 +39,6 @@ MANY_CONSTANT = 0.01  # share of constant voxels that is worth a warning
 STALE_AFTER = 600.0  # seconds; a younger temporary file may belong to a running conversion
 _ROUNDING = 1e-6  # relative, for sums and the float32 of voxel statistics
 _LARGEST = 32767  # see hdf5_store
-
-
-@dataclass(frozen=True)
-class CheckOptions:
-    """How files are checked.
-
-    Attributes:
-        sample: share of the frames whose statistics are computed again; at least 10 frames. 1
-            checks all, and the statistics of single voxels too.
-    """
-
-    sample: float = 0.05
-
-    def __post_init__(self) -> None:
-        if not 0 < self.sample <= 1:
-            raise UserInputError(f"--sample: got {self.sample:g}, expected more than 0, up to 1.")
 
 
 @dataclass

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
+FORMAT_VERSION = 1
+COMPRESSIONS = ("none", "lz4")
 
 Triple = tuple[int, int, int]
 Affine = tuple[tuple[float, ...], ...]
@@ -20,6 +24,36 @@ def run_file_name(subject: str, session: str = "", task: str = "", run: str = ""
     parts = [subject]
     parts += [f"{key}-{value}" for key, value in zip(_ENTITIES, values, strict=True) if value]
     return "_".join(parts) + ".h5"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSource:
+    """Identity and origin of a run that is to be written.
+
+    Fields have the names and meanings of those of ``RunHeader``.
+
+    Attributes:
+        source_shape, source_affine: None for those of the target grid.
+        source_sha256: the hash, or a function that returns it and is called after the last frame,
+            when the whole source has been read.
+    """
+
+    subject: str
+    tr: float
+    session: str = ""
+    task: str = ""
+    run: str = ""
+    dataset: str = ""
+    source_shape: Sequence[int] | None = None
+    source_affine: Any = None
+    crop_offset: Sequence[int] = (0, 0, 0)
+    cropped_voxels: int = 0
+    tr_source: str = ""
+    dropped_frames: int = 0
+    mask_source: str = ""
+    source: str = ""
+    source_sha256: str | Callable[[], str] = ""
+    space: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,4 +125,4 @@ class RunHeader:
     @property
     def brain_fraction(self) -> float:
         """Share of the target grid's voxels that are kept."""
-        return self.n_voxels / float(np.prod(self.grid))
+        return self.n_voxels / math.prod(self.grid)

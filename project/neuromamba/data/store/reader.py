@@ -33,12 +33,16 @@ import h5py
 import numpy as np
 
 from neuromamba.common.errors import UserInputError
-from neuromamba.data.store.header import Affine, RunHeader, Triple, run_file_name
+from neuromamba.data.store.header import (
+    FORMAT_VERSION,
+    Affine,
+    RunHeader,
+    Triple,
+    run_file_name,
+)
 from neuromamba.data.store.raw_run import RawLayout, check_frames, identity_of, unreadable
 
 __all__ = [
-    "COMPRESSIONS",
-    "FORMAT_VERSION",
     "TOOL_VERSION",
     "RunFile",
     "RunHeader",
@@ -47,9 +51,7 @@ __all__ = [
     "run_file_name",
 ]
 
-FORMAT_VERSION = 1
 TOOL_VERSION = "neuromamba-store 1.0"
-COMPRESSIONS = ("none", "lz4")
 CONVERT = "python project/module/utils/data_preprocess_and_load/preprocessing.py"
 _CONVERT_REFERENCE = "convert_data_into_hdf5_revised.py"  # beside it
 

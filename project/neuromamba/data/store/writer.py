@@ -1,4 +1,4 @@
-"""Writes a run into the store, quantised; ``hdf5_store.py`` has the format."""
+"""Writer of a run of the store, quantised to int16; ``reader`` describes the format."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import dataclasses
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,11 +18,9 @@ import numpy as np
 from neuromamba.common.atomic_files import temporary_beside
 from neuromamba.common.errors import UserInputError, look_up
 from neuromamba.config.names import ORIENTATION
-from neuromamba.data.store.header import RunHeader
+from neuromamba.data.store.header import COMPRESSIONS, FORMAT_VERSION, RunHeader, RunSource
 from neuromamba.data.store.normalisation import StatisticsOfFrames
 from neuromamba.data.store.reader import (
-    COMPRESSIONS,
-    FORMAT_VERSION,
     TOOL_VERSION,
     affine_of,
     reason_of,
@@ -34,33 +33,32 @@ _COARSEST = 1.0  # step of the integers, in typical changes from frame to frame
 _LARGEST = 32767  # stored integers lie in [-_LARGEST, _LARGEST]
 
 
+@dataclass(frozen=True, kw_only=True)
+class WriteOptions:
+    """How a run is stored, whatever run it is.
+
+    Attributes:
+        compression: "lz4" for Bitshuffle-LZ4; None or "none" for a contiguous data set.
+        voxel_statistics: also store the mean and standard deviation of every voxel.
+        options_digest: hash of the conversion's options, ``RunHeader.options``.
+        tool_version: program that writes the file.
+    """
+
+    compression: str | None = None
+    voxel_statistics: bool = False
+    options_digest: str = ""
+    tool_version: str = TOOL_VERSION
+
+
 def write_run(
     path: str | Path,
     frames: Iterable[np.ndarray],
-    vox: np.ndarray,
+    voxels: np.ndarray,
     *,
-    subject: str,
     grid: Sequence[int],
     affine: Any,
-    tr: float,
-    session: str = "",
-    task: str = "",
-    run: str = "",
-    dataset: str = "",
-    source_shape: Sequence[int] | None = None,
-    source_affine: Any = None,
-    crop_offset: Sequence[int] = (0, 0, 0),
-    cropped_voxels: int = 0,
-    tr_source: str = "",
-    dropped_frames: int = 0,
-    mask_source: str = "",
-    source: str = "",
-    source_sha256: str | Callable[[], str] = "",
-    options: str = "",
-    tool_version: str = TOOL_VERSION,
-    space: str = "",
-    compression: str | None = None,
-    voxel_statistics: bool = False,
+    source: RunSource,
+    options: WriteOptions = WriteOptions(),
 ) -> RunHeader:
     """Quantise a run and write it: whole, under its final name, or not at all.
 
@@ -71,12 +69,11 @@ def write_run(
         path: of the ``.h5`` file; an older one is replaced at the very end.
         frames: float32 [T, N], or its rows [N] one by one; raw intensities of the brain voxels,
             all finite.
-        vox: [N] flat C-order indices into ``grid``, strictly increasing.
-        source_sha256: may be a function, called after the last frame.
-        compression: "lz4" for Bitshuffle-LZ4; None or "none" for a contiguous data set.
-        voxel_statistics: also store the mean and standard deviation of every voxel.
-        others: fields of ``RunHeader``; ``source_shape`` and ``source_affine`` default to those
-            of the target grid.
+        voxels: [N] flat C-order indices into ``grid``, strictly increasing.
+        grid: X, Y, Z of the target grid.
+        affine: 4 x 4, voxel indices of the target grid -> mm, in the store's orientation.
+        source: whose run it is and where it comes from.
+        options: compression, statistics, and what the header says about the conversion.
 
     Returns:
         The header as written, with the quantisation's scale and offset and the statistics.
@@ -88,63 +85,21 @@ def write_run(
             the temporary file nor half a file is left behind, then or on Ctrl-C.
     """
     path = Path(path)
-    compression = look_up(compression or "none", COMPRESSIONS, "--compression")
-    vox = np.ascontiguousarray(vox, dtype="<i4")
+    compression = look_up(options.compression or "none", COMPRESSIONS, "--compression")
+    vox = np.ascontiguousarray(voxels, dtype="<i4")
     if vox.ndim != 1 or not vox.size or not sorted_within(vox, int(np.prod(grid))):
-        raise ValueError(f"vox must be strictly increasing and within the grid {tuple(grid)}")
+        raise ValueError(f"voxels must be strictly increasing and within the grid {tuple(grid)}")
     orientation = "".join(str(code) for code in nibabel.aff2axcodes(np.asarray(affine)))
     if orientation != ORIENTATION:
         raise ValueError(f"the store is {ORIENTATION}, the affine is {orientation}")
-    found = StatisticsOfFrames(voxel_statistics)
+    found = StatisticsOfFrames(options.voxel_statistics)
     temporary = temporary_beside(path)
     try:
         # The operating system removes a nameless file, even if this process is killed.
         with tempfile.TemporaryFile(dir=path.parent) as spool:
             _spool(frames, vox, found, spool)
-            statistics = found.result()
-            if not (np.isfinite(statistics.min) and np.isfinite(statistics.max)):
-                raise UserInputError(f"{source or path}: NaN or infinite values cannot be stored.")
-            # A constant run has no range; any scale will do, and 1 keeps it exact.
-            scale = (statistics.max - statistics.min) / (2 * _LARGEST) or 1.0
-            if scale > _COARSEST * found.typical_change > 0:
-                raise UserInputError(
-                    f"{source or path}: the values span {statistics.min:.4g} to "
-                    f"{statistics.max:.4g}, so a step of the stored int16 is {scale:.3g}, but "
-                    f"voxels change by {found.typical_change:.3g} from frame to frame: the signal "
-                    f"would be lost. Find the outlying values (fslstats -R) and mend or clip them."
-                )
-            header = RunHeader(
-                subject=subject,
-                session=session,
-                task=task,
-                run=run,
-                dataset=dataset,
-                grid=triple(grid),
-                affine=affine_of(affine),
-                orientation=orientation,
-                source_shape=triple(grid if source_shape is None else source_shape),
-                source_affine=affine_of(affine if source_affine is None else source_affine),
-                crop_offset=triple(crop_offset),
-                cropped_voxels=int(cropped_voxels),
-                scale=scale,
-                offset=(statistics.max + statistics.min) / 2,
-                mean=statistics.mean,
-                std=statistics.std,
-                min=statistics.min,
-                max=statistics.max,
-                tr=float(tr),
-                tr_source=tr_source,
-                n_frames=found.n_frames,
-                dropped_frames=int(dropped_frames),
-                n_voxels=found.n_voxels,
-                mask_source=mask_source,
-                source=source,
-                source_sha256=source_sha256 if isinstance(source_sha256, str) else source_sha256(),
-                options=options,
-                tool_version=tool_version,
-                space=space,
-            )
-            of_voxels = found.of_voxels() if voxel_statistics else None
+            header = _header(found, source.source or path, grid, affine, source, options)
+            of_voxels = found.of_voxels() if options.voxel_statistics else None
             header = _write_file(temporary, spool, vox, of_voxels, header, compression)
         descriptor = os.open(temporary, os.O_RDONLY)
         try:
@@ -163,6 +118,65 @@ def write_run(
             ) from error
         raise
     return header
+
+
+def _header(
+    found: StatisticsOfFrames,
+    name: str | Path,
+    grid: Sequence[int],
+    affine: Any,
+    source: RunSource,
+    options: WriteOptions,
+) -> RunHeader:
+    """Choose the quantisation's scale and offset; fill in all of the header but the content's hash.
+
+    Raises:
+        UserInputError: the values, of the run called ``name``, cannot be quantised.
+    """
+    statistics = found.result()
+    if not (np.isfinite(statistics.min) and np.isfinite(statistics.max)):
+        raise UserInputError(f"{name}: NaN or infinite values cannot be stored.")
+    # A constant run has no range; any scale will do, and 1 keeps it exact.
+    scale = (statistics.max - statistics.min) / (2 * _LARGEST) or 1.0
+    if scale > _COARSEST * found.typical_change > 0:
+        raise UserInputError(
+            f"{name}: the values span {statistics.min:.4g} to {statistics.max:.4g}, so a step of "
+            f"the stored int16 is {scale:.3g}, but voxels change by {found.typical_change:.3g} "
+            f"from frame to frame: the signal would be lost. Find the outlying values (fslstats "
+            f"-R) and mend or clip them."
+        )
+    sha256 = source.source_sha256
+    return RunHeader(
+        subject=source.subject,
+        session=source.session,
+        task=source.task,
+        run=source.run,
+        dataset=source.dataset,
+        grid=triple(grid),
+        affine=affine_of(affine),
+        orientation=ORIENTATION,
+        source_shape=triple(grid if source.source_shape is None else source.source_shape),
+        source_affine=affine_of(affine if source.source_affine is None else source.source_affine),
+        crop_offset=triple(source.crop_offset),
+        cropped_voxels=int(source.cropped_voxels),
+        scale=scale,
+        offset=(statistics.max + statistics.min) / 2,
+        mean=statistics.mean,
+        std=statistics.std,
+        min=statistics.min,
+        max=statistics.max,
+        tr=float(source.tr),
+        tr_source=source.tr_source,
+        n_frames=found.n_frames,
+        dropped_frames=int(source.dropped_frames),
+        n_voxels=found.n_voxels,
+        mask_source=source.mask_source,
+        source=source.source,
+        source_sha256=sha256 if isinstance(sha256, str) else sha256(),
+        options=options.options_digest,
+        tool_version=options.tool_version,
+        space=source.space,
+    )
 
 
 def _spool(

@@ -1,0 +1,1 @@
+"""Synthetic runs and time series with planted effects."""

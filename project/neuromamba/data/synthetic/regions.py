@@ -27,7 +27,8 @@ PLANTED = 8  # regions of a class
 NETWORKS = 7
 SMOOTH = 0.4  # share of a frame's noise that the next one has
 KINDS = ("slow", "fast")  # a class may also have "none"
-MADE = ("HCP_REST", "HCP_TASK", "PPMI")
+
+
 SPELLING = {"Female": "F", "Male": "M"}  # of HCP's table
 
 

@@ -28,9 +28,11 @@ from tqdm import tqdm
 
 from neuromamba.common.atomic_files import atomic_path
 from neuromamba.common.errors import UserInputError
-from neuromamba.data.ingest.convert import ConversionOptions, available_cpus
+from neuromamba.common.workers import available_cpus
+from neuromamba.data.ingest.convert import ConversionOptions
 from neuromamba.data.ingest.folder import convert_folder
-from neuromamba.data.synthetic.brain import SyntheticSpec, generate_subject
+from neuromamba.data.synthetic.brain import generate_subject
+from neuromamba.data.synthetic.spec import SyntheticSpec
 
 logger = logging.getLogger(__name__)
 

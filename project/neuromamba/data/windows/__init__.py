@@ -1,0 +1,1 @@
+"""Windows of runs: data set, loader, cache, sampling, augmentation, DataModule."""

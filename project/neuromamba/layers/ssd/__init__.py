@@ -7,14 +7,9 @@ import; so adding a kernel means adding a file.
 from importlib import import_module
 from pkgutil import iter_modules
 
-from neuromamba.layers.ssd.api import (
-    BACKENDS,
-    Backend,
-    BlockParams,
-    MixerParams,
-    mixer_core,
-    select_backend,
-)
+from neuromamba.layers.ssd.api import mixer_core
+from neuromamba.layers.ssd.registry import BACKENDS, Backend, select_backend
+from neuromamba.layers.ssd.types import BlockParams, MixerParams
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")

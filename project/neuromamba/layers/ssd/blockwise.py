@@ -39,8 +39,8 @@ from torch.autograd.function import once_differentiable
 from neuromamba.layers.ssd import buffers as memory
 from neuromamba.layers.ssd import native
 from neuromamba.layers.ssd import passes as stages
-from neuromamba.layers.ssd.api import BlockParams, MixerParams
 from neuromamba.layers.ssd.passes import Layer, Totals, Weights
+from neuromamba.layers.ssd.types import BlockParams, MixerParams
 
 
 def operand_type(tensor: Tensor) -> torch.dtype:

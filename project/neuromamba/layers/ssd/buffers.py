@@ -15,8 +15,8 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from neuromamba.layers.ssd.api import CHUNK
 from neuromamba.layers.ssd.passes import Layer, finest, wide_type
+from neuromamba.layers.ssd.types import CHUNK
 
 # Tokens of a block: on a CPU its buffers should stay in the cache, elsewhere few launches count.
 BLOCK = {"cpu": 2048}

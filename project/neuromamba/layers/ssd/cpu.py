@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from neuromamba.layers.ssd import blockwise, native
-from neuromamba.layers.ssd.api import MixerParams, register_backend
+from neuromamba.layers.ssd.registry import register_backend
+from neuromamba.layers.ssd.types import MixerParams
 
 
 def _detail() -> str:

@@ -12,16 +12,15 @@ On the meta device nothing needs to run: any backend can be counted there, insta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils import _python_dispatch, flop_counter
 
-if TYPE_CHECKING:
-    from neuromamba.layers.ssd.api import MixerParams
+from neuromamba.layers.ssd.types import MixerFunction, MixerParams
 
 
 class ScanProducts(NamedTuple):
@@ -87,8 +86,6 @@ def _mixer_backward_flops(*args: Any, **_: Any) -> int:
 
 # --------------------------------------------------------------------------- in place of a backend
 
-Run = Callable[[Tensor, "MixerParams", tuple[int, ...]], Tensor]
-
 
 def counting_flops() -> bool:
     """Whether a ``FlopCounterMode`` is active; costs less than a microsecond."""
@@ -99,7 +96,11 @@ def counting_flops() -> bool:
 
 
 def counted_mixer(
-    run: Run | None, zxbcdt: Tensor, params: MixerParams, lengths: tuple[int, ...], chunk: int
+    run: MixerFunction | None,
+    zxbcdt: Tensor,
+    params: MixerParams,
+    lengths: tuple[int, ...],
+    chunk: int,
 ) -> Tensor:
     """Run a backend so that ``FlopCounterMode`` counts the formula and nothing of the inside.
 
@@ -126,7 +127,7 @@ def _sizes(params: MixerParams) -> tuple[int, int, int]:
 
 
 def _out_of_sight(
-    run: Run | None, zxbcdt: Tensor, params: MixerParams, lengths: tuple[int, ...]
+    run: MixerFunction | None, zxbcdt: Tensor, params: MixerParams, lengths: tuple[int, ...]
 ) -> Tensor:
     """Call the backend with the counter's mode (all dispatch modes) off."""
     if run is None:
@@ -141,7 +142,7 @@ class _Counted(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        run: Run | None,
+        run: MixerFunction | None,
         params: MixerParams,
         lengths: tuple[int, ...],
         chunk: int,

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad, softplus
 
 from neuromamba.layers.rms_norm import NORM_EPS
-from neuromamba.layers.ssd.api import CHUNK
+from neuromamba.layers.ssd.types import CHUNK
 
 
 class Weights(NamedTuple):

@@ -40,7 +40,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from neuromamba.layers.rms_norm import NORM_EPS
-from neuromamba.layers.ssd.api import BACKENDS, MixerFunction, MixerParams, register_backend
+from neuromamba.layers.ssd.registry import BACKENDS, register_backend
+from neuromamba.layers.ssd.types import MixerFunction, MixerParams
 
 logger = logging.getLogger(__name__)
 

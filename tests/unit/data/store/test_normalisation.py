@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.data.store.header import RunSource
 from neuromamba.data.store.normalisation import run_statistics, scaling_of
 from neuromamba.data.store.reader import RunHeader
 from neuromamba.data.store.writer import write_run
@@ -23,10 +24,9 @@ def header(tmp_path: Path) -> RunHeader:
         tmp_path / "a.h5",
         np.ones((2, 1), np.float32),
         np.array([0]),
-        subject="a",
         grid=(2, 2, 2),
         affine=LAS,
-        tr=1.0,
+        source=RunSource(subject="a", tr=1.0),
     )
     return dataclasses.replace(
         written, scale=2.0, offset=1.0, mean=10.0, std=4.0, min=2.0, max=20.0

@@ -18,8 +18,8 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.data.store import reader as hdf5_store
 from neuromamba.data.store.manifest import manifest_row, read_manifest, write_manifest
 from neuromamba.data.store.reader import RunFile, RunHeader, list_runs, read_header, run_file_name
-from neuromamba.data.store.writer import write_run
 from tests.helpers.paths import ROOT
+from tests.helpers.store_files import write_store_file
 
 GRID = (6, 5, 4)
 LAS = np.array([[-3.0, 0, 0, 9], [0, 3, 0, -6], [0, 0, 3.5, 1], [0, 0, 0, 1]])
@@ -31,7 +31,7 @@ def make_run(path: Path, frames: np.ndarray | None = None, **fields: Any) -> np.
         frames = rng.normal(8000, 900, size=(70, 31)).astype(np.float32)
     vox = np.arange(3, 3 + 2 * frames.shape[1], 2)
     given = {"subject": "sub-01", "grid": GRID, "affine": LAS, "tr": 0.72, **fields}
-    write_run(path, frames, vox, **given)
+    write_store_file(path, frames, vox, **given)
     return frames
 
 
@@ -153,13 +153,15 @@ def test_mistakes_of_the_caller(tmp_path: Path) -> None:
     given: dict[str, Any] = {"subject": "a", "grid": GRID, "affine": LAS, "tr": 1.0}
     for vox in ([1, 0], [0, 0], [0, 120], [-1, 0]):
         with pytest.raises(ValueError, match="increasing"):
-            write_run(tmp_path / "a.h5", frames, np.array(vox), **given)
+            write_store_file(tmp_path / "a.h5", frames, np.array(vox), **given)
     with pytest.raises(ValueError, match=r"a frame \[N\]"):
-        write_run(tmp_path / "a.h5", frames, np.array([0]), **given)
+        write_store_file(tmp_path / "a.h5", frames, np.array([0]), **given)
     with pytest.raises(ValueError, match="RAS"):
-        write_run(tmp_path / "a.h5", frames, np.array([0, 1]), **{**given, "affine": np.eye(4)})
+        write_store_file(
+            tmp_path / "a.h5", frames, np.array([0, 1]), **{**given, "affine": np.eye(4)}
+        )
     with pytest.raises(UserInputError, match="NaN or infinite"):
-        write_run(tmp_path / "a.h5", frames * np.nan, np.array([0, 1]), **given)
+        write_store_file(tmp_path / "a.h5", frames * np.nan, np.array([0, 1]), **given)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -187,14 +189,15 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     pytest.importorskip("resource", reason="file size limits exist on POSIX only")
     code = (
         "import resource, signal, sys, numpy as np\n"
-        "from neuromamba.config._all import UserInputError\n"
+        "from neuromamba.common.errors import UserInputError\n"
+        "from neuromamba.data.store.header import RunSource\n"
         "from neuromamba.data.store.writer import write_run\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
         "frames = np.random.default_rng(0).normal(size=(100, 900)).astype('f4')\n"
         "try:\n"
-        "    write_run(sys.argv[1], frames, np.arange(900), subject='a', grid=(10, 10, 10),\n"
-        "              affine=np.diag([-1.0, 1, 1, 1]), tr=1.0)\n"
+        "    write_run(sys.argv[1], frames, np.arange(900), grid=(10, 10, 10),\n"
+        "              affine=np.diag([-1.0, 1, 1, 1]), source=RunSource(subject='a', tr=1.0))\n"
         "except UserInputError as error:\n"
         "    sys.exit('cannot be written' not in str(error))\n"
         "sys.exit(3)\n"
@@ -399,8 +402,8 @@ def test_a_value_that_dwarfs_all_others(tmp_path: Path) -> None:
         frames[7, 3] = spike
         if refused:
             with pytest.raises(UserInputError, match="the signal would be lost"):
-                write_run(tmp_path / "a.h5", frames, np.arange(40), **given)
+                write_store_file(tmp_path / "a.h5", frames, np.arange(40), **given)
             assert list(tmp_path.iterdir()) == []
         else:
-            write_run(tmp_path / "a.h5", frames, np.arange(40), **given)
+            write_store_file(tmp_path / "a.h5", frames, np.arange(40), **given)
             (tmp_path / "a.h5").unlink()

@@ -19,7 +19,8 @@ from neuromamba.data.cohorts.labels import read_labels
 from neuromamba.data.cohorts.registry import DATASETS
 from neuromamba.data.store.reader import RunFile, list_runs, read_header
 from neuromamba.data.synthetic import runs as synthetic
-from neuromamba.data.synthetic.brain import SyntheticSpec, generate_subject, subject_class
+from neuromamba.data.synthetic.brain import generate_subject, subject_class
+from neuromamba.data.synthetic.spec import SyntheticSpec
 
 SPEC = SyntheticSpec(subjects=60, frames=24, grid=(15, 18, 15))
 

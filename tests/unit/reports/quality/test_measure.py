@@ -20,7 +20,6 @@ from scipy import ndimage
 
 from neuromamba.config.model import ModelConfig
 from neuromamba.data.store.reader import RunFile, RunHeader
-from neuromamba.data.store.writer import write_run
 from neuromamba.reports.brain_figures import kept_patches
 from neuromamba.reports.quality import measure as store_quality
 from neuromamba.reports.quality.measure import (
@@ -55,6 +54,7 @@ from neuromamba.reports.quality.similarity import compare_images
 from neuromamba.reports.quality.survey import Surveyed
 from neuromamba.reports.quality.table import make_rows, write_tsv
 from tests.helpers.quality_store import AFFINE, FAULTS, GRID, HEALTHY, brain, write_brain
+from tests.helpers.store_files import write_store_file
 
 OPTIONS = QualityOptions()
 SMALL = (8, 6, 7)
@@ -62,7 +62,7 @@ SMALL = (8, 6, 7)
 
 def write_small(path: Path, frames: np.ndarray, vox: np.ndarray, **fields: Any) -> RunHeader:
     settings: dict[str, Any] = {"grid": SMALL, "affine": AFFINE, "tr": 2.0, "subject": "sub-01"}
-    return write_run(path, frames.astype(np.float32), vox, **settings | fields)
+    return write_store_file(path, frames.astype(np.float32), vox, **settings | fields)
 
 
 def measure(path: Path, options: QualityOptions = OPTIONS) -> tuple[RunHeader, RunMeasured]:

@@ -2,130 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from nibabel import orientations
 
-from neuromamba.common.errors import UserInputError, look_up
-from neuromamba.config.names import canonical_dataset_name
+from neuromamba.common.errors import UserInputError
 from neuromamba.data.ingest.brain_grid import NONZERO_LIMIT, Placement, place
 from neuromamba.data.ingest.convert import Outcome, attempt, up_to_date
 from neuromamba.data.ingest.nifti import las_transform
-from neuromamba.data.ingest.options import require_positive
-from neuromamba.data.ingest.reference.hdf5 import TIME_AXES, is_store_file
+from neuromamba.data.ingest.reference.hdf5 import is_store_file
 from neuromamba.data.ingest.reference.layouts import open_run
+from neuromamba.data.ingest.reference.options import ReferenceOptions
 from neuromamba.data.ingest.reference.run import ReferenceRun
 from neuromamba.data.ingest.sources import Source
-from neuromamba.data.store.header import RunHeader, Triple
-from neuromamba.data.store.reader import COMPRESSIONS, FORMAT_VERSION
-from neuromamba.data.store.writer import write_run
+from neuromamba.data.store.header import RunHeader, RunSource
+from neuromamba.data.store.writer import WriteOptions, write_run
 
-BACKGROUNDS = ("auto", "zero", "min")
-# Centre of the field of view of MNI152 at 2 mm (91 x 109 x 91 in FSL and HCP), in mm. A centred
-# crop or padding leaves it where it is, to within half a voxel.
-MNI_CENTRE = (0.0, -18.0, 18.0)
-_AXES = ("LR", "PA", "IS")
 _SAME = 0.05  # relative; the reference may have counted its voxels and rounded in another way
-
-
-@dataclass(frozen=True)
-class ReferenceOptions:
-    """How runs of the reference's layouts are converted.
-
-    Attributes:
-        tr: repetition time in seconds.
-        img_size: X, Y, Z of the target grid; None keeps that of the frames.
-        orientation: axis codes of the frames' three axes, such as "LAS".
-        voxel_size: mm, one number or one for each axis of the frames.
-        background: value of voxels outside the brain: "zero", "min" (the run's minimum), or "auto",
-            see ``background_mask``.
-        time_axis: of a data set of four dimensions: "first", "last", or None to find it.
-        space: name of the images' space, recorded.
-        voxel_norm: also store mean and standard deviation of every voxel.
-        others: as in ``conversion.ConversionOptions``.
-    """
-
-    tr: float
-    img_size: Triple | None = None
-    orientation: str = "LAS"
-    voxel_size: tuple[float, ...] = (2.0,)
-    background: str = "auto"
-    time_axis: str | None = None
-    space: str = ""
-    drop_first: int = 0
-    crop_offset: Triple | None = None
-    dataset: str = ""
-    compression: str = "lz4"
-    voxel_norm: bool = False
-    min_frames: int = 2
-    overwrite: bool = False
-    dry_run: bool = False
-
-    def __post_init__(self) -> None:
-        for flag, values in (
-            ("--tr", (self.tr,)),
-            ("--img_size", self.img_size or ()),
-            ("--voxel_size", self.voxel_size),
-            ("--min_frames", (self.min_frames,)),
-        ):
-            require_positive(flag, values)
-        if self.drop_first < 0:
-            raise UserInputError(f"--drop_first: got {self.drop_first}, expected 0 or more.")
-        if len(self.voxel_size) not in (1, 3):
-            raise UserInputError(
-                f"--voxel_size: got {len(self.voxel_size)} numbers, expected 1, or 3 in the order "
-                f"of the frames' axes."
-            )
-        code = self.orientation.upper()
-        axes = sorted(axis for c in code for axis, pair in enumerate(_AXES) if c in pair)
-        if len(code) != 3 or axes != [0, 1, 2]:
-            raise UserInputError(
-                f"--orientation: got '{self.orientation}', expected one letter each of L or R, P "
-                f"or A, I or S, such as LAS or RAS: where the frames' axes point to."
-            )
-        object.__setattr__(self, "orientation", code)
-        look_up(self.background, BACKGROUNDS, "--background")
-        look_up(self.compression, COMPRESSIONS, "--compression")
-        if self.time_axis is not None:
-            look_up(self.time_axis, TIME_AXES, "--time_axis")
-        if self.dataset:
-            object.__setattr__(self, "dataset", canonical_dataset_name(self.dataset))
-
-    def digest(self) -> str:
-        """Hash of everything but the source that determines the stored file."""
-        facts = {
-            "format": FORMAT_VERSION,
-            "layout": "reference",
-            "tr": self.tr,
-            "img_size": self.img_size and list(self.img_size),
-            "orientation": self.orientation,
-            "voxel_size": list(self.voxel_size),
-            "background": self.background,
-            "time_axis": self.time_axis,
-            "space": self.space,
-            "drop_first": self.drop_first,
-            "crop_offset": self.crop_offset and list(self.crop_offset),
-            "dataset": self.dataset,
-            "compression": self.compression,
-            "voxel_norm": self.voxel_norm,
-        }
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-    def affine(self, shape: Triple) -> np.ndarray:
-        """[4, 4] of frames of this shape, voxel indices -> mm; their centre is ``MNI_CENTRE``."""
-        affine = np.eye(4)
-        affine[:3, :3] = 0
-        sizes = np.broadcast_to(self.voxel_size, 3)
-        for axis, (world, sign) in enumerate(orientations.axcodes2ornt(self.orientation)):
-            affine[int(world), axis] = sign * sizes[axis]
-        affine[:3, 3] = MNI_CENTRE - affine[:3, :3] @ ((np.asarray(shape) - 1) / 2)
-        return affine
 
 
 def convert_reference_run(source: Source, folder: Path, options: ReferenceOptions) -> Outcome:
@@ -184,27 +80,31 @@ def _convert(source: Source, output: Path, options: ReferenceOptions) -> Outcome
         output,
         _brain_frames(run, options.drop_first, placed, to_las),
         placed.vox,
-        subject=source.subject,
-        session=source.session,
-        task=source.task,
-        run=source.run,
-        dataset=options.dataset,
         grid=options.img_size or mask.shape,
         affine=placed.affine,
-        source_shape=run.shape,
-        source_affine=affine,
-        crop_offset=placed.offset,
-        cropped_voxels=placed.cropped,
-        tr=options.tr,
-        tr_source="--tr",
-        dropped_frames=options.drop_first,
-        mask_source=mask_source,
-        source=source.name,
-        source_sha256=run.sha256,
-        options=digest,
-        space=options.space,
-        compression=options.compression,
-        voxel_statistics=options.voxel_norm,
+        source=RunSource(
+            subject=source.subject,
+            session=source.session,
+            task=source.task,
+            run=source.run,
+            dataset=options.dataset,
+            source_shape=run.shape,
+            source_affine=affine,
+            crop_offset=placed.offset,
+            cropped_voxels=placed.cropped,
+            tr=options.tr,
+            tr_source="--tr",
+            dropped_frames=options.drop_first,
+            mask_source=mask_source,
+            source=source.name,
+            source_sha256=run.sha256,
+            space=options.space,
+        ),
+        options=WriteOptions(
+            options_digest=digest,
+            compression=options.compression,
+            voxel_statistics=options.voxel_norm,
+        ),
     )
     return Outcome(source, "converted", again, notes + _differences(run, header), header)
 

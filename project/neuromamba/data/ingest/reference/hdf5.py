@@ -32,8 +32,6 @@ from neuromamba.data.ingest.reference.run import (
 )
 from neuromamba.data.store.header import Triple
 
-TIME_AXES = ("first", "last")
-
 _NUMBERED = re.compile(r"(.*?)(\d+)")
 _VALUES_AT_ONCE = 1 << 24  # of a data set whose last axis is time, read at a time
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from neuromamba.layers.rms_norm import NORM_EPS
-from neuromamba.layers.ssd.api import CHUNK
 from neuromamba.layers.ssd.native.build import find_library
 from neuromamba.layers.ssd.passes import Sizes, Totals, Weights
+from neuromamba.layers.ssd.types import CHUNK
 
 # Set to 0 (or false, no, off) to compute with the torch passes although the library is there.
 SWITCH = "NEUROMAMBA_NATIVE"

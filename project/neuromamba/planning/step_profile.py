@@ -1,0 +1,80 @@
+"""A run that trains for some batches only, to measure its step."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from neuromamba.common.errors import UserInputError
+from neuromamba.fmamba.profiling import ThroughputCheck
+from neuromamba.fmamba.run import Run
+from neuromamba.fmamba.run_config import RunConfig
+from neuromamba.fmamba.scalability import facts_of, flops_of, summary
+from neuromamba.fmamba.trainer import accumulation
+from neuromamba.planning.schedule import windows_each
+
+# What a profile leaves out of the run that the flags describe.
+_WITHOUT = {
+    "max_epochs": -1,
+    "limit_val_batches": 0,
+    "limit_test_batches": 0,
+    "enable_checkpointing": False,
+    "min_epochs": None,
+    "min_steps": None,
+}
+
+
+_WITHOUT_FLAGS = {"loggername": "csv", "use_early_stopping": False, "save_embedding": False}
+
+
+class ProfiledRun(Run):
+    """A run that only trains, for so many batches, and hands its figures on."""
+
+    def __init__(self, config: RunConfig) -> None:
+        flags, steps = config.flags, accumulation(config)
+        self.batches = flags["profile_batches"]
+        # Two optimiser steps more, for the exchange of data.
+        whole = flags["warm_up_batches"] + self.batches + 2 * max(2, steps)
+        limits = {**_WITHOUT, "max_steps": math.ceil(whole / steps)}
+        super().__init__(dataclasses.replace(config, trainer={**config.trainer, **limits}))
+        self.found: dict[str, Any] = {}
+
+    def _fit(
+        self, trainer: Any, module: Any, data: Any, point: Any, fault_tolerance: Any
+    ) -> dict[str, float]:
+        size = self.config.data.batch_size
+        each = windows_each(data.windows_in("train"), self.hardware.ranks)
+        if each < size:  # the figures would be of smaller batches
+            raise UserInputError(
+                f"--batch_size: no batch has {size} windows, since a rank has {each} in an epoch; "
+                f"give at most {each}, or profile on more data."
+            )
+
+        def finish(gathered: dict[str, Any]) -> None:
+            self.found = summary(gathered, facts_of(self.config))
+
+        warm_up = self.config.flags["warm_up_batches"]
+        check = ThroughputCheck(flops_of(self.config), finish, warm_up, self.batches, True)
+        trainer.callbacks.append(check)
+        trainer.fit(module, datamodule=data)
+        return {}
+
+
+def profile(config: RunConfig) -> dict[str, Any]:
+    """Figures of a run (``scalability.summary``); {} on all ranks but the first.
+
+    Raises:
+        UserInputError: as the run would raise it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        flags = {**config.flags, **_WITHOUT_FLAGS, "output_dir": str(Path(folder) / "run")}
+        planned = ProfiledRun(dataclasses.replace(config, flags=flags))
+        planned.allocator.apply()
+        with contextlib.redirect_stdout(sys.stderr):
+            planned.execute()
+    return planned.found

@@ -1,0 +1,120 @@
+"""Measure every run of a store, compare the runs, and write the page and the table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from neuromamba.common.errors import UserInputError
+from neuromamba.common.workers import available_cpus
+from neuromamba.config.data import DataConfig
+from neuromamba.data.store.reader import list_runs, read_header
+from neuromamba.reports.quality.measure import QualityOptions
+from neuromamba.reports.quality.outliers import Facts, flag_runs
+from neuromamba.reports.quality.page import PageContext, write_page
+from neuromamba.reports.quality.request import QualityRequest
+from neuromamba.reports.quality.similarity import compare_images
+from neuromamba.reports.quality.survey import Surveyed, survey_store
+from neuromamba.reports.quality.table import Row, make_rows, write_tsv
+
+CACHE = "quality_cache"
+
+
+def quality(request: QualityRequest, report: Callable[[str], None] = print) -> list[Row]:
+    """Measure the store and write page and TSV; returns the rows, outliers first.
+
+    Raises:
+        UserInputError: no store, flags that do not fit it, an output that cannot be written.
+        KeyboardInterrupt: Ctrl-C; what was measured stays in the cache.
+    """
+    data = request.data
+    available = list_runs(request.image_path)
+    paths = available[: request.limit or None]
+    x, y, z, _ = request.patch_size
+    options = QualityOptions(request.frames, (x, y, z), request.input_scaling_method)
+    page = request.page
+    for path in paths:
+        try:
+            grid = read_header(path).grid
+        except UserInputError:
+            continue  # a broken file becomes a row later
+        request.check_grid(grid)
+        break
+    workers = request.num_workers or available_cpus()
+    runs = survey_store(paths, page.parent / CACHE, options, workers, report)
+    rows = judge(runs, request, data)
+    context = PageContext(
+        store=request.image_path,
+        command=command_of(request),
+        available=len(available),
+        scaling=request.input_scaling_method,
+        patch_size=request.patch_size,
+        sequence_length=request.sequence_length,
+        frames=request.frames,
+    )
+    write_tsv(page.with_suffix(".tsv"), rows)
+    write_page(page, rows, context)
+    for line in summary(rows, page):
+        report(line)
+    return rows
+
+
+def judge(runs: Sequence[Surveyed], request: QualityRequest, data: DataConfig) -> list[Row]:
+    """Compare the runs of the store's usual grid with each other and flag all of them."""
+    # torch comes with it, which takes seconds, and worker processes import this file.
+    from neuromamba.data.windows.dataset import windows_of
+
+    readable = [run for run in runs if run.header and run.numbers]
+    facts = [
+        Facts(run.path.stem, run.header, run.numbers, len(windows_of(run.header.n_frames, data)))
+        for run in readable
+        if run.header and run.numbers
+    ]
+    if facts:
+        grid = Counter(one.header.grid for one in facts).most_common(1)[0][0]
+        chosen = [i for i, one in enumerate(facts) if one.header.grid == grid]
+        images = np.stack([readable[i].reduced() for i in chosen])
+        found = compare_images(images, lambda: (readable[i].mask() for i in chosen))
+        for i, similarity in zip(chosen, found, strict=True):
+            facts[i] = replace(facts[i], similarity=similarity)
+    flags, standings = flag_runs(facts)
+    return make_rows(runs, facts, flags, standings)
+
+
+def command_of(request: QualityRequest) -> str:
+    """The command that makes the page again, with the flags that are not defaults."""
+    import shlex
+
+    words = ["neuromamba", "quality", "--image_path", request.image_path]
+    plain = QualityRequest(request.image_path)
+    for name in (
+        "output",
+        "patch_size",
+        "input_scaling_method",
+        "sequence_length",
+        "frames",
+        "limit",
+    ):
+        value = getattr(request, name)
+        if value != getattr(plain, name):
+            words += [f"--{name}", *map(str, value if isinstance(value, tuple) else [value])]
+    return shlex.join(words)
+
+
+def summary(rows: Sequence[Row], page: Path) -> list[str]:
+    """The lines that the command ends with."""
+    broken = [row for row in rows if row.run.error]
+    flagged = [row for row in rows if row.flags and not row.run.error]
+    cached = sum(row.run.cached for row in rows)
+    lines = [
+        "",
+        f"{len(rows)} runs ({cached} from the cache): {len(flagged)} flagged, "
+        f"{len(broken)} cannot be read",
+    ]
+    names = Counter(flag.name for row in flagged for flag in row.flags)
+    lines += [f"  {name}: {count}" for name, count in names.most_common()]
+    return [*lines, f"{page} and {page.with_suffix('.tsv').name} written"]
