@@ -16,11 +16,12 @@ from torch import nn
 
 from neuromamba.common.atomic_files import atomic_path
 from neuromamba.common.errors import UserInputError
-from neuromamba.data.regions.dataset import Scan
+from neuromamba.data.regions.scan import Scan
+from neuromamba.neurossm.config import FitConfig, NeuroSSMConfig
 from neuromamba.neurossm.gru import GRUClassifier
 from neuromamba.neurossm.linear import FEATURES, fit_and_predict
-from neuromamba.neurossm.model import NeuroSSM, NeuroSSMConfig
-from neuromamba.neurossm.module import FitConfig, score
+from neuromamba.neurossm.model import NeuroSSM
+from neuromamba.neurossm.module import score
 from neuromamba.neurossm.train import train
 from neuromamba.training.strategies import Hardware
 
@@ -138,7 +139,7 @@ class LinearClassifier:
 
 
 def classifier(name: str, model: NeuroSSMConfig, fit: FitConfig, hardware: Hardware) -> Classifier:
-    """The method of a name in ``NAMES``."""
+    """The classifier of a name in ``NAMES``."""
     return (
         NetworkClassifier(name, model, fit, hardware) if name in TRAINED else LinearClassifier(name)
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from neuromamba.data.regions.batches import z_scored
-from neuromamba.data.regions.dataset import Scan
+from neuromamba.data.regions.scan import Scan
 from neuromamba.evaluation.connectivity import connectivity
 from neuromamba.evaluation.linear_models import fit_logistic
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,30 +11,9 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from neuromamba.data.regions.batches import ScanDataset, ScanLoader
-from neuromamba.data.regions.dataset import Scan
+from neuromamba.data.regions.scan import Scan
 from neuromamba.layers.packing import Packed
-
-
-@dataclass(frozen=True)
-class FitConfig:
-    """How a model is trained.
-
-    Attributes:
-        crop: frames of a training crop (``--dynamic_length``).
-        epochs: over the training scans.
-        batch_size, eval_batch_size: scans.
-        learning_rate, max_learning_rate, min_learning_rate: begin, top and end of the cycle.
-        warm_up: share of the steps until the top.
-    """
-
-    crop: int
-    epochs: int = 20
-    batch_size: int = 32
-    eval_batch_size: int = 16
-    learning_rate: float = 2e-4
-    max_learning_rate: float = 4e-4
-    min_learning_rate: float = 2e-5
-    warm_up: float = 0.3
+from neuromamba.neurossm.config import FitConfig
 
 
 class ROIModule(LightningModule):

@@ -24,7 +24,7 @@ from neuromamba.neurossm.classifiers import Classifier
 from neuromamba.neurossm.results import FitResult, metrics_of, read_fit, write_fit, write_tables
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Protocol:
     """Everything about an evaluation but the classifier.
 

@@ -9,8 +9,9 @@ from torch import nn
 
 from neuromamba.common.seeds import seed_run
 from neuromamba.data.regions.batches import ScanDataset, ScanLoader
-from neuromamba.data.regions.dataset import Scan
-from neuromamba.neurossm.module import FitConfig, ROIModule
+from neuromamba.data.regions.scan import Scan
+from neuromamba.neurossm.config import FitConfig
+from neuromamba.neurossm.module import ROIModule
 from neuromamba.training.curves import curve_logger
 from neuromamba.training.fault_tolerance import FaultTolerance
 from neuromamba.training.fit import assemble_trainer, fit_once

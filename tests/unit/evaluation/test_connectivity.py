@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from neuromamba.data.regions.dataset import Scan
+from neuromamba.data.regions.scan import Scan
 from neuromamba.evaluation.connectivity import connectivity, standardised
 from neuromamba.neurossm.linear import region_connectivity
 
