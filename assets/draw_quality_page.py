@@ -116,7 +116,7 @@ def main() -> None:
         for number, path in enumerate(sorted((store / "hdf5").glob("*.h5"))):
             spoil(path, number, coil)
         page = Path(folder) / "quality.html"
-        quality(QualityRequest(str(store), output=str(page)))
+        quality(QualityRequest(image_path=str(store), output=str(page)))
         text = page.read_text(encoding="utf-8")
         page.write_text(text.replace(f"{folder}/", ""), encoding="utf-8")
         screenshot(page, Path(__file__).with_name("quality_page.png"))

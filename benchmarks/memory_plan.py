@@ -136,11 +136,11 @@ def predicted(flags: Sequence[str]) -> dict[str, int]:
     hardware = Run(config).hardware
     work = read_workload(config.model, config.data)
     setting = Setting(
-        hardware.accelerator,
-        hardware.strategy,
-        hardware.precision,
-        hardware.ranks,
-        hardware.autocast,
+        accelerator=hardware.accelerator,
+        strategy=hardware.strategy,
+        precision=hardware.precision,
+        ranks=hardware.ranks,
+        autocast=hardware.autocast,
     )
     plan = plan_memory(config, setting, model_weights(config), work.most_tokens, work.most_voxels)
     return plan.device

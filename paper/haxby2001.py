@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> None:
     """Do every stage that is not finished."""
     data, out = Path(args.data), Path(args.output_dir)
     pipeline = Pipeline(out, "haxby2001_stages.json")
-    prepared = Stage("prepare", (out / "bids", out / "events.tsv"), str(data))
+    prepared = Stage(name="prepare", makes=(out / "bids", out / "events.tsv"), settings=str(data))
     pipeline.do(prepared, lambda: prepare(data, out))
     store = out / "store"
     # A slice is too little for a computed mask.
@@ -140,7 +140,10 @@ def run(args: argparse.Namespace) -> None:
         run_stage("convert", convert)
         write_splits(store)
 
-    pipeline.do(Stage("convert", (store,), shown(convert), ("prepare",)), make_store)
+    pipeline.do(
+        Stage(name="convert", makes=(store,), settings=shown(convert), after=("prepare",)),
+        make_store,
+    )
     for fold in range(1, RUNS + 1):
         folder = out / f"fold_{fold}"
         train = (
@@ -153,7 +156,10 @@ def run(args: argparse.Namespace) -> None:
             run_stage(f"fold {fold}", train)
             run_stage(f"fold {fold}", ("report", str(folder)))
 
-        pipeline.do(Stage(f"fold {fold}", (folder,), shown(train), ("convert",)), fit)
+        pipeline.do(
+            Stage(name=f"fold {fold}", makes=(folder,), settings=shown(train), after=("convert",)),
+            fit,
+        )
     collect(out)
 
 

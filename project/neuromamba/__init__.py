@@ -1,10 +1,106 @@
-"""NeuroMamba and NeuroSSM: state-space foundation models of brain activity."""
+"""NeuroMamba and NeuroSSM: state-space foundation models of brain activity.
+
+The names below are the public face; each is imported when it is first used, so that ``import
+neuromamba`` takes no torch::
+
+    import neuromamba
+
+    model = neuromamba.build_model(neuromamba.ModelConfig(embed_dim=128))
+
+The command line is ``neuromamba --help``.
+"""
 
 import importlib.metadata
 import os
 import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from neuromamba.common.version import VERSION as __version__
+
+if TYPE_CHECKING:
+    from neuromamba.checkpoints.io import read_checkpoint
+    from neuromamba.common.errors import UserInputError
+    from neuromamba.config.data import AugmentConfig, DataConfig
+    from neuromamba.config.model import VARIANTS, HeadConfig, ModelConfig
+    from neuromamba.config.tasks import TASKS
+    from neuromamba.config.training import DownstreamConfig, OptimConfig, PretrainConfig
+    from neuromamba.data.cohorts.registry import DATASETS
+    from neuromamba.data.windows.data_module import FMRIDataModule
+    from neuromamba.data.windows.run_data import RunData
+    from neuromamba.fmamba.backbone import FMamba
+    from neuromamba.fmamba.build import build_model, load_model_config
+    from neuromamba.fmamba.downstream import DownstreamModule
+    from neuromamba.fmamba.heads import build_head
+    from neuromamba.fmamba.module import FMambaModule
+    from neuromamba.fmamba.pretrain import PretrainModule
+    from neuromamba.neurossm.model import NeuroSSM, NeuroSSMConfig
+
+# Name -> the module that defines it.
+_DEFINED_IN = {
+    "read_checkpoint": "neuromamba.checkpoints.io",
+    "UserInputError": "neuromamba.common.errors",
+    "AugmentConfig": "neuromamba.config.data",
+    "DataConfig": "neuromamba.config.data",
+    "VARIANTS": "neuromamba.config.model",
+    "HeadConfig": "neuromamba.config.model",
+    "ModelConfig": "neuromamba.config.model",
+    "TASKS": "neuromamba.config.tasks",
+    "DownstreamConfig": "neuromamba.config.training",
+    "OptimConfig": "neuromamba.config.training",
+    "PretrainConfig": "neuromamba.config.training",
+    "DATASETS": "neuromamba.data.cohorts.registry",
+    "FMRIDataModule": "neuromamba.data.windows.data_module",
+    "RunData": "neuromamba.data.windows.run_data",
+    "FMamba": "neuromamba.fmamba.backbone",
+    "build_model": "neuromamba.fmamba.build",
+    "load_model_config": "neuromamba.fmamba.build",
+    "build_head": "neuromamba.fmamba.heads",
+    "DownstreamModule": "neuromamba.fmamba.downstream",
+    "FMambaModule": "neuromamba.fmamba.module",
+    "PretrainModule": "neuromamba.fmamba.pretrain",
+    "NeuroSSM": "neuromamba.neurossm.model",
+    "NeuroSSMConfig": "neuromamba.neurossm.model",
+}
+__all__ = [
+    "DATASETS",
+    "TASKS",
+    "VARIANTS",
+    "AugmentConfig",
+    "DataConfig",
+    "DownstreamConfig",
+    "DownstreamModule",
+    "FMRIDataModule",
+    "FMamba",
+    "FMambaModule",
+    "HeadConfig",
+    "ModelConfig",
+    "NeuroSSM",
+    "NeuroSSMConfig",
+    "OptimConfig",
+    "PretrainConfig",
+    "PretrainModule",
+    "RunData",
+    "UserInputError",
+    "__version__",
+    "build_head",
+    "build_model",
+    "load_model_config",
+    "read_checkpoint",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _DEFINED_IN:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    value = getattr(import_module(_DEFINED_IN[name]), name)
+    globals()[name] = value  # next time Python finds it by itself
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 # TORCH_EXTENSIONS_DIR=$PWD/deepspeed, as the reference sets it, makes an empty folder "deepspeed/"
 # that Python takes for a package; Lightning would then believe DeepSpeed is there and die on

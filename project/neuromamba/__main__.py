@@ -19,68 +19,88 @@ class Command(NamedTuple):
 
 # What a person wants to do -> name -> command.
 COMMANDS: Mapping[str, Mapping[str, Command]] = {
+    "try it": {
+        "demo": Command("demo", "pre-train and fine-tune on synthetic fMRI, and write a report"),
+    },
     "get data in": {
-        "preprocess": Command("preprocess", "convert 4D NIfTI runs into a store"),
-        "convert-reference": Command("convert_reference", "convert the reference's files"),
+        "preprocess": Command("preprocess", "convert 4D NIfTI runs into a store (HDF5)"),
+        "convert-reference": Command("convert_reference", "convert files of the reference code"),
         "check-store": Command("check_store", "find damaged or missing files of a store"),
-        "quality": Command("quality", "a page that shows every run of a store"),
-        "synthetic": Command("synthetic", "write synthetic fMRI with a planted effect"),
-        "regions extract": Command("regions_extract", "time series of regions from NIfTI runs"),
+        "quality": Command("quality", "write a page that shows every run of a store"),
+        "synthetic": Command("synthetic", "write synthetic fMRI (NIfTI) with a known class effect"),
+        "regions extract": Command("regions_extract", "extract time series of regions from NIfTI"),
         "regions synthetic": Command("regions_synthetic", "write synthetic time series of regions"),
     },
     "train": {
-        "demo": Command("demo", "pre-train and fine-tune on synthetic fMRI, in minutes"),
-        "train": Command("train", "pre-train, fine-tune and test FMamba"),
-        "regions train": Command("regions_train", "train, test and explain NeuroSSM"),
-        "export": Command("export", "one file of any checkpoint"),
+        "train": Command("train", "pre-train, fine-tune and test FMamba on voxels"),
+        "regions train": Command("regions_train", "train, test and explain NeuroSSM on regions"),
+        "export": Command("export", "write any checkpoint as one file"),
     },
     "judge and understand": {
-        "report": Command("report", "a page about finished runs, beside baselines"),
-        "reproduce": Command("reproduce", "the papers' tables"),
+        "report": Command("report", "write a page about finished runs, beside baselines"),
+        "reproduce": Command("reproduce", "rebuild the papers' tables"),
         "regions explain-reference": Command(
-            "regions_explain_reference", "attribution maps beside Neurosynth's"
+            "regions_explain_reference", "compare attribution maps with Neurosynth's"
         ),
     },
     "plan and run on a cluster": {
-        "doctor": Command("doctor", "what this machine has for a training"),
-        "plan": Command("plan", "memory, batches and hours of a training"),
-        "flops": Command("flops", "parameters, tokens and FLOPs"),
-        "profile": Command("profile", "time and memory of a training step"),
+        "doctor": Command("doctor", "check what this machine has for a training"),
+        "plan": Command("plan", "predict memory, batches and hours; write the job script"),
+        "flops": Command("flops", "count parameters, tokens and FLOPs"),
+        "profile": Command("profile", "measure time and memory of a training step"),
         "build-kernels": Command("build_kernels", "compile the C passes of the CPU backend"),
     },
 }
 
 
-def usage() -> str:
-    """The list of commands, grouped by what a person wants to do."""
-    lines = ["usage: neuromamba COMMAND [flags]", "       neuromamba COMMAND --help"]
+def usage(chosen: str = "") -> str:
+    """The list of commands, grouped by what a person wants to do.
+
+    Args:
+        chosen: only commands whose names start with this word; "" lists all.
+    """
+    prefix = f"{chosen} " if chosen else ""
+    lines = [
+        f"usage: neuromamba {prefix}COMMAND [flags]",
+        f"       neuromamba {prefix}COMMAND --help",
+    ]
+    if not chosen:
+        lines += [
+            "",
+            "State-space foundation models of fMRI: NeuroMamba (voxels), NeuroSSM (regions).",
+        ]
     for purpose, commands in COMMANDS.items():
-        lines += ["", f"{purpose}:"]
-        lines += [f"  {name:<27}{command.summary}" for name, command in commands.items()]
+        rows = [(name, one.summary) for name, one in commands.items() if name.startswith(prefix)]
+        if rows:
+            lines += ["", f"{purpose}:"]
+            lines += [f"  {name:<27}{summary}" for name, summary in rows]
     return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help"):
-        print(usage())
-        return 0 if words else 2
-    if words[0] == "--version":
+    if words[:1] == ["help"]:  # `help train` is `train --help`
+        words = [*words[1:], "--help"]
+    if words[:1] == ["--version"]:
         from neuromamba import __version__
 
         print(f"neuromamba {__version__}")
         return 0
     known = {name: command for group in COMMANDS.values() for name, command in group.items()}
-    length = 2 if words[0] == "regions" else 1
-    name = " ".join(words[:length])
+    families = {name.split()[0] for name in known if " " in name}
+    family = words.pop(0) if words and words[0] in families else ""
+    if not words or words[0] in ("-h", "--help"):
+        print(usage(family))
+        return 0 if words else 2
+    name = f"{family} {words[0]}".strip()
     try:
-        look_up(name, known, "neuromamba")
+        look_up(name, [*known, *families, "help"], "neuromamba")
     except UserInputError as error:
         print(f"error: {error} See: neuromamba --help", file=sys.stderr)
         return 2
     module = import_module(f"neuromamba.commands.{known[name].module}")
-    return int(module.main(words[length:]) or 0)
+    return int(module.main(words[1:]) or 0)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ import pytest
 from neuromamba.commands.train import main
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.cohorts.registry import DATASETS
-from neuromamba.data.cohorts.splits import read_split_txt
+from neuromamba.data.cohorts.split_files import read_split_txt
 from neuromamba.data.store.reader import list_runs
+from neuromamba.data.windows.data_module import FMRIDataModule
 from tests.helpers.tiny import FRAMES, SUBJECTS, CommandLine, write_tiny_run
 
 OWN = "--dataset_name Own --label_csv own.csv --target_column group"
@@ -48,8 +49,8 @@ def test_classes_of_a_table(cli: CommandLine) -> None:
     assert {"prob_0", "prob_1", "prob_2"} <= set(rows[0])
     for row in rows:
         assert int(row["target"]) == (int(row["subject"].removeprefix("sub-")) - 1) % 3
-    card = done.checkpoint()["neuromamba"]["downstream"]
-    assert card["task"] == "group" and card["target_classes"] == ["a", "b", "c"]
+    metadata = done.checkpoint()["neuromamba"]["downstream"]
+    assert metadata["task"] == "group" and metadata["target_classes"] == ["a", "b", "c"]
     test = f"--test_only --test_ckpt_path {done.folder}/checkpoints/best.ckpt"
     argv = ["--accelerator", "cpu", "--devices", "1", "--output_dir", "again", *test.split()]
     assert main(argv) == 0
@@ -199,7 +200,7 @@ def test_matched_pairs(cli: CommandLine) -> None:
     columns(cli, skew=lambda i: i + 9 * (i % 2))
     data = cli.data("--match_on skew --match_caliper 1")
     for part in data.subjects:
-        targets = data.targets_of_units(part)
+        targets = data.targets_of_samples(part)
         assert sum(targets) * 2 == len(targets)
     with pytest.raises(UserInputError, match="--match_on: pairs two classes"):
         cli.data("--match_on skew --downstream_task age")
@@ -216,13 +217,13 @@ def test_weighted_data_sets_and_balanced_classes(cli: CommandLine) -> None:
     )
     data = cli.data(extra)
     sizes = [len(part) for part in data.parts["train"].datasets]  # type: ignore[union-attr]
-    drawn = np.array(list(data.train_dataloader().sampler))
+    drawn = np.array(list(FMRIDataModule(data).train_dataloader().sampler))
     assert len(drawn) == sum(sizes) == 54
     assert (drawn < sizes[0]).sum() == 18 and (drawn >= sizes[0]).sum() == 36
     own_labels(cli, lambda i: "abbb"[i % 4])
     data = cli.data(f"{OWN} --balanced_sampling")
     windows = data.parts["train"].datasets[0].windows  # type: ignore[union-attr]
-    drawn_targets = [windows[i].target for i in data.train_dataloader().sampler]
+    drawn_targets = [windows[i].target for i in FMRIDataModule(data).train_dataloader().sampler]
     assert abs(drawn_targets.count(0) - drawn_targets.count(1)) <= 1
     weights = cli.data(f"{OWN} --class_weights balanced").class_weights()
     assert weights is not None
@@ -297,13 +298,13 @@ def test_decoding_events_within_a_subject(runs: CommandLine) -> None:
     assert 0 <= done.metrics["test/accuracy"] <= 1
     data = runs.data(EVENTS)
     (windows,) = data.parts["test"].datasets  # type: ignore[union-attr]
-    starts = {(w.unit.split("#")[1], w.start) for w in windows.windows}  # type: ignore[attr-defined]
+    starts = {(w.sample_id.split("#")[1], w.start) for w in windows.windows}  # type: ignore[attr-defined]
     assert starts == {("1", 0), ("1", 2), ("3", 8), ("3", 10)}
     test = f"--test_only --test_ckpt_path {done.folder}/checkpoints/best.ckpt --output_dir again"
     assert main(["--accelerator", "cpu", "--devices", "1", *test.split()]) == 0
     assert predictions(runs.folder / "again") == rows
     shuffled = runs.data(f"{EVENTS} --shuffle_labels 1")
-    assert sorted(shuffled.targets_of_units("train")) == sorted(data.targets_of_units("train"))
+    assert sorted(shuffled.targets_of_samples("train")) == sorted(data.targets_of_samples("train"))
     assert shuffled.stores[0].events != data.stores[0].events
 
 
@@ -371,10 +372,10 @@ def test_dropped_frames_move_the_events(runs: CommandLine) -> None:
         for part in data.parts.values()
         for s in part.datasets  # type: ignore[union-attr]
         for w in s.windows  # type: ignore[attr-defined]
-        if w.unit.startswith("sub-01_run-1#")
+        if w.sample_id.startswith("sub-01_run-1#")
     ]
     # The first event, frames 0 to 3 as scanned, keeps its last two.
-    assert [(w.unit[-1], w.start) for w in windows] == [("1", 0), ("3", 6), ("3", 8)]
+    assert [(w.sample_id[-1], w.start) for w in windows] == [("1", 0), ("3", 6), ("3", 8)]
 
 
 # ----------------------------------------------------------------- what a resumed run must share

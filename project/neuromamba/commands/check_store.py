@@ -48,11 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     def check() -> int:
-        from neuromamba.data.ingest.check_store import check_store
+        options = CheckOptions(sample=1.0 if args.full else args.sample)
+        from neuromamba.data.ingest.check_store import check_store  # imports h5py and nibabel
 
         good = check_store(
             args.image_path,
-            CheckOptions(sample=1.0 if args.full else args.sample),
+            options,
             quarantine=args.quarantine,
             clean=args.clean,
             num_workers=args.num_workers,

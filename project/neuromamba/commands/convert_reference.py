@@ -87,10 +87,6 @@ def main(argv: Sequence[str] | None = None, compression: str = "lz4") -> int:
     args = build_parser(compression).parse_args(argv)
 
     def convert() -> int:
-        from neuromamba.data.ingest.folder import convert_sources
-        from neuromamba.data.ingest.reference.convert import convert_reference_run
-        from neuromamba.data.ingest.reference.layouts import find_runs
-
         options = ReferenceOptions(
             tr=args.tr,
             img_size=args.img_size and tuple(args.img_size),
@@ -108,6 +104,11 @@ def main(argv: Sequence[str] | None = None, compression: str = "lz4") -> int:
             overwrite=args.overwrite,
             dry_run=args.dry_run,
         )
+        # Imported here: nibabel and h5py take seconds; flags have been checked by now.
+        from neuromamba.data.ingest.folder import convert_sources
+        from neuromamba.data.ingest.reference.convert import convert_reference_run
+        from neuromamba.data.ingest.reference.layouts import find_runs
+
         outcomes = convert_sources(
             find_runs(args.input, Path(args.output) / "hdf5"),
             args.output,

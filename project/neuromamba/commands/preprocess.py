@@ -87,8 +87,6 @@ def main(argv: Sequence[str] | None = None, **defaults: Any) -> int:
     args = parser.parse_args(argv)
 
     def convert() -> int:
-        from neuromamba.data.ingest.folder import Shard, convert_folder
-
         cohort = DATASETS[canonical_dataset_name(args.dataset_name or "Own")]
         crop_offset = args.crop_offset or cohort.crop_offset
         options = ConversionOptions(
@@ -106,6 +104,9 @@ def main(argv: Sequence[str] | None = None, **defaults: Any) -> int:
             overwrite=args.overwrite,
             dry_run=args.dry_run,
         )
+        # Imported here: nibabel and h5py take seconds; flags have been checked by now.
+        from neuromamba.data.ingest.folder import Shard, convert_folder
+
         outcomes = convert_folder(
             args.input,
             args.output,

@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    plain = QualityRequest("")
+    plain = QualityRequest(image_path="")
     add = parser.add_argument
     add("--image_path", required=True, metavar="STORE", help="folder of the store")
     add("--output", default="", metavar="FILE.html", help="default: STORE/quality/quality.html")

@@ -1,6 +1,6 @@
-"""Train, test and explain NeuroSSM on ROI time series.
+"""Train, test and explain NeuroSSM on time series of regions.
 
-    python tester.py --dataset HCP_REST --model NeuroSSM --device 0
+    neuromamba regions train --dataset HCP_REST --model NeuroSSM --device cpu
 
 Per seed a fifth of the subjects is held out and the rest cross-validated; then the model is fitted
 on all of the rest and scored on the holdout. Results go to Results/<DATASET>/<MODEL>/; a run that

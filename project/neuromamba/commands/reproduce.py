@@ -23,8 +23,8 @@ from collections.abc import Sequence
 
 from neuromamba.common.cli import run_command
 from neuromamba.common.stages import StageFailure
-from neuromamba.reports.reproduction import TABLES
-from neuromamba.reports.reproduction_run import SCHEDULERS, reproduce
+from neuromamba.reports.reproduction import TABLES, ordered
+from neuromamba.reports.reproduction_run import SCHEDULERS, checked, reproduce
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -70,7 +70,13 @@ def run(argv: Sequence[str]) -> None:
         at = words.index("--")
         own, extra = words[:at], tuple(words[at + 1 :])
     args = build_parser().parse_args(own)
-    reproduce(args, own, extra)
+    asked = checked(args, extra)
+    if args.dry_run:
+        from neuromamba.planning.job_costs import job_costs  # imports torch
+
+        print(job_costs([(job.name, job.flags) for job in ordered(asked.study.jobs)], args.gpu))
+        return
+    reproduce(asked, args, own, extra)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

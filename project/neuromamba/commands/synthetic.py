@@ -61,9 +61,9 @@ def main(argv: list[str] | None = None) -> int:
     output, workers, overwrite = (values.pop(k) for k in ("output", "num_workers", "overwrite"))
 
     def write() -> None:
-        from neuromamba.data.synthetic.runs import write_nifti_dataset
-
         spec = SyntheticSpec(**{**values, "grid": tuple(values["grid"])})
+        from neuromamba.data.synthetic.runs import write_nifti_dataset  # imports nibabel, scipy
+
         write_nifti_dataset(spec, output, workers, overwrite=overwrite)
         print(f"{spec.subjects} runs and participants.csv in {output}")
 

@@ -22,7 +22,7 @@ class StageFailure(Exception):
     """A stage ended with an error; the message says which."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stage:
     """A step of a pipeline.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 def number(text: str) -> float | None:
-    """A finite number, or None."""
+    """Parse a finite number; None if the text is none."""
     try:
         value = float(text)
     except ValueError:
@@ -13,6 +15,24 @@ def number(text: str) -> float | None:
 
 
 def category(text: str) -> str:
-    """A class as text; a spreadsheet may have turned 1 into 1.0."""
+    """Normalise the name of a class; a spreadsheet may have turned 1 into 1.0."""
     head, _, zeros = text.partition(".")
     return head if head.lstrip("-").isdecimal() and zeros and not zeros.strip("0") else text
+
+
+def some_of(names: Iterable[object], most: int = 10, hint: str = "") -> str:
+    """List the first names, in their order, and say how many more there are: "a, b and 3 more".
+
+    Args:
+        names: anything that can be printed.
+        most: how many to list.
+        hint: where the others can be found; added in parentheses if there are others.
+    """
+    found = list(map(str, names))
+    more = f" and {len(found) - most} more" if len(found) > most else ""
+    return ", ".join(found[:most]) + more + (f" ({hint})" if more and hint else "")
+
+
+def names_for_message(names: Iterable[str]) -> str:
+    """List the first ten names, sorted, and say how many more there are."""
+    return some_of(sorted(names))

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import subprocess
 from functools import cache
 
-from neuromamba import __version__
 from neuromamba.common.checkout import repository
+
+VERSION = "0.1.0"
 
 
 @cache
 def code_version() -> str:
     """The package's version and, in a git repository, the commit: ``0.1.0 (aa29be1-dirty)``."""
     commit = _commit()
-    return f"{__version__} ({commit})" if commit else __version__
+    return f"{VERSION} ({commit})" if commit else VERSION
 
 
 def _commit() -> str:
     root = repository()
     if root is None or not (root / ".git").exists():
         return ""  # not git's, or a copy inside of another repository
+    import subprocess  # `import neuromamba` reads this file and should be quick
+
     try:
         done = subprocess.run(
             ["git", "-C", str(root), "describe", "--always", "--dirty", "--tags"],

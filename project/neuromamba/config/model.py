@@ -15,7 +15,7 @@ from neuromamba.config.names import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Architecture of the FMamba backbone (NeuroMamba paper, section 3 and Appendix B).
 
@@ -119,7 +119,7 @@ class ModelConfig:
         return math.prod(self.patch_size) * self.in_chans
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HeadConfig:
     """A downstream head (paper, Appendix C). ``out_features``: classes, or 1 for a regression."""
 

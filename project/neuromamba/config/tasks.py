@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TaskType:
     """What follows from a task being a classification or a regression.
 
@@ -40,7 +40,7 @@ TASK_TYPES: Mapping[str, TaskType] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """A downstream target.
 
@@ -58,9 +58,24 @@ class Task:
 
 
 TASKS: Mapping[str, Task] = {
-    "sex": Task("classification", 2, ("female", "male"), "sex as recorded by the cohort"),
-    "age": Task("regression", description="age in years"),
-    "intelligence": Task("regression", description="the cohort's composite cognition score"),
-    "diagnosis": Task("classification", 2, ("control", "patient"), "case or control"),
-    "age_group": Task("classification", 2, ("child", "adult"), "child or adult"),
+    "sex": Task(
+        type="classification",
+        num_classes=2,
+        class_names=("female", "male"),
+        description="sex as recorded by the cohort",
+    ),
+    "age": Task(type="regression", description="age in years"),
+    "intelligence": Task(type="regression", description="the cohort's composite cognition score"),
+    "diagnosis": Task(
+        type="classification",
+        num_classes=2,
+        class_names=("control", "patient"),
+        description="case or control",
+    ),
+    "age_group": Task(
+        type="classification",
+        num_classes=2,
+        class_names=("child", "adult"),
+        description="child or adult",
+    ),
 }

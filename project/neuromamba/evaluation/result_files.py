@@ -24,7 +24,7 @@ from neuromamba.common.atomic_files import atomic_path, write_text_atomically
 from neuromamba.common.errors import UserInputError
 
 METRICS, EVALUATION, SUBJECTS = "metrics.json", "evaluation.json", "subjects.csv"
-# Part of the data -> its file of predictions.
+# Part of the split -> file of its predictions.
 PREDICTIONS = {"test": "predictions.csv", "val": "validation_predictions.csv"}
 CURVES = Path("logs") / "metrics.csv"
 

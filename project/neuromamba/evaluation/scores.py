@@ -215,7 +215,7 @@ def read_scores(path: Path) -> SubjectScores:
         UserInputError: it cannot be read, is damaged, or holds no predictions.
     """
     return average_by_subject(
-        read_predictions(path, "Give the folder of a finished run of project/main.py.")
+        read_predictions(path, "Give the folder of a finished run of neuromamba train.")
     )
 
 

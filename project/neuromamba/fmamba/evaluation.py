@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from neuromamba.data.windows.data_module import FMRIDataModule
+from neuromamba.data.windows.run_data import RunData
 from neuromamba.evaluation.confounds import confound_report
 from neuromamba.evaluation.result_files import EVALUATION, SUBJECTS, write_record, write_rows
 from neuromamba.evaluation.summary import (
@@ -21,7 +21,7 @@ from neuromamba.fmamba.run_folder import RunFolder
 
 def evaluate_run(
     run: RunFolder,
-    data: FMRIDataModule,
+    data: RunData,
     confounds: Sequence[str] = (),
     adjust_threshold: bool = False,
     seed: int = 0,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from neuromamba.neurossm.holdouts import check_holdouts, evaluate_holdouts
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.regions.batches import check_lengths
@@ -11,6 +10,7 @@ from neuromamba.data.regions.dataset import Cohort, load_cohort
 from neuromamba.layers.ssd import select_backend
 from neuromamba.neurossm.classifiers import NetworkClassifier, classifier
 from neuromamba.neurossm.config import EvaluateConfig
+from neuromamba.neurossm.holdouts import check_holdouts, evaluate_holdouts
 from neuromamba.neurossm.protocol import Protocol
 from neuromamba.neurossm.report import summary_text, write_report
 from neuromamba.neurossm.results import Results

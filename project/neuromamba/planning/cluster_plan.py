@@ -25,9 +25,9 @@ OFFLOADED = ("deepspeed_stage_2_offload", "deepspeed_stage_3_offload")
 MOST_SHOWN = 12  # micro batches
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is planned for.
+    """The hardware and batch that are planned for.
 
     Attributes:
         ranks, per_node: of the run, of a node.
@@ -56,7 +56,7 @@ class Request:
         return None if self.memory is None else (1 - RESERVE) * self.memory
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Batches:
     """A way to reach the effective batch.
 
@@ -73,9 +73,9 @@ class Batches:
     fits: bool | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ClusterPlan:
-    """The plan.
+    """Memory, batches, FLOPs and hours of a training.
 
     Attributes:
         parameters, trained: of the model.
@@ -154,7 +154,7 @@ def _plan(config: RunConfig, request: Request, work: Workload) -> ClusterPlan:
     def option(micro: int, accumulation: int) -> Batches:
         total = memory(micro).total
         fits = None if request.usable is None else total <= request.usable
-        return Batches(micro, accumulation, total, fits)
+        return Batches(micro=micro, accumulation=accumulation, memory=total, fits=fits)
 
     # No batch of a rank has more windows than the rank has in an epoch.
     most = math.inf if work.windows is None else windows_each(work.windows, request.ranks)
@@ -222,6 +222,6 @@ def _choose(
 
 
 def as_dict(plan: ClusterPlan) -> dict[str, Any]:
-    """In plain containers."""
+    """Convert a plan to plain containers."""
     plain = dataclasses.asdict(plan)
     return plain | {"schedule": plan.schedule and plan.schedule._asdict()}

@@ -1,4 +1,4 @@
-"""From the flags of ``doctor.py plan`` to what is planned for, and from a plan to its job."""
+"""From the flags of ``neuromamba plan`` to what is planned for, and from a plan to its job."""
 
 from __future__ import annotations
 
@@ -131,22 +131,22 @@ def request_of(config: RunConfig) -> Request:
     elif gpu is not None:
         peak = gpu.bf16 if "16" in precision else gpu.fp32
     setting = Setting(
-        accelerator,
-        default_strategy(config, ranks),
-        precision,
-        ranks,
-        flags["deepspeed_autocast"],
+        accelerator=accelerator,
+        strategy=default_strategy(config, ranks),
+        precision=precision,
+        ranks=ranks,
+        autocast=flags["deepspeed_autocast"],
     )
     return Request(
-        ranks,
-        per_node,
-        gpu,
-        name,
-        memory,
-        flags["effective_batch"],
-        flags["utilisation"],
-        peak,
-        setting,
+        ranks=ranks,
+        per_node=per_node,
+        gpu=gpu,
+        gpu_name=name,
+        memory=memory,
+        effective_batch=flags["effective_batch"],
+        utilisation=flags["utilisation"],
+        peak=peak,
+        setting=setting,
     )
 
 

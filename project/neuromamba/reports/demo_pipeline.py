@@ -53,7 +53,9 @@ def steps_of(args: argparse.Namespace) -> list[Step]:
     steps: list[Step] = []
 
     def add(name: str, folder: str, after: tuple[str, ...], *command: str) -> None:
-        stage = Stage(name, (out / folder,), shown(command) + config, after)
+        stage = Stage(
+            name=name, makes=(out / folder,), settings=shown(command) + config, after=after
+        )
         steps.append(Step(stage, command))
 
     add(
@@ -128,7 +130,7 @@ def write_report(out: Path, commands: Sequence[str], seconds: dict[str, float]) 
         RunFolder(out / name) for name in ("pretrain", "finetune", "untrained")
     )
     start = time.monotonic()
-    data = finetuned.data_module()
+    data = finetuned.data()
     baselines = baselines_of_data(data, finetuned.path / "baselines")
     seconds["baselines"] = time.monotonic() - start
     scores = {UNTRAINED: untrained.scores()} | {one.name: one.scores for one in baselines}
@@ -145,20 +147,20 @@ def write_report(out: Path, commands: Sequence[str], seconds: dict[str, float]) 
 
     train, val, test = (sum(map(len, data.subjects[part])) for part in ("train", "val", "test"))
     given = ReportInput(
-        pretrained,
-        finetuned,
-        scores,
-        TITLE,
-        (
+        pretrained=pretrained,
+        finetuned=finetuned,
+        controls=scores,
+        title=TITLE,
+        summary=(
             f"FMamba, the NeuroMamba backbone, was pre-trained by next-token prediction on the "
             f"synthetic runs of {train} subjects and fine-tuned on the same subjects to tell two "
             f"planted classes apart, while {val} others chose the epochs. It was then tested once, "
             f"beside controls, on {test} subjects that no step had seen.",
         ),
-        NOTICE,
-        (*CONTROLS_TEXT, *(f"{one.name}: {one.text}" for one in baselines)),
-        commands,
-        seconds,
+        notice=NOTICE,
+        controls_text=(*CONTROLS_TEXT, *(f"{one.name}: {one.text}" for one in baselines)),
+        commands=commands,
+        seconds=seconds,
     )
     page = training_report(given, out / "figures")
     metrics |= {f"seconds/{name}": value for name, value in seconds.items()}
@@ -205,7 +207,9 @@ def run_demo(args: argparse.Namespace) -> None:
         if step.stage.name == "convert":
             commands.append(copy_command(out))
     made = tuple(out / name for name in ("report.html", "metrics.json", "figures"))
-    stage = Stage("report", made, "", ("pretrain", "finetune", "untrained"))
+    stage = Stage(
+        name="report", makes=made, settings="", after=("pretrain", "finetune", "untrained")
+    )
     names = [step.stage.name for step in steps]
     pipeline.do(stage, lambda: write_report(out, commands, pipeline.seconds(names)))
     print(results_table(out), flush=True)

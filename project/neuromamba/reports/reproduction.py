@@ -1,6 +1,6 @@
 """The papers' tables as jobs: which runs each needs, and the published numbers of its rows.
 
-A job is one call of ``project/main.py``; rows of several tables share jobs. ``GRIDS`` knows two
+A job is one call of ``neuromamba train``; rows of several tables share jobs. ``GRIDS`` knows two
 sizes of everything: the published one, and a small one on synthetic data that a CPU does in
 minutes. ``reproduction_tables.py`` writes what has been run.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.config.training import MODE_NAMES
 
 TABLES = ("1", "2", "3", "flops", "scaling")
 METRICS = {"auroc": "AUC", "accuracy": "ACC"}
@@ -20,7 +21,7 @@ FEW = (0.1, 0.25, 0.5)  # shares of the training subjects
 
 
 class Job(NamedTuple):
-    """One call of ``project/main.py``.
+    """One call of ``neuromamba train``.
 
     Attributes:
         name: of its folder.
@@ -33,7 +34,7 @@ class Job(NamedTuple):
     after: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """A row of a table.
 
@@ -52,7 +53,7 @@ class Row:
     note: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PaperTable:
     """A table.
 
@@ -69,7 +70,7 @@ class PaperTable:
     rows: tuple[Row, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Grid:
     """A size of everything.
 
@@ -144,7 +145,6 @@ _TABLE_2 = {
 }
 _TABLE_3 = {"SwiFT": ("4.6M", "0.980", "0.929"), "NeuroSTORM": ("5.0M", "0.976", "0.933")}
 MODES = ("scratch", "full")
-MODE_NAMES = {"scratch": "from scratch", "full": "full fine-tuning"}
 
 
 class Study:
@@ -234,12 +234,19 @@ class Study:
         for (head, tokens), published in _TABLE_1.items():
             jobs = self.downstream(self.grid.medium, head, "frozen", tokens)
             reference = () if tokens == "all" else (head, "all")
-            rows.append(Row((head, tokens), jobs, _published(published), reference))
+            rows.append(
+                Row(
+                    labels=(head, tokens),
+                    jobs=jobs,
+                    published=_published(published),
+                    reference=reference,
+                )
+            )
         return PaperTable(
-            "1",
-            f"Frozen backbone, {self.grid.medium}: heads and tokens",
-            ("head", "tokens"),
-            tuple(rows),
+            name="1",
+            title=f"Frozen backbone, {self.grid.medium}: heads and tokens",
+            header=("head", "tokens"),
+            rows=tuple(rows),
         )
 
     def _table_2(self) -> PaperTable:
@@ -249,31 +256,53 @@ class Study:
                 jobs = self.downstream(size, head, mode)
                 reference = (size, head, MODE_NAMES["scratch"]) if mode == "full" else ()
                 labels = (size, head, MODE_NAMES[mode])
-                rows.append(Row(labels, jobs, _published(published), reference))
+                rows.append(
+                    Row(
+                        labels=labels,
+                        jobs=jobs,
+                        published=_published(published),
+                        reference=reference,
+                    )
+                )
         return PaperTable(
-            "2", "Sizes, heads, from scratch and fully fine-tuned", ("size", "head", "mode"),
-            tuple(rows),
-        )  # fmt: skip
+            name="2",
+            title="Sizes, heads, from scratch and fully fine-tuned",
+            header=("size", "head", "mode"),
+            rows=tuple(rows),
+        )
 
     def _table_3(self) -> PaperTable:
         quoted = "quoted, other subjects: split 70/15/15"
         rows = [
-            Row((name, size), (), _published(numbers), note=quoted)
+            Row(labels=(name, size), jobs=(), published=_published(numbers), note=quoted)
             for name, (size, *numbers) in _TABLE_3.items()
         ]
         for head, published in (("linear", {"auroc": "0.989"}), ("mamba", {"accuracy": "0.949"})):
             jobs = self.downstream("3.1M", head, "full")
             label = f"NeuroMamba, {head} head"
-            rows.append(Row((label, "3.1M"), jobs, published, note="split 80/10/10"))
-        return PaperTable("3", "Beside other models", ("model", "size"), tuple(rows))
+            rows.append(
+                Row(labels=(label, "3.1M"), jobs=jobs, published=published, note="split 80/10/10")
+            )
+        return PaperTable(
+            name="3", title="Beside other models", header=("model", "size"), rows=tuple(rows)
+        )
 
     def _scaling(self) -> PaperTable:
-        rows = [Row((size, "pre-training"), (self.pretrained(size),)) for size in self.grid.sizes]
+        rows = [
+            Row(labels=(size, "pre-training"), jobs=(self.pretrained(size),))
+            for size in self.grid.sizes
+        ]
         for share in (*FEW, 1.0):
             jobs = self.downstream("3.1M", "mamba", "full", share=share)
-            rows.append(Row(("3.1M", f"fine-tuned on {share:.0%} of the subjects"), jobs))
-        return PaperTable("scaling", "Size of the model, and of the labelled data",
-                          ("size", "what"), tuple(rows))  # fmt: skip
+            rows.append(
+                Row(labels=("3.1M", f"fine-tuned on {share:.0%} of the subjects"), jobs=jobs)
+            )
+        return PaperTable(
+            name="scaling",
+            title="Size of the model, and of the labelled data",
+            header=("size", "what"),
+            rows=tuple(rows),
+        )
 
 
 def _published(numbers: Sequence[str]) -> dict[str, str]:

@@ -8,8 +8,9 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from neuromamba.common.atomic_files import make_folder, write_text_atomically
 from neuromamba.common.checkout import repository
@@ -48,23 +49,41 @@ OWNED = {
 MARKER = "reproduced"  # in the folder of a job that has finished; holds a hash of its settings
 
 
-def reproduce(args: argparse.Namespace, own: Sequence[str], extra: tuple[str, ...]) -> None:
-    """Do what the flags say.
+class Reproduction(NamedTuple):
+    """What the flags ask for, checked.
+
+    Attributes:
+        tables: their names.
+        paper: name -> table, of those that runs make.
+        study: the jobs of all tables.
+        dummy: whether the data are synthetic.
+        store: of the data.
+        out: folder of the runs.
+        folder: of the tables.
+    """
+
+    tables: list[str]
+    paper: dict[str, PaperTable]
+    study: Study
+    dummy: bool
+    store: str
+    out: Path
+    folder: Path
+
+
+def checked(args: argparse.Namespace, extra: tuple[str, ...]) -> Reproduction:
+    """Check the flags.
 
     Args:
         args: the parsed flags.
-        own: the flags as they were typed.
         extra: what is given to every run.
 
     Raises:
-        UserInputError: anything the user can mend.
-        StageFailure: a run failed.
+        UserInputError: names the flag.
     """
     tables = list(TABLES) if "all" in args.table else list(dict.fromkeys(args.table))
     for name in tables:
         look_up(name, (*TABLES, "all"), "--table")
-    if "flops" in tables and not (args.dry_run or args.collect or args.script):
-        flops_script()
     if min(args.seeds) < 0:
         raise UserInputError(f"--seeds: got {args.seeds}, expected numbers from 0 on.")
     if args.script is not None and args.job is not None:
@@ -78,6 +97,8 @@ def reproduce(args: argparse.Namespace, own: Sequence[str], extra: tuple[str, ..
     dummy = dataset == "Dummy"
     if not dummy and not args.image_path and not args.dry_run:
         raise UserInputError("--image_path: name the store of the data set.")
+    if "flops" in tables and not (args.dry_run or args.collect or args.script):
+        flops_script()
     out = Path(args.output_dir or f"output/reproduce_{dataset}")
     store = args.image_path or str(out / "store")
     data = ("--dataset_name", dataset, "--image_path", store)
@@ -90,14 +111,31 @@ def reproduce(args: argparse.Namespace, own: Sequence[str], extra: tuple[str, ..
         (*DUMMY_FLAGS, *extra) if dummy else extra,
     )
     paper = {name: study.table(name) for name in tables if name != "flops"}
-    if args.dry_run:
-        print(plan_text(study, args.gpu))
-        return
+    folder = Path(args.paper_dir or paper_folder() / ("synthetic" if dummy else dataset))
+    return Reproduction(tables, paper, study, dummy, store, out, folder)
+
+
+def reproduce(
+    asked: Reproduction, args: argparse.Namespace, own: Sequence[str], extra: tuple[str, ...]
+) -> None:
+    """Do the jobs and write the tables, or write the jobs as scripts.
+
+    Args:
+        asked: the checked flags.
+        args: the parsed flags.
+        own: the flags as they were typed.
+        extra: what is given to every run.
+
+    Raises:
+        UserInputError: anything the user can mend.
+        StageFailure: a run failed.
+    """
+    study, out = asked.study, asked.out
     if args.script is not None:
-        if dummy and not args.image_path:
+        if asked.dummy and not args.image_path:
             raise UserInputError("--script: needs --image_path; the tasks share one store.")
-        if not Path(store).is_dir():
-            raise UserInputError(f"--image_path: no folder '{store}'; the tasks would fail.")
+        if not Path(asked.store).is_dir():
+            raise UserInputError(f"--image_path: no folder '{asked.store}'; the tasks would fail.")
         check_backbones(study)
         print(write_scripts(args.script, out, own, extra, ordered(study.jobs)))
         return
@@ -105,14 +143,13 @@ def reproduce(args: argparse.Namespace, own: Sequence[str], extra: tuple[str, ..
     if args.collect and not out.is_dir():
         raise UserInputError(f"--output_dir: '{out}' does not exist; there is nothing to collect.")
     if not args.collect:
-        do_jobs(study, out, dummy and not args.image_path, args.job)
+        do_jobs(study, out, asked.dummy and not args.image_path, args.job)
         if args.job is not None:
             return
-    folder = Path(args.paper_dir or paper_folder() / ("synthetic" if dummy else dataset))
     # Where results went does not matter to who wants to repeat it.
     typed = [w for w in _without(own, "--output_dir", "--paper_dir") if w != "--collect"]
     command = shown(("reproduce", *typed, *(("--", *extra) if extra else ())))
-    write_tables(paper, tables, out, folder, dummy, command, args.collect)
+    write_tables(asked, command, args.collect)
 
 
 def _without(words: Sequence[str], *flags: str) -> tuple[str, ...]:
@@ -249,69 +286,27 @@ def flops_script() -> Path:
     return script
 
 
-def write_tables(
-    paper: Mapping[str, PaperTable],
-    tables: Sequence[str],
-    out: Path,
-    folder: Path,
-    dummy: bool,
-    command: str,
-    collect: bool,
-) -> None:
-    """Write every table, and say where."""
+def write_tables(asked: Reproduction, command: str, collect: bool) -> None:
+    """Write every table, and print where.
+
+    Args:
+        asked: the checked flags.
+        command: that makes them again.
+        collect: leave out the table of FLOPs, which no run makes.
+    """
     from neuromamba.reports.reproduction_tables import write_table  # imports torch
 
+    folder = asked.folder
     make_folder(folder, "--paper_dir")
-    for name in tables:
+    for name in asked.tables:
         if name != "flops":
-            written = write_table(paper[name], out, folder, dummy, command)
+            written = write_table(asked.paper[name], asked.out, folder, asked.dummy, command)
             print(written[0].read_text(encoding="utf-8"), flush=True)
             print(f"table {name}: {written[0]}", flush=True)
         elif not collect:
             flops = os.path.relpath(flops_script())
             run_program("flops", (sys.executable, flops, "--folder", str(folder)))
             print(f"table flops: {folder / 'flops.md'}", flush=True)
-
-
-def plan_text(study: Study, gpu: str) -> str:
-    """The jobs and what they cost."""
-    from neuromamba.config.flag_parser import parse_arguments
-    from neuromamba.fmamba.flags import build_parser as run_parser
-    from neuromamba.fmamba.flop_formula import window_flops
-    from neuromamba.fmamba.run_config import run_config
-    from neuromamba.planning.assumptions import ASSUMED_UTILISATION
-    from neuromamba.planning.gpus import find_gpu
-    from neuromamba.planning.workload import read_workload
-
-    device, total, lines = find_gpu(gpu), 0.0, []
-    unknown = False
-    for number, job in enumerate(ordered(study.jobs)):
-        config = run_config(*parse_arguments(run_parser(), job.flags))
-        work = read_workload(config.model, config.data)
-        frozen = config.downstream is not None and config.downstream.freeze_feature_extractor
-        tokens = round(work.tokens_brain)
-        if config.model.keep_background:
-            tokens = config.model.num_tokens
-        cost = "unknown: the number of windows needs the data"
-        if work.windows is not None:
-            epochs = config.trainer.get("max_epochs", 1)
-            each = window_flops(config.model, tokens, head=config.head, frozen=frozen)
-            flops = float(each) * work.windows * epochs
-            total += flops
-            hours = flops / (device.bf16 * ASSUMED_UTILISATION) / 3600
-            cost = f"{work.windows:,} windows x {epochs} epochs, {flops:.2e} FLOPs, {hours:.2f} h"
-        else:
-            unknown = True
-        lines.append(f"{number:>3}  {job.name:<42} {cost}")
-    hours = total / (device.bf16 * ASSUMED_UTILISATION) / 3600
-    lines.append(
-        f"{len(study.jobs)} jobs" + ("" if unknown else f", {total:.2e} FLOPs, {hours:.1f} h")
-    )
-    lines.append(
-        f"hours: of one {gpu} at {ASSUMED_UTILISATION:.0%} of its bf16 rate, which is assumed, not "
-        f"measured; evaluation not counted. neuromamba plan has memory and batches."
-    )
-    return "\n".join(lines)
 
 
 def write_scripts(

@@ -10,6 +10,7 @@ import torch
 from pytorch_lightning import Trainer
 from torch import Tensor, nn
 
+from neuromamba.common.text import some_of
 from neuromamba.training.zero_strategy import ZeroStrategy
 
 _SHOWN = 12  # windows named in a message
@@ -47,8 +48,7 @@ class Step:
             names += [
                 f"{subject} window {int(n)}" for subject, n in zip(subjects, numbers, strict=True)
             ]
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        return what, ", ".join(names[:_SHOWN]) + more
+        return what, some_of(names, _SHOWN)
 
 
 def bad_gradient(trainer: Trainer, optimizer: Any) -> Tensor | None:

@@ -19,15 +19,12 @@ from neuromamba.common.seeds import stream
 from neuromamba.config.model import HeadConfig, ModelConfig
 from neuromamba.config.training import DownstreamConfig, OptimConfig, PretrainConfig
 from neuromamba.data.windows.dataset import collate_windows
-from neuromamba.evaluation.metrics import subject_key
+from neuromamba.evaluation.subject_keys import subject_key
 from neuromamba.fmamba.build import build_model
+from neuromamba.fmamba.downstream import DownstreamModule, TargetScaling
 from neuromamba.fmamba.masking import hidden_tokens
-from neuromamba.fmamba.module import (
-    DownstreamModule,
-    PretrainModule,
-    TargetScaling,
-    build_optimizer,
-)
+from neuromamba.fmamba.optimizer import build_optimizer
+from neuromamba.fmamba.pretrain import PretrainModule
 from neuromamba.fmamba.tokenizer import pack_dense
 
 # What Lightning remarks on; ``training.trainer`` leaves the same out of real runs.
@@ -70,7 +67,7 @@ def sample(seed: int, vox: Sequence[int], target: float | None = None) -> dict[s
         "shift": 0.3,
         "background": -7.0,
         "subject": f"sub-{seed}",
-        "unit": f"sub-{seed}",
+        "sample_id": f"sub-{seed}",
         "window": seed % 3,
         "dataset": 0,
     }
@@ -110,7 +107,9 @@ def dense(made: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor]:
 def pretrain(objective: str = "autoregressive", seed: int = 0, **model: Any) -> PretrainModule:
     torch.manual_seed(seed)
     config = PretrainConfig(objective=objective, mask_ratio=0.5)
-    return PretrainModule(model_config(**model), config, STEPS, total_steps=100, seed=11)
+    return PretrainModule(
+        model=model_config(**model), objective=config, optim=STEPS, total_steps=100, seed=11
+    )
 
 
 def downstream(
@@ -125,10 +124,12 @@ def downstream(
     torch.manual_seed(0)
     config = DownstreamConfig(task=task, freeze_feature_extractor=frozen, label_smoothing=smoothing)
     return DownstreamModule(
-        model_config(**model),
-        HeadConfig(head, config.out_features, head_dropout, mamba_depth=2),
-        config,
-        STEPS,
+        model=model_config(**model),
+        head=HeadConfig(
+            name=head, out_features=config.out_features, dropout=head_dropout, mamba_depth=2
+        ),
+        task=config,
+        optim=STEPS,
         total_steps=100,
         target_scaling=scaling or TargetScaling(0.0, 1.0),
     )
@@ -271,7 +272,7 @@ def test_a_mask_does_not_depend_on_the_batch(training: bool) -> None:
 @pytest.mark.parametrize("objective", ["autoregressive", "mim"])
 def test_padding_counts_for_nothing(objective: str) -> None:
     module, made = pretrain(objective), samples()
-    padded = batch_of(module, made) | {"real": (True, False, True)}
+    padded = batch_of(module, made) | {"is_padding": (False, True, False)}
     alone = batch_of(module, [made[0], made[2]])
     losses = [module.training_step(batch, 0) for batch in (padded, alone)]
     torch.testing.assert_close(*losses)
@@ -290,7 +291,7 @@ def test_padding_counts_for_nothing(objective: str) -> None:
 def test_padding_counts_for_nothing_downstream(task: str) -> None:
     module = downstream(task=task)
     made = samples([0, 1, 1] if task == "sex" else [30.0, 40.0, 50.0])
-    padded = batch_of(module, made) | {"real": (True, False, True)}
+    padded = batch_of(module, made) | {"is_padding": (False, True, False)}
     alone = batch_of(module, [made[0], made[2]])
     torch.testing.assert_close(*(module.training_step(batch, 0) for batch in (padded, alone)))
     values = []
@@ -426,7 +427,7 @@ def test_evaluation_averages_the_windows_of_a_subject(task: str) -> None:
     made = samples(targets)
     made[1] |= {
         "subject": "sub-0",
-        "unit": "sub-0",
+        "sample_id": "sub-0",
         "window": 7,
     }  # a second window of the first subject
     module = downstream(task=task, scaling=TargetScaling(40.0, 8.0))
@@ -591,7 +592,7 @@ def test_which_tokens_a_head_reads(head: str) -> None:
 @pytest.mark.parametrize("name", ["AdamW", "SGD"])
 def test_weight_decay_spares_vectors(name: str) -> None:
     module = downstream("mamba")
-    config = OptimConfig(name, learning_rate=0.3, weight_decay=0.07, momentum=0.5)
+    config = OptimConfig(optimizer=name, learning_rate=0.3, weight_decay=0.07, momentum=0.5)
     optimizer = build_optimizer(module, config)
     assert type(optimizer).__name__ == name
     decay = {
@@ -636,7 +637,7 @@ def test_steps_equal_torchs_plain_ones(name: str) -> None:
     """The update in one pass against the one written operation by operation."""
     torch.manual_seed(0)
     module, plain = downstream(), downstream()
-    config = OptimConfig(name, learning_rate=1e-2, weight_decay=0.1)
+    config = OptimConfig(optimizer=name, learning_rate=1e-2, weight_decay=0.1)
     ours = build_optimizer(module, config)
     groups = [
         {"params": [p for p in plain.parameters() if p.dim() > 1], "weight_decay": 0.1},

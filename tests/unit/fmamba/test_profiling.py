@@ -289,7 +289,7 @@ def test_flops_of_a_window() -> None:
     assert window_flops(config, 10, masked=0.75) == pytest.approx(
         training_total(terms) - 3 * 0.25 * output, abs=10
     )
-    head = HeadConfig("mamba", 2)
+    head = HeadConfig(name="mamba", out_features=2)
     backbone = [t for t in terms if not t.name.startswith("output layer")]
     own = 3 * total(head_terms(head, config, 10))
     assert window_flops(config, 10, head=head) == training_total(backbone) + own

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from neuromamba.common.errors import UserInputError
-from neuromamba.layers.ssd import MixerParams, mixer_core, select_backend
+from neuromamba.layers.ssd import MixerParams, mixer_core, packed_convolution, select_backend
 from neuromamba.layers.ssd import triton as backend
 
 CPU = torch.device("cpu")
@@ -27,7 +27,7 @@ LENGTHS = (5, 1, 3, 9)
 @pytest.fixture(autouse=True)
 def forget() -> Iterator[None]:
     """Nothing that one test made the backend believe reaches another."""
-    caches = (backend._kernels, backend.why_not, backend._layout)
+    caches = (backend._kernels, backend.why_not, packed_convolution.packed_layout)
     before = dict(backend._working), set(backend._said)
     for cache in caches:
         cache.cache_clear()
@@ -123,14 +123,14 @@ def test_output_has_the_type_of_the_in_projection(
 @pytest.mark.parametrize("lengths", [(1,), (7,), (5, 1, 3)], ids=str)
 def test_convolution_gradients_are_finite_differences(lengths: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(1)
-    layout = backend._layout(lengths, 4, CPU)
+    layout = packed_convolution.packed_layout(lengths, 4, CPU)
     inputs = [
         torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
         for shape in ((sum(lengths), 3), (3, 4), (3,))
     ]
     copies = [value.detach().clone() for value in inputs]
     assert torch.autograd.gradcheck(
-        lambda x, w, b: backend._CausalConvSiLU.apply(x, w, b, layout), tuple(inputs)
+        lambda x, w, b: packed_convolution.CausalConvSiLU.apply(x, w, b, layout), tuple(inputs)
     )
     assert all(torch.equal(a, b) for a, b in zip(inputs, copies, strict=True)), "written in place"
 
@@ -141,9 +141,13 @@ def test_convolution_keeps_sequences_apart() -> None:
     x, weight, bias = torch.randn(13, 3), torch.randn(3, 4), torch.randn(3)
     x[5:7] = torch.nan
     x.requires_grad_()
-    out = backend._CausalConvSiLU.apply(x, weight, bias, backend._layout(lengths, 4, CPU))
+    out = packed_convolution.CausalConvSiLU.apply(
+        x, weight, bias, packed_convolution.packed_layout(lengths, 4, CPU)
+    )
     alone = [
-        backend._CausalConvSiLU.apply(piece, weight, bias, backend._layout((len(piece),), 4, CPU))
+        packed_convolution.CausalConvSiLU.apply(
+            piece, weight, bias, packed_convolution.packed_layout((len(piece),), 4, CPU)
+        )
         for piece in x.split(lengths)
     ]
     torch.testing.assert_close(out, torch.cat(alone), equal_nan=True)
@@ -153,12 +157,12 @@ def test_convolution_keeps_sequences_apart() -> None:
 
 
 def test_sequence_numbers() -> None:
-    layout = backend._layout((2, 1, 3), 4, CPU)
+    layout = packed_convolution.packed_layout((2, 1, 3), 4, CPU)
     assert layout.seq_idx is not None and layout.rows is not None
     assert layout.seq_idx.dtype == torch.int32 and layout.seq_idx.is_contiguous()
     assert layout.seq_idx.tolist() == [[0, 0, 1, 2, 2, 2]]
-    assert layout.rows.tolist() == [0, 1, 5, 9, 10, 11] and layout.height == 12
-    assert backend._layout((2, 1, 3), 4, CPU) is layout
+    assert layout.rows.tolist() == [0, 1, 5, 9, 10, 11] and layout.n_rows == 12
+    assert packed_convolution.packed_layout((2, 1, 3), 4, CPU) is layout
 
 
 # ------------------------------------------------------------------------------------ ways out

@@ -233,9 +233,9 @@ def test_wrapped_commands_are_the_same_commands() -> None:
 
 def _stages(folder: Path) -> dict[str, Stage]:
     return {
-        "a": Stage("a", (folder / "a",), "1"),
-        "b": Stage("b", (folder / "b",), "1", ("a",)),
-        "c": Stage("c", (folder / "c",), "1"),
+        "a": Stage(name="a", makes=(folder / "a",), settings="1"),
+        "b": Stage(name="b", makes=(folder / "b",), settings="1", after=("a",)),
+        "c": Stage(name="c", makes=(folder / "c",), settings="1"),
     }
 
 
@@ -252,7 +252,7 @@ def _do(folder: Path, **settings: str) -> list[str]:
             done.append(name)
 
         chosen = settings.get(name, stage.settings)
-        pipeline.do(Stage(name, stage.makes, chosen, stage.after), work)
+        pipeline.do(Stage(name=name, makes=stage.makes, settings=chosen, after=stage.after), work)
     return done
 
 

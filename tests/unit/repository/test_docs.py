@@ -7,6 +7,7 @@ types all others in the order of the file.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
 import shlex
@@ -19,6 +20,7 @@ import pytest
 import torch
 
 from benchmarks import ingest, loader, memory_plan, training_step
+from neuromamba.__main__ import COMMANDS
 from neuromamba.commands import (
     check_store as check_and_clean_hdf5,
 )
@@ -59,6 +61,7 @@ from neuromamba.fmamba.build import build_model, load_model_config
 from neuromamba.fmamba.flags import build_parser
 from neuromamba.fmamba.run_config import run_config
 from neuromamba.planning import flops
+from neuromamba.planning.plan_request import request_of
 from paper import haxby2001
 from tests.helpers.paths import ROOT
 
@@ -66,7 +69,9 @@ DOCS = [
     "README.md",
     "ADDING_YOUR_DATASET.md",
     "CONTRIBUTING.md",
+    "benchmarks/README.md",
     "paper/README.md",
+    "project/README.md",
     "project/neurossm/README.md",
     *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")),
     *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "sample_scripts").rglob("*.md")),
@@ -217,12 +222,13 @@ def _parse_reproduction(words: Sequence[str]) -> None:
 
 
 def _parse_plan(words: Sequence[str]) -> None:
-    plan_command.request_of(plan_command.planned_run(words))
+    request_of(plan_command.planned_run(words))
 
 
 Parse = Callable[[Sequence[str]], object]
 # Every command of ``neuromamba``, and how its words are checked without doing anything.
 PARSERS: dict[str, Parse] = {
+    "": lambda words: None,  # --help, --version
     "train": _parse_run,
     "flops": _parse_flops,
     "profile": deepspeed_profile.checked,
@@ -272,6 +278,8 @@ def command_in(words: Sequence[str]) -> tuple[str, Sequence[str]] | None:
         if word in FACES:
             return FACES[word], words[at + 1 :]
         if word == "neuromamba":
+            if words[at + 1] in ("--help", "--version"):
+                return "", ()
             length = 2 if words[at + 1] == "regions" else 1
             end = at + 1 + length
             return " ".join(words[at + 1 : end]), words[end:]
@@ -297,7 +305,7 @@ def test_commands_are_parsed(name: str, monkeypatch: pytest.MonkeyPatch, tmp_pat
         if (found := command_in(words)) is not None:
             command, flags = found
             assert command in PARSERS, f"{name}: no parser known for {words}"
-            # A checkpoint's card would complete the flags; they must fit without it, too.
+            # Checkpoint metadata would complete the flags; they must also fit without them.
             PARSERS[command]([places.get(word, word) for word in flags])
         elif words[0] == "python" and words[1] in BENCHMARKS:
             BENCHMARKS[words[1]](words[2:])
@@ -332,6 +340,7 @@ def test_commands_are_found() -> None:
     commands = [words for name in DOCS for words in shell_commands(name)]
     found = {named[0] for words in commands if (named := command_in(words)) is not None}
     assert found == set(PARSERS)
+    assert {"", *(name for group in COMMANDS.values() for name in group)} == set(PARSERS)
     assert ["make", "demo"] in commands
 
 
@@ -373,6 +382,7 @@ def test_cpu_commands_run(name: str, tmp_path: Path) -> None:
     assert ran >= 5
 
 
+@functools.cache
 def known_flags() -> set[str]:
     """Every flag that a user of this repository may type."""
     parsers = (
@@ -395,7 +405,9 @@ def known_flags() -> set[str]:
         analysis_parser(),
         roi.build_parser(),
     )
+    parsers += tuple(script.flags() for script in (training_step, loader, ingest, memory_plan))
     flags = {o for parser in parsers for action in parser._actions for o in action.option_strings}
+    flags |= set(re.findall(r'"(--[\w-]+)"', read("benchmarks/gpu_check.py")))
     return flags | LAUNCHER_FLAGS | set(re.findall(r"--[\w-]+", read("setup_env.sh")))
 
 
@@ -480,6 +492,20 @@ def top_level(*options: str) -> set[str]:
     return {path.split("/")[0] for path in listed}
 
 
+@functools.cache
+def tracked_files() -> set[str]:
+    """Files of the repository, new ones included."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return set(listed.stdout.splitlines())
+
+
 def layout() -> list[PurePosixPath]:
     """Paths of the tree in the README's section, without the repository's own name."""
     (section,) = re.findall(r"(?ms)^## Repository Layout\n(.*?)^## ", read("README.md"))
@@ -505,6 +531,108 @@ def test_layout_names_the_top_level_entries() -> None:
 
 def test_layout_lists_what_exists() -> None:
     assert [path for path in layout() if not (ROOT / path).exists()] == []
+
+
+# What the README of the reference promises, besides its flags and commands.
+PROMISED = """
+README.md ADDING_YOUR_DATASET.md CITATION.bib LICENSE requirements.txt setup_env.sh paper assets
+assets/architecture_overview.png configs configs/wandb.yaml.example project project/main.py
+project/check_flops.py project/deepspeed_profile.py project/module project/module/pl_classifier.py
+project/module/models project/module/utils
+project/module/utils/data_module.py project/module/utils/data_utils.py
+project/module/utils/augment.py project/module/utils/losses.py project/module/utils/lr_scheduler.py
+project/module/utils/masking_generator.py project/module/utils/metrics.py
+project/module/utils/parser.py project/module/utils/seed_creation.py
+project/module/utils/data_preprocess_and_load
+project/module/utils/data_preprocess_and_load/preprocessing.py
+project/module/utils/data_preprocess_and_load/preprocessing.slurm
+project/module/utils/data_preprocess_and_load/preprocessing_HCP_v2.py
+project/module/utils/data_preprocess_and_load/datasets.py
+project/module/utils/data_preprocess_and_load/datasets_hdf5.py
+project/module/utils/data_preprocess_and_load/check_and_clean_hdf5.py
+project/module/utils/data_preprocess_and_load/convert_data_into_hdf5_revised.py
+project/module/utils/data_preprocess_and_load/convert_data_into_hdf5_revised_nogzip.py
+sample_scripts/pretraining sample_scripts/downstream sample_scripts/downstream/HCP
+sample_scripts/lab_server_smoke_test
+sample_scripts/lab_server_smoke_test/slurm_a5000_dummy_smoke.sh
+sample_scripts/lab_server_smoke_test/slurm_a5000_dummy_finetune.sh
+sample_scripts/lab_server_smoke_test/slurm_a5000_hcp_finetune_smoke.sh
+"""
+KINDS = """
+cohort layout task metric head backbone positional kernel flag command page atlas classifier
+schedule flip leaks
+"""
+SECTIONS = (
+    "Overview, Architecture, Installation, Pretrained Checkpoints, Pre-training, "
+    "Downstream: HCP Sex Classification, Results, Adding Your Own Dataset, Repository Layout, "
+    "Citation, Acknowledgments, License, Contact"
+)
+
+
+def test_readme_has_the_sections_and_files_of_the_reference() -> None:
+    headings = re.findall(r"(?m)^## (.+)$", read("README.md"))
+    assert [name for name in SECTIONS.split(", ") if name not in headings] == []
+    listed = {path.as_posix() for path in layout()}
+    assert [path for path in PROMISED.split() if path not in listed] == []
+    (models,) = re.findall(r"├── models/ +(.*)", read("README.md"))
+    assert models == "fmamba.py, load_model.py, utils.py"
+
+
+# Where the text's relative paths to files may start.
+BASES = ("", "project/neuromamba", "project/neurossm", "project/module/utils", "benchmarks")
+FOREIGN = {"zero_to_fp32.py"}  # files of other programs that the text names
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_files_of_code_in_the_text_exist(name: str) -> None:
+    spans = re.findall(r"`([^`\n]+)`", prose(name))
+    files = {
+        file
+        for span in spans
+        for file in re.findall(r"(?<![\w*<>/.-])[\w./-]+\.(?:py|c|h|j2|slurm|sh|yaml|toml)\b", span)
+    }
+    known = {path.rsplit("/", 1)[-1] for path in tracked_files()}
+    missing = [
+        file
+        for file in sorted(files - FOREIGN)
+        if not (file.startswith(("/", "output/")) or file == "config.yaml")
+        and not ("/" not in file and file in known)
+        and not any((ROOT / base / file).is_file() for base in (*BASES, str(Path(name).parent)))
+    ]
+    assert missing == [], f"{name} names files that do not exist"
+
+
+def test_architecture_says_where_to_add_things() -> None:
+    """The one-minute table has every kind of addition, with files of the package that exist."""
+    (section,) = re.findall(
+        r"(?ms)^## Where to add things\n(.*?)^## ", read("docs/architecture.md")
+    )
+    rows = [line.split("|")[1:-1] for line in section.splitlines() if line.startswith("| ")]
+    kinds = {kind.strip(): re.findall(r"`([\w/]+\.py)`", touch) for kind, touch in rows}
+    package = ROOT / "project" / "neuromamba"
+    absent = [file for files in kinds.values() for file in files if not (package / file).is_file()]
+    assert absent == []
+    for wanted in KINDS.split():
+        (files,) = [files for kind, files in kinds.items() if wanted in kind][:1] or [[]]
+        assert files, f"no row with files for: {wanted}"
+
+
+def test_glossary_terms_are_ordered_and_linked() -> None:
+    terms = re.findall(r"(?m)^### (.+)$", read("docs/glossary.md"))
+    assert terms == sorted(terms, key=str.lower)
+    assert len(terms) >= 40
+    links = {
+        link
+        for name in DOCS
+        if name != "docs/glossary.md"
+        for link in re.findall(r"\]\([^)\s]*glossary\.md#([\w-]+)\)", prose(name))
+    }
+    assert anchors("docs/glossary.md") - links == {"glossary"}
+    for term, meaning in re.findall(
+        r"(?ms)^### ([^\n]+)\n(.*?)(?=^### |\Z)", read("docs/glossary.md")
+    ):
+        sentences = re.findall(r"[.)](?:\s|$)", re.sub(r"\([^)]*\)", "", meaning))
+        assert 1 <= len(sentences) <= 4, term
 
 
 def test_architecture_lists_every_room() -> None:

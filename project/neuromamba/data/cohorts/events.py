@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neuromamba.common.errors import UserInputError
-from neuromamba.common.text import category, number
+from neuromamba.common.text import category, names_for_message, number
 from neuromamba.config.data import DataConfig
 from neuromamba.config.training import DownstreamConfig
 from neuromamba.data.cohorts.labels import own_task
-from neuromamba.data.cohorts.splits import names_for_message
 from neuromamba.data.cohorts.tables import ABSENT, Table, read_table
 from neuromamba.data.store.header import RunHeader
 
@@ -227,7 +226,7 @@ def label_runs(
             if not math.isfinite(header.tr):
                 raise UserInputError(
                     f"--events: the TR of the run '{header.label}' is not known, so its onsets "
-                    f"have no frames. Convert it again with preprocessing.py --tr SECONDS."
+                    f"have no frames. Convert it again with neuromamba preprocess --tr SECONDS."
                 )
             starts = window_starts(event, header, config, task.event_delay)
             too_short += not starts

@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from neuromamba.common.errors import UserInputError, look_up
-from neuromamba.common.text import category, number
+from neuromamba.common.text import category, names_for_message, number
 from neuromamba.config.tasks import TASKS
 from neuromamba.config.training import DownstreamConfig
 from neuromamba.data.cohorts.registry import Cohort, Target
-from neuromamba.data.cohorts.splits import names_for_message
 from neuromamba.data.cohorts.tables import ABSENT, Table, read_table, tables_of, values_of_subjects
 
 logger = logging.getLogger(__name__)
@@ -24,7 +23,7 @@ _EXCLUDE = "exclude the subjects with --bad_subj_path FILE (one name a line)"
 
 
 def target_of(cohort: Cohort, task: str) -> Target:
-    """Where the cohort keeps a task's target.
+    """Look up the column that holds a task's target in a cohort.
 
     Raises:
         UserInputError: unknown task, or one that the cohort has no target for.

@@ -19,7 +19,7 @@ from neuromamba.config.tasks import TASKS
 
 @dataclass(frozen=True)
 class Target:
-    """Where a cohort keeps the target of a task.
+    """The column that holds the target of a task in a cohort.
 
     Attributes:
         column: name of the column.
@@ -33,7 +33,7 @@ class Target:
     other_columns: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cohort:
     """A data set a user can name in ``--dataset_name``.
 
@@ -98,30 +98,30 @@ DATASETS: Mapping[str, Cohort] = {
     cohort.name: cohort
     for cohort in (
         Cohort(
-            "S1200",
-            "Human Connectome Project, young adults (S1200 release)",
-            "Subject",
-            {
+            name="S1200",
+            description="Human Connectome Project, young adults (S1200 release)",
+            subject_column="Subject",
+            targets={
                 "sex": Target("Gender", _SEX_LETTERS),
                 "age": Target("age", other_columns=("Age_in_Yrs",)),
                 "intelligence": Target("CogTotalComp_AgeAdj"),
             },
         ),
         Cohort(
-            "ABCD",
-            "Adolescent Brain Cognitive Development study",
-            "subjectkey",
-            {
+            name="ABCD",
+            description="Adolescent Brain Cognitive Development study",
+            subject_column="subjectkey",
+            targets={
                 "sex": Target("sex", {**_SEX_LETTERS, "1": 1, "2": 0}),
                 "age": Target("age"),
                 "intelligence": Target("nihtbx_totalcomp_uncorrected"),
             },
         ),
         Cohort(
-            "UKB",
-            "UK Biobank",
-            "eid",
-            {
+            name="UKB",
+            description="UK Biobank",
+            subject_column="eid",
+            targets={
                 "sex": Target("sex", {**_SEX_LETTERS, "0": 0, "1": 1}),
                 "age": Target("age"),
                 "intelligence": Target("fluid"),
@@ -129,10 +129,10 @@ DATASETS: Mapping[str, Cohort] = {
             subject_pattern=r"(\d+)_20227_\d+_\d+",
         ),
         Cohort(
-            "HBN",
-            "Healthy Brain Network",
-            "EID",
-            {
+            name="HBN",
+            description="Healthy Brain Network",
+            subject_column="EID",
+            targets={
                 # HBN codes 0 male, 1 female: the opposite of UK Biobank.
                 "sex": Target("Sex", {**_SEX_LETTERS, "0": 1, "1": 0}),
                 "age": Target("Age"),
@@ -140,10 +140,10 @@ DATASETS: Mapping[str, Cohort] = {
             other_subject_columns=("participant_id", "Identifiers"),
         ),
         Cohort(
-            "ABIDE",
-            "Autism Brain Imaging Data Exchange",
-            "SUB_ID",
-            {
+            name="ABIDE",
+            description="Autism Brain Imaging Data Exchange",
+            subject_column="SUB_ID",
+            targets={
                 "sex": Target("SEX", {**_SEX_LETTERS, "1": 1, "2": 0}),
                 "age": Target("AGE_AT_SCAN"),
                 "intelligence": Target("FIQ"),
@@ -155,10 +155,10 @@ DATASETS: Mapping[str, Cohort] = {
             stratify_by=("SITE_ID",),
         ),
         Cohort(
-            "ADHD200",
-            "ADHD-200 sample, or its 40 subjects of nilearn's fetch_adhd",
-            "ScanDir ID",
-            {
+            name="ADHD200",
+            description="ADHD-200 sample, or its 40 subjects of nilearn's fetch_adhd",
+            subject_column="ScanDir ID",
+            targets={
                 # The consortium codes 0 female, 1 male; nilearn's table writes F and M.
                 "sex": Target("Gender", {**_SEX_LETTERS, "0": 0, "1": 1}, ("sex",)),
                 "age": Target("Age", other_columns=("age",)),
@@ -172,27 +172,27 @@ DATASETS: Mapping[str, Cohort] = {
             tables=("ADHD200_40subs_motion_parameters_and_phenotypics.csv",),
         ),
         Cohort(
-            "DevelopmentFMRI",
-            "children and adults watching a film, nilearn's fetch_development_fmri",
-            "participant_id",
-            {
+            name="DevelopmentFMRI",
+            description="children and adults watching a film, nilearn's fetch_development_fmri",
+            subject_column="participant_id",
+            targets={
                 "sex": Target("Gender", _SEX_LETTERS),
                 "age": Target("Age"),
                 "age_group": Target("Child_Adult", {"child": 0, "adult": 1}),
             },
         ),
         Cohort(
-            "Own",
-            "data of your own; labels by --label_csv",
-            "participant_id",
-            {},
+            name="Own",
+            description="data of your own; labels by --label_csv",
+            subject_column="participant_id",
+            targets={},
             other_subject_columns=("subject", "subject_id", "Subject"),
         ),
         Cohort(
-            "Dummy",
-            "synthetic fMRI (synthetic.py); only sex is visible in the images",
-            "subject",
-            {
+            name="Dummy",
+            description="synthetic fMRI (neuromamba synthetic); only sex is visible in the images",
+            subject_column="subject",
+            targets={
                 "sex": Target("sex", _SEX_LETTERS),
                 "age": Target("age"),
                 "intelligence": Target("intelligence"),

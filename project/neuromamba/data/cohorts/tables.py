@@ -13,6 +13,7 @@ from pathlib import Path
 
 from neuromamba.common.atomic_files import atomic_path
 from neuromamba.common.errors import UserInputError, look_up
+from neuromamba.common.text import some_of
 
 ABSENT = frozenset({"", "na", "n/a", "nan", "none", "null"})
 _SHOWN = 20  # columns named in a message
@@ -39,14 +40,13 @@ class Table:
             UserInputError: there is none of that name; ``flag`` named it.
         """
         look_up(name, self.columns, f"{flag}: {self.path}, column")
-        place = self.columns.index(name)
-        return [row[place] for row in self.rows]
+        index = self.columns.index(name)
+        return [row[index] for row in self.rows]
 
     @property
     def summary(self) -> str:
         """File name and columns, for messages."""
-        more = " ..." if len(self.columns) > _SHOWN else ""
-        return f"{self.path.name} ({', '.join(self.columns[:_SHOWN])}{more})"
+        return f"{self.path.name} ({some_of(self.columns, _SHOWN)})"
 
 
 def read_table(path: Path) -> Table:
@@ -113,8 +113,8 @@ def adopt_tables(source: Path, image_path: Path, names: Sequence[str]) -> list[s
     lines = []
     for name in names:
         # Not deeper: a cohort's tree may hold millions of files.
-        places = [source / name, *sorted(source.glob(f"*/{name}"))]
-        found = [path for path in places if path.is_file()]
+        candidates = [source / name, *sorted(source.glob(f"*/{name}"))]
+        found = [path for path in candidates if path.is_file()]
         contents = {path.read_bytes() for path in found}
         target = image_path / "metadata" / name
         if not found or (target.exists() and contents == {target.read_bytes()}):

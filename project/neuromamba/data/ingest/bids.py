@@ -23,7 +23,7 @@ _USUAL_SPACES = ("MNI152NLin6Asym", "MNI152NLin2009cAsym")
 _USUAL_RESOLUTIONS = ("2", "02")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BidsName:
     """A file name in its parts.
 
@@ -44,7 +44,7 @@ class BidsName:
 
     @property
     def space(self) -> str:
-        """As the name says it; an image of fMRIPrep that names none is in its own space."""
+        """The space that the name gives; fMRIPrep images that name none are in native space."""
         cohort = f":cohort-{self.get('cohort')}" if self.get("cohort") else ""
         own = "native" if self.get("desc") == "preproc" else ""
         return f"{self.get('space')}{cohort}" if self.get("space") else own
@@ -80,7 +80,7 @@ def parse(path: PurePosixPath) -> BidsName | None:
         others.remove("bold")
         suffix = "bold"
         entities["desc"] = "preproc"
-    return BidsName(path, entities, tuple(others), suffix)
+    return BidsName(path=path, entities=entities, others=tuple(others), suffix=suffix)
 
 
 def bids_runs(
@@ -108,11 +108,11 @@ def bids_runs(
     for group in groups.values():
         first = group[0]
         if first.get("echo") and _without_echo(first).run_key in combined:
-            why = "an echo; the combined run is taken"
+            why = "an echo; the combined run is used"
             passed += [PassedOver(name.path.as_posix(), why) for name in group]
             continue
         chosen = min(group, key=rank)
-        why = f"another version of the run; {chosen.path.name} is taken"
+        why = f"another version of the run; {chosen.path.name} is used"
         for name in group:
             if name.version == chosen.version:  # twice in two folders: refused later on
                 sources.append(_source(tree, name))
@@ -135,7 +135,7 @@ def _not_a_run(name: BidsName, strict: bool) -> str:
 
 def _without_echo(name: BidsName) -> BidsName:
     entities = {key: value for key, value in name.entities.items() if key != "echo"}
-    return BidsName(name.path, entities, name.others, name.suffix)
+    return BidsName(path=name.path, entities=entities, others=name.others, suffix=name.suffix)
 
 
 class _Ranking:

@@ -25,7 +25,7 @@ from neuromamba.data.ingest.preflight import plan_run
 from neuromamba.data.ingest.sources import Source
 from neuromamba.data.store.header import RunHeader, RunSource, Triple
 from neuromamba.data.store.reader import read_header
-from neuromamba.data.store.writer import WriteOptions, write_run
+from neuromamba.data.store.writer import write_run
 
 __all__ = ["ConversionOptions", "Outcome", "convert_run"]
 
@@ -35,7 +35,7 @@ _CROPPED_LIMIT = 0.5  # share of the brain
 _CONSTANT_NOTED, _CONSTANT_LIMIT = 0.05, 0.5  # share of brain voxels that never change
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Outcome:
     """What became of a source.
 
@@ -80,7 +80,7 @@ def attempt(
         message = f"{source.path}: unexpected {type(error).__name__}: {error}"
     if (folder / source.output).exists():
         message += f" The store keeps {source.output} of an earlier call."
-    return Outcome(source, "failed", message)
+    return Outcome(source=source, status="failed", message=message)
 
 
 def _convert(source: Source, output: Path, options: ConversionOptions) -> Outcome:
@@ -91,7 +91,7 @@ def _convert(source: Source, output: Path, options: ConversionOptions) -> Outcom
     if output.exists() and not options.overwrite:
         header, change = up_to_date(output, digest, lambda: file_sha256(source.path))
         if header is not None:
-            return Outcome(source, "skipped", notes=notes, header=header)
+            return Outcome(source=source, status="skipped", notes=notes, header=header)
         again = f"again, because {change}"
 
     mask, mask_source = choose_mask(run, options.mask, options.drop_first, source.mask)
@@ -124,10 +124,7 @@ def _convert(source: Source, output: Path, options: ConversionOptions) -> Outcom
         grid=options.img_size,
         affine=placed.affine,
         source=RunSource(
-            subject=source.subject,
-            session=source.session,
-            task=source.task,
-            run=source.run,
+            **source.names,
             dataset=options.dataset,
             source_shape=run.shape,
             source_affine=run.affine,
@@ -137,17 +134,12 @@ def _convert(source: Source, output: Path, options: ConversionOptions) -> Outcom
             tr_source=plan.tr_source,
             dropped_frames=options.drop_first,
             mask_source=mask_source,
-            source=source.name,
             source_sha256=lambda: run.sha256,
             space=plan.space,
         ),
-        options=WriteOptions(
-            options_digest=digest,
-            compression=options.compression,
-            voxel_statistics=options.voxel_norm,
-        ),
+        options=options.write_options(digest),
     )
-    return Outcome(source, "converted", again, notes, header)
+    return Outcome(source=source, status="converted", message=again, notes=notes, header=header)
 
 
 def _brain_frames(

@@ -97,7 +97,7 @@ def convert_folder(
     if options.dry_run:
         for line in plan_lines(plans, sources, options, image_path, stored):
             report(line)
-        return [Outcome(s, "failed", s.error) for s in sources if s.error]
+        return [Outcome(source=s, status="failed", message=s.error) for s in sources if s.error]
     to_write = [plan for plan in plans if plan.source.output not in stored]
     for line in room_warning(to_write, options, image_path):
         report(line)

@@ -97,9 +97,9 @@ def _plain_runs(tree: Tree, wanted: str) -> Runs:
         stem, name = stem_of(path), path.as_posix()
         sources.append(
             Source(
-                tree.root / path,
-                name,
-                *name_run(stem),
+                path=tree.root / path,
+                name=name,
+                **name_run(stem)._asdict(),
                 mask=sibling_mask(tree, path),
                 sidecar=tree.first(path.parent, [f"{stem}.json"]),
             )
@@ -184,8 +184,8 @@ def _unreadable(tree: Tree, place: str, why: str) -> Source:
     path = Path(place)
     name = path.relative_to(tree.root).as_posix() if path.is_relative_to(tree.root) else place
     return Source(
-        path,
-        name,
+        path=path,
+        name=name,
         subject=re.sub(r"/", "-", name.strip("/")) or "folder",
         error=f"{path}: the folder cannot be read ({why}). Have its permissions changed "
         f"(chmod u+rx).",

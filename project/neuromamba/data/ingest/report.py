@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import statistics
 import sys
 from collections import Counter
@@ -13,6 +12,8 @@ from typing import Protocol, TypeVar
 
 from tqdm import tqdm
 
+from neuromamba.common.files import free_bytes
+from neuromamba.common.text import some_of
 from neuromamba.data.ingest.convert import Outcome
 from neuromamba.data.ingest.layouts import LAYOUTS, Found
 from neuromamba.data.ingest.options import ConversionOptions
@@ -45,7 +46,7 @@ def found_lines(found: Found, in_full: bool) -> Iterator[str]:
     yield f"{layout}; {len(found.sources)} run(s)"
     if found.passed_over:
         names = [image.name for image in found.passed_over]
-        more = "" if in_full else f": {_some(names)}"
+        more = "" if in_full else ": " + some_of(names, 3, "--dry_run lists them")
         yield f"{len(names)} other image(s) passed over{more}"
     if in_full:
         yield from (f"  {image.name}: {image.why}" for image in found.passed_over)
@@ -124,20 +125,8 @@ def window_warning(lengths: Sequence[int]) -> Iterator[str]:
         )
 
 
-def free_bytes(folder: Path) -> int:
-    """Free space of the disk that a folder is on, or will be."""
-    while not folder.exists():
-        folder = folder.absolute().parent
-    return shutil.disk_usage(folder).free
-
-
 def _gib(size: float) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
-
-
-def _some(names: Sequence[str], shown: int = 3) -> str:
-    more = f", and {len(names) - shown} more (--dry_run lists them)" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
 
 
 def progress(

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.text import some_of
 from neuromamba.data.store.header import run_file_name
 
 SUFFIXES = (".nii.gz", ".nii")
@@ -26,7 +27,7 @@ _COMPANIONS |= {"epi", "fieldmap", "phasediff", "magnitude", "magnitude1", "magn
 _COMPANIONS |= {"phase1", "phase2"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """A NIfTI file to convert.
 
@@ -62,6 +63,12 @@ class Source:
         """Name of the store's file."""
         return run_file_name(self.subject, self.session, self.task, self.run)
 
+    @property
+    def names(self) -> dict[str, str]:
+        """The fields of ``RunSource`` that say whose run it is and which file it comes from."""
+        names = {"subject": self.subject, "session": self.session, "task": self.task}
+        return names | {"run": self.run, "source": self.name}
+
     def refused(self, error: str) -> Source:
         """The same source with a reason why it is not converted; an earlier reason stays."""
         return self if self.error else dataclasses.replace(self, error=error)
@@ -75,7 +82,7 @@ class PassedOver:
     why: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tree:
     """The images below a folder.
 
@@ -149,13 +156,13 @@ def scan(folder: str | Path, exclude: Path | None = None) -> Tree:
         else:
             archives += 1
     return Tree(
-        root,
-        tuple(volumes),
-        tuple(surfaces),
-        tuple(json),
-        tuple(unreadable),
-        archives,
-        tuple(pairs),
+        root=root,
+        volumes=tuple(volumes),
+        surfaces=tuple(surfaces),
+        json=tuple(json),
+        unreadable=tuple(unreadable),
+        archives=archives,
+        pairs=tuple(pairs),
     )
 
 
@@ -203,10 +210,10 @@ def refuse_shared_names(sources: list[Source]) -> list[Source]:
     for source in sources:
         others = [name for name in by_output[source.output.lower()] if name != source.name]
         if others:
-            some = ", ".join(others[:3]) + (" ..." if len(others) > 3 else "")
             source = source.refused(
-                f"{source.path}: by its name the run {Path(source.output).stem}, and so is {some}. "
-                f"Rename one of them, or read them from separate folders into separate outputs."
+                f"{source.path}: by its name the run {Path(source.output).stem}, and so is "
+                f"{some_of(others, 3)}. Rename one of them, or read them from separate folders "
+                f"into separate outputs."
             )
         checked.append(source)
     return checked

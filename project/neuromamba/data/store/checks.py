@@ -41,7 +41,7 @@ _ROUNDING = 1e-6  # relative, for sums and the float32 of voxel statistics
 _LARGEST = 32767  # see hdf5_store
 
 
-@dataclass
+@dataclass(kw_only=True)
 class CheckedRun:
     """What was found in a file of a store.
 
@@ -76,7 +76,9 @@ def check_run(path: Path, options: CheckOptions) -> CheckedRun:
         oddities that do not make it bad.
     """
     if path.is_file() and not os.access(path, os.R_OK):
-        return CheckedRun(path, "failed", "not checked: no permission to read it")
+        return CheckedRun(
+            path=path, status="failed", message="not checked: no permission to read it"
+        )
     run, header = RunFile(path), None
     notes: list[str] = []
     try:
@@ -87,14 +89,20 @@ def check_run(path: Path, options: CheckOptions) -> CheckedRun:
     except UserInputError as error:
         reasons = [str(error).removeprefix(f"{path}: ")]
     except MemoryError:
-        return CheckedRun(path, "failed", "not checked: out of memory. Use fewer --num_workers")
+        return CheckedRun(
+            path=path,
+            status="failed",
+            message="not checked: out of memory. Use fewer --num_workers",
+        )
     except Exception as error:  # damaged bytes make the reader raise nearly anything
         first = (str(error).splitlines() or [""])[0]
         reasons = [f"cannot be read ({type(error).__name__}: {first[:200]})"]
     finally:
         run.close()
     status = "bad" if reasons else "ok"
-    return CheckedRun(path, status, "; ".join(reasons), notes, header)
+    return CheckedRun(
+        path=path, status=status, message="; ".join(reasons), notes=notes, header=header
+    )
 
 
 def _of_header(header: RunHeader) -> Iterator[str]:
@@ -217,7 +225,7 @@ def mark_duplicates(outcomes: Iterable[CheckedRun]) -> None:
     """Make sound files bad whose content, or whose source, is there under two names.
 
     Of one subject's the first name stays. Of several subjects' none does: which of them the data
-    belong to cannot be told from the files.
+    belong to cannot be determined from the files.
     """
     for name, what in (("content_sha256", "content"), ("source_sha256", "source")):
         same: dict[str, list[CheckedRun]] = defaultdict(list)

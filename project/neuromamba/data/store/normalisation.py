@@ -32,7 +32,7 @@ from neuromamba.config.names import SCALING_METHODS
 from neuromamba.data.store.header import RunHeader
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunStatistics:
     """Mean, population standard deviation, minimum and maximum of a run, in BOLD units."""
 
@@ -103,7 +103,7 @@ class StatisticsOfFrames:
         if not self.n_frames:
             raise ValueError("no frames were added")
         variance = self._squares / (self.n_frames * self.n_voxels)
-        return RunStatistics(self._mean, math.sqrt(variance), self._min, self._max)
+        return RunStatistics(mean=self._mean, std=math.sqrt(variance), min=self._min, max=self._max)
 
     def of_voxels(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and population standard deviation of each voxel over the frames, float64 [N]."""

@@ -1,6 +1,6 @@
 """The data set ``Dummy``: synthetic fMRI written as NIfTI, so that it goes through the converter.
 
-What a run looks like is in ``synthetic_brain.py``. As a command::
+What a run looks like is in ``brain.py``. As a command::
 
     neuromamba synthetic --output DIR --subjects 60
 """
@@ -139,7 +139,9 @@ def ensure_dummy_store(
         UserInputError: ``path`` holds something else, or cannot be written.
     """
     path = Path(path)
-    spec = SyntheticSpec(subjects, frames, tuple(grid), effect_size, seed)
+    spec = SyntheticSpec(
+        subjects=subjects, frames=frames, grid=tuple(grid), effect_size=effect_size, seed=seed
+    )
     facts = asdict(spec)
     facts.pop("effect")  # always the same, and stores of earlier versions do not tell of it
     record = json.dumps(facts, indent=1) + "\n"

@@ -12,7 +12,7 @@ MADE = ("HCP_REST", "HCP_TASK", "PPMI")  # data sets of regions that are made
 _BRAIN_EXTENT_MM = (146.0, 180.0, 156.0)  # bounding box of nilearn's MNI152 brain mask
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SyntheticSpec:
     """What to generate; a subject depends on every field but ``subjects``.
 

@@ -19,7 +19,7 @@ and backwards, with dY given:
     dX += (B w) dS'     d(B w) = X dS'^T   dG = sum over heads of dW exp(a_i - a_j) dt_j
     dC = .. + dG B      dB = .. + dG^T C   da = row sums less column sums of dW W, and the states'
 
-Matrix products are torch's; the passes between them come from ``stages`` (torch) or ``native`` (C).
+Matrix products are torch's; the passes between them come from ``passes`` (torch) or ``native`` (C).
 With bf16 operands only what enters or leaves a product is bf16; decays, states, norms and sums are
 fp32 or wider.
 
@@ -38,7 +38,7 @@ from torch.autograd.function import once_differentiable
 
 from neuromamba.layers.ssd import buffers as memory
 from neuromamba.layers.ssd import native
-from neuromamba.layers.ssd import passes as stages
+from neuromamba.layers.ssd import passes as torch_passes
 from neuromamba.layers.ssd.passes import Layer, Totals, Weights
 from neuromamba.layers.ssd.types import BlockParams, MixerParams
 
@@ -117,7 +117,7 @@ class _Call:
         assert x is not None and conv_weight is not None and conv_bias is not None
         assert dt_bias is not None and A_log is not None and D is not None and norm is not None
         self.layer, self.x = layer, x
-        self.full = stages.wide_type(layer.operand)
+        self.full = torch_passes.wide_type(layer.operand)
 
         def small(tensor: Tensor) -> Tensor:
             return tensor.detach().to(self.full).contiguous()
@@ -133,7 +133,7 @@ class _Call:
         self.pre_norm = None if pre_norm is None else small(pre_norm)
         self.in_proj = None if in_proj is None else in_proj.detach().to(layer.operand)
         self.out_proj = None if out_proj is None else out_proj.detach().to(layer.operand)
-        self.passes: ModuleType = stages
+        self.passes: ModuleType = torch_passes
         if native.can_run(x, layer.operand, layer.taps, residual=in_proj is not None):
             self.passes = native
         self.buffers = memory.buffers(layer, x, projections=in_proj is not None)
@@ -161,11 +161,11 @@ class _Call:
         return torch.mm(v.normed, self.in_proj.t(), out=v.zx if kept is None else kept)
 
     def scan(self, v: SimpleNamespace, zx: Tensor, tail: Tensor, state: Tensor) -> None:
-        """From the in-projection's output to ``v.y``; ``state`` moves on to the block's end."""
+        """Compute ``v.y`` from the in-projection's output; ``state`` moves to the block's end."""
         passes, w = self.passes, self.w
-        passes.prepare(v.s, zx, tail, w, v.xs4, v.b, v.c, v.dt, v.a)
+        passes.prepare(v.s, zx=zx, tail=tail, w=w, xs=v.xs4, b=v.b, c=v.c, dt=v.dt, a=v.a)
         torch.bmm(v.c, v.b.mT, out=v.g)
-        passes.weights(v.s, v.g, v.b, v.c, v.dt, v.a, w.D, v.wc4, v.bw4)
+        passes.weights(v.s, g=v.g, b=v.b, c=v.c, dt=v.dt, a=v.a, D=w.D, wc=v.wc4, bw=v.bw4)
         torch.bmm(v.bw.mT, v.x, out=v.added)
         passes.scan(v.s, v.added4, v.a, state, v.xs4)
         torch.bmm(v.wc, v.xs, out=v.y)
@@ -173,7 +173,7 @@ class _Call:
     def scan_backward(
         self, v: SimpleNamespace, zx: Tensor, dstate: Tensor, dzx: Tensor, total: Totals
     ) -> None:
-        """From ``v.dy`` to the gradients of x, B, C and dt; ``dstate`` moves back.
+        """Compute the gradients of x, B, C and dt from ``v.dy``; ``dstate`` moves back.
 
         Those of x, B and C come in two summands: through the chunks' products and the states.
         """
@@ -183,8 +183,8 @@ class _Call:
         torch.bmm(v.x, v.dadded.mT, out=v.dbw)
         torch.bmm(v.bw, v.dadded, out=v.dx_rest)
         self.passes.weights_backward(
-            v.s, v.dwc4, v.dbw4, v.dlast, v.g, v.b, v.c, v.dt, v.a, zx, self.w,
-            v.dg, v.db_rest, v.dc_rest, dzx, total,
+            v.s, dwc=v.dwc4, dbw=v.dbw4, dlast=v.dlast, g=v.g, b=v.b, c=v.c, dt=v.dt, a=v.a, zx=zx,
+            w=self.w, dg=v.dg, db=v.db_rest, dc=v.dc_rest, dzx=dzx, total=total,
         )  # fmt: skip
         torch.bmm(v.dg, v.b, out=v.dc)
         torch.bmm(v.dg.mT, v.c, out=v.db)
@@ -266,7 +266,9 @@ class _Call:
         )
         total = Totals(
             conv=w.norm.new_zeros(self.layer.taps + 1, w.conv_bias.numel()),
-            heads=torch.zeros(3, self.layer.heads, dtype=stages.finest(x.device), device=x.device),
+            heads=torch.zeros(
+                3, self.layer.heads, dtype=torch_passes.finest(x.device), device=x.device
+            ),
             norm=torch.zeros_like(w.norm),
         )
         at = len(borders.states)
@@ -294,25 +296,17 @@ class _Call:
                         dprojected = v.dprojected.copy_(dout_rows)
                     dgated = torch.mm(dprojected, self.out_proj, out=v.dgated)
                 dzx = dx_rows if self.in_proj is None and dx.dtype == operand else v.dzx
-                self.passes.gate_backward(v.s, v.y4, zx, w.norm, dgated, gated, v.dy4, dzx, total)
+                self.passes.gate_backward(
+                    v.s, y=v.y4, zx=zx, weight=w.norm, dout=dgated, out=gated, dy=v.dy4, dzx=dzx,
+                    total=total,
+                )  # fmt: skip
                 if dout_proj is not None:
                     _add_product(dout_proj, dprojected, v.gated)
                 self.scan_backward(v, zx, dstate, dzx, total)
                 self.passes.convolution_backward(
-                    v.s,
-                    v.dxs4,
-                    v.dx_rest4,
-                    v.db,
-                    v.db_rest,
-                    v.dc,
-                    v.dc_rest,
-                    zx,
-                    tail,
-                    w,
-                    carry,
-                    dzx,
-                    total,
-                )
+                    v.s, dxs=v.dxs4, dx_rest=v.dx_rest4, db=v.db, db_rest=v.db_rest, dc=v.dc,
+                    dc_rest=v.dc_rest, zx=zx, tail=tail, w=w, carry=carry, dzx=dzx, total=total,
+                )  # fmt: skip
                 if din_proj is not None:
                     _add_product(din_proj, dzx, v.normed)
                 if self.in_proj is not None:

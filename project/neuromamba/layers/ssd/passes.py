@@ -91,7 +91,7 @@ class Layer(NamedTuple):
     operand: torch.dtype
 
     def sizes(self, rows: int) -> Sizes:
-        """Of a block of ``rows`` tokens."""
+        """Return the sizes of a block of ``rows`` tokens."""
         return Sizes(rows, -(-rows // CHUNK), CHUNK, *self[:4])
 
 
@@ -101,7 +101,7 @@ def wide_type(dtype: torch.dtype) -> torch.dtype:
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """In fp32, or as it is if that is wider."""
+    """Convert a tensor to fp32 unless its type is wider."""
     return tensor.to(wide_type(tensor.dtype))
 
 
@@ -161,7 +161,7 @@ def add(x: Tensor, y: Tensor, out: Tensor) -> None:
 
 
 def prepare(
-    s: Sizes, zx: Tensor, tail: Tensor, w: Weights,
+    s: Sizes, *, zx: Tensor, tail: Tensor, w: Weights,
     xs: Tensor, b: Tensor, c: Tensor, dt: Tensor, a: Tensor,
 ) -> None:  # fmt: skip
     """Convolution, SiLU, step sizes, summed log decays.
@@ -185,7 +185,7 @@ def prepare(
 
 
 def weights(
-    s: Sizes, g: Tensor, b: Tensor, c: Tensor, dt: Tensor, a: Tensor, D: Tensor,
+    s: Sizes, *, g: Tensor, b: Tensor, c: Tensor, dt: Tensor, a: Tensor, D: Tensor,
     wc: Tensor, bw: Tensor,
 ) -> None:  # fmt: skip
     """The matrices that multiply x and the states.
@@ -226,7 +226,7 @@ def gate(s: Sizes, y: Tensor, zx: Tensor, weight: Tensor, out: Tensor) -> None:
 
 
 def gate_backward(
-    s: Sizes, y: Tensor, zx: Tensor, weight: Tensor, dout: Tensor,
+    s: Sizes, *, y: Tensor, zx: Tensor, weight: Tensor, dout: Tensor,
     out: Tensor | None, dy: Tensor, dzx: Tensor, total: Totals,
 ) -> None:  # fmt: skip
     """Gradient of ``gate``: dy [K, H, Q, P] and the z columns of dzx; adds to ``total.norm``.
@@ -263,7 +263,7 @@ def scan_backward(
 
 
 def weights_backward(
-    s: Sizes, dwc: Tensor, dbw: Tensor, dlast: Tensor, g: Tensor, b: Tensor, c: Tensor,
+    s: Sizes, *, dwc: Tensor, dbw: Tensor, dlast: Tensor, g: Tensor, b: Tensor, c: Tensor,
     dt: Tensor, a: Tensor, zx: Tensor, w: Weights,
     dg: Tensor, db: Tensor, dc: Tensor, dzx: Tensor, total: Totals,
 ) -> None:  # fmt: skip
@@ -303,7 +303,7 @@ def weights_backward(
 
 
 def convolution_backward(
-    s: Sizes, dxs: Tensor, dx_rest: Tensor,
+    s: Sizes, *, dxs: Tensor, dx_rest: Tensor,
     db: Tensor, db_rest: Tensor, dc: Tensor, dc_rest: Tensor, zx: Tensor, tail: Tensor,
     w: Weights, carry: Tensor, dzx: Tensor, total: Totals,
 ) -> None:  # fmt: skip

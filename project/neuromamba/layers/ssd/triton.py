@@ -40,6 +40,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from neuromamba.layers.rms_norm import NORM_EPS
+from neuromamba.layers.ssd.packed_convolution import CausalConvSiLU, packed_layout
 from neuromamba.layers.ssd.registry import BACKENDS, register_backend
 from neuromamba.layers.ssd.types import MixerFunction, MixerParams
 
@@ -180,109 +181,6 @@ def _detail() -> str:
     return "fused with causal_conv1d"
 
 
-# ---------------------------------------------------------------------------- packed sequences
-
-
-class _Layout(NamedTuple):
-    """Where the sequences lie. One sequence needs neither tensor.
-
-    Attributes:
-        seq_idx: int32 [1, L], number of each token's sequence.
-        rows: int64 [L], row of each token when K - 1 empty rows lie between two sequences.
-        height: rows of that layout, R.
-    """
-
-    seq_idx: Tensor | None
-    rows: Tensor | None
-    height: int
-
-
-@functools.lru_cache(maxsize=16)
-def _layout(lengths: tuple[int, ...], taps: int, device: torch.device) -> _Layout:
-    """Made once for a batch and shared by its layers; does not wait for the device."""
-    total = sum(lengths)
-    if len(lengths) == 1:
-        return _Layout(None, None, total)
-    # A tensor made in inference mode (Lightning's validation) could not be used in training.
-    with torch.inference_mode(False):
-        count = torch.tensor(lengths).to(device, non_blocking=True)
-        number = torch.arange(len(lengths), device=device)
-        number = torch.repeat_interleave(number, count, output_size=total)
-        rows = torch.arange(total, device=device) + number * (taps - 1)
-        seq_idx = number.to(torch.int32)[None]
-    return _Layout(seq_idx, rows, total + (len(lengths) - 1) * (taps - 1))
-
-
-class _CausalConvSiLU(torch.autograd.Function):
-    """silu(bias + causal depthwise convolution) of packed sequences, [L, C] -> [L, C].
-
-    Computed in fp32 or wider, token-major as the input; keeps only its input for the backward pass.
-    Zero rows between the sequences stand in for the border, forward and backward.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x_LC: Tensor, weight_CK: Tensor, bias_C: Tensor, layout: _Layout
-    ) -> Tensor:
-        ctx.save_for_backward(x_LC, weight_CK, bias_C)
-        ctx.layout = layout
-        _, before_RC = _convolve(x_LC, weight_CK, bias_C, layout)
-        return _narrow(F.silu(before_RC), layout).to(x_LC.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad_LC: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x_LC, weight_CK, bias_C = ctx.saved_tensors
-        layout, taps = ctx.layout, weight_CK.shape[1]
-        inputs, before_RC = _convolve(x_LC, weight_CK, bias_C, layout)
-        height = layout.height
-        gate = torch.sigmoid(before_RC)
-        slope_RC = gate * (1 + before_RC * (1 - gate))  # of SiLU
-        # K - 1 zero rows at the end, from where the last tokens' gradients would come.
-        grads = inputs.new_zeros(height + taps - 1, inputs.shape[1])
-        _spread(grads[:height], grad_LC, layout)
-        grads[:height] *= slope_RC
-        weight_KC = weight_CK.t().to(inputs.dtype)
-        dx_RC = torch.zeros_like(before_RC)
-        dweight = []
-        for tap in range(taps):
-            back = taps - 1 - tap
-            dx_RC.addcmul_(grads[back : back + height], weight_KC[tap])
-            dweight.append((grads[:height] * inputs[tap : tap + height]).sum(0))
-        return (
-            _narrow(dx_RC, layout).to(x_LC.dtype),
-            torch.stack(dweight, dim=1).to(weight_CK.dtype),
-            grads.sum(0).to(bias_C.dtype),
-            None,
-        )
-
-
-def _convolve(
-    x_LC: Tensor, weight_CK: Tensor, bias_C: Tensor, layout: _Layout
-) -> tuple[Tensor, Tensor]:
-    """Inputs [R + K - 1, C] with zero rows before each sequence, and their convolution [R, C]."""
-    wide, taps = torch.promote_types(x_LC.dtype, torch.float32), weight_CK.shape[1]
-    inputs = x_LC.new_zeros(layout.height + taps - 1, x_LC.shape[1], dtype=wide)
-    _spread(inputs[taps - 1 :], x_LC, layout)
-    weight_KC = weight_CK.t().to(wide)
-    before_RC = bias_C.to(wide).repeat(layout.height, 1)
-    for tap in range(taps):
-        before_RC.addcmul_(inputs[tap : tap + layout.height], weight_KC[tap])
-    return inputs, before_RC
-
-
-def _spread(target_RC: Tensor, values_LC: Tensor, layout: _Layout) -> None:
-    """Write tokens into the layout with rows between the sequences, in place."""
-    if layout.rows is None:
-        target_RC.copy_(values_LC)
-    else:
-        target_RC.index_copy_(0, layout.rows, values_LC.to(target_RC.dtype))
-
-
-def _narrow(values_RC: Tensor, layout: _Layout) -> Tensor:
-    """The tokens out of the layout with rows between the sequences."""
-    return values_RC if layout.rows is None else values_RC.index_select(0, layout.rows)
-
-
 # ------------------------------------------------------------------------------------ the mixer
 
 
@@ -298,7 +196,7 @@ def _mix_fused(zxbcdt: Tensor, params: MixerParams, lengths: tuple[int, ...]) ->
         -torch.exp(params.A_log.float()),
         params.D.float(),
         CHUNK,
-        seq_idx=_layout(lengths, params.conv_weight.shape[1], zxbcdt.device).seq_idx,
+        seq_idx=packed_layout(lengths, params.conv_weight.shape[1], zxbcdt.device).seq_idx,
         rmsnorm_weight=params.norm_weight,
         rmsnorm_eps=NORM_EPS,
         headdim=params.headdim,
@@ -311,9 +209,9 @@ def _mix_split(zxbcdt: Tensor, params: MixerParams, lengths: tuple[int, ...]) ->
     """Convolution and steps in torch, scan and gated norm in mamba_ssm's kernels."""
     kernels = _require_kernels()
     inner, n, heads = params.norm_weight.numel(), params.d_state, params.dt_bias.numel()
-    layout = _layout(lengths, params.conv_weight.shape[1], zxbcdt.device)
+    layout = packed_layout(lengths, params.conv_weight.shape[1], zxbcdt.device)
     z, xbc, dt = zxbcdt.split([inner, inner + 2 * n, heads], dim=-1)
-    xbc = _CausalConvSiLU.apply(xbc, params.conv_weight, params.conv_bias, layout)
+    xbc = CausalConvSiLU.apply(xbc, params.conv_weight, params.conv_bias, layout)
     x, b, c = xbc[None].split([inner, n, n], dim=-1)
     y = kernels.scan(
         x.unflatten(-1, (heads, params.headdim)),

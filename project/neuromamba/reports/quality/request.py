@@ -11,7 +11,7 @@ from neuromamba.config.data import DataConfig
 from neuromamba.config.model import ModelConfig
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class QualityRequest:
     """A call of the command; the fields are its flags.
 

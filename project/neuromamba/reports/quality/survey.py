@@ -33,7 +33,7 @@ from neuromamba.reports.quality.pictures import picture_of
 _UNREADABLE = (UserInputError, OSError, RuntimeError, KeyError, ValueError, IndexError)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Surveyed:
     """A run file after the survey.
 
@@ -97,11 +97,11 @@ def survey_run(path: Path, folder: Path, options: QualityOptions) -> Surveyed:
         entry = folder / f"{cache_key(path, header, options)}.npz"
         known = _numbers_in(entry)
         if known is not None:
-            return Surveyed(path, header, known, entry, cached=True)
+            return Surveyed(path=path, header=header, numbers=known, entry=entry, cached=True)
         measured = measure_run(run, options)
         picture = picture_of(header, measured, options.patch_size)
     except _UNREADABLE as error:
-        return Surveyed(path, error=_reason(error, path))
+        return Surveyed(path=path, error=_reason(error, path))
     finally:
         run.close()
     try:
@@ -118,7 +118,7 @@ def survey_run(path: Path, folder: Path, options: QualityOptions) -> Surveyed:
             f"--output: '{folder}' cannot be written ({error.strerror}). Check the free space and "
             f"the permissions, or choose another place; finished runs are kept."
         ) from error
-    return Surveyed(path, header, measured.numbers, entry)
+    return Surveyed(path=path, header=header, numbers=measured.numbers, entry=entry)
 
 
 def _as_bytes(value: dict[str, Any]) -> np.ndarray:
@@ -149,8 +149,8 @@ def _reason(error: Exception, path: Path) -> str:
 
 def _killed(path: Path) -> Surveyed:
     return Surveyed(
-        path,
-        error="a worker process was killed, perhaps for want of memory. Use fewer --num_workers "
+        path=path,
+        error="a worker process was killed, probably for lack of memory. Use fewer --num_workers "
         "and call again: finished runs are kept.",
     )
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.text import some_of
 from neuromamba.data.store.header import Triple
 
 STATISTICS = ("valid_voxels", "global_mean", "global_std", "global_max")
@@ -57,23 +58,17 @@ def refuse_gaps(numbers: Iterable[int], path: Path) -> None:
     twice = sorted({a for a, b in pairwise(found) if a == b})
     if twice:
         raise UserInputError(
-            f"{path}: frame(s) {_some(map(str, twice))} are there twice under different names. "
+            f"{path}: frame(s) {some_of(twice, 8)} appear twice under different names. "
             f"Remove the wrong ones."
         )
     before = 0 if found[0] == 1 else -1
     gaps = [(a + 1, b - 1) for a, b in pairwise([before, *found]) if b - a > 1]
     if gaps:
-        missing = _some(str(a) if a == b else f"{a}-{b}" for a, b in gaps)
+        missing = some_of((a if a == b else f"{a}-{b}" for a, b in gaps), 8)
         raise UserInputError(
             f"{path}: frame(s) {missing} are missing, expected all up to {found[-1]}. Copy the run "
             f"again from its origin."
         )
-
-
-def _some(parts: Iterable[str], shown: int = 8) -> str:
-    listed = list(parts)
-    more = f" and {len(listed) - shown} more" if len(listed) > shown else ""
-    return ", ".join(listed[:shown]) + more
 
 
 def size_of(shape: Sequence[int]) -> str:

@@ -1,8 +1,9 @@
-"""The passes of ``stages`` in C: the same functions on the same buffers, CPU only, fp32 or bf16.
+"""The passes of ``passes`` in C: the same functions on the same buffers, CPU only, fp32 or bf16.
 
-``build.py`` compiles ``kernels.c`` when the environment is set up; nothing is compiled on import.
-Where no library was built, or it was built from another version of the source, ``can_run`` is false
-and the torch passes run instead: the numbers agree to rounding.
+``neuromamba build-kernels`` compiles ``layers/ssd_native/kernels.c``, and a training on a CPU does
+before it starts; nothing is compiled on import or inside a computation. Where no library was built,
+or it was built from another version of the source, ``can_run`` is false and the torch passes run
+instead: the numbers agree to rounding.
 """
 
 from __future__ import annotations
@@ -18,12 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from neuromamba.layers.rms_norm import NORM_EPS
-from neuromamba.layers.ssd.native.build import find_library
 from neuromamba.layers.ssd.passes import Sizes, Totals, Weights
 from neuromamba.layers.ssd.types import CHUNK
+from neuromamba.layers.ssd_native.build import SWITCH, find_library, switched_off
 
-# Set to 0 (or false, no, off) to compute with the torch passes although the library is there.
-SWITCH = "NEUROMAMBA_NATIVE"
 MAX_TAPS = 8  # as in kernels.c
 _SUFFIX = {torch.float32: "_f32", torch.bfloat16: "_bf16"}
 
@@ -42,9 +41,8 @@ class Status(NamedTuple):
 
 def status() -> Status:
     """The library for this machine, loaded once; the switch is read at every call."""
-    value = os.environ.get(SWITCH, "1")
-    if value.lower() in ("0", "false", "no", "off"):
-        return Status(None, f"{SWITCH}={value}")
+    if switched_off():
+        return Status(None, f"{SWITCH}={os.environ[SWITCH]}")
     return _load()
 
 
@@ -53,7 +51,9 @@ def _load() -> Status:
     # torch's answer also honours ATEN_CPU_CAPABILITY.
     found = find_library(torch.backends.cpu.get_cpu_capability())
     if found is None:
-        return Status(None, "not built (setup_env.sh builds it where there is a C compiler)")
+        return Status(
+            None, "not built (neuromamba build-kernels does it where there is a C compiler)"
+        )
     try:
         library = ctypes.CDLL(str(found.path))
     except OSError as error:
@@ -129,7 +129,7 @@ def _room(size: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def norm(x: Tensor, weight: Tensor, out: Tensor) -> None:
-    """See ``stages.norm``."""
+    """See ``passes.norm``."""
     threads = torch.get_num_threads()
     _call("norm", out.dtype, *x.shape, NORM_EPS, threads, x, x.stride(0), weight, out)
 
@@ -137,7 +137,7 @@ def norm(x: Tensor, weight: Tensor, out: Tensor) -> None:
 def norm_backward(
     x: Tensor, weight: Tensor, dout: Tensor, residual: Tensor, dx: Tensor, dweight: Tensor
 ) -> None:
-    """See ``stages.norm_backward``."""
+    """See ``passes.norm_backward``."""
     rows, width = x.shape
     room = _room(-(-rows // CHUNK) * width)
     _call(
@@ -147,16 +147,16 @@ def norm_backward(
 
 
 def add(x: Tensor, y: Tensor, out: Tensor) -> None:
-    """See ``stages.add``."""
+    """See ``passes.add``."""
     threads = torch.get_num_threads()
     _call("add", y.dtype, *x.shape, threads, x, x.stride(0), y, out, out.stride(0))
 
 
 def prepare(
-    s: Sizes, zx: Tensor, tail: Tensor, w: Weights,
+    s: Sizes, *, zx: Tensor, tail: Tensor, w: Weights,
     xs: Tensor, b: Tensor, c: Tensor, dt: Tensor, a: Tensor,
 ) -> None:  # fmt: skip
-    """See ``stages.prepare``."""
+    """See ``passes.prepare``."""
     _call(
         "prepare", zx.dtype, s, zx, zx.stride(0), tail, w.conv_weight, w.conv_bias, w.dt_bias,
         w.A, xs, b, c, dt, a,
@@ -164,28 +164,28 @@ def prepare(
 
 
 def weights(
-    s: Sizes, g: Tensor, b: Tensor, c: Tensor, dt: Tensor, a: Tensor, D: Tensor,
+    s: Sizes, *, g: Tensor, b: Tensor, c: Tensor, dt: Tensor, a: Tensor, D: Tensor,
     wc: Tensor, bw: Tensor,
 ) -> None:  # fmt: skip
-    """See ``stages.weights``."""
+    """See ``passes.weights``."""
     _call("weights", g.dtype, s, g, b, c, dt, a, D, wc, bw)
 
 
 def scan(s: Sizes, added: Tensor, a: Tensor, state: Tensor, xs: Tensor) -> None:
-    """See ``stages.scan``."""
+    """See ``passes.scan``."""
     _call("scan", xs.dtype, s, added, a, state, xs)
 
 
 def gate(s: Sizes, y: Tensor, zx: Tensor, weight: Tensor, out: Tensor) -> None:
-    """See ``stages.gate``."""
+    """See ``passes.gate``."""
     _call("gate", y.dtype, s, NORM_EPS, y, zx, zx.stride(0), weight, out, out.stride(0))
 
 
 def gate_backward(
-    s: Sizes, y: Tensor, zx: Tensor, weight: Tensor, dout: Tensor,
+    s: Sizes, *, y: Tensor, zx: Tensor, weight: Tensor, dout: Tensor,
     out: Tensor | None, dy: Tensor, dzx: Tensor, total: Totals,
 ) -> None:  # fmt: skip
-    """See ``stages.gate_backward``."""
+    """See ``passes.gate_backward``."""
     _call(
         "gate_backward", y.dtype, s, NORM_EPS, y, zx, zx.stride(0), weight, dout, dout.stride(0),
         out, dy, dzx, dzx.stride(0), _room(s.chunks * s.inner), total.norm,
@@ -195,16 +195,16 @@ def gate_backward(
 def scan_backward(
     s: Sizes, dxs: Tensor, xs: Tensor, a: Tensor, dstate: Tensor, dadded: Tensor, dlast: Tensor
 ) -> None:
-    """See ``stages.scan_backward``."""
+    """See ``passes.scan_backward``."""
     _call("scan_backward", xs.dtype, s, dxs, xs, a, dstate, dadded, dlast)
 
 
 def weights_backward(
-    s: Sizes, dwc: Tensor, dbw: Tensor, dlast: Tensor, g: Tensor, b: Tensor, c: Tensor,
+    s: Sizes, *, dwc: Tensor, dbw: Tensor, dlast: Tensor, g: Tensor, b: Tensor, c: Tensor,
     dt: Tensor, a: Tensor, zx: Tensor, w: Weights,
     dg: Tensor, db: Tensor, dc: Tensor, dzx: Tensor, total: Totals,
 ) -> None:  # fmt: skip
-    """See ``stages.weights_backward``."""
+    """See ``passes.weights_backward``."""
     _call(
         "weights_backward", g.dtype, s, dwc, dbw, dlast, g, b, c, dt, a, w.A, zx, zx.stride(0),
         w.dt_bias, dg, db, dc, dzx, dzx.stride(0), _room(s.chunks * s.heads * 3, torch.float64),
@@ -213,11 +213,11 @@ def weights_backward(
 
 
 def convolution_backward(
-    s: Sizes, dxs: Tensor, dx_rest: Tensor,
+    s: Sizes, *, dxs: Tensor, dx_rest: Tensor,
     db: Tensor, db_rest: Tensor, dc: Tensor, dc_rest: Tensor, zx: Tensor, tail: Tensor,
     w: Weights, carry: Tensor, dzx: Tensor, total: Totals,
 ) -> None:  # fmt: skip
-    """See ``stages.convolution_backward``."""
+    """See ``passes.convolution_backward``."""
     _call(
         "convolution_backward", zx.dtype, s, dxs, dx_rest, db, db_rest, dc, dc_rest,
         zx, zx.stride(0), tail, w.conv_weight, w.conv_bias, carry.clone(), carry,

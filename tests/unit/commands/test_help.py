@@ -1,0 +1,136 @@
+"""The command line answers before anything slow is imported, and helps with wrong words."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from neuromamba import __version__
+from neuromamba.__main__ import COMMANDS, main
+from tests.helpers.paths import PROJECT
+
+SLOW = (
+    *("torch", "pytorch_lightning", "lightning_fabric", "torchmetrics", "scipy", "sklearn"),
+    *("nibabel", "nilearn", "h5py", "matplotlib", "pandas"),
+)
+NAMES = [name for group in COMMANDS.values() for name in group]
+# What ``main`` does in a process of its own: its status, and the slow packages it has imported.
+PROGRAM = f"""
+import json, sys
+sys.path.insert(0, {str(PROJECT)!r})
+from neuromamba.__main__ import main
+try:
+    status = main(sys.argv[1:])
+except SystemExit as end:
+    status = end.code
+print(json.dumps([status, [name for name in {SLOW!r} if sys.modules.get(name)]]))
+"""
+
+
+def run(*words: str, cwd: Path | None = None) -> tuple[int, list[str], str, str]:
+    """Status, slow packages, output and errors of ``neuromamba WORDS``."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *words],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    *output, last = done.stdout.splitlines()
+    status, slow = json.loads(last)
+    return status, slow, "\n".join(output), done.stderr
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_of_every_command_is_quick_and_has_an_example(name: str) -> None:
+    status, slow, output, _ = run(*name.split(), "--help")
+    assert (status, slow) == (0, [])
+    assert output.startswith(f"usage: neuromamba {name} ")
+    assert re.search(rf"^    neuromamba {name}\b", output, re.M), "no example"
+
+
+def test_every_summary_says_what_the_command_does() -> None:
+    for group in COMMANDS.values():
+        for name, command in group.items():
+            assert re.fullmatch(r"[a-z].*[^.]", command.summary), name
+            assert len(name) < 27 and len(command.summary) < 70
+
+
+@pytest.mark.parametrize(("words", "groups"), [((), 5), (("regions",), 3)])
+def test_list_of_commands(words: tuple[str, ...], groups: int) -> None:
+    for asked in ((*words, "--help"), ("help", *words)):
+        status, slow, output, _ = run(*asked)
+        assert (status, slow) == (0, [])
+        assert len(re.findall(r"^[a-z].*:$", output, re.M)) == groups
+        listed = re.findall(r"^  ((?:[a-z-]+ )+) +", output, re.M)
+        assert [name.strip() for name in listed] == [
+            n for n in NAMES if n.startswith("".join(words))
+        ]
+    assert run(*words)[0] == 2
+
+
+def test_help_of_a_command_by_the_word_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ("export", "regions extract"):
+        with pytest.raises(SystemExit, match="0"):
+            main(["help", *words.split()])
+        assert capsys.readouterr().out.startswith(f"usage: neuromamba {words} ")
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"neuromamba {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "nearest"),
+    [
+        ("trian", "train"),
+        ("check_store", "check-store"),
+        ("regions explain-ref", "regions explain-reference"),
+        ("region train", "regions"),
+    ],
+)
+def test_an_unknown_command_gets_the_nearest(
+    words: str, nearest: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words.split()) == 2
+    assert f"Did you mean '{nearest}'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train --embed_dimm 3", "Did you mean '--embed_dim'?"),
+        ("train --config none.yaml", "--config: cannot read"),
+        ("train --label_smoothing 2 --head_dropout 1", "--label_smoothing"),
+        ("train --load_model_path none.ckpt", "--load_model_path: there is no file 'none.ckpt'"),
+        ("train --test_only", "--test_only: needs --test_ckpt_path"),
+        ("plan --gpus 8 --test_only", "--test_only: is what the plan"),
+        ("flops --patch_size 7 7 7 2", "--patch_size"),
+        ("profile --profile_batches 0", "--profile_batches: got 0"),
+        ("preprocess --input in --output out --min_frames 0", "--min_frames: got 0"),
+        ("check-store --image_path store --sample 2", "--sample: got 2"),
+        ("quality --image_path store --frames 1", "--frames: got 1"),
+        ("export none.ckpt out.pt", "CHECKPOINT: there is no file 'none.ckpt'"),
+        ("export none.ckpt out.bin", "OUTPUT: got 'out.bin'"),
+        ("reproduce --table 9", "--table: unknown name '9'"),
+        ("synthetic --output out --frames 3", "--frames: got 3"),
+        ("regions train --dataset HCP", "--dataset: unknown name"),
+        ("regions extract --input in", "required: --output, --atlas"),
+        ("regions synthetic --dataset PPMI --output out --subjects 0", "--subjects: got 0"),
+        ("regions explain-reference --root r --out o --draws 0", "--draws: got 0"),
+    ],
+)
+def test_a_wrong_flag_is_told_before_anything_slow_is_imported(
+    words: str, message: str, tmp_path: Path
+) -> None:
+    status, slow, _, errors = run(*words.split(), cwd=tmp_path)
+    assert message in errors
+    assert (status, slow) == (2, [])
+    assert "Traceback" not in errors and list(tmp_path.iterdir()) == []

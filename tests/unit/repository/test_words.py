@@ -1,0 +1,82 @@
+"""Expressions of the project's former private vocabulary do not come back into its documentation.
+
+Each pattern is chosen so that it does not match honest uses of its words; if it does nevertheless,
+narrow the pattern instead of removing it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tests.helpers.paths import ROOT
+
+# Pattern (case is ignored) -> what to write instead.
+AVOIDED = {
+    r"\bcards?\b(?! (?:game|reader))": "'checkpoint metadata' (or 'GPU' for hardware)",
+    r"\btold from\b": "'distinguishable from'",
+    r"\btell\w* apart\b": "'distinguish', 'classify'",
+    r"\beverybody alike\b": "'predicts the same class for everyone'",
+    r"\bby heart\b": "'overfits', 'memorises'",
+    r"\b(?:a )?surviv(?:es|ing|al)\b": "'fault tolerance', 'is unaffected by'",
+    r"\b(?:steps?|tokens?|layers?|frames?|epochs?|batch(?:es)?|norm|released names|same one"
+    r"|have it|training|the next one) behind\b": "'after', 'before', or 'with the prefix'",
+    r"\bwritten whole\b|\bare whole\b": "'written atomically'",
+    r"\blikeness\b": "'similarity'",
+    r"\bas it stands(?: there)?\b|\bas they stand\b": "'unchanged', 'as they are'",
+    r"\bmisses nothing\b|\bno riddle": "a plain statement",
+    r"\b(?:is|are) told (?:of|by)\b": "'is reported', 'is recognised by'",
+    r"\bby itself alone\b|\bfor ever\b": "'separately', 'indefinitely'",
+    r"\bcalls? all subjects\b": "'predicts the same class for all subjects'",
+    r"\bit must be said\b|\bwhich is said\b|\band says so, too\b": "'and reports this'",
+    r"\bgo(?:es|ing)? on\b": "'continue'",
+    r"\bis yours to decide\b|\bof yours\b(?! (?:that|instead))": "'your own'",
+}
+
+
+def prose() -> Iterator[tuple[str, int, str]]:
+    """File, number of its line, and text, for every line of Markdown outside of code blocks."""
+    for path in sorted(ROOT.rglob("*.md")):
+        parts = path.relative_to(ROOT).parts
+        if any(part.startswith(".") for part in parts) or parts[0] in {"output", "shared"}:
+            continue
+        if "results" in parts or parts[:2] == ("paper", "synthetic"):
+            continue  # written by programs
+        fenced = False
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            if line.lstrip().startswith("```"):
+                fenced = not fenced
+            elif not fenced:
+                yield "/".join(parts), number, re.sub(r"`[^`]*`|\]\([^)]*\)", "", line)
+
+
+def found_in(lines: Iterator[tuple[str, int, str]]) -> list[str]:
+    """A message for each avoided expression."""
+    return [
+        f"{name}:{number}: '{match[0]}': write {instead}"
+        for name, number, line in lines
+        for pattern, instead in AVOIDED.items()
+        if (match := re.search(pattern, line, re.IGNORECASE))
+    ]
+
+
+def test_documents_use_plain_words() -> None:
+    found = found_in(prose())
+    assert not found, "private vocabulary in the documentation:\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("line", "hits"),
+    [
+        ("The card of a checkpoint", 1),
+        ("It cannot be told from chance.", 1),
+        ("It learns the scans by heart", 1),
+        ("stop behind the same step, two steps behind it", 1),
+        ("the idea behind the method; 3.6 on cardinality", 0),
+        ("a discarded batch", 0),
+    ],
+)
+def test_patterns(line: str, hits: int) -> None:
+    assert len(found_in(iter([("page.md", 1, line)]))) == hits
