@@ -26,7 +26,7 @@ from neuromamba.pages.score_sections import (
     verdict,
     worst_first,
 )
-from neuromamba.pages.tables import METRIC_LABELS, interval_note, metrics_table, version_table
+from neuromamba.pages.tables import METRIC_LABELS, metrics_table, version_table
 
 _TITLES = {"cross_validation": "Cross-validation", HOLDOUT_NAME: "Holdout"}
 
@@ -54,7 +54,7 @@ def _rows(results: Results, part: str) -> list[list[str]]:
     return rows
 
 
-_HEADER = ("", "fits", *(name.replace("_", " ") for name in METRIC_NAMES))
+_HEADER = ("", "Fits", *(METRIC_LABELS[name] for name in METRIC_NAMES))
 
 
 def summary_text(results: Results) -> str:
@@ -138,7 +138,7 @@ def _holdout_section(cohort: Cohort, found: HoldoutReport) -> Section:
     main = found.holdouts[0].scores[found.model].main_metric
     several = any("/" in name for name in _names_of_several(found))
     tables = []
-    for one in found.holdouts:
+    for number, one in enumerate(found.holdouts, start=1):
         tables.append(
             metrics_table(
                 one.scores,
@@ -147,6 +147,7 @@ def _holdout_section(cohort: Cohort, found: HoldoutReport) -> Section:
                 drawn=found.drawn,
                 units="pairs of a held-out subject and a class" if several else "held-out subjects",
                 title=f"Holdout of seed {one.seed}",
+                explained=number == len(found.holdouts),
             )
         )
     if found.metrics:
@@ -191,7 +192,8 @@ def _mean_table(found: HoldoutReport, main: str) -> Table:
         rows,
         ("", *(METRIC_LABELS[name] for name in names)),
         f"Mean over {len(found.holdouts)} seeds",
-        interval_note(f"{found.drawn}, from all holdouts together"),
+        f"In brackets: intervals of the same kind ({found.drawn}), but drawn from the subjects of "
+        f"all holdouts together.",
         numbers=range(1, len(names) + 1),
         strong=0,
     )

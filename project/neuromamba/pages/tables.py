@@ -14,6 +14,9 @@ METRIC_LABELS = {
     "auroc": "AUROC",
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",
+    "macro_f1": "Macro F1",
+    "macro_precision": "Macro precision",
+    "macro_recall": "Macro recall",
     "mse": "Squared error",
     "mae": "Absolute error",
     "pearson_r": "Pearson r",
@@ -42,6 +45,7 @@ def metrics_table(
     drawn: str = "",
     units: str = "held-out subjects",
     title: str = "",
+    explained: bool = True,
 ) -> Table:
     """Metrics of a model (first) and of others, with intervals and paired differences.
 
@@ -53,6 +57,7 @@ def metrics_table(
         drawn: what the bootstrap draws, in words; by default subjects, within classes.
         units: what is counted.
         title: of the table.
+        explained: whether the note says what the brackets are; once is enough for several tables.
 
     Raises:
         UserInputError: the entries were not scored on the same subjects with the same targets.
@@ -70,11 +75,12 @@ def metrics_table(
         what += "the most probable class decides"
     else:
         what = f"; predictions averaged over each subject's {samples}"
+    note = f"{len(first.target)} {units}{what}."
     return Table(
         rows,
         ("", *(METRIC_LABELS[name] for name in names), f"{METRIC_LABELS[main]}: first less this"),
         title,
-        note=f"{len(first.target)} {units}{what}. {interval_note(drawn)}",
+        note=f"{note} {interval_note(drawn)}" if explained else note,
         numbers=range(1, len(names) + 2),
         strong=0,
     )

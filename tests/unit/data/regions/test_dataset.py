@@ -418,3 +418,44 @@ def test_cni_columns(tmp_path: Path) -> None:
     np.savez(tmp_path / details.file, aal=np.concatenate([first.T, second.T]), length=[9, 13])
     with pytest.raises(UserInputError, match=r"has 2 scans with 22 frames, expected 2 .* and 23"):
         load_cohort("CNI_SEX", details, tmp_path)
+
+
+# ------------------------------------------------------------------------------ confounds, families
+
+
+def test_confounds_come_from_the_table_or_from_pheno(tmp_path: Path) -> None:
+    table = "Subject,Release,Gender,Age\n1,Q1,F,22\n2,Q1,M,n/a\n3,Q2,F,\n"
+    write(tmp_path, REST, [sample("1"), sample("2")], table)
+    cohort = load_cohort("HCP_REST", REST, tmp_path, confounds=["Age", "Release"])
+    assert cohort.confounds == {"Age": {"1": "22"}, "Release": {"1": "Q1", "2": "Q1"}}
+    motion = [(f"{i // 2}", 0.25 * i) for i in range(4)]
+    scans = [sample(s, 20 + i, disease="PD" if i < 2 else "Control", fd=fd, site="x")
+             for i, (s, fd) in enumerate(motion)]  # fmt: skip
+    write(tmp_path, PPMI, scans)
+    found = load_cohort("PPMI", PPMI, tmp_path, confounds=["fd", "site"]).confounds
+    assert found == {"fd": {"0": "0.125", "1": "0.625"}, "site": {"0": "x", "1": "x"}}
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("shoe", r"^--confounds: the scans' pheno has no 'shoe' \(disease, site, subjectId\)"),
+        ("disease", r"^--confounds: 'disease' is the target itself"),
+        ("site", r"^--confounds: scans of 0 differ in 'site' \(x, y\)"),
+    ],
+)
+def test_confounds_that_cannot_be_used(tmp_path: Path, column: str, message: str) -> None:
+    scans = [sample(f"{i // 2}", 20 + i, disease="PD" if i < 2 else "Control", site="xyxx"[i])
+             for i in range(4)]  # fmt: skip
+    write(tmp_path, PPMI, scans)
+    with pytest.raises(UserInputError, match=message):
+        load_cohort("PPMI", PPMI, tmp_path, confounds=[column])
+
+
+def test_a_column_of_families_that_is_not_used_is_pointed_out(tmp_path: Path) -> None:
+    table = "Subject,Release,Gender,Family_ID\n1,Q1,F,a\n2,Q1,M,a\n"
+    write(tmp_path, REST, [sample("1"), sample("2")], table)
+    notes = load_cohort("HCP_REST", REST, tmp_path).notes
+    assert any("--group_column Family_ID keeps them together" in note for note in notes)
+    notes = load_cohort("HCP_REST", REST, tmp_path, group_column="Family_ID").notes
+    assert not any("Family_ID" in note for note in notes)
