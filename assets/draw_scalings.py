@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from neuromamba.config.data import DataConfig
 from neuromamba.config.names import SCALING_METHODS
-from neuromamba.data.store.header import RunSource
-from neuromamba.data.store.writer import WriteOptions, write_run
+from neuromamba.data.store.header import RunSource, WriteOptions
+from neuromamba.data.store.writer import write_run
 from neuromamba.data.synthetic.brain import generate_subject
 from neuromamba.data.synthetic.spec import SyntheticSpec
 from neuromamba.data.windows.dataset import WindowDataset
@@ -56,7 +56,7 @@ def main() -> None:
             options=WriteOptions(voxel_statistics=True),
         )
         config = DataConfig(
-            dataset_name=("Own",), image_path=(folder,), img_size=GRID, sequence_length=FRAMES
+            dataset_name=("Own",), image_path=(folder,), grid=GRID, sequence_length=FRAMES
         )
         for method, (upper, lower) in zip(SCALING_METHODS, axes.T, strict=True):
             scaled = dataclasses.replace(config, input_scaling_method=method)

@@ -57,7 +57,8 @@ from neuromamba.config.model import ModelConfig
 from neuromamba.config.training import OptimConfig, PretrainConfig
 from neuromamba.fmamba.backbone import Embedder
 from neuromamba.fmamba.build import load_model_config
-from neuromamba.fmamba.module import PretrainModule, build_optimizer
+from neuromamba.fmamba.optimizer import build_optimizer
+from neuromamba.fmamba.pretrain import PretrainModule
 from neuromamba.fmamba.tokenizer import patchify, plan_compact, tokens_off_background
 from neuromamba.layers.mamba2 import Mamba2
 from neuromamba.layers.rms_norm import RMSNorm
@@ -229,7 +230,9 @@ def ours(config: ModelConfig, batch: dict[str, Any], device: torch.device) -> Co
     """The training module as ``project/main.py`` runs it."""
     seed_run(0)
     optim = OptimConfig()
-    module = PretrainModule(config, PretrainConfig(), optim, total_steps=1000).to(device)
+    module = PretrainModule(
+        model=config, objective=PretrainConfig(), optim=optim, total_steps=1000
+    ).to(device)
     planned = module.on_before_batch_transfer(dict(batch), 0)
     planned["plans"] = [
         type(plan)(*(value.to(device) for value in plan)) for plan in planned["plans"]

@@ -145,7 +145,7 @@ def loaders(root: Path, model: ModelConfig, frames: int) -> dict[str, Any]:
         config = DataConfig(
             dataset_name=("Dummy",),
             image_path=(str(root / name),),
-            img_size=model.img_size[:3],
+            grid=model.img_size[:3],
             sequence_length=length,
             num_workers=WORKERS,
             prefetch_factor=AHEAD,

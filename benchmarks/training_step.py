@@ -167,13 +167,13 @@ class ClockedRun(Run):
         self,
         trainer: Trainer,
         module: FMambaModule,
-        data: FMRIDataModule,
+        loaders: FMRIDataModule,
         point: Any,
         fault_tolerance: Any,
     ) -> dict[str, float]:
         self.clock = Clock(module)
         trainer.callbacks.append(self.clock)  # type: ignore[attr-defined]
-        return super()._fit(trainer, module, data, point, fault_tolerance)
+        return super()._fit(trainer, module, loaders, point, fault_tolerance)
 
 
 def profile(command: list[str], steps: int) -> dict[str, Any]:

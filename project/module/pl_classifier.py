@@ -1,5 +1,7 @@
 """The LightningModules: ``neuromamba/fmamba/module.py``."""
 
-from neuromamba.fmamba.module import DownstreamModule, FMambaModule, PretrainModule
+from neuromamba.fmamba.downstream import DownstreamModule
+from neuromamba.fmamba.module import FMambaModule
+from neuromamba.fmamba.pretrain import PretrainModule
 
 __all__ = ["DownstreamModule", "FMambaModule", "PretrainModule"]

@@ -27,10 +27,13 @@ if TYPE_CHECKING:
     from neuromamba.config.training import DownstreamConfig, OptimConfig, PretrainConfig
     from neuromamba.data.cohorts.registry import DATASETS
     from neuromamba.data.windows.data_module import FMRIDataModule
+    from neuromamba.data.windows.run_data import RunData
     from neuromamba.fmamba.backbone import FMamba
     from neuromamba.fmamba.build import build_model, load_model_config
+    from neuromamba.fmamba.downstream import DownstreamModule
     from neuromamba.fmamba.heads import build_head
-    from neuromamba.fmamba.module import DownstreamModule, FMambaModule, PretrainModule
+    from neuromamba.fmamba.module import FMambaModule
+    from neuromamba.fmamba.pretrain import PretrainModule
     from neuromamba.neurossm.model import NeuroSSM, NeuroSSMConfig
 
 # Name -> the module that defines it.
@@ -48,13 +51,14 @@ _DEFINED_IN = {
     "PretrainConfig": "neuromamba.config.training",
     "DATASETS": "neuromamba.data.cohorts.registry",
     "FMRIDataModule": "neuromamba.data.windows.data_module",
+    "RunData": "neuromamba.data.windows.run_data",
     "FMamba": "neuromamba.fmamba.backbone",
     "build_model": "neuromamba.fmamba.build",
     "load_model_config": "neuromamba.fmamba.build",
     "build_head": "neuromamba.fmamba.heads",
-    "DownstreamModule": "neuromamba.fmamba.module",
+    "DownstreamModule": "neuromamba.fmamba.downstream",
     "FMambaModule": "neuromamba.fmamba.module",
-    "PretrainModule": "neuromamba.fmamba.module",
+    "PretrainModule": "neuromamba.fmamba.pretrain",
     "NeuroSSM": "neuromamba.neurossm.model",
     "NeuroSSMConfig": "neuromamba.neurossm.model",
 }
@@ -76,6 +80,7 @@ __all__ = [
     "OptimConfig",
     "PretrainConfig",
     "PretrainModule",
+    "RunData",
     "UserInputError",
     "__version__",
     "build_head",

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from neuromamba.training.fault_tolerance import FaultTolerance
 from neuromamba.training.finite import bad_gradient, bad_weights
+from neuromamba.training.step_agreement import StepAgreement
 
 pytestmark = [
     pytest.mark.gpu,
@@ -25,14 +25,14 @@ def test_a_step_is_asked_about_without_waiting(monkeypatch: pytest.MonkeyPatch) 
         strategy=None, precision_plugin=None, world_size=4, global_rank=1, sanity_checking=False
     )
     place: Any = SimpleNamespace(device=torch.device("cuda"))
-    fault_tolerance = FaultTolerance()
+    agreement = StepAgreement()
 
     def ask(loss: torch.Tensor) -> None:
         bad = ~torch.isfinite(loss).all()
-        fault_tolerance._propose(trainer, place, bad, bad_gradient(trainer, optimizer))
+        agreement.propose(trainer, place, bad, bad_gradient(trainer, optimizer))
 
     ask(torch.ones(2, device="cuda"))  # libraries are loaded
-    assert fault_tolerance._rank_sync.read() == [0, 0, 0]
+    assert agreement.read() == [0, 0, 0]
     losses = torch.tensor([1.0, float("nan")], device="cuda")
     module.weight.grad[0, 0] = float("inf")  # type: ignore[index]
     torch.cuda.synchronize()
@@ -42,4 +42,4 @@ def test_a_step_is_asked_about_without_waiting(monkeypatch: pytest.MonkeyPatch) 
         bad_weights(module)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert fault_tolerance._rank_sync.read() == [0, 3, 1]
+    assert agreement.read() == [0, 3, 1]

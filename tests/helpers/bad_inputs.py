@@ -328,7 +328,7 @@ BAD_INPUTS = (
     BadInput("nothing.nii", nothing, "not a NIfTI image", _AGAIN),
     BadInput("nothingz.nii.gz", nothing, "not a NIfTI image", _AGAIN),
     BadInput("cut.nii", cut_off, "truncated or corrupt", _AGAIN),
-    BadInput("dimmore.nii.gz", more_frames_told, "24 of 48 frames are there", _AGAIN),
+    BadInput("dimmore.nii.gz", more_frames_told, "24 of 48 frames are present", _AGAIN),
     BadInput(
         "dimless.nii.gz", fewer_frames_told, "bytes follow after the 12 frames", "origin again"
     ),
@@ -353,7 +353,7 @@ BAD_INPUTS = (
     BadInput("nospace.nii.gz", no_space, "neither qform nor sform is set", _NATIVE),
     BadInput("scanner.nii.gz", scanner_space, "not in MNI space by its header", _NATIVE),
     BadInput("metres.nii.gz", metres, "not in MNI space by its header", "docs/preprocessing.md"),
-    BadInput("origin.nii.gz", lost_origin, "the header says MNI152, but", "Mend the header"),
+    BadInput("origin.nii.gz", lost_origin, "the header says MNI152, but", "Correct the header"),
     BadInput("sub-b1_space-T1w_bold.nii.gz", plain_run, "in native space", _NATIVE),
     BadInput("sub-b2_space-OASIS30ANTs_bold.nii.gz", plain_run, "in the space OASIS", "Normalise"),
     BadInput("tilted.nii.gz", oblique, "tilted by 7.0 degrees", "--resample MM"),

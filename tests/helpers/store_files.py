@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from neuromamba.data.store.header import RunHeader, RunSource
-from neuromamba.data.store.writer import WriteOptions, write_run
+from neuromamba.data.store.header import RunHeader, RunSource, WriteOptions
+from neuromamba.data.store.writer import write_run
 
 _OPTIONS = {field.name for field in dataclasses.fields(WriteOptions)}
 

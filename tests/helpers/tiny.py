@@ -15,6 +15,8 @@ from neuromamba.commands.train import run
 from neuromamba.common.seeds import seed_run
 from neuromamba.config.flag_parser import parse_arguments
 from neuromamba.data.windows.data_module import FMRIDataModule
+from neuromamba.data.windows.run_data import RunData
+from neuromamba.fmamba.builders import build_module
 from neuromamba.fmamba.flags import build_parser
 from neuromamba.fmamba.module import FMambaModule
 from neuromamba.fmamba.run import Run
@@ -88,16 +90,20 @@ class CommandLine:
         """Flags checked, nothing executed."""
         return Run(run_config(*parse_arguments(build_parser(), self.argv(extra))))
 
-    def data(self, extra: str = "") -> FMRIDataModule:
-        """The data module; writes no split."""
+    def data(self, extra: str = "") -> RunData:
+        """The data of a run; writes no split."""
         config = self.planned(extra).config
-        return FMRIDataModule(config.data, config.downstream, write_split=False)
+        return RunData(config.data, config.downstream, write_split=False)
+
+    def loaders(self, extra: str = "") -> FMRIDataModule:
+        """The data module; writes no split."""
+        return FMRIDataModule(self.data(extra))
 
     def module(self, extra: str = "", steps: int = 100) -> FMambaModule:
         """The LightningModule as a run would start with it."""
         planned = self.planned(extra)
         seed_run(planned.config.flags["seed"])
-        return planned.build_module(self.data(extra), steps)
+        return build_module(planned.config, self.data(extra), steps)
 
     def run(self, extra: str = "") -> Finished:
         """A run in a folder of its own, unless ``extra`` names one."""

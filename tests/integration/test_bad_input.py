@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning import Trainer
 
 from neuromamba.commands.train import main
-from neuromamba.data.windows.data_module import FMRIDataModule
+from neuromamba.data.windows.run_data import RunData
 from tests.helpers.tiny import CommandLine, write_tiny_run
 
 NEXT = "--pretraining --use_autoregressive"
@@ -447,7 +447,7 @@ def another_split(cli: CommandLine) -> Path:
     shutil.copytree(cli.store, other, ignore=shutil.ignore_patterns("splits"))
     (other / "hdf5" / "sub-20.h5").unlink()
     config = cli.planned(f"--image_path {other}").config
-    FMRIDataModule(config.data)  # draws the split and keeps it
+    RunData(config.data)  # draws the split and keeps it
     return other
 
 

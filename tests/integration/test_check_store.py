@@ -1,4 +1,4 @@
-"""check_and_clean_hdf5.py: every kind of damage is found, nothing else; --clean moves just that."""
+"""check-store: every kind of damage is found, nothing else; --clean moves just that."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ import h5py
 import numpy as np
 import pytest
 
-from neuromamba.commands import check_store as program
 from neuromamba.commands.check_store import main
+from neuromamba.data.ingest import check_store as library
 from neuromamba.data.store.header import RunSource
 from neuromamba.data.store.manifest import manifest_row, read_manifest, write_manifest
 from neuromamba.data.store.reader import list_runs, read_header
 from neuromamba.data.store.writer import write_run
+from tests.helpers.paths import DATA_SCRIPTS
 from tests.helpers.tiny import write_tiny_run
 
 State = dict[str, tuple[str, int]]
@@ -478,7 +479,7 @@ def test_a_quarantine_on_another_file_system(
 
 def test_command_line_with_workers(store: Path) -> None:
     flip_in(store / "hdf5" / "sub-05.h5", "bold", 77)
-    script = str(Path(program.__file__))
+    script = str(DATA_SCRIPTS / "check_and_clean_hdf5.py")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, script, "--image_path", "store", "--num_workers", "2"],
@@ -501,7 +502,7 @@ def test_ctrl_c_moves_nothing(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(program, "mark_duplicates", interrupt)
+    monkeypatch.setattr(library, "mark_duplicates", interrupt)
     checked = Checked(store, capsys, "--clean")
     assert checked.status == 130
     assert "nothing was moved" in checked.errors

@@ -19,8 +19,8 @@ import torch
 from neuromamba.checkpoints.io import (
     check_readable,
     load_strictly,
-    read_card,
     read_checkpoint,
+    read_metadata,
     read_training_state,
 )
 from neuromamba.commands.export import main as export
@@ -195,7 +195,7 @@ def assert_same_predictions(one: Path, other: Path, within: float) -> None:
 
 @pytest.mark.parametrize("wanted", EVERY)
 def test_weights_are_those_of_the_training(trained: Trained, wanted: tuple[Case, int]) -> None:
-    """Every tensor, to the last bit, loads strictly into the model that the card describes."""
+    """Every tensor, to the last bit, loads strictly into the model that the metadata describes."""
     runs, name = trained.case(wanted)
     path = runs.folder / name / "checkpoints" / "last.ckpt"
     check_readable(path)
@@ -203,16 +203,22 @@ def test_weights_are_those_of_the_training(trained: Trained, wanted: tuple[Case,
     assert set(contents.state_dict) == set(expected)
     for key, array in expected.items():
         assert np.array_equal(contents.state_dict[key].float().numpy(), array), key
-    card = read_card(path)
-    assert card == contents.card and card["ranks"] == wanted[1] and card["code_version"]
-    model = from_dict(ModelConfig, card["model"], "card")
+    metadata = read_metadata(path)
+    assert (
+        metadata == contents.metadata
+        and metadata["ranks"] == wanted[1]
+        and metadata["code_version"]
+    )
+    model = from_dict(ModelConfig, metadata["model"], "metadata")
     state = contents.state_dict
-    backbone = build_model(model, output_layer="pretrain" in card)
+    backbone = build_model(model, output_layer="pretrain" in metadata)
     head = {k.removeprefix("head."): v for k, v in state.items() if k.startswith("head.")}
     load_strictly(backbone, {k: v for k, v in state.items() if not k.startswith("head.")}, path)
-    assert ("head" in card) == bool(head)
+    assert ("head" in metadata) == bool(head)
     if head:
-        load_strictly(build_head(from_dict(HeadConfig, card["head"], "card"), model), head, path)
+        load_strictly(
+            build_head(from_dict(HeadConfig, metadata["head"], "metadata"), model), head, path
+        )
     found = read_training_state(path)
     stage = 0 if wanted[0][0] == "ddp" else int(wanted[0][0][-1])
     assert (found.zero_stage, found.ranks) == (stage, wanted[1])
@@ -255,7 +261,7 @@ def test_exports_are_the_same(
     assert set(source.state_dict) == set(written.state_dict)
     for key, tensor in source.state_dict.items():
         assert torch.equal(tensor.float(), written.state_dict[key]), key
-    assert written.card == (source.card if suffix == ".safetensors" else {})
+    assert written.metadata == (source.metadata if suffix == ".safetensors" else {})
 
 
 @needs_deepspeed

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import memory_plan
+from neuromamba.__main__ import main as neuromamba
 from neuromamba.commands import doctor
 from neuromamba.planning import data_path
 from neuromamba.planning.data_path import check_data_path
@@ -45,7 +46,7 @@ def test_damaged_and_absent_stores(pristine_store: Path, tmp_path: Path) -> None
     run.write_bytes(run.read_bytes()[:500])
     found = lines(store)
     assert found["store"].state == "missing" and "1 of 20 files" in found["store"].found
-    assert "check_and_clean_hdf5.py" in found["store"].remedy and "20 runs" in found["runs"].found
+    assert "neuromamba check-store" in found["store"].remedy and "20 runs" in found["runs"].found
     assert doctor.main(["--image_path", str(store)]) == 1
     (absent,) = check_data_path(str(tmp_path / "nowhere"))
     assert absent.state == "missing" and "no folder" in absent.found and absent.remedy
@@ -65,7 +66,7 @@ def test_plan_of_a_store(pristine_store: Path, capsys: pytest.CaptureFixture[str
     """Tokens and windows come from the store, which stays as it is."""
     words = f"plan --image_path {pristine_store} --dataset_name Dummy --img_size 12 12 12 4"
     words += " --embed_dim 16 --depth 1 --gpus 2 --gpu CPU --json --train_split 0.6"
-    assert doctor.main(words.split()) == 0
+    assert neuromamba(words.split()) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["work"]["windows"] == 12 * 3
     assert found["work"]["most_tokens"] == found["work"]["tokens_brain"] == 10

@@ -71,7 +71,7 @@ def test_stopped_by_a_signal(runs: Runs, straight: Path, blow: Blow) -> None:
     folder = runs.new()
     stopped = runs.go(folder, f"{NEXT} {DDP} {LAST}", blow)
     assert stopped.statuses == (75, 75)
-    assert "no checkpoint is there yet: starting anew" in stopped.said[0]
+    assert "no checkpoint yet: starting from the beginning" in stopped.said[0]
     assert stopped.text.count("stopped in step") == 1
     assert f"wrote {folder}/checkpoints/last.ckpt. Continue with {LAST}." in stopped.said[0]
     assert not (folder / "metrics.json").exists()
@@ -181,7 +181,7 @@ def test_max_steps_is_continued(runs: Runs, steps: str, step: int) -> None:
     blow = Blow("SIGTERM", 1) if step == 3 else Blow("SIGKILL", step, where=where)
     assert runs.go(folder, extra, blow, ranks=1).statuses in ((75,), (-9,))
     again = runs.go(folder, extra, ranks=1)
-    assert again.statuses == (0,) and f"going on behind step {step}," in again.text
+    assert again.statuses == (0,) and f"continuing after step {step}," in again.text
     assert_undisturbed(folder, straight)
 
 
@@ -280,7 +280,7 @@ def test_a_torn_checkpoint_is_passed_over(runs: Runs, strategy: str) -> None:
     again = runs.go(folder, line, Blow("SIGTERM", 5, (0,)))
     assert again.statuses == (75, 75)
     assert again.text.count("passed over") == 1 and f"'{last}" in again.text
-    assert f"going on behind step 4, from {earlier}" in again.said[0]
+    assert f"continuing after step 4, from {earlier}" in again.said[0]
 
 
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])

@@ -71,7 +71,7 @@ def windows(cli: CommandLine, extra: str) -> Any:
 
 def loaders(cli: CommandLine, extra: str) -> Any:
     """How the training and validation windows are loaded."""
-    data = cli.data(extra)
+    data = cli.loaders(extra)
     train, val = data.train_dataloader(), data.val_dataloader()
     return (
         train.batch_size,
@@ -85,7 +85,7 @@ def loaders(cli: CommandLine, extra: str) -> Any:
 
 def cached(cli: CommandLine, extra: str) -> Any:
     """Training windows that the cache has room for."""
-    cache = cli.data(extra).train_dataloader().dataset.cache
+    cache = cli.loaders(extra).train_dataloader().dataset.cache
     return cache and cache.places
 
 
@@ -95,7 +95,7 @@ def first_batch(data: FMRIDataModule) -> dict[str, Any]:
 
 def batch(cli: CommandLine, extra: str) -> Any:
     """The first training batch, tensors as lists."""
-    found = first_batch(cli.data(extra))
+    found = first_batch(cli.loaders(extra))
 
     def plain(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -107,7 +107,7 @@ def batch(cli: CommandLine, extra: str) -> Any:
 
 def drawn(cli: CommandLine, extra: str) -> Any:
     """Which training windows an epoch draws."""
-    return list(cli.data(extra).train_dataloader().sampler)
+    return list(cli.loaders(extra).train_dataloader().sampler)
 
 
 def targets_and_units(cli: CommandLine, extra: str) -> Any:
@@ -129,7 +129,7 @@ def targets(cli: CommandLine, extra: str) -> Any:
 def tokens(cli: CommandLine, extra: str) -> Any:
     """Kept tokens of each sample of a batch, and the values of the first token."""
     module = cli.module(extra)
-    planned = module.on_before_batch_transfer(first_batch(cli.data(extra)), 0)
+    planned = module.on_before_batch_transfer(first_batch(cli.loaders(extra)), 0)
     packed = module.pack(planned)
     return packed.lengths, packed.tokens.shape[1], packed.tokens[0].tolist()
 
@@ -834,13 +834,13 @@ def plain(value: Any) -> bool:
 def test_checkpoints_hold_plain_containers(cli: CommandLine, extra: str) -> None:
     done = cli.run(extra)
     for name in ("best", "last"):
-        card = done.checkpoint(name)["neuromamba"]
-        assert plain(card)
-        assert card["orientation"] == "LAS"
-        assert card["model"]["embed_dim"] == 16
-        assert card["data"]["scaling"] == "znorm_minback"
-        assert card["data"]["split_hash"] == cli.data(extra).split_hash
-        assert ("pretrain" in card) == ("pretraining" in extra) == ("head" not in card)
+        metadata = done.checkpoint(name)["neuromamba"]
+        assert plain(metadata)
+        assert metadata["orientation"] == "LAS"
+        assert metadata["model"]["embed_dim"] == 16
+        assert metadata["data"]["scaling"] == "znorm_minback"
+        assert metadata["data"]["split_hash"] == cli.data(extra).split_hash
+        assert ("pretrain" in metadata) == ("pretraining" in extra) == ("head" not in metadata)
 
 
 def test_last_checkpoint_is_of_the_last_epoch(cli: CommandLine) -> None:
@@ -989,11 +989,11 @@ def test_lora(cli: CommandLine) -> None:
     for key, value in start.items():
         name = key.replace("_proj.weight", "_proj.base_layer.weight")
         assert "output" in key or torch.equal(end[name], value), key
-    card = done.checkpoint()["neuromamba"]
+    metadata = done.checkpoint()["neuromamba"]
     merged = read_checkpoint(done.folder / "checkpoints" / "last.ckpt").state_dict
     layer = "mamba_layers.0.1.in_proj"
     a, b = (end[f"model.{layer}.lora_{one}.default.weight"] for one in "AB")
-    wanted = start[f"model.{layer}.weight"] + card["downstream"]["lora_alpha"] / 2 * b @ a
+    wanted = start[f"model.{layer}.weight"] + metadata["downstream"]["lora_alpha"] / 2 * b @ a
     torch.testing.assert_close(merged[f"{layer}.weight"], wanted)
     # The tested model is the trained one, with its updates in the weights.
     best = done.folder / "checkpoints" / "best.ckpt"

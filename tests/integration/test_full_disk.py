@@ -39,7 +39,7 @@ def test_a_checkpoint_that_cannot_be_written(
     assert all(value.isfinite().all() for value in weights(folder, "epoch=0-step=3").values())
     again = runs.go(folder, line, ranks=ranks)
     assert again.statuses == (0,) * ranks, again.text
-    assert "going on behind step 3," in again.said[0]
+    assert "continuing after step 3," in again.said[0]
 
 
 def test_curves_that_cannot_be_written(runs: Runs) -> None:

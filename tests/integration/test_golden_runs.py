@@ -49,7 +49,7 @@ SSM = (
     "--embed_dim 32 --depth 1 --scales 2 --folds 2 --epochs 8 --batch_size 4 --learning_rate 1e-3 "
     "--max_learning_rate 3e-3 --atlas six.nii.gz"
 )
-# The model of the released layout, which has no card.
+# The model of the released layout, which has no metadata.
 MODEL = (
     "--dataset_name Dummy --img_size 9 9 9 4 --patch_size 3 3 3 2 --embed_dim 16 --depth 1 "
     "--train_split 0.5 --val_split 0.25 --stratify_by sex --downstream_task sex"
@@ -200,7 +200,7 @@ def test_an_old_checkpoint_predicts_the_same(nursery: Nursery, old: Path, name: 
 
 
 def test_as_it_is_typed(old: Path) -> None:
-    """In the folder of the files the card's paths lead to the store."""
+    """In the folder of the files the metadata's paths lead to the store."""
     words = "--test_only --test_ckpt_path runs/sex --accelerator cpu --output_dir again"
     said = call(old, [MAIN, *words.split()])
     assert "--test_ckpt_path: taking runs/sex/checkpoints/best.ckpt\n" in said
@@ -222,17 +222,17 @@ def test_an_old_export_predicts_the_same(nursery: Nursery, old: Path, file: str,
 
 @pytest.mark.parametrize("file", ["sex.safetensors", "sex.pt"])
 def test_an_export_is_the_old_one(old: Path, file: str) -> None:
-    """To the last bit, and with the same card."""
+    """To the last bit, and with the same metadata."""
     said = command(old, "export", f"runs/sex {file}")
     assert f"{EXPECTED['tasks']['sex']['metrics']['model/parameters']:,.0f} parameters" in said
     written, before = tensors(old / file), tensors(old / "exports" / file)
     same_state(written, EXPECTED["exports"][file], 1e-8)
     assert all(torch.equal(written[name], tensor) for name, tensor in before.items())
-    cards = [json.loads((folder / f"{file}.json").read_text()) for folder in (old, old / "exports")]
-    for card in cards:
-        assert card["export"].pop("source").endswith("runs/sex/checkpoints/best.ckpt")
-        card["export"].pop("code_version")
-    assert cards[0] == cards[1]
+    found = [json.loads((folder / f"{file}.json").read_text()) for folder in (old, old / "exports")]
+    for metadata in found:
+        assert metadata["export"].pop("source").endswith("runs/sex/checkpoints/best.ckpt")
+        metadata["export"].pop("code_version")
+    assert found[0] == found[1]
     same_state(
         tensors(old / "runs/sex/checkpoints/best.ckpt"), EXPECTED["tasks"]["sex"]["state"], 1e-8
     )

@@ -22,6 +22,7 @@ from neuromamba.commands import regions_explain_reference as analysis
 from neuromamba.commands import regions_extract as roi
 from neuromamba.commands import regions_train as tester
 from neuromamba.data.regions import atlases
+from neuromamba.neurossm import reference_maps
 from neuromamba.neurossm.attribution_files import read_scan_map
 from tests.helpers.neurosynth_files import needs_nimare, write_database
 
@@ -393,7 +394,7 @@ def test_flag_of_the_reference_analysis_changes_something(
 ) -> None:
     monkeypatch.chdir(explained)
     # Pictures take most of the time, and no flag is about them.
-    monkeypatch.setattr(analysis, "write_reference_page", lambda folder, *_: folder)
+    monkeypatch.setattr(reference_maps, "write_reference_page", lambda folder, *_: folder)
     base = "--atlas six.nii.gz"
     assert f"--{flag}" in ANALYSIS[flag]
     before = analysed(commands, base)

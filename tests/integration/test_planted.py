@@ -28,7 +28,7 @@ RIGHT = {"slow": {"raw_4"}, "fast": {"diff_1"}}
 def region_aucs(found: Attribution, scans: list[Scan], recipe: Recipe, label: int) -> np.ndarray:
     """AUC of CPA for the planted regions, in each of a class's scans."""
     truth = np.zeros(ROIS)
-    truth[recipe.places()[label]] = 1
+    truth[recipe.planted_regions()[label]] = 1
     own = [i for i, one in enumerate(scans) if one.label == label]
     return np.array([roc_auc_score(truth, found.cpa[i]) for i in own])
 
@@ -60,8 +60,8 @@ def test_planted_regions_and_pathways_are_found(seed: int, tmp_path: Path) -> No
         aucs = region_aucs(found, tested, recipe, label)
         assert aucs[own[labels == label]].min() >= 0.95, kind
         numbers = [i + 1 for i, name in enumerate(CONFIG.pathways) if name in RIGHT[kind]]
-        dominant = found.dominant[own][:, recipe.places()[label]]
+        dominant = found.dominant[own][:, recipe.planted_regions()[label]]
         assert np.isin(dominant, numbers).mean() >= 0.9, kind
         assert region_aucs(chance, tested, recipe, label).mean() <= 0.65, kind
-        by_chance = chance.dominant[labels == label][:, recipe.places()[label]]
+        by_chance = chance.dominant[labels == label][:, recipe.planted_regions()[label]]
         assert np.isin(by_chance, numbers).mean() <= len(numbers) / 6 + 0.3, kind

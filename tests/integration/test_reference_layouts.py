@@ -373,7 +373,7 @@ def spoil(root: Path) -> dict[str, str]:
     return {
         "img/gaps": "frame(s) 3, 7-9 are missing",
         "img/late": "frame(s) 0-1 are missing",
-        "img/twice": "frame(s) 3 are there twice",
+        "img/twice": "frame(s) 3 appear twice",
         "img/shape/frame_5.pt": "a frame of 9 x 10 x 7, expected 9 x 10 x 8",
         "img/channels/frame_0.pt": "a tensor 9 x 10 x 8 x 2 of torch.float32",
         "img/dict/frame_2.pt": "holds a dict",

@@ -13,11 +13,12 @@ from sklearn.metrics import roc_auc_score
 
 from neuromamba.commands import reproduce
 from neuromamba.commands.train import main as train
+from neuromamba.common.stages import StageFailure
 from neuromamba.config.flag_parser import parse_arguments
 from neuromamba.evaluation.scores import read_scores
 from neuromamba.fmamba.flags import build_parser
 from neuromamba.fmamba.run_config import RunConfig, run_config
-from neuromamba.reports import reproduction
+from neuromamba.reports import reproduction, reproduction_run
 from neuromamba.reports.reproduction import GRIDS, Grid, Study
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny import CommandLine
@@ -69,7 +70,7 @@ def test_published_runs_have_the_published_hyper_parameters() -> None:
         column = list(widths).index(labels[label][0])
         assert config.model.embed_dim == int(labels[label][1]), name
         assert config.model.depth == 12 and config.model.patch_size == (6, 6, 6, 2)
-        assert config.data.img_size == (96, 96, 96) and config.data.sequence_length == 20
+        assert config.data.grid == (96, 96, 96) and config.data.sequence_length == 20
         assert config.optim.learning_rate == float(table["learning rate (AdamW)"][column])
         assert config.optim.optimizer == "AdamW" and config.optim.use_scheduler
         assert config.optim.weight_decay == float(table["weight decay"][column])
@@ -107,20 +108,20 @@ def tiny(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         if command[0] == "train":
             done.append(stage)
             if train(command[1:]) != 0:
-                raise reproduce.StageFailure(f"stage '{stage}' failed")
+                raise StageFailure(f"stage '{stage}' failed")
 
-    monkeypatch.setattr(reproduce, "run_stage", in_process)
+    monkeypatch.setattr(reproduction_run, "run_stage", in_process)
     flags = (
         f"--image_path {cli.store} --output_dir {cli.folder}/runs --paper_dir {cli.folder}/paper"
     )
-    monkeypatch.setattr(reproduce, "DONE", done, raising=False)
+    monkeypatch.setattr(reproduction_run, "DONE", done, raising=False)
     return flags.split()
 
 
 def test_a_table_from_nothing_and_again(
     tiny: list[str], cli: CommandLine, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done: list[str] = reproduce.DONE  # type: ignore[attr-defined]
+    done: list[str] = reproduction_run.DONE  # type: ignore[attr-defined]
     words = ["--table", "1", "--seeds", "1", "2", *tiny]
     assert reproduce.main(words) == 0
     assert len(done) == 2 + 4 * 2
@@ -163,7 +164,7 @@ def test_a_table_from_nothing_and_again(
 
 
 def test_what_exists_is_collected(tiny: list[str], cli: CommandLine) -> None:
-    done: list[str] = reproduce.DONE  # type: ignore[attr-defined]
+    done: list[str] = reproduction_run.DONE  # type: ignore[attr-defined]
     assert reproduce.main(["--table", "3", "--job", "0", "--seeds", "1", *tiny]) == 0
     assert done == ["pretrain_3.1M_brain"]
     assert reproduce.main(["--table", "3", "--job", "2", "--seeds", "1", *tiny]) == 0

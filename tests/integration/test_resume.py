@@ -233,7 +233,10 @@ def test_a_dry_run_says_where_it_would_go_on(
     line = f"--output_dir {folder} --resume_ckpt_path last"
     assert main(cli.argv(f"{line} --dry_run")) == 0
     said = capsys.readouterr().out
-    assert f"anew: no checkpoint is in {folder} yet\n" in said and "nothing is missing" in said
+    assert (
+        f"from the beginning: no checkpoint is in {folder} yet\n" in said
+        and "nothing is missing" in said
+    )
     assert not folder.exists()
     cli.run(line)
     last = folder / "checkpoints" / "last.ckpt"
@@ -241,7 +244,7 @@ def test_a_dry_run_says_where_it_would_go_on(
         capsys.readouterr()
         argv = f"--output_dir {folder} --dry_run --resume_ckpt_path {request}"
         assert main(cli.argv(argv)) == 0
-        assert f"  behind step 9, from {last}\n" in capsys.readouterr().out
+        assert f"  after step 9, from {last}\n" in capsys.readouterr().out
     last.write_bytes(b"torn")
     (folder / "checkpoints" / "best.ckpt").unlink()
     assert main(cli.argv(f"{line} --dry_run")) == 0

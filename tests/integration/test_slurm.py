@@ -151,5 +151,5 @@ def test_a_job_requeues_itself(slurm: Slurm, own_store: Path, tmp_path: Path) ->
     said = log.read_text()
     assert said.count("The job was put into the queue again.") == 1
     (stopped,) = re.findall(r"stopped in step (\d+) \(SIGUSR1", said)
-    assert f"going on behind step {int(stopped):,}, from " in said
+    assert f"continuing after step {int(stopped):,}, from " in said
     assert said.count("no checkpoint is there yet") == 1 and "(--max_time is over)" in said

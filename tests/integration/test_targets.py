@@ -15,6 +15,7 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.data.cohorts.registry import DATASETS
 from neuromamba.data.cohorts.split_files import read_split_txt
 from neuromamba.data.store.reader import list_runs
+from neuromamba.data.windows.data_module import FMRIDataModule
 from tests.helpers.tiny import FRAMES, SUBJECTS, CommandLine, write_tiny_run
 
 OWN = "--dataset_name Own --label_csv own.csv --target_column group"
@@ -48,8 +49,8 @@ def test_classes_of_a_table(cli: CommandLine) -> None:
     assert {"prob_0", "prob_1", "prob_2"} <= set(rows[0])
     for row in rows:
         assert int(row["target"]) == (int(row["subject"].removeprefix("sub-")) - 1) % 3
-    card = done.checkpoint()["neuromamba"]["downstream"]
-    assert card["task"] == "group" and card["target_classes"] == ["a", "b", "c"]
+    metadata = done.checkpoint()["neuromamba"]["downstream"]
+    assert metadata["task"] == "group" and metadata["target_classes"] == ["a", "b", "c"]
     test = f"--test_only --test_ckpt_path {done.folder}/checkpoints/best.ckpt"
     argv = ["--accelerator", "cpu", "--devices", "1", "--output_dir", "again", *test.split()]
     assert main(argv) == 0
@@ -216,13 +217,13 @@ def test_weighted_data_sets_and_balanced_classes(cli: CommandLine) -> None:
     )
     data = cli.data(extra)
     sizes = [len(part) for part in data.parts["train"].datasets]  # type: ignore[union-attr]
-    drawn = np.array(list(data.train_dataloader().sampler))
+    drawn = np.array(list(FMRIDataModule(data).train_dataloader().sampler))
     assert len(drawn) == sum(sizes) == 54
     assert (drawn < sizes[0]).sum() == 18 and (drawn >= sizes[0]).sum() == 36
     own_labels(cli, lambda i: "abbb"[i % 4])
     data = cli.data(f"{OWN} --balanced_sampling")
     windows = data.parts["train"].datasets[0].windows  # type: ignore[union-attr]
-    drawn_targets = [windows[i].target for i in data.train_dataloader().sampler]
+    drawn_targets = [windows[i].target for i in FMRIDataModule(data).train_dataloader().sampler]
     assert abs(drawn_targets.count(0) - drawn_targets.count(1)) <= 1
     weights = cli.data(f"{OWN} --class_weights balanced").class_weights()
     assert weights is not None

@@ -12,9 +12,10 @@ import torch
 from benchmarks import training_step
 from benchmarks._measure import resident
 from neuromamba.data.windows.dataset import WindowDataset
-from neuromamba.fmamba import module as pl_classifier
+from neuromamba.fmamba import module as shared_module
+from neuromamba.fmamba import pretrain
 from neuromamba.fmamba.backbone import Embedder
-from neuromamba.fmamba.module import PretrainModule
+from neuromamba.fmamba.pretrain import PretrainModule
 from neuromamba.layers.mamba2 import Mamba2, ResidualBlock
 from tests.helpers.tiny import CommandLine
 
@@ -56,16 +57,16 @@ def with_late_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
     ("owner", "name", "slower", "part", "times"),
     [
         (WindowDataset, "read_into", late, "read the window", 1),
-        (pl_classifier, "plan_compact", late, "plan the scatter", 1),
+        (shared_module, "plan_compact", late, "plan the scatter", 1),
         (PretrainModule, "transfer_batch_to_device", late, "to the device", 1),
         (PretrainModule, "pack", late, "scale, scatter, patchify", 1),
         (Embedder, "forward", late, "embed", 1),
         (Embedder, "forward", with_late_gradient, "embed backward", 1),
         (ResidualBlock, "forward", late, "blocks forward", DEPTH),
         (ResidualBlock, "forward", with_late_gradient, "blocks backward", DEPTH),
-        (pl_classifier, "next_token_errors", late, "output layer, loss", 1),
+        (pretrain, "next_token_errors", late, "output layer, loss", 1),
         (
-            pl_classifier,
+            pretrain,
             "next_token_errors",
             with_late_gradient,
             "output layer, loss backward",

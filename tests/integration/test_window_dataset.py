@@ -24,9 +24,7 @@ from tests.helpers.store_files import write_store_file
 
 GRID = (6, 5, 4)
 AFFINE = np.diag([-2.0, 2.0, 2.0, 1.0])
-CONFIG = DataConfig(
-    dataset_name=("Dummy",), image_path=("store",), img_size=GRID, sequence_length=4
-)
+CONFIG = DataConfig(dataset_name=("Dummy",), image_path=("store",), grid=GRID, sequence_length=4)
 # subject, run, frames, brain voxels: one subject has two runs, and no two masks are equal
 RUNS = (("sub-1", "1", 13, 30), ("sub-1", "2", 9, 28), ("sub-2", "", 12, 41))
 
@@ -241,7 +239,7 @@ def test_short_runs_are_listed(paths):
 
 def test_other_grid(paths):
     with pytest.raises(UserInputError, match=r"--img_size.*sub-1_0\.h5' has the grid 6 5 4"):
-        WindowDataset(paths, replace(CONFIG, img_size=(6, 6, 6)))
+        WindowDataset(paths, replace(CONFIG, grid=(6, 6, 6)))
 
 
 def test_other_orientation(paths):

@@ -38,9 +38,7 @@ from neuromamba.fmamba import trainer as trainer_module
 from tests.helpers.paths import PROJECT, ROOT
 from tests.helpers.tiny import GRID, CommandLine, write_tiny_run
 
-CONFIG = DataConfig(
-    dataset_name=("Dummy",), image_path=("store",), img_size=GRID, sequence_length=4
-)
+CONFIG = DataConfig(dataset_name=("Dummy",), image_path=("store",), grid=GRID, sequence_length=4)
 LENGTHS = (13, 9, 12, 25)
 # More processes than cores are what is tested.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create .* worker processes")
@@ -83,14 +81,14 @@ def loader(store: Path, workers: int = 0, cache: WindowCache | None = None, **mo
 
 def plain(batch: dict[str, Any]) -> dict[str, Any]:
     """A batch as lists, to compare; on one rank every window of it counts."""
-    assert all(batch.get("real", ()))
+    assert not any(batch.get("is_padding", ()))
 
     def of(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return str(value.dtype), value.tolist()
         return [of(item) for item in value] if isinstance(value, list) else value
 
-    return {key: of(value) for key, value in batch.items() if key != "real"}
+    return {key: of(value) for key, value in batch.items() if key != "is_padding"}
 
 
 def taken(slots: Slots | None) -> int:
@@ -124,7 +122,7 @@ def test_order_of_a_strategy() -> None:
 
 @pytest.mark.parametrize(("size", "ranks"), [(10, 3), (9, 3), (2, 4), (1, 1), (7, 2)])
 def test_ranks(size: int, ranks: int) -> None:
-    """The fewest are repeated so that ranks have as many; what is repeated is not real."""
+    """The fewest are repeated so that ranks have as many; what is repeated is padding."""
     whole = list(EpochSampler(size, 5))
     padded = [EpochSampler(size, 5, rank=rank, ranks=ranks) for rank in range(ranks)]
     each = [list(sampler) for sampler in padded]
@@ -134,13 +132,13 @@ def test_ranks(size: int, ranks: int) -> None:
     assert len(everything) - size < ranks
     # Steps of all ranks together walk through the one order.
     assert [index for step in zip(*each, strict=True) for index in step][:size] == whole
-    real = [
+    counted = [
         index
         for sampler, part in zip(padded, each, strict=True)
         for place, index in enumerate(part)
-        if sampler.real(place)
+        if not sampler.is_padding(place)
     ]
-    assert sorted(real) == list(range(size))
+    assert sorted(counted) == list(range(size))
 
 
 @pytest.mark.parametrize("position", [0, 1, 19, 20])

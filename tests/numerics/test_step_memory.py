@@ -25,7 +25,10 @@ from torch.utils._pytree import tree_leaves
 from neuromamba.common.seeds import seed_run
 from neuromamba.config.model import HeadConfig, ModelConfig
 from neuromamba.config.training import DownstreamConfig, OptimConfig, PretrainConfig
-from neuromamba.fmamba.module import DownstreamModule, FMambaModule, PretrainModule, build_optimizer
+from neuromamba.fmamba.downstream import DownstreamModule
+from neuromamba.fmamba.module import FMambaModule
+from neuromamba.fmamba.optimizer import build_optimizer
+from neuromamba.fmamba.pretrain import PretrainModule
 from neuromamba.layers.ssd import buffers as memory
 from neuromamba.layers.ssd import native
 from neuromamba.planning.layer_memory import layer_by_layer
@@ -150,14 +153,20 @@ def test_peak_of_a_step_on_the_cpu(name: str) -> None:
     torch.set_num_threads(1)
     seed_run(0)
     model = dataclasses.replace(MODEL, **changes)
-    step = Step(model, (TOKENS,) * 3, (VOXELS,) * 3, **how)
-    optim, again = OptimConfig(), step.checkpointing
+    step = Step(model=model, lengths=(TOKENS,) * 3, voxels=(VOXELS,) * 3, **how)
+    shared: dict[str, Any] = {
+        "model": model,
+        "optim": OptimConfig(),
+        "total_steps": 10,
+        "activation_checkpointing": step.checkpointing,
+    }
     module: FMambaModule
     if step.head is None:
         objective = PretrainConfig(
-            "mim" if kind == "masked" else "autoregressive", step.masked or 0.75
+            objective="mim" if kind == "masked" else "autoregressive",
+            mask_ratio=step.masked or 0.75,
         )
-        module = PretrainModule(model, objective, optim, 10, activation_checkpointing=again)
+        module = PretrainModule(objective=objective, **shared)
         pretrain = module
 
         def loss_of(batch: dict[str, Any]) -> Tensor:
@@ -165,7 +174,7 @@ def test_peak_of_a_step_on_the_cpu(name: str) -> None:
 
     else:
         task = DownstreamConfig(freeze_feature_extractor=step.frozen)
-        module = DownstreamModule(model, step.head, task, optim, 10, activation_checkpointing=again)
+        module = DownstreamModule(head=step.head, task=task, **shared)
         downstream = module
 
         def loss_of(batch: dict[str, Any]) -> Tensor:

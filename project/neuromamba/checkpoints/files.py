@@ -150,7 +150,7 @@ def check_file(path: Path, flag: str) -> None:
         raise damaged(path, flag, f"the check sum of '{wrong}' is wrong")
 
 
-def read_metadata(path: Path, flag: str) -> dict[str, Any]:
+def read_safetensors_entries(path: Path, flag: str) -> dict[str, Any]:
     """Entries of a safetensors file beside its tensors; those that hold JSON decoded.
 
     Raises:

@@ -2,8 +2,8 @@
 
 Released files are flat state dicts with the prefix ``_forward_module.model.``; ours are Lightning
 checkpoints with a ``state_dict`` and, under ``CHECKPOINT_KEY``, what is needed to use the model
-without its flags. Under DeepSpeed a checkpoint is a folder (``zero_checkpoint.py``), and an
-exported one may be a safetensors file, which has the card among its metadata.
+without its flags: the metadata. Under DeepSpeed a checkpoint is a folder (``zero``), and an
+exported one may be a safetensors file, where they are among the entries of its header.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from neuromamba.checkpoints.files import SHARD, read_file, read_metadata
+from neuromamba.checkpoints.files import SHARD, read_file, read_safetensors_entries
 from neuromamba.checkpoints.paths import find_checkpoint, safetensors_in
 from neuromamba.checkpoints.zero import find_shards, open_zero
 from neuromamba.common.errors import UserInputError
@@ -28,32 +28,32 @@ _WRAPPERS = ("_forward_module.", "module.", "_orig_mod.", "model.")
 
 
 class CheckpointContents(NamedTuple):
-    """A checkpoint's tensors under their canonical names, and its description if it has one.
+    """A checkpoint's tensors under their canonical names, and its metadata if it has some.
 
     Attributes:
         state_dict: names without wrapper prefixes and with ``conv1d`` for ``conv_xBC``; names of
             the backbone without ``model.``, names of the head with ``head.``.
-        card: plain containers written by our training, {} for a released file.
-        origin: what kind of checkpoint it is, in words.
-        progress: "epoch" and "global_step" where the checkpoint tells.
-        export: what an exported file says of where it comes from.
+        metadata: plain containers that describe model, data and task; {} for a released file.
+        origin: kind of the checkpoint, in words.
+        progress: "epoch" and "global_step" where the checkpoint holds them.
+        export: origin of an exported file, {} for others.
     """
 
     state_dict: dict[str, Tensor]
-    card: dict[str, Any]
+    metadata: dict[str, Any]
     origin: str = ""
     progress: Mapping[str, int] = {}
     export: Mapping[str, Any] = {}
 
 
 class TrainingState(NamedTuple):
-    """What Lightning stored beside the weights.
+    """The state of a training that Lightning stored beside the weights.
 
     Attributes:
-        contents: loops, callbacks, schedulers, the card ...; of a file also its state dict and
+        contents: loops, callbacks, schedulers, the metadata ...; of a file also its state dict and
             optimisers.
         zero_stage: of a DeepSpeed folder; 0 for a file, which other strategies write.
-        ranks: processes that wrote a DeepSpeed folder; for a file what its card says, else 0.
+        ranks: processes that wrote a DeepSpeed folder; for a file what its metadata say, else 0.
     """
 
     contents: dict[str, Any]
@@ -62,7 +62,7 @@ class TrainingState(NamedTuple):
 
 
 def canonical_name(key: str) -> str:
-    """A name without wrappers: ``_forward_module.model.norm.weight`` -> ``norm.weight``."""
+    """Return a name without wrappers: ``_forward_module.model.norm.weight`` -> ``norm.weight``."""
     stripped = True
     while stripped:
         stripped = False
@@ -73,7 +73,7 @@ def canonical_name(key: str) -> str:
 
 
 def names_in_module(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Canonical names -> those in our LightningModules: ``model.`` before the backbone's."""
+    """Rename from canonical names to those in our LightningModules, ``model.`` first."""
     return {k if k.startswith("head.") else f"model.{k}": value for k, value in state.items()}
 
 
@@ -83,10 +83,10 @@ def read_checkpoint(
     """Read a released or own checkpoint, or one of a run folder; see ``CheckpointContents``.
 
     Args:
-        path: of it.
-        flag: that named it.
-        as_trained: leave LoRA's updates beside the weights, as a training has them; otherwise they
-            are added.
+        path: the checkpoint, or a run folder.
+        flag: the flag that named it.
+        as_trained: keep LoRA's updates beside the weights, as a training needs them; by default
+            they are added to the weights.
 
     Raises:
         UserInputError: as ``find_checkpoint``, ``read_file`` and ``open_zero``; also when there is
@@ -99,7 +99,7 @@ def read_checkpoint(
         origin = f"DeepSpeed, ZeRO stage {folder.stage}, {folder.ranks} rank(s)"
     elif path.is_dir() or path.suffix == SAFETENSORS:
         files = safetensors_in(path, flag) if path.is_dir() else [path]
-        loaded, state = read_metadata(files[0], flag), {}
+        loaded, state = read_safetensors_entries(files[0], flag), {}
         for file in files:
             state |= read_file(file, flag)
         origin = "safetensors"
@@ -112,10 +112,10 @@ def read_checkpoint(
         state = loaded.get("state_dict", loaded)
         origin = "Lightning" if state is not loaded else "state dict"
     progress = ("epoch", "global_step")
-    weights, card = _canonical(state, path, flag), _containers(loaded, CHECKPOINT_KEY)
+    weights, metadata = _canonical(state, path, flag), _containers(loaded, CHECKPOINT_KEY)
     return CheckpointContents(
-        weights if as_trained else merged(weights, card),
-        card,
+        weights if as_trained else merged(weights, metadata),
+        metadata,
         origin,
         {name: loaded[name] for name in progress if isinstance(loaded.get(name), int)},
         _containers(loaded, EXPORT_KEY),
@@ -146,23 +146,23 @@ def _canonical(state: Any, path: Path, flag: str) -> dict[str, Tensor]:
     return tensors
 
 
-def read_card(path: str | Path, flag: str = "--load_model_path") -> dict[str, Any]:
-    """The card alone; of a DeepSpeed folder the weights are left unread.
+def read_metadata(path: str | Path, flag: str = "--load_model_path") -> dict[str, Any]:
+    """Read the metadata alone; of a DeepSpeed folder the weights are left unread.
 
     Raises:
-        UserInputError: as ``read_checkpoint``, as far as it looks.
+        UserInputError: as ``read_checkpoint``, as far as the file is read.
     """
     path = find_checkpoint(path, flag)
     if path.is_dir() and find_shards(path, flag):
         return _containers(open_zero(path, flag).states, CHECKPOINT_KEY)
-    return read_checkpoint(path, flag).card
+    return read_checkpoint(path, flag).metadata
 
 
 def read_training_state(path: str | Path, flag: str = "--resume_ckpt_path") -> TrainingState:
     """Read what a training is continued from.
 
     Raises:
-        UserInputError: not readable, or weights alone.
+        UserInputError: not readable, or weights without the state of a training.
     """
     path = Path(path)
     if path.is_dir() and find_shards(path, flag):
@@ -182,9 +182,9 @@ def read_training_state(path: str | Path, flag: str = "--resume_ckpt_path") -> T
 
 
 def check_readable(path: str | Path, flag: str = "--resume_ckpt_path") -> None:
-    """Make sure that a checkpoint is complete, undamaged and of one saving.
+    """Make sure that a checkpoint is complete, undamaged and written by one save.
 
-    Every byte is read once (0.2 s for 150 MB), so of many ranks one should call it.
+    Every byte is read once (0.2 s for 150 MB), so only one of several ranks should call it.
 
     Args:
         path: a file, or a DeepSpeed or safetensors folder.
@@ -198,7 +198,7 @@ def check_readable(path: str | Path, flag: str = "--resume_ckpt_path") -> None:
     if not files:
         open_zero(path, flag).check()
     for file in files:
-        read_file(file, flag)  # check sums do not tell of another format or a foreign type
+        read_file(file, flag)  # check sums do not reveal another format or a foreign type
 
 
 def load_strictly(
@@ -252,10 +252,10 @@ def load_strictly(
 def load_backbone(
     backbone: nn.Module, path: str | Path, flag: str = "--load_model_path"
 ) -> dict[str, Any]:
-    """Load the backbone's weights from a released or own checkpoint; returns the file's card.
+    """Load the backbone's weights from a released or own checkpoint; return its metadata.
 
-    The output layer and a head in the file are left aside when the backbone has no place for them.
+    The output layer and a head in the file are ignored where the backbone has none.
     """
     contents = read_checkpoint(path, flag)
     load_strictly(backbone, contents.state_dict, path, ("output_layer.", "head."), flag)
-    return contents.card
+    return contents.metadata

@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("runs", nargs="+", metavar="RUN_DIR", help="folders that project/main.py wrote")
+    add("runs", nargs="+", metavar="RUN_DIR", help="folders that neuromamba train wrote")
     add("--output", metavar="DIR", help="default: report/ in the first run's folder")
     add(
         "--baselines",
@@ -64,7 +64,7 @@ def run(argv: Sequence[str]) -> Path:
     runs = [RunFolder(Path(name)) for name in args.runs]
     first = runs[0]
     output = Path(args.output) if args.output else first.path / "report"
-    data = first.data_module(args.image_path)
+    data = first.data(args.image_path)
     make_folder(output, "--output")
     atlas = Path(args.fc_atlas) if args.fc_atlas else None
     baselines = []

@@ -31,15 +31,17 @@ def run(argv: Sequence[str]) -> dict[str, float]:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # Imported here: every loading process imports this file, and needs none of it.
     from neuromamba.config.flag_parser import parse_arguments
+    from neuromamba.fmamba.checkpoint_flags import apply_checkpoint
     from neuromamba.fmamba.flags import build_parser
-    from neuromamba.fmamba.run_card import apply_card
     from neuromamba.fmamba.run_config import run_config
 
     args, given = parse_arguments(build_parser(description=__doc__), argv)
     if args.test_ckpt_path:
-        args, given = apply_card(args, given, args.test_ckpt_path, "--test_ckpt_path", True)
+        args, given = apply_checkpoint(args, given, args.test_ckpt_path, "--test_ckpt_path", True)
     elif args.load_model_path and not (args.dry_run and not Path(args.load_model_path).exists()):
-        args, given = apply_card(args, given, args.load_model_path, "--load_model_path", False)
+        args, given = apply_checkpoint(
+            args, given, args.load_model_path, "--load_model_path", False
+        )
     config = run_config(args, given)
     # Torch and Lightning take seconds: flags have been checked by now.
     from neuromamba.fmamba.dry_run import describe_plan

@@ -1,4 +1,4 @@
-"""Where this package is: in a checkout of the repository, or installed without one."""
+"""The location of this package: in a checkout of the repository, or installed without one."""
 
 from __future__ import annotations
 

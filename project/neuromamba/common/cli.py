@@ -1,4 +1,4 @@
-"""How the commands end."""
+"""End of a command: exit status, and errors on one line."""
 
 from __future__ import annotations
 

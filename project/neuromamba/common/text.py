@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 def number(text: str) -> float | None:
-    """A finite number, or None."""
+    """Parse a finite number; None if the text is none."""
     try:
         value = float(text)
     except ValueError:
@@ -15,7 +15,7 @@ def number(text: str) -> float | None:
 
 
 def category(text: str) -> str:
-    """A class as text; a spreadsheet may have turned 1 into 1.0."""
+    """Normalise the name of a class; a spreadsheet may have turned 1 into 1.0."""
     head, _, zeros = text.partition(".")
     return head if head.lstrip("-").isdecimal() and zeros and not zeros.strip("0") else text
 

@@ -24,7 +24,7 @@ def in_processes(
     workers: int,
     killed: Callable[[ItemT], ResultT],
 ) -> Iterator[ResultT]:
-    """Results in the order in which they come; one worker is this process itself.
+    """Yield results in the order in which they finish; one worker is this process itself.
 
     Args:
         task: what to do with an item; it is pickled for the workers.
@@ -114,5 +114,5 @@ def _ctrl_c_noted() -> Iterator[threading.Event]:
 
 
 def available_cpus() -> int:
-    """Processors this process may use."""
+    """Count the processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from neuromamba.common.errors import UserInputError, look_up
 from neuromamba.config.bounds import require_positive
@@ -17,9 +19,9 @@ from neuromamba.config.names import (
 class DataConfig:
     """Which runs, which windows of them, how scaled and how split.
 
-    ``img_size`` is (X, Y, Z); ``sequence_length`` counts frames of a window, taken every
-    ``stride_within_seq`` frames; consecutive windows start ``stride_between_seq`` *
-    (sequence_length * stride_within_seq) frames apart.
+    ``grid`` is (X, Y, Z), the first three numbers of ``--img_size``; ``sequence_length``, the
+    fourth, counts frames of a window, taken every ``stride_within_seq`` frames; consecutive windows
+    start ``stride_between_seq`` * (sequence_length * stride_within_seq) frames apart.
 
     ``group_by`` names what is split and scored as one (``SPLIT_UNITS``). Subjects of one value in
     ``family_column`` stay in one part; ``stratify_by`` are columns whose values every part gets in
@@ -31,7 +33,7 @@ class DataConfig:
 
     dataset_name: tuple[str, ...] = ("S1200",)
     image_path: tuple[str, ...] = ()
-    img_size: tuple[int, ...] = (96, 96, 96)
+    grid: tuple[int, ...] = (96, 96, 96)
     sequence_length: int = 20
     stride_between_seq: float = 1.0
     stride_within_seq: int = 1
@@ -61,6 +63,9 @@ class DataConfig:
     balanced_sampling: bool = False
     match_on: tuple[str, ...] = ()
     match_caliper: float = 0.2
+
+    # Field -> its key in files, which all versions share.
+    FILE_KEYS: ClassVar[Mapping[str, str]] = {"grid": "img_size"}
 
     def __post_init__(self) -> None:
         object.__setattr__(
@@ -146,7 +151,8 @@ class DataConfig:
 class AugmentConfig:
     """Augmentation of training windows: which kinds, how strong, and the seed of its draws.
 
-    ``intensity`` is smoothing and noise. Amplitudes at ``strength`` 1 stand in ``utils.augment``.
+    ``intensity`` is smoothing and noise. ``data.windows.augment`` has the amplitudes at a
+    ``strength`` of 1.
     """
 
     affine: bool = True
@@ -163,6 +169,6 @@ class AugmentConfig:
             )
 
     def describe(self) -> str:
-        """In a few words."""
+        """Summarise the augmentation in a few words."""
         kinds = ("affine",) * self.affine + ("smoothing", "noise") * self.intensity
         return f"{', '.join(kinds)}; strength {self.strength:g}"

@@ -1,7 +1,7 @@
 """Every name that a user can type: data sets, heads, encodings, backends ...
 
 The command line checks names against these lists without importing a model; the registries that
-implement the names (``DATASETS``, ``MODELS``, ``HEADS`` ...) assert at import that they agree.
+implement the names (``DATASETS``, ``BACKBONES``, ``HEADS`` ...) assert at import that they agree.
 """
 
 from __future__ import annotations

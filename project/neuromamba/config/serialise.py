@@ -19,14 +19,15 @@ ConfigT = TypeVar("ConfigT")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration as plain containers (tuples become lists), fit for YAML and checkpoints."""
+    """Return a configuration as plain containers (tuples become lists) for YAML and checkpoints."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, tuple | list):
             return [plain(item) for item in value]
         return value
 
-    return {key: plain(value) for key, value in dataclasses.asdict(config).items()}
+    keys = _file_keys(type(config))
+    return {keys.get(k, k): plain(value) for k, value in dataclasses.asdict(config).items()}
 
 
 def from_dict(cls: type[ConfigT], values: Mapping[str, Any], source: str) -> ConfigT:
@@ -36,12 +37,21 @@ def from_dict(cls: type[ConfigT], values: Mapping[str, Any], source: str) -> Con
         UserInputError: an unknown key or a value of another type, naming ``source``.
     """
     hints = get_type_hints(cls)
-    declared = {f.name: f.type for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    keys = _file_keys(cls)
+    fields = {keys.get(f.name, f.name): f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    declared = {key: field.type for key, field in fields.items()}
     for key, value in values.items():
         look_up(key, declared, source)
-        if not _fits(value, hints[key]):
+        if not _fits(value, hints[fields[key].name]):
             raise UserInputError(f"{source}: {key}: got {value!r}, expected {declared[key]}.")
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    return cls(
+        **{fields[k].name: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    )
+
+
+def _file_keys(cls: type) -> Mapping[str, str]:
+    """Return the fields of a configuration that have another name in files -> that name."""
+    return getattr(cls, "FILE_KEYS", {})
 
 
 def _fits(value: Any, hint: Any) -> bool:

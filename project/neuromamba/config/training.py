@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from neuromamba.common.errors import UserInputError, look_up
@@ -16,12 +17,19 @@ from neuromamba.config.names import (
 )
 from neuromamba.config.tasks import TASK_TYPES, TASKS
 
+# How the backbone takes part in a downstream task.
+MODE_NAMES: Mapping[str, str] = {
+    "scratch": "from scratch",
+    "full": "full fine-tuning",
+    "frozen": "frozen backbone",
+    "lora": "LoRA",
+}
 EFFECTIVE_BATCH = 1152  # windows of an optimiser step; paper, Appendix B
 # Batches of a profile that do not count: memory is mapped, kernels are compiled and chosen.
 WARM_UP_BATCHES = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
     """Objective of pre-training: next token (``autoregressive``) or masked tokens (``mim``)."""
 
@@ -113,6 +121,18 @@ class DownstreamConfig:
     def has_own_targets(self) -> bool:
         """Whether the targets come from a file of the user's instead of the cohort's."""
         return self.label_csv is not None or self.events is not None
+
+    def mode(self, pretrained: bool) -> str:
+        """Say how the backbone takes part (``MODE_NAMES``).
+
+        Args:
+            pretrained: whether it starts from the weights of a checkpoint.
+        """
+        if self.freeze_feature_extractor:
+            return MODE_NAMES["frozen"]
+        if self.lora_rank:
+            return f"{MODE_NAMES['lora']} of rank {self.lora_rank}"
+        return MODE_NAMES["full" if pretrained else "scratch"]
 
     @property
     def class_names(self) -> tuple[str, ...]:

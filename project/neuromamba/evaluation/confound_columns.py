@@ -32,8 +32,8 @@ def regressors(columns: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
         if odd and len(odd) < (1 - _MOSTLY) * len(texts):
             raise UserInputError(
                 f"--confounds: '{name}' is a number for {len(texts) - len(odd)} subjects, but "
-                f"'{odd[0]}' for one of the other {len(odd)}. Mend the table; a missing value is "
-                f"an empty cell or n/a."
+                f"'{odd[0]}' for one of the other {len(odd)}. Correct the table; a missing value "
+                f"is an empty cell or n/a."
             )
         if not odd:
             values = np.array(numbers, dtype=float)[:, None]

@@ -52,7 +52,7 @@ class ConfoundReport(NamedTuple):
     after: Interval
 
     def record(self) -> dict[str, Any]:
-        """In plain containers, without the scores."""
+        """Convert the result to plain containers, without the scores."""
         return {
             "subjects": self.complete,
             "of_target": {name: found._asdict() for name, found in self.of_target.items()},
@@ -179,7 +179,7 @@ def _mean_explained(x: np.ndarray, values: np.ndarray) -> Explained:
 
 
 def _interval(raw: np.ndarray, scores: SubjectScores, metric: str, seed: int) -> Interval:
-    """Of numbers in the shape of ``_linear_scores``; a class is compared with the rest."""
+    """Interval of scores in the shape of ``_linear_scores``; a class is compared with the rest."""
     both = scores.task_type == "classification" and raw.shape[1] == 1
     columns = np.hstack([-raw, raw]) if both else raw
     return scores._replace(score=columns).interval(metric, seed)

@@ -128,7 +128,7 @@ def fit_logistic(
 def fit_ridge(
     x: np.ndarray, y: np.ndarray, seed: int = 0, groups: np.ndarray | None = None
 ) -> tuple[Pipeline, float]:
-    """As ``fit_logistic``, for values: the penalty of the smallest squared error."""
+    """Fit a ridge regression, its penalty by squared error; otherwise as ``fit_logistic``."""
     units = len(y) if groups is None else len(np.unique(groups))
     folds = min(_FOLDS, units)
     if folds < 2:

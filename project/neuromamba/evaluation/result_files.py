@@ -9,6 +9,9 @@ from pathlib import Path
 
 from neuromamba.common.atomic_files import write_text_atomically
 
+# Part of the split -> file of its predictions in a run folder.
+PREDICTIONS = {"test": "predictions.csv", "val": "validation_predictions.csv"}
+
 
 def write_metrics(metrics: Mapping[str, float], path: Path) -> None:
     """Write ``metrics.json``."""

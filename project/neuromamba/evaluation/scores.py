@@ -122,7 +122,7 @@ def read_scores(path: Path) -> SubjectScores:
     except OSError as error:
         raise UserInputError(
             f"{path}: cannot be read ({error.strerror}). Give the folder of a finished run of "
-            f"project/main.py."
+            f"neuromamba train."
         ) from None
     except (KeyError, TypeError, ValueError):
         raise UserInputError(f"{path}: damaged, or no file of predictions.") from None

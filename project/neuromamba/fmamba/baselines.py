@@ -18,7 +18,7 @@ import numpy as np
 
 from neuromamba.common.atomic_files import make_folder, write_text_atomically
 from neuromamba.common.errors import UserInputError
-from neuromamba.data.windows.data_module import FMRIDataModule
+from neuromamba.data.windows.run_data import RunData
 from neuromamba.evaluation.linear_models import fit_linear, fit_svm
 from neuromamba.evaluation.scores import SubjectScores, read_scores, write_scores
 from neuromamba.fmamba.subject_features import (
@@ -47,7 +47,7 @@ class Baseline(NamedTuple):
     text: str
 
 
-def fit_baselines(data: FMRIDataModule, seed: int = 0, atlas: Path | None = None) -> list[Baseline]:
+def fit_baselines(data: RunData, seed: int = 0, atlas: Path | None = None) -> list[Baseline]:
     """Fit and score all of them on the subjects of a run.
 
     Features of the mean volume are the voxels in the union of the fitted subjects' masks, and the
@@ -68,7 +68,7 @@ def fit_baselines(data: FMRIDataModule, seed: int = 0, atlas: Path | None = None
     parts = ("train",) if data.config.include_valid_to_train else ("train", "val")
     voxels = union_of_masks(data, parts)
     regions = (
-        grid_parcellation(data.config.img_size, voxels)
+        grid_parcellation(data.config.grid, voxels)
         if atlas is None
         else atlas_parcellation(data, atlas)
     )
@@ -156,12 +156,12 @@ def read_baselines(folder: Path, key: Mapping[str, Any]) -> list[Baseline] | Non
 
 
 def baselines_of_data(
-    data: FMRIDataModule, folder: Path, seed: int = 0, atlas: Path | None = None
+    data: RunData, folder: Path, seed: int = 0, atlas: Path | None = None
 ) -> list[Baseline]:
     """``fit_baselines``, unless the folder has them for the same data, split and targets."""
-    card = data.card()
+    metadata = data.metadata()
     same = ("config", "split_hash", "images_hash", "targets_hash")
-    key = {name: card[name] for name in same} | {"seed": seed, "atlas": str(atlas or "")}
+    key = {name: metadata[name] for name in same} | {"seed": seed, "atlas": str(atlas or "")}
     found = read_baselines(folder, key)
     if found is None:
         found = fit_baselines(data, seed, atlas)

@@ -11,8 +11,8 @@ from neuromamba.config.names import MODEL_NAMES
 from neuromamba.config.serialise import from_dict, read_yaml
 from neuromamba.fmamba.backbone import FMamba
 
-MODELS: dict[str, type[FMamba]] = {"fmamba": FMamba}
-assert set(MODELS) == set(MODEL_NAMES)
+BACKBONES: dict[str, type[FMamba]] = {"fmamba": FMamba}
+assert set(BACKBONES) == set(MODEL_NAMES)
 
 
 def build_model(
@@ -29,8 +29,8 @@ def build_model(
         ssd_backend: see ``ssd.select_backend``.
         activation_checkpointing: compute the blocks again in the backward pass.
     """
-    look_up(config.model, MODELS, "--model")
-    return MODELS[config.model](
+    look_up(config.model, BACKBONES, "--model")
+    return BACKBONES[config.model](
         config,
         output_layer=output_layer,
         ssd_backend=ssd_backend,

@@ -1,4 +1,4 @@
-"""The plan of a run, as ``--dry_run`` prints it."""
+"""Describe what a run would do, for ``--dry_run``."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from neuromamba.common.errors import UserInputError
-from neuromamba.data.windows.data_module import FMRIDataModule
+from neuromamba.data.windows.run_data import RunData
 from neuromamba.fmamba import run_outputs as outputs
+from neuromamba.fmamba.builders import build_module, describe_objective, locate_data
 from neuromamba.fmamba.resume import find_resume_point
 from neuromamba.fmamba.run import Run
 from neuromamba.fmamba.trainer import accumulation, epochs, total_steps
@@ -17,10 +18,10 @@ from neuromamba.layers.ssd import select_backend
 
 
 def _begins(run: Run) -> str:
-    """From which checkpoint the run would go on; "" if that was not asked for.
+    """Say from which checkpoint the run would resume; "" if that was not asked for.
 
     Raises:
-        UserInputError: there is none to go on from.
+        UserInputError: there is none to resume from.
     """
     config = run.config
     if not config.flags["resume_ckpt_path"]:
@@ -28,26 +29,26 @@ def _begins(run: Run) -> str:
     run_dir = outputs.choose_run_dir(config, outputs.run_name(config))
     point = find_resume_point(config, run_dir)
     if point is None:
-        return f"anew: no checkpoint is in {run_dir} yet"
-    return f"behind step {point.taken['global_step']:,}, from {point.path}"
+        return f"from the beginning: no checkpoint is in {run_dir} yet"
+    return f"after step {point.progress['global_step']:,}, from {point.path}"
 
 
 def describe_plan(run: Run) -> str:
-    """What the run would do, and what this machine lacks for it; nothing is written.
+    """Say what the run would do, and what this machine lacks for it; nothing is written.
 
     Raises:
         UserInputError: data that are here cannot be used.
     """
     config, hardware = run.config, run.hardware
     missing = list(hardware.missing)
-    data: FMRIDataModule | None = None
+    data: RunData | None = None
     backend = config.flags["ssd_backend"]
     try:
         backend = select_backend(backend, torch.device(hardware.accelerator)).name
     except UserInputError as error:
         missing.append(str(error))
     try:
-        data_config = run.data_config(make_dummy=False)
+        data_config = locate_data(config, make_dummy=False)
     except UserInputError as error:
         missing.append(str(error))
     else:
@@ -55,7 +56,7 @@ def describe_plan(run: Run) -> str:
         absent = [path for path in data_config.image_path if not Path(path).exists()]
         missing += [f"--image_path: there is no folder '{path}'." for path in absent]
         if not absent:
-            data = FMRIDataModule(data_config, config.downstream, False)
+            data = RunData(data_config, config.downstream, write_split=False)
     begins = ""
     try:
         begins = _begins(run)
@@ -66,11 +67,11 @@ def describe_plan(run: Run) -> str:
         if path and not Path(path).exists():
             missing.append(f"--{flag}: there is no file '{path}'.")
     with torch.device("meta"):
-        module = run.build_module(None, 1)
+        module = build_module(config, None, 1)
     model = config.model
     trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
     rows: list[tuple[str, Any]] = [
-        ("objective", run.objective()),
+        ("objective", describe_objective(config)),
         (
             "model",
             f"{model.model} D={model.embed_dim} depth={model.depth} N={model.d_state} "

@@ -18,7 +18,7 @@ import numpy as np
 
 from neuromamba.common.atomic_files import atomic_path, write_text_atomically
 from neuromamba.common.errors import UserInputError
-from neuromamba.data.windows.data_module import FMRIDataModule
+from neuromamba.data.windows.run_data import RunData
 from neuromamba.evaluation.calibration import best_threshold, brier_score, reliability
 from neuromamba.evaluation.confounds import ConfoundReport, confound_report
 from neuromamba.evaluation.intervals import CONFIDENCE, RESAMPLES, Interval, bootstrap_interval
@@ -79,7 +79,7 @@ class Evaluation:
 
 def evaluate_run(
     run: RunFolder,
-    data: FMRIDataModule,
+    data: RunData,
     confounds: Sequence[str] = (),
     adjust_threshold: bool = False,
     seed: int = 0,

@@ -1,4 +1,4 @@
-"""The layouts that checkpoints are exported in: the released one, and safetensors with a card.
+"""The layouts that checkpoints are exported in: the released one, and safetensors with metadata.
 
 A state dict comes in under canonical names (``checkpoint_io``) and goes out with the released
 prefix, in the released order, every tensor in memory of its own.
@@ -25,7 +25,7 @@ from neuromamba.fmamba.heads import build_head
 PREFIX = "_forward_module."
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 assert tuple(DTYPES) == EXPORT_DTYPES
-# Parts of the card that describe a head.
+# Parts of the metadata that describe a head and its task.
 HEAD_PARTS = ("head", "downstream", "target_scaling")
 
 _FIRST = ("embedder.projection", "embedder.pos")
@@ -104,24 +104,24 @@ def released_state(
     return released
 
 
-def check_card(state: Mapping[str, Tensor], card: Mapping[str, Any], source: str) -> None:
-    """Make sure that weights fit the model which their card describes.
+def check_weights(state: Mapping[str, Tensor], metadata: Mapping[str, Any], source: str) -> None:
+    """Make sure that weights fit the model that their metadata describe.
 
     Raises:
         UserInputError: they do not.
     """
-    model = from_dict(ModelConfig, card["model"], source)
+    model = from_dict(ModelConfig, metadata["model"], source)
     backbone = build_model(model, output_layer="output_layer.weight" in state)
     own = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
     load_strictly(backbone, own, source, flag="CHECKPOINT")
-    if "head" not in card:
+    if "head" not in metadata:
         return
-    head = build_head(from_dict(HeadConfig, card["head"], source), model)
+    head = build_head(from_dict(HeadConfig, metadata["head"], source), model)
     rest = {k.removeprefix("head."): w for k, w in state.items() if k.startswith("head.")}
     load_strictly(head, rest, source, flag="CHECKPOINT")
 
 
-def metadata(card: Mapping[str, Any], origin: Mapping[str, Any]) -> dict[str, str]:
-    """What a safetensors file holds beside its tensors; text only, so JSON."""
+def safetensors_entries(metadata: Mapping[str, Any], origin: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a safetensors file holds beside its tensors; text only, so JSON."""
     entries = {"format": "pt", EXPORT_KEY: json.dumps(origin)}
-    return entries | ({CHECKPOINT_KEY: json.dumps(card)} if card else {})
+    return entries | ({CHECKPOINT_KEY: json.dumps(metadata)} if metadata else {})

@@ -26,9 +26,9 @@ from neuromamba.common.version import code_version
 from neuromamba.fmamba.export import (
     DTYPES,
     HEAD_PARTS,
-    check_card,
-    metadata,
+    check_weights,
     released_state,
+    safetensors_entries,
 )
 from neuromamba.fmamba.export_request import ExportRequest
 
@@ -37,36 +37,37 @@ def export_checkpoint(request: ExportRequest) -> list[str]:
     """Read, check, write, read back; returns the lines to print.
 
     Raises:
-        UserInputError: the checkpoint is not readable or not an FMamba, or does not fit its card;
-            the output cannot be written.
+        UserInputError: the checkpoint is not readable or not an FMamba, or does not fit its
+            metadata; the output cannot be written.
     """
     source = find_checkpoint(request.checkpoint, "CHECKPOINT")
     if request.path.exists() and request.path.samefile(source):
         raise UserInputError("OUTPUT: is the checkpoint itself; choose another name.")
     contents = read_checkpoint(source, "CHECKPOINT")
-    state, card = contents.state_dict, dict(contents.card)
+    state, metadata = contents.state_dict, dict(contents.metadata)
     if request.backbone_only:
         state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
-        card = {name: part for name, part in card.items() if name not in HEAD_PARTS}
-    if card:
-        check_card(state, card, str(source))
+        metadata = {name: part for name, part in metadata.items() if name not in HEAD_PARTS}
+    if metadata:
+        check_weights(state, metadata, str(source))
     released = released_state(state, str(source), request.conv_name, DTYPES[request.dtype])
     origin = origin_of(source, contents, request)
     make_folder(request.path.parent, "OUTPUT")
-    write_weights(request.path, released, metadata(card, origin))
-    text = json.dumps({CHECKPOINT_KEY: card, EXPORT_KEY: origin}, indent=1)
-    with _refusing(request.card_path):
-        write_text_atomically(request.card_path, text + "\n")
+    write_weights(request.path, released, safetensors_entries(metadata, origin))
+    text = json.dumps({CHECKPOINT_KEY: metadata, EXPORT_KEY: origin}, indent=1)
+    with _refusing(request.metadata_path):
+        write_text_atomically(request.metadata_path, text + "\n")
     parameters = sum(
         tensor.numel() for name, tensor in released.items() if "embedder.pos" not in name
     )
     size = request.path.stat().st_size / 1e6
     place = ", ".join(f"{name} {value}" for name, value in contents.progress.items())
+    described = "" if request.path.suffix == ".pt" else ", with its metadata"
     return [
         f"read    {source} ({contents.origin}{', ' if place else ''}{place})",
         f"wrote   {request.path} ({size:.1f} MB): {len(released)} tensors, {parameters:,} "
-        f"parameters, {request.dtype}{'' if request.path.suffix == '.pt' else ', with its card'}",
-        f"wrote   {request.card_path}{'' if card else ' (the checkpoint has no card)'}",
+        f"parameters, {request.dtype}{described}",
+        f"wrote   {request.metadata_path}{'' if metadata else ' (the checkpoint has no metadata)'}",
     ]
 
 

@@ -32,7 +32,7 @@ class ExportRequest:
                 f"OUTPUT: got '{self.output}', expected a name that ends in "
                 f"{' or '.join(_OUTPUTS)}."
             )
-        for path in (self.path, self.card_path):
+        for path in (self.path, self.metadata_path):
             if path.is_dir() or (path.exists() and not self.force):
                 raise UserInputError(
                     f"OUTPUT: '{path}' is there already. Choose another name, or add --force to "
@@ -45,6 +45,6 @@ class ExportRequest:
         return Path(self.output)
 
     @property
-    def card_path(self) -> Path:
-        """The card beside it."""
+    def metadata_path(self) -> Path:
+        """The JSON file beside it, with the metadata."""
         return self.path.with_name(f"{self.path.name}.json")

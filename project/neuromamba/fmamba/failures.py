@@ -47,7 +47,7 @@ def explained(
     if lost:
         return SaidHereError(
             f"--devices/--num_nodes: {place} lost another rank, which was killed or has failed; "
-            f"look for its message. Continue with {fault_tolerance.again}."
+            f"look for its message. Continue with {fault_tolerance.resume_flags}."
         )
     if place and isinstance(error, UserInputError):
         return SaidHereError(f"{error} ({place})")
@@ -75,7 +75,7 @@ def disk_advice(error: BaseException, fault_tolerance: FaultTolerance) -> str:
     name = getattr(error, "filename", None) or fault_tolerance.run_dir
     return (
         f"--output_dir: writing '{name}' failed ({why_unwritten(error)}). Is the disk full? Make "
-        f"room, and continue with {fault_tolerance.again}."
+        f"room, and continue with {fault_tolerance.resume_flags}."
     )
 
 

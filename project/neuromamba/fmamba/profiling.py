@@ -5,7 +5,7 @@ phase; the phases add up to the batch. On a GPU the marks are events in its queu
 waits for them and a phase is the device's own time. ``ThroughputCheck`` measures some batches after
 a warm-up, traces some more for the time that ranks spend exchanging data
 (``communication``), and hands the figures of all ranks to whoever asked:
-``--scalability_check`` and ``project/deepspeed_profile.py``. It changes nothing that is computed.
+``--scalability_check`` and ``neuromamba profile``. It changes nothing that is computed.
 """
 
 from __future__ import annotations

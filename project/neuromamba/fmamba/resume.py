@@ -1,4 +1,4 @@
-"""Where a run goes on: which checkpoint, and whether this run can continue it."""
+"""Resuming a run: find the checkpoint, and check that this run can continue it."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ LOADING = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor",
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """A checkpoint to go on from.
+    """A checkpoint to resume from.
 
     Attributes:
-        path: a file, or a folder of DeepSpeed's.
-        training: what it says of the training.
+        path: a file, or a folder written by DeepSpeed.
+        training: the state of the training that it holds.
     """
 
     path: Path
@@ -60,21 +60,21 @@ class ResumePoint:
         return self.training.contents
 
     @property
-    def taken(self) -> dict[str, Any]:
-        """Steps taken, and what ``FaultTolerance`` noted; see ``curves.kept_rows``."""
+    def progress(self) -> dict[str, Any]:
+        """Steps done, and what ``FaultTolerance`` recorded; see ``curves.kept_rows``."""
         return {"global_step": self.state.get("global_step", 0), **self.state.get(RUN_KEY, {})}
 
 
 def find_resume_point(config: RunConfig, run_dir: Path) -> ResumePoint | None:
-    """What ``--resume_ckpt_path`` names; None to start anew.
+    """Find what ``--resume_ckpt_path`` names; None to start from the beginning.
 
     Raises:
-        UserInputError: it is damaged or none; ``last`` in a folder that holds damaged ones only.
+        UserInputError: it is damaged or no checkpoint; ``last``, and all of its folder are damaged.
     """
     request = config.flags["resume_ckpt_path"]
     if not request:
         return None
-    # One rank reads all of it, and says which; the others may not see the folder as it is now.
+    # The first rank reads all of it and chooses; others may see an older state of the folder.
     if request == LAST:
         found = launch.agreed_or_refused("resume", lambda: _newest(run_dir / "checkpoints"))
     else:
@@ -86,13 +86,13 @@ def find_resume_point(config: RunConfig, run_dir: Path) -> ResumePoint | None:
 
 
 def _whole(path: Path) -> str:
-    """The checkpoint, if it can be read."""
+    """Return the checkpoint if it can be read."""
     check_readable(path, FLAG)
     return str(path)
 
 
 def _newest(folder: Path) -> str:
-    """The newest checkpoint that is whole; "" if there is none.
+    """Return the newest checkpoint that is complete; "" if there is none.
 
     Raises:
         UserInputError: all are damaged.
@@ -118,7 +118,7 @@ def _newest(folder: Path) -> str:
 
 
 def _light(training: TrainingState) -> TrainingState:
-    """Without weights and optimisers: they are read again when they are needed."""
+    """Drop weights and optimisers from memory; Lightning reads them when it resumes."""
     heavy = ("state_dict", "optimizer_states", "module", "optimizer")
     return training._replace(
         contents={key: value for key, value in training.contents.items() if key not in heavy}
@@ -126,7 +126,7 @@ def _light(training: TrainingState) -> TrainingState:
 
 
 def candidates(folder: Path) -> list[Path]:
-    """Checkpoints of a run, the newest first; of two of one moment ``last.ckpt``."""
+    """List the checkpoints of a run, the newest first; ``last.ckpt`` first among equals."""
     found = [*folder.glob("*.ckpt"), *folder.glob(f"*.ckpt{PREVIOUS}")]
     return sorted(found, key=lambda p: (p.stat().st_mtime_ns, p.name == "last.ckpt"), reverse=True)
 
@@ -134,19 +134,19 @@ def candidates(folder: Path) -> list[Path]:
 def check_resumable(
     point: ResumePoint, config: RunConfig, hardware: Hardware, module: FMambaModule
 ) -> None:
-    """Lightning restores the training itself; here it is made sure that it can.
+    """Make sure that a checkpoint fits the run, before Lightning restores the training from it.
 
     Raises:
-        UserInputError: says what is missing, or differs.
+        UserInputError: names what is missing, or differs.
     """
     path = point.path
     check_same_strategy(point.training, str(path), hardware)
     weights = read_checkpoint(path, FLAG, as_trained=True).state_dict
     load_strictly(module, names_in_module(weights), path, flag=FLAG)
     settings = step_settings(config, hardware)
-    known = point.taken.get("settings", settings)  # older checkpoints do not say
+    known = point.progress.get("settings", settings)  # older checkpoints lack it
     before = known | training_facts(point.state[CHECKPOINT_KEY])
-    now = settings | training_facts(module.card())
+    now = settings | training_facts(module.checkpoint_metadata())
     for fact, value in now.items():
         if fact in _LATER_FACTS and fact not in before:
             continue  # an older checkpoint
@@ -160,12 +160,12 @@ def check_resumable(
 
 
 def _check_position(point: ResumePoint, config: RunConfig, steps: int) -> None:
-    """Inside an epoch the next batch must be known, and no gradient half summed up."""
+    """Refuse a checkpoint inside an epoch if the next batch is not known, or inside a step."""
     if not inside_epoch(point.state):
         return
     loaders, why = loader_states(point.state), ""
     if ended_inside_epoch(point.state):
-        if point.taken["global_step"] >= steps or point.taken.get("stopped"):
+        if point.progress["global_step"] >= steps or point.progress.get("stopped"):
             return  # nothing is left but the evaluation
         why = "where the training had reached --max_steps"
     elif not loaders:
@@ -182,10 +182,11 @@ def _check_position(point: ResumePoint, config: RunConfig, steps: int) -> None:
 
 
 def step_settings(config: RunConfig, hardware: Hardware) -> dict[str, Any]:
-    """What else decides on the numbers of steps to come, and is not in the card: flag -> value.
+    """Return flag -> value of settings that change the numbers of later steps.
 
-    Stored in every checkpoint. Not here is what decides when a training ends, what is validated,
-    kept or passed over (``--skip_bad_batches``), and where and how fast it is computed.
+    They are stored in every checkpoint, beside the metadata. Settings that decide when a training
+    ends, what is validated, kept or skipped (``--skip_bad_batches``), and where and how fast it is
+    computed are not among them.
     """
     trainer = config.trainer
     clip = trainer.get("gradient_clip_val", config.flags["grad_clip"])
@@ -202,28 +203,28 @@ def step_settings(config: RunConfig, hardware: Hardware) -> dict[str, Any]:
 
 
 def _complete(cls: Any, recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """With the defaults of what an older version did not know; nothing stays nothing."""
+    """Add defaults of fields that an older version did not have; an empty mapping stays empty."""
     return to_dict(cls()) | dict(recorded) if recorded else {}
 
 
-def training_facts(card: Mapping[str, Any]) -> dict[str, Any]:
-    """What a resumed run must share with the run it continues: name -> value."""
-    data = dict(card["data"]["config"])
+def training_facts(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return name -> value of what a resumed run must share with the run it continues."""
+    data = dict(metadata["data"]["config"])
     for free in ("image_path", *LOADING):
         data.pop(free, None)  # older checkpoints lack some
-    task = _complete(DownstreamConfig, card.get("downstream", {}))
+    task = _complete(DownstreamConfig, metadata.get("downstream", {}))
     for moved in ("label_csv", "events"):
         task.pop(moved, None)
-    facts = {"a split of hash": card["data"]["split_hash"]}
-    for part in (data, card["model"], _complete(OptimConfig, card["optim"])):
+    facts = {"a split of hash": metadata["data"]["split_hash"]}
+    for part in (data, metadata["model"], _complete(OptimConfig, metadata["optim"])):
         facts |= {f"--{name}": value for name, value in part.items()}
-    for section, values in (("pretrain", card.get("pretrain", {})), ("downstream", task)):
+    for section, values in (("pretrain", metadata.get("pretrain", {})), ("downstream", task)):
         facts |= {f"{section} {name}": value for name, value in values.items()}
-    facts |= {f"head {name}": value for name, value in card.get("head", {}).items()}
-    facts["augmentation"] = card.get("augment", "none")
-    if card["optim"]["use_scheduler"]:
-        facts["learning rates planned for so many steps:"] = card["total_steps"]
+    facts |= {f"head {name}": value for name, value in metadata.get("head", {}).items()}
+    facts["augmentation"] = metadata.get("augment", "none")
+    if metadata["optim"]["use_scheduler"]:
+        facts["learning rates planned for so many steps:"] = metadata["total_steps"]
     for fact in _LATER_FACTS:
-        if found := card["data"].get(f"{fact.split()[0]}_hash"):
+        if found := metadata["data"].get(f"{fact.split()[0]}_hash"):
             facts[fact] = found
     return facts

@@ -124,7 +124,7 @@ def run_config(args: argparse.Namespace, given: frozenset[str]) -> RunConfig:
     data = _fill(
         DataConfig,
         values,
-        img_size=tuple(values["img_size"][:3]),
+        grid=tuple(values["img_size"][:3]),
         sequence_length=frames,
         image_path=tuple(values["image_path"] or [""] * len(values["dataset_name"])),
         eval_batch_size=_at_least_one("--eval_batch_size", values["eval_batch_size"]),

@@ -21,10 +21,9 @@ from neuromamba.config.data import DataConfig
 from neuromamba.config.model import ModelConfig
 from neuromamba.config.serialise import from_dict, read_yaml
 from neuromamba.config.training import DownstreamConfig
-from neuromamba.data.windows.data_module import FMRIDataModule
+from neuromamba.data.windows.run_data import RunData
+from neuromamba.evaluation.result_files import PREDICTIONS
 from neuromamba.evaluation.scores import SubjectScores, read_scores
-
-PREDICTIONS = {"test": "predictions.csv", "val": "validation_predictions.csv"}
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class RunFolder:
     """A finished run.
 
     Args:
-        path: the folder that ``project/main.py`` wrote.
+        path: the folder that ``neuromamba train`` wrote.
 
     Raises:
         UserInputError: on access, what is missing or damaged.
@@ -46,7 +45,7 @@ class RunFolder:
         if not (self.path / "config.yaml").is_file():
             raise UserInputError(
                 f"{self.path}: no run folder, it has no config.yaml. Give the folder of a finished "
-                f"run of project/main.py."
+                f"run of neuromamba train."
             )
         found = read_yaml(self.path / "config.yaml", "run folder")
         if missing := {"seed", "embed_dim", "batch_size"} - set(found):
@@ -83,24 +82,24 @@ class RunFolder:
 
     @cached_property
     def contents(self) -> CheckpointContents:
-        """Weights and card of the checkpoint."""
+        """Weights and metadata of the checkpoint."""
         contents = read_checkpoint(self.checkpoint, "run folder")
-        if not contents.card:
+        if not contents.metadata:
             raise UserInputError(f"{self.checkpoint}: it does not say how the model was trained.")
         return contents
 
     @property
     def model_config(self) -> ModelConfig:
         """Architecture of the backbone."""
-        return from_dict(ModelConfig, self.contents.card["model"], str(self.checkpoint))
+        return from_dict(ModelConfig, self.contents.metadata["model"], str(self.checkpoint))
 
     @property
     def task(self) -> DownstreamConfig | None:
         """The downstream task; None for a pre-trained backbone."""
-        task = self.contents.card.get("downstream")
+        task = self.contents.metadata.get("downstream")
         return from_dict(DownstreamConfig, task, str(self.checkpoint)) if task else None
 
-    def data_module(self, image_path: Sequence[str] | None = None) -> FMRIDataModule:
+    def data(self, image_path: Sequence[str] | None = None) -> RunData:
         """The data of the run, with the same split, windows and labels (shuffled ones too).
 
         Args:
@@ -109,11 +108,11 @@ class RunFolder:
         Raises:
             UserInputError: the data cannot be found, or have another split by now.
         """
-        card = self.contents.card["data"]
-        config = from_dict(DataConfig, card["config"], str(self.checkpoint))
+        metadata = self.contents.metadata["data"]
+        config = from_dict(DataConfig, metadata["config"], str(self.checkpoint))
         if self.config.get("test_ckpt_path"):  # may have tested on other data
             names = [f.name for f in dataclasses.fields(DataConfig) if f.name in self.config]
-            given = {n: self.config[n] for n in names if n not in ("img_size", "sequence_length")}
+            given = {n: self.config[n] for n in names if n != "sequence_length"}
             given = {n: tuple(v) if isinstance(v, list) else v for n, v in given.items()}
             config = dataclasses.replace(config, **given)
         if image_path:
@@ -123,13 +122,13 @@ class RunFolder:
                     f"{len(config.image_path)} data set(s)."
                 )
             config = dataclasses.replace(config, image_path=tuple(image_path))
-        data = FMRIDataModule(config, self.task, write_split=False)
-        same_data = config.dataset_name == tuple(card["config"]["dataset_name"])
-        if data.split_hash != card["split_hash"] and same_data:
+        data = RunData(config, self.task, write_split=False)
+        same_data = config.dataset_name == tuple(metadata["config"]["dataset_name"])
+        if data.split_hash != metadata["split_hash"] and same_data:
             raise UserInputError(
                 f"--image_path: the split of '{', '.join(config.image_path)}' is not that of "
-                f"'{self.path}' any more (hash {data.split_hash}, then {card['split_hash']}). Put "
-                f"the run's splits/ back into the store."
+                f"'{self.path}' any more (hash {data.split_hash}, then {metadata['split_hash']}). "
+                f"Put the run's splits/ back into the store."
             )
         return data
 
@@ -172,5 +171,5 @@ class RunFolder:
         except OSError as error:
             raise UserInputError(
                 f"{self.path / name}: cannot be read ({error.strerror}). Give the folder of a "
-                f"finished run of project/main.py."
+                f"finished run of neuromamba train."
             ) from None

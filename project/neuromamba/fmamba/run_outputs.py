@@ -20,14 +20,15 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from neuromamba.common.atomic_files import atomic_path, write_text_atomically
 from neuromamba.common.errors import UserInputError
-from neuromamba.evaluation.metrics import WindowScores
+from neuromamba.data.windows.run_data import RunData
+from neuromamba.evaluation.result_files import PREDICTIONS
+from neuromamba.evaluation.subject_metrics import WindowScores
+from neuromamba.fmamba.downstream import DownstreamModule
 from neuromamba.fmamba.run_config import RunConfig, unused_flags
 from neuromamba.fmamba.trainer_flags import SYNONYMS
 from neuromamba.training.job import run_tag
 from neuromamba.training.launch import agreed
 
-# Part -> file.
-PREDICTIONS = {"test": "predictions.csv", "val": "validation_predictions.csv"}
 # Flags that say what to do with a run rather than what the run is.
 _NOT_RECORDED = {"config", "dry_run", "output_dir"}
 
@@ -139,6 +140,17 @@ def _unused(config: RunConfig) -> set[str]:
     if config.pretrain is not None:
         unused |= {"downstream_task", "downstream_task_type", "clf_head_version"}
     return unused
+
+
+def write_all_predictions(module: DownstreamModule, data: RunData, run_dir: Path) -> None:
+    """Write the predictions of the parts that were evaluated with the final weights."""
+    for part, seen in module.seen.items():
+        write_predictions(
+            seen,
+            data.unit_names(part),
+            module.task.task_type == "classification",
+            run_dir / PREDICTIONS[part],
+        )
 
 
 def write_predictions(

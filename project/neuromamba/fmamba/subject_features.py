@@ -18,9 +18,9 @@ from tqdm import tqdm
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.ingest.nifti import read_labels
 from neuromamba.data.store.reader import RunFile
-from neuromamba.data.windows.data_module import FMRIDataModule
 from neuromamba.data.windows.dataset import Window, WindowDataset
-from neuromamba.evaluation.metrics import subject_key
+from neuromamba.data.windows.run_data import RunData
+from neuromamba.evaluation.subject_keys import subject_key
 
 MOST_PARCELS = 100
 _LARGEST = 1 - 1e-6  # correlations beyond are copies of a region; arctanh has no value at 1
@@ -62,9 +62,9 @@ class SubjectFeatures:
     connectivity: np.ndarray
 
 
-def union_of_masks(data: FMRIDataModule, parts: Sequence[str]) -> np.ndarray:
+def union_of_masks(data: RunData, parts: Sequence[str]) -> np.ndarray:
     """Voxels that are brain in any run of the parts, sorted flat indices [N] into the grid."""
-    brain = np.zeros(int(np.prod(data.config.img_size)), dtype=bool)
+    brain = np.zeros(int(np.prod(data.config.grid)), dtype=bool)
     for part in parts:
         windows = data.parts[part]
         for dataset in windows.datasets if windows is not None else ():
@@ -76,32 +76,32 @@ def union_of_masks(data: FMRIDataModule, parts: Sequence[str]) -> np.ndarray:
 
 
 def grid_parcellation(
-    img_size: Sequence[int], brain: np.ndarray, most: int = MOST_PARCELS
+    grid: Sequence[int], brain: np.ndarray, most: int = MOST_PARCELS
 ) -> Parcellation:
     """Cubes of the grid, as small as a number of regions allows; needs no atlas.
 
     Args:
-        img_size: (X, Y, Z).
+        grid: (X, Y, Z).
         brain: flat indices of the voxels that are brain in someone.
         most: regions. A cube that is brain in less than a quarter of its voxels is none.
     """
-    place = np.stack(np.unravel_index(brain, tuple(img_size)))
-    for edge in range(1, max(img_size) + 1):
+    place = np.stack(np.unravel_index(brain, tuple(grid)))
+    for edge in range(1, max(grid) + 1):
         cells = place // edge
-        shape = [-(-n // edge) for n in img_size]
+        shape = [-(-n // edge) for n in grid]
         number = np.ravel_multi_index(tuple(cells), tuple(shape))
         _, inverse, count = np.unique(number, return_inverse=True, return_counts=True)
-        whole = np.prod([min(edge, n) for n in img_size])
+        whole = np.prod([min(edge, n) for n in grid])
         kept = count >= whole / 4
         if kept.sum() <= most:
             break
     new = np.where(kept, np.cumsum(kept) - 1, -1)
-    region = np.full(int(np.prod(img_size)), -1, dtype=np.int32)
+    region = np.full(int(np.prod(grid)), -1, dtype=np.int32)
     region[brain] = new[inverse]
     return Parcellation(f"{int(kept.sum())} cubes of {edge} voxels", region)
 
 
-def atlas_parcellation(data: FMRIDataModule, path: Path) -> Parcellation:
+def atlas_parcellation(data: RunData, path: Path) -> Parcellation:
     """An image of labels in MNI space, brought to the store's grid (nearest neighbour).
 
     Raises:
@@ -116,7 +116,7 @@ def atlas_parcellation(data: FMRIDataModule, path: Path) -> Parcellation:
     there = resample_img(
         read_labels(path, "--fc_atlas"),
         np.array(header.affine),
-        tuple(data.config.img_size),
+        tuple(data.config.grid),
         interpolation="nearest",
         force_resample=True,
         copy_header=True,
@@ -142,7 +142,7 @@ class _Sums:
 
 
 def subject_features(
-    data: FMRIDataModule, parts: Sequence[str], voxels: np.ndarray, regions: Parcellation
+    data: RunData, parts: Sequence[str], voxels: np.ndarray, regions: Parcellation
 ) -> SubjectFeatures:
     """Read every window of the parts once.
 
@@ -157,7 +157,7 @@ def subject_features(
     Returns:
         The subjects in the order of the parts; needs 8 * S * (N + P^2 / 2) bytes.
     """
-    column = np.full(int(np.prod(data.config.img_size)), -1)
+    column = np.full(int(np.prod(data.config.grid)), -1)
     column[voxels] = np.arange(len(voxels))
     upper = np.triu_indices(regions.count, k=1)
     found: dict[str, _Sums] = defaultdict(lambda: _Sums(len(voxels), len(upper[0])))

@@ -1,6 +1,6 @@
 """LoRA (Hu et al. 2022, ICLR): low-rank updates of the backbone's projections.
 
-``peft`` puts them into a model that is trained; ``checkpoint_io`` adds them to the weights when a
+``peft`` puts them into a model that is trained; ``checkpoints.io`` adds them to the weights when a
 checkpoint is read for anything but going on with the training, so nothing else knows of them.
 """
 
@@ -38,14 +38,14 @@ def add_lora(backbone: nn.Module, rank: int, alpha: float) -> None:
     inject_adapter_in_model(config, backbone)
 
 
-def merged(state: Mapping[str, Tensor], card: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Weights with their updates added, under the names that they have without.
+def merged(state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the weights with their updates added, under the names of a model without LoRA.
 
     Args:
         state: canonical names.
-        card: of the checkpoint, which has rank and alpha; one without them has no updates.
+        metadata: metadata of the checkpoint, with rank and alpha; without them it has no updates.
     """
-    task = card.get("downstream") or {}
+    task = metadata.get("downstream") or {}
     rank = task.get("lora_rank", 0)
     if not rank:
         return dict(state)

@@ -35,7 +35,7 @@ class Job(NamedTuple):
         workers: loading processes of each rank.
         host_gb: memory of each rank's host side.
         seconds: the walltime.
-        flags: of ``project/main.py``, without those in ``_SETTINGS``.
+        flags: of ``neuromamba train``, without those in ``_SETTINGS``.
         image_path, dataset_name: defaults of the settings; words without white space.
         run_name, resume, max_time: defaults of the settings; the last by ``seconds`` if empty.
     """
@@ -141,7 +141,7 @@ def _pbs_header(job: Job) -> str:
 
 
 class Scheduler(NamedTuple):
-    """How a job is told to a scheduler.
+    """Syntax of a scheduler's job script.
 
     Attributes:
         header: of the script.

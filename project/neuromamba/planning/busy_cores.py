@@ -11,7 +11,7 @@ SECONDS = 0.5  # to look; the load average would hold what this user did a minut
 
 
 def busy_cores(seconds: float = SECONDS) -> float | None:
-    """Cores of the machine that compute, on average over a moment; None where that is not told."""
+    """Average number of busy cores over a short time; None where the system does not report it."""
     try:
         before = _times(_STAT.read_text())
         time.sleep(seconds)

@@ -27,7 +27,7 @@ MOST_SHOWN = 12  # micro batches
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is planned for.
+    """The hardware and batch that are planned for.
 
     Attributes:
         ranks, per_node: of the run, of a node.
@@ -75,7 +75,7 @@ class Batches:
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterPlan:
-    """The plan.
+    """Memory, batches, FLOPs and hours of a training.
 
     Attributes:
         parameters, trained: of the model.
@@ -222,6 +222,6 @@ def _choose(
 
 
 def as_dict(plan: ClusterPlan) -> dict[str, Any]:
-    """In plain containers."""
+    """Convert a plan to plain containers."""
     plain = dataclasses.asdict(plan)
     return plain | {"schedule": plan.schedule and plan.schedule._asdict()}

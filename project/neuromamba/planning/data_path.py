@@ -17,7 +17,7 @@ from neuromamba.planning.machine import Check, gigabytes
 HEADERS = 50  # that are read, spread over the store
 SAMPLE = 64 << 20  # bytes that are read to measure
 FILES = 4  # that they are read from
-_CLEAN = "python project/module/utils/data_preprocess_and_load/check_and_clean_hdf5.py"
+_CLEAN = "neuromamba check-store"
 
 
 def check_data_path(path: str) -> list[Check]:
@@ -78,7 +78,7 @@ def _disk(path: str) -> Iterator[Check]:
 
 
 def _locks(path: str, runs: list[Path]) -> Iterator[Check]:
-    """As HDF5 locks a file to read it; network file systems may refuse."""
+    """Check that files can be locked as HDF5 does; network file systems may refuse."""
     try:
         with open(runs[0], "rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)

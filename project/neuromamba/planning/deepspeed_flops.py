@@ -214,7 +214,7 @@ def profile(module: nn.Module, *arguments: Any) -> dict[str, int]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without DeepSpeed's lines about the accelerator that it found and about start and end."""
+    """Suppress DeepSpeed's messages about the accelerator, its start and its end."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

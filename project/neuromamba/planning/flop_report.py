@@ -30,7 +30,7 @@ COUNTED = (
 
 
 def count(run: RunConfig) -> dict[str, Any]:
-    """All figures of the JSON file.
+    """Compute all figures of the JSON file.
 
     FLOPs are those of one window unless the key says otherwise; ``flops_per_*`` is the forward
     pass, ``training_flops_per_*`` forward and backward, ``flops_per_epoch`` training on the brain's
@@ -100,7 +100,7 @@ def count(run: RunConfig) -> dict[str, Any]:
 
 
 def table(run: RunConfig, result: dict[str, Any]) -> str:
-    """The figures as text."""
+    """Format the figures as text."""
     model = run.model
     everything = flops.forward_terms(model, result["tokens_all"])
     kept = flops.forward_terms(model, round(result["tokens_brain"]))

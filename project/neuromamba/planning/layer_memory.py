@@ -62,7 +62,7 @@ class Step:
 
     @property
     def tokens(self) -> int:
-        """L."""
+        """L, tokens of the batch."""
         return sum(self.lengths)
 
     @property
@@ -78,7 +78,7 @@ class LayerMemory(NamedTuple):
         kept: from the forward to the backward pass, beside the layer's input.
         forward, backward: at work in either.
         pooled: for the backward pass, in memory that goes from step to step.
-        again: what is kept is made in the backward pass only, by running forward again.
+        recomputed: what is kept is made in the backward pass only, by running forward again.
         at_once: the whole block is one operation, which makes the gradient of its input first.
     """
 
@@ -86,7 +86,7 @@ class LayerMemory(NamedTuple):
     forward: float
     backward: float
     pooled: float = 0.0
-    again: bool = False
+    recomputed: bool = False
     at_once: bool = False
 
 
@@ -124,7 +124,7 @@ def _borders(step: Step, d_state: int) -> int:
 
 
 def _torch_passes(step: Step, in_one_go: bool) -> int:
-    """What ``stages`` makes where there are no C passes: of a block, [K, H, Q, Q] and [R, W]."""
+    """Bytes that ``passes`` allocates where there are no C passes: [K, H, Q, Q] and [R, W]."""
     # For a whole block they want the residual stream in fp32 (``native.can_run``).
     if step.native and step.device == "cpu" and (step.parameter == 4 or not in_one_go):
         return 0
@@ -140,7 +140,7 @@ def backbone_layer(step: Step, number: int) -> LayerMemory:
     """A block of the backbone: in one go (``ResidualBlock``), or layer by layer."""
     if not step.in_one_go:
         layer = layer_by_layer(step, step.model.d_state, step.model.dropout)
-        return layer._replace(again=step.checkpointing)
+        return layer._replace(recomputed=step.checkpointing)
     on_cpu = step.device == "cpu"
     own = 0 if on_cpu else _block_buffers(step, step.model.d_state, True, projections=True)
     work = own + _torch_passes(step, in_one_go=True)
@@ -154,7 +154,7 @@ def backbone_layer(step: Step, number: int) -> LayerMemory:
 
 
 def _columns(model: ModelConfig, d_state: int) -> int:
-    """R."""
+    """R, columns of the in-projection."""
     return 2 * model.d_inner + 2 * d_state + model.nheads
 
 

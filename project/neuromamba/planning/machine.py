@@ -67,7 +67,7 @@ def check_machine() -> list[Check]:
 
 
 def version(distribution: str) -> str | None:
-    """Of an installed package; a folder of its name on the path does not count."""
+    """Return the version of an installed package; a folder of its name does not count."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -75,7 +75,7 @@ def version(distribution: str) -> str | None:
 
 
 def gigabytes(nbytes: float) -> str:
-    """In GB (1e9 bytes)."""
+    """Format a number of bytes in GB (1e9 bytes)."""
     return f"{nbytes / 1e9:.1f} GB"
 
 
@@ -112,7 +112,7 @@ def _packages() -> Iterator[Check]:
     yield Check(
         "packages",
         state,
-        "; ".join(problems) or f"the {len(wanted)} of requirements.txt are there",
+        "; ".join(problems) or f"the {len(wanted)} packages of requirements.txt are installed",
         "" if state == "ok" else _INSTALL,
     )
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.fmamba.builders import build_module, check_cohorts_have_target
 from neuromamba.fmamba.run_config import RunConfig
 from neuromamba.layers.ssd import native
 from neuromamba.planning.state_memory import Weights, state_memory
@@ -26,7 +27,7 @@ _TRUE = {"32-true": 4, "64-true": 8, "bf16-true": 2}
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Where and how a run computes.
+    """Device, strategy and precision of a run.
 
     Attributes:
         accelerator: "cpu", "cuda" or "xpu".
@@ -71,7 +72,7 @@ class MemoryPlan:
 
     @property
     def total(self) -> int:
-        """Of the device."""
+        """Bytes on the device."""
         return sum(self.device.values())
 
 
@@ -136,7 +137,7 @@ def plan_memory(
 
 
 def _backend(name: str, accelerator: str) -> str:
-    """What ``--ssd_backend`` means on such a device, here or elsewhere."""
+    """Resolve ``--ssd_backend`` for a device that need not be in this machine."""
     if name == "auto":
         return "triton" if accelerator == "cuda" else "cpu"
     if name == "reference":
@@ -167,11 +168,9 @@ def _loader(config: RunConfig, voxels: int, batch: int) -> dict[str, int]:
 
 def model_weights(config: RunConfig) -> Weights:
     """Parameters and buffers of the run's model."""
-    # Imported here: Run needs all of training, which a test of the arithmetic does not.
-    from neuromamba.fmamba.run import Run
-
+    check_cohorts_have_target(config)
     with torch.device("meta"):
-        module = Run(config).build_module(None, 1)
+        module = build_module(config, None, 1)
     parameters = list(module.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     positions = module.model.embedder.pos

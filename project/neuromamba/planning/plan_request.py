@@ -1,4 +1,4 @@
-"""From the flags of ``doctor.py plan`` to what is planned for, and from a plan to its job."""
+"""From the flags of ``neuromamba plan`` to what is planned for, and from a plan to its job."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from neuromamba.config.training import MODE_NAMES
 from neuromamba.fmamba.run_config import RunConfig
 from neuromamba.planning.assumptions import ASSUMED_UTILISATION
 from neuromamba.planning.cluster_plan import (
@@ -30,7 +31,7 @@ def _what(config: RunConfig) -> str:
         masked = config.pretrain.objective == "mim"
         return "pre-training, " + ("masked tokens" if masked else "next token")
     assert config.downstream is not None and config.head is not None
-    frozen = ", frozen backbone" if config.downstream.freeze_feature_extractor else ""
+    frozen = f", {MODE_NAMES['frozen']}" if config.downstream.freeze_feature_extractor else ""
     return f"{config.downstream.task}, {config.head.name} head{frozen}"
 
 
@@ -90,7 +91,7 @@ def _batches(request: Request, plan: ClusterPlan) -> list[str]:
 
 
 def no_fit(request: Request, plan: ClusterPlan) -> str:
-    """Why there is no plan to follow."""
+    """Explain why there is no plan to follow."""
     assert request.usable is not None
     return (
         f"--gpu: not even one window fits into {request.gpu_name}: {_gb(plan.chosen.memory)} "
@@ -146,7 +147,7 @@ def _compute(request: Request, work: Workload, plan: ClusterPlan) -> list[str]:
     )
     if request.utilisation == ASSUMED_UTILISATION:
         lines.append(
-            "  the share is an assumption: measure it (deepspeed_profile.py, TFLOP/s) and give "
+            "  the share is an assumption: measure it (neuromamba profile, TFLOP/s) and give "
             "--utilisation"
         )
     if plan.checkpointing:
@@ -159,7 +160,7 @@ def _epochs(times: Schedule, request: Request, work: Workload, plan: ClusterPlan
     yield f"{work.windows:,} windows an epoch ({work.windows_source})"
     if times.repeated:
         yield (
-            f"  {times.epoch:,} are computed: {times.repeated:,} come again, so that all ranks "
+            f"  {times.epoch:,} are computed: {times.repeated:,} are repeated, so that all ranks "
             f"have as many"
         )
     elif times.epoch != work.windows:

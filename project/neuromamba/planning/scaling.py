@@ -174,7 +174,7 @@ def _rate(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _table(rows: Sequence[dict[str, Any]], what: str) -> str:
-    """The points as text."""
+    """Format the points as a table."""
     lines = [f"{POINTS[what]:>10} " + " ".join(f"{name:>11}" for name in _COLUMNS)]
     for row in rows:
         if not row.get("seconds"):

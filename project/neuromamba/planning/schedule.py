@@ -1,4 +1,4 @@
-"""How the windows of a run come: epochs and steps, and what fills up those that are not full."""
+"""Windows of a run in epochs and steps, and what fills up those that are not full."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def schedule(
     config = dataclasses.replace(config, flags=flags)
     each = windows_each(windows, ranks)
     batches = math.ceil(each / micro)
-    taken = max(1, batches_of_epoch(config, batches))
-    epoch = ranks * min(each, taken * micro)
+    n_batches = max(1, batches_of_epoch(config, batches))
+    epoch = ranks * min(each, n_batches * micro)
     step = min(ranks * micro * accumulation, epoch)
-    steps_epoch = math.ceil(taken / accumulation)
+    steps_epoch = math.ceil(n_batches / accumulation)
     steps = total_steps(config, batches)
     whole, rest = divmod(steps, steps_epoch)
     return Schedule(

@@ -18,7 +18,7 @@ _OPTIMIZER_STATES = {"AdamW": 2, "SGD": 1}  # moments, or the momentum
 
 
 class Weights(NamedTuple):
-    """What a model consists of.
+    """Numbers of weights of a model, by what is done with them.
 
     Attributes:
         trained, frozen: parameters.
@@ -45,7 +45,7 @@ def state_memory(
     optimizer: str = "AdamW",
     on_cpu: bool = False,
 ) -> State:
-    """What a rank holds.
+    """Predict what a rank holds between steps.
 
     Args:
         weights: of the model.

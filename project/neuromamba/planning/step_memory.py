@@ -40,7 +40,7 @@ GROUPS = (
 
 
 class Peak(NamedTuple):
-    """The most that a step has at one time.
+    """Peak memory of a step.
 
     Attributes:
         total: bytes.
@@ -54,14 +54,14 @@ class Peak(NamedTuple):
 
 
 class Tape:
-    """Counts what is there while a step is walked through."""
+    """Record of allocations in the order of a step's operations."""
 
     def __init__(self) -> None:
         self._now: Counter[str] = Counter()
         self.peak = Peak(0, {}, "")
 
     def take(self, group: str, nbytes: float, moment: str) -> None:
-        """Tensors of a group are made."""
+        """Record that tensors of a group are allocated."""
         assert group in GROUPS, group
         self._now[group] += round(nbytes)
         total = sum(self._now.values())
@@ -69,18 +69,18 @@ class Tape:
             self.peak = Peak(total, dict(self._now), moment)
 
     def drop(self, group: str, nbytes: float) -> None:
-        """They are gone."""
+        """Record that tensors of a group are freed."""
         self._now[group] -= round(nbytes)
         assert self._now[group] >= 0, (group, self._now)
 
     def work(self, nbytes: float, moment: str) -> None:
-        """Made and gone within an operation."""
+        """Record memory that is allocated and freed within an operation."""
         self.take("working memory", nbytes, moment)
         self.drop("working memory", nbytes)
 
 
 def step_memory(step: Step) -> Peak:
-    """The most memory that a training step has at one time, weights and optimiser not counted."""
+    """Predict the peak memory of a training step, without weights and optimiser."""
     tape = Tape()
     _batch(tape, step)
     tokens, stream = step.tokens * step.model.token_dim * 4, _stream(step)
@@ -102,7 +102,7 @@ def step_memory(step: Step) -> Peak:
         tape.work(layer.forward, "blocks forward")
         if step.frozen:
             tape.drop("residual stream", stream)
-        elif not layer.again:
+        elif not layer.recomputed:
             tape.take("kept by the blocks", layer.kept, "blocks forward")
 
     if narrow:
@@ -120,9 +120,9 @@ def step_memory(step: Step) -> Peak:
 
 
 def _layer_backward(tape: Tape, step: Step, layer: LayerMemory) -> None:
-    """From the gradient of a block's output to that of its input."""
+    """Record a block's backward pass: its output's gradient to its input's."""
     stream, moment = _stream(step), "blocks backward"
-    if layer.again:
+    if layer.recomputed:
         tape.take("kept by the blocks", layer.kept, moment)
         tape.work(layer.forward, moment)
     if layer.at_once:

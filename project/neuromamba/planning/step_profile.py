@@ -45,10 +45,10 @@ class ProfiledRun(Run):
         self.found: dict[str, Any] = {}
 
     def _fit(
-        self, trainer: Any, module: Any, data: Any, point: Any, fault_tolerance: Any
+        self, trainer: Any, module: Any, loaders: Any, point: Any, fault_tolerance: Any
     ) -> dict[str, float]:
         size = self.config.data.batch_size
-        each = windows_each(data.windows_in("train"), self.hardware.ranks)
+        each = windows_each(loaders.data.windows_in("train"), self.hardware.ranks)
         if each < size:  # the figures would be of smaller batches
             raise UserInputError(
                 f"--batch_size: no batch has {size} windows, since a rank has {each} in an epoch; "
@@ -61,7 +61,7 @@ class ProfiledRun(Run):
         warm_up = self.config.flags["warm_up_batches"]
         check = ThroughputCheck(flops_of(self.config), finish, warm_up, self.batches, True)
         trainer.callbacks.append(check)
-        trainer.fit(module, datamodule=data)
+        trainer.fit(module, datamodule=loaders)
         return {}
 
 

@@ -11,8 +11,8 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.config.data import DataConfig
 from neuromamba.config.model import ModelConfig
 from neuromamba.data.store.reader import RunFile, list_runs
-from neuromamba.data.windows.data_module import FMRIDataModule
 from neuromamba.data.windows.dataset import windows_of
+from neuromamba.data.windows.run_data import RunData
 from neuromamba.planning import flops
 
 # Cohorts whose windows are assumed where their data are absent: subjects, frames of a run.
@@ -20,7 +20,7 @@ ASSUMED_RUNS = {"S1200": (1084, 1200)}
 
 
 class Workload(NamedTuple):
-    """What one epoch consists of.
+    """Windows and tokens of an epoch.
 
     Attributes:
         tokens_brain: mean kept tokens of a window.
@@ -70,14 +70,14 @@ def read_workload(
         )
         counted, windows_source = _assumed_windows(data, flag)
     else:
-        module = FMRIDataModule(data, write_split=False)
-        runs = [path for store in module.stores for path in store.paths]
+        found = RunData(data, write_split=False)
+        runs = [path for store in found.stores for path in store.paths]
         looked_at = runs[:: -(-len(runs) // (most_runs or len(runs)))]
         sizes = [_size_of(path, model) for path in looked_at]
         source = f"mean over the {len(runs)} runs of {', '.join(data.image_path)}"
         if len(looked_at) < len(runs):
             source = f"mean over {len(looked_at)} of {source.removeprefix('mean over ')}"
-        counted, windows_source = module.windows_in("train"), "training windows of the data"
+        counted, windows_source = found.windows_in("train"), "training windows of the data"
     if windows is not None:
         counted, windows_source = windows, flag
     return Workload(
@@ -117,7 +117,7 @@ def _assumed_windows(data: DataConfig, flag: str) -> tuple[int | None, str]:
     for name in data.dataset_name:
         subjects, frames = ASSUMED_RUNS[name]
         training, of = int(subjects * share), f"{share:.0%} of {subjects:,} subjects"
-        if limit is not None:  # as FMRIDataModule does
+        if limit is not None:  # as RunData does
             training = min(training, int(limit) if limit > 1 else max(1, round(limit * training)))
             of = f"{training:,} subjects (--limit_training_samples)"
         each = windows_of_run(frames, data)

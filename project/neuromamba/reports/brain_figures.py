@@ -20,8 +20,8 @@ from neuromamba.checkpoints.io import load_strictly
 from neuromamba.common.errors import UserInputError
 from neuromamba.config.model import ModelConfig
 from neuromamba.data.store.reader import RunFile
-from neuromamba.data.windows.data_module import FMRIDataModule
 from neuromamba.data.windows.dataset import collate_windows
+from neuromamba.data.windows.run_data import RunData
 from neuromamba.fmamba.build import build_model
 from neuromamba.fmamba.module import pack_batch
 from neuromamba.fmamba.run_folder import RunFolder
@@ -79,7 +79,7 @@ class NextTokenExample(NamedTuple):
 
 
 def next_token_example(
-    run: RunFolder, data: FMRIDataModule, part: str = "test", item: int = 0, frame: int = -1
+    run: RunFolder, data: RunData, part: str = "test", item: int = 0, frame: int = -1
 ) -> NextTokenExample:
     """Predict every token of one window from those before it.
 
@@ -93,7 +93,7 @@ def next_token_example(
     Raises:
         UserInputError: the run had another objective, or the part is empty.
     """
-    if run.contents.card.get("pretrain", {}).get("objective") != "autoregressive":
+    if run.contents.metadata.get("pretrain", {}).get("objective") != "autoregressive":
         raise UserInputError(f"{run.path}: not a run of next-token prediction.")
     windows = data.parts[part]
     if windows is None:

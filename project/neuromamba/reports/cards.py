@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from neuromamba.data.windows.data_module import DATASETS, FMRIDataModule
+from neuromamba.data.cohorts.registry import DATASETS
+from neuromamba.data.windows.run_data import RunData
 from neuromamba.fmamba.run_folder import RunFolder
 from neuromamba.pages.page import Table
 from neuromamba.reports.brain_figures import kept_shares
 
 
-def data_card(run: RunFolder, data: FMRIDataModule) -> Table:
+def data_card(run: RunFolder, data: RunData) -> Table:
     """What the run saw: subjects, windows, scaling, orientation, kept tokens, split."""
     config, model = data.config, run.model_config
     parts = {"train": "training", "val": "validation", "test": "test"}
@@ -26,8 +27,8 @@ def data_card(run: RunFolder, data: FMRIDataModule) -> Table:
             for part, label in parts.items()
         ),
         ("Window", f"{config.sequence_length} frames, TR {_range([h.tr for h in headers])} s"),
-        ("Grid", f"{' × '.join(map(str, config.img_size))} voxels of {_sizes(voxel)} mm"),
-        ("Orientation", f"{run.contents.card['orientation']} (voxel order of the store)"),
+        ("Grid", f"{' × '.join(map(str, config.grid))} voxels of {_sizes(voxel)} mm"),
+        ("Orientation", f"{run.contents.metadata['orientation']} (voxel order of the store)"),
         ("Brain mask", ", ".join(sorted({h.mask_source.split(":")[0] for h in headers}))),
         ("Scaling", config.input_scaling_method),
         (
@@ -42,7 +43,7 @@ def data_card(run: RunFolder, data: FMRIDataModule) -> Table:
     return Table(rows, title="Data")
 
 
-def _subjects(data: FMRIDataModule, part: str) -> str:
+def _subjects(data: RunData, part: str) -> str:
     names = [name for store in data.subjects[part] for name in store]
     if data.task is None or data.task.task_type != "classification":
         return str(len(names))
@@ -65,7 +66,7 @@ def _sizes(voxel: np.ndarray) -> str:
 def model_card(pretrained: RunFolder, finetuned: RunFolder) -> Table:
     """Architecture, numbers of parameters and how both runs were trained."""
     model = finetuned.model_config
-    head = finetuned.contents.card["head"]["name"]
+    head = finetuned.contents.metadata["head"]["name"]
     grid = " × ".join(map(str, model.token_grid))
     rows = [
         ("Backbone", f"FMamba, {model.depth} Mamba2 blocks of width {model.embed_dim}"),

@@ -130,7 +130,7 @@ def write_report(out: Path, commands: Sequence[str], seconds: dict[str, float]) 
         RunFolder(out / name) for name in ("pretrain", "finetune", "untrained")
     )
     start = time.monotonic()
-    data = finetuned.data_module()
+    data = finetuned.data()
     baselines = baselines_of_data(data, finetuned.path / "baselines")
     seconds["baselines"] = time.monotonic() - start
     scores = {UNTRAINED: untrained.scores()} | {one.name: one.scores for one in baselines}

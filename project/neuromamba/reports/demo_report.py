@@ -72,7 +72,7 @@ def training_report(given: ReportInput, figure_dir: Path) -> Page:
             Section(
                 "Data and model",
                 tables=(
-                    data_card(finetuned, finetuned.data_module()),
+                    data_card(finetuned, finetuned.data()),
                     model_card(given.pretrained, finetuned),
                 ),
                 side_by_side=True,
@@ -142,7 +142,7 @@ def _curves(given: ReportInput, folder: Path) -> Section:
 
 
 def _tokens(run: RunFolder, folder: Path) -> Section:
-    data = run.data_module()
+    data = run.data()
     example = next_token_example(run, data)
     names = [name for store in data.subjects["test"] for name in store]
     path = data.stores[0].runs_of(names)[0][0]

@@ -1,6 +1,6 @@
 """The papers' tables as jobs: which runs each needs, and the published numbers of its rows.
 
-A job is one call of ``project/main.py``; rows of several tables share jobs. ``GRIDS`` knows two
+A job is one call of ``neuromamba train``; rows of several tables share jobs. ``GRIDS`` knows two
 sizes of everything: the published one, and a small one on synthetic data that a CPU does in
 minutes. ``reproduction_tables.py`` writes what has been run.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.config.training import MODE_NAMES
 
 TABLES = ("1", "2", "3", "flops", "scaling")
 METRICS = {"auroc": "AUC", "accuracy": "ACC"}
@@ -20,7 +21,7 @@ FEW = (0.1, 0.25, 0.5)  # shares of the training subjects
 
 
 class Job(NamedTuple):
-    """One call of ``project/main.py``.
+    """One call of ``neuromamba train``.
 
     Attributes:
         name: of its folder.
@@ -144,7 +145,6 @@ _TABLE_2 = {
 }
 _TABLE_3 = {"SwiFT": ("4.6M", "0.980", "0.929"), "NeuroSTORM": ("5.0M", "0.976", "0.933")}
 MODES = ("scratch", "full")
-MODE_NAMES = {"scratch": "from scratch", "full": "full fine-tuning"}
 
 
 class Study:

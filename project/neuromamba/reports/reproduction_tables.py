@@ -80,7 +80,7 @@ def measure(row: Row, rows: Iterable[Row], folder: Path) -> Measured:
 
 
 def _aligned(scores: Sequence[SubjectScores]) -> list[SubjectScores]:
-    """In the order of the first.
+    """Bring the scores of all runs into the order of the first.
 
     Raises:
         UserInputError: they were tested on different subjects.
@@ -98,7 +98,7 @@ def _mean_interval(scores: Sequence[SubjectScores], name: str) -> Interval:
 
 
 def _difference(ours: Sequence[SubjectScores], theirs: Sequence[SubjectScores]) -> Interval:
-    """Of the mean AUROC over runs, both on the same draws of subjects."""
+    """Interval of the difference in mean AUROC over runs, both on the same draws of subjects."""
     groups = [[one.statistic("auroc") for one in side] for side in (ours, theirs)]
 
     def less(chosen: np.ndarray) -> float:

@@ -18,12 +18,12 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.config.model import HeadConfig
 from neuromamba.config.serialise import from_dict
 from neuromamba.config.training import DownstreamConfig
-from neuromamba.data.windows.data_module import FMRIDataModule
 from neuromamba.data.windows.dataset import WindowDataset
+from neuromamba.data.windows.run_data import RunData
 from neuromamba.evaluation.calibration import brier_score, reliability
 from neuromamba.evaluation.intervals import Interval
-from neuromamba.evaluation.metrics import subject_key
 from neuromamba.evaluation.scores import SubjectScores
+from neuromamba.evaluation.subject_keys import subject_key
 from neuromamba.fmamba.baselines import Baseline
 from neuromamba.fmamba.flop_formula import window_flops
 from neuromamba.fmamba.run_folder import RunFolder
@@ -59,7 +59,7 @@ PICTURED = 24  # subjects with a picture, the worst ones
 def run_report(
     runs: Sequence[RunFolder],
     baselines: Sequence[Baseline],
-    data: FMRIDataModule,
+    data: RunData,
     figure_dir: Path,
 ) -> Page:
     """Draw every figure into ``figure_dir`` and put the page together.
@@ -107,7 +107,7 @@ def run_report(
     return Page(title, summary, sections, _notice(data))
 
 
-def _check_subjects(run: RunFolder, scores: SubjectScores, data: FMRIDataModule) -> None:
+def _check_subjects(run: RunFolder, scores: SubjectScores, data: RunData) -> None:
     """The predictions are of the test subjects, all of them."""
     wanted, found = set(data.unit_names("test").values()), set(scores.subjects)
     if found != wanted:
@@ -125,19 +125,14 @@ def run_name(run: RunFolder) -> str:
 
 def describe(run: RunFolder) -> str:
     """Head and mode of a downstream run, in words."""
-    task, card = run.task, run.contents.card
+    task, metadata = run.task, run.contents.metadata
     assert task is not None
-    if task.freeze_feature_extractor:
-        mode = "frozen backbone"
-    elif task.lora_rank:
-        mode = f"LoRA of rank {task.lora_rank}"
-    else:
-        mode = "full fine-tuning" if run.config.get("load_model_path") else "from scratch"
+    mode = task.mode(pretrained=bool(run.config.get("load_model_path")))
     shuffled = "" if task.shuffle_labels is None else ", labels shuffled over subjects"
-    return f"FMamba, {card['head']['name']} head, {mode}, seed {run.config['seed']}{shuffled}"
+    return f"FMamba, {metadata['head']['name']} head, {mode}, seed {run.config['seed']}{shuffled}"
 
 
-def _notice(data: FMRIDataModule) -> str:
+def _notice(data: RunData) -> str:
     if any(store.dataset == "Dummy" for store in data.stores):
         return "Synthetic data: the figures show that the pipeline works, and nothing about brains."
     return ""
@@ -319,7 +314,7 @@ def _explained(record: Mapping[str, float | None]) -> str:
 
 
 def _subjects(
-    data: FMRIDataModule, scores: SubjectScores, task: DownstreamConfig, folder: Path
+    data: RunData, scores: SubjectScores, task: DownstreamConfig, folder: Path
 ) -> Section:
     """Every test subject, the worst first, with pictures of the worst."""
     classes = task.class_names
@@ -360,7 +355,7 @@ def _subjects(
     return Section("Subjects", tables=(table,), pictures=pictures, side_by_side=True)
 
 
-def _first_runs(data: FMRIDataModule) -> dict[str, Path]:
+def _first_runs(data: RunData) -> dict[str, Path]:
     """Test unit, by the name of its predictions -> its first run."""
     names = data.unit_names("test")
     found: dict[str, Path] = {}
@@ -427,7 +422,7 @@ def _pretraining_results(runs: Sequence[RunFolder]) -> Section:
     return Section("Results", tables=(Table(rows, head, note=note, numbers=(1, 2, 3, 4)),))
 
 
-def _tokens(run: RunFolder, data: FMRIDataModule, folder: Path) -> Section:
+def _tokens(run: RunFolder, data: RunData, folder: Path) -> Section:
     """The token grid over a run, and the prediction of a window if tokens were predicted."""
     config = run.model_config
     part = next(p for p in ("test", "val", "train") if any(data.subjects[p]))
@@ -436,7 +431,7 @@ def _tokens(run: RunFolder, data: FMRIDataModule, folder: Path) -> Section:
     path = save_figure(token_mask_figure(mask), folder / "token_mask.png", for_paper=True)
     text = "Tokens without a brain voxel are dropped (darkened)."
     pictures = [Picture(path, text, "Kept and dropped tokens over the mean volume", wide=True)]
-    if run.contents.card.get("pretrain", {}).get("objective") == "autoregressive":
+    if run.contents.metadata.get("pretrain", {}).get("objective") == "autoregressive":
         example = next_token_example(run, data, part)
         path = save_figure(next_token_figure(example), folder / "next_tokens.png", for_paper=True)
         text = "Every token is predicted from the tokens before it; upper row as scaled, lower row "
@@ -445,14 +440,14 @@ def _tokens(run: RunFolder, data: FMRIDataModule, folder: Path) -> Section:
     return Section("Tokens", pictures=pictures)
 
 
-def _model_card(run: RunFolder, data: FMRIDataModule) -> Table:
+def _model_card(run: RunFolder, data: RunData) -> Table:
     """Architecture, training, FLOPs and throughput."""
     model, metrics, config = run.model_config, run.metrics, run.config
     share = kept_shares([p for store in data.stores for p in store.paths], model).mean()
     tokens = round(share * model.num_tokens)
     head = None
     if run.task is not None:
-        head = from_dict(HeadConfig, run.contents.card["head"], str(run.checkpoint))
+        head = from_dict(HeadConfig, run.contents.metadata["head"], str(run.checkpoint))
     frozen = run.task is not None and run.task.freeze_feature_extractor
     trained = window_flops(model, tokens, head=head, frozen=frozen)
     rows = [
@@ -464,7 +459,7 @@ def _model_card(run: RunFolder, data: FMRIDataModule) -> Table:
     ]
     steps, seconds = metrics.get("train/steps", 0.0), metrics.get("train/seconds", 0.0)
     if steps and seconds:
-        ranks = run.contents.card.get("ranks", 1)
+        ranks = run.contents.metadata.get("ranks", 1)
         batch = config["batch_size"] * ranks * config["gradient_accumulation_steps"]
         rows += [
             ("Training", f"{steps:,.0f} steps of {batch} windows, {config['optimizer']}, learning "

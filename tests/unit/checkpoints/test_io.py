@@ -29,7 +29,8 @@ from neuromamba.config.serialise import from_dict
 from neuromamba.config.training import DownstreamConfig, OptimConfig, PretrainConfig
 from neuromamba.fmamba.backbone import FMamba
 from neuromamba.fmamba.build import build_model
-from neuromamba.fmamba.module import DownstreamModule, PretrainModule, TargetScaling
+from neuromamba.fmamba.downstream import DownstreamModule, TargetScaling
+from neuromamba.fmamba.pretrain import PretrainModule
 
 CONFIG = ModelConfig(
     img_size=(4, 4, 4, 4), patch_size=(2, 2, 2, 2), embed_dim=16, depth=2, background="zero"
@@ -312,7 +313,7 @@ def test_the_flag_is_the_one_that_named_the_file(tmp_path: Path) -> None:
 
 # --------------------------------------------------------------------------- our own files
 
-DATA_CARD = {
+DATA_METADATA = {
     "scaling": "znorm_minback",
     "split_hash": "0123",
     "config": {"dataset_name": ["Dummy"], "train_split": 0.8, "limit_test_samples": None},
@@ -325,40 +326,52 @@ def save(module: PretrainModule | DownstreamModule, path: Path) -> None:
     torch.save(checkpoint, path)
 
 
-def downstream_module(seed: int = 0, **task: Any) -> DownstreamModule:
-    torch.manual_seed(seed)
-    return DownstreamModule(
-        CONFIG,
-        HeadConfig(name="mamba", out_features=1, mamba_depth=1),
-        DownstreamConfig(task="age", **task),
-        OptimConfig(),
+def pretrain_module(
+    model: ModelConfig, objective: PretrainConfig | None = None, **others: Any
+) -> PretrainModule:
+    return PretrainModule(
+        model=model,
+        objective=objective or PretrainConfig(),
+        optim=OptimConfig(),
         total_steps=10,
-        target_scaling=TargetScaling(33.5, 7.25),
-        data_card=DATA_CARD,
+        **others,
     )
 
 
-def test_card_of_pretraining(path: Path) -> None:
+def downstream_module(seed: int = 0, **task: Any) -> DownstreamModule:
+    torch.manual_seed(seed)
+    return DownstreamModule(
+        model=CONFIG,
+        head=HeadConfig(name="mamba", out_features=1, mamba_depth=1),
+        task=DownstreamConfig(task="age", **task),
+        optim=OptimConfig(),
+        total_steps=10,
+        target_scaling=TargetScaling(33.5, 7.25),
+        data_metadata=DATA_METADATA,
+    )
+
+
+def test_metadata_of_pretraining(path: Path) -> None:
     objective = PretrainConfig(objective="mim", mask_ratio=0.5, masking_type="tube")
-    module = PretrainModule(CONFIG, objective, OptimConfig(), 10, data_card=DATA_CARD)
+    module = pretrain_module(CONFIG, objective, data_metadata=DATA_METADATA)
     save(module, path)
     assert isinstance(torch.load(path, weights_only=True)[CHECKPOINT_KEY], dict)
-    card = read_checkpoint(path).card
-    assert from_dict(ModelConfig, card["model"], "card") == CONFIG
-    assert from_dict(PretrainConfig, card["pretrain"], "card") == objective
-    assert card["data"] == DATA_CARD
-    assert card["orientation"] == "LAS" and card["format"] == 1
+    metadata = read_checkpoint(path).metadata
+    assert from_dict(ModelConfig, metadata["model"], "metadata") == CONFIG
+    assert from_dict(PretrainConfig, metadata["pretrain"], "metadata") == objective
+    assert metadata["data"] == DATA_METADATA
+    assert metadata["orientation"] == "LAS" and metadata["format"] == 1
 
 
-def test_card_of_a_task(path: Path) -> None:
+def test_metadata_of_a_task(path: Path) -> None:
     module = downstream_module(freeze_feature_extractor=True, label_scaling_method="minmax")
     save(module, path)
     contents = read_checkpoint(path)
-    card = contents.card
-    assert from_dict(ModelConfig, card["model"], "card") == CONFIG
-    assert from_dict(HeadConfig, card["head"], "card") == module.head_config
-    assert from_dict(DownstreamConfig, card["downstream"], "card") == module.task
-    assert TargetScaling(*card["target_scaling"]) == (33.5, 7.25)
+    metadata = contents.metadata
+    assert from_dict(ModelConfig, metadata["model"], "metadata") == CONFIG
+    assert from_dict(HeadConfig, metadata["head"], "metadata") == module.head_config
+    assert from_dict(DownstreamConfig, metadata["downstream"], "metadata") == module.task
+    assert TargetScaling(*metadata["target_scaling"]) == (33.5, 7.25)
     # Names of the backbone plain, those of the head with "head.": nothing is lost or added.
     heads = {"head." + key for key in module.head.state_dict()}
     assert set(contents.state_dict) == set(module.model.state_dict()) | heads
@@ -374,7 +387,7 @@ def test_fine_tuned_backbone_loads_without_its_head(path: Path) -> None:
 
 
 def test_pretrained_module_goes_into_a_task(path: Path) -> None:
-    source = PretrainModule(CONFIG, PretrainConfig(), OptimConfig(), 10)
+    source = pretrain_module(CONFIG)
     save(source, path)
     target = downstream_module(seed=5)
     head = {key: value.clone() for key, value in target.head.state_dict().items()}
@@ -387,7 +400,7 @@ def test_pretrained_module_goes_into_a_task(path: Path) -> None:
 
 def test_a_card_of_another_kind_is_left_aside(path: Path) -> None:
     torch.save({"norm.weight": torch.ones(2), CHECKPOINT_KEY: [1]}, path)
-    assert read_checkpoint(path).card == {}
+    assert read_checkpoint(path).metadata == {}
 
 
 class AsPython311Stored:

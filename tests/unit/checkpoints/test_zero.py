@@ -19,8 +19,8 @@ from neuromamba.checkpoints.io import (
     canonical_name,
     check_readable,
     load_backbone,
-    read_card,
     read_checkpoint,
+    read_metadata,
     read_training_state,
 )
 from neuromamba.checkpoints.paths import find_checkpoint
@@ -81,7 +81,7 @@ def test_weights_are_those_in_memory(name: str) -> None:
     stage, ranks = FOLDERS[name]
     assert contents.origin == f"DeepSpeed, ZeRO stage {stage}, {ranks} rank(s)"
     assert contents.progress == {"epoch": 1, "global_step": 8 // ranks if ranks == 2 else 3}
-    assert contents.card == {} and read_card(LIGHTNING19 / name) == {}
+    assert contents.metadata == {} and read_metadata(LIGHTNING19 / name) == {}
     check_readable(LIGHTNING19 / name)
 
 
@@ -135,7 +135,7 @@ def test_training_state() -> None:
 # ------------------------------------------------------------------------- what is refused
 
 
-@pytest.mark.parametrize("call", [read_checkpoint, check_readable, read_card])
+@pytest.mark.parametrize("call", [read_checkpoint, check_readable, read_metadata])
 @pytest.mark.parametrize(
     ("name", "gone", "words"),
     [

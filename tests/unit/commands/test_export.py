@@ -1,4 +1,4 @@
-"""Exporting: the released layout, cards, and what is not written."""
+"""Exporting: the released layout, metadata, and what is not written."""
 
 from __future__ import annotations
 
@@ -25,11 +25,15 @@ from neuromamba.checkpoints.io import (
 )
 from neuromamba.commands.export import export_parser, main
 from neuromamba.config.model import ModelConfig
-from neuromamba.config.training import OptimConfig, PretrainConfig
 from neuromamba.fmamba.build import build_model
-from neuromamba.fmamba.module import PretrainModule
 from tests.helpers.paths import GOLDEN
-from tests.unit.checkpoints.test_io import CONFIG, DATA_CARD, downstream_module, save
+from tests.unit.checkpoints.test_io import (
+    CONFIG,
+    DATA_METADATA,
+    downstream_module,
+    pretrain_module,
+    save,
+)
 
 LIGHTNING19 = GOLDEN / "lightning19"
 TWELVE = ModelConfig(
@@ -65,7 +69,7 @@ PREFIX = "_forward_module.model."
 def pretrained(tmp_path: Path) -> Path:
     """A checkpoint of ours of a 12-layer backbone, in a run folder."""
     torch.manual_seed(0)
-    module = PretrainModule(TWELVE, PretrainConfig(), OptimConfig(), 10, data_card=DATA_CARD)
+    module = pretrain_module(TWELVE, data_metadata=DATA_METADATA)
     path = tmp_path / "run" / "checkpoints" / "best.ckpt"
     path.parent.mkdir(parents=True)
     save(module, path)
@@ -134,31 +138,31 @@ def test_released_files_come_through_unchanged(
     steps = ["3M_E192.pt", "a.safetensors", "b.pt", "c.safetensors", "d.pt"]
     for source, out in pairwise(steps):
         shown = export(capsys, tmp_path / source, tmp_path / out, "--conv_name", conv)
-        assert "the checkpoint has no card" in shown
+        assert "the checkpoint has no metadata" in shown
     again = tensors(tmp_path / "d.pt")
     assert list(again) == list(released)
     assert all(torch.equal(again[name], tensor) for name, tensor in released.items())
-    assert read_checkpoint(tmp_path / "c.safetensors").card == {}
+    assert read_checkpoint(tmp_path / "c.safetensors").metadata == {}
 
 
-def test_card(pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_metadata(pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metrics = {"val/loss": 0.25, "val/skill": None}
     (pretrained.parents[1] / "metrics.json").write_text(json.dumps(metrics))
     out = tmp_path / "weights.safetensors"
-    assert "with its card" in export(capsys, pretrained, out)
-    card = read_checkpoint(pretrained).card
+    assert "with its metadata" in export(capsys, pretrained, out)
+    metadata = read_checkpoint(pretrained).metadata
     contents = read_checkpoint(out)
-    assert contents.card == card and card["data"]["split_hash"] == "0123"
+    assert contents.metadata == metadata and metadata["data"]["split_hash"] == "0123"
     origin = contents.export
     assert origin["source"] == str(pretrained) and origin["kind"] == "Lightning"
     assert origin["epoch"] == 3 and origin["metrics"] == metrics
     assert origin["code_version"].startswith("0.1.0")
     beside = json.loads((tmp_path / "weights.safetensors.json").read_text())
-    assert beside == {CHECKPOINT_KEY: card, "export": dict(origin)}
+    assert beside == {CHECKPOINT_KEY: metadata, "export": dict(origin)}
     # An export of the export says where it all began.
     export(capsys, out, tmp_path / "second.safetensors")
     second = read_checkpoint(tmp_path / "second.safetensors")
-    assert second.card == card and second.export["source_export"] == dict(origin)
+    assert second.metadata == metadata and second.export["source_export"] == dict(origin)
     assert "metrics" not in second.export
 
 
@@ -200,8 +204,8 @@ def test_backbone_only(task: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     export(capsys, task, out, "--backbone_only")
     contents = read_checkpoint(out)
     assert not any(name.startswith("head.") for name in contents.state_dict)
-    assert not {"head", "downstream", "target_scaling"} & set(contents.card)
-    assert contents.card["model"] == read_checkpoint(task).card["model"]
+    assert not {"head", "downstream", "target_scaling"} & set(contents.metadata)
+    assert contents.metadata["model"] == read_checkpoint(task).metadata["model"]
     assert contents.export["backbone_only"] is True
     load_strictly(build_model(CONFIG, output_layer=False), contents.state_dict, out)
 

@@ -11,15 +11,26 @@ import torch
 import yaml
 
 from neuromamba.common.errors import UserInputError, look_up
-from neuromamba.config.data import DataConfig
+from neuromamba.config.data import AugmentConfig, DataConfig
 from neuromamba.config.model import VARIANTS, HeadConfig, ModelConfig
 from neuromamba.config.names import DATASET_NAMES, canonical_dataset_name, canonical_head_name
 from neuromamba.config.serialise import from_dict, read_yaml, to_dict
-from neuromamba.config.tasks import TASKS
+from neuromamba.config.tasks import TASKS, Task, TaskType
 from neuromamba.config.training import DownstreamConfig, OptimConfig, PretrainConfig
 from neuromamba.fmamba.build import load_model_config
 
 NAN, INF = float("nan"), float("inf")
+CONFIGURATIONS = (
+    AugmentConfig,
+    DataConfig,
+    DownstreamConfig,
+    HeadConfig,
+    ModelConfig,
+    OptimConfig,
+    PretrainConfig,
+    Task,
+    TaskType,
+)
 
 
 def data(**values: Any) -> DataConfig:
@@ -303,7 +314,7 @@ def test_round_trip(config: Any) -> None:
 
 
 def test_round_trip_keeps_derived_values_explicit() -> None:
-    """A card still means the same should the paper's rule for defaults ever change."""
+    """Metadata still means the same should the paper's rule for defaults ever change."""
     plain = to_dict(ModelConfig(embed_dim=128))
     assert (plain["d_state"], plain["headdim"]) == (32, 128)
     assert plain["img_size"] == [96, 96, 96, 20]
@@ -371,3 +382,34 @@ def test_model_file_with_training_flags(tmp_path: Path) -> None:
     path.write_text("learning_rate: 0.1\n", encoding="utf-8")
     with pytest.raises(UserInputError, match="says nothing about the model"):
         load_model_config(path)
+
+
+def test_files_name_the_grid_as_version_0_1_0_did() -> None:
+    """``img_size`` is four numbers in Python; the metadata of a checkpoint keep their keys."""
+    config = DataConfig(image_path=("store",), grid=(12, 14, 16))
+    written = to_dict(config)
+    assert written["img_size"] == [12, 14, 16] and "grid" not in written
+    assert from_dict(DataConfig, written, "checkpoint") == config
+    with pytest.raises(UserInputError, match="checkpoint: img_size: got 12, expected tuple"):
+        from_dict(DataConfig, written | {"img_size": 12}, "checkpoint")
+    with pytest.raises(UserInputError, match="unknown name 'grid'"):
+        from_dict(DataConfig, {"grid": [12, 14, 16]}, "checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("task", "pretrained", "expected"),
+    [
+        ({}, False, "from scratch"),
+        ({}, True, "full fine-tuning"),
+        ({"freeze_feature_extractor": True}, True, "frozen backbone"),
+        ({"lora_rank": 4}, True, "LoRA of rank 4"),
+    ],
+)
+def test_modes_of_a_downstream_task(task: dict[str, Any], pretrained: bool, expected: str) -> None:
+    assert DownstreamConfig(**task).mode(pretrained) == expected
+
+
+@pytest.mark.parametrize("cls", CONFIGURATIONS)
+def test_configurations_take_keywords_only(cls: Any) -> None:
+    with pytest.raises(TypeError, match="positional argument"):
+        cls("something")

@@ -16,7 +16,7 @@ from neuromamba.config.data import DataConfig
 from neuromamba.config.training import DownstreamConfig
 from neuromamba.data.store.header import RunSource
 from neuromamba.data.store.writer import write_run
-from neuromamba.data.windows.data_module import FMRIDataModule
+from neuromamba.data.windows.run_data import RunData
 from neuromamba.fmamba.baselines import FC, MEAN_VOLUME, Baseline, baselines_of_data, fit_baselines
 from neuromamba.fmamba.subject_features import (
     atlas_parcellation,
@@ -28,7 +28,7 @@ from neuromamba.fmamba.subject_features import (
 GRID = (6, 6, 6)
 AFFINE = np.diag([-2.0, 2.0, 2.0, 1.0])
 FRAMES = 24
-MakeData = Callable[..., FMRIDataModule]
+MakeData = Callable[..., RunData]
 
 
 @pytest.fixture
@@ -71,13 +71,13 @@ def make_data(tmp_path: Path) -> MakeData:
         settings = DataConfig(
             dataset_name=("Dummy",),
             image_path=(str(tmp_path),),
-            img_size=GRID,
+            grid=GRID,
             sequence_length=4,
             train_split=0.5,
             val_split=0.1,
             **config,
         )
-        return FMRIDataModule(settings, task or DownstreamConfig(task=target))
+        return RunData(settings, task or DownstreamConfig(task=target))
 
     return make
 
@@ -176,7 +176,7 @@ def test_kept_baselines_are_those_of_the_same_data(make_data: MakeData, tmp_path
     for one, other in zip(found, again, strict=True):
         assert (one.name, one.text) == (other.name, other.text)
         np.testing.assert_array_equal(one.scores.score, other.scores.score)
-    other_targets = FMRIDataModule(data.config, DownstreamConfig(shuffle_labels=3))
+    other_targets = RunData(data.config, DownstreamConfig(shuffle_labels=3))
     shuffled = baselines_of_data(other_targets, folder)
     assert not np.array_equal(shuffled[0].scores.target, found[0].scores.target)
     (folder / json.loads(record.read_text())["baselines"][0]["file"]).write_text("torn")
@@ -185,7 +185,7 @@ def test_kept_baselines_are_those_of_the_same_data(make_data: MakeData, tmp_path
 
 def test_no_labels_is_an_error(make_data: MakeData) -> None:
     with pytest.raises(UserInputError, match="downstream task"):
-        fit_baselines(FMRIDataModule(make_data().config, None))
+        fit_baselines(RunData(make_data().config, None))
 
 
 @pytest.mark.parametrize("damage", ["none", "truncated", "not whole", "one region"])

@@ -19,15 +19,12 @@ from neuromamba.common.seeds import stream
 from neuromamba.config.model import HeadConfig, ModelConfig
 from neuromamba.config.training import DownstreamConfig, OptimConfig, PretrainConfig
 from neuromamba.data.windows.dataset import collate_windows
-from neuromamba.evaluation.metrics import subject_key
+from neuromamba.evaluation.subject_keys import subject_key
 from neuromamba.fmamba.build import build_model
+from neuromamba.fmamba.downstream import DownstreamModule, TargetScaling
 from neuromamba.fmamba.masking import hidden_tokens
-from neuromamba.fmamba.module import (
-    DownstreamModule,
-    PretrainModule,
-    TargetScaling,
-    build_optimizer,
-)
+from neuromamba.fmamba.optimizer import build_optimizer
+from neuromamba.fmamba.pretrain import PretrainModule
 from neuromamba.fmamba.tokenizer import pack_dense
 
 # What Lightning remarks on; ``training.trainer`` leaves the same out of real runs.
@@ -110,7 +107,9 @@ def dense(made: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor]:
 def pretrain(objective: str = "autoregressive", seed: int = 0, **model: Any) -> PretrainModule:
     torch.manual_seed(seed)
     config = PretrainConfig(objective=objective, mask_ratio=0.5)
-    return PretrainModule(model_config(**model), config, STEPS, total_steps=100, seed=11)
+    return PretrainModule(
+        model=model_config(**model), objective=config, optim=STEPS, total_steps=100, seed=11
+    )
 
 
 def downstream(
@@ -125,12 +124,12 @@ def downstream(
     torch.manual_seed(0)
     config = DownstreamConfig(task=task, freeze_feature_extractor=frozen, label_smoothing=smoothing)
     return DownstreamModule(
-        model_config(**model),
-        HeadConfig(
+        model=model_config(**model),
+        head=HeadConfig(
             name=head, out_features=config.out_features, dropout=head_dropout, mamba_depth=2
         ),
-        config,
-        STEPS,
+        task=config,
+        optim=STEPS,
         total_steps=100,
         target_scaling=scaling or TargetScaling(0.0, 1.0),
     )
@@ -273,7 +272,7 @@ def test_a_mask_does_not_depend_on_the_batch(training: bool) -> None:
 @pytest.mark.parametrize("objective", ["autoregressive", "mim"])
 def test_padding_counts_for_nothing(objective: str) -> None:
     module, made = pretrain(objective), samples()
-    padded = batch_of(module, made) | {"real": (True, False, True)}
+    padded = batch_of(module, made) | {"is_padding": (False, True, False)}
     alone = batch_of(module, [made[0], made[2]])
     losses = [module.training_step(batch, 0) for batch in (padded, alone)]
     torch.testing.assert_close(*losses)
@@ -292,7 +291,7 @@ def test_padding_counts_for_nothing(objective: str) -> None:
 def test_padding_counts_for_nothing_downstream(task: str) -> None:
     module = downstream(task=task)
     made = samples([0, 1, 1] if task == "sex" else [30.0, 40.0, 50.0])
-    padded = batch_of(module, made) | {"real": (True, False, True)}
+    padded = batch_of(module, made) | {"is_padding": (False, True, False)}
     alone = batch_of(module, [made[0], made[2]])
     torch.testing.assert_close(*(module.training_step(batch, 0) for batch in (padded, alone)))
     values = []

@@ -25,7 +25,7 @@ from neuromamba.config.model import HeadConfig, ModelConfig
 from neuromamba.data.store.header import RunSource
 from neuromamba.data.store.reader import run_file_name
 from neuromamba.data.store.writer import write_run
-from neuromamba.planning import flops
+from neuromamba.planning import flop_report, flops
 from neuromamba.planning.deepspeed_flops import Comparison
 from neuromamba.training.strategies import installed
 from tests.helpers.paths import ROOT
@@ -115,7 +115,7 @@ def test_kept_tokens_counts_patches_once() -> None:
 
 def test_readme_command_without_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = ["--json", str(tmp_path / "f.json"), "--output", str(tmp_path / "t.txt")]
-    check_flops.main([*README_COMMAND, *files])
+    check_flops.run([*README_COMMAND, *files])
     result = json.loads((tmp_path / "f.json").read_text())
     assert result.keys() >= CONTRACT
     assert result["parameters"] == 5_387_512 and result["tokens_all"] == 40_960
@@ -160,7 +160,7 @@ def test_store_gives_tokens_and_windows(tmp_path: Path) -> None:
     """Mean of 2 and 6 tokens; 8 training subjects with two whole windows each."""
     path = store(tmp_path)
     flags = [*SMALL, "--dataset_name", "Dummy", "--image_path", str(path), "--batch_size", "3"]
-    result = check_flops.main(flags)
+    result = check_flops.run(flags)
     assert result["tokens_all"] == 16 and result["tokens_brain"] == 4.0
     assert "10 runs" in result["tokens_source"]
     assert result["windows_per_epoch"] == 16 and result["batches_per_epoch"] == 6
@@ -168,26 +168,26 @@ def test_store_gives_tokens_and_windows(tmp_path: Path) -> None:
     config = ModelConfig(embed_dim=16, depth=1, img_size=(12, 12, 12, 4))
     assert result["flops_per_window_brain"] == flops.total(flops.forward_terms(config, 4))
 
-    strided = check_flops.main([*flags, "--stride_between_seq", "0.5"])
+    strided = check_flops.run([*flags, "--stride_between_seq", "0.5"])
     assert strided["windows_per_epoch"] == 8 * 3
-    everything = check_flops.main([*flags, "--keep_background"])
+    everything = check_flops.run([*flags, "--keep_background"])
     assert everything["tokens_brain"] == 16.0 and everything["saving_percent"] == 0.0
     with pytest.raises(UserInputError, match="--img_size"):
-        check_flops.main([*flags[:4], "--img_size", "24", "12", "12", "4", *flags[9:]])
+        check_flops.run([*flags[:4], "--img_size", "24", "12", "12", "4", *flags[9:]])
 
 
 def test_flags_without_data(capsys: pytest.CaptureFixture[str]) -> None:
-    plain = check_flops.main([*SMALL, "--dataset_name", "ABIDE"])
+    plain = check_flops.run([*SMALL, "--dataset_name", "ABIDE"])
     assert plain["windows_per_epoch"] is None and plain["flops_per_epoch"] is None
     assert "--windows_per_epoch" in capsys.readouterr().out
-    other = check_flops.main(
+    other = check_flops.run(
         [*SMALL, "--windows_per_epoch", "7", "--batch_size", "2", "--clf_head_version", "mamba"]
     )
     assert other["flops_per_epoch"] == 7 * other["training_flops_per_window_brain"]
     assert other["batches_per_epoch"] == 4
     assert other["training_flops_per_batch_brain"] == 2 * plain["training_flops_per_window_brain"]
     assert other["head_parameters"] > plain["head_parameters"]
-    pretraining = check_flops.main([*SMALL, "--pretraining", "--use_autoregressive"])
+    pretraining = check_flops.run([*SMALL, "--pretraining", "--use_autoregressive"])
     assert "head_parameters" not in pretraining
 
 
@@ -206,7 +206,7 @@ def test_flags_without_data(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_user_errors(flags: list[str], message: str) -> None:
     with pytest.raises(UserInputError, match=message):
-        check_flops.main([*SMALL, *flags])
+        check_flops.run([*SMALL, *flags])
 
 
 def test_script_runs_from_anywhere(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ NO_DEEPSPEED = "deepspeed is not installed (NEUROMAMBA_DEEPSPEED=1 bash setup_en
 @pytest.mark.skipif(installed("deepspeed"), reason="deepspeed is installed")
 def test_deepspeed_absent() -> None:
     with pytest.raises(UserInputError, match=r"NEUROMAMBA_DEEPSPEED=1 bash setup_env\.sh"):
-        check_flops.main([*SMALL, "--profiler", "deepspeed"])
+        check_flops.run([*SMALL, "--profiler", "deepspeed"])
 
 
 @pytest.mark.skipif(not installed("deepspeed"), reason=NO_DEEPSPEED)
@@ -255,7 +255,7 @@ def test_deepspeed_absent() -> None:
 def test_deepspeed_differs_where_it_says(capsys: pytest.CaptureFixture[str]) -> None:
     """Linear layers agree; convolution + 1/8 (its bias); einsum to four digits; nothing else."""
     before = torch.bmm, torch.nn.functional.linear, torch.einsum
-    result = check_flops.main([*SMALL, "--profiler", "deepspeed"])
+    result = check_flops.run([*SMALL, "--profiler", "deepspeed"])
     assert (torch.bmm, torch.nn.functional.linear, torch.einsum) == before  # put back
     lines = {line["name"]: Comparison(**line) for line in result["deepspeed"]}
     assert sum(line.formula for line in lines.values()) == result["flops_per_window_all"]
@@ -280,7 +280,7 @@ def test_deepspeed_lines_add_up() -> None:
         Comparison("block: in_proj", 8_000_000_000, 8_000_000_000, 8_000_000_000, ""),
         Comparison("block: convolution", 2_000_000_000, 0, 2_250_000_000, "the bias"),
     ]
-    text = check_flops._deepspeed_lines(lines)
+    text = flop_report._deepspeed_lines(lines)
     assert any(re.search(r"in_proj +8.000 +8.000 +8.000  same$", line) for line in text)
     assert any(line.endswith("+0.250 (+12.50%): the bias") for line in text)
     assert any(re.search(r"  sum +10.000 +8.000 +10.250  \+0.250 \(\+2.50%\)$", t) for t in text)

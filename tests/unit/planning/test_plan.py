@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from neuromamba.__main__ import main as neuromamba
 from neuromamba.commands import doctor
 from neuromamba.commands import plan as plan_command
 from neuromamba.common.errors import UserInputError
@@ -27,6 +28,7 @@ from neuromamba.planning import batch_script, busy_cores, cluster_plan, flops, m
 from neuromamba.planning.batch_script import Job
 from neuromamba.planning.gpus import GPUS, find_gpu
 from neuromamba.planning.memory import Setting, model_weights
+from neuromamba.planning.plan_request import request_of, workload_of
 from neuromamba.planning.schedule import schedule
 from neuromamba.planning.state_memory import Weights
 from neuromamba.planning.step_memory import Step, step_memory
@@ -76,7 +78,7 @@ def test_the_pool_of_the_portable_backend_is_bounded() -> None:
     """12 layers of 51 MB are kept; of 40 layers no more than the budget."""
 
     def scan(depth: int) -> int:
-        made = Step(ModelConfig(depth=depth), (14_810,), (200_000,))
+        made = Step(model=ModelConfig(depth=depth), lengths=(14_810,), voxels=(200_000,))
         return step_memory(made).groups["buffers of the scan"]
 
     columns = 4 * 14_810 * (2 * 384 + 2 * 48 + 2)
@@ -183,13 +185,13 @@ def plan_of(
 ) -> tuple[Any, cluster_plan.Request, cluster_plan.ClusterPlan]:
     argv = [*BASE, "--gpus", str(gpus), "--gpu", gpu, *words]
     config = plan_command.planned_run(argv)
-    request = plan_command.request_of(config)
+    request = request_of(config)
     setting = request.setting
     config = dataclasses.replace(
         config,
         trainer={**config.trainer, "strategy": setting.strategy, "precision": setting.precision},
     )
-    work = plan_command.workload_of(config)
+    work = workload_of(config)
     return work, request, cluster_plan.make_plan(config, request, work)
 
 
@@ -201,7 +203,7 @@ def test_plan_of_the_paper() -> None:
     assert request.per_node == 12 and request.setting.strategy == "deepspeed_stage_1"
     assert request.setting.precision == "bf16-mixed" and request.setting.accelerator == "xpu"
     assert plan.parameters == plan.trained == 3_082_296
-    large = plan_command.request_of(
+    large = request_of(
         plan_command.planned_run(
             [
                 *("--config", str(ROOT / "configs/neuromamba_large.yaml")),
@@ -294,11 +296,11 @@ def test_a_step_larger_than_an_epoch(capsys: pytest.CaptureFixture[str]) -> None
     assert max(option.micro for option in plan.options) == 4  # windows of a rank
     assert plan.flops_step == 32 * plan.flops_window and plan.flops_run == 3 * plan.flops_step
     words = ["plan", *BASE, "--gpus", "8", "--gpu", "A5000", "--max_epochs", "3"]
-    assert doctor.main([*words, "--windows", "30"]) == 0
+    assert neuromamba([*words, "--windows", "30"]) == 0
     text = capsys.readouterr().out
-    assert "a step of 32 windows" in text and "32 are computed: 2 come again" in text
+    assert "a step of 32 windows" in text and "32 are computed: 2 are repeated" in text
     assert "warning: an epoch has fewer windows than the 1,152 of the effective batch" in text
-    assert doctor.main([*words, "--gpus", "5"]) == 0
+    assert neuromamba([*words, "--gpus", "5"]) == 0
     text = capsys.readouterr().out
     assert "no batches make 1,152 windows a step on 5 ranks" in text
     assert "the nearest make 1,155" in text
@@ -366,21 +368,22 @@ def test_gpus_are_plausible_and_found() -> None:
             "plan --gpus 8 --gpu A5000 --script slurm --image_path /a/$x",
             "--image_path: '/a/$x' has characters",
         ),
-        ("--image_pth x", "flag: unknown name"),
+        ("plan --image_pth x", "flag: unknown name"),
+        ("doctor --image_pth x", "flag: unknown name"),
     ],
 )
 def test_mistakes(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert doctor.main(words.split()) == 2
+    assert neuromamba(words.split()) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {message}") and error.count("\n") == 1
 
 
 def test_plan_as_text_and_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = ["plan", *BASE, "--gpus", "8", "--gpu", "A100-80GB", "--json"]
-    assert doctor.main([*words, str(tmp_path / "plan.json")]) == 0
+    assert neuromamba([*words, str(tmp_path / "plan.json")]) == 0
     text = capsys.readouterr().out
     found = json.loads((tmp_path / "plan.json").read_text())
-    assert doctor.main(words) == 0
+    assert neuromamba(words) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed.keys() == found.keys() and printed["chosen"] == found["chosen"]
     assert "pre-training, next token" in text and "3,082,296 parameters" in text
@@ -397,7 +400,7 @@ def test_nothing_fits(
 ) -> None:
     """Status 1, what to do as the last line, no batch marked, no job."""
     words = ["plan", *BASE, "--gpus", "8", "--gpu", "A5000", "--gpu_memory", "0.5", *json_words]
-    assert doctor.main([*words, "--script", "slurm", "--output", str(tmp_path / "job.sh")]) == 1
+    assert neuromamba([*words, "--script", "slurm", "--output", str(tmp_path / "job.sh")]) == 1
     shown = capsys.readouterr()
     assert shown.err.startswith("error: --gpu: not even one window fits into A5000: ")
     assert "take larger GPUs" in shown.err and shown.err.count("\n") == 1
@@ -414,7 +417,7 @@ def test_nothing_fits(
 def job(tmp_path: Path, scheduler: str, *words: str) -> Path:
     path = tmp_path / "job.sh"
     argv = ["plan", *BASE, "--gpus", "8", "--gpu", "A5000", "--script", scheduler]
-    assert doctor.main([*argv, "--output", str(path), *words]) == 0
+    assert neuromamba([*argv, "--output", str(path), *words]) == 0
     assert path.stat().st_mode & stat.S_IXUSR
     subprocess.run(["bash", "-n", str(path)], check=True)
     return path

@@ -61,6 +61,7 @@ from neuromamba.fmamba.build import build_model, load_model_config
 from neuromamba.fmamba.flags import build_parser
 from neuromamba.fmamba.run_config import run_config
 from neuromamba.planning import flops
+from neuromamba.planning.plan_request import request_of
 from paper import haxby2001
 from tests.helpers.paths import ROOT
 
@@ -221,7 +222,7 @@ def _parse_reproduction(words: Sequence[str]) -> None:
 
 
 def _parse_plan(words: Sequence[str]) -> None:
-    plan_command.request_of(plan_command.planned_run(words))
+    request_of(plan_command.planned_run(words))
 
 
 Parse = Callable[[Sequence[str]], object]

@@ -122,4 +122,5 @@ def test_the_library_leaves_the_allocator_alone() -> None:
         for path in (ROOT / "project").rglob("*.py")
         if "allocator.apply()" in path.read_text(encoding="utf-8")
     ]
-    assert sorted(users) == ["project/deepspeed_profile.py", "project/main.py"]
+    package = "project/neuromamba"
+    assert sorted(users) == [f"{package}/commands/train.py", f"{package}/planning/step_profile.py"]

@@ -24,7 +24,7 @@ from neuromamba.config.flag_parser import parse_arguments
 from neuromamba.fmamba import run_outputs as outputs
 from neuromamba.fmamba.flags import build_parser
 from neuromamba.fmamba.run_config import RunConfig, run_config
-from neuromamba.training import launch
+from neuromamba.training import job, launch
 from neuromamba.training.environments import PBSEnvironment, StepEnvironment
 from neuromamba.training.launch import cluster_environment, find_launcher, prepare
 
@@ -383,7 +383,7 @@ def test_elsewhere_the_time_names_a_run(
     place: Place, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place(variables)
-    monkeypatch.setattr(launch.time, "strftime", lambda form: form)
+    monkeypatch.setattr(job.time, "strftime", lambda form: form)
     assert outputs.run_name(parsed()) == "sex_%Y%m%d-%H%M%S"
     assert outputs.run_name(parsed("--process_code mine")) == "mine"
 

@@ -12,7 +12,7 @@ from torch.optim import SGD, Optimizer
 
 from neuromamba.config.model import ModelConfig
 from neuromamba.config.training import OptimConfig, PretrainConfig
-from neuromamba.fmamba.module import PretrainModule
+from neuromamba.fmamba.pretrain import PretrainModule
 from neuromamba.training.lr_schedule import CosineAnnealingWarmUpRestarts
 
 PEAK = 1e-4
@@ -139,7 +139,9 @@ def test_module_turns_fractions_into_steps(
 ) -> None:
     model = ModelConfig(img_size=(2, 2, 2, 2), patch_size=(1, 1, 1, 1), embed_dim=8, depth=1)
     optim = OptimConfig(learning_rate=PEAK, gamma=0.5, min_lr_ratio=0.02, **values)  # type: ignore[arg-type]
-    configured = PretrainModule(model, PretrainConfig(), optim, total).configure_optimizers()
+    configured = PretrainModule(
+        model=model, objective=PretrainConfig(), optim=optim, total_steps=total
+    ).configure_optimizers()
     assert configured["lr_scheduler"]["interval"] == "step"
     schedule = configured["lr_scheduler"]["scheduler"]
     steps = 2 * cycle_steps
@@ -150,6 +152,8 @@ def test_module_turns_fractions_into_steps(
 def test_module_without_schedule() -> None:
     model = ModelConfig(img_size=(2, 2, 2, 2), patch_size=(1, 1, 1, 1), embed_dim=8, depth=1)
     optim = OptimConfig(learning_rate=0.3, use_scheduler=False)
-    configured = PretrainModule(model, PretrainConfig(), optim, 10).configure_optimizers()
+    configured = PretrainModule(
+        model=model, objective=PretrainConfig(), optim=optim, total_steps=10
+    ).configure_optimizers()
     assert isinstance(configured, Optimizer)
     assert {group["lr"] for group in configured.param_groups} == {0.3}

@@ -226,7 +226,7 @@ def label_runs(
             if not math.isfinite(header.tr):
                 raise UserInputError(
                     f"--events: the TR of the run '{header.label}' is not known, so its onsets "
-                    f"have no frames. Convert it again with preprocessing.py --tr SECONDS."
+                    f"have no frames. Convert it again with neuromamba preprocess --tr SECONDS."
                 )
             starts = window_starts(event, header, config, task.event_delay)
             too_short += not starts

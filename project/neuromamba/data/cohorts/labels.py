@@ -23,7 +23,7 @@ _EXCLUDE = "exclude the subjects with --bad_subj_path FILE (one name a line)"
 
 
 def target_of(cohort: Cohort, task: str) -> Target:
-    """Where the cohort keeps a task's target.
+    """Look up the column that holds a task's target in a cohort.
 
     Raises:
         UserInputError: unknown task, or one that the cohort has no target for.

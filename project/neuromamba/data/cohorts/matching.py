@@ -95,18 +95,18 @@ def match(
     # By logit, then name: the result does not depend on the order of the subjects.
     order = sorted(range(len(subjects)), key=lambda i: (logits[i], subjects[i]))
     free = [i for i in order if classes[i] != few]
-    places = [float(logits[i]) for i in free]
+    free_logits = [float(logits[i]) for i in free]
     kept: list[int] = []
     for i in reversed([i for i in order if classes[i] == few]):
-        at = bisect_left(places, logits[i])
+        at = bisect_left(free_logits, logits[i])
         near = min(
             (j for j in (at - 1, at) if 0 <= j < len(free)),
-            key=lambda j: (abs(places[j] - logits[i]), j),
+            key=lambda j: (abs(free_logits[j] - logits[i]), j),
             default=None,
         )
-        if near is not None and abs(places[near] - logits[i]) <= caliper:
+        if near is not None and abs(free_logits[near] - logits[i]) <= caliper:
             kept += [i, free.pop(near)]
-            places.pop(near)
+            free_logits.pop(near)
     after = np.array(sorted(kept), dtype=np.int64)
     return Matched(
         tuple(sorted(subjects[i] for i in kept)),

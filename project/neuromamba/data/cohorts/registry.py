@@ -19,7 +19,7 @@ from neuromamba.config.tasks import TASKS
 
 @dataclass(frozen=True)
 class Target:
-    """Where a cohort keeps the target of a task.
+    """The column that holds the target of a task in a cohort.
 
     Attributes:
         column: name of the column.
@@ -190,7 +190,7 @@ DATASETS: Mapping[str, Cohort] = {
         ),
         Cohort(
             name="Dummy",
-            description="synthetic fMRI (synthetic.py); only sex is visible in the images",
+            description="synthetic fMRI (neuromamba synthetic); only sex is visible in the images",
             subject_column="subject",
             targets={
                 "sex": Target("sex", _SEX_LETTERS),

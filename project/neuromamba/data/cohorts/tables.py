@@ -40,8 +40,8 @@ class Table:
             UserInputError: there is none of that name; ``flag`` named it.
         """
         look_up(name, self.columns, f"{flag}: {self.path}, column")
-        place = self.columns.index(name)
-        return [row[place] for row in self.rows]
+        index = self.columns.index(name)
+        return [row[index] for row in self.rows]
 
     @property
     def summary(self) -> str:
@@ -113,8 +113,8 @@ def adopt_tables(source: Path, image_path: Path, names: Sequence[str]) -> list[s
     lines = []
     for name in names:
         # Not deeper: a cohort's tree may hold millions of files.
-        places = [source / name, *sorted(source.glob(f"*/{name}"))]
-        found = [path for path in places if path.is_file()]
+        candidates = [source / name, *sorted(source.glob(f"*/{name}"))]
+        found = [path for path in candidates if path.is_file()]
         contents = {path.read_bytes() for path in found}
         target = image_path / "metadata" / name
         if not found or (target.exists() and contents == {target.read_bytes()}):

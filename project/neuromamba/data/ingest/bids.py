@@ -44,7 +44,7 @@ class BidsName:
 
     @property
     def space(self) -> str:
-        """As the name says it; an image of fMRIPrep that names none is in its own space."""
+        """The space that the name gives; fMRIPrep images that name none are in native space."""
         cohort = f":cohort-{self.get('cohort')}" if self.get("cohort") else ""
         own = "native" if self.get("desc") == "preproc" else ""
         return f"{self.get('space')}{cohort}" if self.get("space") else own
@@ -108,11 +108,11 @@ def bids_runs(
     for group in groups.values():
         first = group[0]
         if first.get("echo") and _without_echo(first).run_key in combined:
-            why = "an echo; the combined run is taken"
+            why = "an echo; the combined run is used"
             passed += [PassedOver(name.path.as_posix(), why) for name in group]
             continue
         chosen = min(group, key=rank)
-        why = f"another version of the run; {chosen.path.name} is taken"
+        why = f"another version of the run; {chosen.path.name} is used"
         for name in group:
             if name.version == chosen.version:  # twice in two folders: refused later on
                 sources.append(_source(tree, name))

@@ -108,7 +108,7 @@ def choose_mask(
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Where the brain voxels go.
+    """Positions of the brain voxels in the target grid.
 
     Attributes:
         source_index: int64 [N], C-order flat indices of the kept brain voxels in the source.

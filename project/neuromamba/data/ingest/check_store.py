@@ -61,13 +61,14 @@ def check_store(
             f"--image_path: '{image_path}' has no folder hdf5/. Give the folder of a store."
         )
     root = folder.parent
-    place = Path(quarantine) if quarantine else root / "quarantine"
-    if place.resolve().is_relative_to(folder.resolve()):
+    destination = Path(quarantine) if quarantine else root / "quarantine"
+    if destination.resolve().is_relative_to(folder.resolve()):
         raise UserInputError(
-            f"--quarantine: '{place}' lies in '{folder}', which holds the runs. Choose another."
+            f"--quarantine: '{destination}' lies in '{folder}', which holds the runs. Choose "
+            f"another folder."
         )
     if clean:
-        _check_quarantine(place, folder)
+        _check_quarantine(destination, folder)
 
     workers = min(num_workers or available_cpus(), len(paths))
     task = functools.partial(check_run, options=options or CheckOptions())
@@ -86,17 +87,17 @@ def check_store(
         report(line)
     if clean:
         for path, reason in bad:
-            report(f"moved: hdf5/{path.name} -> {_move(path, place, reason)}")
+            report(f"moved: hdf5/{path.name} -> {_move(path, destination, reason)}")
         if bad or stale:
             rebuild_manifest(root)
     elif bad:
-        report(f"nothing was changed; --clean moves {len(bad)} file(s) to '{place}'")
+        report(f"nothing was changed; --clean moves {len(bad)} file(s) to '{destination}'")
     return not (bad or problems or any(outcome.status == "failed" for outcome in outcomes))
 
 
 def _killed(path: Path) -> CheckedRun:
     message = (
-        "not checked: a worker process was killed, perhaps for want of memory. Use fewer "
+        "not checked: a worker process was killed, probably for lack of memory. Use fewer "
         "--num_workers"
     )
     return CheckedRun(path=path, status="failed", message=message)
@@ -125,9 +126,11 @@ def _summary(
             yield f"not checked: {outcome.name}: {outcome.message}"
 
 
-def _check_quarantine(place: Path, folder: Path) -> None:
+def _check_quarantine(destination: Path, folder: Path) -> None:
     """Refuse a quarantine before hours of checking; it is made when a file is moved."""
-    existing = next(p for p in (place.absolute(), *place.absolute().parents) if p.exists())
+    existing = next(
+        p for p in (destination.absolute(), *destination.absolute().parents) if p.exists()
+    )
     if not existing.is_dir():
         raise UserInputError(f"--quarantine: '{existing}' is a file; choose a folder.")
     for needed in (existing, folder):
@@ -135,17 +138,17 @@ def _check_quarantine(place: Path, folder: Path) -> None:
             raise UserInputError(f"--clean: '{needed}' is read-only, so nothing can be moved.")
     if existing.stat().st_dev != folder.stat().st_dev:
         raise UserInputError(
-            f"--quarantine: '{place}' is on another file system than '{folder}', and files are "
-            f"renamed, not copied. Choose a folder on the same one."
+            f"--quarantine: '{destination}' is on another file system than '{folder}', and files "
+            f"are renamed, not copied. Choose a folder on the same one."
         )
 
 
-def _move(path: Path, place: Path, reason: str) -> Path:
+def _move(path: Path, destination: Path, reason: str) -> Path:
     """Move a file or folder into the quarantine under a free name, and note the reason there."""
-    place.mkdir(parents=True, exist_ok=True)
+    destination.mkdir(parents=True, exist_ok=True)
     number = 0
     while True:
-        target = place / (f"{path.name}.{number}" if number else path.name)
+        target = destination / (f"{path.name}.{number}" if number else path.name)
         try:
             # Reserves the name, because a rename would replace what another process puts there.
             if path.is_dir() and not path.is_symlink():
@@ -160,7 +163,7 @@ def _move(path: Path, place: Path, reason: str) -> Path:
     except OSError as error:
         target.rmdir() if target.is_dir() else target.unlink()  # the empty reservation
         raise UserInputError(f"{path}: cannot be moved ({error.strerror}).") from None
-    listing = place / REASONS
+    listing = destination / REASONS
     with open(listing, "a", encoding="utf-8") as stream:
         if not stream.tell():
             stream.write("file\tmoved_from\treason\n")

@@ -24,7 +24,7 @@ _HCP_VERSIONS = ("_hp2000_clean", "_hp200_clean", "_hp0_clean", "", "_hp2000", "
 
 
 def _absolute(tree: Tree, path: PurePosixPath) -> str:
-    """With the names above the input folder: it may be one subject's."""
+    """Prepend the names above the input folder, which may be that of one subject."""
     return f"{tree.root.resolve().as_posix()}/{path}"
 
 
@@ -69,7 +69,7 @@ def hcp_runs(tree: Tree, wanted: str) -> Runs:
             notes.append(f"this version is '{version}', most others are '{usual[parts[1]][0][0]}'")
         for other, path in versions.items():
             if other != version:
-                why = f"another version of the run; {run}{version} is taken"
+                why = f"another version of the run; {run}{version} is used"
                 passed.append(PassedOver(path.as_posix(), why))
         path = folder if version is None else versions[version]
         expected = f"{run}_hp2000_clean.nii.gz or {run}.nii.gz"
@@ -131,7 +131,7 @@ def ukb_runs(tree: Tree, wanted: str) -> Runs:
         path = native[bulk] if is_native else warped[bulk]
         if bulk in native and bulk in warped:
             other = warped[bulk] if is_native else native[bulk]
-            why = f"another version of the run; {path.name} is taken"
+            why = f"another version of the run; {path.name} is used"
             passed.append(PassedOver(other.as_posix(), why))
         masks = ["mask.nii.gz"] if is_native else ["mask_MNI152.nii.gz"]
         sources.append(

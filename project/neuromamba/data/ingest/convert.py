@@ -25,7 +25,7 @@ from neuromamba.data.ingest.preflight import plan_run
 from neuromamba.data.ingest.sources import Source
 from neuromamba.data.store.header import RunHeader, RunSource, Triple
 from neuromamba.data.store.reader import read_header
-from neuromamba.data.store.writer import WriteOptions, write_run
+from neuromamba.data.store.writer import write_run
 
 __all__ = ["ConversionOptions", "Outcome", "convert_run"]
 
@@ -124,10 +124,7 @@ def _convert(source: Source, output: Path, options: ConversionOptions) -> Outcom
         grid=options.img_size,
         affine=placed.affine,
         source=RunSource(
-            subject=source.subject,
-            session=source.session,
-            task=source.task,
-            run=source.run,
+            **source.names,
             dataset=options.dataset,
             source_shape=run.shape,
             source_affine=run.affine,
@@ -137,15 +134,10 @@ def _convert(source: Source, output: Path, options: ConversionOptions) -> Outcom
             tr_source=plan.tr_source,
             dropped_frames=options.drop_first,
             mask_source=mask_source,
-            source=source.name,
             source_sha256=lambda: run.sha256,
             space=plan.space,
         ),
-        options=WriteOptions(
-            options_digest=digest,
-            compression=options.compression,
-            voxel_statistics=options.voxel_norm,
-        ),
+        options=options.write_options(digest),
     )
     return Outcome(source=source, status="converted", message=again, notes=notes, header=header)
 

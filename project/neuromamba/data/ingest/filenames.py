@@ -18,7 +18,7 @@ class RunName(NamedTuple):
 
 
 def name_run(stem: str) -> RunName:
-    """The name of a run whose file (or folder) is called so, without suffix.
+    """The name of a run from the name of its file (or folder) without suffix.
 
     It depends on nothing else: a run keeps its name when others are added to the folder.
 

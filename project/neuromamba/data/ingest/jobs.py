@@ -41,7 +41,7 @@ def _do(source: Source, job: Job, folder: Path, options: Any) -> Outcome:
 
 def _killed(source: Source) -> Outcome:
     message = (
-        f"{source.path}: a worker process was killed, perhaps for want of memory. Use fewer "
+        f"{source.path}: a worker process was killed, probably for lack of memory. Use fewer "
         f"--num_workers and call again: finished runs are kept."
     )
     return Outcome(source=source, status="failed", message=message)

@@ -148,7 +148,7 @@ class NiftiRun:
         expected = self._start + math.prod(self.shape) * self.n_frames * self._dtype.itemsize
         if size < expected:
             raise damaged(
-                self.path, EOFError(f"{size} of the {expected} bytes of its header are there")
+                self.path, EOFError(f"{size} of the {expected} bytes of its header are present")
             )
 
     @property
@@ -188,7 +188,7 @@ class NiftiRun:
                     raise EOFError("the header is incomplete")
                 for t in range(self.n_frames):
                     if _read_into(stream, buffer) < len(buffer):
-                        raise EOFError(f"{t} of {self.n_frames} frames are there")
+                        raise EOFError(f"{t} of {self.n_frames} frames are present")
                     if t < first:
                         continue
                     frame = self._scaled(np.frombuffer(buffer, self._dtype))

@@ -1,10 +1,11 @@
-"""How runs are converted."""
+"""Options of conversions into a store."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,64 +14,103 @@ from neuromamba.common.errors import UserInputError, look_up
 from neuromamba.config.bounds import require_positive
 from neuromamba.config.names import canonical_dataset_name
 from neuromamba.data.ingest.repetition_time import check_tr
-from neuromamba.data.store.header import COMPRESSIONS, FORMAT_VERSION, Triple
+from neuromamba.data.store.header import COMPRESSIONS, FORMAT_VERSION, Triple, WriteOptions
 
 MASK_RULES = ("auto", "nonzero", "computed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConversionOptions:
-    """How runs are converted.
+class StoreOptions:
+    """Options of every conversion into a store.
 
     Attributes:
-        img_size: X, Y, Z of the target grid.
-        mask: "auto", "nonzero", "computed" (see ``brain_grid.choose_mask``) or a mask image.
-        tr: repetition time in seconds for all runs; None takes the sidecar's or the header's.
         drop_first: frames left out at the start (dummy scans).
-        resample: voxel size in mm to resample to by the affine; None leaves the voxels alone.
         crop_offset: index in the target = index in the LAS source + crop_offset; None centres.
         dataset: cohort, a name of ``DATASET_NAMES``, or "".
         compression: "none" or "lz4".
-        space: "" for MNI; "native" for a store of native images; or the name of a space, which
-            also decides among the versions of a run.
         voxel_norm: also store the mean and standard deviation of every voxel.
         min_frames: a run with fewer frames is refused.
         overwrite: convert again what is up to date.
         dry_run: read headers only and write nothing.
     """
 
-    img_size: Triple = (96, 96, 96)
-    mask: str = "auto"
-    tr: float | None = None
     drop_first: int = 0
-    resample: float | None = None
     crop_offset: Triple | None = None
     dataset: str = ""
     compression: str = "none"
-    space: str = ""
     voxel_norm: bool = False
     min_frames: int = 2
     overwrite: bool = False
     dry_run: bool = False
 
     def __post_init__(self) -> None:
-        for flag, values in (
-            ("--img_size", self.img_size),
-            ("--min_frames", (self.min_frames,)),
-            ("--resample", () if self.resample is None else (self.resample,)),
-        ):
-            require_positive(flag, *values)
-        check_tr(self.tr)
+        require_positive("--min_frames", self.min_frames)
         if self.drop_first < 0:
             raise UserInputError(f"--drop_first: got {self.drop_first}, expected 0 or more.")
+        look_up(self.compression, COMPRESSIONS, "--compression")
+        if self.dataset:
+            object.__setattr__(self, "dataset", canonical_dataset_name(self.dataset))
+
+    def kept_frames(self, path: Path, n_frames: int) -> int:
+        """Count the frames that are left of a run of ``n_frames`` without the first ones.
+
+        Raises:
+            UserInputError: they are fewer than ``min_frames``; names the file.
+        """
+        kept = n_frames - self.drop_first
+        if kept < self.min_frames:
+            dropped = f" after --drop_first {self.drop_first}" if self.drop_first else ""
+            raise UserInputError(
+                f"{path}: {max(0, kept)} frame(s){dropped}, expected at least "
+                f"{self.min_frames} (--min_frames). Remove the run from the input folder."
+            )
+        return kept
+
+    def write_options(self, digest: str) -> WriteOptions:
+        """Choose how a run is stored; ``digest`` identifies the conversion's options."""
+        return WriteOptions(
+            compression=self.compression,
+            voxel_statistics=self.voxel_norm,
+            options_digest=digest,
+        )
+
+
+def digest_of(facts: Mapping[str, Any]) -> str:
+    """Hash facts in plain containers, 16 hexadecimal digits; their order does not matter."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversionOptions(StoreOptions):
+    """Options of a conversion of NIfTI images.
+
+    Attributes:
+        img_size: X, Y, Z of the target grid.
+        mask: "auto", "nonzero", "computed" (see ``brain_grid.choose_mask``) or a mask image.
+        tr: repetition time in seconds for all runs; None takes the sidecar's or the header's.
+        resample: voxel size in mm to resample to by the affine; None leaves the voxels alone.
+        space: "" for MNI; "native" for a store of native images; or the name of a space, which
+            also decides among the versions of a run.
+        others: as in ``StoreOptions``.
+    """
+
+    img_size: Triple = (96, 96, 96)
+    mask: str = "auto"
+    tr: float | None = None
+    resample: float | None = None
+    space: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive("--img_size", *self.img_size)
+        if self.resample is not None:
+            require_positive("--resample", self.resample)
+        check_tr(self.tr)
         if self.space and not re.fullmatch(r"[A-Za-z0-9]+([:+][A-Za-z0-9-]+)*", self.space):
             raise UserInputError(
                 f"--space: '{self.space}' is no name of a space; expected native or a BIDS name "
                 f"such as MNI152NLin6Asym."
             )
-        look_up(self.compression, COMPRESSIONS, "--compression")
-        if self.dataset:
-            object.__setattr__(self, "dataset", canonical_dataset_name(self.dataset))
         if self.mask not in MASK_RULES and not Path(self.mask).is_file():
             raise UserInputError(
                 f"--mask: '{self.mask}' is no file and none of {', '.join(MASK_RULES)}."
@@ -95,4 +135,4 @@ class ConversionOptions:
         # Only where they are used, so that older stores stay up to date.
         more = {"space": self.space, "voxel_norm": self.voxel_norm, "layout_tr": layout_tr}
         facts |= {name: value for name, value in more.items() if value}
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        return digest_of(facts)

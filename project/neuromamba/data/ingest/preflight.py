@@ -80,13 +80,7 @@ def plan_run(source: Source, options: ConversionOptions) -> RunPlan:
     if source.error:
         raise UserInputError(source.error)
     run = NiftiRun(source.path)
-    n_frames = run.n_frames - options.drop_first
-    if n_frames < options.min_frames:
-        dropped = f" after --drop_first {options.drop_first}" if options.drop_first else ""
-        raise UserInputError(
-            f"{source.path}: {max(0, n_frames)} frame(s){dropped}, expected at least "
-            f"{options.min_frames} (--min_frames). Remove the run from the input folder."
-        )
+    n_frames = options.kept_frames(source.path, run.n_frames)
     space, basis, notes = space_of_run(
         run, source.space, options.space, source.remedy, options.resample is not None
     )

@@ -73,7 +73,7 @@ def read_quarantine(image_path: str | Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except (OSError, csv.Error) as error:
-        raise UserInputError(f"{path}: cannot be read ({error}). Remove or mend it.") from None
+        raise UserInputError(f"{path}: cannot be read ({error}). Remove or correct it.") from None
     if not lines or tuple(lines[0]) != _COLUMNS or any(len(line) != 2 for line in lines):
         raise UserInputError(
             f"{path}: not a list with the columns {' and '.join(_COLUMNS)}. Remove it: the next "

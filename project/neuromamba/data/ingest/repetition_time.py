@@ -37,8 +37,8 @@ def read_sidecar_tr(file: Path | None) -> float | None:
         return None if value is None else float(value)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserInputError(
-            f"{file}: not a JSON sidecar with a numeric RepetitionTime ({error}). Mend or remove "
-            f"it, and give --tr SECONDS if need be."
+            f"{file}: not a JSON sidecar with a numeric RepetitionTime ({error}). Correct or "
+            f"remove it, and give --tr SECONDS if need be."
         ) from None
 
 
@@ -86,4 +86,4 @@ def _contradiction(header_tr: float, unit: str, sidecar_tr: float) -> str:
         return ""
     if math.isclose(in_seconds, sidecar_tr, rel_tol=0.01):
         return ""
-    return f"TR of the header is {in_seconds:g} s, of the sidecar {sidecar_tr:g} s, which is taken"
+    return f"TR of the header is {in_seconds:g} s, of the sidecar {sidecar_tr:g} s, which is used"

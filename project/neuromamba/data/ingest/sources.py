@@ -63,6 +63,12 @@ class Source:
         """Name of the store's file."""
         return run_file_name(self.subject, self.session, self.task, self.run)
 
+    @property
+    def names(self) -> dict[str, str]:
+        """The fields of ``RunSource`` that say whose run it is and which file it comes from."""
+        names = {"subject": self.subject, "session": self.session, "task": self.task}
+        return names | {"run": self.run, "source": self.name}
+
     def refused(self, error: str) -> Source:
         """The same source with a reason why it is not converted; an earlier reason stays."""
         return self if self.error else dataclasses.replace(self, error=error)

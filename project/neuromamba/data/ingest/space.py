@@ -157,7 +157,7 @@ def _check_geometry(run: NiftiRun, name: str, remedy: str) -> str:
             says = f"the name says {name}" if name else "the header says MNI152"
             raise UserInputError(
                 f"{run.path}: {says}, but its field of view ({spans} mm) holds only {share:.0%} of "
-                f"the MNI brain: the affine is wrong. Mend the header, or write the run again."
+                f"the MNI brain: the affine is wrong. Correct the header, or write the run again."
             )
         return "name" if name else "header"
     if share < _COVERED or (np.abs(centre - _CENTRE) > _CENTRE_TOLERANCE).any():

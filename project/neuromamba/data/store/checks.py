@@ -225,7 +225,7 @@ def mark_duplicates(outcomes: Iterable[CheckedRun]) -> None:
     """Make sound files bad whose content, or whose source, is there under two names.
 
     Of one subject's the first name stays. Of several subjects' none does: which of them the data
-    belong to cannot be told from the files.
+    belong to cannot be determined from the files.
     """
     for name, what in (("content_sha256", "content"), ("source_sha256", "source")):
         same: dict[str, list[CheckedRun]] = defaultdict(list)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 FORMAT_VERSION = 1
+TOOL_VERSION = "neuromamba-store 1.0"
 COMPRESSIONS = ("none", "lz4")
 
 Triple = tuple[int, int, int]
@@ -54,6 +55,23 @@ class RunSource:
     source: str = ""
     source_sha256: str | Callable[[], str] = ""
     space: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteOptions:
+    """How a run is stored, whatever run it is.
+
+    Attributes:
+        compression: "lz4" for Bitshuffle-LZ4; None or "none" for a contiguous data set.
+        voxel_statistics: also store the mean and standard deviation of every voxel.
+        options_digest: hash of the conversion's options, ``RunHeader.options``.
+        tool_version: program that writes the file.
+    """
+
+    compression: str | None = None
+    voxel_statistics: bool = False
+    options_digest: str = ""
+    tool_version: str = TOOL_VERSION
 
 
 @dataclass(frozen=True, kw_only=True)

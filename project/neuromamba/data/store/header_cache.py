@@ -41,8 +41,8 @@ def read_headers(
     Returns:
         The headers of the files that can be read, and what is wrong with the others.
     """
-    place = Path(image_path) / CACHE
-    known = _load(place)
+    cache_path = Path(image_path) / CACHE
+    known = _load(cache_path)
     stamps = {path.name: _stamp(path) for path in paths}
     old = [p for p in paths if p.name not in known or known[p.name][0] != stamps[p.name]]
     fresh: dict[str, RunHeader] = {}
@@ -61,7 +61,7 @@ def read_headers(
         if name not in unread
     }
     if write and (fresh or known.keys() - headers.keys()):
-        _save(place, {name: (stamps[name], header) for name, header in headers.items()})
+        _save(cache_path, {name: (stamps[name], header) for name, header in headers.items()})
     return headers, errors
 
 
@@ -80,26 +80,28 @@ def _header(values: Sequence[Any]) -> RunHeader:
     return RunHeader(**{name: plain(v) for name, v in zip(_FIELDS, values, strict=True)})
 
 
-def _load(place: Path) -> dict[str, tuple[list[int], list[Any]]]:
-    """File name -> its stamp and the header's values; empty if the cache is of no use."""
+def _load(cache_path: Path) -> dict[str, tuple[list[int], list[Any]]]:
+    """File name -> its stamp and the header's values; empty if the cache cannot be used."""
     try:
-        content = json.loads(place.read_text(encoding="utf-8"))
+        content = json.loads(cache_path.read_text(encoding="utf-8"))
         if content["fields"] != _FIELDS:
             return {}
         return {name: (stamp, values) for name, (stamp, values) in content["runs"].items()}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        logger.warning("warning: %s is of no use (%s); the files are read instead", place, error)
+        logger.warning(
+            "warning: %s cannot be used (%s); the files are read instead", cache_path, error
+        )
         return {}
 
 
-def _save(place: Path, headers: Mapping[str, tuple[list[int], RunHeader]]) -> None:
+def _save(cache_path: Path, headers: Mapping[str, tuple[list[int], RunHeader]]) -> None:
     runs = {
         name: [stamp, [getattr(header, field) for field in _FIELDS]]
         for name, (stamp, header) in headers.items()
     }
     try:
-        write_text_atomically(place, json.dumps({"fields": _FIELDS, "runs": runs}))
+        write_text_atomically(cache_path, json.dumps({"fields": _FIELDS, "runs": runs}))
     except OSError as error:
-        logger.info("%s is not kept (%s)", place, error.strerror)
+        logger.info("%s is not kept (%s)", cache_path, error.strerror)

@@ -88,8 +88,8 @@ def read_manifest(image_path: str | Path) -> list[ManifestRow]:
             missing = {f.name for f in fields} - set(reader.fieldnames or ())
             if missing:
                 raise UserInputError(
-                    f"{path}: columns missing: {', '.join(sorted(missing))}. Run preprocessing.py "
-                    f"again on the same folders: it rebuilds the file."
+                    f"{path}: columns missing: {', '.join(sorted(missing))}. Run neuromamba "
+                    f"preprocess again on the same folders: it rebuilds the file."
                 )
             return [
                 ManifestRow(**{f.name: convert[str(f.type)](line[f.name]) for f in fields})

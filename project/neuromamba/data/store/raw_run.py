@@ -20,7 +20,7 @@ Identity = tuple[int, int, int, int]
 
 
 class RawLayout(NamedTuple):
-    """Where the arrays of a file begin, in bytes, and by what the file is known again."""
+    """Byte offsets of a file's arrays, their sizes, and what identifies the file."""
 
     bold: int
     vox: int
@@ -87,7 +87,7 @@ class RawRun:
         self.vox.flags.writeable = False
 
     def read_into(self, frames: np.ndarray, out: np.ndarray) -> None:
-        """As ``RunFile.read_into``."""
+        """Read frames into an array; see ``RunFile.read_into``."""
         check_frames(self.path, frames, self._layout.n_frames)
         for row, first, count in consecutive(frames):
             offset = self._layout.bold + 2 * first * self._layout.n_voxels

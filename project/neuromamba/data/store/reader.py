@@ -43,7 +43,6 @@ from neuromamba.data.store.header import (
 from neuromamba.data.store.raw_run import RawLayout, check_frames, identity_of, unreadable
 
 __all__ = [
-    "TOOL_VERSION",
     "RunFile",
     "RunHeader",
     "list_runs",
@@ -51,9 +50,8 @@ __all__ = [
     "run_file_name",
 ]
 
-TOOL_VERSION = "neuromamba-store 1.0"
-CONVERT = "python project/module/utils/data_preprocess_and_load/preprocessing.py"
-_CONVERT_REFERENCE = "convert_data_into_hdf5_revised.py"  # beside it
+CONVERT = "neuromamba preprocess"
+_CONVERT_REFERENCE = "neuromamba convert-reference"
 
 _VALUES_AT_ONCE = 1 << 21  # quantised or hashed at a time, to bound the memory
 _COUNT_UP_TO = 1000  # a message need not walk a whole file system
@@ -302,15 +300,15 @@ class RunFile:
                 bold.read_direct(out, np.s_[frame], np.s_[row])
 
     def raw_layout(self) -> RawLayout | None:
-        """Where frames and voxels are in the file; None if they are filtered."""
+        """Locate frames and voxels in the file; None if they are compressed."""
         bold = self._dataset()
         assert self._file is not None
         with _reading(self.path):
-            places = [self._file[name].id.get_offset() for name in ("bold", "vox")]
-        if None in places or not np.dtype("<i2").isnative or not hasattr(os, "preadv"):
+            offsets = [self._file[name].id.get_offset() for name in ("bold", "vox")]
+        if None in offsets or not np.dtype("<i2").isnative or not hasattr(os, "preadv"):
             return None
         n_frames, n_voxels = bold.shape
-        return RawLayout(places[0], places[1], n_frames, n_voxels, identity_of(self.path))
+        return RawLayout(offsets[0], offsets[1], n_frames, n_voxels, identity_of(self.path))
 
     def close(self) -> None:
         """Close the file; the next access opens it again."""

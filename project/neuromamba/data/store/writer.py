@@ -7,7 +7,6 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,10 +17,15 @@ import numpy as np
 from neuromamba.common.atomic_files import temporary_beside
 from neuromamba.common.errors import UserInputError, look_up
 from neuromamba.config.names import ORIENTATION
-from neuromamba.data.store.header import COMPRESSIONS, FORMAT_VERSION, RunHeader, RunSource
+from neuromamba.data.store.header import (
+    COMPRESSIONS,
+    FORMAT_VERSION,
+    RunHeader,
+    RunSource,
+    WriteOptions,
+)
 from neuromamba.data.store.normalisation import StatisticsOfFrames
 from neuromamba.data.store.reader import (
-    TOOL_VERSION,
     affine_of,
     reason_of,
     row_blocks,
@@ -31,23 +35,7 @@ from neuromamba.data.store.reader import (
 
 _COARSEST = 1.0  # step of the integers, in typical changes from frame to frame
 _LARGEST = 32767  # stored integers lie in [-_LARGEST, _LARGEST]
-
-
-@dataclass(frozen=True, kw_only=True)
-class WriteOptions:
-    """How a run is stored, whatever run it is.
-
-    Attributes:
-        compression: "lz4" for Bitshuffle-LZ4; None or "none" for a contiguous data set.
-        voxel_statistics: also store the mean and standard deviation of every voxel.
-        options_digest: hash of the conversion's options, ``RunHeader.options``.
-        tool_version: program that writes the file.
-    """
-
-    compression: str | None = None
-    voxel_statistics: bool = False
-    options_digest: str = ""
-    tool_version: str = TOOL_VERSION
+_DEFAULTS = WriteOptions()
 
 
 def write_run(
@@ -58,7 +46,7 @@ def write_run(
     grid: Sequence[int],
     affine: Any,
     source: RunSource,
-    options: WriteOptions = WriteOptions(),
+    options: WriteOptions = _DEFAULTS,
 ) -> RunHeader:
     """Quantise a run and write it: whole, under its final name, or not at all.
 
@@ -114,7 +102,7 @@ def write_run(
         if isinstance(error, OSError | RuntimeError):  # h5py raises both when a disk is full
             raise UserInputError(
                 f"{path}: cannot be written ({reason_of(error)}). Check the free space and the "
-                f"permissions of the folder; nothing half-written was left."
+                f"permissions of the folder; no incomplete file was left."
             ) from error
         raise
     return header
@@ -143,7 +131,7 @@ def _header(
             f"{name}: the values span {statistics.min:.4g} to {statistics.max:.4g}, so a step of "
             f"the stored int16 is {scale:.3g}, but voxels change by {found.typical_change:.3g} "
             f"from frame to frame: the signal would be lost. Find the outlying values (fslstats "
-            f"-R) and mend or clip them."
+            f"-R) and correct or clip them."
         )
     sha256 = source.source_sha256
     return RunHeader(

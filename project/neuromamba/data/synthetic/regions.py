@@ -49,8 +49,8 @@ class Recipe(NamedTuple):
     strength: float = 2.5
     seed: int = 0
 
-    def places(self) -> np.ndarray:
-        """int [classes + 1, PLANTED] regions of each class, and those that tell nothing."""
+    def planted_regions(self) -> np.ndarray:
+        """int [classes + 1, PLANTED], regions of each class; last, regions without information."""
         order = np.random.default_rng([self.seed, 0]).permutation(self.rois)
         return np.sort(order[: (len(self.kinds) + 1) * PLANTED].reshape(-1, PLANTED), axis=1)
 
@@ -79,13 +79,13 @@ def scan(recipe: Recipe, label: int, number: int) -> np.ndarray:
     series /= series.std(1, keepdims=True)
     shared = rng.standard_normal((NETWORKS, t))
     loading = np.random.default_rng([recipe.seed, 2]).random((n, NETWORKS)) < 2 / NETWORKS
-    places = recipe.places()
-    loading[places.ravel()] = False  # a signal on top would thin out their correlations
+    informative = recipe.planted_regions()
+    loading[informative.ravel()] = False  # a signal on top would thin out their correlations
     series += 0.5 * loading @ shared
     make = {"slow": slow, "fast": fast}
     noise = series.std(1, keepdims=True)
-    planted = zip(KINDS, np.array_split(places[-1], len(KINDS)), strict=True)
-    for kind, regions in [(recipe.kinds[label], places[label]), *planted]:
+    planted = zip(KINDS, np.array_split(informative[-1], len(KINDS)), strict=True)
+    for kind, regions in [(recipe.kinds[label], informative[label]), *planted]:
         if kind == "none":
             continue
         series[regions] += recipe.strength * noise[regions] * make[kind](rng, len(regions), t)
@@ -142,9 +142,12 @@ def write_dataset(
 
 def write_truth(path: Path, details: DatasetDetails, recipe: Recipe) -> None:
     """``<file>.truth.json``: class -> kind and regions (from 0)."""
-    places = recipe.places()
+    planted = recipe.planted_regions()
     truth = {
-        details.classes[label]: {"kind": recipe.kinds[label], "regions": places[label].tolist()}
+        details.classes[label]: {
+            "kind": recipe.kinds[label],
+            "regions": planted[label].tolist(),
+        }
         for label in range(len(recipe.kinds))
     }
     text = json.dumps({"synthetic": recipe._asdict(), "classes": truth}, indent=1)

@@ -1,6 +1,6 @@
 """The data set ``Dummy``: synthetic fMRI written as NIfTI, so that it goes through the converter.
 
-What a run looks like is in ``synthetic_brain.py``. As a command::
+What a run looks like is in ``brain.py``. As a command::
 
     neuromamba synthetic --output DIR --subjects 60
 """

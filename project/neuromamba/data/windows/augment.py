@@ -41,7 +41,7 @@ Box = tuple[tuple[int, ...], tuple[int, ...]]  # first and last index along each
 
 
 class Affine(NamedTuple):
-    """Where the values of a moved volume come from, in voxels: source = matrix @ target + offset.
+    """Affine map from a moved volume to its source, in voxels: source = matrix @ target + offset.
 
     Plain numbers: tensors would be cast to the run's precision on the way to the device.
     """

@@ -64,7 +64,7 @@ class Delivery:
         memory, begin, samples = self.memory, 0, []
         assert isinstance(memory, Tensor)
         for facts, (frames, voxels) in zip(self.facts, self.shapes, strict=True):
-            bold, vox, end = _places(begin, frames, voxels)
+            bold, vox, end = _byte_ranges(begin, frames, voxels)
             samples.append(
                 {
                     "bold": memory[bold].view(torch.int16).view(frames, voxels),
@@ -76,8 +76,8 @@ class Delivery:
         return collate_windows(samples)
 
 
-def _places(begin: int, frames: int, voxels: int) -> tuple[slice, slice, int]:
-    """Where a window's frames and its voxels are, in bytes, and where the next window begins."""
+def _byte_ranges(begin: int, frames: int, voxels: int) -> tuple[slice, slice, int]:
+    """Byte ranges of a window's frames and voxels, and the offset of the next window."""
     bold = slice(begin, begin + 2 * frames * voxels)
     vox_at = round_up(bold.stop, _ALIGNED)
     vox = slice(vox_at, vox_at + 4 * voxels)
@@ -133,7 +133,7 @@ class BatchReader(Dataset[Any]):
     def largest(self) -> int:
         """Bytes of the largest window."""
         sizes = [
-            _places(0, dataset.config.sequence_length, header.n_voxels)[2]
+            _byte_ranges(0, dataset.config.sequence_length, header.n_voxels)[2]
             for dataset in self.windows.datasets
             if isinstance(dataset, WindowDataset)
             for header in dataset.headers
@@ -150,7 +150,7 @@ class BatchReader(Dataset[Any]):
         shapes = [dataset.shape(item) for dataset, item in found]
         total = 0
         for frames, voxels in shapes:
-            total = _places(total, frames, voxels)[2]
+            total = _byte_ranges(total, frames, voxels)[2]
         worker = get_worker_info()
         slot = None if self.slots is None else self.slots.take()
         memory: Tensor | Ticket
@@ -168,7 +168,7 @@ class BatchReader(Dataset[Any]):
             for index, (dataset, item), shape in zip(indices, found, shapes, strict=True):
                 if worker is not None and self.slots is not None:
                     self.slots.reading[worker.id] = index
-                bold, vox, end = _places(begin, *shape)
+                bold, vox, end = _byte_ranges(begin, *shape)
                 window = target[begin:end]
                 if self.cache is None or not self.cache.get(index, window):
                     bold_TN = target[bold].view(np.int16).reshape(shape)

@@ -40,7 +40,7 @@ def windows_of(n_frames: int, config: DataConfig) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """Where a sample comes from.
+    """Origin of a sample: run, frames and target.
 
     Attributes:
         run: position in the list of runs.
@@ -76,7 +76,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
 
     Args:
         run_paths: HDF5 files of the store.
-        config: windowing, ``img_size`` and ``input_scaling_method``.
+        config: windowing, ``grid`` and ``input_scaling_method``.
         labels: unit -> target; None for pre-training.
         events: label of a run -> its events, which have targets of their own; then only windows
             within events are used.
@@ -140,7 +140,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         self._layouts: dict[int, RawLayout] = {}
 
     def _check_runs(self) -> None:
-        size = tuple(self.config.img_size)
+        size = tuple(self.config.grid)
         span = self.config.window_span
         short = []
         for path, header in zip(self.paths, self.headers, strict=True):
@@ -154,7 +154,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
             if header.orientation != ORIENTATION:
                 raise UserInputError(
                     f"--image_path: the run '{path}' has the orientation {header.orientation}, "
-                    f"expected {ORIENTATION}. Convert it again with preprocessing.py."
+                    f"expected {ORIENTATION}. Convert it again with neuromamba preprocess."
                 )
             if header.n_frames < span:
                 short.append(f"{path.name} ({header.n_frames} frames)")
@@ -196,8 +196,8 @@ class WindowDataset(Dataset[dict[str, Any]]):
         if found is None:
             raise UserInputError(
                 f"--input_scaling_method {self.config.input_scaling_method}: '{self.paths[run]}' "
-                f"has no statistics of its voxels. Convert the runs again with preprocessing.py "
-                f"--voxel_norm."
+                f"has no statistics of its voxels. Convert the runs again with neuromamba "
+                f"preprocess --voxel_norm."
             )
         return voxel_scaling_of(self.headers[run], *found)
 

@@ -44,7 +44,7 @@ class EpochSampler(Sampler[int]):
             ranks takes what one process with as large a batch would take.
 
     All ranks have as many indices, since they wait for each other in every batch: the epoch's first
-    ones are repeated at its end, fewer than ``ranks`` of them. These are not ``real``.
+    ones are repeated at its end, fewer than ``ranks`` of them. These are padding.
     """
 
     def __init__(
@@ -79,9 +79,9 @@ class EpochSampler(Sampler[int]):
         assert order.shape == (self.size,)
         return np.resize(order, len(self) * self.ranks)[self.rank :: self.ranks]
 
-    def real(self, position: int) -> bool:
-        """Whether the index at a place of ``indices`` counts, or only fills up."""
-        return self.rank + position * self.ranks < self.size
+    def is_padding(self, position: int) -> bool:
+        """Whether the index at a position of ``indices`` is a repeated one."""
+        return self.rank + position * self.ranks >= self.size
 
     def __iter__(self) -> Iterator[int]:
         self._position, self._start = self._start, 0
@@ -113,7 +113,7 @@ def in_order(size: int) -> Callable[[int], np.ndarray]:
 
 
 def _same(delivery: Any) -> Any:
-    """In place of a collate function: batches are made by the reader."""
+    """Return a batch unchanged: the reader has already collated it."""
     return delivery
 
 
@@ -196,16 +196,16 @@ class WindowLoader(DataLoader[Any]):
         end = min((batch + 1) * self.batch_size, len(self.sampler))  # type: ignore[arg-type]
         return range(batch * self.batch_size, end)
 
-    def real(self, batch: int) -> tuple[bool, ...]:
-        """Of each window of an epoch's batch, whether it counts (see ``EpochSampler``)."""
+    def is_padding(self, batch: int) -> tuple[bool, ...]:
+        """Whether each window of an epoch's batch is a repeated one (see ``EpochSampler``)."""
         sampler = self.sampler
         return tuple(
-            sampler.real(place) if isinstance(sampler, EpochSampler) else True
+            isinstance(sampler, EpochSampler) and sampler.is_padding(place)
             for place in self.places(batch)
         )
 
     def items(self, batch: int) -> list[int]:
-        """Numbers of the windows that count of a batch of the current epoch, read or not."""
+        """Return the numbers of the windows of a batch of this epoch, without padding."""
         key = (self._current_epoch(), id(self.sampler))
         if self._listed is None or self._listed[0] != key:
             sampler = self.sampler
@@ -213,8 +213,8 @@ class WindowLoader(DataLoader[Any]):
                 sampler.indices() if isinstance(sampler, EpochSampler) else np.array([*sampler])
             )
             self._listed = (key, listed)
-        kept = zip(self.places(batch), self.real(batch), strict=True)
-        return [int(self._listed[1][place]) for place, real in kept if real]
+        found = zip(self.places(batch), self.is_padding(batch), strict=True)
+        return [int(self._listed[1][place]) for place, padding in found if not padding]
 
     def state_dict(self) -> State:
         """Epoch, batches of it that were handed out, and windows of an epoch."""
@@ -261,7 +261,7 @@ class _Batches(Iterator[dict[str, Any]]):
             batch = next(self._deliveries).batch()
         except RuntimeError as error:
             raise self._explained(error) from None
-        batch["real"] = self._loader.real(self._loader._delivered)
+        batch["is_padding"] = self._loader.is_padding(self._loader._delivered)
         self._loader._delivered += 1
         return batch
 

@@ -1,4 +1,4 @@
-"""In which order training windows are drawn when groups of them are to be drawn at set shares."""
+"""Order of the training windows when groups of them are drawn in given proportions."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ class Ticket(NamedTuple):
         """The slot as uint8 [nbytes]; it is free again when no view of this tensor is left."""
         block = _BLOCKS[self.block]
         array = block.array(np.uint8, self.nbytes, self.offset)
-        taken = block.array(np.bool_, self.slot + 1, _FLAGS)
+        in_use = block.array(np.bool_, self.slot + 1, _FLAGS)
         # The tensor's memory holds the array, and a view's memory is the tensor's.
-        weakref.finalize(array, taken.__setitem__, self.slot, False).atexit = False
+        weakref.finalize(array, in_use.__setitem__, self.slot, False).atexit = False
         return torch.from_numpy(array)

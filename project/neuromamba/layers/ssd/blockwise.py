@@ -161,7 +161,7 @@ class _Call:
         return torch.mm(v.normed, self.in_proj.t(), out=v.zx if kept is None else kept)
 
     def scan(self, v: SimpleNamespace, zx: Tensor, tail: Tensor, state: Tensor) -> None:
-        """From the in-projection's output to ``v.y``; ``state`` moves on to the block's end."""
+        """Compute ``v.y`` from the in-projection's output; ``state`` moves to the block's end."""
         passes, w = self.passes, self.w
         passes.prepare(v.s, zx=zx, tail=tail, w=w, xs=v.xs4, b=v.b, c=v.c, dt=v.dt, a=v.a)
         torch.bmm(v.c, v.b.mT, out=v.g)
@@ -173,7 +173,7 @@ class _Call:
     def scan_backward(
         self, v: SimpleNamespace, zx: Tensor, dstate: Tensor, dzx: Tensor, total: Totals
     ) -> None:
-        """From ``v.dy`` to the gradients of x, B, C and dt; ``dstate`` moves back.
+        """Compute the gradients of x, B, C and dt from ``v.dy``; ``dstate`` moves back.
 
         Those of x, B and C come in two summands: through the chunks' products and the states.
         """

@@ -117,7 +117,7 @@ _local = threading.local()
 
 
 def buffers(layer: Layer, x: Tensor, projections: bool) -> Buffers:
-    """For a call with input ``x``, with its projections or not: those of this thread, or new."""
+    """Return this thread's buffers, or new ones, for input ``x`` with or without projections."""
     rows = min(block_rows(x.device), -(-max(layer.lengths) // CHUNK) * CHUNK)
     width = x.shape[1] if projections else None
     if not _keeps(x):
@@ -148,7 +148,7 @@ class Pool:
         self._lock = threading.Lock()
 
     def take(self, size: int) -> Tensor | None:
-        """At least ``size`` numbers, content undefined; None if that is over the budget."""
+        """Lend at least ``size`` numbers, content undefined; None if that exceeds the budget."""
         with self._lock:
             fitting = [i for i, memory in enumerate(self._free) if memory.numel() >= size]
             if fitting:

@@ -91,7 +91,7 @@ class Layer(NamedTuple):
     operand: torch.dtype
 
     def sizes(self, rows: int) -> Sizes:
-        """Of a block of ``rows`` tokens."""
+        """Return the sizes of a block of ``rows`` tokens."""
         return Sizes(rows, -(-rows // CHUNK), CHUNK, *self[:4])
 
 
@@ -101,7 +101,7 @@ def wide_type(dtype: torch.dtype) -> torch.dtype:
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """In fp32, or as it is if that is wider."""
+    """Convert a tensor to fp32 unless its type is wider."""
     return tensor.to(wide_type(tensor.dtype))
 
 

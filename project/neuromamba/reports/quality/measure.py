@@ -132,7 +132,7 @@ class RunMeasured(NamedTuple):
 
 
 def frames_to_read(n_frames: int, limit: int) -> range:
-    """At most ``limit`` evenly spaced frames of a run, from the first; all of them for 0."""
+    """Choose at most ``limit`` evenly spaced frames of a run, from the first; 0 takes all."""
     step = math.ceil(n_frames / limit) if limit else 1
     return range(0, n_frames, step)
 

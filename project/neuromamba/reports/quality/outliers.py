@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from neuromamba.common.text import some_of
 from neuromamba.data.store.header import RunHeader
 from neuromamba.reports.quality.measure import RunNumbers
 from neuromamba.reports.quality.pictures import voxel_size
@@ -28,8 +29,8 @@ _ASYMMETRY = 0.1  # correlation of left-right differences that may be chance
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What a run is judged by; ``name`` is that of its file, without suffix."""
+class RunSummary:
+    """All that is known of a run; ``name`` is that of its file, without suffix."""
 
     name: str
     header: RunHeader
@@ -62,7 +63,7 @@ class Measure:
     title: str
     unit: str
     digits: int
-    value: Callable[[Facts], float | None]
+    value: Callable[[RunSummary], float | None]
     tail: int = 0
     floor: float = 1e-9
     relative: float = 0.0
@@ -159,64 +160,64 @@ _SIDES = Measure(
 )
 
 
-def _percent(facts: Facts) -> float | None:
-    share = facts.numbers.kept_fraction
+def _percent(summary: RunSummary) -> float | None:
+    share = summary.numbers.kept_fraction
     return None if share is None else 100 * share
 
 
-class Standing(NamedTuple):
-    """Where the store stands in a measure: robust z [R] (NaN if undefined), median, spread."""
+class RobustScores(NamedTuple):
+    """Robust z-scores [R] of all runs in a measure (NaN if undefined), median and spread."""
 
     z: np.ndarray
     median: float
     spread: float
 
 
-def standing(measure: Measure, facts: Sequence[Facts]) -> Standing:
-    """Robust z-scores of all runs; all NaN if fewer than five runs have the measure."""
-    values = np.array([_defined(measure.value(one)) for one in facts], dtype=np.float64)
+def robust_scores(measure: Measure, summaries: Sequence[RunSummary]) -> RobustScores:
+    """Compute robust z-scores of all runs; all NaN if fewer than five runs have the measure."""
+    values = np.array([_defined(measure.value(run)) for run in summaries], dtype=np.float64)
     known = values[np.isfinite(values)]
     if known.size < LEAST_RUNS:
         median = float(np.median(known)) if known.size else math.nan
-        return Standing(np.full(len(values), math.nan), median, math.nan)
+        return RobustScores(np.full(len(values), math.nan), median, math.nan)
     median = float(np.median(known))
     spread = max(
         1.4826 * float(np.median(np.abs(known - median))),
         measure.floor,
         measure.relative * abs(median),
     )
-    return Standing((values - median) / spread, median, spread)
+    return RobustScores((values - median) / spread, median, spread)
 
 
 def _defined(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def asymmetries(facts: Sequence[Facts]) -> Standing | None:
-    """Where the runs stand in ``Similarity.asymmetry``; None if flips cannot be found.
+def asymmetries(summaries: Sequence[RunSummary]) -> RobustScores | None:
+    """Score all runs in ``Similarity.asymmetry``; None if flips cannot be found.
 
     They can where left and right differ in the same way in most runs, so much that a run with its
     sides exchanged would stand out.
     """
-    found = standing(_SIDES, facts)
+    found = robust_scores(_SIDES, summaries)
     if found.median > _ASYMMETRY and 2 * found.median > THRESHOLD * found.spread:
         return found
     return None
 
 
-def flag_runs(facts: Sequence[Facts]) -> tuple[list[list[Flag]], dict[str, Standing]]:
-    """Flags of every run, in the order of ``facts``, and the standing in every measure."""
-    flags = [_own_flags(one) for one in facts]
-    standings = {measure.key: standing(measure, facts) for measure in MEASURES}
+def flag_runs(summaries: Sequence[RunSummary]) -> tuple[list[list[Flag]], dict[str, RobustScores]]:
+    """Flag every run, in the order of ``summaries``, and score all runs in every measure."""
+    flags = [_own_flags(run) for run in summaries]
+    scores = {measure.key: robust_scores(measure, summaries) for measure in MEASURES}
     for measure in MEASURES:
-        found = standings[measure.key]
-        for one, mine, z in zip(facts, flags, found.z, strict=True):
+        found = scores[measure.key]
+        for run, mine, z in zip(summaries, flags, found.z, strict=True):
             if abs(z) > THRESHOLD and measure.tail * z >= 0:
-                mine.append(_outlier(measure, one, found.median, float(z)))
-    sides = asymmetries(facts)
+                mine.append(_outlier(measure, run, found.median, float(z)))
+    sides = asymmetries(summaries)
     if sides is not None:
-        for one, mine, z in zip(facts, flags, sides.z, strict=True):
-            similarity = one.similarity
+        for run, mine, z in zip(summaries, flags, sides.z, strict=True):
+            similarity = run.similarity
             if similarity.mirrored > similarity.correlation and z < -THRESHOLD:
                 mine.append(
                     Flag(
@@ -226,16 +227,16 @@ def flag_runs(facts: Sequence[Facts]) -> tuple[list[list[Flag]], dict[str, Stand
                         f"(r {similarity.correlation:.3f})",
                     )
                 )
-    _flag_others(facts, flags)
-    return flags, standings
+    _flag_others(summaries, flags)
+    return flags, scores
 
 
-def _outlier(measure: Measure, one: Facts, median: float, z: float) -> Flag:
+def _outlier(measure: Measure, run: RunSummary, median: float, z: float) -> Flag:
     unit = f" {measure.unit}" if measure.unit else ""
-    value = _defined(measure.value(one))
+    value = _defined(measure.value(run))
     where = ""
-    if measure.key == "jump" and one.numbers.jump_frame is not None:
-        where = f" at frame {one.numbers.jump_frame + 1}"
+    if measure.key == "jump" and run.numbers.jump_frame is not None:
+        where = f" at frame {run.numbers.jump_frame + 1}"
     return Flag(
         measure.title,
         f"{measure.title} {number(value, measure.digits)}{unit}{where}, median of the store "
@@ -243,11 +244,11 @@ def _outlier(measure: Measure, one: Facts, median: float, z: float) -> Flag:
     )
 
 
-def _own_flags(one: Facts) -> list[Flag]:
+def _own_flags(run: RunSummary) -> list[Flag]:
     """What is wrong with a run whatever the others are like."""
-    header, numbers = one.header, one.numbers
+    header, numbers = run.header, run.numbers
     flags = []
-    if not one.windows:
+    if not run.windows:
         flags.append(Flag("too short", f"{header.n_frames} frames are shorter than one window"))
     if numbers.unscalable:
         flags.append(Flag("not scalable", numbers.unscalable))
@@ -273,13 +274,13 @@ def _own_flags(one: Facts) -> list[Flag]:
     return flags
 
 
-def _flag_others(facts: Sequence[Facts], flags: list[list[Flag]]) -> None:
+def _flag_others(summaries: Sequence[RunSummary], flags: list[list[Flag]]) -> None:
     """Runs that differ from most in what cannot be averaged, and runs with the same data."""
     for name, values in (
-        ("grid", ["×".join(map(str, f.header.grid)) for f in facts]),
-        ("voxel size", [voxel_text(f.header) + " mm" for f in facts]),
-        ("space", [f.header.space or "unknown" for f in facts]),
-        ("TR unknown", ["known" if math.isfinite(f.header.tr) else "unknown" for f in facts]),
+        ("grid", ["×".join(map(str, f.header.grid)) for f in summaries]),
+        ("voxel size", [voxel_text(f.header) + " mm" for f in summaries]),
+        ("space", [f.header.space or "unknown" for f in summaries]),
+        ("TR unknown", ["known" if math.isfinite(f.header.tr) else "unknown" for f in summaries]),
     ):
         usual, count = Counter(values).most_common(1)[0] if values else ("", 0)
         if 2 * count <= len(values):
@@ -289,16 +290,13 @@ def _flag_others(facts: Sequence[Facts], flags: list[list[Flag]]) -> None:
                 title = "TR" if name == "TR unknown" else name
                 mine.append(Flag(name, f"{title} {value}; most runs of the store: {usual}"))
     by_content: dict[str, list[int]] = {}
-    for index, one in enumerate(facts):
-        if one.header.content_sha256:
-            by_content.setdefault(one.header.content_sha256, []).append(index)
+    for index, run in enumerate(summaries):
+        if run.header.content_sha256:
+            by_content.setdefault(run.header.content_sha256, []).append(index)
     for same in by_content.values():
         for index in same if len(same) > 1 else ():
-            labels = [facts[i].name for i in same if i != index]
-            more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
-            flags[index].append(
-                Flag("duplicate", f"the same data as {', '.join(labels[:3])}{more}")
-            )
+            labels = [summaries[i].name for i in same if i != index]
+            flags[index].append(Flag("duplicate", f"the same data as {some_of(labels, 3)}"))
 
 
 def number(value: float | None, digits: int) -> str:

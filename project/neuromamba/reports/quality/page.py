@@ -64,7 +64,7 @@ def strip(measure: Measure, rows: Sequence[Row]) -> dict[str, Any] | None:
     """
     values, flagged = [], []
     for row in rows:
-        value = measure.value(row.facts) if row.facts else None
+        value = measure.value(row.summary) if row.summary else None
         if value is not None and math.isfinite(value):
             values.append(value)
             z = row.z.get(measure.key, math.nan)
@@ -97,8 +97,8 @@ def _table(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
     for place, row in enumerate(rows):
         cells = []
         for column in COLUMNS:
-            text = column.text(row.facts) if row.facts else ""
-            value = column.sort(row.facts) if column.sort and row.facts else None
+            text = column.text(row.summary) if row.summary else ""
+            value = column.sort(row.summary) if column.sort and row.summary else None
             known = value is not None and math.isfinite(value)
             cells.append((text, f"{value:.6g}" if known else "", column.sort is not None))
         yield {
@@ -113,8 +113,8 @@ def _table(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
 def _pictures(rows: Sequence[Row]) -> Iterator[tuple[int, Markup]]:
     """Pictures of the runs, read from the cache one by one."""
     for place, row in enumerate(rows):
-        if row.facts:
-            numbers, header = row.facts.numbers, row.facts.header
+        if row.summary:
+            numbers, header = row.summary.numbers, row.summary.header
             extra = {
                 "frames": header.n_frames,
                 "read": numbers.frames_read,
@@ -129,13 +129,13 @@ def _pictures(rows: Sequence[Row]) -> Iterator[tuple[int, Markup]]:
 
 def _notes(rows: Sequence[Row], context: PageContext) -> list[str]:
     """Sentences on what the numbers rest on, and on what could not be compared."""
-    facts = [row.facts for row in rows if row.facts]
-    read = [one.numbers.frames_read for one in facts]
+    summaries = [row.summary for row in rows if row.summary]
+    read = [summary.numbers.frames_read for summary in summaries]
     notes = []
     if len(rows) < context.available:
-        notes.append(f"Only the first {len(rows):,} of {context.available:,} runs were looked at.")
-    if facts:
-        if any(one.numbers.frame_step > 1 for one in facts):
+        notes.append(f"Only the first {len(rows):,} of {context.available:,} runs were measured.")
+    if summaries:
+        if any(summary.numbers.frame_step > 1 for summary in summaries):
             notes.append(
                 f"Numbers and pictures come from at most {context.frames} evenly spaced frames of "
                 f"each run ({min(read)} to {max(read)} were read); frames in between were not "
@@ -143,12 +143,12 @@ def _notes(rows: Sequence[Row], context: PageContext) -> list[str]:
             )
         else:
             notes.append("Numbers and pictures come from all frames of every run.")
-    if len(facts) < LEAST_RUNS:
+    if len(summaries) < LEAST_RUNS:
         notes.append(
             f"Runs are compared with each other in stores of {LEAST_RUNS} or more; here only what "
             f"is wrong with a run by itself is flagged."
         )
-    elif asymmetries(facts) is None:
+    elif asymmetries(summaries) is None:
         notes.append(
             "Left-right flips cannot be found here: the mean images differ too little, or too "
             "irregularly, between left and right."

@@ -46,7 +46,7 @@ class Tile(NamedTuple):
 
 
 def tiles_of(header: RunHeader) -> list[Tile]:
-    """Where the slices of a run lie in its atlas: side by side, at the top of their row.
+    """Lay out the slices of a run in its atlas: side by side, at the top of their row.
 
     The smallest voxel edge is one pixel; longer edges are stretched, so that shapes are right.
     """

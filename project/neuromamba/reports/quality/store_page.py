@@ -14,7 +14,7 @@ from neuromamba.common.workers import available_cpus
 from neuromamba.config.data import DataConfig
 from neuromamba.data.store.reader import list_runs, read_header
 from neuromamba.reports.quality.measure import QualityOptions
-from neuromamba.reports.quality.outliers import Facts, flag_runs
+from neuromamba.reports.quality.outliers import RunSummary, flag_runs
 from neuromamba.reports.quality.page import PageContext, write_page
 from neuromamba.reports.quality.request import QualityRequest
 from neuromamba.reports.quality.similarity import compare_images
@@ -69,8 +69,8 @@ def judge(runs: Sequence[Surveyed], request: QualityRequest, data: DataConfig) -
     from neuromamba.data.windows.dataset import windows_of
 
     readable = [run for run in runs if run.header and run.numbers]
-    facts = [
-        Facts(
+    summaries = [
+        RunSummary(
             name=run.path.stem,
             header=run.header,
             numbers=run.numbers,
@@ -79,15 +79,15 @@ def judge(runs: Sequence[Surveyed], request: QualityRequest, data: DataConfig) -
         for run in readable
         if run.header and run.numbers
     ]
-    if facts:
-        grid = Counter(one.header.grid for one in facts).most_common(1)[0][0]
-        chosen = [i for i, one in enumerate(facts) if one.header.grid == grid]
+    if summaries:
+        grid = Counter(summary.header.grid for summary in summaries).most_common(1)[0][0]
+        chosen = [i for i, summary in enumerate(summaries) if summary.header.grid == grid]
         images = np.stack([readable[i].reduced() for i in chosen])
         found = compare_images(images, lambda: (readable[i].mask() for i in chosen))
         for i, similarity in zip(chosen, found, strict=True):
-            facts[i] = replace(facts[i], similarity=similarity)
-    flags, standings = flag_runs(facts)
-    return make_rows(runs, facts, flags, standings)
+            summaries[i] = replace(summaries[i], similarity=similarity)
+    flags, scores = flag_runs(summaries)
+    return make_rows(runs, summaries, flags, scores)
 
 
 def command_of(request: QualityRequest) -> str:

@@ -150,7 +150,7 @@ def _reason(error: Exception, path: Path) -> str:
 def _killed(path: Path) -> Surveyed:
     return Surveyed(
         path=path,
-        error="a worker process was killed, perhaps for want of memory. Use fewer --num_workers "
+        error="a worker process was killed, probably for lack of memory. Use fewer --num_workers "
         "and call again: finished runs are kept.",
     )
 

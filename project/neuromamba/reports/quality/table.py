@@ -11,7 +11,14 @@ from typing import Any
 
 from neuromamba.common.atomic_files import write_text_atomically
 from neuromamba.common.errors import UserInputError
-from neuromamba.reports.quality.outliers import MEASURES, Facts, Flag, Standing, number, voxel_text
+from neuromamba.reports.quality.outliers import (
+    MEASURES,
+    Flag,
+    RobustScores,
+    RunSummary,
+    number,
+    voxel_text,
+)
 from neuromamba.reports.quality.survey import Surveyed
 
 HEADER_FIELDS = (
@@ -36,11 +43,11 @@ HEADER_FIELDS = (
 class Row:
     """A run on the page: what was found, its flags, and its z in every measure.
 
-    ``facts`` is None for a file that cannot be read; its one flag says why.
+    ``summary`` is None for a file that cannot be read; its one flag says why.
     """
 
     run: Surveyed
-    facts: Facts | None
+    summary: RunSummary | None
     flags: tuple[Flag, ...]
     z: Mapping[str, float]
 
@@ -52,24 +59,26 @@ class Row:
 
 def make_rows(
     runs: Sequence[Surveyed],
-    facts: Sequence[Facts],
+    summaries: Sequence[RunSummary],
     flags: Sequence[Sequence[Flag]],
-    standings: Mapping[str, Standing],
+    scores: Mapping[str, RobustScores],
 ) -> list[Row]:
     """Rows of all runs: files that cannot be read, then the most flags, then by name.
 
     Args:
         runs: all of them.
-        facts, flags: of those that can be read, in the same order.
-        standings: of the measures, in that order, too.
+        summaries, flags: of those that can be read, in the same order.
+        scores: of the measures, in that order, too.
     """
     rows, position = [], 0
     for run in runs:
         if run.error:
-            rows.append(Row(run=run, facts=None, flags=(Flag("cannot be read", run.error),), z={}))
+            rows.append(
+                Row(run=run, summary=None, flags=(Flag("cannot be read", run.error),), z={})
+            )
             continue
-        z = {key: float(found.z[position]) for key, found in standings.items()}
-        rows.append(Row(run=run, facts=facts[position], flags=tuple(flags[position]), z=z))
+        z = {key: float(found.z[position]) for key, found in scores.items()}
+        rows.append(Row(run=run, summary=summaries[position], flags=tuple(flags[position]), z=z))
         position += 1
     return sorted(rows, key=lambda row: (not row.run.error, -len(row.flags), row.name))
 
@@ -83,33 +92,33 @@ class Column:
 
     title: str
     explanation: str
-    text: Callable[[Facts], str]
-    sort: Callable[[Facts], float | None] | None = None
+    text: Callable[[RunSummary], str]
+    sort: Callable[[RunSummary], float | None] | None = None
 
 
 def _numeric(
-    title: str, explanation: str, value: Callable[[Facts], float | None], digits: int = 3
+    title: str, explanation: str, value: Callable[[RunSummary], float | None], digits: int = 3
 ) -> Column:
     return Column(
         title=title,
         explanation=explanation,
-        text=lambda facts: number(value(facts), digits),
+        text=lambda summary: number(value(summary), digits),
         sort=value,
     )
 
 
-def _minutes(facts: Facts) -> float:
-    return facts.header.n_frames * facts.header.tr / 60
+def _minutes(summary: RunSummary) -> float:
+    return summary.header.n_frames * summary.header.tr / 60
 
 
-def _percent(facts: Facts) -> float | None:
-    share = facts.numbers.kept_fraction
+def _percent(summary: RunSummary) -> float | None:
+    share = summary.numbers.kept_fraction
     return None if share is None else 100 * share
 
 
-def _mask_kind(facts: Facts) -> str:
+def _mask_kind(summary: RunSummary) -> str:
     """``sibling:<file>`` without the file, which would fill the table."""
-    return facts.header.mask_source.split(":")[0] or "n/a"
+    return summary.header.mask_source.split(":")[0] or "n/a"
 
 
 COLUMNS = (
@@ -176,16 +185,16 @@ def tsv_record(row: Row) -> dict[str, Any]:
         "flags": "; ".join(flag.name for flag in row.flags),
         "reasons": "; ".join(flag.reason for flag in row.flags),
     }
-    facts = row.facts
-    header = facts.header if facts else None
+    summary = row.summary
+    header = summary.header if summary else None
     for name in HEADER_FIELDS:
         record[name] = getattr(header, name) if header else None
     record["grid"] = "x".join(map(str, header.grid)) if header else None
     record["voxel_size"] = voxel_text(header) if header else None
-    record["windows"] = facts.windows if facts else None
-    if facts:
-        record |= dataclasses.asdict(facts.numbers) | facts.similarity._asdict()
-    record["kept_fraction"] = facts.numbers.kept_fraction if facts else None
+    record["windows"] = summary.windows if summary else None
+    if summary:
+        record |= dataclasses.asdict(summary.numbers) | summary.similarity._asdict()
+    record["kept_fraction"] = summary.numbers.kept_fraction if summary else None
     return record | {f"z_{measure.key}": row.z.get(measure.key) for measure in MEASURES}
 
 

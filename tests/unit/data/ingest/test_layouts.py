@@ -62,7 +62,7 @@ def test_fmriprep(fmriprep: Path) -> None:
     passed = [image.name for image in found.passed_over]
     assert len(passed) == len(set(passed))
     assert set(passed) | {s.name for s in found.sources} == volumes | surfaces
-    assert "preproc_bold.nii.gz is taken" in why(
+    assert "preproc_bold.nii.gz is used" in why(
         found, "run-1_space-MNI152NLin6Asym_desc-smoothAROMAnonaggr_bold.nii.gz"
     )
     assert why(found, "fsaverage5_hemi-L_bold.func.gii") == "surface or CIFTI"
@@ -138,7 +138,7 @@ def test_entities_that_tell_runs_apart(tmp_path: Path) -> None:
         f"{prefix}-4.h5",
     }
     assert all(source.error == "" for source in found.sources)
-    assert why(found, f"echo-1_run-4_{end}") == "an echo; the combined run is taken"
+    assert why(found, f"echo-1_run-4_{end}") == "an echo; the combined run is used"
     assert why(found, f"part-phase_run-4_{end}") == "phase image"
 
 
@@ -237,7 +237,7 @@ def test_hcp(tmp_path: Path) -> None:
     assert note == "this version is '', most others are '_hp2000_clean'"
     error = by_output["100307_task-REST2_run-LR.h5"].error
     assert "no rfMRI_REST2_LR_hp2000_clean.nii.gz or rfMRI_REST2_LR.nii.gz in it" in error
-    assert "_hp2000_clean is taken" in why(found, "/rfMRI_REST1_LR/rfMRI_REST1_LR.nii.gz")
+    assert "_hp2000_clean is used" in why(found, "/rfMRI_REST1_LR/rfMRI_REST1_LR.nii.gz")
     assert "no run" in why(found, "100206_3T_rfMRI_REST1_LR.nii.gz")
 
 

@@ -262,7 +262,7 @@ def test_broken_files_are_named(tmp_path: Path, how: str, message: str) -> None:
         with pytest.raises(UserInputError, match=message) as caught:
             read(path)
         assert str(path) in str(caught.value)
-        assert "preprocessing.py" in str(caught.value)
+        assert "neuromamba preprocess" in str(caught.value)
 
 
 def use_all(path: Path) -> None:
@@ -355,7 +355,7 @@ def test_list_runs(tmp_path: Path) -> None:
         list_runs(tmp_path / "nifti")
     for name in ("deep/x.nii.gz", "y.nii"):
         (tmp_path / "nifti" / name).write_text("")
-    with pytest.raises(UserInputError, match=r"2 NIfTI file\(s\).*preprocessing.py"):
+    with pytest.raises(UserInputError, match=r"2 NIfTI file\(s\).*neuromamba preprocess"):
         list_runs(tmp_path / "nifti")
     (tmp_path / "img" / "100307").mkdir(parents=True)
     (tmp_path / "img" / "100307" / "frame_0.pt").write_text("")

@@ -29,7 +29,8 @@ from neuromamba.data.windows.augment import (
     smooth,
 )
 from neuromamba.data.windows.dataset import collate_windows
-from neuromamba.fmamba.module import DownstreamModule, PretrainModule
+from neuromamba.fmamba.downstream import DownstreamModule
+from neuromamba.fmamba.pretrain import PretrainModule
 from neuromamba.fmamba.tokenizer import pack_compact, plan_compact, unpatchify
 
 GRID, FRAMES = (20, 24, 18), 4
@@ -369,7 +370,13 @@ def samples(number: int = 3) -> list[dict[str, Any]]:
 
 def pretrain(config: AugmentConfig | None, objective: str = "autoregressive") -> PretrainModule:
     torch.manual_seed(0)
-    return PretrainModule(MODEL, PretrainConfig(objective), OptimConfig(), 10, augment=config)
+    return PretrainModule(
+        model=MODEL,
+        objective=PretrainConfig(objective=objective),
+        optim=OptimConfig(),
+        total_steps=10,
+        augment=config,
+    )
 
 
 def packed(module: PretrainModule, made: list[dict[str, Any]]) -> Any:
@@ -442,12 +449,17 @@ def test_training_steps_of_all_objectives(monkeypatch: pytest.MonkeyPatch) -> No
         loss.backward()
         assert loss.isfinite()
     task = DownstreamModule(
-        MODEL, HeadConfig(), DownstreamConfig(), OptimConfig(), 10, augment=BOTH
+        model=MODEL,
+        head=HeadConfig(),
+        task=DownstreamConfig(),
+        optim=OptimConfig(),
+        total_steps=10,
+        augment=BOTH,
     )
     batch = task.on_before_batch_transfer(collate_windows(samples()), 0)
     with torch.autocast("cpu", torch.bfloat16):
         task.training_step(batch, 0).backward()
-    assert task.card()["augment"] == {
+    assert task.checkpoint_metadata()["augment"] == {
         "affine": True,
         "intensity": True,
         "strength": 1.0,

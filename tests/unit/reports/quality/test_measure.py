@@ -34,11 +34,11 @@ from neuromamba.reports.quality.measure import (
 from neuromamba.reports.quality.outliers import (
     LEAST_RUNS,
     MEASURES,
-    Facts,
+    RunSummary,
     asymmetries,
     flag_runs,
     number,
-    standing,
+    robust_scores,
 )
 from neuromamba.reports.quality.page import embedded, strip
 from neuromamba.reports.quality.pictures import (
@@ -376,15 +376,15 @@ def healthy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[RunHead
     return {path.stem: measure(path) for path in sorted((folder / "hdf5").glob("*.h5"))}
 
 
-def facts_with(
+def summaries_of(
     healthy: dict[str, tuple[RunHeader, RunMeasured]],
     *more: tuple[RunHeader, RunMeasured],
-) -> list[Facts]:
+) -> list[RunSummary]:
     everything = [*healthy.values(), *more]
     images = np.stack([one.reduced for _, one in everything])
     found = compare_images(images, lambda: (one.mask.ravel() for _, one in everything))
     return [
-        Facts(
+        RunSummary(
             name=header.label,
             header=header,
             numbers=one.numbers,
@@ -398,11 +398,11 @@ def facts_with(
 def test_healthy_runs_are_not_flagged(
     healthy: dict[str, tuple[RunHeader, RunMeasured]],
 ) -> None:
-    facts = facts_with(healthy)
-    flags, standings = flag_runs(facts)
+    summaries = summaries_of(healthy)
+    flags, scores = flag_runs(summaries)
     assert flags == [[]] * HEALTHY
-    assert asymmetries(facts) is not None
-    for found in standings.values():
+    assert asymmetries(summaries) is not None
+    for found in scores.values():
         assert np.abs(found.z).max() < 5
 
 
@@ -412,8 +412,8 @@ def test_planted_fault_is_found(
 ) -> None:
     changes, name = FAULTS[fault]
     write_brain(tmp_path, "sub-bad", 50, **changes)
-    facts = facts_with(healthy, measure(tmp_path / "hdf5" / "sub-bad.h5"))
-    flags, _ = flag_runs(facts)
+    summaries = summaries_of(healthy, measure(tmp_path / "hdf5" / "sub-bad.h5"))
+    flags, _ = flag_runs(summaries)
     assert flags[:-1] == [[]] * HEALTHY
     assert name in [flag.name for flag in flags[-1]]
     assert ("left-right flip" in [flag.name for flag in flags[-1]]) == (fault == "flipped")
@@ -422,14 +422,16 @@ def test_planted_fault_is_found(
         assert "at frame 18" in jump or "at frame 19" in jump
 
 
-def changed(facts: list[Facts], index: int, numbers: Any = None, **header: Any) -> list[Facts]:
-    one = facts[index]
+def changed(
+    summaries: list[RunSummary], index: int, numbers: Any = None, **header: Any
+) -> list[RunSummary]:
+    one = summaries[index]
     new = dataclasses.replace(
         one,
         header=dataclasses.replace(one.header, **header),
         numbers=dataclasses.replace(one.numbers, **(numbers or {})),
     )
-    return [*facts[:index], new, *facts[index + 1 :]]
+    return [*summaries[:index], new, *summaries[index + 1 :]]
 
 
 @pytest.mark.parametrize(
@@ -444,19 +446,19 @@ def changed(facts: list[Facts], index: int, numbers: Any = None, **header: Any) 
     ],
 )
 def test_other_flags(
-    change: Callable[[list[Facts]], list[Facts]],
+    change: Callable[[list[RunSummary]], list[RunSummary]],
     name: str,
     healthy: dict[str, tuple[RunHeader, RunMeasured]],
 ) -> None:
-    flags, _ = flag_runs(change(facts_with(healthy)))
+    flags, _ = flag_runs(change(summaries_of(healthy)))
     assert [flag.name for flag in flags[2]] == [name]
     assert flags[:2] + flags[3:] == [[]] * (HEALTHY - 1)
 
 
 def test_duplicates_name_each_other(healthy: dict[str, tuple[RunHeader, RunMeasured]]) -> None:
-    facts = facts_with(healthy)
-    facts = changed(facts, 4, content_sha256=facts[1].header.content_sha256)
-    flags, _ = flag_runs(facts)
+    summaries = summaries_of(healthy)
+    summaries = changed(summaries, 4, content_sha256=summaries[1].header.content_sha256)
+    flags, _ = flag_runs(summaries)
     assert [len(mine) for mine in flags] == [1 if i in (1, 4) else 0 for i in range(HEALTHY)]
     assert flags[1][0].reason == "the same data as sub-04"
     assert flags[4][0].reason == "the same data as sub-01"
@@ -467,36 +469,36 @@ def test_symmetric_brains_cannot_be_flipped(
 ) -> None:
     """Sides are told by chance only: the store says so and flags none."""
     rng = np.random.default_rng(0)
-    facts = [
+    summaries = [
         dataclasses.replace(
             one,
             similarity=one.similarity._replace(
                 mirrored=one.similarity.correlation + 0.01, asymmetry=float(rng.normal(0, 0.1))
             ),
         )
-        for one in facts_with(healthy)
+        for one in summaries_of(healthy)
     ]
-    assert asymmetries(facts) is None
-    assert flag_runs(facts)[0] == [[]] * HEALTHY
+    assert asymmetries(summaries) is None
+    assert flag_runs(summaries)[0] == [[]] * HEALTHY
 
 
 def test_robust_z_and_its_floor(healthy: dict[str, tuple[RunHeader, RunMeasured]]) -> None:
-    facts = facts_with(healthy)[:7]
+    summaries = summaries_of(healthy)[:7]
     measure_of = {one.key: one for one in MEASURES}
     snr = measure_of["tsnr"]
     values = [30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 300.0]
-    facts = [
+    summaries = [
         dataclasses.replace(one, numbers=dataclasses.replace(one.numbers, tsnr=value))
-        for one, value in zip(facts, values, strict=True)
+        for one, value in zip(summaries, values, strict=True)
     ]
-    found = standing(snr, facts)
+    found = robust_scores(snr, summaries)
     assert found.median == 60
     assert found.spread == pytest.approx(1.4826 * 20)
     np.testing.assert_allclose(found.z, (np.array(values) - 60) / (1.4826 * 20))
-    same = standing(measure_of["n_frames"], facts)
+    same = robust_scores(measure_of["n_frames"], summaries)
     assert same.spread == pytest.approx(0.02 * 40)  # the floor: all runs are equally long
     assert not same.z.any()
-    few = standing(snr, facts[: LEAST_RUNS - 1])
+    few = robust_scores(snr, summaries[: LEAST_RUNS - 1])
     assert np.isnan(few.z).all()
     assert few.median == 45
 
@@ -504,8 +506,8 @@ def test_robust_z_and_its_floor(healthy: dict[str, tuple[RunHeader, RunMeasured]
 def test_jumps_below_the_median_are_not_flagged(
     healthy: dict[str, tuple[RunHeader, RunMeasured]],
 ) -> None:
-    facts = [changed([one], 0, {"jump": 9.0})[0] for one in facts_with(healthy)]
-    flags, _ = flag_runs(changed(facts, 3, {"jump": 1.0}))
+    summaries = [changed([one], 0, {"jump": 9.0})[0] for one in summaries_of(healthy)]
+    flags, _ = flag_runs(changed(summaries, 3, {"jump": 1.0}))
     assert flags[3] == []
 
 
@@ -513,14 +515,14 @@ def test_jumps_below_the_median_are_not_flagged(
 
 
 def test_tsv_and_order(healthy: dict[str, tuple[RunHeader, RunMeasured]], tmp_path: Path) -> None:
-    facts = changed(facts_with(healthy)[:6], 4, {"repeated_frames": 2}, source="a\tb\nc")
+    summaries = changed(summaries_of(healthy)[:6], 4, {"repeated_frames": 2}, source="a\tb\nc")
     runs = [
         Surveyed(path=Path(f"/x/{one.header.label}.h5"), header=one.header, numbers=one.numbers)
-        for one in facts
+        for one in summaries
     ]
     runs.insert(2, Surveyed(path=Path("/x/zz.h5"), error="truncated\tfile"))
-    flags, standings = flag_runs(facts)
-    rows = make_rows(runs, facts, flags, standings)
+    flags, scores = flag_runs(summaries)
+    rows = make_rows(runs, summaries, flags, scores)
     assert [row.name for row in rows][:3] == ["zz", "sub-04", "sub-00"]
 
     write_tsv(tmp_path / "quality.tsv", rows)
@@ -530,8 +532,8 @@ def test_tsv_and_order(healthy: dict[str, tuple[RunHeader, RunMeasured]], tmp_pa
     assert [line["file"] for line in table] == [f"sub-0{i}.h5" for i in range(6)] + ["zz.h5"]
     assert table[4]["flags"] == "repeated frames"
     assert table[4]["source"] == "a b c"
-    assert float(table[0]["tsnr"]) == pytest.approx(facts[0].numbers.tsnr, rel=1e-5)
-    assert float(table[0]["z_tsnr"]) == pytest.approx(standings["tsnr"].z[0], rel=1e-4)
+    assert float(table[0]["tsnr"]) == pytest.approx(summaries[0].numbers.tsnr, rel=1e-5)
+    assert float(table[0]["z_tsnr"]) == pytest.approx(scores["tsnr"].z[0], rel=1e-4)
     assert table[6]["readable"] == "false"
     assert table[6]["reasons"] == "truncated file"
     assert table[6]["tsnr"] == table[6]["n_frames"] == "n/a"

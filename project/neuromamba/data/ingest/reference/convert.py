@@ -19,7 +19,7 @@ from neuromamba.data.ingest.reference.options import ReferenceOptions
 from neuromamba.data.ingest.reference.run import ReferenceRun
 from neuromamba.data.ingest.sources import Source
 from neuromamba.data.store.header import RunHeader, RunSource
-from neuromamba.data.store.writer import WriteOptions, write_run
+from neuromamba.data.store.writer import write_run
 
 _SAME = 0.05  # relative; the reference may have counted its voxels and rounded in another way
 
@@ -31,13 +31,7 @@ def convert_reference_run(source: Source, folder: Path, options: ReferenceOption
 
 def _convert(source: Source, output: Path, options: ReferenceOptions) -> Outcome:
     run = open_run(source.path, options.time_axis, options.img_size)
-    n_frames = run.n_frames - options.drop_first
-    if n_frames < options.min_frames:
-        dropped = f" after --drop_first {options.drop_first}" if options.drop_first else ""
-        raise UserInputError(
-            f"{source.path}: {max(0, n_frames)} frame(s){dropped}, expected at least "
-            f"{options.min_frames} (--min_frames). Remove the run from the input folder."
-        )
+    options.kept_frames(source.path, run.n_frames)
     digest, again = options.digest(), ""
     if output.exists():
         if not is_store_file(output):
@@ -85,10 +79,7 @@ def _convert(source: Source, output: Path, options: ReferenceOptions) -> Outcome
         grid=options.img_size or mask.shape,
         affine=placed.affine,
         source=RunSource(
-            subject=source.subject,
-            session=source.session,
-            task=source.task,
-            run=source.run,
+            **source.names,
             dataset=options.dataset,
             source_shape=run.shape,
             source_affine=affine,
@@ -98,15 +89,10 @@ def _convert(source: Source, output: Path, options: ReferenceOptions) -> Outcome
             tr_source="--tr",
             dropped_frames=options.drop_first,
             mask_source=mask_source,
-            source=source.name,
             source_sha256=run.sha256,
             space=options.space,
         ),
-        options=WriteOptions(
-            options_digest=digest,
-            compression=options.compression,
-            voxel_statistics=options.voxel_norm,
-        ),
+        options=options.write_options(digest),
     )
     return Outcome(
         source=source,
@@ -144,7 +130,7 @@ def background_mask(run: ReferenceRun, rule: str, first: int = 0) -> tuple[np.nd
         raise UserInputError(
             f"{run.path}: {bad_values} NaN or infinite values in {bad_frames} of "
             f"{run.n_frames - first} frames, expected finite numbers (fp16 ends at 65,504). "
-            f"Convert the NIfTI file with preprocessing.py."
+            f"Convert the NIfTI file with neuromamba preprocess."
         )
     minimum = lowest.min()
     if rule == "auto":
@@ -155,7 +141,7 @@ def background_mask(run: ReferenceRun, rule: str, first: int = 0) -> tuple[np.nd
                 f"{run.path}: the corners of the volume are neither 0 nor the run's minimum "
                 f"({minimum:g}) in all frames (from {values[0]:g} to {values[-1]:g}), so the "
                 f"background is unknown. Give --background zero or --background min, or convert "
-                f"the NIfTI file with preprocessing.py, which finds a mask."
+                f"the NIfTI file with neuromamba preprocess, which finds a mask."
             )
         rule = "zero" if values[0] == 0 else "min"
     mask = (lowest != 0) | (highest != 0) if rule == "zero" else highest > minimum

@@ -195,7 +195,7 @@ def _without_channel(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def _time_axis(shape: Sequence[int], grid: Triple | None, what: str) -> str:
-    """Where time is in four dimensions: "first" or "last"."""
+    """Find the time axis of four dimensions: "first" or "last"."""
     others = {"first": tuple(shape[1:]), "last": tuple(shape[:3])}
     for fits in (lambda rest: rest == grid, lambda rest: len(set(rest)) == 1):
         found = [axis for axis, rest in others.items() if fits(rest)]

@@ -71,7 +71,7 @@ def find_runs(folder: str | Path, store: str | Path) -> list[Source]:
     if not stems:
         raise UserInputError(
             f"--input: neither folders with frame_<t>.pt nor *.h5 in '{root}' or below. NIfTI "
-            f"files are converted by preprocessing.py."
+            f"files are converted by neuromamba preprocess."
         )
     if root in stems:  # it is one run itself; a Source is named relative to a folder above it
         stems = {path.absolute(): stem for path, stem in stems.items()}

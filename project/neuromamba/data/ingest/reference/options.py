@@ -1,17 +1,15 @@
-"""How runs of the reference's layouts are converted."""
+"""Options of a conversion of runs in the reference's layouts."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 
 import numpy as np
 
 from neuromamba.common.errors import UserInputError, look_up
 from neuromamba.config.bounds import require_positive
-from neuromamba.config.names import canonical_dataset_name
-from neuromamba.data.store.header import COMPRESSIONS, FORMAT_VERSION, Triple
+from neuromamba.data.ingest.options import StoreOptions, digest_of
+from neuromamba.data.store.header import FORMAT_VERSION, Triple
 
 BACKGROUNDS = ("auto", "zero", "min")
 TIME_AXES = ("first", "last")
@@ -22,8 +20,8 @@ _AXES = ("LR", "PA", "IS")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReferenceOptions:
-    """How runs of the reference's layouts are converted.
+class ReferenceOptions(StoreOptions):
+    """Options of a conversion of runs in the reference's layouts.
 
     Attributes:
         tr: repetition time in seconds.
@@ -34,8 +32,7 @@ class ReferenceOptions:
             see ``background_mask``.
         time_axis: of a data set of four dimensions: "first", "last", or None to find it.
         space: name of the images' space, recorded.
-        voxel_norm: also store mean and standard deviation of every voxel.
-        others: as in ``ConversionOptions``.
+        others: as in ``StoreOptions``.
     """
 
     tr: float
@@ -45,25 +42,13 @@ class ReferenceOptions:
     background: str = "auto"
     time_axis: str | None = None
     space: str = ""
-    drop_first: int = 0
-    crop_offset: Triple | None = None
-    dataset: str = ""
     compression: str = "lz4"
-    voxel_norm: bool = False
-    min_frames: int = 2
-    overwrite: bool = False
-    dry_run: bool = False
 
     def __post_init__(self) -> None:
-        for flag, values in (
-            ("--tr", (self.tr,)),
-            ("--img_size", self.img_size or ()),
-            ("--voxel_size", self.voxel_size),
-            ("--min_frames", (self.min_frames,)),
-        ):
-            require_positive(flag, *values)
-        if self.drop_first < 0:
-            raise UserInputError(f"--drop_first: got {self.drop_first}, expected 0 or more.")
+        super().__post_init__()
+        require_positive("--tr", self.tr)
+        require_positive("--img_size", *(self.img_size or ()))
+        require_positive("--voxel_size", *self.voxel_size)
         if len(self.voxel_size) not in (1, 3):
             raise UserInputError(
                 f"--voxel_size: got {len(self.voxel_size)} numbers, expected 1, or 3 in the order "
@@ -78,11 +63,8 @@ class ReferenceOptions:
             )
         object.__setattr__(self, "orientation", code)
         look_up(self.background, BACKGROUNDS, "--background")
-        look_up(self.compression, COMPRESSIONS, "--compression")
         if self.time_axis is not None:
             look_up(self.time_axis, TIME_AXES, "--time_axis")
-        if self.dataset:
-            object.__setattr__(self, "dataset", canonical_dataset_name(self.dataset))
 
     def digest(self) -> str:
         """Hash of everything but the source that determines the stored file."""
@@ -102,7 +84,7 @@ class ReferenceOptions:
             "compression": self.compression,
             "voxel_norm": self.voxel_norm,
         }
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        return digest_of(facts)
 
     def affine(self, shape: Triple) -> np.ndarray:
         """[4, 4] of frames of this shape, voxel indices -> mm; their centre is ``MNI_CENTRE``."""

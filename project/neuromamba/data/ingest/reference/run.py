@@ -58,7 +58,7 @@ def refuse_gaps(numbers: Iterable[int], path: Path) -> None:
     twice = sorted({a for a, b in pairwise(found) if a == b})
     if twice:
         raise UserInputError(
-            f"{path}: frame(s) {some_of(twice, 8)} are there twice under different names. "
+            f"{path}: frame(s) {some_of(twice, 8)} appear twice under different names. "
             f"Remove the wrong ones."
         )
     before = 0 if found[0] == 1 else -1

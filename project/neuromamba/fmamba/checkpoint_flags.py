@@ -1,6 +1,6 @@
-"""Flags that a checkpoint answers: its card fills what was not given and refuses what differs.
+"""Flags from the metadata of a checkpoint: those not given are filled, those that differ refused.
 
-So a model can be used without remembering how it was trained, and never with other settings by
+A model can thus be used without remembering how it was trained, and never with other settings by
 accident.
 """
 
@@ -57,21 +57,21 @@ _TEST_FLAGS = (
 )
 
 
-def flags_of_card(card: Mapping[str, Any], whole_run: bool) -> dict[str, Any]:
-    """The flags a card stands for.
+def flags_of_metadata(metadata: Mapping[str, Any], whole_run: bool) -> dict[str, Any]:
+    """Return the flags that the metadata of a checkpoint stand for.
 
     Args:
-        card: from ``checkpoint_io.read_checkpoint``.
+        metadata: from ``checkpoints.io.read_metadata``.
         whole_run: also task, head, data and split (to test a model), not only what its weights
             depend on (to start from them).
     """
-    model, data = card["model"], card["data"]
+    model, data = metadata["model"], metadata["data"]
     flags = {name: model[name] for name in _MODEL_FLAGS}
     flags["input_scaling_method"] = data["scaling"]
-    if whole_run and "downstream" in card:
-        task = from_dict(DownstreamConfig, card["downstream"], "checkpoint")
+    if whole_run and "downstream" in metadata:
+        task = from_dict(DownstreamConfig, metadata["downstream"], "checkpoint")
         config = from_dict(DataConfig, data["config"], "checkpoint")
-        flags["clf_head_version"] = card["head"]["name"]
+        flags["clf_head_version"] = metadata["head"]["name"]
         flags |= {name: getattr(config, name) for name in (*_SPLIT_FLAGS, *_TEST_FLAGS)}
         if config.match_on:
             flags["match_caliper"] = config.match_caliper
@@ -86,45 +86,46 @@ def flags_of_card(card: Mapping[str, Any], whole_run: bool) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in flags.items()}
 
 
-def apply_card(
+def apply_checkpoint(
     args: argparse.Namespace, given: frozenset[str], path: str | Path, flag: str, whole_run: bool
 ) -> tuple[argparse.Namespace, frozenset[str]]:
-    """Fill the flags that were not given from the checkpoint's card.
+    """Fill the flags that were not given from the checkpoint's metadata.
 
     Args:
         args, given: from ``parser.parse_arguments``.
-        path: checkpoint, or a folder with one, which is said; one without a card (a released
-            file) changes nothing else.
+        path: checkpoint, or a folder with one, in which case its path is printed; one without
+            metadata (a released file) changes nothing else.
         flag: the flag that named it.
-        whole_run: see ``flags_of_card``.
+        whole_run: see ``flags_of_metadata``.
 
     Returns:
         The flags completed, and the names now settled.
 
     Raises:
-        UserInputError: a flag was given that contradicts the card; another orientation.
+        UserInputError: a flag was given that contradicts the metadata; another orientation.
     """
     found = find_checkpoint(path, flag)
     values = dict(vars(args)) | {flag.removeprefix("--"): str(found)}
     if found != Path(path) and is_first_rank():
         print(f"{flag}: taking {found}", flush=True)
-    # Imported here: torch takes seconds, and a missing file has been told by now.
-    from neuromamba.checkpoints.io import read_card
+    # Imported here: torch takes seconds, and a missing file has been reported by now.
+    from neuromamba.checkpoints.io import read_metadata
 
-    path, card = found, read_card(found, flag)
-    if not card:
+    path, metadata = found, read_metadata(found, flag)
+    if not metadata:
         return argparse.Namespace(**values), given
-    if whole_run and "downstream" not in card:
+    if whole_run and "downstream" not in metadata:
         raise UserInputError(
             f"{flag}: '{path}' is a pre-trained backbone without a task; fine-tune it first with "
             f"--load_model_path."
         )
-    if card["orientation"] != ORIENTATION:
+    if metadata["orientation"] != ORIENTATION:
         raise UserInputError(
-            f"{flag}: '{path}' was trained on {card['orientation']} data, stores are {ORIENTATION}."
+            f"{flag}: '{path}' was trained on {metadata['orientation']} data, stores are "
+            f"{ORIENTATION}."
         )
     free = {*_TEST_FLAGS, *_LABEL_FLAGS, "match_caliper", "shuffle_labels"}
-    for name, recorded in flags_of_card(card, whole_run).items():
+    for name, recorded in flags_of_metadata(metadata, whole_run).items():
         if name not in given:
             values[name] = recorded
         elif name not in free and not _same(name, values[name], recorded):
@@ -132,12 +133,12 @@ def apply_card(
                 f"--{name}: got {values[name]}, but '{path}' was trained with {recorded}. Leave "
                 f"--{name} out to use the checkpoint's, or choose another checkpoint."
             )
-    return argparse.Namespace(**values), given | set(flags_of_card(card, whole_run))
+    return argparse.Namespace(**values), given | set(flags_of_metadata(metadata, whole_run))
 
 
 def _same(name: str, value: Any, recorded: Any) -> bool:
     if name in ("d_state", "headdim") and value == 0:
-        return True  # 0 asks for the rule, which the card's embed_dim has applied
+        return True  # 0 asks for the rule, which the recorded embed_dim has applied
     if name == "clf_head_version":
         return names.HEAD_ALIASES.get(value, value) == recorded
     return value == recorded

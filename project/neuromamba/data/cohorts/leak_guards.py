@@ -1,0 +1,170 @@
+"""Rules against leaks: nobody is tested on who, or what, the model was trained on.
+
+- In a store: two names of one person (``refuse_two_names``).
+- Between stores: a person for training in one and held out in another (``refuse_shared_subjects``).
+- Between runs: a model or backbone that was trained on subjects who are held out here, by their
+  names and by the content of their runs (``refuse_trained_subjects``).
+- In the evaluation: the target among the confounds (``refuse_target_as_confound``).
+
+Families that must stay in one part are a matter of the split (``splits``, ``grouping``).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from neuromamba.common.errors import UserInputError
+from neuromamba.common.text import names_for_message
+from neuromamba.config.training import DownstreamConfig
+from neuromamba.data.cohorts.cohort_store import Store
+from neuromamba.data.cohorts.registry import DATASETS, Cohort
+from neuromamba.evaluation.subject_keys import subject_key
+
+logger = logging.getLogger(__name__)
+# Part of the split -> names of its units in each store.
+Parts = Mapping[str, Sequence[Sequence[str]]]
+
+
+def person_key(dataset: str, name: str) -> int:
+    """Return the key of a subject, session or run of a cohort, the same in every store and run.
+
+    Names are compared by ``Cohort.key``, so that ``sub-100307`` and ``100307`` are one.
+    """
+    return subject_key(f"{dataset}/{DATASETS[dataset].key(name)}")
+
+
+def unit_keys(stores: Sequence[Store], names: Sequence[Sequence[str]]) -> dict[int, str]:
+    """Return key -> name of the given units of each store."""
+    keys: dict[int, str] = {}
+    for store, chosen in zip(stores, names, strict=True):
+        keys |= {person_key(store.dataset, name): name for name in chosen}
+    return keys
+
+
+def person_keys(stores: Sequence[Store], names: Sequence[Sequence[str]]) -> dict[int, str]:
+    """Return key -> name of the subjects of the given units, which may be sessions or runs."""
+    keys: dict[int, str] = {}
+    for store, chosen in zip(stores, names, strict=True):
+        subjects = {header.subject for header in store.runs_of(chosen)[1]}
+        keys |= {person_key(store.dataset, name): name for name in subjects}
+    return keys
+
+
+def run_contents(stores: Sequence[Store], names: Sequence[Sequence[str]]) -> dict[int, str]:
+    """Return hash of the values -> subject of the units' runs, whatever a run is called."""
+    return {
+        int(header.content_sha256[:15], 16): header.subject
+        for store, chosen in zip(stores, names, strict=True)
+        for header in store.runs_of(chosen)[1]
+        if header.content_sha256
+    }
+
+
+def refuse_two_names(subjects: Iterable[str], cohort: Cohort, image_path: str) -> None:
+    """Refuse a store with two names of one person, who could come into two parts of the split.
+
+    Raises:
+        UserInputError: lists the names.
+    """
+    names: dict[str, list[str]] = {}
+    for subject in sorted(subjects):
+        names.setdefault(cohort.key(subject), []).append(subject)
+    several = [" and ".join(group) for group in names.values() if len(group) > 1]
+    if several:
+        raise UserInputError(
+            f"--image_path: in '{image_path}' {len(several)} person(s) of {cohort.name} have "
+            f"several names: {names_for_message(several)}. Convert their runs under one subject "
+            f"(sub-NAME_ses-1_task-rest_bold.nii.gz, sub-NAME_ses-2_...), so that a split keeps "
+            f"them together."
+        )
+
+
+def refuse_shared_subjects(stores: Sequence[Store], parts: Parts) -> None:
+    """Refuse a person in two parts: stores of one cohort draw their splits independently.
+
+    Raises:
+        UserInputError: lists the subjects that are for training in one store and held out in
+            another.
+    """
+    train = unit_keys(stores, parts["train"])
+    held_out = unit_keys(stores, parts["val"]) | unit_keys(stores, parts["test"])
+    shared = [train[key] for key in train.keys() & held_out.keys()]
+    if shared:
+        raise UserInputError(
+            f"--image_path: {len(shared)} subject(s) are for training in one store and held "
+            f"out in another: {names_for_message(shared)}. Put the same split_fixed_N.txt into "
+            f"splits/ of both stores, or exclude the subjects with --bad_subj_path FILE."
+        )
+
+
+def trained_subjects(
+    data_metadata: Mapping[str, Any], stores: Sequence[Store], parts: Parts, group_by: str
+) -> list[str]:
+    """Return the names of held-out units that a checkpoint was trained on.
+
+    Args:
+        data_metadata: what the checkpoint says of its data (``RunData.metadata``).
+        stores, parts: the data of this run.
+        group_by: what is split in this run, a name of ``SPLIT_UNITS``.
+    """
+    # Where sessions or runs are split, then and now, a subject is in several parts on purpose.
+    then = data_metadata["config"].get("group_by", "subject")
+    same_unit = then == group_by != "subject"
+    trained = set(data_metadata["training_units" if same_unit else "training_subjects"])
+    keys = unit_keys if same_unit else person_keys
+    held_out = keys(stores, parts["val"]) | keys(stores, parts["test"])
+    shared = [name for key, name in held_out.items() if key in trained]
+    if shared or same_unit:
+        return shared
+    # Under another name: the same values of a run. Older checkpoints do not hold these hashes.
+    contents = set(data_metadata.get("training_contents", ()))
+    held = run_contents(stores, parts["val"]) | run_contents(stores, parts["test"])
+    return sorted(
+        f"{name} (by the contents of its run)" for key, name in held.items() if key in contents
+    )
+
+
+def refuse_trained_subjects(
+    shared: Sequence[str], flag: str, path: str, *, supervised: bool
+) -> None:
+    """Refuse a supervised model that was trained on subjects who are held out in this run.
+
+    A backbone has seen them without their labels; then a warning is logged.
+
+    Args:
+        shared: their names, from ``trained_subjects``.
+        flag: the flag that named the checkpoint.
+        path: the checkpoint.
+        supervised: whether the checkpoint is a model of the task, not a backbone to start from.
+
+    Raises:
+        UserInputError: lists them.
+    """
+    if not shared:
+        return
+    message = (
+        f"{flag}: {len(shared)} subject(s) held out here were trained on in '{path}': "
+        f"{names_for_message(shared)}. Use its split (--dataset_split_num, --train_split, "
+        f"--val_split), or exclude them with --bad_subj_path FILE."
+    )
+    if supervised:
+        raise UserInputError(message)
+    logger.warning("warning: %s", message)
+
+
+def refuse_target_as_confound(
+    columns: Iterable[str], task: DownstreamConfig, stores: Iterable[Store]
+) -> None:
+    """Refuse the target among the confounds: it would explain itself.
+
+    Raises:
+        UserInputError: names the column.
+    """
+    targets = {task.task, task.target_column}
+    for store in stores:
+        targets |= set(DATASETS[store.dataset].columns_of(task.task))
+    for name in columns:
+        if name in targets:
+            raise UserInputError(f"--confounds: '{name}' is the target itself; leave it out.")

@@ -1,0 +1,147 @@
+"""Pre-training of the backbone: next-token prediction, or reconstruction of masked tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neuromamba.common.seeds import stream
+from neuromamba.config.data import AugmentConfig
+from neuromamba.config.model import ModelConfig
+from neuromamba.config.serialise import to_dict
+from neuromamba.config.training import OptimConfig, PretrainConfig
+from neuromamba.data.windows.batch_reader import BatchReader
+from neuromamba.fmamba.losses import (
+    masked_token_errors,
+    next_token_errors,
+    next_token_targets,
+)
+from neuromamba.fmamba.masking import hidden_tokens
+from neuromamba.fmamba.module import Batch, FMambaModule
+from neuromamba.fmamba.pretraining_metrics import FeatureMetrics, TokenMetrics
+from neuromamba.fmamba.tokenizer import PackedTokens, token_places
+
+
+class PretrainModule(FMambaModule):
+    """Next-token prediction (paper, section 3.3) or masked-token reconstruction.
+
+    Args:
+        model, optim, total_steps, ssd_backend, data_metadata, activation_checkpointing, augment:
+            as in ``FMambaModule``.
+        objective: which of the two, and the masking.
+        seed: seed of the random masks.
+        watched: class of validation subjects by subject key, and the name of the task; for the
+            metric of nearest neighbours in ``FeatureMetrics``.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: ModelConfig,
+        objective: PretrainConfig,
+        optim: OptimConfig,
+        total_steps: int,
+        seed: int = 0,
+        ssd_backend: str = "auto",
+        data_metadata: Mapping[str, Any] | None = None,
+        activation_checkpointing: bool = False,
+        augment: AugmentConfig | None = None,
+        watched: tuple[Mapping[int, int], str] = ({}, ""),
+    ) -> None:
+        super().__init__(
+            model=model,
+            optim=optim,
+            total_steps=total_steps,
+            output_layer=True,
+            ssd_backend=ssd_backend,
+            activation_checkpointing=activation_checkpointing,
+            data_metadata=data_metadata or {},
+            augment=augment,
+        )
+        self.objective, self.seed = objective, seed
+        self._targets_of_run: dict[str, int] = {}
+        self.validation = TokenMetrics(model.token_dim)
+        self.features = FeatureMetrics(*watched)
+
+    def plan_windows(self, batch: Batch) -> dict[str, Any]:
+        """Add the rows of the target tokens, the sample of each, and which tokens are hidden.
+
+        The hidden tokens depend on seed, epoch and window alone; in validation not on the epoch.
+        """
+        planned = super().plan_windows(batch)
+        index, lengths = token_places(planned["plans"], self.model.config)
+        if self.objective.objective == "mim":
+            when = (0, self.current_epoch) if self.training else (1,)
+            windows = zip(planned["subject_key"].tolist(), map(int, batch["window"]), strict=True)
+            planned["hidden"] = hidden_tokens(
+                index,
+                lengths,
+                self.model.config.token_grid[3],
+                self.objective.mask_ratio,
+                self.objective.masking_type,
+                [stream(self.seed, *when, *window) for window in windows],
+            )
+            planned["target_rows"] = planned["hidden"].nonzero()[:, 0]
+        else:
+            planned["target_rows"] = next_token_targets(lengths)
+        ends = torch.tensor(lengths).cumsum(0)
+        planned["target_sample"] = torch.bucketize(planned["target_rows"], ends, right=True)
+        return planned
+
+    def targets_in(self, reader: BatchReader, items: list[int]) -> int:
+        """Count target tokens; once per run where all windows of a run have the same number."""
+        if self.augment or self.model.config.union_mask or self.objective.objective == "mim":
+            return len(self.plan_windows(reader.masks(items))["target_rows"]) if items else 0
+        for item in items:
+            if reader.path(item) not in self._targets_of_run:
+                count = len(self.plan_windows(reader.masks([item]))["target_rows"])
+                self._targets_of_run[reader.path(item)] = count
+        return sum(self._targets_of_run[reader.path(item)] for item in items)
+
+    def predict_tokens(self, batch: Batch) -> tuple[PackedTokens, Tensor, Tensor]:
+        """Return a batch's tokens, the error of each target (targets,), and the encoding (L, D)."""
+        packed, rows, hidden = self.pack(batch), batch["target_rows"], batch.get("hidden")
+        errors_of = next_token_errors if hidden is None else masked_token_errors
+        x = self.model.encode(packed, hidden)
+        return packed, errors_of(x, packed.tokens, rows, self.model.predict), x
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the batch's part of the mean error over a step's target tokens."""
+        _, errors, _ = self.predict_tokens(batch)
+        targets = len(errors)
+        if any(batch["is_padding"]):
+            counts = self._counts(batch, errors)
+            errors, targets = errors * counts, int(counts.sum())
+        return self.step_loss(errors, targets, batch_idx)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add the batch to the loss and its controls; the masks are the same in every epoch."""
+        packed, errors, x = self.predict_tokens(batch)
+        windows = self.model.norm(x).split(packed.lengths)
+        features = torch.stack([window.mean(0) for window in windows])
+        self.features.update(batch["subject_key"], batch["window"], features)
+        rows = batch["target_rows"]
+        if any(batch["is_padding"]):
+            counts = self._counts(batch, errors)
+            errors, rows = errors[counts], rows[counts]
+        self.validation.update(errors, packed.tokens, rows)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the loss, its controls, the skill, and the metrics of the features."""
+        values = self.validation.compute() | self.features.compute()
+        self.features.reset()
+        self.log_dict({f"val/{name}": value.float() for name, value in values.items()})
+        self.validation.reset()
+
+    @staticmethod
+    def _counts(batch: Batch, errors: Tensor) -> Tensor:
+        """Whether each target token counts, bool (targets,): not those of padding windows."""
+        padding = torch.tensor(batch["is_padding"], device=errors.device)
+        return ~padding[batch["target_sample"]]
+
+    def checkpoint_metadata(self) -> dict[str, Any]:
+        """Add the objective."""
+        return super().checkpoint_metadata() | {"pretrain": to_dict(self.objective)}
