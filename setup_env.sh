@@ -404,19 +404,28 @@ step_deepspeed() {
     fi
 }
 
+has_setuptools() { # python: the version that pyproject.toml asks for
+    "$1" -I -c 'import setuptools, sys; sys.exit(int(setuptools.__version__.split(".")[0]) < 77)' 2>/dev/null
+}
+
 # The package itself, editable: `import neuromamba` and the command `neuromamba` follow the checkout.
+# Without build isolation, for which pip would download setuptools every time; what it depends on is
+# there already.
 step_package() {
     local key
     if [[ -x $VPY ]]; then
-        key=$(key_of "$VPY" pyproject.toml)-$(cksum <<<"$ROOT" | cut -d" " -f1)
-        if stamped package "$key" >/dev/null && [[ -x $VENV/bin/neuromamba ]]; then
+        key=$(key_of "$VPY" pyproject.toml)
+        if [[ $(stamped package "$key") == "$ROOT" && -x $VENV/bin/neuromamba ]]; then
             row package ready "neuromamba, editable"
             return
         fi
     fi
     plan package "install neuromamba from $ROOT, editable, without dependencies" || return 0
-    pip_install --no-deps -e "$ROOT" || fail package "pip could not install $ROOT." "$PIP_REMEDY"
-    mark package "$key" installed
+    has_setuptools "$VPY" || pip_install 'setuptools>=77' -c "$STATE/constraints.txt" ||
+        fail package "pip could not install setuptools." "$PIP_REMEDY"
+    pip_install --no-deps --no-build-isolation -e "$ROOT" ||
+        fail package "pip could not install $ROOT." "$PIP_REMEDY"
+    mark package "$key" "$ROOT"
     row package installed "neuromamba, editable"
 }
 
@@ -428,7 +437,7 @@ step_native() {
         return
     fi
     ((!FORCE)) || options+=(--force)
-    if result=$("$VPY" -I -m neuromamba build-kernels ${options[@]+"${options[@]}"} 2>&1); then
+    if result=$(PYTHONPATH=$ROOT/project "$VPY" -s -m neuromamba build-kernels ${options[@]+"${options[@]}"} 2>&1); then
         row native "$([[ $result == ready* ]] && echo ready || echo built)" "${result#* }"
         [[ $result == ready* ]] || CHANGED=1
     else

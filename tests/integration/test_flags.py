@@ -113,12 +113,12 @@ def drawn(cli: CommandLine, extra: str) -> Any:
 def targets_and_units(cli: CommandLine, extra: str) -> Any:
     """Target of each thing that is scored, and their names."""
     data = cli.data(extra)
-    return data.targets_of_units("test"), sorted(data.unit_names("test").values())
+    return data.targets_of_samples("test"), sorted(data.sample_names("test").values())
 
 
 def unit_of_split(cli: CommandLine, extra: str) -> Any:
     """What is split."""
-    return cli.data(extra).stores[0].grouping.unit
+    return cli.data(extra).stores[0].grouping.split_unit
 
 
 def targets(cli: CommandLine, extra: str) -> Any:
@@ -412,7 +412,7 @@ def test_bad_subjects_move_nobody(cli: CommandLine) -> None:
 def test_shuffled_labels_stay_in_their_part(cli: CommandLine) -> None:
     data, shuffled = cli.data(), cli.data("--shuffle_labels 1")
     for part in ("train", "val", "test"):
-        assert sorted(shuffled.targets_of_units(part)) == sorted(data.targets_of_units(part))
+        assert sorted(shuffled.targets_of_samples(part)) == sorted(data.targets_of_samples(part))
     assert shuffled.stores[0].labels != data.stores[0].labels
 
 

@@ -200,7 +200,7 @@ def test_matched_pairs(cli: CommandLine) -> None:
     columns(cli, skew=lambda i: i + 9 * (i % 2))
     data = cli.data("--match_on skew --match_caliper 1")
     for part in data.subjects:
-        targets = data.targets_of_units(part)
+        targets = data.targets_of_samples(part)
         assert sum(targets) * 2 == len(targets)
     with pytest.raises(UserInputError, match="--match_on: pairs two classes"):
         cli.data("--match_on skew --downstream_task age")
@@ -298,13 +298,13 @@ def test_decoding_events_within_a_subject(runs: CommandLine) -> None:
     assert 0 <= done.metrics["test/accuracy"] <= 1
     data = runs.data(EVENTS)
     (windows,) = data.parts["test"].datasets  # type: ignore[union-attr]
-    starts = {(w.unit.split("#")[1], w.start) for w in windows.windows}  # type: ignore[attr-defined]
+    starts = {(w.sample_id.split("#")[1], w.start) for w in windows.windows}  # type: ignore[attr-defined]
     assert starts == {("1", 0), ("1", 2), ("3", 8), ("3", 10)}
     test = f"--test_only --test_ckpt_path {done.folder}/checkpoints/best.ckpt --output_dir again"
     assert main(["--accelerator", "cpu", "--devices", "1", *test.split()]) == 0
     assert predictions(runs.folder / "again") == rows
     shuffled = runs.data(f"{EVENTS} --shuffle_labels 1")
-    assert sorted(shuffled.targets_of_units("train")) == sorted(data.targets_of_units("train"))
+    assert sorted(shuffled.targets_of_samples("train")) == sorted(data.targets_of_samples("train"))
     assert shuffled.stores[0].events != data.stores[0].events
 
 
@@ -372,10 +372,10 @@ def test_dropped_frames_move_the_events(runs: CommandLine) -> None:
         for part in data.parts.values()
         for s in part.datasets  # type: ignore[union-attr]
         for w in s.windows  # type: ignore[attr-defined]
-        if w.unit.startswith("sub-01_run-1#")
+        if w.sample_id.startswith("sub-01_run-1#")
     ]
     # The first event, frames 0 to 3 as scanned, keeps its last two.
-    assert [(w.unit[-1], w.start) for w in windows] == [("1", 0), ("3", 6), ("3", 8)]
+    assert [(w.sample_id[-1], w.start) for w in windows] == [("1", 0), ("3", 6), ("3", 8)]
 
 
 # ----------------------------------------------------------------- what a resumed run must share

@@ -97,7 +97,7 @@ def batch_of(windows: int) -> dict[str, Any]:
         "shift": [0.0] * windows,
         "background": [-2.0] * windows,
         "subject": ["a"] * windows,
-        "unit": ["a"] * windows,
+        "sample_id": ["a"] * windows,
         "dataset": torch.zeros(windows, dtype=torch.long),
         "window": torch.arange(windows),
     }

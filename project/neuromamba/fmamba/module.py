@@ -97,7 +97,7 @@ class FMambaModule(LightningModule):
 
     def plan_windows(self, batch: Batch) -> dict[str, Any]:
         """Derive subject keys, augmentation and token plans from the masks and names of windows."""
-        keys = list(map(subject_key, batch["unit"], map(int, batch["dataset"])))
+        keys = list(map(subject_key, batch["sample_id"], map(int, batch["dataset"])))
         planned: dict[str, Any] = {"subject_key": torch.tensor(keys)}
         voxels = batch["vox"]
         if self.augment is not None and self.training:

@@ -239,7 +239,7 @@ def check_evaluation(data: RunData, flags: Mapping[str, Any]) -> None:
         )
     if flags["confounds"]:
         data.confounds(flags["confounds"])
-    if flags["adjust_thresh"] and len(set(data.targets_of_units("val"))) < 2:
+    if flags["adjust_thresh"] and len(set(data.targets_of_samples("val"))) < 2:
         raise UserInputError(
             "--adjust_thresh: needs validation subjects of both classes; raise --val_split."
         )

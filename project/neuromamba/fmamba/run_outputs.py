@@ -147,7 +147,7 @@ def write_all_predictions(module: DownstreamModule, data: RunData, run_dir: Path
     for part, seen in module.seen.items():
         write_predictions(
             seen,
-            data.unit_names(part),
+            data.sample_names(part),
             module.task.task_type == "classification",
             run_dir / PREDICTIONS[part],
         )

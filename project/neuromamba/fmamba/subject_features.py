@@ -162,7 +162,7 @@ def subject_features(
     upper = np.triu_indices(regions.count, k=1)
     found: dict[str, _Sums] = defaultdict(lambda: _Sums(len(voxels), len(upper[0])))
     for part in parts:
-        names, windows = data.unit_names(part), data.parts[part]
+        names, windows = data.sample_names(part), data.parts[part]
         if windows is None:
             continue
         with tqdm(
@@ -173,7 +173,7 @@ def subject_features(
                 series: list[np.ndarray] = []
                 for i, window in enumerate(dataset.windows):
                     item = dataset[i]
-                    one = found[names[subject_key(item["unit"], item["dataset"])]]
+                    one = found[names[subject_key(item["sample_id"], item["dataset"])]]
                     one.target = item["target"]
                     bold, vox = item["bold"].numpy(), item["vox"].numpy()
                     scaled = bold.mean(axis=0, dtype=np.float64) * item["gain"] + item["shift"]
@@ -197,9 +197,12 @@ def subject_features(
 
 
 def _last_of_run(windows: Sequence[Window], i: int, window: Window) -> bool:
-    """Whether the next window is of another run or unit."""
+    """Whether the next window is of another run or sample."""
     following = windows[i + 1 : i + 2]
-    return not following or (following[0].run, following[0].unit) != (window.run, window.unit)
+    return not following or (following[0].run, following[0].sample_id) != (
+        window.run,
+        window.sample_id,
+    )
 
 
 def _regional(bold: np.ndarray, regions: Parcellation, vox: np.ndarray) -> np.ndarray:

@@ -48,7 +48,7 @@ def _subjects(data: RunData, part: str) -> str:
     if data.task is None or data.task.task_type != "classification":
         return str(len(names))
     classes = data.task.class_names
-    counts = np.bincount([int(t) for t in data.targets_of_units(part)], minlength=len(classes))
+    counts = np.bincount([int(t) for t in data.targets_of_samples(part)], minlength=len(classes))
     shown = ", ".join(f"{n} {c}" for n, c in zip(counts, classes, strict=True))
     return f"{len(names)} ({shown})"
 

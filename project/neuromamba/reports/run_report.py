@@ -109,7 +109,7 @@ def run_report(
 
 def _check_subjects(run: RunFolder, scores: SubjectScores, data: RunData) -> None:
     """The predictions are of the test subjects, all of them."""
-    wanted, found = set(data.unit_names("test").values()), set(scores.subjects)
+    wanted, found = set(data.sample_names("test").values()), set(scores.subjects)
     if found != wanted:
         raise UserInputError(
             f"{run.path / 'predictions.csv'}: has {len(found)} subjects, the run's data "
@@ -356,14 +356,14 @@ def _subjects(
 
 
 def _first_runs(data: RunData) -> dict[str, Path]:
-    """Test unit, by the name of its predictions -> its first run."""
-    names = data.unit_names("test")
+    """Test sample, by the name of its predictions -> its first run."""
+    names = data.sample_names("test")
     found: dict[str, Path] = {}
     windows = data.parts["test"]
     for dataset in windows.datasets if windows is not None else ():
         assert isinstance(dataset, WindowDataset)
         for window in dataset.windows:
-            name = names[subject_key(window.unit, dataset.dataset)]
+            name = names[subject_key(window.sample_id, dataset.dataset)]
             found.setdefault(name, dataset.paths[window.run])
     return found
 

@@ -182,7 +182,7 @@ class EmbeddingWriter(Callback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._subjects: list[str] = []
-        self._units: list[str] = []
+        self._sample_ids: list[str] = []
         self._windows: list[Tensor] = []
         self._embeddings: list[Tensor] = []
 
@@ -198,7 +198,7 @@ class EmbeddingWriter(Callback):
         """Keep the embeddings of the batch's windows, but not of those that only fill it up."""
         real = [i for i, real in enumerate(batch["real"]) if real]
         self._subjects += [batch["subject"][i] for i in real]
-        self._units += [batch["unit"][i] for i in real]
+        self._sample_ids += [batch["sample_id"][i] for i in real]
         self._windows.append(batch["window"].cpu()[real])
         self._embeddings.append(outputs["embedding"].float().cpu()[real])
 
@@ -209,7 +209,7 @@ class EmbeddingWriter(Callback):
         np.savez_compressed(
             self.folder / f"embeddings{suffix}.npz",
             subject=np.array(self._subjects),
-            unit=np.array(self._units),
+            unit=np.array(self._sample_ids),
             window=torch.cat(self._windows).numpy(),
             embedding=torch.cat(self._embeddings).numpy(),
         )

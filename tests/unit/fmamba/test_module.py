@@ -67,7 +67,7 @@ def sample(seed: int, vox: Sequence[int], target: float | None = None) -> dict[s
         "shift": 0.3,
         "background": -7.0,
         "subject": f"sub-{seed}",
-        "unit": f"sub-{seed}",
+        "sample_id": f"sub-{seed}",
         "window": seed % 3,
         "dataset": 0,
     }
@@ -427,7 +427,7 @@ def test_evaluation_averages_the_windows_of_a_subject(task: str) -> None:
     made = samples(targets)
     made[1] |= {
         "subject": "sub-0",
-        "unit": "sub-0",
+        "sample_id": "sub-0",
         "window": 7,
     }  # a second window of the first subject
     module = downstream(task=task, scaling=TargetScaling(40.0, 8.0))

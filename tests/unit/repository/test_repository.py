@@ -81,7 +81,11 @@ def test_every_requirement_is_pinned_for_each_python() -> None:
 FAKE_PYTHON = """#!/bin/bash
 all="$*"
 case "$all" in
-    *"-m pip install"*) echo "${all#*pip install }" >>"$FAKE_LOG"; exit "${FAKE_PIP_STATUS:-0}" ;;
+    *"-m pip install"*)
+        echo "${all#*pip install }" >>"$FAKE_LOG"
+        [[ ${FAKE_PIP_STATUS:-0} != 0 || $all != *" -e "* ]] || cp "$0" "${0%/*}/neuromamba"
+        exit "${FAKE_PIP_STATUS:-0}"
+        ;;
     *"import sys, torch"*) [[ -n ${FAKE_TORCH:-} ]] && echo "$FAKE_TORCH" ;;
     *"m.version(sys.argv"*) echo 2.13.0 ;;
     *"_base_executable"*) echo "$0" ;;
@@ -240,22 +244,41 @@ def test_second_run_installs_nothing(machine: Machine) -> None:
     assert first.returncode == 0, first.stderr
     assert "torch 2.13.0" in first.stdout
     steps = [re.sub(r" -c .*", "", line) for line in machine.installed()]
-    assert steps == [f"venv {machine.venv}", "-q torch==2.13.0", "-q -r requirements.txt"]
+    assert steps == [
+        f"venv {machine.venv}",
+        "-q torch==2.13.0",
+        "-q -r requirements.txt",
+        f"-q --no-deps --no-build-isolation -e {ROOT}",
+    ]
 
     second = machine.set_up()
     assert second.returncode == 0
     assert "is up to date" in second.stdout
-    assert len(machine.installed()) == 3
+    assert len(machine.installed()) == 4
 
     machine.set_up("--dev")
-    assert machine.installed()[3].startswith("-q -r requirements-dev.txt")
-    assert machine.installed()[4].startswith("-q deepspeed -c")  # the tests train with it
+    assert machine.installed()[4].startswith("-q -r requirements-dev.txt")
+    assert machine.installed()[5].startswith("-q deepspeed -c")  # the tests train with it
     machine.set_up("--dev")
     machine.set_up()  # the smaller set is part of the larger one
-    assert len(machine.installed()) == 5
+    assert len(machine.installed()) == 6
 
     machine.set_up("--force")
-    assert len(machine.installed()) > 5
+    assert len(machine.installed()) > 6
+
+
+def test_the_package_is_installed_again_where_it_is_gone(machine: Machine) -> None:
+    """Without its console script, or from another checkout."""
+    plan = machine.plan()
+    assert f"install neuromamba from {ROOT}, editable" in plan["package"]
+    assert machine.set_up().returncode == 0
+    before = machine.installed()
+    (machine.venv / "bin" / "neuromamba").unlink()
+    again = machine.set_up()
+    assert again.returncode == 0 and re.search(r"package +installed", again.stdout)
+    (machine.venv / ".setup" / "package").write_text("key /another/checkout\n")
+    machine.set_up()
+    assert machine.installed() == [*before, before[-1], before[-1]]
 
 
 def test_failing_optional_step_warns_once_and_is_not_repeated(machine: Machine) -> None:

@@ -1,6 +1,7 @@
 """A store of runs with its cohort, its split and its targets.
 
-A unit is what is split and scored as one: a subject, or with ``--group_by`` a session or a run.
+A split unit is what is split and scored as one: a subject, or with ``--group_by`` a session or a
+run.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ class Store:
         dataset: name of the cohort.
         image_path: the folder.
         paths, headers: runs, in the order of the file names.
-        grouping: unit, families and strata of the split.
+        grouping: split unit, families and strata of the split.
         split: units of the three parts, those left out removed.
-        labels: unit -> target, if there is one a unit.
+        labels: split unit -> target, if each has one.
         events: label of a run -> its events, if windows have targets of their own.
     """
 
@@ -37,23 +38,25 @@ class Store:
     labels: Mapping[str, int | float] | None = None
     events: Mapping[str, tuple[LabelledEvent, ...]] | None = None
 
-    def unit(self, header: RunHeader) -> str:
-        """Name of the unit that a run belongs to."""
-        return unit_name(header, self.grouping.unit)
+    def split_unit_of(self, header: RunHeader) -> str:
+        """Name the split unit that a run belongs to."""
+        return split_unit_name(header, self.grouping.split_unit)
 
-    def runs_of(self, units: Sequence[str]) -> tuple[list[Path], list[RunHeader]]:
-        """Runs of these units, in the order of the file names."""
-        wanted = set(units)
+    def runs_of(self, names: Sequence[str]) -> tuple[list[Path], list[RunHeader]]:
+        """Return the runs of these split units, in the order of the file names."""
+        wanted = set(names)
         chosen = [
-            (p, h) for p, h in zip(self.paths, self.headers, strict=True) if self.unit(h) in wanted
+            (p, h)
+            for p, h in zip(self.paths, self.headers, strict=True)
+            if self.split_unit_of(h) in wanted
         ]
         return [p for p, _ in chosen], [h for _, h in chosen]
 
 
-def unit_name(header: RunHeader, unit: str) -> str:
+def split_unit_name(header: RunHeader, split_unit: str) -> str:
     """``sub-01``, ``sub-01_ses-1`` or the run's own name."""
-    if unit == "run":
+    if split_unit == "run":
         return header.label
-    if unit == "session" and header.session:
+    if split_unit == "session" and header.session:
         return f"{header.subject}_ses-{header.session}"
     return header.subject

@@ -32,7 +32,7 @@ def _tables(image_path: str | Path, task: DownstreamConfig | None) -> list[Table
     return tables
 
 
-def column_of_units(
+def column_by_split_unit(
     flag: str,
     name: str,
     cohort: Cohort,
@@ -40,13 +40,13 @@ def column_of_units(
     task: DownstreamConfig | None,
     subject_of: Mapping[str, str],
 ) -> dict[str, str]:
-    """Text of a column by unit; units without a value are absent.
+    """Read a column as text by split unit; those without a value are absent.
 
     Args:
         flag: that named the column.
         name: of the column.
         cohort, image_path, task: whose tables may have it.
-        subject_of: unit -> subject.
+        subject_of: split unit -> subject.
 
     Raises:
         UserInputError: no table has the column, or a subject has two values.
@@ -71,8 +71,8 @@ def column_of_units(
             f"({' or '.join(cohort.subject_columns)}) and the column '{name}'. Found: {found}."
         )
     return {
-        unit: cells[key].text
-        for unit, subject in subject_of.items()
+        name: cells[key].text
+        for name, subject in subject_of.items()
         if (key := cohort.key(subject)) in cells
     }
 
@@ -91,14 +91,14 @@ def read_grouping(
         image_path: the store's folder, with ``metadata/``.
         config: the columns asked for.
         task: its ``--label_csv`` may hold the columns too.
-        subject_of: unit -> subject.
+        subject_of: split unit -> subject.
 
     Raises:
         UserInputError: no table has the column, or a subject has two values.
     """
     family: dict[str, str] = {}
     if config.family_column:
-        family = column_of_units(
+        family = column_by_split_unit(
             "--family_column", config.family_column, cohort, image_path, task, subject_of
         )
         _tell_missing("--family_column", config.family_column, "alone", family, subject_of)
@@ -109,17 +109,17 @@ def read_grouping(
         flag = f"--stratify_by (none switches the stratification of {cohort.name} off)"
     strata = []
     for name in chosen:
-        values = column_of_units(flag, name, cohort, image_path, task, subject_of)
+        values = column_by_split_unit(flag, name, cohort, image_path, task, subject_of)
         _tell_missing("--stratify_by", name, "a stratum of their own", values, subject_of)
         strata.append(_in_quarters(values))
     stratum = {}
     if strata:
         stratum = {
-            unit: " / ".join(values.get(unit, "not recorded") for values in strata)
-            for unit in subject_of
+            name: " / ".join(values.get(name, "not recorded") for values in strata)
+            for name in subject_of
         }
     return Grouping(
-        unit=config.group_by,
+        split_unit=config.group_by,
         family_column=config.family_column or "",
         stratify_by=chosen,
         family=family,
@@ -144,7 +144,7 @@ def _tell_missing(
 
 def _in_quarters(values: Mapping[str, str]) -> dict[str, str]:
     """Strata of a column: its values, or the quarter of a number among many different ones."""
-    numbers = {unit: number(text) for unit, text in values.items()}
+    numbers = {name: number(text) for name, text in values.items()}
     distinct = set(numbers.values())
     if None in distinct or len(distinct) <= _MOST_STRATA:
         return dict(values)
@@ -152,8 +152,8 @@ def _in_quarters(values: Mapping[str, str]) -> dict[str, str]:
     steps = np.arange(1, _QUARTERS) / _QUARTERS
     edges = np.quantile(ordered, steps)
     return {
-        unit: f"quarter {int(np.searchsorted(edges, value, side='left')) + 1}"
-        for unit, value in numbers.items()
+        name: f"quarter {int(np.searchsorted(edges, value, side='left')) + 1}"
+        for name, value in numbers.items()
         if value is not None
     }
 
@@ -171,7 +171,7 @@ def matched_split(
 
     Args:
         split: to thin out.
-        labels: unit -> class.
+        labels: split unit -> class.
         others: as in ``read_grouping``.
 
     Raises:
@@ -180,7 +180,7 @@ def matched_split(
     if task.task_type != "classification" or len(task.class_names) != 2:
         raise UserInputError("--match_on: pairs two classes; the task has another kind of target.")
     values = [
-        column_of_units("--match_on", name, cohort, image_path, task, subject_of)
+        column_by_split_unit("--match_on", name, cohort, image_path, task, subject_of)
         for name in config.match_on
     ]
     complete = set(split.subjects).intersection(*values)

@@ -23,7 +23,7 @@ from neuromamba.data.cohorts.registry import DATASETS, Cohort
 from neuromamba.evaluation.subject_keys import subject_key
 
 logger = logging.getLogger(__name__)
-# Part of the split -> names of its units in each store.
+# Part of the split -> names of its split units in each store.
 Parts = Mapping[str, Sequence[Sequence[str]]]
 
 
@@ -35,8 +35,8 @@ def person_key(dataset: str, name: str) -> int:
     return subject_key(f"{dataset}/{DATASETS[dataset].key(name)}")
 
 
-def unit_keys(stores: Sequence[Store], names: Sequence[Sequence[str]]) -> dict[int, str]:
-    """Return key -> name of the given units of each store."""
+def split_unit_keys(stores: Sequence[Store], names: Sequence[Sequence[str]]) -> dict[int, str]:
+    """Return key -> name of the given split units of each store."""
     keys: dict[int, str] = {}
     for store, chosen in zip(stores, names, strict=True):
         keys |= {person_key(store.dataset, name): name for name in chosen}
@@ -44,7 +44,7 @@ def unit_keys(stores: Sequence[Store], names: Sequence[Sequence[str]]) -> dict[i
 
 
 def person_keys(stores: Sequence[Store], names: Sequence[Sequence[str]]) -> dict[int, str]:
-    """Return key -> name of the subjects of the given units, which may be sessions or runs."""
+    """Return key -> name of the subjects of the split units, which may be sessions or runs."""
     keys: dict[int, str] = {}
     for store, chosen in zip(stores, names, strict=True):
         subjects = {header.subject for header in store.runs_of(chosen)[1]}
@@ -53,7 +53,7 @@ def person_keys(stores: Sequence[Store], names: Sequence[Sequence[str]]) -> dict
 
 
 def run_contents(stores: Sequence[Store], names: Sequence[Sequence[str]]) -> dict[int, str]:
-    """Return hash of the values -> subject of the units' runs, whatever a run is called."""
+    """Return hash of the values -> subject of the split units' runs, whatever a run is called."""
     return {
         int(header.content_sha256[:15], 16): header.subject
         for store, chosen in zip(stores, names, strict=True)
@@ -88,8 +88,8 @@ def refuse_shared_subjects(stores: Sequence[Store], parts: Parts) -> None:
         UserInputError: lists the subjects that are for training in one store and held out in
             another.
     """
-    train = unit_keys(stores, parts["train"])
-    held_out = unit_keys(stores, parts["val"]) | unit_keys(stores, parts["test"])
+    train = split_unit_keys(stores, parts["train"])
+    held_out = split_unit_keys(stores, parts["val"]) | split_unit_keys(stores, parts["test"])
     shared = [train[key] for key in train.keys() & held_out.keys()]
     if shared:
         raise UserInputError(
@@ -102,7 +102,7 @@ def refuse_shared_subjects(stores: Sequence[Store], parts: Parts) -> None:
 def trained_subjects(
     data_metadata: Mapping[str, Any], stores: Sequence[Store], parts: Parts, group_by: str
 ) -> list[str]:
-    """Return the names of held-out units that a checkpoint was trained on.
+    """Return the names of held-out split units that a checkpoint was trained on.
 
     Args:
         data_metadata: what the checkpoint says of its data (``RunData.metadata``).
@@ -111,12 +111,12 @@ def trained_subjects(
     """
     # Where sessions or runs are split, then and now, a subject is in several parts on purpose.
     then = data_metadata["config"].get("group_by", "subject")
-    same_unit = then == group_by != "subject"
-    trained = set(data_metadata["training_units" if same_unit else "training_subjects"])
-    keys = unit_keys if same_unit else person_keys
+    same_split_unit = then == group_by != "subject"
+    trained = set(data_metadata["training_units" if same_split_unit else "training_subjects"])
+    keys = split_unit_keys if same_split_unit else person_keys
     held_out = keys(stores, parts["val"]) | keys(stores, parts["test"])
     shared = [name for key, name in held_out.items() if key in trained]
-    if shared or same_unit:
+    if shared or same_split_unit:
         return shared
     # Under another name: the same values of a run. Older checkpoints do not hold these hashes.
     contents = set(data_metadata.get("training_contents", ()))

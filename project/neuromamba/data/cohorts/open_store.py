@@ -12,7 +12,7 @@ import numpy as np
 from neuromamba.common.errors import UserInputError
 from neuromamba.config.data import DataConfig
 from neuromamba.config.training import DownstreamConfig
-from neuromamba.data.cohorts.cohort_store import Store, unit_name
+from neuromamba.data.cohorts.cohort_store import Store, split_unit_name
 from neuromamba.data.cohorts.events import LabelledEvent, label_runs
 from neuromamba.data.cohorts.grouping import matched_split, read_grouping
 from neuromamba.data.cohorts.labels import read_labels, read_own_labels
@@ -53,7 +53,7 @@ def open_store(
         raise errors[0]
     headers = list(found.values())
     refuse_two_names({header.subject for header in headers}, cohort, image_path)
-    subject_of = {unit_name(header, config.group_by): header.subject for header in headers}
+    subject_of = {split_unit_name(header, config.group_by): header.subject for header in headers}
     grouping = read_grouping(cohort, image_path, config, task, subject_of)
     split = load_or_draw_split(
         image_path,
@@ -80,9 +80,9 @@ def _admitted(subject_of: Mapping[str, str], cohort: Cohort, path: str | None) -
         raise UserInputError(f"--bad_subj_path: cannot read '{path}' ({reason}).") from None
     bad = {cohort.key(line) for line in lines if line.strip()}
     kept = [
-        unit
-        for unit, subject in subject_of.items()
-        if cohort.key(subject) not in bad and cohort.key(unit) not in bad
+        name
+        for name, subject in subject_of.items()
+        if cohort.key(subject) not in bad and cohort.key(name) not in bad
     ]
     logger.info("%s: %d of %d left out", path, len(subject_of) - len(kept), len(subject_of))
     return kept
@@ -98,26 +98,26 @@ def _with_targets(
     task: DownstreamConfig,
     subject_of: Mapping[str, str],
 ) -> Store:
-    """The store with its targets, and its split without units that have none."""
+    """The store with its targets, and its split without the split units that have none."""
     if task.events is not None:
         if config.match_on:
             raise UserInputError("--match_on: pairs subjects; it cannot be used with --events.")
         chosen = set(store.split.subjects)
-        headers = [header for header in store.headers if store.unit(header) in chosen]
+        headers = [header for header in store.headers if store.split_unit_of(header) in chosen]
         events = label_runs(headers, cohort.key, config, task)
-        kept = [store.unit(header) for header in headers if header.label in events]
+        kept = [store.split_unit_of(header) for header in headers if header.label in events]
         if task.shuffle_labels is not None:
             events = _shuffled_events(events, task.shuffle_labels)
         return dataclasses.replace(store, split=store.split.restricted_to(kept), events=events)
-    names = [subject_of[unit] for unit in store.split.subjects]
+    names = [subject_of[name] for name in store.split.subjects]
     if task.label_csv is not None:
         of_subject = read_own_labels(cohort, task, names)
     else:
         of_subject = read_labels(cohort, store.image_path, task.task, names)
     labels = {
-        unit: of_subject[subject_of[unit]]
-        for unit in store.split.subjects
-        if subject_of[unit] in of_subject
+        name: of_subject[subject_of[name]]
+        for name in store.split.subjects
+        if subject_of[name] in of_subject
     }
     store = dataclasses.replace(store, split=store.split.restricted_to(labels), labels=labels)
     if config.match_on:
@@ -132,7 +132,7 @@ def _with_targets(
 
 
 def _shuffled(labels: Mapping[str, int | float], split: Split, seed: int) -> dict[str, int | float]:
-    """Labels permuted over the units of each part: the null of a permutation test.
+    """Labels permuted over the split units of each part: the null of a permutation test.
 
     Permuting within the parts keeps their class proportions.
     """

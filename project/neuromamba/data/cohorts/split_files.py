@@ -27,9 +27,9 @@ from neuromamba.data.cohorts.splits import (
 logger = logging.getLogger(__name__)
 
 
-def split_stem(split_num: int, unit: str) -> str:
+def split_stem(split_num: int, split_unit: str) -> str:
     """Name of a split's files, without suffix."""
-    return f"split_fixed_{split_num}" + ("" if unit == "subject" else f"_by_{unit}")
+    return f"split_fixed_{split_num}" + ("" if split_unit == "subject" else f"_by_{split_unit}")
 
 
 def write_split_txt(path: str | Path, split: Split) -> None:
@@ -173,7 +173,7 @@ def load_or_draw_split(
         subjects: **all** subjects of the store; exclude some with ``Split.restricted_to`` later.
         split_num, train_fraction, val_fraction: as in ``draw_split``.
         grouping: what is split, families and strata; the file is ``split_fixed_<N>_by_<unit>.txt``
-            where the unit is not the subject.
+            where the split unit is not the subject.
         write: keep a newly drawn split.
 
     Returns:
@@ -185,7 +185,7 @@ def load_or_draw_split(
             with other fractions or columns; it divides a family; or too few subjects to draw from.
     """
     folder = Path(image_path) / "splits"
-    path = folder / f"{split_stem(split_num, grouping.unit)}.txt"
+    path = folder / f"{split_stem(split_num, grouping.split_unit)}.txt"
     known = set(subjects)
     if path.exists():
         split = read_split_txt(path)

@@ -64,13 +64,13 @@ class Grouping:
     """What is split, what stays together, and what is spread evenly.
 
     Attributes:
-        unit: what the names of a split stand for, of ``config.SPLIT_UNITS``.
+        split_unit: what the names of a split stand for, of ``config.SPLIT_UNITS``.
         family_column, stratify_by: columns of the metadata; recorded beside the split.
         family: name -> family, whose members stay in one part; who is not in it stands alone.
         stratum: name -> stratum, which every part gets an equal share of.
     """
 
-    unit: str = "subject"
+    split_unit: str = "subject"
     family_column: str = ""
     stratify_by: tuple[str, ...] = ()
     family: Mapping[str, str] = field(default_factory=dict)
@@ -78,9 +78,9 @@ class Grouping:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The columns and the unit in plain containers."""
+        """The columns and the split unit in plain containers."""
         return {
-            "unit": self.unit,
+            "unit": self.split_unit,
             "family_column": self.family_column,
             "stratify_by": list(self.stratify_by),
         }

@@ -124,7 +124,7 @@ class BatchReader(Dataset[Any]):
         """
         found = [self._find(index) for index in indices]
         facts = [dataset.facts(item) for dataset, item in found]
-        names = ("subject", "unit", "dataset", "window")
+        names = ("subject", "sample_id", "dataset", "window")
         return {
             "vox": [torch.from_numpy(np.array(dataset.voxels(item))) for dataset, item in found],
             **{name: [fact[name] for fact in facts] for name in names},

@@ -45,20 +45,20 @@ class Window:
     Attributes:
         run: position in the list of runs.
         start: first frame.
-        unit: what its prediction counts for: a subject (session, run), or an event.
-        index: counts the unit's windows, over all of its runs.
+        sample_id: what its prediction counts for: the name of a subject (session, run) or event.
+        index: counts the windows of ``sample_id``, over all of its runs.
         target: class index or value; None for pre-training.
     """
 
     run: int
     start: int
-    unit: str
+    sample_id: str
     index: int
     target: int | float | None = None
 
 
 def event_name(header: RunHeader, number: int) -> str:
-    """Name of an event as a unit: the run and the event's number in it, from 1."""
+    """Name an event by the run and the event's number in it, from 1."""
     return f"{header.label}#{number + 1}"
 
 
@@ -77,10 +77,10 @@ class WindowDataset(Dataset[dict[str, Any]]):
     Args:
         run_paths: HDF5 files of the store.
         config: windowing, ``grid`` and ``input_scaling_method``.
-        labels: unit -> target; None for pre-training.
+        labels: sample_id -> target; None for pre-training.
         events: label of a run -> its events, which have targets of their own; then only windows
             within events are used.
-        unit_of: names the unit of a run; default: its subject.
+        sample_id_of: sample_id of a run; default: its subject.
         headers: of the runs, if they were read before.
         dataset: number of this data set among several, handed through to the batch.
         max_windows_per_run: keep the first so many windows of each run.
@@ -96,7 +96,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         *,
         labels: Mapping[str, int | float] | None = None,
         events: Mapping[str, Sequence[LabelledEvent]] | None = None,
-        unit_of: Callable[[RunHeader], str] = lambda header: header.subject,
+        sample_id_of: Callable[[RunHeader], str] = lambda header: header.subject,
         headers: Sequence[RunHeader] | None = None,
         dataset: int = 0,
         max_windows_per_run: int | None = None,
@@ -110,8 +110,8 @@ class WindowDataset(Dataset[dict[str, Any]]):
         self.config = config
         self.dataset = dataset
         self._check_runs()
-        units = {unit_of(header) for header in self.headers}
-        if labels is not None and (missing := units - set(labels)):
+        samples = {sample_id_of(header) for header in self.headers}
+        if labels is not None and (missing := samples - set(labels)):
             raise ValueError(f"no target for {names_for_message(missing)}")
         self.scalings: list[Scaling] = [
             scaling_of(header, config.input_scaling_method) for header in self.headers
@@ -127,14 +127,22 @@ class WindowDataset(Dataset[dict[str, Any]]):
                     for start in event.starts
                 ]
             else:
-                unit = unit_of(header)
-                target = None if labels is None else labels[unit]
-                found = [(start, unit, target) for start in windows_of(header.n_frames, config)]
-            for start, unit, target in found[:max_windows_per_run]:
+                sample_id = sample_id_of(header)
+                target = None if labels is None else labels[sample_id]
+                found = [
+                    (start, sample_id, target) for start in windows_of(header.n_frames, config)
+                ]
+            for start, sample_id, target in found[:max_windows_per_run]:
                 self.windows.append(
-                    Window(run=run, start=start, unit=unit, index=counts[unit], target=target)
+                    Window(
+                        run=run,
+                        start=start,
+                        sample_id=sample_id,
+                        index=counts[sample_id],
+                        target=target,
+                    )
                 )
-                counts[unit] += 1
+                counts[sample_id] += 1
         self._by_voxel = config.input_scaling_method.startswith("voxelnorm")
         self._open_runs: OrderedDict[int, OpenRun] = OrderedDict()
         self._layouts: dict[int, RawLayout] = {}
@@ -244,8 +252,8 @@ class WindowDataset(Dataset[dict[str, Any]]):
         frames = window.start + stride * np.arange(self.config.sequence_length)
         if self.config.shuffle_time_sequence:
             # One fixed order for each window: a control experiment must be repeatable.
-            unit = zlib.crc32(window.unit.encode())
-            rng = np.random.default_rng([self.config.seed, unit, window.index])
+            number = zlib.crc32(window.sample_id.encode())
+            rng = np.random.default_rng([self.config.seed, number, window.index])
             frames = rng.permutation(frames)
         return frames
 
@@ -258,7 +266,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
             "shift": scaling.shift,
             "background": scaling.background,
             "subject": self.headers[window.run].subject,
-            "unit": window.unit,
+            "sample_id": window.sample_id,
             "window": window.index,
             "dataset": self.dataset,
         }
@@ -301,8 +309,8 @@ class WindowDataset(Dataset[dict[str, Any]]):
             bold: int16 [T, N], values as stored (``voxelnorm_*``: z-scores as integers).
             vox: int32 [N], flat C-order indices of the brain voxels in the grid.
             gain, shift, background: floats of the scaling, z = bold * gain + shift.
-            subject: name; unit: what the prediction counts for; window: its number among the
-            unit's windows; dataset: number.
+            subject: name; sample_id: what the prediction counts for; window: its number among the
+            sample's windows; dataset: number.
             target: int or float, only if the data set has targets.
         """
         frames, voxels = self.shape(item)
@@ -316,12 +324,12 @@ def collate_windows(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns:
         bold: B tensors int16 [T, N_b]; vox: B tensors int32 [N_b]; gain, shift, background: B
-        floats; subject, unit: B names; window, dataset: int64 [B]; target, if the samples have one:
-        B numbers, int for classes and float for a regression.
+        floats; subject, sample_id: B names; window, dataset: int64 [B]; target, if the samples
+        have one: B numbers, int for classes and float for a regression.
     """
     columns = {key: [sample[key] for sample in samples] for key in samples[0]}
     # Numbers, not tensors: Lightning would cast floating-point tensors to the run's precision.
-    plain = ("bold", "vox", "subject", "unit", "gain", "shift", "background", "target")
+    plain = ("bold", "vox", "subject", "sample_id", "gain", "shift", "background", "target")
     batch: dict[str, Any] = {key: columns[key] for key in plain if key in columns}
     for key in ("window", "dataset"):
         batch[key] = torch.tensor(columns[key], dtype=torch.int64)

@@ -24,13 +24,13 @@ from neuromamba.config.names import ORIENTATION
 from neuromamba.config.serialise import to_dict
 from neuromamba.config.training import DownstreamConfig
 from neuromamba.data.cohorts.cohort_store import Store
-from neuromamba.data.cohorts.grouping import column_of_units
+from neuromamba.data.cohorts.grouping import column_by_split_unit
 from neuromamba.data.cohorts.leak_guards import (
     person_keys,
     refuse_shared_subjects,
     refuse_target_as_confound,
     run_contents,
-    unit_keys,
+    split_unit_keys,
 )
 from neuromamba.data.cohorts.open_store import open_store
 from neuromamba.data.cohorts.registry import DATASETS
@@ -57,7 +57,7 @@ class RunData:
 
     Attributes:
         stores: the stores, in the order of ``config.image_path``.
-        subjects: names of the units of each part ("train", "val", "test") and store.
+        subjects: names of the split units of each part ("train", "val", "test") and store.
         parts: windows of each part, one ``WindowDataset`` a store; None where there are none.
 
     Raises:
@@ -118,7 +118,7 @@ class RunData:
                         self.config,
                         labels=store.labels,
                         events=store.events,
-                        unit_of=store.unit,
+                        sample_id_of=store.split_unit_of,
                         headers=headers,
                         dataset=number,
                         max_windows_per_run=segments,
@@ -143,15 +143,15 @@ class RunData:
 
     # ------------------------------------------------------------------ targets and names
 
-    def targets_of_units(self, part: str) -> list[int | float]:
+    def targets_of_samples(self, part: str) -> list[int | float]:
         """Return the target of every subject (session, run) or event of a part that has windows."""
-        found = [{w.unit: w.target for w in data.windows} for data in self.window_sets(part)]
+        found = [{w.sample_id: w.target for w in data.windows} for data in self.window_sets(part)]
         return [t for targets in found for t in targets.values() if t is not None]
 
     def target_scaling(self) -> tuple[float, float]:
         """Return centre and scale of a regression target over the training subjects."""
         assert self.task is not None
-        values = np.asarray(self.targets_of_units("train"), dtype=np.float64)
+        values = np.asarray(self.targets_of_samples("train"), dtype=np.float64)
         if self.task.label_scaling_method == "minmax":
             return float(values.min()), float(np.ptp(values))
         return float(values.mean()), float(values.std())
@@ -165,7 +165,7 @@ class RunData:
         classes = range(len(self.task.class_names))
         return tuple(sum(counts.values()) / (len(classes) * counts[c]) for c in classes)
 
-    def unit_names(self, part: str) -> dict[int, str]:
+    def sample_names(self, part: str) -> dict[int, str]:
         """Return ``subject_key`` -> name of what the predictions of a part are for.
 
         These are subjects (sessions, runs) or events; with several stores ``dataset/name``.
@@ -175,21 +175,21 @@ class RunData:
         for number, (store, chosen) in enumerate(
             zip(self.stores, self.subjects[part], strict=True)
         ):
-            units: Iterable[str] = chosen
+            sample_ids: Iterable[str] = chosen
             if store.events is not None:
-                units = [
+                sample_ids = [
                     event_name(header, event.number)
                     for header in store.runs_of(chosen)[1]
                     for event in store.events.get(header.label, ())
                 ]
             names |= {
-                subject_key(unit, number): f"{store.dataset}/{unit}" if several else unit
-                for unit in units
+                subject_key(one, number): f"{store.dataset}/{one}" if several else one
+                for one in sample_ids
             }
         return names
 
     def named_targets(self, *parts: str) -> dict[str, int | float]:
-        """Return the target of every unit of the parts, as in the predictions; not with events."""
+        """Return the target of each sample of the parts, named as in predictions; no events."""
         several = len(self.stores) > 1
         found: dict[str, int | float] = {}
         for part in parts:
@@ -212,11 +212,12 @@ class RunData:
         refuse_target_as_confound(columns, self.task, self.stores)
         found: dict[str, dict[str, str]] = {name: {} for name in columns}
         for number, store in enumerate(self.stores):
-            units = {name for part in PARTS for name in self.subjects[part][number]}
-            subject_of = {store.unit(h): h.subject for h in store.headers if store.unit(h) in units}
+            chosen = {name for part in PARTS for name in self.subjects[part][number]}
+            owners = [(store.split_unit_of(h), h.subject) for h in store.headers]
+            subject_of = {one: subject for one, subject in owners if one in chosen}
             prefix = f"{store.dataset}/" if several else ""
             for name in columns:
-                values = column_of_units(
+                values = column_by_split_unit(
                     "--confounds",
                     name,
                     DATASETS[store.dataset],
@@ -224,7 +225,7 @@ class RunData:
                     self.task,
                     subject_of,
                 )
-                found[name] |= {f"{prefix}{unit}": text for unit, text in values.items()}
+                found[name] |= {f"{prefix}{key}": text for key, text in values.items()}
         check_confounds(
             found,
             {
@@ -253,13 +254,13 @@ class RunData:
                 (h.label, h.content_sha256, h.source_sha256) for s in self.stores for h in s.headers
             ),
             "targets_hash": _hash(
-                (part, w.unit, w.start, w.target)
+                (part, w.sample_id, w.start, w.target)
                 for part in PARTS
                 for data in self.window_sets(part)
                 for w in data.windows
             ),
             "training_subjects": sorted(person_keys(self.stores, self.subjects["train"])),
-            "training_units": sorted(unit_keys(self.stores, self.subjects["train"])),
+            "training_units": sorted(split_unit_keys(self.stores, self.subjects["train"])),
             "training_contents": sorted(run_contents(self.stores, self.subjects["train"])),
             "spaces": sorted({header.space for s in self.stores for header in s.headers}),
             "subjects": {part: sum(map(len, self.subjects[part])) for part in PARTS},
@@ -282,13 +283,13 @@ class RunData:
             write_split_files(folder / name, store.split, record)
 
     def describe(self) -> list[str]:
-        """Return one line a store: its runs, and the number of units in each part."""
+        """Return one line a store: its runs, and the number of split units in each part."""
         lines = []
         for number, store in enumerate(self.stores):
             counts = ", ".join(f"{part} {len(self.subjects[part][number])}" for part in PARTS)
             lines.append(
                 f"{store.dataset} ({store.image_path}): {len(store.paths)} runs, "
-                f"{store.grouping.unit}s {counts}"
+                f"{store.grouping.split_unit}s {counts}"
             )
         return lines
 
@@ -327,7 +328,7 @@ def _compare_spaces(stores: Sequence[Store]) -> None:
 
 def _check_targets(data: RunData, task: DownstreamConfig) -> None:
     """Refuse training targets that are all equal or lack a class; warn of held-out ones."""
-    found = data.targets_of_units("train")
+    found = data.targets_of_samples("train")
     if task.task_type == "regression":
         if min(found) == max(found):
             raise UserInputError(
@@ -336,7 +337,7 @@ def _check_targets(data: RunData, task: DownstreamConfig) -> None:
             )
         return
     for part in ("val", "test"):
-        there = set(data.targets_of_units(part))
+        there = set(data.targets_of_samples(part))
         if there and len(there) < len(task.class_names):
             names = [n for c, n in enumerate(task.class_names) if c not in there]
             logger.warning(

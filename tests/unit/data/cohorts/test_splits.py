@@ -217,7 +217,7 @@ def test_files_remember_what_was_grouped(tmp_path: Path) -> None:
         load(Grouping())
     with pytest.raises(UserInputError, match=r"--stratify_by: .*none, but .*SITE"):
         load(dataclasses.replace(family, stratify_by=("SITE",)))
-    load(Grouping(unit="run"))
+    load(Grouping(split_unit="run"))
     assert (tmp_path / "splits" / "split_fixed_1_by_run.txt").exists()
     # A file of the reference, without JSON, may divide a family.
     (tmp_path / "splits" / "split_fixed_1.json").unlink()

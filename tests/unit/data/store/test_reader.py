@@ -245,7 +245,7 @@ def _spoil(path: Path, how: str) -> None:
     [
         ("text", "not a readable HDF5 file"),
         ("truncated", "not a readable HDF5 file"),
-        ("foreign", "no format_version.*convert_data_into_hdf5_revised.py"),
+        ("foreign", "no format_version.*neuromamba convert-reference"),
         ("version", "format version 99, expected 1"),
         ("attribute", "attributes missing: crop_offset"),
         ("affine", "damaged.*4 x 4"),
@@ -359,7 +359,7 @@ def test_list_runs(tmp_path: Path) -> None:
         list_runs(tmp_path / "nifti")
     (tmp_path / "img" / "100307").mkdir(parents=True)
     (tmp_path / "img" / "100307" / "frame_0.pt").write_text("")
-    with pytest.raises(UserInputError, match=r"frame_<t>.pt: .*hdf5_revised.py.*--tr"):
+    with pytest.raises(UserInputError, match=r"frame_<t>.pt: .*neuromamba convert-reference.*--tr"):
         list_runs(tmp_path / "img")
     with pytest.raises(UserInputError, match="--image_path: no folder"):
         list_runs(tmp_path / "absent")

@@ -359,7 +359,7 @@ def samples(number: int = 3) -> list[dict[str, Any]]:
             "shift": -12.0,
             "background": -13.5,
             "subject": f"sub-{n // 2}",
-            "unit": f"sub-{n // 2}",
+            "sample_id": f"sub-{n // 2}",
             "window": n % 2,
             "dataset": 0,
             "target": n % 2,
