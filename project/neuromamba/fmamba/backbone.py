@@ -76,6 +76,7 @@ class FMamba(nn.Module):
     def __init__(
         self,
         config: ModelConfig,
+        *,
         output_layer: bool = True,
         ssd_backend: str = "auto",
         activation_checkpointing: bool = False,

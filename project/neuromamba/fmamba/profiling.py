@@ -180,6 +180,7 @@ class ThroughputCheck(Callback):
         self,
         flops: Callable[[int], int],
         finish: Finish,
+        *,
         warm_up: int = WARM_UP_BATCHES,
         batches: int = BATCHES,
         then_stop: bool = False,

@@ -54,7 +54,7 @@ class FMRIDataModule(LightningDataModule):
         ranks = getattr(self.trainer, "world_size", 1)
         return window_loader(
             windows,
-            EpochSampler(size, config.seed, order, rank, ranks),
+            EpochSampler(size, config.seed, order=order, rank=rank, ranks=ranks),
             config,
             config.batch_size if train else config.eval_batch_size,
             cache,
