@@ -252,7 +252,7 @@ def test_flag_of_tester_changes_something(commands: Commands, flag: str) -> None
 # --------------------------------------------------------------------------- roi.py
 
 FRAMES = 60
-EXTRACT = "extract --input runs --atlas six.nii.gz --output series.pickle --data_dir data"
+EXTRACT = "--input runs --atlas six.nii.gz --output series.pickle --data_dir data"
 
 
 def write_runs() -> None:

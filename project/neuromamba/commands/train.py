@@ -46,6 +46,7 @@ def run(argv: Sequence[str]) -> dict[str, float]:
     # Torch and Lightning take seconds: flags have been checked by now.
     from neuromamba.fmamba.dry_run import describe_plan
     from neuromamba.fmamba.run import Run
+    from neuromamba.layers.ssd_native.build import build_for_run
     from neuromamba.training.launch import find_launcher
 
     planned = Run(config)
@@ -56,10 +57,8 @@ def run(argv: Sequence[str]) -> dict[str, float]:
     first = find_launcher().rank == 0
     logging.getLogger("neuromamba").setLevel(logging.INFO if first else logging.WARNING)
     planned.allocator.apply()
-    if planned.hardware.accelerator == "cpu" and config.flags["ssd_backend"] in ("auto", "cpu"):
-        from neuromamba.layers.ssd_native.build import build_if_missing
-
-        build_if_missing(print if first else lambda line: None)
+    report = print if first else lambda line: None
+    build_for_run(planned.hardware.accelerator, config.flags["ssd_backend"], report)
     metrics = planned.execute()
     if planned.evaluated is None:
         return metrics

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import math
 import sys
 import tempfile
@@ -16,8 +17,10 @@ from neuromamba.fmamba.run import Run
 from neuromamba.fmamba.run_config import RunConfig
 from neuromamba.fmamba.scalability import facts_of, flops_of, summary
 from neuromamba.fmamba.trainer import accumulation
+from neuromamba.layers.ssd_native.build import build_for_run
 from neuromamba.planning.schedule import windows_each
 
+logger = logging.getLogger(__name__)
 # What a profile leaves out of the run that the flags describe.
 _WITHOUT = {
     "max_epochs": -1,
@@ -77,6 +80,7 @@ def profile(config: RunConfig) -> dict[str, Any]:
         flags = {**config.flags, **_WITHOUT_FLAGS, "output_dir": str(Path(folder) / "run")}
         planned = ProfiledRun(dataclasses.replace(config, flags=flags))
         planned.allocator.apply()
+        build_for_run(planned.hardware.accelerator, flags["ssd_backend"], logger.info)
         with contextlib.redirect_stdout(sys.stderr):
             planned.execute()
     return planned.found

@@ -238,6 +238,20 @@ def _build(compiler: list[str], folder: Path) -> list[str]:
     return [f"built with {' '.join(compiler)} in {folder}: {', '.join(done)}", *failed]
 
 
+def build_for_run(
+    accelerator: str, ssd_backend: str, report: Callable[[str], None] = print
+) -> None:
+    """Compile the passes where none were, if a run computes with them; commands call it first.
+
+    Args:
+        accelerator: of the run, "cpu" or another.
+        ssd_backend: what the user asks for, of ``SSD_BACKENDS``.
+        report: see ``build_if_missing``.
+    """
+    if accelerator == "cpu" and ssd_backend in ("auto", "cpu"):
+        build_if_missing(report)
+
+
 def build_if_missing(report: Callable[[str], None] = print) -> None:
     """Compile the passes where none were, as a run on a CPU does before it starts.
 
