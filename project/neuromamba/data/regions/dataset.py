@@ -66,7 +66,7 @@ class Cohort:
 
     @property
     def hash(self) -> str:
-        """Of all that training and testing see."""
+        """Hash of everything that training and testing use."""
         digest = hashlib.blake2b(digest_size=16)
         for scan in self.scans:
             digest.update(repr((*scan[:3], scan.group, scan.series.shape)).encode())
@@ -160,7 +160,7 @@ def load_cohort(
 def _common_rois(raw: Sequence[RawScan], file: ScanFile) -> int:
     """The number of regions, where the data set does not say: the first dimension of all scans.
 
-    Scans that are turned cannot be told from scans of another atlas, so none is turned here.
+    Transposed scans are not distinguishable from scans of another atlas, so none is transposed.
     """
     for item in raw:
         _matrix(item.series, item.subject, file)
@@ -198,7 +198,7 @@ def _oriented(series: Any, rois: int, scan: str, file: ScanFile) -> np.ndarray:
             f"holds as scan {scan} {found.shape[0]} x {found.shape[1]} numbers, expected {rois} "
             f"regions x time. Is it of another atlas?"
         )
-    with np.errstate(over="ignore"):  # infinite then, and told of as such
+    with np.errstate(over="ignore"):  # infinite then, and reported
         return np.array(found if as_it_is else found.T, dtype=np.float32, order="C")
 
 

@@ -47,7 +47,7 @@ FEW_FRAMES = 8
 
 @dataclass(frozen=True)
 class Extraction:
-    """How runs are read.
+    """The way runs are read.
 
     Attributes:
         confounds: key of ``CONFOUNDS``.
@@ -101,7 +101,7 @@ class Extraction:
             if value is not None and value >= 1 / (2 * tr):
                 raise UserInputError(
                     f"--{flag}: got {value:g} Hz; a TR of {tr:g} s ('{name}') resolves frequencies "
-                    f"below {1 / (2 * tr):.4g} Hz only. Leave the filter out, or mend the TR."
+                    f"below {1 / (2 * tr):.4g} Hz only. Leave the filter out, or correct the TR."
                 )
 
 
@@ -112,7 +112,7 @@ class Extracted(NamedTuple):
         source: its file.
         series: float32 [N, T]; a region without signal is 0.
         coverage: [N] share of the region's voxels that have signal.
-        tr: seconds; NaN if nobody knows.
+        tr: seconds; NaN if it is unknown.
         confounds: columns regressed out, the mean not counted.
         dof: residual degrees of freedom.
         notes: what a user should know, a sentence each.
@@ -225,7 +225,7 @@ def load_confounds(path: Path, name: str) -> pd.DataFrame | None:
     if bad:
         raise UserInputError(
             f"--confounds {name}: the table of '{path.name}' lacks values in {', '.join(bad[:5])} "
-            f"behind the first frame. Mend it, or use --confounds none."
+            f"after the first frame. Complete it, or use --confounds none."
         )
     return table
 
