@@ -76,19 +76,15 @@ def test_quick_demo(tmp_path: Path) -> None:
     assert "Synthetic data." in text
     assert "hash " in text
 
-    commands = re.findall(r"^\$ (python \S+)", result.stdout, flags=re.M)
-    scripts = "project/module/utils/data_preprocess_and_load"
-    assert commands == [
-        f"python {scripts}/synthetic.py",
-        f"python {scripts}/preprocessing.py",
-        *["python project/main.py"] * 3,
-    ]
+    commands = re.findall(r"^\$ neuromamba (\S+)", result.stdout, flags=re.M)
+    assert commands == ["synthetic", "preprocess", *["train"] * 3]
+    assert f"--config {folder}/demo.yaml" in result.stdout
     assert result.stdout.count("balanced accuracy\n") == 1
     assert result.stdout.rstrip().endswith(f"report: {folder}/report.html")
 
     again = demo(folder, "--quick")
     assert again.returncode == 0
-    assert "$ python" not in again.stdout
+    assert "$ neuromamba" not in again.stdout
     assert again.stdout.count("finished before") == 6
 
 

@@ -3,8 +3,8 @@
     neuromamba regions train --dataset HCP_REST --model NeuroSSM --device cpu
 
 Per seed a fifth of the subjects is held out and the rest cross-validated; then the model is fitted
-on all of the rest and scored on the holdout. Results go to Results/<DATASET>/<MODEL>/; an
-interrupted run continues when it is started again. docs/neurossm.md describes data, protocol and
+on all of the rest and scored on the holdout. Results go to Results/<DATASET>/<MODEL>/; a run that
+was interrupted continues when it is started again. docs/neurossm.md describes data, protocol and
 files.
 
 Exit status: 0; 2 with one line for a user's mistake; 75 after SIGTERM, 130 after Ctrl-C.
@@ -184,7 +184,7 @@ def run(argv: Sequence[str]) -> int:
     """Do what the flags say.
 
     Raises:
-        UserInputError: anything the user can mend.
+        UserInputError: a mistake that the user can correct.
     """
     config = config_of(build_parser().parse_args(argv))
     logging.basicConfig(format="%(message)s")

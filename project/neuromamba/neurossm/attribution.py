@@ -34,7 +34,7 @@ MIDPOINTS = 8
 
 
 class Attribution(NamedTuple):
-    """The explanation of S scans, as numpy arrays.
+    """Attributions of S scans, as numpy arrays.
 
     Attributes:
         logits: [S, classes].

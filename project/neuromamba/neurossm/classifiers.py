@@ -40,7 +40,7 @@ class Classifier(Protocol):
 
     @property
     def name(self) -> str:
-        """Its name, one of ``NAMES``."""
+        """One of ``NAMES``."""
 
     def settings(self) -> dict[str, Any]:
         """Everything that its numbers depend on, except data and splits."""

@@ -6,6 +6,8 @@ import logging
 import os
 import shutil
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ import torch
 from neuromamba.commands.build_kernels import main
 from neuromamba.layers.ssd import native, registry, select_backend
 from neuromamba.layers.ssd_native import build
+from tests.helpers.paths import PROJECT
 
 compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler"
@@ -130,6 +133,115 @@ def test_a_failing_compiler_leaves_nothing_behind(
     assert main([]) == 1
     assert message in capsys.readouterr().err
     assert made(folder / "built") == set()
+
+
+# --- where libraries go -------------------------------------------------------------------------
+
+
+def unwritable(folder: Path) -> Path:
+    """As in a package that root has installed: nothing can be put beside the sources."""
+    (folder / "built").write_text("")  # a folder without permissions does not stop root
+    return folder / "cache" / "neuromamba" / "kernels"
+
+
+@compiler
+def test_a_package_that_cannot_be_written_has_its_libraries_in_the_cache(folder: Path) -> None:
+    cache = unwritable(folder)
+    assert f" in {cache}: " in build.build()[0]
+    assert {path.suffix for path in made(cache)} == {".so", ".json"}
+    assert build.build()[0].endswith(f"in {cache}")
+    found = build.find_library("DEFAULT")
+    assert found is not None and found.path.parent == cache
+
+
+@compiler
+def test_libraries_of_other_versions_stay_in_the_cache(folder: Path) -> None:
+    cache = unwritable(folder)
+    build.build()
+    before = made(cache)
+    with (folder / "kernels.c").open("a") as source:
+        source.write("/* another version of the package */\n")
+    build.build()
+    assert before < made(cache)
+
+
+@compiler
+def test_the_cache_can_be_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where the package could be written; what was built before is found all the same."""
+    build.build()
+    monkeypatch.setenv(build.CACHE, str(folder / "mine"))
+    assert build.build()[0].startswith("ready")
+    build.build(force=True)
+    found = build.find_library("DEFAULT")
+    assert found is not None and found.path.parent == folder / "mine" / "kernels"
+
+
+def test_no_folder_to_write_to(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unwritable(folder)
+    (folder / "cache").write_text("")
+    monkeypatch.setenv("CC", fake_compiler(folder, "exit 0"))
+    assert main([]) == 1
+    assert str(folder / "cache") in capsys.readouterr().err
+
+
+@compiler
+def test_several_processes_compile_once(folder: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from neuromamba.layers.ssd_native import build; "
+        "build.HERE = Path(sys.argv[1]); print(build.build()[0])"
+    )
+    command = [sys.executable, "-c", program, str(folder)]
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    processes = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        for _ in range(3)
+    ]
+    said = sorted(process.communicate(timeout=120)[0].split()[0] for process in processes)
+    assert said == ["built", "ready:", "ready:"]
+    assert len(made(folder / "built")) == 2 * len(build._variants())
+
+
+# --- when they are built ------------------------------------------------------------------------
+
+
+@compiler
+def test_a_run_compiles_what_is_missing_and_says_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setenv(build.SWITCH, "0")
+    build.build_if_missing(lines.append)
+    assert lines == [] and build.find_library("DEFAULT") is None
+    monkeypatch.delenv(build.SWITCH)
+    build.build_if_missing(lines.append)
+    assert len(lines) == 1 and lines[0].startswith("compiling the C passes")
+    assert build.find_library("DEFAULT") is not None
+    build.build_if_missing(lines.append)
+    assert len(lines) == 1
+
+
+def test_a_run_without_a_compiler_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setenv("CC", "no-such-compiler")
+    build.build_if_missing(lines.append)
+    assert len(lines) == 1 and "there is no such program" in lines[0] and "gcc" in lines[0]
+
+
+def test_a_computation_compiles_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def called(*_: object) -> None:
+        raise AssertionError("compiled")
+
+    monkeypatch.delenv(build.SWITCH, raising=False)
+    monkeypatch.setattr(build, "build", called)
+    monkeypatch.setattr(build, "find_compiler", called)
+    native._load.cache_clear()
+    try:
+        assert native.status().library is None
+        assert "neuromamba build-kernels" in native.status().detail
+    finally:
+        native._load.cache_clear()
 
 
 def test_the_log_says_which_passes_run(

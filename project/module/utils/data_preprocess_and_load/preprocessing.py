@@ -5,11 +5,10 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[3])
+    from neuromamba.commands.preprocess import main
 
-from neuromamba.commands.preprocess import main
+    sys.exit(main())
+
 from neuromamba.data.ingest.folder import convert_folder
 
-__all__ = ["convert_folder", "main"]
-
-if __name__ == "__main__":
-    sys.exit(main())
+__all__ = ["convert_folder"]
