@@ -2,7 +2,8 @@
 
 - ``metrics.json``: flat ``{"test/auroc": 0.8, ...}``; null for a value that is not defined.
 - ``predictions.csv``: one row per sample (a window of a run, or a scan), with the columns
-  ``subject``, ``window`` or ``scan``, ``target``, and ``prob_0``, ``prob_1``, ... or ``prediction``.
+  ``subject``, ``window`` or ``scan``, ``target``, and ``prob_0``, ``prob_1``, ... or
+  ``prediction``.
 - ``evaluation.json``: see ``evaluation.summary``.
 - ``subjects.csv``: one row per subject: its part, target, scores and decision.
 - ``logs/metrics.csv``: values logged in training, by optimiser step.

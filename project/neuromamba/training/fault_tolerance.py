@@ -291,8 +291,8 @@ def take_over_signals(trainer: Trainer) -> None:
 
     Lightning's handler for SIGTERM broadcasts wherever the process is, so that several ranks can
     wait for each other indefinitely; under Slurm it would requeue a job whose ranks have not all
-    saved. Before every batch it also asks whether the first rank received SIGTERM, and waits for the
-    device; the agreement of the ranks makes this unnecessary.
+    saved. Before every batch it also asks whether the first rank received SIGTERM, and waits for
+    the device; the agreement of the ranks makes this unnecessary.
     """
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     loop: Any = trainer.fit_loop.epoch_loop
