@@ -298,7 +298,7 @@ def test_a_gap_in_the_confounds_costs_one_run(
     table.write_text("\n".join(lines))
     flags = f"--input {tmp_path / 'in'} --atlas {atlas} --output {tmp_path / 'o.pickle'}"
     assert roi([*flags.split(), "--confounds", "basic"]) == 1
-    assert "lacks values in trans_x behind the first frame" in capsys.readouterr().err
+    assert "lacks values in trans_x after the first frame" in capsys.readouterr().err
     assert len(json.loads((tmp_path / "o.json").read_text())["runs"]) == 1
 
 

@@ -176,7 +176,11 @@ def config_of(args: argparse.Namespace) -> EvaluateConfig:
         cross_validation=not args.skip_cross_validation,
         results_dir=Path(args.results_dir),
         explanation=explanation,
-        flags={key: str(value) for key, value in sorted(vars(args).items()) if value is not None},
+        flags={
+            key: " ".join(map(str, value)) if isinstance(value, list) else str(value)
+            for key, value in sorted(vars(args).items())
+            if value not in (None, [])
+        },
     )
 
 

@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say, and the threshold of a decision between two classes."""
+"""Calibration of probabilities, and the threshold of a decision between two classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What else could explain a score: age, sex, site, motion.
+"""Confounds, which could explain a score as well: age, sex, site, motion.
 
 For each confound, how much of the target's and of the score's variance it explains among the test
 subjects; what a linear model of the confounds alone achieves; and the metric of the score without
@@ -66,7 +66,7 @@ class ConfoundReport(NamedTuple):
         }
 
     def lines(self) -> list[str]:
-        """What a user reads at the end of a run."""
+        """Lines for the end of a run."""
         lines = [f"confounds, of {self.complete} test subjects (adjusted R2, p)"]
         for name, found in self.of_target.items():
             score = self.of_score[name]

@@ -55,7 +55,7 @@ def score_columns(target: np.ndarray, score: np.ndarray) -> list[str]:
 
 @contextmanager
 def _csv_writer(path: Path) -> Iterator[Any]:
-    """Open a CSV file for writing that appears whole or not at all."""
+    """Open a CSV file for writing atomically."""
     with (
         atomic_path(path) as temporary,
         open(temporary, "w", newline="", encoding="utf-8") as stream,

@@ -49,7 +49,7 @@ class SubjectScores(NamedTuple):
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """Those of the task type."""
+        """Names of the metrics of the task type."""
         return TASK_TYPES[self.task_type].metrics
 
     @property
@@ -102,7 +102,7 @@ class SubjectScores(NamedTuple):
         return SubjectScores(names, self.target[rows], self.score[rows], unit)
 
     def in_order_of(self, other: SubjectScores) -> SubjectScores:
-        """The same scores in the order of another's subjects.
+        """Reorder the scores like another's subjects.
 
         Raises:
             UserInputError: not the same subjects, or not the same targets.
@@ -122,7 +122,7 @@ class SubjectScores(NamedTuple):
 
 
 class Draws:
-    """What a bootstrap draws from one set of subjects, or from several that overlap.
+    """The units that a bootstrap draws from one set of subjects, or from several that overlap.
 
     A unit is a subject, or ``SubjectScores.unit``; one that occurs in several sets is one unit, so
     that it is drawn for all of them at once. Units are drawn within classes where each of them has

@@ -1,4 +1,4 @@
-"""What the scores of test subjects say: metrics with intervals, calibration, threshold, confounds.
+"""Evaluation of test subjects' scores: metrics with intervals, calibration, threshold, confounds.
 
 Both model families write it as ``evaluation.json``, and beside it ``subjects.csv`` with the scores
 and decisions of every subject.
@@ -55,7 +55,7 @@ class Evaluation:
         return found
 
     def lines(self) -> list[str]:
-        """What a user reads at the end of a run."""
+        """Lines for the end of a run."""
         lines = [
             f"{name:<24}{interval}   {CONFIDENCE:.0%} over {self.subjects} test subjects"
             for name, interval in self.metrics.items()

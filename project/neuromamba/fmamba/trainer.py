@@ -58,7 +58,7 @@ def epochs(config: RunConfig) -> int:
 
 
 def batches_of_epoch(config: RunConfig, batches: int) -> int:
-    """How many of so many batches an epoch trains on, by ``--limit_train_batches`` and the like."""
+    """Number of batches that an epoch trains on, after ``--limit_train_batches`` and the like."""
     for name in ("limit_train_batches", "overfit_batches"):
         limit = config.trainer.get(name)
         if limit:

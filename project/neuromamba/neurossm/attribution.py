@@ -56,7 +56,7 @@ class Attribution(NamedTuple):
 
 
 def device_of(model: NeuroSSM) -> torch.device:
-    """Where the model is."""
+    """The device of the model."""
     return next(model.parameters()).device
 
 
@@ -85,7 +85,7 @@ def attribute(
     Args:
         model: in evaluation mode.
         scans: S of them.
-        replacement: [P, D] of ``mean_features``; not looked at with ``zero``.
+        replacement: [P, D] of ``mean_features``; not used with ``zero``.
         config: how.
     """
     assert not model.training

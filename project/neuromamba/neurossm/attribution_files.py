@@ -71,14 +71,14 @@ def check_names(scans: Iterable[str], classes: Iterable[str] = ()) -> None:
         UserInputError: there are such.
     """
     for what, names in (("scan", scans), ("class", classes)):
-        taken: dict[str, str] = {}
+        known: dict[str, str] = {}
         for name in names:
             if len(name) > LONGEST:
                 raise UserInputError(
                     f"--analysis: the {what} '{name[:40]} ...' has a name of {len(name)} "
                     f"characters, expected at most {LONGEST}: it names a file."
                 )
-            other = taken.setdefault(safe_name(name), name)
+            other = known.setdefault(safe_name(name), name)
             if other != name:
                 raise UserInputError(
                     f"--analysis: the {what} '{other}' and the {what} '{name}' would both be "
@@ -95,7 +95,7 @@ def write_scan_map(folder: Path, found: ScanMap) -> Path:
 
 
 def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
-    """Write a compressed npz whole or not at all."""
+    """Write a compressed npz atomically."""
     with atomic_path(path) as temporary, open(temporary, "wb") as stream:
         np.savez_compressed(stream, allow_pickle=False, **arrays)
 

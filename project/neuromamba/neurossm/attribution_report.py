@@ -25,7 +25,7 @@ SHOWN = 15  # regions in the table
 
 
 class GroupMap(NamedTuple):
-    """Mean over the scans of a class that were classified rightly.
+    """Mean over the scans of a class that were classified correctly.
 
     Attributes:
         scans: how many.
@@ -43,7 +43,7 @@ class GroupMap(NamedTuple):
 
 
 def group_map(maps: Sequence[ScanMap], label: int) -> GroupMap | None:
-    """The group map of a class; None if none of its scans was classified rightly."""
+    """The group map of a class; None if none of its scans was classified correctly."""
     own = [one for one in maps if one.label == label and one.correct]
     if not own:
         return None
@@ -82,7 +82,7 @@ def write_pages(
     for label, name in enumerate(cohort.details.classes):
         group = group_map(maps, label)
         if group is None:
-            print(f"note: no holdout scan of {name} was classified rightly; it has no page.")
+            print(f"note: no holdout scan of {name} was classified correctly; it has no page.")
             continue
         own = [i for i, one in enumerate(maps) if one.label == label and one.correct]
         chance = random.cpa[own].mean(0)
@@ -107,8 +107,8 @@ def _page(
     same = similarity(group.cpa, chance)
     summary = (
         f"Mean Calibrated Pathway Attribution of the {group.scans} holdout scans of {name} that "
-        f"were classified rightly. Attribution: {example.gradient} gradients; pathway importance: "
-        f"ablation to {example.ablation}.",
+        f"were classified correctly. Attribution: {example.gradient} gradients; pathway "
+        f"importance: ablation to {example.ablation}.",
         f"Check with random weights: the map of an untrained model on the same scans has a rank "
         f"correlation of {same:.2f} with this one. Near 0, the map shows what was learned; near "
         f"1, it shows the data alone.",

@@ -1,4 +1,4 @@
-"""What ``--model`` and ``--baselines`` can name: each is fitted on scans and scores others."""
+"""The classifiers of ``--model`` and ``--baselines``: fitted on scans, they score others."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Classifier(Protocol):
         """One of ``NAMES``."""
 
     def settings(self) -> dict[str, Any]:
-        """What its numbers depend on, beside data and splits."""
+        """Everything that its numbers depend on, except data and splits."""
 
     def fit_and_score(
         self, train_scans: Sequence[Scan], test_scans: Sequence[Scan], seed: int, folder: Path
@@ -69,7 +69,7 @@ class NetworkClassifier:
 
     @property
     def device(self) -> torch.device:
-        """Where it is trained and scored."""
+        """The device that it is trained and scored on."""
         kind = self.hardware.accelerator
         if kind == "cpu":
             return torch.device(kind)
@@ -128,7 +128,7 @@ class LinearClassifier:
     name: str
 
     def settings(self) -> dict[str, Any]:
-        """Nothing to choose."""
+        """The features; nothing else can be chosen."""
         return {"features": self.name}
 
     def fit_and_score(

@@ -80,7 +80,7 @@ class NeuroSSMConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """How a model is trained.
+    """The training of a model.
 
     Attributes:
         crop: frames of a training crop (``--dynamic_length``).
@@ -116,7 +116,7 @@ class FitConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CPAConfig:
-    """How it is computed.
+    """The computation of CPA.
 
     Attributes:
         ablation: ``mean`` or ``zero``: what takes the place of a pathway's features.
@@ -131,7 +131,7 @@ class CPAConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """Whether and how the predictions of the holdouts are explained.
+    """The explanation of the holdouts' predictions.
 
     Attributes:
         cpa: how maps are computed.

@@ -108,5 +108,5 @@ def _opening_lines(cohort: Cohort, config: EvaluateConfig, hardware: Hardware, s
         f"crops of {config.fit.crop} frames; on {hardware.accelerator}",
     ]
     if short:
-        lines.append(f"note: {short} scans are shorter than a crop and are taken whole.")
+        lines.append(f"note: {short} scans are shorter than a crop and are used completely.")
     return "\n".join([*lines, *(f"note: {note}" for note in cohort.notes)])

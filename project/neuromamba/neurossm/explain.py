@@ -38,7 +38,7 @@ RANDOM_SEED = 10_000  # added to a seed: weights that no fit began with
 
 
 class Plan(NamedTuple):
-    """What an explanation needs beside a model.
+    """Everything that an explanation needs except the model.
 
     Attributes:
         config: of the attribution.
@@ -94,7 +94,7 @@ def explain_holdouts(protocol: Protocol, classifier: NetworkClassifier, plan: Pl
         make_folder(folder, "--analysis_dir")
         found = attribute(model, test, mean_features(model, train), config)
         maps = scan_maps(cohort, model, test, found, config, plan.atlas)
-        for old in folder.glob("subj_*.npz"):  # of an earlier call, perhaps with other scans
+        for old in folder.glob("subj_*.npz"):  # of an earlier call
             old.unlink()
         for one in maps:
             write_scan_map(folder, one)
@@ -170,7 +170,7 @@ def randomised(
     config: CPAConfig,
     seed: int,
 ) -> Attribution:
-    """The same with random weights (Adebayo et al. 2018): what the data alone suggest."""
+    """Explain with random weights (Adebayo et al. 2018), which shows the data alone."""
     seed_run(RANDOM_SEED + seed)
     model = classifier.build().eval().to(classifier.device)
     assert isinstance(model, NeuroSSM)

@@ -1,4 +1,4 @@
-"""What the holdouts say: intervals, differences from the baselines, calibration, confounds.
+"""Evaluation of the holdouts: intervals, differences from the baselines, calibration, confounds.
 
 Every seed has a holdout of its own and a fit of its own, and the holdouts of different seeds
 overlap in subjects. So intervals are given
@@ -100,7 +100,7 @@ class HoldoutReport:
         return record
 
     def lines(self) -> list[str]:
-        """What a user reads at the end of a run."""
+        """Lines for the end of a run."""
         lines = []
         for one in self.holdouts:
             lines.append(f"holdout of seed {one.seed}, {self.model}:")

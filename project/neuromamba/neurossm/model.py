@@ -37,7 +37,7 @@ def pooled(packed: Packed, scale: int) -> Packed:
 
 
 def differences(packed: Packed) -> Packed:
-    """What each frame adds to the one before it; 0 for a scan's first."""
+    """Differences between consecutive frames; 0 at the first frame of a scan."""
     frames = torch.zeros_like(packed.frames)
     frames[1:] = packed.frames[1:] - packed.frames[:-1]
     starts = torch.tensor(packed.lengths, device=frames.device).cumsum(0)[:-1]

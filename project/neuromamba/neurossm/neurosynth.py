@@ -168,7 +168,7 @@ class Database:
         return text.splitlines()
 
     def known(self, terms: list[str], where: str) -> list[str]:
-        """Those of the terms that the vocabulary has; the others are reported.
+        """Select the terms that the vocabulary has, and report the others.
 
         Raises:
             UserInputError: it has none of them.

@@ -45,7 +45,7 @@ class RandomMaps(NamedTuple):
 
 
 class ClassMaps(NamedTuple):
-    """What is known about a class.
+    """CPA and reference map of a class.
 
     Attributes:
         name: of the class.
@@ -170,7 +170,7 @@ def _classes(
     for label, one in enumerate(known):
         group = group_map(maps, label)
         if one not in terms or group is None:
-            reason = "no terms" if one not in terms else "no scan that was classified rightly"
+            reason = "no terms" if one not in terms else "no scan that was classified correctly"
             print(f"note: {name}, {one}: {reason}; left out.", flush=True)
             continue
         used = base.known([str(term) for term in terms[one]], f"{name}, {one}")
@@ -282,7 +282,8 @@ def _record(
                 "terms": list(one.terms),
                 "score": _number(scores.correlation[i, i]),
                 "p": _number(scores.p[i, i]),
-                "similarity_to_random_weights": _number(one.similarity_to_random_weights),
+                # The name of version 0.1.0, which other programs read.
+                "likeness_to_random_weights": _number(one.similarity_to_random_weights),
             }
             for i, one in enumerate(classes)
         },

@@ -1,4 +1,4 @@
-"""How well a class's CPA map agrees with its reference map, and not with the other classes'.
+"""Agreement of a class's CPA map with its reference map, and with those of other classes.
 
 Maps and covariates are ranked; from the CPA map of class i and the reference map of class j are
 regressed out: a constant, the mean CPA map of the classes other than i, the mean reference map of

@@ -185,7 +185,7 @@ def _mean_table(found: HoldoutReport, main: str) -> Table:
     names = list(found.metrics)
     rows = [[found.model, *(str(found.metrics[name]) for name in names)]]
     rows += [
-        [f"less {other}", *(str(of[name]) for name in names)]
+        [f"{found.model} less {other}", *(str(of[name]) for name in names)]
         for other, of in found.differences.items()
     ]
     return Table(
@@ -299,7 +299,7 @@ def _data_table(cohort: Cohort) -> Table:
         ["subjects", str(len({scan.subject for scan in scans}))],
         ["groups that are not split", str(len(set(cohort.groups)))],
         ["regions", f"{cohort.rois} ({details.atlas or 'atlas not named'})"],
-        ["frames", f"{min(frames)} to {max(frames)}"],
+        ["frames", " to ".join(map(str, sorted({min(frames), max(frames)})))],
         *(
             [name, f"{int((cohort.labels == label).sum())} scans"]
             for label, name in enumerate(details.classes)

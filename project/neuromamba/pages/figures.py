@@ -162,7 +162,7 @@ def reliability_figure(found: Reliability) -> Figure:
     axes.scatter(found.confidence[filled], found.accuracy[filled], s=area, color=BLUE, alpha=0.6)
     axes.set(
         xlim=(0, 1.02), ylim=(-0.03, 1.05), xlabel="confidence (highest probability)",
-        ylabel="share classified rightly",
+        ylabel="share classified correctly",
     )  # fmt: skip
     axes.set_title(f"Calibration: expected error {found.expected_calibration_error:.3f}")
     axes.legend(loc="upper left")

@@ -90,7 +90,7 @@ class Page:
 
     @property
     def sortable(self) -> bool:
-        """Whether there is a table that can be sorted, which takes a script."""
+        """True if a table can be sorted, which takes a script."""
         return any(table.sortable for section in self.sections for table in section.tables)
 
 

@@ -49,8 +49,14 @@ def verdict(name: str, metric: str, differences: Mapping[str, Interval]) -> list
             found["is worse than"].append(other)
         else:
             found["is not distinguishable from"].append(other)
-    said = "; ".join(f"{words} {', '.join(names)}" for words, names in found.items())
+    said = "; ".join(f"{words} {_listed(names)}" for words, names in found.items())
     return [f"By {METRIC_LABELS[metric]}, {name} {said}."] if said else []
+
+
+def _listed(names: Sequence[str]) -> str:
+    """``a``, ``a and b``, or ``a, b and c``."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def prediction_figures(

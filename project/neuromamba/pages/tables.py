@@ -87,7 +87,7 @@ def metrics_table(
 
 
 def interval_note(drawn: str) -> str:
-    """What the brackets of a table of metrics mean; ``drawn`` says what the bootstrap draws."""
+    """Explain the brackets of a table of metrics; ``drawn`` says what the bootstrap draws."""
     return (
         f"In brackets: {CONFIDENCE:.0%} intervals of {RESAMPLES} bootstrap samples (drawn: "
         f"{drawn}). Differences are paired; two models differ where the interval excludes 0. Drawn "

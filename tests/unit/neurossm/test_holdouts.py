@@ -14,11 +14,13 @@ from neuromamba.data.regions.dataset import Cohort
 from neuromamba.data.regions.holdout import Split, splits_of
 from neuromamba.data.regions.registry import DatasetDetails
 from neuromamba.data.regions.scan import Scan
+from neuromamba.evaluation.intervals import Interval
 from neuromamba.evaluation.result_files import Predictions
 from neuromamba.evaluation.scores import Holdouts
 from neuromamba.neurossm.holdouts import HoldoutReport, check_holdouts, evaluate_holdouts
 from neuromamba.neurossm.report import write_report
 from neuromamba.neurossm.results import FitResult, metrics_of, subject_scores
+from neuromamba.pages.score_sections import verdict
 
 DETAILS = DatasetDetails("x.pickle", None, None, (), "kind", {}, ("a", "b"), 10)
 Splits = dict[int, list[Split]]
@@ -147,6 +149,17 @@ def test_confounds_that_nobody_has_are_refused_before_the_fits() -> None:
     cohort = cohort_of(confounds={"age": {"s00": "3", "s01": "4"}})
     with pytest.raises(UserInputError, match=r"^--confounds: . training subjects have values"):
         check_holdouts(cohort, {0: splits_of(cohort, 0, 2, False)})
+
+
+def test_a_verdict_names_all_models() -> None:
+    above, below, over = Interval(0.2, 0.1, 0.3), Interval(-0.2, -0.3, -0.1), Interval(0.1, -1, 1)
+    nan = Interval(0.1, float("nan"), float("nan"))
+    found = {"A": above, "B": below, "C": over, "D": over, "E": over, "F": nan}
+    assert verdict("X", "auroc", found) == [
+        "By AUROC, X is better than A; is worse than B; is not distinguishable from C, D and E; "
+        "cannot be compared (the interval is not defined) with F."
+    ]
+    assert verdict("X", "auroc", {}) == []
 
 
 @pytest.mark.parametrize(

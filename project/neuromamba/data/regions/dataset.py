@@ -198,7 +198,7 @@ def _oriented(series: Any, rois: int, scan: str, file: ScanFile) -> np.ndarray:
             f"holds as scan {scan} {found.shape[0]} x {found.shape[1]} numbers, expected {rois} "
             f"regions x time. Is it of another atlas?"
         )
-    with np.errstate(over="ignore"):  # infinite then, and told of as such
+    with np.errstate(over="ignore"):  # infinite then, and reported
         return np.array(found if as_it_is else found.T, dtype=np.float32, order="C")
 
 

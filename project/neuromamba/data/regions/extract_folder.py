@@ -124,7 +124,7 @@ def write_scans(output: Path, runs: Sequence[Extracted], table: pd.DataFrame | N
 
 
 class ExtractedFolder(NamedTuple):
-    """What was extracted from a folder of runs.
+    """Everything extracted from a folder of runs.
 
     Attributes:
         runs: those that can be used.

@@ -47,7 +47,7 @@ FEW_FRAMES = 8
 
 @dataclass(frozen=True)
 class Extraction:
-    """How runs are read.
+    """The way runs are read.
 
     Attributes:
         confounds: key of ``CONFOUNDS``.
@@ -112,7 +112,7 @@ class Extracted(NamedTuple):
         source: its file.
         series: float32 [N, T]; a region without signal is 0.
         coverage: [N] share of the region's voxels that have signal.
-        tr: seconds; NaN if nobody knows.
+        tr: seconds; NaN if it is unknown.
         confounds: columns regressed out, the mean not counted.
         dof: residual degrees of freedom.
         notes: what a user should know, a sentence each.

@@ -1,4 +1,4 @@
-"""Which scans train and which test: whole groups (subjects, families) on either side."""
+"""Splits into training and test scans, with whole groups (subjects, families) on either side."""
 
 from __future__ import annotations
 

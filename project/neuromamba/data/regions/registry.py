@@ -1,4 +1,4 @@
-"""What is particular to each data set: the one place for its files, labels and defaults.
+"""Details of each data set: the one place for its files, labels and defaults.
 
 To add a data set, add an entry to ``DATASETS``, or use ``Own``, which takes all of it from flags.
 """

@@ -28,7 +28,7 @@ ALLOWED = {
 
 
 class _Refused(Exception):
-    """What a pickle wanted to call."""
+    """The name of what a pickle wanted to call."""
 
 
 class _Unpickler(pickle.Unpickler):
@@ -91,7 +91,7 @@ def _read(stream: IO[bytes], is_npy: bool) -> Any:
     if not dtype.hasobject:
         stream.seek(0)
         return np.lib.format.read_array(stream, allow_pickle=False)
-    found = _Unpickler(stream).load()  # what np.save leaves behind the header: the array
+    found = _Unpickler(stream).load()  # what np.save writes after the header: the array
     if not isinstance(found, np.ndarray) or found.shape != shape:
         raise ValueError("its content is not the array of its header")
     return found.item() if shape == () else list(found)

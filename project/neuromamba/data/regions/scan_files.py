@@ -37,7 +37,7 @@ class RawScan(NamedTuple):
     Attributes:
         subject: name.
         pheno: what the file says of it.
-        series: a matrix, one hopes.
+        series: not checked yet; should be a matrix.
     """
 
     subject: str

@@ -1,6 +1,6 @@
 """Subjects of a data set: their table, the label of each scan, families.
 
-Where a data set has a table of subjects, labels or families stand there; else in the scans'
+Where a data set has a table of subjects, labels and families are read there; else from the scans'
 ``pheno``.
 """
 
@@ -73,7 +73,7 @@ def known_subjects(
     file: ScanFile,
     notes: list[str],
 ) -> list[RawScan]:
-    """Scans of the subjects that stand in the table and are to be kept."""
+    """Select the scans of subjects that are in the table and are to be kept."""
     unknown = sorted({item.subject for item in raw} - set(table.index))
     if len(unknown) == len({item.subject for item in raw}):
         raise file.error(
@@ -166,7 +166,7 @@ def confound_values(
     subject has their mean.
 
     Raises:
-        UserInputError: nobody has such a column, it is the target, or scans of a subject differ in
+        UserInputError: there is no such column, it is the target, or scans of a subject differ in
             a text.
     """
     found: dict[str, dict[str, str]] = {}
