@@ -1,4 +1,4 @@
-"""Windows to batches: order, loading processes, and where to go on in the middle of an epoch.
+"""Windows to batches: order, loading processes, and where to continue within an epoch.
 
     EpochSampler -> BatchReader (in a loading process) -> Delivery -> WindowLoader -> batch
 
