@@ -10,8 +10,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "project")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "project"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 

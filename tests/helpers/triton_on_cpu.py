@@ -19,8 +19,8 @@ import types
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "project")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "project"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
