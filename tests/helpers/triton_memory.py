@@ -1,6 +1,6 @@
 """Bytes that a block on the `triton` backend keeps for its backward pass, kernels interpreted.
 
-    TRITON_INTERPRET=1 python tests.helpers.triton_memory.py {fused,split} WIDTH LENGTH ...
+    TRITON_INTERPRET=1 python tests/helpers/triton_memory.py {fused,split} WIDTH LENGTH ...
 
 Prints what one block more keeps: storages that autograd saves, each once, parameters left out.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "project"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch

@@ -1,6 +1,6 @@
 """Runs mamba_ssm's Triton kernels on a CPU and saves what the `triton` backend returns.
 
-    TRITON_INTERPRET=1 python tests.helpers.triton_on_cpu.py {fused,split} IN.pt OUT.pt
+    TRITON_INTERPRET=1 python tests/helpers/triton_on_cpu.py {fused,split} IN.pt OUT.pt
 
 A program of its own because Triton reads TRITON_INTERPRET while it is imported. What a CUDA build
 of torch would offer, and the host code of the kernels asks for, is put in place here; the package
@@ -19,6 +19,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "project"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch

@@ -196,7 +196,7 @@ def test_what_a_block_keeps_on_the_triton_backend(way: str, lengths: tuple[int, 
     for package in ("triton", "mamba_ssm"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed (`bash setup_env.sh --kernels-test`)")
-    program = ROOT / "tests" / "numerics" / "triton_memory.py"
+    program = ROOT / "tests" / "helpers" / "triton_memory.py"
     done = subprocess.run(
         [sys.executable, str(program), way, "32", *map(str, lengths)],
         env={**os.environ, "TRITON_INTERPRET": "1"},
@@ -206,9 +206,9 @@ def test_what_a_block_keeps_on_the_triton_backend(way: str, lengths: tuple[int, 
     )
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
     step = Step(
-        ModelConfig(embed_dim=32),
-        lengths,
-        (1,),
+        model=ModelConfig(embed_dim=32),
+        lengths=lengths,
+        voxels=(1,),
         backend="triton",
         device="cuda",
         fused=way == "fused",

@@ -83,7 +83,7 @@ def run_interpreted(way: str, names: list[str], folder: Path) -> list[dict[str, 
         zxbcdt, params, lengths, cotangent = draw_case(name)
         inputs.append((CASES[name][0], zxbcdt, params._asdict(), lengths, cotangent))
     torch.save(inputs, folder / "in.pt")
-    program = ROOT / "tests" / "numerics" / "triton_on_cpu.py"
+    program = ROOT / "tests" / "helpers" / "triton_on_cpu.py"
     result = subprocess.run(
         [sys.executable, str(program), way, str(folder / "in.pt"), str(folder / "out.pt")],
         env={**os.environ, "TRITON_INTERPRET": "1"},

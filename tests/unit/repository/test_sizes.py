@@ -64,7 +64,7 @@ def test_files_classes_and_arguments_are_few() -> None:
 
 
 def test_exceptions_are_needed() -> None:
-    assert not ALLOWED - offenders(), "remove these from the lists above"
+    assert not ALLOWED - offenders(), "remove these from the list above"
 
 
 @pytest.mark.parametrize(
