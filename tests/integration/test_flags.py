@@ -87,7 +87,7 @@ def loaders(cli: CommandLine, extra: str) -> Any:
 def cached(cli: CommandLine, extra: str) -> Any:
     """Training windows that the cache has room for."""
     cache = cli.loaders(extra).train_dataloader().dataset.cache
-    return cache and cache.places
+    return cache and cache.n_slots
 
 
 def first_batch(data: FMRIDataModule) -> dict[str, Any]:

@@ -344,7 +344,7 @@ def test_cache_changes_no_batch(store: Path, workers: int, places: int) -> None:
         plain_loader.sampler.set_epoch(epoch)
         cached.sampler.set_epoch(epoch)
         assert digest(cached) == digest(plain_loader)
-        assert len(cache) <= cache.places <= len(reader)
+        assert len(cache) <= cache.n_slots <= len(reader)
     if places == 100:
         assert len(cache) == len(reader)
 

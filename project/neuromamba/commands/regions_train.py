@@ -4,7 +4,8 @@
 
 Per seed a fifth of the subjects is held out and the rest cross-validated; then the model is fitted
 on all of the rest and scored on the holdout. Results go to Results/<DATASET>/<MODEL>/; a run that
-was ended goes on when it is started again. docs/neurossm.md describes data, protocol and files.
+was interrupted continues when it is started again. docs/neurossm.md describes data, protocol and
+files.
 
 Exit status: 0; 2 with one line for a user's mistake; 75 after SIGTERM, 130 after Ctrl-C.
 """
@@ -183,7 +184,7 @@ def run(argv: Sequence[str]) -> int:
     """Do what the flags say.
 
     Raises:
-        UserInputError: anything the user can mend.
+        UserInputError: a mistake that the user can correct.
     """
     config = config_of(build_parser().parse_args(argv))
     logging.basicConfig(format="%(message)s")
@@ -203,7 +204,9 @@ def run(argv: Sequence[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     words = sys.argv[1:] if argv is None else argv
-    return run_command(lambda: run(words), "the same command goes on after the last finished fit.")
+    return run_command(
+        lambda: run(words), "the same command continues after the last finished fit."
+    )
 
 
 if __name__ == "__main__":

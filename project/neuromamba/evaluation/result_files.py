@@ -1,10 +1,11 @@
 """Files of results that both model families write: metrics, predictions, subjects, curves.
 
 - ``metrics.json``: flat ``{"test/auroc": 0.8, ...}``; null for a value that is not defined.
-- ``predictions.csv``: a row a sample (a window of a run, or a scan), with the columns ``subject``,
-  ``window`` or ``scan``, ``target``, and ``prob_0``, ``prob_1``, ... or ``prediction``.
+- ``predictions.csv``: one row per sample (a window of a run, or a scan), with the columns
+  ``subject``, ``window`` or ``scan``, ``target``, and ``prob_0``, ``prob_1``, ... or
+  ``prediction``.
 - ``evaluation.json``: see ``evaluation.summary``.
-- ``subjects.csv``: a row a subject: its part, target, scores and decision.
+- ``subjects.csv``: one row per subject: its part, target, scores and decision.
 - ``logs/metrics.csv``: values logged in training, by optimiser step.
 """
 

@@ -234,7 +234,7 @@ def average_by_subject(found: Predictions) -> SubjectScores:
 
 
 def write_scores(scores: SubjectScores, path: Path) -> None:
-    """Write the file that ``read_scores`` reads, a row a subject."""
+    """Write the file that ``read_scores`` reads, one row per subject."""
     rows = zip(scores.subjects, scores.target.tolist(), scores.score.tolist(), strict=True)
     write_rows(
         ["subject", "target", *score_columns(scores.target, scores.score)],

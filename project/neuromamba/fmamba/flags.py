@@ -217,7 +217,7 @@ def add_objective_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"weights of the classes in the loss: {', '.join(names.CLASS_WEIGHTS)}",
     )
-    add("--label_csv", metavar="FILE", help="targets of your own: CSV or TSV, one row a subject")
+    add("--label_csv", metavar="FILE", help="targets of your own: CSV or TSV, one row per subject")
     add("--subject_column", metavar="COLUMN", help="its column of subjects (default: the usual)")
     add("--target_column", metavar="COLUMN", help="its column of the target; of --events too")
     add(

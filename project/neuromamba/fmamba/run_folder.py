@@ -143,7 +143,7 @@ class RunFolder:
         return {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in found}
 
     def scores(self, part: str = "test") -> SubjectScores:
-        """Of the test or validation ("val") subjects, averaged over each one's windows."""
+        """Scores of the test or validation ("val") subjects, averaged over each one's windows."""
         return read_scores(self.path / PREDICTIONS[part])
 
     def has_scores(self, part: str) -> bool:

@@ -3,7 +3,7 @@
 - ``config.yaml``: every flag, resolved; can be given back to ``--config``.
 - ``metrics.json``: flat ``{"test/auroc": ...}``; values that are not defined are null.
 - ``predictions.csv``: ``subject,window,target,prob_0,prob_1,...``, or ``...,prediction`` for a
-  regression, one line a test window; ``validation_predictions.csv`` the same of the validation
+  regression, one line per test window; ``validation_predictions.csv`` the same of the validation
   windows, with the weights that were tested.
 """
 
@@ -37,7 +37,7 @@ def run_name(config: RunConfig) -> str:
     """``--process_code``, else objective or task, and the batch job or the time; for all ranks.
 
     A job that is requeued finds its folder again. Several runs of a job are numbered, unless
-    they are to go on with the last.
+    they are to continue the last.
     """
     if config.flags["process_code"]:
         return config.flags["process_code"]

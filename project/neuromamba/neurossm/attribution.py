@@ -34,7 +34,7 @@ MIDPOINTS = 8
 
 
 class Attribution(NamedTuple):
-    """Of S scans; arrays of numpy.
+    """Attributions of S scans, as numpy arrays.
 
     Attributes:
         logits: [S, classes].

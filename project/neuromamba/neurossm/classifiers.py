@@ -40,7 +40,7 @@ class Classifier(Protocol):
 
     @property
     def name(self) -> str:
-        """Of ``NAMES``."""
+        """One of ``NAMES``."""
 
     def settings(self) -> dict[str, Any]:
         """What its numbers depend on, beside data and splits."""

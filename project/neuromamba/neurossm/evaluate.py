@@ -42,7 +42,7 @@ def evaluate(config: EvaluateConfig) -> None:
     """Run the protocol with the model and its baselines, evaluate the holdouts, explain them.
 
     Raises:
-        UserInputError: anything the user can mend.
+        UserInputError: a mistake that the user can correct.
     """
     hardware = hardware_of(config.device)
     prepare(1, 1)  # refuses several processes, which would all do the same

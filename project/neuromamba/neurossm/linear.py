@@ -18,7 +18,7 @@ def region_connectivity(scan: Scan) -> np.ndarray:
 
 
 def mean_and_variance(scan: Scan) -> np.ndarray:
-    """[2 N] mean and logarithm of the variance of each region, as they stand in the file."""
+    """[2 N] mean and logarithm of the variance of each region, of the values in the file."""
     wide = scan.series.astype(np.float64)
     variance = wide.var(1)
     return np.concatenate([wide.mean(1), np.log(np.maximum(variance, 1e-12))])

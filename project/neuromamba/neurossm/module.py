@@ -50,7 +50,7 @@ class ROIModule(LightningModule):
 
 
 class Scores(NamedTuple):
-    """Of test scans.
+    """Scores of test scans.
 
     Attributes:
         label: int [S].

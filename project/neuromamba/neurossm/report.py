@@ -40,7 +40,7 @@ def _cell(values: Mapping[str, float] | None) -> str:
 
 
 def _rows(results: Results, part: str) -> list[list[str]]:
-    """A row a model: name, fits, metrics over scans, and over subjects where they differ."""
+    """One row per model: name, fits, metrics over scans, and over subjects where they differ."""
     rows = []
     for name, of_model in results.items():
         found = summary(of_model).get(part)

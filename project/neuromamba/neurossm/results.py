@@ -151,7 +151,7 @@ def read_fit(folder: Path, seed: int, split: str) -> FitResult | None:
 
 
 def write_tables(folder: Path, name: str, results: Sequence[FitResult]) -> None:
-    """Write ``results.csv``, a row a fit, and ``summary.json``."""
+    """Write ``results.csv``, one row per fit, and ``summary.json``."""
     rows = [{"model": name, "seed": r.seed, "split": r.split, **r.metrics} for r in results]
     header = list(dict.fromkeys(column for row in rows for column in row))
     cells = ([_cell(row.get(column)) for column in header] for row in rows)

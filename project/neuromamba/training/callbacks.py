@@ -20,7 +20,7 @@ from neuromamba.common.seeds import stream
 
 
 class PlainProgress(Callback):
-    """One line an epoch, and one every ``seconds`` within long epochs; for logs, not terminals.
+    """Write one line per epoch, and one every ``seconds`` in long epochs; for logs, not terminals.
 
     Args:
         seconds: between lines within an epoch.

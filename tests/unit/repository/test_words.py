@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import PACKAGE, ROOT
 
 # Pattern (case is ignored) -> what to write instead.
 AVOIDED = {
@@ -85,6 +85,25 @@ def found_in(lines: Iterable[tuple[str, int, str]]) -> list[str]:
 def test_documents_use_plain_words() -> None:
     found = found_in(prose())
     assert not found, "private vocabulary in the documentation:\n" + "\n".join(found)
+
+
+def test_code_uses_plain_words() -> None:
+    """Messages, help texts and docstrings of the package."""
+    found = found_in(code_strings(sorted(PACKAGE.rglob("*.py"))))
+    assert not found, "private vocabulary in the code:\n" + "\n".join(found)
+
+
+def test_docstrings_begin_with_a_sentence() -> None:
+    """The imperative, or what the thing is; not a preposition that lacks its noun."""
+    found = [
+        f"{path.relative_to(ROOT)}: {docstring.splitlines()[0]}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and (docstring := ast.get_docstring(node))
+        and re.match(r"(?:Of|As|In|By|On|For|To|From|With|At) ", docstring)
+    ]
+    assert found == []
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ class Cohort:
 
     @property
     def hash(self) -> str:
-        """Of all that training and testing see."""
+        """Hash of all that training and testing see."""
         digest = hashlib.blake2b(digest_size=16)
         for scan in self.scans:
             digest.update(repr((*scan[:3], scan.group, scan.series.shape)).encode())
@@ -125,7 +125,7 @@ def load_cohort(
     if bad and not drop_bad_scans:
         raise file.error(
             f"has values that are not finite in single precision in {len(bad)} scans "
-            f"({some(bad)}). Mend them, or leave them out with --drop_bad_scans."
+            f"({some(bad)}). Correct them, or leave them out with --drop_bad_scans."
         )
     if bad:
         notes.append(f"{len(bad)} scans with values that are not finite were left out: {bad}.")
@@ -160,7 +160,7 @@ def load_cohort(
 def _common_rois(raw: Sequence[RawScan], file: ScanFile) -> int:
     """The number of regions, where the data set does not say: the first dimension of all scans.
 
-    Scans that are turned cannot be told from scans of another atlas, so none is turned here.
+    Transposed scans are not distinguishable from scans of another atlas, so none is transposed.
     """
     for item in raw:
         _matrix(item.series, item.subject, file)

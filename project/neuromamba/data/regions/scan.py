@@ -14,7 +14,7 @@ class Scan(NamedTuple):
         subject: name.
         scan: name, no other scan has it.
         label: index of its class.
-        series: float32 [N, T], as it stands in the file.
+        series: float32 [N, T], unchanged from the file.
         group: what may not be split: the subject, or its family.
     """
 

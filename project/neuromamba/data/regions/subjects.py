@@ -50,7 +50,7 @@ def read_subjects(path: Path, flag: str, columns: Sequence[str] = ()) -> pd.Data
     doubled = table[subject][table[subject].duplicated()]
     if len(doubled):
         raise UserInputError(
-            f"{flag}: '{path}' has different rows of {some(doubled)}. Keep one row a subject."
+            f"{flag}: '{path}' has different rows of {some(doubled)}. Keep one row per subject."
         )
     return table.set_index(subject)
 
@@ -195,7 +195,7 @@ def _one_value(column: str, subject: str, texts: Sequence[str]) -> str:
     if any(value is None for value in numbers):
         raise UserInputError(
             f"--confounds: scans of {subject} differ in '{column}' ({some(sorted(set(texts)))}), "
-            f"expected one value a subject, or numbers. Mend the pheno of the scans."
+            f"expected one value per subject, or numbers. Correct the pheno of the scans."
         )
     return repr(sum(value for value in numbers if value is not None) / len(numbers))
 

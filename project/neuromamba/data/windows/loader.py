@@ -1,4 +1,4 @@
-"""Windows to batches: order, loading processes, and where to go on in the middle of an epoch.
+"""Windows to batches: order, loading processes, and where to continue within an epoch.
 
     EpochSampler -> BatchReader (in a loading process) -> Delivery -> WindowLoader -> batch
 
@@ -202,8 +202,8 @@ class WindowLoader(DataLoader[Any]):
         """Whether each window of an epoch's batch is a repeated one (see ``EpochSampler``)."""
         sampler = self.sampler
         return tuple(
-            isinstance(sampler, EpochSampler) and sampler.is_padding(place)
-            for place in self.positions(batch)
+            isinstance(sampler, EpochSampler) and sampler.is_padding(position)
+            for position in self.positions(batch)
         )
 
     def items(self, batch: int) -> list[int]:
@@ -216,7 +216,7 @@ class WindowLoader(DataLoader[Any]):
             )
             self._listed = (key, listed)
         found = zip(self.positions(batch), self.is_padding(batch), strict=True)
-        return [int(self._listed[1][place]) for place, padding in found if not padding]
+        return [int(self._listed[1][position]) for position, padding in found if not padding]
 
     def state_dict(self) -> State:
         """Epoch, batches of it that were handed out, and windows of an epoch."""
