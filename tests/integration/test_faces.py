@@ -148,7 +148,7 @@ def test_faces_are_short_and_there_are_no_others() -> None:
     assert {path for path in found if not path.endswith("__init__.py")} == known
     for path in faces | set(SCRIPTS):
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        assert len(lines) <= 12, path
+        assert len(lines) <= 15, path
         tree = ast.parse("\n".join(lines))
         kinds = (ast.FunctionDef, ast.ClassDef, ast.For, ast.While)
         assert not any(isinstance(node, kinds) for node in ast.walk(tree)), path

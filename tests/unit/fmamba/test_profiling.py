@@ -298,7 +298,7 @@ def test_flops_of_a_window() -> None:
 
 PEAK = """
 import torch
-from project.module.training import peak_memory
+from neuromamba.training import peak_memory
 before = peak_memory.resident_peak()
 block = torch.ones(50 * 2**20)
 assert peak_memory.resident_peak() - before >= 0.9 * 4 * block.numel()
