@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["help"]:  # `help train` is `train --help`
-        words = [*words[1:], "--help"]
+        words = [*(word for word in words if word != "help"), "--help"]
     if words[:1] == ["--version"]:
         from neuromamba import __version__
 

@@ -1261,7 +1261,7 @@ def test_an_empty_deepspeed_folder_breaks_nothing(cli: CommandLine) -> None:
         )
 
     assert python("-c", "import deepspeed").returncode == 0, "the trap is set"
-    done = python("-c", "import project, deepspeed")
+    done = python("-c", "import neuromamba, deepspeed")
     assert "ModuleNotFoundError: import of deepspeed halted" in done.stderr
     program = str(root / "project" / "main.py")
     done = python(program, *cli.argv("--strategy deepspeed --dry_run"))
