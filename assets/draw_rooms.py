@@ -86,7 +86,8 @@ def purpose(room: str) -> str:
     return " ".join(text.split("\n\n")[0].split()).rstrip(".").replace("``", "")
 
 
-WIDTH, HEIGHT = 9.4, 10.1  # inches, at 200 dpi; half of the pixels are legible on a page
+# Inches, at 200 dpi; half of the pixels are legible on a page. The rows give the height.
+WIDTH = 9.4
 ROW, BOX, GAP = 0.9, 0.55, 0.25  # distance of rows, height of boxes, gap inside a row
 INK, LINE, FILL, INNER = "#1f3a5f", "#6f88a8", "#e9eff7", "#fdf3e3"
 # Imported by its name when it is called, so that grimp does not see it.
@@ -154,14 +155,15 @@ def route(start: Box, end: Box, edges: Point, lanes: Counter[str]) -> list[Point
 
 def draw(path: Path) -> None:
     """Draw the picture with matplotlib."""
+    height = 1.9 + ROW * (len(layers(PACKAGE)) - 1)
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     from matplotlib.patches import FancyBboxPatch
 
-    figure, axes = plt.subplots(figsize=(WIDTH, HEIGHT))
-    axes.set(xlim=(0, WIDTH), ylim=(0, HEIGHT))
+    figure, axes = plt.subplots(figsize=(WIDTH, height))
+    axes.set(xlim=(0, WIDTH), ylim=(0, height))
     axes.axis("off")
     figure.subplots_adjust(0, 0, 1, 1)
 
@@ -204,16 +206,16 @@ def draw(path: Path) -> None:
                 zorder=2,
             )
 
-    write(0.3, HEIGHT - 0.2, "Rooms of the package neuromamba", 13, fontweight="bold")
+    write(0.3, height - 0.2, "Rooms of the package neuromamba", 13, fontweight="bold")
     caption = (
         "A room imports only from rows below its own. Arrows: imports in the code (dashed: by "
         "name, when called);\nthose that follow from others are left out."
     )
-    write(0.3, HEIGHT - 0.5, caption, 8, color="black")
-    rooms(PACKAGE, 1.05, HEIGHT - 1.5, 4.5, FILL)
-    frame(6.3, HEIGHT - 7.6, 2.9, 4.95, fc="white", ec=LINE, ls="--", zorder=0)
-    write(6.42, HEIGHT - 2.75, "inside data", 10, fontweight="bold")
-    rooms(DATA, 6.6, HEIGHT - 3.7, 2.3, INNER)
+    write(0.3, height - 0.5, caption, 8, color="black")
+    rooms(PACKAGE, 1.05, height - 1.5, 4.5, FILL)
+    frame(6.3, height - 7.6, 2.9, 4.95, fc="white", ec=LINE, ls="--", zorder=0)
+    write(6.42, height - 2.75, "inside data", 10, fontweight="bold")
+    rooms(DATA, 6.6, height - 3.7, 2.3, INNER)
     figure.savefig(path, dpi=200)
 
 

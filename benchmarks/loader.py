@@ -152,7 +152,9 @@ def loaders(root: Path, model: ModelConfig, frames: int) -> dict[str, Any]:
         )
         dataset = ConcatDataset([WindowDataset(list_runs(root / name), config)])
         size = len(dataset)
-        found[name] = window_loader(dataset, EpochSampler(size, 0, in_order(size)), config, BATCH)
+        found[name] = window_loader(
+            dataset, EpochSampler(size, 0, order=in_order(size)), config, BATCH
+        )
     return found
 
 

@@ -17,9 +17,10 @@ pytestmark = [
 def test_logits_and_attributions_are_those_of_the_cpu() -> None:
     """Scans of several lengths, one shorter than a kernel's chunk."""
     pytest.importorskip("pandas", reason="not among the packages that gpu_check.sh carries")
-    from neuromamba.data.regions.dataset import Scan
-    from neuromamba.neurossm.attribution import CPAConfig, attribute, mean_features
-    from neuromamba.neurossm.model import NeuroSSM, NeuroSSMConfig
+    from neuromamba.data.regions.scan import Scan
+    from neuromamba.neurossm.attribution import attribute, mean_features
+    from neuromamba.neurossm.config import CPAConfig, NeuroSSMConfig
+    from neuromamba.neurossm.model import NeuroSSM
 
     rng = np.random.default_rng(0)
     frames = (150, 37, 300, 90)
@@ -28,7 +29,7 @@ def test_logits_and_attributions_are_those_of_the_cpu() -> None:
         for i, t in enumerate(frames)
     ]
     torch.manual_seed(0)
-    model = NeuroSSM(NeuroSSMConfig(100, 2)).eval()
+    model = NeuroSSM(NeuroSSMConfig(rois=100, classes=2)).eval()
     wanted = attribute(model, scans, mean_features(model, scans), CPAConfig())
     model = model.to("cuda")
     found = attribute(model, scans, mean_features(model, scans), CPAConfig())

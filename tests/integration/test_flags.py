@@ -37,6 +37,7 @@ from neuromamba.fmamba.trainer_flags import SYNONYMS, TRAINER_FLAGS
 from neuromamba.layers.mamba2 import Mamba2
 from neuromamba.layers.ssd.types import CHUNK
 from neuromamba.training import allocator
+from neuromamba.training import fit as fit_module
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny import SUBJECTS, CommandLine, Finished, write_tiny_run
 
@@ -86,7 +87,7 @@ def loaders(cli: CommandLine, extra: str) -> Any:
 def cached(cli: CommandLine, extra: str) -> Any:
     """Training windows that the cache has room for."""
     cache = cli.loaders(extra).train_dataloader().dataset.cache
-    return cache and cache.places
+    return cache and cache.n_slots
 
 
 def first_batch(data: FMRIDataModule) -> dict[str, Any]:
@@ -1105,7 +1106,8 @@ TRAINER: dict[str, tuple[str, Any]] = {
 @pytest.fixture
 def handed_on(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
     """Keyword arguments of the Trainer that flags lead to."""
-    monkeypatch.setattr(trainer_module, "Trainer", lambda **arguments: arguments)
+    monkeypatch.setattr(fit_module, "Trainer", lambda **arguments: arguments)
+    monkeypatch.setattr(fit_module, "take_over_signals", lambda trainer: None)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
 
     def build(extra: str) -> Any:

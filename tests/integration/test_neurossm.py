@@ -77,6 +77,18 @@ def test_files_of_an_evaluation(done: Path) -> None:
     page = (own / "report.html").read_text()
     assert "NeuroSSM on PPMI" in page and "GRU" in page and "http" not in page
     assert (own / "curves.png").is_file() and (own / "confusion_holdout.png").is_file()
+    record = json.loads((own / "evaluation.json").read_text())
+    assert set(record["holdouts"]) == {"0", "3"}
+    for seed in (0, 3):
+        found = record["holdouts"][str(seed)]
+        rows = pd.read_csv(own / f"seed_{seed}" / "holdout" / "predictions.csv")
+        wanted = sk.roc_auc_score(rows["target"], rows["prob_1"])
+        assert found["metrics"]["auroc"]["value"] == pytest.approx(wanted)
+        assert set(found["differences"]) == {"FC", "GRU"}
+        assert {"ece", "brier"} == set(found["calibration"])
+    assert set(record["mean_over_seeds"]["differences"]) == {"FC", "GRU"}
+    subjects = pd.read_csv(own / "subjects.csv")
+    assert subjects["seed"].tolist() == [0] * 8 + [3] * 8
 
 
 def test_metrics_are_scikit_learns(done: Path) -> None:

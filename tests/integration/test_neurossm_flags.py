@@ -60,25 +60,27 @@ def commands(
     write_scans(Path("mine.pickle"))
     write_scans(Path("other.pickle"), seed=1)
     write_scans(Path("nan.pickle"), bad=True)
+    write_scans(Path("many.pickle"), subjects=60)
     write_atlas(Path("six.nii.gz"))
     Path("data/atlases").mkdir(parents=True)
     shutil.copy("six.nii.gz", "data/atlases/AAL3v2.nii.gz")
     return Commands(tmp_path, capsys)
 
 
-def write_scans(path: Path, seed: int = 0, bad: bool = False) -> None:
+def write_scans(path: Path, seed: int = 0, bad: bool = False, subjects: int = SUBJECTS) -> None:
     """Two scans a subject; a planted difference, two labels that disagree, and families."""
     rng = np.random.default_rng(seed)
     scans = []
-    for number in range(SUBJECTS):
+    for number in range(subjects):
         label = number % 2
         for _ in range(2):
             series = rng.standard_normal((ROIS, 24)).cumsum(1) if label else rng.random((ROIS, 24))
             pheno = {
                 "subjectId": f"{number:02d}",
                 "group": "ab"[label],
-                "half": "xy"[number // (SUBJECTS // 2)],
+                "half": "xy"[2 * number // subjects],
                 "family": f"{number // 4}",
+                "age": 20 + 7 * number % 50,
             }
             scans.append({"roiTimeseries": series.astype(np.float32), "pheno": pheno})
     if bad:
@@ -136,6 +138,12 @@ def answer(commands: Commands, flags: str) -> tuple[int, str]:
     return status, "\n".join(line.split("(")[0] for line in commands.said.splitlines())
 
 
+def evaluation(commands: Commands, flags: str) -> str:
+    """Of the holdout."""
+    assert commands.tester(f"{OWN} --baselines {flags}") == 0, commands.said
+    return Path("Results/Own/FC/evaluation.json").read_text()
+
+
 def splits(commands: Commands, flags: str) -> str:
     assert commands.tester(f"{OWN} --model FC --baselines {flags}") == 0, commands.said
     return Path("Results/Own/FC/splits.json").read_text()
@@ -175,6 +183,7 @@ TESTER: dict[str, Case] = {
     "data_file": Case("--data_file other.pickle", values),
     "target": Case("--target half", values),
     "group_column": Case("--group_column family", splits),
+    "confounds": Case("--confounds age", evaluation, "--model FC --data_file many.pickle"),
     "drop_bad_scans": Case("--drop_bad_scans", answer, f"{OWN} --data_file nan.pickle --model FC"),
     "dynamic_length": Case("--dynamic_length 12", values),
     "short_scans": Case("--short_scans refuse", answer, f"{OWN} --dynamic_length 30 --baselines"),
@@ -207,6 +216,7 @@ TESTER_DEFAULTS: dict[str, Any] = {
     "data_file": None,
     "target": None,
     "group_column": None,
+    "confounds": [],
     "drop_bad_scans": False,
     "dynamic_length": None,
     "short_scans": "pad",

@@ -10,17 +10,18 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from neuromamba.common.seeds import seed_run
-from neuromamba.data.regions.dataset import Scan
+from neuromamba.data.regions.scan import Scan
 from neuromamba.data.synthetic.regions import Recipe, scan
-from neuromamba.neurossm.attribution import Attribution, CPAConfig, attribute, mean_features
-from neuromamba.neurossm.model import NeuroSSM, NeuroSSMConfig
-from neuromamba.neurossm.module import FitConfig, train
+from neuromamba.neurossm.attribution import Attribution, attribute, mean_features
+from neuromamba.neurossm.config import CPAConfig, FitConfig, NeuroSSMConfig
+from neuromamba.neurossm.model import NeuroSSM
+from neuromamba.neurossm.train import train
 from neuromamba.training.strategies import resolve_hardware
 
 ROIS, FRAMES, CROP, FITTED, TESTED = 100, 210, 100, 270, 60
 # A third class has neither signal: with two, the absence of one would tell the other.
 KINDS = ("slow", "fast", "none")
-CONFIG = NeuroSSMConfig(ROIS, len(KINDS))
+CONFIG = NeuroSSMConfig(rois=ROIS, classes=len(KINDS))
 # Where a signal shows best: oscillations in averages of four frames, transients in differences.
 RIGHT = {"slow": {"raw_4"}, "fast": {"diff_1"}}
 
@@ -44,7 +45,14 @@ def test_planted_regions_and_pathways_are_found(seed: int, tmp_path: Path) -> No
     fitted, tested = scans[:FITTED], scans[FITTED:]
     cpu = resolve_hardware({"accelerator": "cpu", "devices": 1})
     torch.set_num_threads(1)  # the tests share out the cores
-    model = train(lambda: NeuroSSM(CONFIG), fitted, FitConfig(CROP), cpu, seed, tmp_path)
+    model = train(
+        build=lambda: NeuroSSM(CONFIG),
+        scans=fitted,
+        fit=FitConfig(crop=CROP),
+        hardware=cpu,
+        seed=seed,
+        folder=tmp_path,
+    )
     assert isinstance(model, NeuroSSM)
     seed_run(1000 + seed)
     untrained = NeuroSSM(CONFIG)

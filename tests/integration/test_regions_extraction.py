@@ -78,7 +78,7 @@ def test_regions_stay_where_they_are(tmp_path: Path, atlas: Path, suffix: str) -
     flags = f"--input {tmp_path / 'in'} --atlas {atlas} --output {output} --label_csv {table}"
     assert roi([*flags.split()]) == 0
     details = details_of("Own", str(output), "group", 50)
-    cohort = load_cohort("Own", details, tmp_path, output)
+    cohort = load_cohort("Own", details, tmp_path, data_file=output)
     assert cohort.details.classes == ("a", "b") and cohort.rois == 5
     assert [scan.label for scan in cohort.scans] == [0, 1, 0]
     for scan, subject in zip(cohort.scans, (1, 2, 3), strict=True):

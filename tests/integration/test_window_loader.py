@@ -117,7 +117,7 @@ def test_order_of_a_strategy() -> None:
     sampler = EpochSampler(4, 0, order=lambda epoch: np.array([3, 3, 1, epoch]))
     sampler.set_epoch(2)
     assert list(sampler) == [3, 3, 1, 2] and len(sampler) == 4
-    assert list(EpochSampler(5, 0, in_order(5))) == [0, 1, 2, 3, 4]
+    assert list(EpochSampler(5, 0, order=in_order(5))) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(("size", "ranks"), [(10, 3), (9, 3), (2, 4), (1, 1), (7, 2)])
@@ -344,7 +344,7 @@ def test_cache_changes_no_batch(store: Path, workers: int, places: int) -> None:
         plain_loader.sampler.set_epoch(epoch)
         cached.sampler.set_epoch(epoch)
         assert digest(cached) == digest(plain_loader)
-        assert len(cache) <= cache.places <= len(reader)
+        assert len(cache) <= cache.n_slots <= len(reader)
     if places == 100:
         assert len(cache) == len(reader)
 
@@ -398,7 +398,7 @@ def test_file_cut_short_during_training(tmp_path: Path, workers: int) -> None:
     write_tiny_run(path, "sub-0", 0, frames=200)
     config = replace(CONFIG, num_workers=workers)
     windows: ConcatDataset[Any] = ConcatDataset([WindowDataset([path], config)])
-    found = window_loader(windows, EpochSampler(50, 0, in_order(50)), config, 2)
+    found = window_loader(windows, EpochSampler(50, 0, order=in_order(50)), config, 2)
     walk = iter(found)
     next(walk)
     os.truncate(path, path.stat().st_size // 2)

@@ -11,16 +11,16 @@ from torch import Tensor
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.regions.batches import z_scored
-from neuromamba.data.regions.dataset import Scan
+from neuromamba.data.regions.scan import Scan
 from neuromamba.layers.packing import pack
 from neuromamba.neurossm.attribution import (
-    CPAConfig,
     attribute,
     calibrated,
     mean_features,
     pathway_attributions,
 )
-from neuromamba.neurossm.model import NeuroSSM, NeuroSSMConfig
+from neuromamba.neurossm.config import CPAConfig, NeuroSSMConfig
+from neuromamba.neurossm.model import NeuroSSM
 
 CONFIG = NeuroSSMConfig(
     rois=5, classes=3, scales=(1, 3), embed_dim=8, depth=2, d_state=4, headdim=8, dropout=0.0
@@ -45,7 +45,7 @@ def series_of(*frames: int, seed: int = 1, rois: int = 5) -> list[Tensor]:
 
 def test_published_size() -> None:
     """NEUROSSM.md: N = 400, two classes, the defaults."""
-    model = NeuroSSM(NeuroSSMConfig(400, 2))
+    model = NeuroSSM(NeuroSSMConfig(rois=400, classes=2))
     assert sum(p.numel() for p in model.parameters()) == 1_665_170
     assert model.config.pathways == ("raw_1", "raw_2", "raw_4", "diff_1", "diff_2", "diff_4")
 
@@ -203,7 +203,7 @@ def test_ablation_and_calibration(ablation: str) -> None:
     """Drops by taking a pathway out by hand; maps, weights and the dominant pathway add up."""
     model, scans = model_of(), scans_of(20, 31, 17)
     replacement = mean_features(model, scans[:2])
-    found = attribute(model, scans, replacement, CPAConfig(ablation, batch_size=2))
+    found = attribute(model, scans, replacement, CPAConfig(ablation=ablation, batch_size=2))
     for i, scan in enumerate(scans):
         z = features_of(model, scan)
         whole = model.fuse(z)[0].detach()

@@ -224,7 +224,7 @@ def _by_rank(folder: Path, pattern: re.Pattern[str], path: Path, flag: str) -> d
 
 
 def _stage_of(states: Mapping[str, Any], partitioned: bool, optimised: bool) -> int:
-    """From DeepSpeed's configuration, which it stores, else from the kinds of files."""
+    """Read the stage from DeepSpeed's stored configuration, else from the kinds of files."""
     config = states.get("ds_config")
     zero = config.get("zero_optimization") if isinstance(config, Mapping) else None
     if isinstance(zero, Mapping):

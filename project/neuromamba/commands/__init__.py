@@ -1,1 +1,1 @@
-"""One file a command of ``neuromamba``: flags, a call, an exit status."""
+"""One file per command of ``neuromamba``: flags, a call, an exit status."""

@@ -1,4 +1,4 @@
-"""Check what this machine has for a training, and say how to mend what is missing.
+"""Check what this machine has for a training, and say how to obtain what is missing.
 
     neuromamba doctor --image_path /path/to/store
 

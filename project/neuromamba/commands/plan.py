@@ -99,7 +99,7 @@ def plan(argv: Sequence[str]) -> int:
     """Plan a run and print it; 1 if nothing fits.
 
     Raises:
-        UserInputError: anything the user can mend.
+        UserInputError: a mistake that the user can correct.
     """
     config = planned_run(argv)
     # Imported here: torch takes seconds, and a wrong flag need not wait for it.

@@ -91,7 +91,7 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
     """Profile, print and write; returns what ``--json`` holds.
 
     Raises:
-        UserInputError: anything the user can mend.
+        UserInputError: a mistake that the user can correct.
     """
     config = checked(argv)
     path = config.flags["json"]

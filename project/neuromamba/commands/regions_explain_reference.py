@@ -56,7 +56,7 @@ def run(argv: Sequence[str]) -> None:
     """Do what the flags say.
 
     Raises:
-        UserInputError: anything the user can mend.
+        UserInputError: a mistake that the user can correct.
     """
     args = build_parser().parse_args(argv)
     if args.draws < 1:

@@ -69,7 +69,7 @@ def run(argv: Sequence[str]) -> int:
     """Do what the flags say; the exit status.
 
     Raises:
-        UserInputError: anything the user can mend.
+        UserInputError: a mistake that the user can correct.
     """
     args = build_parser().parse_args(argv)
     # Imported here: nilearn takes seconds, and a wrong flag need not wait for it.

@@ -4,7 +4,8 @@
 
 Per seed a fifth of the subjects is held out and the rest cross-validated; then the model is fitted
 on all of the rest and scored on the holdout. Results go to Results/<DATASET>/<MODEL>/; a run that
-was ended goes on when it is started again. docs/neurossm.md describes data, protocol and files.
+was interrupted continues when it is started again. docs/neurossm.md describes data, protocol and
+files.
 
 Exit status: 0; 2 with one line for a user's mistake; 75 after SIGTERM, 130 after Ctrl-C.
 """
@@ -15,12 +16,14 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from neuromamba.common.cli import run_command
-from neuromamba.common.errors import UserInputError, look_up
+from neuromamba.common.errors import look_up
 from neuromamba.config.names import SSD_BACKENDS
 from neuromamba.data.regions.registry import NAMES as DATASET_NAMES
 from neuromamba.data.regions.registry import OWN, details_of
+from neuromamba.neurossm.config import CPAConfig, EvaluateConfig, Explanation, FitConfig
 
 MODELS = ("NeuroSSM", "GRU", "FC", "MeanVariance")
 BASELINES = ("FC", "MeanVariance")
@@ -53,6 +56,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--group_column",
         metavar="NAME",
         help="of the subject table or pheno: families stay together",
+    )
+    add(
+        "--confounds",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="columns of the subject table, or keys of pheno, that could explain the scores: age, "
+        "site, motion",
     )
     add("--drop_bad_scans", action="store_true", help="leave out scans that are not finite")
     add("--dynamic_length", type=int, metavar="T", help="frames of a training crop")
@@ -115,19 +126,67 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def config_of(args: argparse.Namespace) -> EvaluateConfig:
+    """The flags as a configuration; the entry of the data set fills in what was not given.
+
+    Raises:
+        UserInputError: names a flag.
+    """
+    look_up(args.model, MODELS, "--model")
+    for name in args.baselines:
+        look_up(name, MODELS, "--baselines")
+    details = details_of(args.dataset, args.data_file, args.target, args.dynamic_length)
+    explanation = None
+    if args.analysis:
+        explanation = Explanation(
+            cpa=CPAConfig(ablation=args.ablation, gradient=args.cpa_gradient),
+            analysis_dir=Path(args.analysis_dir),
+            atlas=Path(args.atlas) if args.atlas else None,
+        )
+    return EvaluateConfig(
+        dataset=args.dataset,
+        details=details,
+        data_dir=Path(args.data_dir),
+        data_file=Path(args.data_file) if args.data_file else None,
+        group_column=args.group_column,
+        confounds=tuple(dict.fromkeys(args.confounds)),
+        drop_bad_scans=args.drop_bad_scans,
+        refuse_short_scans=args.short_scans == "refuse",
+        model=args.model,
+        baselines=tuple(name for name in dict.fromkeys(args.baselines) if name != args.model),
+        architecture={
+            "signals": tuple(args.signals),
+            "scales": tuple(args.scales),
+            "embed_dim": args.embed_dim,
+            "depth": args.depth,
+            "dropout": args.dropout,
+            "ssd_backend": args.ssd_backend,
+        },
+        fit=FitConfig(
+            crop=details.dynamic_length if args.dynamic_length is None else args.dynamic_length,
+            epochs=details.epochs if args.epochs is None else args.epochs,
+            batch_size=details.batch_size if args.batch_size is None else args.batch_size,
+            eval_batch_size=details.eval_batch_size,
+            learning_rate=args.learning_rate,
+            max_learning_rate=args.max_learning_rate,
+        ),
+        device=args.device,
+        seeds=tuple(args.seeds),
+        folds=args.folds,
+        cross_validation=not args.skip_cross_validation,
+        results_dir=Path(args.results_dir),
+        explanation=explanation,
+        flags={key: str(value) for key, value in sorted(vars(args).items()) if value is not None},
+    )
+
+
 def run(argv: Sequence[str]) -> int:
     """Do what the flags say.
 
     Raises:
-        UserInputError: anything the user can mend.
+        UserInputError: a mistake that the user can correct.
     """
-    args = build_parser().parse_args(argv)
-    look_up(args.model, MODELS, "--model")
-    for name in args.baselines:
-        look_up(name, MODELS, "--baselines")
-    if args.analysis and args.model != "NeuroSSM":
-        raise UserInputError(f"--analysis: explains NeuroSSM, got --model {args.model}.")
-    details = details_of(args.dataset, args.data_file, args.target, args.dynamic_length)
+    config = config_of(build_parser().parse_args(argv))
     logging.basicConfig(format="%(message)s")
     logging.getLogger("neuromamba").setLevel(logging.INFO)
     # Imported here: torch and Lightning take seconds, and a wrong flag need not wait for them.
@@ -135,7 +194,7 @@ def run(argv: Sequence[str]) -> int:
     from neuromamba.training.stopping import StoppedRun
 
     try:
-        evaluate(args, details)
+        evaluate(config)
     except StoppedRun as stopped:
         print(stopped, file=sys.stderr, flush=True)
         return stopped.status
@@ -145,7 +204,9 @@ def run(argv: Sequence[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     words = sys.argv[1:] if argv is None else argv
-    return run_command(lambda: run(words), "the same command goes on behind the last fit.")
+    return run_command(
+        lambda: run(words), "the same command continues after the last finished fit."
+    )
 
 
 if __name__ == "__main__":

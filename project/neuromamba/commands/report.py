@@ -51,7 +51,7 @@ def run(argv: Sequence[str]) -> Path:
     """Write the report; returns its path.
 
     Raises:
-        UserInputError: anything the user can mend.
+        UserInputError: a mistake that the user can correct.
     """
     args = build_parser().parse_args(argv)
     # Imported here: torch and scikit-learn take seconds, and a wrong flag need not wait for them.

@@ -60,7 +60,7 @@ def run(argv: Sequence[str]) -> None:
     """Do what the flags say.
 
     Raises:
-        UserInputError: anything the user can mend.
+        UserInputError: a mistake that the user can correct.
         StageFailure: a run failed.
     """
     words = list(argv)

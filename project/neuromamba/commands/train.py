@@ -24,7 +24,7 @@ def run(argv: Sequence[str]) -> dict[str, float]:
         The metrics written to ``metrics.json``; {} for a dry run.
 
     Raises:
-        UserInputError: anything the user can mend.
+        UserInputError: a mistake that the user can correct.
     """
     # Read when torch is imported. Of a lost rank it would print a page of C++ frames, as a warning;
     # its errors are shown.

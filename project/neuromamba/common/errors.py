@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class UserInputError(ValueError):
-    """A mistake the user can mend: a flag, a file or a label.
+    """A mistake that the user can correct: a flag, a file or a label.
 
     The message names the flag or file, what was found, what was expected and the remedy. Entry
     points print it on one line and exit with status 2; it is never shown as a traceback.

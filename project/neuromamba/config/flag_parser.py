@@ -78,3 +78,15 @@ def parse_arguments(
         raise UserInputError(f"unexpected argument '{word}'; every value follows its flag.")
     given = {word.split("=")[0].removeprefix("--") for word in argv if word.startswith("--")}
     return args, frozenset(name.removeprefix("no-") for name in given)
+
+
+def default_of(cls: type, field: str) -> Any:
+    """Return the default of a field of a configuration, which is that of its flag."""
+    return cls.__dataclass_fields__[field].default  # type: ignore[attr-defined]
+
+
+def add_switch(group: argparse._ArgumentGroup, name: str, default: bool, text: str) -> None:
+    """Add a flag ``--name`` with its opposite ``--no-name``."""
+    group.add_argument(
+        f"--{name}", action=argparse.BooleanOptionalAction, default=default, help=text
+    )

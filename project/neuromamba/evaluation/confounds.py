@@ -125,9 +125,7 @@ def confound_report(
             f"--confounds: {len(train)} subjects to fit on and {len(test)} test subjects have "
             f"values of {', '.join(columns)}; expected 3 or more of each."
         )
-    kept = SubjectScores(
-        tuple(scores.subjects[i] for i in test), scores.target[test], scores.score[test]
-    )
+    kept = scores.subset(test)
     everybody = [*train, *kept.subjects]
     of_all = regressors({n: [values[s] for s in everybody] for n, values in columns.items()})
     of_test = {name: values[len(train) :] for name, values in of_all.items()}
@@ -147,7 +145,7 @@ def confound_report(
         len(test),
         {name: _mean_explained(values, truth) for name, values in of_test.items()},
         {name: _mean_explained(values, raw) for name, values in of_test.items()},
-        SubjectScores(kept.subjects, kept.target, model.score(together[len(train) :])),
+        kept._replace(score=model.score(together[len(train) :])),
         metric,
         _interval(raw, kept, metric, seed),
         _interval(left, kept, metric, seed),

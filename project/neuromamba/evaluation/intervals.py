@@ -37,6 +37,8 @@ class Interval(NamedTuple):
         """``0.812 [0.701, 0.893]``."""
         if math.isnan(self.value):
             return "not defined"
+        if math.isnan(self.low) or math.isnan(self.high):
+            return f"{self.value:.3f} [not defined]"
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
@@ -64,15 +66,20 @@ def bootstrap_interval(
     if math.isnan(value) or min(map(len, parts)) < 2:
         return Interval(value, math.nan, math.nan)
 
-    def of_parts(*chosen: np.ndarray) -> float:
-        return statistic(np.concatenate(chosen).astype(int))
+    def of_parts(*chosen: np.ndarray, axis: int) -> np.ndarray:
+        """[..., n_k] indices into each stratum -> values [...]."""
+        lead = np.broadcast_shapes(*(part.shape[:-1] for part in chosen))
+        rows = np.concatenate([np.broadcast_to(c, (*lead, c.shape[-1])) for c in chosen], axis=-1)
+        flat = rows.astype(int).reshape(-1, rows.shape[-1])
+        return np.array([statistic(row) for row in flat]).reshape(lead)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tells of what is NaN here
         result = bootstrap(
             parts,
             of_parts,
-            vectorized=False,
+            vectorized=True,
+            axis=-1,
             n_resamples=resamples,
             confidence_level=confidence,
             method="BCa",

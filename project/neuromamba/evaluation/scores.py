@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from neuromamba.common.atomic_files import atomic_path
 from neuromamba.common.errors import UserInputError
 from neuromamba.config.tasks import TASK_TYPES
 from neuromamba.evaluation.intervals import (
     Interval,
     Statistic,
     bootstrap_interval,
-    paired_difference,
 )
 from neuromamba.evaluation.metrics import METRICS
+from neuromamba.evaluation.resampled import resampled_metric
+from neuromamba.evaluation.result_files import (
+    Predictions,
+    read_predictions,
+    score_columns,
+    write_rows,
+)
 
 
 class SubjectScores(NamedTuple):
@@ -28,11 +33,14 @@ class SubjectScores(NamedTuple):
         subjects: S names.
         target: int [S], the true class; or float [S], the true value.
         score: float [S, classes], probabilities; or [S, 1], the prediction in the target's units.
+        unit: S names of what a bootstrap draws, where several rows are not independent (tasks of
+            a subject, members of a family); None draws the rows themselves.
     """
 
     subjects: tuple[str, ...]
     target: np.ndarray
     score: np.ndarray
+    unit: tuple[str, ...] | None = None
 
     @property
     def task_type(self) -> str:
@@ -51,22 +59,16 @@ class SubjectScores(NamedTuple):
 
     def statistic(self, name: str) -> Statistic:
         """A metric as a function of the indices of subjects."""
-        score, target = torch.from_numpy(self.score), torch.from_numpy(self.target)
-        return lambda chosen: float(METRICS[name](score[chosen], target[chosen]))
+        return resampled_metric(name, self.score, self.target)
 
     def metrics(self) -> dict[str, float]:
         """Computed as in ``metrics.json``."""
-        everybody = np.arange(len(self.subjects))
-        return {name: self.statistic(name)(everybody) for name in self.metric_names}
-
-    @property
-    def strata(self) -> np.ndarray:
-        """[S] the class; one stratum for a regression."""
-        return self.target if self.task_type == "classification" else np.zeros(len(self.target))
+        score, target = torch.from_numpy(self.score), torch.from_numpy(self.target)
+        return {name: float(METRICS[name](score, target)) for name in self.metric_names}
 
     def interval(self, name: str, seed: int = 0) -> Interval:
         """A metric with its 95 % interval over subjects."""
-        return bootstrap_interval(self.statistic(name), self.strata, seed)
+        return self.bootstrap(self.statistic(name), seed)
 
     def difference(self, other: SubjectScores, name: str, seed: int = 0) -> Interval:
         """This less another model's metric on the same subjects, with its paired interval.
@@ -74,8 +76,30 @@ class SubjectScores(NamedTuple):
         Raises:
             UserInputError: the other was not scored on the same subjects with the same targets.
         """
-        same = other.in_order_of(self)
-        return paired_difference(self.statistic(name), same.statistic(name), self.strata, seed)
+        return self.bootstrap(self.less(other, name), seed)
+
+    def less(self, other: SubjectScores, name: str) -> Statistic:
+        """This model's metric less another's, as a function of the indices of subjects.
+
+        Raises:
+            UserInputError: the other was not scored on the same subjects with the same targets.
+        """
+        one, two = self.statistic(name), other.in_order_of(self).statistic(name)
+        return lambda chosen: one(chosen) - two(chosen)
+
+    def bootstrap(self, statistic: Statistic, seed: int = 0) -> Interval:
+        """Draw units within classes, and compute the interval of a statistic of their rows."""
+        draws = Draws([self])
+        return bootstrap_interval(
+            lambda chosen: statistic(draws.rows(0, chosen)), draws.strata, seed
+        )
+
+    def subset(self, rows: Sequence[int] | np.ndarray) -> SubjectScores:
+        """The scores of some rows, in the order given."""
+        rows = np.asarray(rows, dtype=int)
+        unit = None if self.unit is None else tuple(self.unit[i] for i in rows)
+        names = tuple(self.subjects[i] for i in rows)
+        return SubjectScores(names, self.target[rows], self.score[rows], unit)
 
     def in_order_of(self, other: SubjectScores) -> SubjectScores:
         """The same scores in the order of another's subjects.
@@ -86,11 +110,10 @@ class SubjectScores(NamedTuple):
         place = {name: i for i, name in enumerate(self.subjects)}
         if set(place) != set(other.subjects):
             raise UserInputError("the models were not tested on the same subjects.")
-        order = np.array([place[name] for name in other.subjects], dtype=int)
-        target = self.target[order]
-        if not np.allclose(target, other.target):
+        found = self.subset([place[name] for name in other.subjects])
+        if not np.allclose(found.target, other.target):
             raise UserInputError("the models were not tested with the same targets.")
-        return SubjectScores(other.subjects, target, self.score[order])
+        return found
 
     @property
     def per_class(self) -> list[int]:
@@ -98,8 +121,92 @@ class SubjectScores(NamedTuple):
         return np.bincount(self.target, minlength=self.score.shape[1]).tolist()
 
 
+class Draws:
+    """What a bootstrap draws from one set of subjects, or from several that overlap.
+
+    A unit is a subject, or ``SubjectScores.unit``; one that occurs in several sets is one unit, so
+    that it is drawn for all of them at once. Units are drawn within classes where each of them has
+    one class throughout; otherwise, and in a regression, all of them together.
+
+    Args:
+        sets: scores of each set.
+
+    Attributes:
+        names: U units.
+        strata: [U] units of one value are drawn among themselves.
+    """
+
+    def __init__(self, sets: Sequence[SubjectScores]) -> None:
+        units = [one.subjects if one.unit is None else one.unit for one in sets]
+        self.names = list(dict.fromkeys(name for names in units for name in names))
+        number = {name: i for i, name in enumerate(self.names)}
+        classes: list[set[float]] = [set() for _ in self.names]
+        self._rows: list[list[list[int]]] = []
+        for one, names in zip(sets, units, strict=True):
+            rows: list[list[int]] = [[] for _ in self.names]
+            for row, (name, label) in enumerate(zip(names, one.target.tolist(), strict=True)):
+                rows[number[name]].append(row)
+                classes[number[name]].add(label)
+            self._rows.append(rows)
+        within = sets[0].task_type == "classification" and all(len(c) == 1 for c in classes)
+        self.strata = np.array([next(iter(c)) if within else 0 for c in classes])
+        # Where no unit has two rows, the row of each unit, -1 for none: much faster than lists.
+        self._row = [
+            np.array([r[0] if r else -1 for r in rows]) if max(map(len, rows)) == 1 else None
+            for rows in self._rows
+        ]
+
+    def rows(self, which: int, chosen: np.ndarray) -> np.ndarray:
+        """Rows of a set that belong to the units drawn, as often as each was drawn."""
+        row = self._row[which]
+        if row is None:
+            found = [row for unit in chosen for row in self._rows[which][unit]]
+            return np.array(found, dtype=int)
+        found_rows: np.ndarray = row[chosen]
+        return found_rows[found_rows >= 0]
+
+
+class Holdouts:
+    """Scores of one model per split (seed): each split has its own fit and its own test subjects.
+
+    The test subjects of different splits overlap. A statistic is the mean over splits; its interval
+    draws from the subjects of all splits together, and a subject drawn counts in every split that
+    has tested it. So it says how much the choice of test subjects matters, given these fits;
+    training subjects, splits and seeds are not drawn.
+
+    Args:
+        sets: scores of each split.
+    """
+
+    def __init__(self, sets: Sequence[SubjectScores]) -> None:
+        self.sets, self.draws = list(sets), Draws(sets)
+
+    def interval(self, name: str, seed: int = 0) -> Interval:
+        """Mean of a metric over splits, with its interval."""
+        return self._bootstrap([one.statistic(name) for one in self.sets], seed)
+
+    def difference(self, other: Holdouts, name: str, seed: int = 0) -> Interval:
+        """Mean over splits of the difference of two models, both on the same draws of subjects.
+
+        Raises:
+            UserInputError: the other was not scored on the same subjects with the same targets.
+        """
+        pairs = zip(self.sets, other.sets, strict=True)
+        return self._bootstrap([own.less(two, name) for own, two in pairs], seed)
+
+    def _bootstrap(self, statistics: Sequence[Statistic], seed: int) -> Interval:
+        def mean(chosen: np.ndarray) -> float:
+            found = []
+            for i, statistic in enumerate(statistics):
+                rows = self.draws.rows(i, chosen)
+                found.append(statistic(rows) if len(rows) else float("nan"))
+            return float(np.mean(found))
+
+        return bootstrap_interval(mean, self.draws.strata, seed)
+
+
 def read_scores(path: Path) -> SubjectScores:
-    """Scores of a file of predictions, a subject's windows averaged.
+    """Read the scores of a file of predictions, a subject's windows averaged.
 
     Args:
         path: with the columns subject, target, and prob_0, prob_1, ... or prediction.
@@ -107,44 +214,30 @@ def read_scores(path: Path) -> SubjectScores:
     Raises:
         UserInputError: it cannot be read, is damaged, or holds no predictions.
     """
-    windows: dict[str, list[list[float]]] = {}
-    target: dict[str, str] = {}
-    columns: list[str] = []
-    try:
-        with open(path, newline="", encoding="utf-8") as stream:
-            for row in csv.DictReader(stream):
-                columns = columns or [n for n in row if n.startswith("prob_") or n == "prediction"]
-                windows.setdefault(row["subject"], []).append([float(row[c]) for c in columns])
-                target[row["subject"]] = row["target"]
-        values = [
-            float(text) if columns == ["prediction"] else int(text) for text in target.values()
-        ]
-    except OSError as error:
-        raise UserInputError(
-            f"{path}: cannot be read ({error.strerror}). Give the folder of a finished run of "
-            f"neuromamba train."
-        ) from None
-    except (KeyError, TypeError, ValueError):
-        raise UserInputError(f"{path}: damaged, or no file of predictions.") from None
-    if not columns:
-        raise UserInputError(f"{path}: no predictions in it.")
+    return average_by_subject(
+        read_predictions(path, "Give the folder of a finished run of neuromamba train.")
+    )
+
+
+def average_by_subject(found: Predictions) -> SubjectScores:
+    """Average the scores of each subject's samples; the target is that of the last of them."""
+    scores: dict[str, list[np.ndarray]] = {}
+    target = {}
+    for subject, value, score in zip(found.subject, found.target, found.score, strict=True):
+        scores.setdefault(subject, []).append(score)
+        target[subject] = value
     return SubjectScores(
-        tuple(windows),
-        np.array(values),
-        np.array([np.mean(scores, axis=0) for scores in windows.values()]),
+        tuple(scores),
+        np.array(list(target.values())),
+        np.array([np.mean(windows, axis=0) for windows in scores.values()]),
     )
 
 
 def write_scores(scores: SubjectScores, path: Path) -> None:
-    """Write the file that ``read_scores`` reads, a row a subject."""
-    columns = [f"prob_{i}" for i in range(scores.score.shape[1])]
-    if scores.task_type == "regression":
-        columns = ["prediction"]
-    with (
-        atomic_path(path) as temporary,
-        open(temporary, "w", newline="", encoding="utf-8") as stream,
-    ):
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["subject", "target", *columns])
-        for name, target, score in zip(*scores, strict=True):
-            writer.writerow([name, target, *map(float, score)])
+    """Write the file that ``read_scores`` reads, one row per subject."""
+    rows = zip(scores.subjects, scores.target.tolist(), scores.score.tolist(), strict=True)
+    write_rows(
+        ["subject", "target", *score_columns(scores.target, scores.score)],
+        ([name, target, *score] for name, target, score in rows),
+        path,
+    )

@@ -76,6 +76,7 @@ class FMamba(nn.Module):
     def __init__(
         self,
         config: ModelConfig,
+        *,
         output_layer: bool = True,
         ssd_backend: str = "auto",
         activation_checkpointing: bool = False,
@@ -109,7 +110,7 @@ class FMamba(nn.Module):
 
         Args:
             fmri: (B, C, X, Y, Z, T) scaled intensities.
-            mask: (B, X, Y, Z) bool brain mask; without it, background is told by its value
+            mask: (B, X, Y, Z) bool brain mask; without it, background is recognised by its value
                 (``config.background``).
             names: subjects of the samples, for error messages.
         """

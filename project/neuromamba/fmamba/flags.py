@@ -8,12 +8,11 @@ wrong flag are answered at once.
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from neuromamba.common.cli import ExampleFormatter
 from neuromamba.config import names, tasks
-from neuromamba.config.data import AugmentConfig, DataConfig
-from neuromamba.config.flag_parser import Parser
+from neuromamba.config.data import DataConfig
+from neuromamba.config.flag_parser import Parser, add_switch, default_of
 from neuromamba.config.model import HeadConfig, ModelConfig
 from neuromamba.config.training import (
     EFFECTIVE_BATCH,
@@ -21,11 +20,8 @@ from neuromamba.config.training import (
     OptimConfig,
     PretrainConfig,
 )
+from neuromamba.fmamba.data_flags import add_data_flags
 from neuromamba.fmamba.trainer_flags import add_trainer_flags
-
-
-def _default(cls: type, field: str) -> Any:
-    return cls.__dataclass_fields__[field].default  # type: ignore[attr-defined]
 
 
 def build_parser(prog: str = "neuromamba train", description: str | None = None) -> Parser:
@@ -51,19 +47,13 @@ def build_parser(prog: str = "neuromamba train", description: str | None = None)
     return parser
 
 
-def _switch(group: argparse._ArgumentGroup, name: str, default: bool, text: str) -> None:
-    group.add_argument(
-        f"--{name}", action=argparse.BooleanOptionalAction, default=default, help=text
-    )
-
-
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """Seeds, folders, checkpoints, logging."""
     group = parser.add_argument_group("run")
     add = group.add_argument
     add("--config", metavar="FILE", help="YAML file of 'flag: value' lines; flags override it")
-    add("--seed", type=int, default=_default(DataConfig, "seed"), help="seed of the run")
-    _switch(group, "dry_run", False, "check everything, print the plan and stop")
+    add("--seed", type=int, default=default_of(DataConfig, "seed"), help="seed of the run")
+    add_switch(group, "dry_run", False, "check everything, print the plan and stop")
     add("--output_dir", metavar="DIR", help="run folder; default output/PROJECT/RUN")
     add("--project_name", default="default", help="folder below output/, and wandb project")
     add("--process_code", metavar="TAG", help="name of the run; default task and time")
@@ -79,7 +69,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         metavar="PATH|last",
         help="continue this run's training; last: from its newest checkpoint, or anew without one",
     )
-    _switch(group, "test_only", False, "only evaluate --test_ckpt_path on the test subjects")
+    add_switch(group, "test_only", False, "only evaluate --test_ckpt_path on the test subjects")
     add("--test_ckpt_path", metavar="FILE", help="checkpoint for --test_only")
     add(
         "--allocator",
@@ -89,20 +79,20 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         "step, the process never shrinks; compact gives it back at once, slower and smaller; auto "
         "retains on CPU runs with glibc",
     )
-    _switch(
+    add_switch(
         group,
         "deepspeed_autocast",
         False,
         "with DeepSpeed and --precision bf16: parameters and optimiser in fp32, computing in bf16 "
         "(without it DeepSpeed casts the parameters, as the reference does)",
     )
-    _switch(group, "save_embedding", False, "write the test windows' mean features")
+    add_switch(group, "save_embedding", False, "write the test windows' mean features")
     add("--embedding_save_dir", metavar="DIR", help="default: embeddings/ in the run folder")
-    _switch(group, "use_early_stopping", False, "stop when the monitored value stops improving")
+    add_switch(group, "use_early_stopping", False, "stop when the monitored value stops improving")
     add("--early_stopping_patience", type=int, default=5, help="validations without improvement")
-    _switch(group, "save_every_checkpoints", False, "keep a checkpoint of every epoch")
+    add_switch(group, "save_every_checkpoints", False, "keep a checkpoint of every epoch")
     add("--every_n_train_steps", type=int, help="also keep a checkpoint every N steps")
-    _switch(
+    add_switch(
         group,
         "scalability_check",
         False,
@@ -118,137 +108,15 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_data_flags(parser: argparse.ArgumentParser) -> None:
-    """Which data, which windows, how scaled and split."""
-    group = parser.add_argument_group("data")
-    add = group.add_argument
-
-    def value(name: str, kind: type, text: str) -> None:
-        add(f"--{name}", type=kind, default=_default(DataConfig, name), help=text)
-
-    add(
-        "--dataset_name",
-        nargs="+",
-        default=list(_default(DataConfig, "dataset_name")),
-        metavar="NAME",
-        help=f"{', '.join(names.DATASET_NAMES)}; HCP is S1200",
-    )
-    add("--image_path", nargs="+", metavar="DIR", help="folder of each data set's HDF5 store")
-    add(
-        "--img_size",
-        nargs="+",
-        type=int,
-        default=list(_default(ModelConfig, "img_size")),
-        metavar="N",
-        help="X Y Z T of a window",
-    )
-    add("--sequence_length", type=int, help="frames of a window; default: T of --img_size")
-    value("stride_between_seq", float, "step between windows, in window lengths")
-    value("stride_within_seq", int, "step between the frames of a window")
-    add(
-        "--input_scaling_method",
-        default=_default(DataConfig, "input_scaling_method"),
-        metavar="NAME",
-        help=", ".join(names.SCALING_METHODS),
-    )
-    value("dataset_split_num", int, "which split of the subjects")
-    value("train_split", float, "share of the subjects for training")
-    value("val_split", float, "share for validation; the rest is for testing")
-    add(
-        "--group_by",
-        default=_default(DataConfig, "group_by"),
-        metavar="UNIT",
-        help=f"what is split and scored as one: {', '.join(names.SPLIT_UNITS)}",
-    )
-    value("family_column", str, "metadata column; subjects of one value stay in one part")
-    add(
-        "--stratify_by",
-        nargs="+",
-        default=[],
-        metavar="COLUMN",
-        help="metadata columns whose values every part gets in equal shares; none: no "
-        "stratification (default: the data set's own, SITE_ID for ABIDE)",
-    )
-    add(
-        "--match_on",
-        nargs="+",
-        default=[],
-        metavar="COLUMN",
-        help="keep pairs of the two classes that agree in these columns (propensity matching)",
-    )
-    value("match_caliper", float, "largest distance of a pair, in SD of the propensity's logit")
-    add(
-        "--dataset_weights",
-        nargs="+",
-        type=float,
-        default=[],
-        metavar="W",
-        help="share of each data set in the training windows of an epoch (default: its size)",
-    )
-    _switch(group, "balanced_sampling", False, "draw training windows of all classes alike")
-    value("batch_size", int, "windows of a training batch on each device")
-    add("--eval_batch_size", type=int, help="windows of an evaluation batch; default: --batch_size")
-    value("num_workers", int, "processes that load data")
-    _switch(group, "pin_memory", False, "page-locked batches, for CUDA")
-    _switch(
-        group,
-        "persistent_workers",
-        _default(DataConfig, "persistent_workers"),
-        "keep loading processes between epochs",
-    )
-    value("prefetch_factor", int, "batches that each loading process reads ahead")
-    add(
-        "--window_cache",
-        type=_number_or_word,
-        default=_default(DataConfig, "window_cache"),
-        metavar="GB",
-        help="memory that keeps training windows; auto: all of them, if they fit into a quarter "
-        "of the free memory",
-    )
-    for part in ("training", "validation", "test"):
-        value(f"limit_{part}_samples", float, f"share (<= 1) or number of the {part} subjects")
-    value("num_train_fMRI_segments", int, "at most this many windows of a training run")
-    value("bad_subj_path", str, "text file of subjects to leave out, one a line")
-    _switch(group, "shuffle_time_sequence", False, "control: shuffle the frames of each window")
-    _switch(group, "include_valid_to_train", False, "train on the validation subjects as well")
-    _switch(
-        group,
-        "augment_during_training",
-        False,
-        "move, smooth and add noise to training windows, each window alike in all its frames",
-    )
-    _switch(group, "augment_only_affine", False, "move them only")
-    _switch(group, "augment_only_intensity", False, "smooth and add noise only")
-    add(
-        "--augment_strength",
-        type=float,
-        default=_default(AugmentConfig, "strength"),
-        help="factor on the size of all augmentations",
-    )
-    group.add_argument(
-        "--dummy_subjects", type=int, default=40, help="Dummy without --image_path: subjects"
-    )
-    group.add_argument(
-        "--dummy_effect_size", type=float, default=2.0, help="Dummy: size of the planted effect"
-    )
-
-
-def _number_or_word(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """Architecture of the backbone."""
     group = parser.add_argument_group("model")
     add = group.add_argument
 
     def value(name: str, kind: type, text: str) -> None:
-        add(f"--{name}", type=kind, default=_default(ModelConfig, name), help=text)
+        add(f"--{name}", type=kind, default=default_of(ModelConfig, name), help=text)
 
-    add("--model", default=_default(ModelConfig, "model"), help=", ".join(names.MODEL_NAMES))
+    add("--model", default=default_of(ModelConfig, "model"), help=", ".join(names.MODEL_NAMES))
     value("embed_dim", int, "width D")
     value("depth", int, "number of Mamba2 blocks")
     value("d_state", int, "state size; 0: embed_dim / 4")
@@ -258,32 +126,32 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         "--patch_size",
         nargs="+",
         type=int,
-        default=list(_default(ModelConfig, "patch_size")),
+        default=list(default_of(ModelConfig, "patch_size")),
         metavar="N",
         help="X Y Z T of a patch",
     )
     value("in_chans", int, "channels of the input")
     add(
         "--mamba_pe_method",
-        default=_default(ModelConfig, "mamba_pe_method"),
+        default=default_of(ModelConfig, "mamba_pe_method"),
         metavar="NAME",
         help=f"positional encoding: {', '.join(names.POSITIONAL_ENCODINGS)}",
     )
-    _switch(group, "keep_background", False, "keep all tokens instead of the brain's only")
-    _switch(
+    add_switch(group, "keep_background", False, "keep all tokens instead of the brain's only")
+    add_switch(
         group,
         "calc_loss_without_background",
         False,
         "drop background tokens: the default here; the reference's flag stays accepted",
     )
-    _switch(group, "union_mask", False, "keep the union of the batch's brain tokens (reference)")
+    add_switch(group, "union_mask", False, "keep the union of the batch's brain tokens (reference)")
     add(
         "--ssd_backend",
         default="auto",
         metavar="NAME",
         help=f"state-space scan: {', '.join(names.SSD_BACKENDS)}",
     )
-    _switch(
+    add_switch(
         group,
         "activation_checkpointing",
         False,
@@ -295,13 +163,13 @@ def add_objective_flags(parser: argparse.ArgumentParser) -> None:
     """Pre-training objective, or downstream task and head."""
     group = parser.add_argument_group("objective")
     add = group.add_argument
-    _switch(group, "pretraining", False, "pre-train; needs --use_autoregressive or --use_mim")
-    _switch(group, "use_autoregressive", False, "next-token prediction")
-    _switch(group, "use_mim", False, "masked-token reconstruction")
-    add("--mask_ratio", type=float, default=_default(PretrainConfig, "mask_ratio"), help="hidden")
+    add_switch(group, "pretraining", False, "pre-train; needs --use_autoregressive or --use_mim")
+    add_switch(group, "use_autoregressive", False, "next-token prediction")
+    add_switch(group, "use_mim", False, "masked-token reconstruction")
+    add("--mask_ratio", type=float, default=default_of(PretrainConfig, "mask_ratio"), help="hidden")
     add(
         "--masking_type",
-        default=_default(PretrainConfig, "masking_type"),
+        default=default_of(PretrainConfig, "masking_type"),
         metavar="NAME",
         help=", ".join(names.MASKING_TYPES),
     )
@@ -312,44 +180,44 @@ def add_objective_flags(parser: argparse.ArgumentParser) -> None:
         f"subjects: {', '.join(n for n, t in tasks.TASKS.items() if t.type == 'classification')}",
     )
     known = "; ".join(f"{name}: {task.description}" for name, task in tasks.TASKS.items())
-    add("--downstream_task", default=_default(DownstreamConfig, "task"), help=known)
+    add("--downstream_task", default=default_of(DownstreamConfig, "task"), help=known)
     add("--downstream_task_type", help=f"{', '.join(tasks.TASK_TYPES)}; default: the task's own")
     add("--clf_head_version", default="linear", help=f"{', '.join(names.HEAD_NAMES)}; v1 is linear")
-    add("--head_dropout", type=float, default=_default(HeadConfig, "dropout"), help="in the head")
-    _switch(group, "freeze_feature_extractor", False, "train the head only")
+    add("--head_dropout", type=float, default=default_of(HeadConfig, "dropout"), help="in the head")
+    add_switch(group, "freeze_feature_extractor", False, "train the head only")
     add(
         "--lora_rank",
         type=int,
-        default=_default(DownstreamConfig, "lora_rank"),
+        default=default_of(DownstreamConfig, "lora_rank"),
         help="train the head and updates of this rank of the backbone's projections (LoRA; needs "
         "the package peft); 0: all weights",
     )
     add(
         "--lora_alpha",
         type=float,
-        default=_default(DownstreamConfig, "lora_alpha"),
+        default=default_of(DownstreamConfig, "lora_alpha"),
         help="the updates are multiplied by this / rank",
     )
     add(
         "--label_smoothing",
         type=float,
-        default=_default(DownstreamConfig, "label_smoothing"),
+        default=default_of(DownstreamConfig, "label_smoothing"),
         help="of the cross entropy",
     )
     add(
         "--label_scaling_method",
-        default=_default(DownstreamConfig, "label_scaling_method"),
+        default=default_of(DownstreamConfig, "label_scaling_method"),
         metavar="NAME",
         help=f"of regression targets: {', '.join(names.LABEL_SCALING_METHODS)}",
     )
     add("--shuffle_labels", type=int, metavar="SEED", help="control: permute labels over subjects")
     add(
         "--class_weights",
-        default=_default(DownstreamConfig, "class_weights"),
+        default=default_of(DownstreamConfig, "class_weights"),
         metavar="NAME",
         help=f"weights of the classes in the loss: {', '.join(names.CLASS_WEIGHTS)}",
     )
-    add("--label_csv", metavar="FILE", help="targets of your own: CSV or TSV, one row a subject")
+    add("--label_csv", metavar="FILE", help="targets of your own: CSV or TSV, one row per subject")
     add("--subject_column", metavar="COLUMN", help="its column of subjects (default: the usual)")
     add("--target_column", metavar="COLUMN", help="its column of the target; of --events too")
     add(
@@ -368,11 +236,11 @@ def add_objective_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--event_delay",
         type=float,
-        default=_default(DownstreamConfig, "event_delay"),
+        default=default_of(DownstreamConfig, "event_delay"),
         metavar="SECONDS",
         help="shift of the events, for the delay of the haemodynamic response",
     )
-    _switch(
+    add_switch(
         group,
         "adjust_thresh",
         False,
@@ -392,14 +260,16 @@ def add_optim_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("optimisation")
 
     def value(name: str, kind: type, text: str) -> None:
-        group.add_argument(f"--{name}", type=kind, default=_default(OptimConfig, name), help=text)
+        group.add_argument(f"--{name}", type=kind, default=default_of(OptimConfig, name), help=text)
 
     value("optimizer", str, ", ".join(names.OPTIMIZER_NAMES))
     value("learning_rate", float, "peak learning rate")
-    _switch(group, "lr_scaling", False, f"times effective batch / {EFFECTIVE_BATCH}, the paper's")
+    add_switch(
+        group, "lr_scaling", False, f"times effective batch / {EFFECTIVE_BATCH}, the paper's"
+    )
     value("weight_decay", float, "decoupled weight decay")
     value("momentum", float, "of SGD")
-    _switch(group, "use_scheduler", True, "CosineAnnealingWarmUpRestarts; off: constant rate")
+    add_switch(group, "use_scheduler", True, "CosineAnnealingWarmUpRestarts; off: constant rate")
     value("warmup", float, "share of a cycle spent warming up")
     value("gamma", float, "factor on the peak from cycle to cycle")
     value("cycle", float, "length of a cosine cycle as a share of the run")

@@ -51,7 +51,7 @@ def next_token_errors(
 def masked_token_errors(
     x: Tensor, tokens: Tensor, targets: Tensor, predict: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """As ``next_token_errors``, for hidden tokens: each is predicted from its own place."""
+    """Like ``next_token_errors``, for hidden tokens: each is predicted from its own position."""
     return _row_errors(x.index_select(0, targets), tokens.index_select(0, targets), predict)
 
 

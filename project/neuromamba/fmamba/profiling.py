@@ -1,10 +1,10 @@
 """Where the time of training goes: clocks at the joints of the training loop, over all ranks.
 
-``StepClock`` is told by Lightning what begins and ends, and books every moment of a batch on a
+``StepClock`` hears from Lightning what begins and ends, and assigns every moment of a batch to a
 phase; the phases add up to the batch. On a GPU the marks are events in its queue, so that nothing
 waits for them and a phase is the device's own time. ``ThroughputCheck`` measures some batches after
 a warm-up, traces some more for the time that ranks spend exchanging data
-(``communication``), and hands the figures of all ranks to whoever asked:
+(``communication``), and passes the figures of all ranks to the caller:
 ``--scalability_check`` and ``neuromamba profile``. It changes nothing that is computed.
 """
 
@@ -90,7 +90,7 @@ class BatchRecord:
 
 
 class StepClock(Profiler):
-    """Books the time of training batches on phases; a profiler in Lightning's sense."""
+    """Assigns the time of training batches to phases; a profiler in Lightning's sense."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class StepClock(Profiler):
         self._switch()
 
     def _switch(self) -> None:
-        """Book the time until now, if another phase begins."""
+        """Assign the time until now to the phase that ends, if another one begins."""
         phase = (self._inside[-1] if self._inside else PHASES[-1]) if self._open else None
         if phase == self._phase:
             return
@@ -180,6 +180,7 @@ class ThroughputCheck(Callback):
         self,
         flops: Callable[[int], int],
         finish: Finish,
+        *,
         warm_up: int = WARM_UP_BATCHES,
         batches: int = BATCHES,
         then_stop: bool = False,
@@ -264,7 +265,7 @@ class ThroughputCheck(Callback):
             self._finish({"ranks": ranks, "accumulation": trainer.accumulate_grad_batches})
 
     def figures(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Of this rank: seconds of each phase, windows and tokens of each batch, memory."""
+        """Return this rank's seconds of each phase, windows and tokens of each batch, memory."""
         whole, together = self._clock.batches, trainer.accumulate_grad_batches
         warm_up = min(self._warm_up, len(whole) // 2)  # it ended before its time
         counted = whole[warm_up:]

@@ -56,7 +56,7 @@ class ResumePoint:
 
     @property
     def state(self) -> Mapping[str, Any]:
-        """As Lightning stored it."""
+        """The checkpoint as Lightning stored it."""
         return self.training.contents
 
     @property
@@ -171,7 +171,7 @@ def _check_position(point: ResumePoint, config: RunConfig, steps: int) -> None:
     elif not loaders:
         why = "but does not say which of its batches were used"
     elif config.trainer.get("overfit_batches"):
-        why = "which --overfit_batches cannot go on with"
+        why = "which --overfit_batches cannot continue"
     elif loaders[0]["batches"] % accumulation(config):
         why = f"and between the {accumulation(config)} batches of a step"
     if why:

@@ -27,7 +27,7 @@ from neuromamba.layers.ssd import select_backend
 from neuromamba.training import launch
 from neuromamba.training.allocator import choose_allocator
 from neuromamba.training.checkpoint_writer import clean_up
-from neuromamba.training.fault_tolerance import FaultTolerance, take_over_signals
+from neuromamba.training.fault_tolerance import FaultTolerance
 from neuromamba.training.resume_state import count_last_epoch, resume_by_epochs
 from neuromamba.training.run_lock import RunLock
 from neuromamba.training.stopping import seconds_of
@@ -129,7 +129,6 @@ class Run:
             fault_tolerance,
             None if point is None else point.progress,
         )
-        take_over_signals(trainer)
         resume_by_epochs(trainer)
         outputs.make_folders(config, run_dir)
         launch.agreed_or_refused("begun", fault_tolerance.lock.take)

@@ -1,4 +1,4 @@
-"""From parsed flags to checked configurations: what a run was asked to do."""
+"""Checked configurations from parsed flags: what a run was asked to do."""
 
 from __future__ import annotations
 

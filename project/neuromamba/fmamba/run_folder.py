@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import math
@@ -22,7 +21,7 @@ from neuromamba.config.model import ModelConfig
 from neuromamba.config.serialise import from_dict, read_yaml
 from neuromamba.config.training import DownstreamConfig
 from neuromamba.data.windows.run_data import RunData
-from neuromamba.evaluation.result_files import PREDICTIONS
+from neuromamba.evaluation.result_files import CURVES, METRICS, PREDICTIONS, curve, metrics_from
 from neuromamba.evaluation.scores import SubjectScores, read_scores
 
 
@@ -58,8 +57,7 @@ class RunFolder:
     @cached_property
     def metrics(self) -> dict[str, float]:
         """``metrics.json``; NaN for what is not defined."""
-        values = self._json("metrics.json")
-        return {k: math.nan if v is None else float(v) for k, v in values.items()}
+        return metrics_from(self._json(METRICS))
 
     @cached_property
     def evaluation(self) -> dict[str, Any]:
@@ -134,13 +132,10 @@ class RunFolder:
 
     def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Optimiser steps [n] and values [n] of a quantity logged in training; empty if never."""
-        rows = csv.DictReader(self._text("logs/metrics.csv").splitlines())
-        points = [(int(row["step"]) + 1, float(row[name])) for row in rows if row.get(name)]
+        steps, values = curve(self._text(str(CURVES)), name)
         # After training the best weights are validated once more, under the step after the last.
-        last = self.metrics.get("train/steps", math.inf)
-        points = [point for point in points if point[0] <= last]
-        steps, values = zip(*points, strict=True) if points else ((), ())
-        return np.array(steps, dtype=int), np.array(values, dtype=float)
+        kept = steps <= self.metrics.get("train/steps", math.inf)
+        return steps[kept], values[kept]
 
     def split_records(self) -> Mapping[str, Mapping[str, Any]]:
         """Data set -> its split as written by ``splits.split_record``."""
@@ -148,7 +143,7 @@ class RunFolder:
         return {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in found}
 
     def scores(self, part: str = "test") -> SubjectScores:
-        """Of the test or validation ("val") subjects, averaged over each one's windows."""
+        """Scores of the test or validation ("val") subjects, averaged over each one's windows."""
         return read_scores(self.path / PREDICTIONS[part])
 
     def has_scores(self, part: str) -> bool:

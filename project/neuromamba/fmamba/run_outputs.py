@@ -3,13 +3,12 @@
 - ``config.yaml``: every flag, resolved; can be given back to ``--config``.
 - ``metrics.json``: flat ``{"test/auroc": ...}``; values that are not defined are null.
 - ``predictions.csv``: ``subject,window,target,prob_0,prob_1,...``, or ``...,prediction`` for a
-  regression, one line a test window; ``validation_predictions.csv`` the same of the validation
+  regression, one line per test window; ``validation_predictions.csv`` the same of the validation
   windows, with the weights that were tested.
 """
 
 from __future__ import annotations
 
-import csv
 import tempfile
 from collections.abc import Mapping
 from itertools import chain, count
@@ -18,10 +17,11 @@ from pathlib import Path
 import yaml
 from pytorch_lightning.utilities import rank_zero_only
 
-from neuromamba.common.atomic_files import atomic_path, write_text_atomically
+from neuromamba.common.atomic_files import write_text_atomically
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.windows.run_data import RunData
-from neuromamba.evaluation.result_files import PREDICTIONS
+from neuromamba.evaluation import result_files
+from neuromamba.evaluation.result_files import PREDICTIONS, Predictions
 from neuromamba.evaluation.subject_metrics import WindowScores
 from neuromamba.fmamba.downstream import DownstreamModule
 from neuromamba.fmamba.run_config import RunConfig, unused_flags
@@ -37,7 +37,7 @@ def run_name(config: RunConfig) -> str:
     """``--process_code``, else objective or task, and the batch job or the time; for all ranks.
 
     A job that is requeued finds its folder again. Several runs of a job are numbered, unless
-    they are to go on with the last.
+    they are to continue the last.
     """
     if config.flags["process_code"]:
         return config.flags["process_code"]
@@ -161,21 +161,16 @@ def write_predictions(
     Args:
         scores: of every window of a part.
         names: subject key -> name.
-        classification: probabilities of the classes, else one prediction.
+        classification: whether targets are classes and scores their probabilities.
         path: the file.
     """
-    columns = scores.score.shape[1]
-    header = [f"prob_{i}" for i in range(columns)] if classification else ["prediction"]
-    rows = sorted(
-        (names[int(subject)], int(window), target.item(), *(float(value) for value in score))
-        for subject, window, target, score in zip(
-            scores.subject, scores.window, scores.target, scores.score, strict=True
-        )
+    subjects, windows = [names[int(key)] for key in scores.subject], scores.window.tolist()
+    order = sorted(range(len(windows)), key=lambda i: (subjects[i], windows[i]))
+    target = scores.target.numpy()[order]
+    found = Predictions(
+        [subjects[i] for i in order],
+        [windows[i] for i in order],
+        target.astype(int) if classification else target.astype(float),
+        scores.score.double().numpy()[order],
     )
-    with (
-        atomic_path(path) as temporary,
-        open(temporary, "w", newline="", encoding="utf-8") as stream,
-    ):
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["subject", "window", "target", *header])
-        writer.writerows(rows)
+    result_files.write_predictions(found, path)

@@ -20,10 +20,10 @@ from neuromamba.data.ingest.nifti import read_labels
 from neuromamba.data.store.reader import RunFile
 from neuromamba.data.windows.dataset import Window, WindowDataset
 from neuromamba.data.windows.run_data import RunData
+from neuromamba.evaluation.connectivity import connectivity, standardised
 from neuromamba.evaluation.subject_keys import subject_key
 
 MOST_PARCELS = 100
-_LARGEST = 1 - 1e-6  # correlations beyond are copies of a region; arctanh has no value at 1
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,8 @@ def subject_features(
     """
     column = np.full(int(np.prod(data.config.grid)), -1)
     column[voxels] = np.arange(len(voxels))
-    upper = np.triu_indices(regions.count, k=1)
-    found: dict[str, _Sums] = defaultdict(lambda: _Sums(len(voxels), len(upper[0])))
+    pairs = regions.count * (regions.count - 1) // 2
+    found: dict[str, _Sums] = defaultdict(lambda: _Sums(len(voxels), pairs))
     for part in parts:
         names, windows = data.sample_names(part), data.parts[part]
         if windows is None:
@@ -184,7 +184,7 @@ def subject_features(
                     one.windows += 1
                     series.append(_regional(bold, regions, vox))
                     if _last_of_run(dataset.windows, i, window):
-                        one.connectivity += _fisher_z(np.concatenate(series))[upper]
+                        one.connectivity += connectivity(standardised(np.concatenate(series)))
                         one.runs += 1
                         series = []
                     bar.update()
@@ -214,13 +214,3 @@ def _regional(bold: np.ndarray, regions: Parcellation, vox: np.ndarray) -> np.nd
         (1 / count[region[inside]], (region[inside], inside)), shape=(regions.count, len(vox))
     )
     return (weights @ bold.T.astype(np.float32)).T
-
-
-def _fisher_z(series: np.ndarray) -> np.ndarray:
-    """[P, P] of a time series [T, P]."""
-    wide = series.astype(np.float64)
-    wide -= wide.mean(axis=0)
-    deviation = np.sqrt((wide**2).mean(axis=0))
-    moves = deviation > 1e-6 * np.abs(series).max(initial=1e-12)
-    z = np.where(moves, wide / np.where(moves, deviation, 1), 0)
-    return np.arctanh(np.clip(z.T @ z / len(z), -_LARGEST, _LARGEST))

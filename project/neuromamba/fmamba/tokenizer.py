@@ -1,4 +1,4 @@
-"""From scaled volumes to packed brain tokens (paper, section 3.1).
+"""Packed brain tokens from scaled volumes (paper, section 3.1).
 
 A window (C, X, Y, Z, T) is cut into patches; a patch with its frames is a token. Tokens are in
 raster order, T fastest, then Z, Y, X; inside a token the voxels are in the order (x, y, z, t, c).
@@ -87,7 +87,7 @@ def pack_dense(
     Args:
         fmri: (B, C, X, Y, Z, T), scaled.
         config: patch size and what to keep.
-        mask: (B, X, Y, Z) bool brain mask; without it background is told by its value.
+        mask: (B, X, Y, Z) bool brain mask; without it background is recognised by its value.
         names: subjects of the samples, for the message.
 
     Raises:

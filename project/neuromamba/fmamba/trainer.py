@@ -1,18 +1,16 @@
-"""Builds the Lightning Trainer of a run: loggers, callbacks, steps."""
+"""Build the Lightning Trainer of a run: its checkpoints, loggers and number of steps."""
 
 from __future__ import annotations
 
 import math
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.callbacks import EarlyStopping, TQDMProgressBar
+from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from neuromamba.common.checkout import repository
 from neuromamba.common.errors import UserInputError
@@ -21,18 +19,10 @@ from neuromamba.config.tasks import TASK_TYPES
 from neuromamba.fmamba.feature_watch import FeatureWatch
 from neuromamba.fmamba.run_config import RunConfig
 from neuromamba.fmamba.scalability import scalability_check
-from neuromamba.training.callbacks import (
-    BatchSeed,
-    BestCheckpoint,
-    EmbeddingWriter,
-    PlainProgress,
-    RegularCheckpoint,
-)
-from neuromamba.training.checkpoint_writer import AtomicCheckpoints
+from neuromamba.training.callbacks import BestCheckpoint, EmbeddingWriter, RegularCheckpoint
 from neuromamba.training.curves import curve_logger
 from neuromamba.training.fault_tolerance import FaultTolerance
-from neuromamba.training.fit import quiet_lightning
-from neuromamba.training.launch import cluster_environment
+from neuromamba.training.fit import assemble_trainer
 from neuromamba.training.strategies import Hardware, installed
 
 PRETRAIN_EPOCHS = 40  # paper, Appendix B
@@ -140,54 +130,29 @@ def build_trainer(
         fault_tolerance: what is done about signals, time limits and losses that are not numbers.
         taken: of a resumed run, see ``curve_logger``.
     """
-    quiet_lightning()
-    # Lightning < 2.6 would unpickle whatever a checkpoint to resume from holds.
-    os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
-    ours = {"accelerator", "devices", "num_nodes", "strategy", "precision"}
-    arguments: dict[str, Any] = {k: v for k, v in config.trainer.items() if k not in ours}
-    arguments |= hardware.trainer_arguments()
-    arguments["plugins"] = [
-        *arguments.get("plugins", []),
-        *cluster_environment(),
-        AtomicCheckpoints(),
-    ]
+    # The hardware has settled these.
+    settled = {"accelerator", "devices", "num_nodes", "strategy", "precision"}
+    arguments: dict[str, Any] = {k: v for k, v in config.trainer.items() if k not in settled}
     arguments.pop("max_time", None)  # kept by FaultTolerance, on all ranks and with a checkpoint
-    arguments["use_distributed_sampler"] = False  # ours knows the ranks
     arguments.setdefault("max_epochs", epochs(config))
-    quiet = arguments.get("barebones", False)
-    if not quiet:
-        arguments.setdefault("log_every_n_steps", 10)
     arguments["accumulate_grad_batches"] = accumulation(config)
     if config.flags["grad_clip"] is not None:
         arguments["gradient_clip_val"] = config.flags["grad_clip"]
-    bar = None
-    if sys.stderr.isatty() and arguments.get("enable_progress_bar", True):
-        # It shows the loss, and to read that from a GPU the host waits until the step is done.
-        bar = TQDMProgressBar(refresh_rate=1 if hardware.accelerator == "cpu" else 20)
-    arguments["enable_progress_bar"] = bar is not None
-    arguments.setdefault("enable_model_summary", False)
-    arguments.setdefault("num_sanity_val_steps", 0)
-    callbacks = [] if quiet else build_callbacks(config, run_dir, validates, bar)
-    if fault_tolerance is not None and not quiet:
-        callbacks.insert(0, fault_tolerance)
-    try:
-        return Trainer(
-            logger=False if quiet else build_loggers(config, run_dir, run_name, taken),
-            callbacks=callbacks,
-            default_root_dir=run_dir,
-            **arguments,
-        )
-    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
-        # Lightning's own checks of its flags: their messages name the argument.
-        raise UserInputError(f"Trainer: {' '.join(str(error).split())}") from None
+    bare = arguments.get("barebones", False)
+    return assemble_trainer(
+        folder=run_dir,
+        hardware=hardware,
+        seed=config.flags["seed"],
+        arguments=arguments,
+        callbacks=[] if bare else build_callbacks(config, run_dir, validates),
+        loggers=[] if bare else build_loggers(config, run_dir, run_name, taken),
+        fault_tolerance=fault_tolerance,
+    )
 
 
-def build_callbacks(
-    config: RunConfig, run_dir: Path, validates: bool, bar: TQDMProgressBar | None
-) -> list[Callback]:
-    """Checkpoints, progress, early stopping and embeddings, as far as asked for."""
-    callbacks: list[Callback] = [BatchSeed(config.flags["seed"])]
-    callbacks.append(bar or PlainProgress())
+def build_callbacks(config: RunConfig, run_dir: Path, validates: bool) -> list[Callback]:
+    """Checkpoints, early stopping and embeddings, as far as asked for."""
+    callbacks: list[Callback] = []
     folder = run_dir / "checkpoints"
     monitor, mode = monitored(config)
     if config.trainer.get("enable_checkpointing", True):

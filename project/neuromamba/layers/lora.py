@@ -1,7 +1,7 @@
 """LoRA (Hu et al. 2022, ICLR): low-rank updates of the backbone's projections.
 
 ``peft`` puts them into a model that is trained; ``checkpoints.io`` adds them to the weights when a
-checkpoint is read for anything but going on with the training, so nothing else knows of them.
+checkpoint is read for anything but resuming the training, so nothing else knows of them.
 """
 
 from __future__ import annotations

@@ -18,7 +18,6 @@ Shapes: N regions, P pathways, D width, S scans, B of them at a time.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -26,30 +25,16 @@ import torch
 from torch import Tensor
 
 from neuromamba.data.regions.batches import ScanDataset, ScanLoader
-from neuromamba.data.regions.dataset import Scan
+from neuromamba.data.regions.scan import Scan
 from neuromamba.layers.packing import Packed
+from neuromamba.neurossm.config import CPAConfig
 from neuromamba.neurossm.model import NeuroSSM
 
 MIDPOINTS = 8
 
 
-@dataclass(frozen=True)
-class CPAConfig:
-    """How it is computed.
-
-    Attributes:
-        ablation: ``mean`` or ``zero``: what takes the place of a pathway's features.
-        gradient: ``integrated`` or ``single``.
-        batch_size: scans at a time.
-    """
-
-    ablation: str = "mean"
-    gradient: str = "integrated"
-    batch_size: int = 8
-
-
 class Attribution(NamedTuple):
-    """Of S scans; arrays of numpy.
+    """Attributions of S scans, as numpy arrays.
 
     Attributes:
         logits: [S, classes].

@@ -1,4 +1,4 @@
-"""``Analysis/Explainability/<DATASET>/seed_<SEED>/``: a file a scan, and what they share.
+"""``Analysis/Explainability/<DATASET>/seed_<SEED>/``: one file per scan, and what they share.
 
 ``subj_<scan>.npz`` holds, without any pickle: subject_id, scan_id, label, pred, target, probs,
 logits, pathways [P], path_maps [P, N], drops [P], weights [P], cpa [N], dominant [N] (1 to P),
@@ -60,7 +60,7 @@ class ScanMap(NamedTuple):
 
 
 def safe_name(text: str) -> str:
-    """Of a scan or a class, as a part of a file's name."""
+    """Return the name of a scan or a class as a part of a file name."""
     return _UNSAFE.sub("-", text)
 
 

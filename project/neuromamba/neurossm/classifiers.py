@@ -16,11 +16,13 @@ from torch import nn
 
 from neuromamba.common.atomic_files import atomic_path
 from neuromamba.common.errors import UserInputError
-from neuromamba.data.regions.dataset import Scan
+from neuromamba.data.regions.scan import Scan
+from neuromamba.neurossm.config import FitConfig, NeuroSSMConfig
 from neuromamba.neurossm.gru import GRUClassifier
 from neuromamba.neurossm.linear import FEATURES, fit_and_predict
-from neuromamba.neurossm.model import NeuroSSM, NeuroSSMConfig
-from neuromamba.neurossm.module import FitConfig, score, train
+from neuromamba.neurossm.model import NeuroSSM
+from neuromamba.neurossm.module import score
+from neuromamba.neurossm.train import train
 from neuromamba.training.strategies import Hardware
 
 WEIGHTS = "weights.safetensors"
@@ -38,7 +40,7 @@ class Classifier(Protocol):
 
     @property
     def name(self) -> str:
-        """Of ``NAMES``."""
+        """One of ``NAMES``."""
 
     def settings(self) -> dict[str, Any]:
         """What its numbers depend on, beside data and splits."""
@@ -89,7 +91,14 @@ class NetworkClassifier:
         self, train_scans: Sequence[Scan], test_scans: Sequence[Scan], seed: int, folder: Path
     ) -> np.ndarray:
         """Train, write the weights, score."""
-        model = train(self.build, train_scans, self.fit, self.hardware, seed, folder)
+        model = train(
+            build=self.build,
+            scans=train_scans,
+            fit=self.fit,
+            hardware=self.hardware,
+            seed=seed,
+            folder=folder,
+        )
         state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
         with atomic_path(folder / WEIGHTS) as temporary:
             save_file(state, temporary)
@@ -130,7 +139,7 @@ class LinearClassifier:
 
 
 def classifier(name: str, model: NeuroSSMConfig, fit: FitConfig, hardware: Hardware) -> Classifier:
-    """The method of a name in ``NAMES``."""
+    """The classifier of a name in ``NAMES``."""
     return (
         NetworkClassifier(name, model, fit, hardware) if name in TRAINED else LinearClassifier(name)
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import softmax
@@ -15,9 +15,10 @@ from neuromamba.common.atomic_files import make_folder, write_text_atomically
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.seeds import seed_run
 from neuromamba.data.regions.atlases import Atlas, find_atlas, spare_collections
-from neuromamba.data.regions.dataset import Cohort, Scan
+from neuromamba.data.regions.dataset import Cohort
 from neuromamba.data.regions.holdout import HOLDOUT_NAME
-from neuromamba.neurossm.attribution import Attribution, CPAConfig, attribute, mean_features
+from neuromamba.data.regions.scan import Scan
+from neuromamba.neurossm.attribution import Attribution, attribute, mean_features
 from neuromamba.neurossm.attribution_files import (
     RANDOMISED,
     SCHEMA_VERSION,
@@ -28,6 +29,7 @@ from neuromamba.neurossm.attribution_files import (
 )
 from neuromamba.neurossm.attribution_report import write_pages
 from neuromamba.neurossm.classifiers import NetworkClassifier
+from neuromamba.neurossm.config import CPAConfig, Explanation
 from neuromamba.neurossm.model import NeuroSSM
 from neuromamba.neurossm.protocol import Protocol
 
@@ -49,32 +51,33 @@ class Plan(NamedTuple):
     atlas: Atlas | None
 
 
-def plan(protocol: Protocol, flags: Mapping[str, Any]) -> Plan:
+def plan(protocol: Protocol, explanation: Explanation, data_dir: Path) -> Plan:
     """Check what can be checked before hours of fits.
 
     Args:
         protocol: that is to be run.
-        flags: ``ablation``, ``cpa_gradient``, ``analysis_dir``, ``atlas``, ``data_dir``.
+        explanation: how, and where maps go.
+        data_dir: may have the atlas.
 
     Raises:
         UserInputError: an atlas that does not fit, a folder that cannot be written, or scans whose
             files would have the same name.
     """
-    cohort, folder = protocol.cohort, Path(flags["analysis_dir"]) / protocol.cohort.name
+    cohort, folder = protocol.cohort, explanation.analysis_dir / protocol.cohort.name
     for splits in protocol.splits().values():
         held = (cohort.scans[i].scan for i in splits[-1].test)
         check_names(held, cohort.details.classes)
-    atlas = _atlas(cohort, flags)
+    atlas = _atlas(cohort, explanation.atlas, data_dir)
     make_folder(folder, "--analysis_dir")
-    return Plan(CPAConfig(flags["ablation"], flags["cpa_gradient"]), folder, atlas)
+    return Plan(explanation.cpa, folder, atlas)
 
 
-def explain_holdouts(protocol: Protocol, method: NetworkClassifier, plan: Plan) -> list[Path]:
+def explain_holdouts(protocol: Protocol, classifier: NetworkClassifier, plan: Plan) -> list[Path]:
     """Write maps and pages of every seed's holdout; returns the folders.
 
     Args:
         protocol: that has been run.
-        method: NeuroSSM.
+        classifier: NeuroSSM.
         plan: of this protocol.
     """
     cohort, config = protocol.cohort, plan.config
@@ -82,8 +85,8 @@ def explain_holdouts(protocol: Protocol, method: NetworkClassifier, plan: Plan) 
     folders = []
     for seed, splits in protocol.splits().items():
         split = splits[-1]
-        fit = protocol.folder(method) / f"seed_{seed}" / HOLDOUT_NAME
-        model = method.load(fit)
+        fit = protocol.folder(classifier) / f"seed_{seed}" / HOLDOUT_NAME
+        model = classifier.load(fit)
         assert isinstance(model, NeuroSSM) and split.name == HOLDOUT_NAME
         train, test = ([cohort.scans[i] for i in part] for part in (split.train, split.test))
         print(f"CPA, seed {seed}: {len(test)} holdout scans", flush=True)
@@ -95,7 +98,7 @@ def explain_holdouts(protocol: Protocol, method: NetworkClassifier, plan: Plan) 
             old.unlink()
         for one in maps:
             write_scan_map(folder, one)
-        random = randomised(method, train, test, config, seed)
+        random = randomised(classifier, train, test, config, seed)
         write_arrays(
             folder / RANDOMISED,
             {
@@ -114,10 +117,9 @@ def explain_holdouts(protocol: Protocol, method: NetworkClassifier, plan: Plan) 
     return folders
 
 
-def _atlas(cohort: Cohort, flags: Mapping[str, Any]) -> Atlas | None:
-    given = Path(flags["atlas"]) if flags["atlas"] else None
+def _atlas(cohort: Cohort, given: Path | None, data_dir: Path) -> Atlas | None:
     try:
-        return find_atlas(cohort.details.atlas, cohort.rois, Path(flags["data_dir"]), given)
+        return find_atlas(cohort.details.atlas, cohort.rois, data_dir, given)
     except UserInputError as error:
         if given is not None:
             raise
@@ -162,7 +164,7 @@ def scan_maps(
 
 
 def randomised(
-    method: NetworkClassifier,
+    classifier: NetworkClassifier,
     train: Sequence[Scan],
     test: Sequence[Scan],
     config: CPAConfig,
@@ -170,7 +172,7 @@ def randomised(
 ) -> Attribution:
     """The same with random weights (Adebayo et al. 2018): what the data alone suggest."""
     seed_run(RANDOM_SEED + seed)
-    model = method.build().eval().to(method.device)
+    model = classifier.build().eval().to(classifier.device)
     assert isinstance(model, NeuroSSM)
     return attribute(model, test, mean_features(model, train), config)
 

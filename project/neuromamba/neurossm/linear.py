@@ -7,29 +7,25 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from neuromamba.data.regions.batches import z_scored
-from neuromamba.data.regions.dataset import Scan
+from neuromamba.data.regions.scan import Scan
+from neuromamba.evaluation.connectivity import connectivity
 from neuromamba.evaluation.linear_models import fit_logistic
 
-_LARGEST = 1 - 1e-6  # correlations beyond are copies of a region; arctanh has no value at 1
 
-
-def connectivity(scan: Scan) -> np.ndarray:
-    """[N (N - 1) / 2] Fisher's z of the correlations between regions; 0 for a constant one."""
-    z = z_scored(scan.series).double().numpy()
-    correlation = z @ z.T / z.shape[1]
-    upper = correlation[np.triu_indices(len(z), k=1)]
-    return np.arctanh(np.clip(upper, -_LARGEST, _LARGEST))
+def region_connectivity(scan: Scan) -> np.ndarray:
+    """Fisher's z [N (N - 1) / 2] of the z-scored series that the networks see, too."""
+    return connectivity(z_scored(scan.series).double().numpy().T)
 
 
 def mean_and_variance(scan: Scan) -> np.ndarray:
-    """[2 N] mean and logarithm of the variance of each region, as they stand in the file."""
+    """[2 N] mean and logarithm of the variance of each region, of the values in the file."""
     wide = scan.series.astype(np.float64)
     variance = wide.var(1)
     return np.concatenate([wide.mean(1), np.log(np.maximum(variance, 1e-12))])
 
 
 FEATURES: Mapping[str, Callable[[Scan], np.ndarray]] = {
-    "FC": connectivity,
+    "FC": region_connectivity,
     "MeanVariance": mean_and_variance,
 }
 

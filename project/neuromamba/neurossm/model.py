@@ -14,79 +14,14 @@ computed. Shapes: N regions, T frames, B scans, P pathways, D width, L packed fr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from neuromamba.common.errors import UserInputError
 from neuromamba.layers.mamba2 import Mamba2, ResidualBlock
 from neuromamba.layers.packing import Packed
 from neuromamba.layers.rms_norm import RMSNorm
-
-SIGNALS = ("raw", "diff")
-
-
-@dataclass(frozen=True)
-class NeuroSSMConfig:
-    """Architecture; the defaults have 1,665,170 parameters for 400 regions and two classes.
-
-    Attributes:
-        rois: N.
-        classes: number of logits.
-        signals: of ``SIGNALS``.
-        scales: frames that are averaged; a pathway for each signal and scale.
-        embed_dim: D.
-        depth: Mamba2 layers of a pathway.
-        d_state, d_conv, expand, headdim: of the Mamba2 layers.
-        dropout: on the output of each of them.
-        ssd_backend: see ``ssd.select_backend``.
-
-    Raises:
-        UserInputError: values that fit no model.
-    """
-
-    rois: int
-    classes: int
-    signals: tuple[str, ...] = SIGNALS
-    scales: tuple[int, ...] = (1, 2, 4)
-    embed_dim: int = 128
-    depth: int = 2
-    d_state: int = 16
-    d_conv: int = 4
-    expand: int = 2
-    headdim: int = 64
-    dropout: float = 0.1
-    ssd_backend: str = "auto"
-
-    def __post_init__(self) -> None:
-        if not self.signals or set(self.signals) - set(SIGNALS):
-            raise UserInputError(f"--signals: got {self.signals}, expected some of {SIGNALS}.")
-        for name, values in (("--signals", self.signals), ("--scales", self.scales)):
-            if len(set(values)) < len(values):
-                raise UserInputError(f"{name}: got {values}, with one of them twice.")
-        if not self.scales or min(self.scales) < 1:
-            raise UserInputError(f"--scales: got {self.scales}, expected numbers from 1 on.")
-        for name in ("embed_dim", "depth", "headdim"):
-            if getattr(self, name) < 1:
-                raise UserInputError(f"--{name}: got {getattr(self, name)}, expected 1 or more.")
-        if self.expand * self.embed_dim % self.headdim:
-            raise UserInputError(
-                f"--embed_dim: {self.expand} x {self.embed_dim} channels cannot be cut into heads "
-                f"of {self.headdim}; choose a multiple of {self.headdim // self.expand or 1}."
-            )
-        if not 0 <= self.dropout < 1:
-            raise UserInputError(f"--dropout: got {self.dropout}, expected 0 to below 1.")
-
-    @property
-    def pathways(self) -> tuple[str, ...]:
-        """``raw_1``, ``raw_2``, ..., ``diff_1``, ...: the order of everything per pathway."""
-        return tuple(f"{signal}_{scale}" for signal in self.signals for scale in self.scales)
-
-    @property
-    def shortest(self) -> int:
-        """Fewest frames of a scan: two of them at the coarsest scale."""
-        return 2 * max(self.scales)
+from neuromamba.neurossm.config import NeuroSSMConfig
 
 
 def pooled(packed: Packed, scale: int) -> Packed:

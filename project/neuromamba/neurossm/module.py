@@ -1,51 +1,19 @@
-"""The LightningModule of a ROI classifier, and one fit of it."""
+"""The LightningModule of a classifier of regional time series, and its scores."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
-from neuromamba.common.seeds import seed_run
 from neuromamba.data.regions.batches import ScanDataset, ScanLoader
-from neuromamba.data.regions.dataset import Scan
+from neuromamba.data.regions.scan import Scan
 from neuromamba.layers.packing import Packed
-from neuromamba.training.callbacks import BatchSeed, PlainProgress
-from neuromamba.training.curves import curve_logger
-from neuromamba.training.fault_tolerance import FaultTolerance, take_over_signals
-from neuromamba.training.fit import quiet_lightning
-from neuromamba.training.launch import cluster_environment
-from neuromamba.training.strategies import Hardware
-
-
-@dataclass(frozen=True)
-class FitConfig:
-    """How a model is trained.
-
-    Attributes:
-        crop: frames of a training crop (``--dynamic_length``).
-        epochs: over the training scans.
-        batch_size, eval_batch_size: scans.
-        learning_rate, max_learning_rate, min_learning_rate: begin, top and end of the cycle.
-        warm_up: share of the steps until the top.
-    """
-
-    crop: int
-    epochs: int = 20
-    batch_size: int = 32
-    eval_batch_size: int = 16
-    learning_rate: float = 2e-4
-    max_learning_rate: float = 4e-4
-    min_learning_rate: float = 2e-5
-    warm_up: float = 0.3
+from neuromamba.neurossm.config import FitConfig
 
 
 class ROIModule(LightningModule):
@@ -82,7 +50,7 @@ class ROIModule(LightningModule):
 
 
 class Scores(NamedTuple):
-    """Of test scans.
+    """Scores of test scans.
 
     Attributes:
         label: int [S].
@@ -96,58 +64,6 @@ class Scores(NamedTuple):
     def probability(self) -> np.ndarray:
         """float64 [S, classes]."""
         return torch.softmax(torch.from_numpy(self.logits).double(), 1).numpy()
-
-
-def train(
-    build: Callable[[], nn.Module],
-    scans: Sequence[Scan],
-    fit: FitConfig,
-    hardware: Hardware,
-    seed: int,
-    folder: Path,
-) -> nn.Module:
-    """Train a model from scratch; its curve goes to ``<folder>/logs/metrics.csv``.
-
-    Args:
-        build: makes the model, called after seeding.
-        scans: to train on.
-        fit: how.
-        hardware: one device.
-        seed: of weights, order, crops and dropout.
-        folder: of this fit.
-
-    Raises:
-        StoppedRun, UserInputError: see ``training.fault_tolerance``.
-    """
-    seed_run(seed)
-    data = ScanDataset(scans, fit.crop, seed)
-    loader = ScanLoader(data, fit.batch_size, shuffle=True)
-    module = ROIModule(build(), fit, fit.epochs * len(loader))
-    fault_tolerance = FaultTolerance()
-    bar = sys.stderr.isatty()
-    progress = TQDMProgressBar(leave=False) if bar else PlainProgress(every=max(1, fit.epochs // 4))
-    quiet_lightning()
-    trainer = Trainer(
-        max_epochs=fit.epochs,
-        logger=curve_logger(folder),
-        log_every_n_steps=1,
-        callbacks=[fault_tolerance, BatchSeed(seed), progress],
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=bar,
-        default_root_dir=folder,
-        plugins=[*cluster_environment()],
-        **hardware.trainer_arguments(),
-    )
-    take_over_signals(trainer)
-    try:
-        trainer.fit(module, loader)
-    except SystemExit:
-        raise KeyboardInterrupt from None  # Lightning makes this of Ctrl-C
-    finally:
-        fault_tolerance.end()
-    fault_tolerance.siblings.part()
-    return module.model
 
 
 @torch.no_grad()

@@ -168,7 +168,7 @@ class Database:
         return text.splitlines()
 
     def known(self, terms: list[str], where: str) -> list[str]:
-        """Those of the terms that the vocabulary has; the others are told of.
+        """Those of the terms that the vocabulary has; the others are reported.
 
         Raises:
             UserInputError: it has none of them.

@@ -89,7 +89,7 @@ def compare_with_references(
         random_maps: what the correlations are compared with.
 
     Raises:
-        UserInputError: anything the user can mend.
+        UserInputError: a mistake that the user can correct.
     """
     require_nimare()
     terms = read_yaml(terms_file, "--terms")
@@ -125,7 +125,7 @@ def _datasets(root: Path, terms: dict[str, Any], wanted: Sequence[str] | None) -
 
 
 def _read_maps(folder: Path) -> list[ScanMap]:
-    """Of all seeds; they fit together."""
+    """Read the maps of all seeds, which must fit together."""
     maps = [read_scan_map(path) for path in sorted(folder.glob("seed_*/subj_*.npz"))]
     if not maps:
         raise UserInputError(

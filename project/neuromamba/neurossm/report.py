@@ -1,27 +1,33 @@
-"""Tables, pictures and the page of ``Results/<DATASET>/<MODEL>/``."""
+"""The page of an evaluation, ``Results/<DATASET>/<MODEL>/report.html``, and its figures."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 
 from neuromamba.common.atomic_files import write_text_atomically
 from neuromamba.data.regions.dataset import Cohort
 from neuromamba.data.regions.holdout import HOLDOUT_NAME
+from neuromamba.evaluation.result_files import CURVES, curve
 from neuromamba.evaluation.scores import SubjectScores
-from neuromamba.neurossm.protocol import METRIC_NAMES, PARTS, FitResult, summary
+from neuromamba.neurossm.holdouts import HoldoutReport
+from neuromamba.neurossm.results import METRIC_NAMES, PARTS, FitResult, Results, summary
 from neuromamba.pages.figures import BLUE, GREY, ORANGE, confusion_figure, save_figure, styled
 from neuromamba.pages.page import Page, Picture, Section, Table, render
-from neuromamba.pages.tables import version_table
-from neuromamba.training.curves import FILE
+from neuromamba.pages.score_sections import (
+    confounds_section,
+    prediction_figures,
+    subject_cells,
+    subjects_table,
+    verdict,
+    worst_first,
+)
+from neuromamba.pages.tables import METRIC_LABELS, metrics_table, version_table
 
-Results = Mapping[str, Sequence[FitResult]]
 _TITLES = {"cross_validation": "Cross-validation", HOLDOUT_NAME: "Holdout"}
 
 
@@ -34,7 +40,7 @@ def _cell(values: Mapping[str, float] | None) -> str:
 
 
 def _rows(results: Results, part: str) -> list[list[str]]:
-    """A row a model: name, fits, metrics over scans, and over subjects where they differ."""
+    """One row per model: name, fits, metrics over scans, and over subjects where they differ."""
     rows = []
     for name, of_model in results.items():
         found = summary(of_model).get(part)
@@ -48,7 +54,7 @@ def _rows(results: Results, part: str) -> list[list[str]]:
     return rows
 
 
-_HEADER = ("", "fits", *(name.replace("_", " ") for name in METRIC_NAMES))
+_HEADER = ("", "Fits", *(METRIC_LABELS[name] for name in METRIC_NAMES))
 
 
 def summary_text(results: Results) -> str:
@@ -67,38 +73,149 @@ def summary_text(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_report(folder: Path, cohort: Cohort, results: Results, flags: Mapping[str, Any]) -> Path:
-    """Draw ``curves.png`` and ``confusion_*.png``, write ``report.html``; returns its path.
+def write_report(
+    folder: Path,
+    cohort: Cohort,
+    results: Results,
+    holdouts: HoldoutReport,
+    flags: Mapping[str, str],
+) -> Path:
+    """Draw the figures, and write ``report.html``; returns its path.
 
     Args:
-        folder: of the model.
+        folder: of the model; receives ``curves.png`` and ``confusion_*.png``, and below
+            ``figures/`` those of the first seed's holdout.
         cohort: the data.
         results: the model's first, then those of the baselines.
+        holdouts: their evaluation.
         flags: of the command line.
     """
     name, own = next(iter(results.items()))
-    sections = [_results_section(results)]
+    classes, first = cohort.details.classes, holdouts.holdouts[0]
+    sections = [_results_section(results), _holdout_section(cohort, holdouts)]
+    sections.append(
+        prediction_figures(
+            f"Holdout of seed {first.seed}", first.scores, classes, folder / "figures"
+        )
+    )
     pictures = []
     for part in PARTS:
         of_part = [result for result in own if result.part == part]
         if of_part:
-            pictures.append(_confusion(folder, part, of_part, cohort.details.classes))
+            pictures.append(_confusion(folder, part, of_part, classes))
     sections.append(
-        Section("Which classes are confused", pictures=pictures, side_by_side=len(pictures) > 1)
+        Section("Confusions of all fits", pictures=pictures, side_by_side=len(pictures) > 1)
     )
+    record = holdouts.record()["holdouts"]
+    for one in holdouts.holdouts:
+        title = f"Confounds, holdout of seed {one.seed}"
+        sections += confounds_section(record[str(one.seed)], title)
+    sections.append(_subjects_section(holdouts, classes))
     curves = training_curves(folder, own)
     if curves:
         figure = save_figure(_curves_figure(curves), folder / "curves.png")
-        caption = "Training loss of each fit; the last epoch's weights are the ones that count."
+        caption = "Training loss of each fit; the weights of the last epoch are the ones tested."
         alt = f"Line plot of the cross entropy of {len(curves)} fits over optimiser steps."
         sections.append(Section("Training", pictures=[Picture(figure, caption, alt)]))
     sections.append(Section("Data", tables=[_data_table(cohort)]))
-    given = [[key, str(value)] for key, value in sorted(flags.items()) if value is not None]
-    sections.append(Section("Settings and versions", tables=[Table(given), version_table()]))
+    given = [[key, value] for key, value in sorted(flags.items())]
+    sections.append(
+        Section(
+            "Settings and versions",
+            tables=[Table(given, title="Settings"), version_table()],
+            side_by_side=True,
+        )
+    )
     page = Page(f"{name} on {cohort.name}", (_what(cohort, own),), sections)
     path = folder / "report.html"
     write_text_atomically(path, render(page))
     return path
+
+
+def _holdout_section(cohort: Cohort, found: HoldoutReport) -> Section:
+    """Intervals and paired differences: a table a seed, and one of the mean over seeds."""
+    classes = cohort.details.classes
+    main = found.holdouts[0].scores[found.model].main_metric
+    several = any("/" in name for name in _names_of_several(found))
+    tables = []
+    for number, one in enumerate(found.holdouts, start=1):
+        tables.append(
+            metrics_table(
+                one.scores,
+                classes,
+                samples="scans",
+                drawn=found.drawn,
+                units="pairs of a held-out subject and a class" if several else "held-out subjects",
+                title=f"Holdout of seed {one.seed}",
+                explained=number == len(found.holdouts),
+            )
+        )
+    if found.metrics:
+        tables.append(_mean_table(found, main))
+    text = [
+        "Each seed has a holdout of its own, a fifth of the subjects, on which no model was fitted "
+        "and nothing was chosen."
+    ]
+    if found.metrics:
+        text.append(
+            "The holdouts of different seeds overlap in subjects, so that their intervals are not "
+            "independent and must not be combined. The interval of the mean over seeds draws from "
+            "the subjects of all holdouts together; a subject drawn counts in every holdout it "
+            "belongs to. No interval covers the choice of training subjects, splits and seeds."
+        )
+    calibration = "; ".join(
+        f"seed {one.seed}: expected calibration error {one.evaluation.calibration['ece']:.3f}, "
+        f"Brier score {one.evaluation.calibration['brier']:.3f}"
+        for one in found.holdouts
+    )
+    text.append(f"Calibration of {found.model}, {calibration}.")
+    differences = {name: of[main] for name, of in found.verdict_on.items()}
+    said = verdict(found.model, main, differences)
+    if said and found.metrics:
+        said = [f"Over the {len(found.holdouts)} seeds: {said[0][0].lower()}{said[0][1:]}"]
+    return Section("Intervals on the holdouts", [*text, *said], tables)
+
+
+def _names_of_several(found: HoldoutReport) -> Sequence[str]:
+    first = found.holdouts[0].scores[found.model]
+    return first.subjects if first.unit is not None else ()
+
+
+def _mean_table(found: HoldoutReport, main: str) -> Table:
+    names = list(found.metrics)
+    rows = [[found.model, *(str(found.metrics[name]) for name in names)]]
+    rows += [
+        [f"less {other}", *(str(of[name]) for name in names)]
+        for other, of in found.differences.items()
+    ]
+    return Table(
+        rows,
+        ("", *(METRIC_LABELS[name] for name in names)),
+        f"Mean over {len(found.holdouts)} seeds",
+        f"In brackets: intervals of the same kind ({found.drawn}), but drawn from the subjects of "
+        f"all holdouts together.",
+        numbers=range(1, len(names) + 1),
+        strong=0,
+    )
+
+
+def _subjects_section(found: HoldoutReport, classes: Sequence[str]) -> Section:
+    """Every holdout subject of every seed, the worst first."""
+    rows: list[tuple[float, tuple[str, ...]]] = []
+    for one in found.holdouts:
+        scores = one.scores[found.model]
+        for i in worst_first(scores):
+            cells = subject_cells(scores, int(i), classes)
+            rows.append((float(cells[-1]), (scores.subjects[i], *cells, str(one.seed))))
+    rows.sort(key=lambda row: row[0])
+    table = subjects_table(
+        [cells for _, cells in rows],
+        classes,
+        f"The scores are those of {found.model} on the holdout of each seed; subjects.csv has all "
+        f"of their digits.",
+        more=("seed",),
+    )
+    return Section("Subjects", tables=(table,))
 
 
 def _what(cohort: Cohort, results: Sequence[FitResult]) -> str:
@@ -128,11 +245,11 @@ def _results_section(results: Results) -> Section:
 def _confusion(
     folder: Path, part: str, results: Sequence[FitResult], classes: Sequence[str]
 ) -> Picture:
-    rows = pd.concat([result.predictions for result in results])
+    found = [result.predictions for result in results]
     scores = SubjectScores(
-        tuple(rows["scan"]),
-        rows["target"].to_numpy(dtype=int),
-        np.concatenate([result.probability for result in results]),
+        tuple(str(scan) for one in found for scan in one.sample),
+        np.concatenate([one.target for one in found]),
+        np.concatenate([one.score for one in found]),
     )
     path = save_figure(
         confusion_figure(scores, classes, "test scans"), folder / f"confusion_{part}.png"
@@ -149,11 +266,10 @@ def training_curves(folder: Path, results: Sequence[FitResult]) -> list[Curve]:
     """(split, steps, losses) of each fit that has a curve."""
     curves = []
     for result in results:
-        path = folder / f"seed_{result.seed}" / result.split / "logs" / FILE
+        path = folder / f"seed_{result.seed}" / result.split / CURVES
         if path.is_file():
-            table = pd.read_csv(path).dropna(subset=["train/loss"])
-            steps = table["step"].to_numpy(dtype=int) + 1
-            curves.append((result.split, steps, table["train/loss"].to_numpy(dtype=float)))
+            text = path.read_text(encoding="utf-8")
+            curves.append((result.split, *curve(text, "train/loss")))
     return curves
 
 

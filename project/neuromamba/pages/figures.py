@@ -1,6 +1,6 @@
 """Figures of runs: curves, ROC, confusion matrix. Each function returns a matplotlib ``Figure``.
 
-Colours are those of Okabe and Ito, which colour-blind readers can tell apart; lines also differ in
+Colours are those of Okabe and Ito, which colour-blind readers can distinguish; lines also differ in
 style. ``Figure`` is used without pyplot, so nothing is global and no display is needed.
 """
 

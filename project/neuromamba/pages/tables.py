@@ -14,6 +14,9 @@ METRIC_LABELS = {
     "auroc": "AUROC",
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",
+    "macro_f1": "Macro F1",
+    "macro_precision": "Macro precision",
+    "macro_recall": "Macro recall",
     "mse": "Squared error",
     "mae": "Absolute error",
     "pearson_r": "Pearson r",
@@ -34,7 +37,15 @@ PACKAGES = (
 
 
 def metrics_table(
-    scores: Mapping[str, SubjectScores], class_names: Sequence[str] = (), seed: int = 0
+    scores: Mapping[str, SubjectScores],
+    class_names: Sequence[str] = (),
+    *,
+    seed: int = 0,
+    samples: str = "windows",
+    drawn: str = "",
+    units: str = "held-out subjects",
+    title: str = "",
+    explained: bool = True,
 ) -> Table:
     """Metrics of a model (first) and of others, with intervals and paired differences.
 
@@ -42,11 +53,17 @@ def metrics_table(
         scores: label -> scores.
         class_names: in the order of the class index; none for a regression.
         seed: of the bootstrap.
+        samples: of a subject, whose scores are averaged.
+        drawn: what the bootstrap draws, in words; by default subjects, within classes.
+        units: what is counted.
+        title: of the table.
+        explained: whether the note says what the brackets are; once is enough for several tables.
 
     Raises:
         UserInputError: the entries were not scored on the same subjects with the same targets.
     """
     first, *_ = scores.values()
+    drawn = drawn or ("subjects, within classes" if class_names else "subjects")
     names, main = first.metric_names, first.main_metric
     rows = []
     for label, one in scores.items():
@@ -54,19 +71,28 @@ def metrics_table(
         rows.append((label, *(str(one.interval(name, seed)) for name in names), less))
     if class_names:
         counts = ", ".join(f"{n} {c}" for n, c in zip(first.per_class, class_names, strict=True))
-        what = f" ({counts}); class probabilities averaged over each subject's windows, "
+        what = f" ({counts}); class probabilities averaged over each subject's {samples}, "
         what += "the most probable class decides"
     else:
-        what = "; predictions averaged over each subject's windows"
+        what = f"; predictions averaged over each subject's {samples}"
+    note = f"{len(first.target)} {units}{what}."
     return Table(
         rows,
         ("", *(METRIC_LABELS[name] for name in names), f"{METRIC_LABELS[main]}: first less this"),
-        note=f"{len(first.target)} held-out subjects{what}. In brackets: {CONFIDENCE:.0%} "
-        f"intervals of {RESAMPLES} bootstrap samples of subjects; those of a difference are "
-        f"paired, and one that leaves out 0 tells the two models apart. Subjects are drawn within "
-        f"classes: an interval without width belongs to a model that calls everybody alike.",
+        title,
+        note=f"{note} {interval_note(drawn)}" if explained else note,
         numbers=range(1, len(names) + 2),
         strong=0,
+    )
+
+
+def interval_note(drawn: str) -> str:
+    """What the brackets of a table of metrics mean; ``drawn`` says what the bootstrap draws."""
+    return (
+        f"In brackets: {CONFIDENCE:.0%} intervals of {RESAMPLES} bootstrap samples (drawn: "
+        f"{drawn}). Differences are paired; two models differ where the interval excludes 0. Drawn "
+        f"within classes, a model that predicts the same class for everyone always has the same "
+        f"accuracy: its interval has no width."
     )
 
 

@@ -52,14 +52,14 @@ GPUS: dict[str, Gpu] = {
         419.5e12,
         26.2e12,
         12,
-        "Intel Data Center GPU Max 1550 product page, half of the card",
+        "Intel Data Center GPU Max 1550 product page, half of the product",
         "xpu",
     ),
 }
 
 
 def find_gpu(name: str) -> Gpu:
-    """By name, whatever its case.
+    """Find a GPU by its name, ignoring case.
 
     Raises:
         UserInputError: an unknown one, with the nearest.

@@ -1,4 +1,4 @@
-"""From the flags of ``neuromamba plan`` to what is planned for, and from a plan to its job."""
+"""What is planned for, from the flags of ``neuromamba plan``; the job, from a plan."""
 
 from __future__ import annotations
 

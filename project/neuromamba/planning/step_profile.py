@@ -62,7 +62,9 @@ class ProfiledRun(Run):
             self.found = summary(gathered, facts_of(self.config))
 
         warm_up = self.config.flags["warm_up_batches"]
-        check = ThroughputCheck(flops_of(self.config), finish, warm_up, self.batches, True)
+        check = ThroughputCheck(
+            flops_of(self.config), finish, warm_up=warm_up, batches=self.batches, then_stop=True
+        )
         trainer.callbacks.append(check)
         trainer.fit(module, datamodule=loaders)
         return {}

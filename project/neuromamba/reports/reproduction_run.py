@@ -127,7 +127,7 @@ def reproduce(
         extra: what is given to every run.
 
     Raises:
-        UserInputError: anything the user can mend.
+        UserInputError: a mistake that the user can correct.
         StageFailure: a run failed.
     """
     study, out = asked.study, asked.out

@@ -13,7 +13,7 @@ import numpy as np
 
 from neuromamba.common.atomic_files import write_text_atomically
 from neuromamba.evaluation.intervals import Interval, bootstrap_interval
-from neuromamba.evaluation.scores import SubjectScores
+from neuromamba.evaluation.scores import Draws, SubjectScores
 from neuromamba.fmamba.run_folder import RunFolder
 from neuromamba.reports.reproduction import METRICS, PaperTable, Row, finished
 
@@ -94,7 +94,7 @@ def _mean_interval(scores: Sequence[SubjectScores], name: str) -> Interval:
     def mean(chosen: np.ndarray) -> float:
         return float(np.mean([statistic(chosen) for statistic in statistics]))
 
-    return bootstrap_interval(mean, scores[0].strata)
+    return bootstrap_interval(mean, Draws(scores[:1]).strata)
 
 
 def _difference(ours: Sequence[SubjectScores], theirs: Sequence[SubjectScores]) -> Interval:
@@ -105,7 +105,7 @@ def _difference(ours: Sequence[SubjectScores], theirs: Sequence[SubjectScores]) 
         one, other = (np.mean([statistic(chosen) for statistic in side]) for side in groups)
         return float(one - other)
 
-    return bootstrap_interval(less, ours[0].strata)
+    return bootstrap_interval(less, Draws(ours[:1]).strata)
 
 
 # ------------------------------------------------------------------------------ writing

@@ -9,7 +9,6 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
@@ -20,23 +19,22 @@ from neuromamba.config.serialise import from_dict
 from neuromamba.config.training import DownstreamConfig
 from neuromamba.data.windows.dataset import WindowDataset
 from neuromamba.data.windows.run_data import RunData
-from neuromamba.evaluation.calibration import brier_score, reliability
-from neuromamba.evaluation.intervals import Interval
 from neuromamba.evaluation.scores import SubjectScores
 from neuromamba.evaluation.subject_keys import subject_key
 from neuromamba.fmamba.baselines import Baseline
 from neuromamba.fmamba.flop_formula import window_flops
 from neuromamba.fmamba.run_folder import RunFolder
-from neuromamba.pages.figures import (
-    class_roc_figure,
-    confusion_figure,
-    precision_recall_figure,
-    reliability_figure,
-    roc_figure,
-    save_figure,
-    scatter_figure,
-)
+from neuromamba.pages.figures import save_figure
 from neuromamba.pages.page import Link, Page, Picture, Section, Table
+from neuromamba.pages.score_sections import (
+    confounds_section,
+    prediction_figures,
+    subject_cells,
+    subjects_table,
+    threshold_section,
+    verdict,
+    worst_first,
+)
 from neuromamba.pages.tables import METRIC_LABELS, metrics_table, version_table
 from neuromamba.reports.brain_figures import (
     kept_shares,
@@ -88,7 +86,8 @@ def run_report(
         sections = [
             _results(runs, scores, baselines, first.task),
             _figures(first.task, scores, baselines, figure_dir),
-            *_quality(first),
+            *threshold_section(first.evaluation),
+            *confounds_section(first.evaluation),
             _subjects(data, scores[run_name(first)], first.task, figure_dir),
         ]
         if not first.config.get("test_only"):
@@ -175,23 +174,10 @@ def _results(
         tables.append(_over_runs(runs, scores))
     text = [f"{run_name(run)}: {describe(run)}." for run in runs]
     text += [f"{one.name}: {one.text}" for one in baselines]
-    text += _verdicts(run_name(runs[0]), first, baselines)
+    metric = first.main_metric
+    differences = {one.name: first.difference(one.scores, metric) for one in baselines}
+    text += verdict(run_name(runs[0]), metric, differences)
     return Section("Results on held-out subjects", text, tables)
-
-
-def _verdicts(name: str, first: SubjectScores, baselines: Sequence[Baseline]) -> list[str]:
-    """A sentence on which baselines the model beats, by the paired interval."""
-    metric, found = first.main_metric, defaultdict(list)
-    for one in baselines:
-        difference = first.difference(one.scores, metric)
-        if difference.low > 0:
-            found["is better than"].append(one.name)
-        elif difference.high < 0:
-            found["is worse than"].append(one.name)
-        else:
-            found["cannot be told from"].append(one.name)
-    said = "; ".join(f"{verdict} {', '.join(names)}" for verdict, names in found.items())
-    return [f"By {METRIC_LABELS[metric]}, {name} {said}."] if said else []
 
 
 def _same_subjects(one: SubjectScores, other: SubjectScores) -> bool:
@@ -229,85 +215,12 @@ def _figures(
     baselines: Sequence[Baseline],
     folder: Path,
 ) -> Section:
-    name, first = next(iter(scores.items()))
+    first = next(iter(scores.values()))
     shown = {k: one for k, one in scores.items() if _same_subjects(one, first)}
     shown |= {one.name: one.scores for one in baselines}
-    shown = dict(list(shown.items())[:4])  # as many as can be told apart
-
-    def picture(figure: Any, file: str, caption: str) -> Picture:
-        path = save_figure(figure, folder / f"{file}.png", for_paper=True)
-        return Picture(path, caption, f"{file.replace('_', ' ')} of {name}")
-
     if task.task_type == "regression":
-        caption = f"{name}: each dot is a held-out subject."
-        pictures = [picture(scatter_figure(first, task.task), "scatter", caption)]
-        return Section(f"Prediction of {task.task}", pictures=pictures)
-    classes = task.class_names
-    if len(classes) == 2:
-        caption = "All on the same held-out subjects; area under the curve (AUROC) in the legend."
-        pictures = [picture(roc_figure(shown, classes[1]), "roc", caption)]
-        caption = "The same for precision and recall; chance is the share of the class."
-        pictures.append(
-            picture(precision_recall_figure(shown, classes[1]), "precision_recall", caption)
-        )
-    else:
-        caption = f"{name}: each class against all others."
-        pictures = [picture(class_roc_figure(first, classes), "roc", caption)]
-    caption = f"{name}: subjects by true and predicted class, with the per cent of each true class."
-    pictures.append(picture(confusion_figure(first, classes), "confusion", caption))
-    found = reliability(first.score, first.target)
-    caption = (
-        f"{name}: predictions in ten bins of their confidence; the larger a dot, the more "
-        f"subjects. Expected calibration error {found.expected_calibration_error:.3f}, Brier score "
-        f"{brier_score(first.score, first.target):.3f}."
-    )
-    pictures.append(picture(reliability_figure(found), "calibration", caption))
-    return Section(f"Classification of {task.task}", pictures=pictures, side_by_side=True)
-
-
-def _quality(run: RunFolder) -> list[Section]:
-    """Threshold and confounds of ``evaluation.json``, where the run was asked for them."""
-    record = run.evaluation
-    sections = []
-    if record.get("threshold") is not None:
-        shown = "; ".join(
-            f"{METRIC_LABELS[name].lower()} {_interval(i)}"
-            for name, i in record["at_threshold"].items()
-        )
-        text = (
-            f"Chosen on the validation subjects for the best balanced accuracy: class 1 from a "
-            f"probability of {record['threshold']:.3f} on. On the test subjects: {shown}.",
-        )
-        sections.append(Section("Threshold", text))
-    if confounds := record.get("confounds"):
-        rows = [
-            (name, *(_explained(confounds[of][name]) for of in ("of_target", "of_score")))
-            for name in confounds["of_target"]
-        ]
-        metric = METRIC_LABELS[confounds["metric"]]
-        text = (
-            f"{metric} {_interval(confounds['before'])}; with all confounds regressed out of the "
-            f"score {_interval(confounds['after'])}. A linear model of the confounds alone: "
-            f"{_interval(confounds['alone'][confounds['metric']])}.",
-        )
-        note = (
-            f"Share of variance explained (adjusted R²) and p of the F test, of "
-            f"{confounds['subjects']} test subjects with values of all confounds."
-        )
-        table = Table(rows, ("confound", "of the target", "of the score"), note=note)
-        sections.append(Section("Confounds", text, (table,)))
-    return sections
-
-
-def _interval(record: Mapping[str, float | None]) -> str:
-    ends = (record[name] for name in ("value", "low", "high"))
-    return str(Interval(*(float("nan") if end is None else end for end in ends)))
-
-
-def _explained(record: Mapping[str, float | None]) -> str:
-    if record["share"] is None:
-        return "not defined"
-    return f"{record['share']:.3f} (p {record['p']:.2g})"
+        return prediction_figures(f"Prediction of {task.task}", shown, (), folder)
+    return prediction_figures(f"Classification of {task.task}", shown, task.class_names, folder)
 
 
 # ------------------------------------------------------------------------------ subjects
@@ -318,40 +231,26 @@ def _subjects(
 ) -> Section:
     """Every test subject, the worst first, with pictures of the worst."""
     classes = task.class_names
-    place = np.arange(len(scores.subjects))
-    if classes:
-        right = scores.score[place, scores.target]
-        order, head = np.argsort(right, kind="stable"), ("subject", "true", "predicted", "p(true)")
-    else:
-        error = np.abs(scores.score[:, 0] - scores.target)
-        order, head = np.argsort(-error, kind="stable"), ("subject", "true", "predicted", "error")
     paths = _first_runs(data)
-    rows, pictures = [], []
-    for rank, i in enumerate(order):
-        name = scores.subjects[i]
-        if classes:
-            told = int(scores.score[i].argmax())
-            cells = (classes[scores.target[i]], classes[told], f"{right[i]:.3f}")
-        else:
-            truth, guess = float(scores.target[i]), float(scores.score[i, 0])
-            cells = (f"{truth:.4g}", f"{guess:.4g}", f"{error[i]:.4g}")
+    rows: list[tuple[str | Link, ...]] = []
+    pictures = []
+    for rank, i in enumerate(worst_first(scores)):
+        name, cells = scores.subjects[i], subject_cells(scores, i, classes)
         subject: str | Link = name
         if rank < PICTURED and name in paths:
             subject = Link(name, f"subject-{rank + 1}")
             file = folder / "subjects" / f"{rank + 1:02d}.png"
             save_figure(mean_volume_figure(paths[name]), file)
-            caption = f"{name}: true {cells[0]}, predicted {cells[1]}, {head[3]} {cells[2]}."
+            measure = "p(true)" if classes else "error"
+            caption = f"{name}: true {cells[0]}, predicted {cells[1]}, {measure} {cells[2]}."
             alt = f"Mean volume of {name} in three planes"
             pictures.append(Picture(file, caption, alt, anchor=subject.anchor))
         rows.append((subject, *cells))
-    table = Table(
-        rows,
-        head,
-        note=f"The worst first; a click on a column's head sorts by it. The first {len(pictures)} "
-        f"lead to the mean volume of their first run, with the mask's outline.",
-        numbers=(3,) if classes else (1, 2, 3),
-        sortable=True,
+    note = (
+        f"The first {len(pictures)} lead to the mean volume of their first run, with the mask's "
+        f"outline."
     )
+    table = subjects_table(rows, classes, note)
     return Section("Subjects", tables=(table,), pictures=pictures, side_by_side=True)
 
 

@@ -20,7 +20,7 @@ from neuromamba.common.seeds import stream
 
 
 class PlainProgress(Callback):
-    """One line an epoch, and one every ``seconds`` within long epochs; for logs, not terminals.
+    """Write one line per epoch, and one every ``seconds`` in long epochs; for logs, not terminals.
 
     Args:
         seconds: between lines within an epoch.
@@ -195,12 +195,12 @@ class EmbeddingWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the embeddings of the batch's windows, but not of those that only fill it up."""
-        real = [i for i, real in enumerate(batch["real"]) if real]
-        self._subjects += [batch["subject"][i] for i in real]
-        self._sample_ids += [batch["sample_id"][i] for i in real]
-        self._windows.append(batch["window"].cpu()[real])
-        self._embeddings.append(outputs["embedding"].float().cpu()[real])
+        """Keep the embeddings of the batch's windows, without padding."""
+        kept = [i for i, padding in enumerate(batch["is_padding"]) if not padding]
+        self._subjects += [batch["subject"][i] for i in kept]
+        self._sample_ids += [batch["sample_id"][i] for i in kept]
+        self._windows.append(batch["window"].cpu()[kept])
+        self._embeddings.append(outputs["embedding"].float().cpu()[kept])
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file; every rank writes its own windows."""

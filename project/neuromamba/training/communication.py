@@ -28,7 +28,7 @@ _BATCH = "neuromamba: batch"  # a range around what counts
 
 
 class Communication(NamedTuple):
-    """Of one traced batch, in seconds.
+    """Communication in one traced batch, in seconds.
 
     Attributes:
         exposed: collectives under way and nothing computed.

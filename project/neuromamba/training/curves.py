@@ -25,7 +25,7 @@ class _Writer(ExperimentWriter):
         write_rows(path, read_rows(path), fieldnames)
 
     def _check_log_dir_exists(self) -> None:
-        """Go on with the rows of an earlier run, if they were left there (see ``curve_logger``)."""
+        """Continue with the rows of an earlier run, if there are any (see ``curve_logger``)."""
         path = Path(self.metrics_file_path)
         if path.is_file():
             with open(path, newline="", encoding="utf-8") as stream:
@@ -82,7 +82,7 @@ def kept_rows(rows: Iterable[Row], taken: Mapping[str, Any]) -> list[Row]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Rows without their empty cells, numbers as they stand there; a torn last line is left out."""
+    """Read rows without their empty cells, numbers as text; an incomplete last line is left out."""
     text = path.read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]
     return [

@@ -84,7 +84,7 @@ class FaultTolerance(Callback):
             run_dir: the run folder.
             settings: ``step_settings`` of the run, for its checkpoints.
             keeps_checkpoints: whether the run writes any.
-            resumes: whether the same command goes on by itself.
+            resumes: whether the same command continues by itself.
             names_folder: whether the command names the run folder, so that it need not be added.
         """
         self.settings = settings
@@ -246,7 +246,9 @@ class FaultTolerance(Callback):
         note = self.advice
         if self.agreement.reason is Reason.REQUEUE and under_slurm():
             refusal = (
-                "" if self.resumes else "its command line has no --resume_ckpt_path last to go on"
+                ""
+                if self.resumes
+                else "its command line has no --resume_ckpt_path last to continue"
             )
             if not refusal and trainer.is_global_zero:
                 refusal = requeue()
@@ -288,9 +290,9 @@ def take_over_signals(trainer: Trainer) -> None:
     """Replace Lightning's handling of signals by that of ``FaultTolerance``.
 
     Lightning's handler for SIGTERM broadcasts wherever the process is, so that several ranks can
-    wait for each other for ever; under Slurm it would requeue a job whose ranks have not all saved.
-    Before every batch it also asks whether the first rank received SIGTERM, and waits for the
-    device; the agreement of the ranks makes this unnecessary.
+    wait for each other indefinitely; under Slurm it would requeue a job whose ranks have not all
+    saved. Before every batch it also asks whether the first rank received SIGTERM, and waits for
+    the device; the agreement of the ranks makes this unnecessary.
     """
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     loop: Any = trainer.fit_loop.epoch_loop

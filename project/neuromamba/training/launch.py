@@ -94,7 +94,7 @@ def _srun_wrote_pmi() -> bool:
 
 
 def cluster_environment() -> list[ClusterEnvironment]:
-    """For the Trainer's ``plugins``; empty where Lightning finds its environment itself."""
+    """Return the Trainer's ``plugins``; empty where Lightning finds its environment itself."""
     found = find_launcher().environment
     return [] if found is None else [found]
 
@@ -135,7 +135,8 @@ def prepare(devices: int, num_nodes: int) -> None:
             starter = "torchrun, srun or mpiexec"
         raise UserInputError(
             f"--num_nodes: {num_nodes} were asked for, but this process was started by itself and "
-            f"would wait for the others for ever. Put {starter} before python (docs/clusters.md)."
+            f"would wait for the others indefinitely. Put {starter} before python "
+            f"(docs/clusters.md)."
         )
 
 
@@ -163,7 +164,7 @@ def agreed(what: str, choose: Callable[[], str]) -> str:
 
 
 def agreed_or_refused(what: str, choose: Callable[[], str]) -> str:
-    """As ``agreed``, where ``choose`` may raise a ``UserInputError``: all ranks end then.
+    """Like ``agreed``, where ``choose`` may raise a ``UserInputError``: all ranks end then.
 
     Raises:
         UserInputError: the one of ``choose``, on rank 0.

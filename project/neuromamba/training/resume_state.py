@@ -1,4 +1,4 @@
-"""Where in its run a checkpoint is taken, and what is needed to go on from there exactly."""
+"""Where in its run a checkpoint is taken, and what is needed to continue from there exactly."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RUN_KEY = "neuromamba_run"  # in a checkpoint
 def note_position(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     """Add to a checkpoint what Lightning leaves out of it.
 
-    Under ``RUN_KEY``: ``validation_due``, whether a validation comes first when the run goes on;
+    Under ``RUN_KEY``: ``validation_due``, whether a validation comes first when the run continues;
     ``row``, what will be logged of the step that has just ended (it may not come to that);
     ``loss``, of the last step; ``stopped``, whether the training has ended early.
     ``FaultTolerance`` adds ``settings`` (``resume.step_settings``) and ``seconds`` of training,
@@ -39,7 +39,7 @@ def restore_position(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
 def _repeat_validation(trainer: Trainer, loops: dict[str, Any]) -> bool:
     """Where a validation is due or under way, say so in a checkpoint, so that it is done again.
 
-    Lightning would go on behind it: with metrics of some batches, or of none.
+    Lightning would continue after it: with metrics of some batches, or of none.
     """
     epoch_loop = trainer.fit_loop.epoch_loop
     if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
@@ -95,13 +95,13 @@ def loader_states(checkpoint: Mapping[str, Any]) -> list[dict[str, int]]:
 
 
 def count_last_epoch(trainer: Trainer) -> None:
-    """Of a training that was over when it was resumed Lightning leaves out the last epoch."""
+    """Count the last epoch of a finished training, which Lightning leaves out on resuming."""
     epochs: Any = trainer.fit_loop.epoch_progress.current
     epochs.completed = epochs.processed
 
 
 def resume_by_epochs(trainer: Trainer) -> None:
-    """Have a run with ``--max_steps`` go on as the others do.
+    """Have a run with ``--max_steps`` continue as the others do.
 
     Lightning takes such a run for one inside an epoch, always, and loses its place behind one.
     """

@@ -41,7 +41,7 @@ class RunLock:
     """
 
     def __init__(
-        self, flag: str, run_dir: Path, every: float = 15.0, silence: float = 120.0
+        self, flag: str, run_dir: Path, *, every: float = 15.0, silence: float = 120.0
     ) -> None:
         self.flag, self.path = flag, run_dir / FILE
         self.every, self.silence = every, silence

@@ -32,7 +32,7 @@ class Reason(enum.IntEnum):
 
     @property
     def words(self) -> str:
-        """For a message."""
+        """Describe it for a message."""
         return {
             Reason.TIME_LIMIT: "--max_time is over",
             Reason.TERMINATED: "SIGTERM",

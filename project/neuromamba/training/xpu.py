@@ -11,7 +11,7 @@ _MEBIBYTE = 2**20
 
 
 class XPUAccelerator(Accelerator):
-    """Devices of ``torch.xpu``; one process a device (on Aurora a tile is one)."""
+    """Devices of ``torch.xpu``; one process per device (on Aurora a tile is one)."""
 
     def setup_device(self, device: torch.device) -> None:
         """Make the device the process's own.
@@ -61,5 +61,5 @@ class XPUAccelerator(Accelerator):
 
     @staticmethod
     def name() -> str:
-        """As in ``--accelerator``."""
+        """The name for ``--accelerator``."""
         return "xpu"

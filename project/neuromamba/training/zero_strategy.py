@@ -96,7 +96,7 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     @property
     def stage(self) -> int:
-        """Of ZeRO."""
+        """Stage of ZeRO."""
         assert isinstance(self.config, dict)
         stage: int = self.config["zero_optimization"]["stage"]
         return stage

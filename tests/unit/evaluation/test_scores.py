@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
@@ -14,7 +15,14 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.evaluation.calibration import best_threshold, brier_score, reliability
 from neuromamba.evaluation.confounds import confound_report, explained
 from neuromamba.evaluation.intervals import bootstrap_interval, paired_difference
-from neuromamba.evaluation.scores import SubjectScores, read_scores, write_scores
+from neuromamba.evaluation.metrics import METRICS
+from neuromamba.evaluation.resampled import resampled_metric
+from neuromamba.evaluation.scores import (
+    Holdouts,
+    SubjectScores,
+    read_scores,
+    write_scores,
+)
 
 
 def scores_of(classes: int = 2, subjects: int = 50, seed: int = 3) -> SubjectScores:
@@ -93,6 +101,74 @@ def test_files_that_hold_no_predictions(text: str | None, message: str, tmp_path
 
 
 # ------------------------------------------------------------------------------ intervals
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7])
+@pytest.mark.parametrize("name", ["auroc", "accuracy", "balanced_accuracy"])
+def test_resampled_metrics_are_the_metrics(name: str, classes: int) -> None:
+    """With ties between scores, repeated subjects, and samples that lack a class."""
+    rng = np.random.default_rng(classes)
+    target = np.arange(40) % classes
+    score = rng.integers(0, 5, (40, classes)) / 4
+    statistic = resampled_metric(name, score, target)
+    absent = 0
+    for trial in range(200):
+        chosen = rng.integers(0, 40, 3 + trial)
+        wanted = METRICS[name](torch.from_numpy(score[chosen]), torch.from_numpy(target[chosen]))
+        absent += bool(torch.isnan(wanted))
+        assert statistic(chosen) == pytest.approx(float(wanted), abs=1e-14, nan_ok=True)
+    assert absent > 0 or name != "auroc"
+
+
+def test_rows_of_a_unit_are_drawn_together() -> None:
+    """Twenty copies of each subject make no interval narrower if they are known to be copies."""
+    one = scores_of(subjects=30)
+    copies = SubjectScores(
+        tuple(f"{name}/{i}" for name in one.subjects for i in range(20)),
+        np.repeat(one.target, 20),
+        np.repeat(one.score, 20, axis=0),
+    )
+    known = copies._replace(unit=tuple(name.split("/")[0] for name in copies.subjects))
+    width = {}
+    for label, scores in (("one", one), ("copies", copies), ("known", known)):
+        found = scores.interval("accuracy")
+        width[label] = found.high - found.low
+    assert known.interval("accuracy") == pytest.approx(one.interval("accuracy"))
+    assert width["copies"] < 0.5 * width["one"]
+    order = np.random.default_rng(0).permutation(len(known.subjects))
+    assert known.difference(known.subset(order), "auroc") == pytest.approx((0, 0, 0))
+
+
+def test_units_of_several_classes_are_drawn_from_one_stratum() -> None:
+    """Every subject has a scan of each class: whole subjects are drawn, and AUROC is defined."""
+    rng = np.random.default_rng(0)
+    target = np.tile([0, 1], 20)
+    raw = rng.normal(size=40) + target
+    score = np.stack([-raw, raw], axis=1)
+    names = tuple(f"{i // 2}/{i % 2}" for i in range(40))
+    found = SubjectScores(names, target, score, tuple(str(i // 2) for i in range(40)))
+    low, value, high = (found.interval("auroc")[i] for i in (1, 0, 2))
+    assert 0.5 < low < value < high <= 1
+
+
+def test_holdouts_that_are_the_same_are_one() -> None:
+    """The mean over two equal splits has the interval of one: overlap adds no subjects."""
+    one = scores_of()
+    other = one._replace(score=scores_of(seed=4).score)
+    assert Holdouts([one] * 2).interval("auroc") == pytest.approx(one.interval("auroc"))
+    wanted = one.difference(other, "auroc")
+    assert Holdouts([one] * 2).difference(Holdouts([other] * 2), "auroc") == pytest.approx(wanted)
+
+
+def test_holdouts_without_overlap_narrow_the_interval() -> None:
+    parts = [scores_of(subjects=60, seed=seed) for seed in range(4)]
+    parts = [
+        p._replace(subjects=tuple(f"{i}-{n}" for n in p.subjects)) for i, p in enumerate(parts)
+    ]
+    found = Holdouts(parts).interval("auroc")
+    assert found.value == pytest.approx(np.mean([p.metrics()["auroc"] for p in parts]))
+    alone = [p.interval("auroc") for p in parts]
+    assert found.high - found.low < 0.75 * min(i.high - i.low for i in alone)
 
 
 def test_intervals_cover_at_the_nominal_rate() -> None:

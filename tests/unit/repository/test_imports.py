@@ -164,3 +164,40 @@ runpy.run_module("{start}", run_name="__main__")
         timeout=60,
     )
     assert done.stdout.strip() == expected, done.stderr
+
+
+def loaded_with(*names: str) -> set[str]:
+    """Modules of the package that a new process has after importing these."""
+    program = (
+        "import importlib, sys\n"
+        "for name in sys.argv[1:]: importlib.import_module(name)\n"
+        "print(*(name for name in sys.modules if name.split('.')[0] == 'neuromamba'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program, *names],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=True,
+    )
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "fewer_than"), [("neuromamba.neurossm.report", 45), ("neuromamba.neurossm.module", 30)]
+)
+def test_a_module_loads_few_others(name: str, fewer_than: int) -> None:
+    """To draw a page, or to hold a network, takes no trainer and no other family."""
+    found = loaded_with(name)
+    assert len(found) < fewer_than, sorted(found)
+    assert not {one for one in found if one.startswith("neuromamba.training")}
+
+
+@pytest.mark.parametrize(("family", "other"), [("neurossm", "fmamba"), ("fmamba", "neurossm")])
+def test_a_model_family_loads_nothing_of_the_other(family: str, other: str) -> None:
+    folder = PACKAGE / family
+    names = [f"neuromamba.{family}.{path.stem}" for path in sorted(folder.glob("[!_]*.py"))]
+    found = loaded_with(*names)
+    assert found >= set(names)
+    assert not {one for one in found if one.startswith(f"neuromamba.{other}")}

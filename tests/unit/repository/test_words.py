@@ -2,16 +2,21 @@
 
 Each pattern is chosen so that it does not match honest uses of its words; if it does nevertheless,
 narrow the pattern instead of removing it.
+
+``found_in`` takes lines of any text: ``prose`` gives those of the documents, ``code_strings`` the
+string literals of Python files, docstrings and messages included.
 """
 
 from __future__ import annotations
 
+import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import PACKAGE, ROOT
 
 # Pattern (case is ignored) -> what to write instead.
 AVOIDED = {
@@ -32,6 +37,12 @@ AVOIDED = {
     r"\bcalls? all subjects\b": "'predicts the same class for all subjects'",
     r"\bit must be said\b|\bwhich is said\b|\band says so, too\b": "'and reports this'",
     r"\bgo(?:es|ing)? on\b": "'continue'",
+    r"\b(?:one|a) (?:line|file|row|process|name|tensor|number|folder|page) an? \w": "'per'",
+    r"\bspoilt\b|\btorn\b": "'corrupted', 'incomplete'",
+    r"\bbooks? (?:every|each|the)\b|\bbooked on\b": "'assigns', 'assigned to'",
+    r"\b(?:mend|mends|mended)\b": "'correct', 'corrected'",
+    r"\bbatch-mates?\b": "'the rest of the batch'",
+    r"\bwho(?:so)?ever\b": "a sentence with a subject",
     r"\bis yours to decide\b|\bof yours\b(?! (?:that|instead))": "'your own'",
 }
 
@@ -52,7 +63,16 @@ def prose() -> Iterator[tuple[str, int, str]]:
                 yield "/".join(parts), number, re.sub(r"`[^`]*`|\]\([^)]*\)", "", line)
 
 
-def found_in(lines: Iterator[tuple[str, int, str]]) -> list[str]:
+def code_strings(files: Iterable[Path]) -> Iterator[tuple[str, int, str]]:
+    """File, number of its line, and text, for every line of a string literal in Python files."""
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                for number, line in enumerate(node.value.splitlines(), start=node.lineno):
+                    yield path.as_posix(), number, re.sub(r"``.*?``", "", line)
+
+
+def found_in(lines: Iterable[tuple[str, int, str]]) -> list[str]:
     """A message for each avoided expression."""
     return [
         f"{name}:{number}: '{match[0]}': write {instead}"
@@ -67,6 +87,25 @@ def test_documents_use_plain_words() -> None:
     assert not found, "private vocabulary in the documentation:\n" + "\n".join(found)
 
 
+def test_code_uses_plain_words() -> None:
+    """Messages, help texts and docstrings of the package."""
+    found = found_in(code_strings(sorted(PACKAGE.rglob("*.py"))))
+    assert not found, "private vocabulary in the code:\n" + "\n".join(found)
+
+
+def test_docstrings_begin_with_a_sentence() -> None:
+    """The imperative, or what the thing is; not a preposition that lacks its noun."""
+    found = [
+        f"{path.relative_to(ROOT)}: {docstring.splitlines()[0]}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and (docstring := ast.get_docstring(node))
+        and re.match(r"(?:Of|As|In|By|On|For|To|From|With|At) ", docstring)
+    ]
+    assert found == []
+
+
 @pytest.mark.parametrize(
     ("line", "hits"),
     [
@@ -74,9 +113,16 @@ def test_documents_use_plain_words() -> None:
         ("It cannot be told from chance.", 1),
         ("It learns the scans by heart", 1),
         ("stop behind the same step, two steps behind it", 1),
+        ("one line a run, a file a subject", 1),
         ("the idea behind the method; 3.6 on cardinality", 0),
         ("a discarded batch", 0),
     ],
 )
 def test_patterns(line: str, hits: int) -> None:
-    assert len(found_in(iter([("page.md", 1, line)]))) == hits
+    assert len(found_in([("page.md", 1, line)])) == hits
+
+
+def test_strings_of_code_are_found(tmp_path: Path) -> None:
+    file = tmp_path / "module.py"
+    file.write_text('"""A module.\n\nIts card.\n"""\nx = f"told from {1}"\ny = "fine"\n')
+    assert [message.split(":")[1] for message in found_in(code_strings([file]))] == ["3", "5"]

@@ -19,7 +19,7 @@ from neuromamba.data.cohorts.tables import ABSENT, Table, read_table, tables_of,
 
 logger = logging.getLogger(__name__)
 MOST_CLASSES = 50  # a column of text with more values is names or remarks
-_EXCLUDE = "exclude the subjects with --bad_subj_path FILE (one name a line)"
+_EXCLUDE = "exclude the subjects with --bad_subj_path FILE (one name per line)"
 
 
 def target_of(cohort: Cohort, task: str) -> Target:

@@ -183,6 +183,6 @@ def values_of_subjects(
             if meaning(known.text) != meaning(text):
                 raise UserInputError(
                     f"{table.path}: subject '{subject}' has conflicting values in column "
-                    f"'{column}': '{known.text}' and '{text}'. Keep one row a subject."
+                    f"'{column}': '{known.text}' and '{text}'. Keep one row per subject."
                 )
     return values if usable else None

@@ -40,7 +40,7 @@ class Atlas:
 
     @property
     def hash(self) -> str:
-        """Of voxels and geometry."""
+        """Hash of voxels and geometry."""
         digest = hashlib.blake2b(digest_size=16)
         digest.update(self.image.affine.tobytes() + repr(self.ids).encode())
         digest.update(self.labels().tobytes())

@@ -15,10 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.seeds import stream
-from neuromamba.data.regions.dataset import Cohort, Scan
+from neuromamba.data.regions.dataset import Cohort
+from neuromamba.data.regions.scan import Scan
 from neuromamba.layers.packing import pack
-
-SHORT_SCANS = ("pad", "refuse")
 
 
 def z_scored(series: np.ndarray) -> Tensor:
@@ -106,11 +105,11 @@ class _Batches:
         return iter(part.tolist() for part in order.split(self.batch_size))
 
 
-def check_lengths(cohort: Cohort, crop: int, shortest: int, short_scans: str) -> int:
-    """How many scans have fewer frames than a crop.
+def check_lengths(cohort: Cohort, crop: int, shortest: int, *, refuse: bool) -> int:
+    """Count the scans that have fewer frames than a crop.
 
     Raises:
-        UserInputError: there are some, and ``--short_scans refuse``; or one is too short for the
+        UserInputError: there are some, and they are to be refused; or one is too short for the
             model whatever is done.
     """
     if crop < shortest:
@@ -126,7 +125,7 @@ def check_lengths(cohort: Cohort, crop: int, shortest: int, short_scans: str) ->
             f"or more, twice the coarsest of --scales."
         )
     short = [name for name, count in frames.items() if count < crop]
-    if short and short_scans == "refuse":
+    if short and refuse:
         raise UserInputError(
             f"--short_scans refuse: {len(short)} scans have fewer than --dynamic_length {crop} "
             f"frames, e.g. {short[0]} with {frames[short[0]]}. Lower the length, or take them "

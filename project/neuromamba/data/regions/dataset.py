@@ -7,41 +7,26 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.data.regions.leaks import FAMILY_COLUMNS, check_copies, check_spellings
 from neuromamba.data.regions.registry import DatasetDetails
+from neuromamba.data.regions.scan import Scan
 from neuromamba.data.regions.scan_files import RawScan, ScanFile, read_scans, some
 from neuromamba.data.regions.subjects import (
+    confound_values,
     families,
     known_subjects,
     labelled,
     scan_names,
     subject_table,
 )
-
-
-class Scan(NamedTuple):
-    """A scan.
-
-    Attributes:
-        subject: name.
-        scan: name, no other scan has it.
-        label: index of its class.
-        series: float32 [N, T], as it stands in the file.
-        group: what may not be split: the subject, or its family.
-    """
-
-    subject: str
-    scan: str
-    label: int
-    series: np.ndarray
-    group: str
 
 
 @dataclass(frozen=True)
@@ -53,12 +38,16 @@ class Cohort:
         details: its entry, classes filled in.
         scans: all of them.
         notes: what a user should know of them, a sentence each.
+        group_column: whose values are not split; None if subjects are not.
+        confounds: column -> subject -> text; subjects without a value are absent.
     """
 
     name: str
     details: DatasetDetails
     scans: tuple[Scan, ...]
     notes: tuple[str, ...] = ()
+    group_column: str | None = None
+    confounds: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def rois(self) -> int:
@@ -77,7 +66,7 @@ class Cohort:
 
     @property
     def hash(self) -> str:
-        """Of all that training and testing see."""
+        """Hash of all that training and testing see."""
         digest = hashlib.blake2b(digest_size=16)
         for scan in self.scans:
             digest.update(repr((*scan[:3], scan.group, scan.series.shape)).encode())
@@ -89,11 +78,13 @@ def load_cohort(
     name: str,
     details: DatasetDetails,
     data_dir: Path,
+    *,
     data_file: Path | None = None,
     group_column: str | None = None,
+    confounds: Sequence[str] = (),
     drop_bad_scans: bool = False,
 ) -> Cohort:
-    """Read a data set.
+    """Read a data set, and check it for leaks.
 
     Args:
         name: ``--dataset``.
@@ -102,6 +93,7 @@ def load_cohort(
         data_file: ``--data_file``, in place of the entry's.
         group_column: column of the subject table, or key of ``pheno`` where there is none, whose
             values are not split (families).
+        confounds: columns, or keys, that are kept for a comparison with the scores.
         drop_bad_scans: leave out scans with values that are not finite, instead of refusing.
 
     Raises:
@@ -133,13 +125,20 @@ def load_cohort(
     if bad and not drop_bad_scans:
         raise file.error(
             f"has values that are not finite in single precision in {len(bad)} scans "
-            f"({some(bad)}). Mend them, or leave them out with --drop_bad_scans."
+            f"({some(bad)}). Correct them, or leave them out with --drop_bad_scans."
         )
     if bad:
         notes.append(f"{len(bad)} scans with values that are not finite were left out: {bad}.")
     if not scans:
         raise file.error("has no scan that can be used.")
-    notes += _copies(scans, file)
+    check_spellings(scans, file)
+    notes += check_copies(scans, file)
+    columns = {*(() if table is None else table.columns), *(key for r in raw for key in r.pheno)}
+    if group_column is None and (found := [name for name in FAMILY_COLUMNS if name in columns]):
+        notes.append(
+            f"there is a column '{found[0]}', but families may be split; --group_column {found[0]} "
+            f"keeps them together."
+        )
     other = [s.scan for s in scans if details.frames and s.series.shape[1] not in details.frames]
     if other:
         usual = " or ".join(map(str, details.frames))
@@ -147,13 +146,21 @@ def load_cohort(
     notes += _constant_regions(scans)
     if details.rois is None and all(rois > scan.series.shape[1] for scan in scans):
         notes.append(f"{rois} regions and fewer frames: matrices must be regions x time.")
-    return Cohort(name, replace(details, classes=classes), tuple(scans), tuple(notes))
+    kept = {scan.subject for scan in scans}
+    return Cohort(
+        name,
+        replace(details, classes=classes),
+        tuple(scans),
+        tuple(notes),
+        group_column,
+        confound_values([r for r in raw if r.subject in kept], table, details, confounds),
+    )
 
 
 def _common_rois(raw: Sequence[RawScan], file: ScanFile) -> int:
     """The number of regions, where the data set does not say: the first dimension of all scans.
 
-    Scans that are turned cannot be told from scans of another atlas, so none is turned here.
+    Transposed scans are not distinguishable from scans of another atlas, so none is transposed.
     """
     for item in raw:
         _matrix(item.series, item.subject, file)
@@ -193,28 +200,6 @@ def _oriented(series: Any, rois: int, scan: str, file: ScanFile) -> np.ndarray:
         )
     with np.errstate(over="ignore"):  # infinite then, and told of as such
         return np.array(found if as_it_is else found.T, dtype=np.float32, order="C")
-
-
-def _copies(scans: Sequence[Scan], file: ScanFile) -> list[str]:
-    """Scans of the same values; in two groups they would be trained on and tested.
-
-    Raises:
-        UserInputError: there are such in two groups.
-    """
-    first: dict[bytes, Scan] = {}
-    copies = []
-    for scan in scans:
-        if not np.ptp(scan.series):
-            continue  # nothing but one value: reported as constant
-        other = first.setdefault(hashlib.blake2b(scan.series.tobytes()).digest(), scan)
-        if other.group != scan.group:
-            raise file.error(
-                f"has the same values in scans {other.scan} and {scan.scan}. One of them would be "
-                f"trained on and the other tested; remove one."
-            )
-        if other is not scan:
-            copies.append(scan.scan)
-    return [f"{len(copies)} scans are copies of others ({some(copies)})."] if copies else []
 
 
 def _constant_regions(scans: Iterable[Scan]) -> list[str]:

@@ -64,7 +64,7 @@ def subject_name(name: str) -> str:
 
 
 def label_table(path: Path, sources: Sequence[Source]) -> pd.DataFrame:
-    """Of ``--label_csv``, indexed by ``subject_name``; refused before hours of work.
+    """Read the table of ``--label_csv``, indexed by ``subject_name``; refused before hours of work.
 
     Raises:
         UserInputError: a subject is not in it, or in it twice.

@@ -1,4 +1,4 @@
-"""From a NIfTI run to the time series of an atlas's regions.
+"""Extraction of the time series of an atlas's regions from a NIfTI run.
 
 Confounds are regressed out and filters applied by nilearn, which makes the confounds orthogonal to
 the filter. Both cost degrees of freedom: with many confounds and a narrow band a short run keeps
@@ -101,7 +101,7 @@ class Extraction:
             if value is not None and value >= 1 / (2 * tr):
                 raise UserInputError(
                     f"--{flag}: got {value:g} Hz; a TR of {tr:g} s ('{name}') resolves frequencies "
-                    f"below {1 / (2 * tr):.4g} Hz only. Leave the filter out, or mend the TR."
+                    f"below {1 / (2 * tr):.4g} Hz only. Leave the filter out, or correct the TR."
                 )
 
 
@@ -225,7 +225,7 @@ def load_confounds(path: Path, name: str) -> pd.DataFrame | None:
     if bad:
         raise UserInputError(
             f"--confounds {name}: the table of '{path.name}' lacks values in {', '.join(bad[:5])} "
-            f"behind the first frame. Mend it, or use --confounds none."
+            f"after the first frame. Correct it, or use --confounds none."
         )
     return table
 

@@ -1,4 +1,4 @@
-"""Files of scans, as they stand: a list, ``{id: matrix}``, or the columns of CNI."""
+"""Files of scans, read without changes: a list, ``{id: matrix}``, or the columns of CNI."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _read_columns(file: ScanFile, subjects: Iterable[str] | None) -> list[RawSca
 
 
 def spelling(value: Any) -> str:
-    """Of a cell, where 1.0 is 1; "" if it is missing."""
+    """Return the text of a cell, where 1.0 is 1; "" if it is missing."""
     found = "" if value is None else category(str(value).strip())
     return "" if found.lower() in _MISSING else found
 

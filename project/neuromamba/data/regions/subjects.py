@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.text import number
 from neuromamba.data.cohorts.tables import read_table
 from neuromamba.data.regions.registry import DatasetDetails
 from neuromamba.data.regions.scan_files import RawScan, ScanFile, some, spelling
@@ -49,7 +50,7 @@ def read_subjects(path: Path, flag: str, columns: Sequence[str] = ()) -> pd.Data
     doubled = table[subject][table[subject].duplicated()]
     if len(doubled):
         raise UserInputError(
-            f"{flag}: '{path}' has different rows of {some(doubled)}. Keep one row a subject."
+            f"{flag}: '{path}' has different rows of {some(doubled)}. Keep one row per subject."
         )
     return table.set_index(subject)
 
@@ -151,6 +152,52 @@ def families(
                 f"family."
             )
     return found
+
+
+def confound_values(
+    raw: Sequence[RawScan],
+    table: pd.DataFrame | None,
+    details: DatasetDetails,
+    columns: Sequence[str],
+) -> dict[str, dict[str, str]]:
+    """Read the columns of ``--confounds``: column -> subject -> text.
+
+    Subjects without a value are absent. Where scans of a subject differ in a number (motion), the
+    subject has their mean.
+
+    Raises:
+        UserInputError: nobody has such a column, it is the target, or scans of a subject differ in
+            a text.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for name in columns:
+        known = set(table.columns) if table is not None else {key for r in raw for key in r.pheno}
+        if name not in known:
+            where = "the subject table" if table is not None else "the scans' pheno"
+            raise UserInputError(
+                f"--confounds: {where} has no '{name}' ({some(sorted(map(str, known)), 12)})."
+            )
+        if name in (details.target, details.pheno_target):
+            raise UserInputError(f"--confounds: '{name}' is the target itself; leave it out.")
+        texts: dict[str, list[str]] = {}
+        for item in raw:
+            row = item.pheno if table is None else table.loc[item.subject]
+            if text := spelling(row.get(name)):
+                texts.setdefault(item.subject, []).append(text)
+        found[name] = {subject: _one_value(name, subject, t) for subject, t in texts.items()}
+    return found
+
+
+def _one_value(column: str, subject: str, texts: Sequence[str]) -> str:
+    if len(set(texts)) == 1:
+        return texts[0]
+    numbers = [number(text) for text in texts]
+    if any(value is None for value in numbers):
+        raise UserInputError(
+            f"--confounds: scans of {subject} differ in '{column}' ({some(sorted(set(texts)))}), "
+            f"expected one value per subject, or numbers. Correct the pheno of the scans."
+        )
+    return repr(sum(value for value in numbers if value is not None) / len(numbers))
 
 
 def scan_names(raw: Sequence[RawScan], labels: Sequence[str]) -> list[str]:

@@ -106,8 +106,8 @@ def read_manifest(image_path: str | Path) -> list[ManifestRow]:
 def rebuild_manifest(image_path: Path) -> list[str]:
     """Write the manifest from the headers of all files; returns warnings about the store.
 
-    Other shards may finish files meanwhile. Whoever writes last looks last: as long as the files
-    have changed since they were read, the manifest is written again.
+    Other shards may finish files meanwhile. The process that writes last also looks
+    last: as long as the files have changed since they were read, the manifest is written again.
     """
     folder, read = image_path / "hdf5", None
     headers: Mapping[str, RunHeader] = {}

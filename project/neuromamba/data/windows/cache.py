@@ -14,14 +14,14 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.data.windows.shared_memory import SharedBlock, round_up
 
 AUTO_SHARE = 0.25  # of the free memory that --window_cache auto takes at most
-_FILLING = np.iinfo(np.int64).max  # time of last use of a place that is being written
+_FILLING = np.iinfo(np.int64).max  # time of last use of a slot that is being written
 
 
 class WindowCache:
     """Keeps the windows used last, as stored, within a bound.
 
     A lock guards the index alone. Copies run beside it: a reader looks afterwards whether its
-    place was given away meanwhile, and then the window counts as absent.
+    slot was given away meanwhile, and then the window counts as absent.
 
     Args:
         windows: how many there are, numbered from 0.
@@ -31,79 +31,79 @@ class WindowCache:
 
     def __init__(self, windows: int, nbytes: int, capacity: int) -> None:
         self.windows, self.nbytes = windows, nbytes
-        self.places = min(windows, capacity // round_up(nbytes, 64))
-        assert self.places > 0
-        sizes = (8 * windows, 8 * self.places, 8 * self.places, 8 * self.places, 8)
+        self.n_slots = min(windows, capacity // round_up(nbytes, 64))
+        assert self.n_slots > 0
+        sizes = (8 * windows, 8 * self.n_slots, 8 * self.n_slots, 8 * self.n_slots, 8)
         self._offsets = np.cumsum([0, *sizes]).tolist()
         self._start = round_up(self._offsets[-1], 4096)
-        self._block = SharedBlock(self._start + self.places * round_up(nbytes, 64))
-        self._place_of[:] = -1
+        self._block = SharedBlock(self._start + self.n_slots * round_up(nbytes, 64))
+        self._slot_of[:] = -1
         self._window_in[:] = -1
 
     def _index(self, field: int, count: int) -> np.ndarray:
         return self._block.array(np.int64, count, self._offsets[field])
 
     @property
-    def _place_of(self) -> np.ndarray:
+    def _slot_of(self) -> np.ndarray:
         return self._index(0, self.windows)
 
     @property
     def _window_in(self) -> np.ndarray:
-        return self._index(1, self.places)
+        return self._index(1, self.n_slots)
 
     @property
     def _used(self) -> np.ndarray:
-        return self._index(2, self.places)
+        return self._index(2, self.n_slots)
 
     @property
     def _version(self) -> np.ndarray:
-        return self._index(3, self.places)
+        return self._index(3, self.n_slots)
 
     def _now(self) -> int:
         clock = self._index(4, 1)
         clock[0] += 1
         return int(clock[0])
 
-    def _content(self, place: int, like: np.ndarray) -> np.ndarray:
-        offset = self._start + place * round_up(self.nbytes, 64)
+    def _content(self, slot: int, like: np.ndarray) -> np.ndarray:
+        offset = self._start + slot * round_up(self.nbytes, 64)
         return self._block.array(like.dtype, like.size, offset).reshape(like.shape)
 
     def __len__(self) -> int:
         """Windows that are there."""
-        return int((self._place_of >= 0).sum())
+        return int((self._slot_of >= 0).sum())
 
     def get(self, window: int, out: np.ndarray) -> bool:
         """Copy a window into ``out``; False if it is not there, ``out`` is undefined then."""
         with self._block.locked():
-            place = int(self._place_of[window])
-            if place < 0:
+            slot = int(self._slot_of[window])
+            if slot < 0:
                 return False
-            version = int(self._version[place])
-            self._used[place] = self._now()
-        np.copyto(out, self._content(place, out))
+            version = int(self._version[slot])
+            self._used[slot] = self._now()
+        np.copyto(out, self._content(slot, out))
         with self._block.locked():
-            return int(self._version[place]) == version
+            return int(self._version[slot]) == version
 
     def put(self, window: int, values: np.ndarray) -> None:
         """Keep a window; the one used longest ago gives way."""
         with self._block.locked():
-            if self._place_of[window] >= 0:
+            if self._slot_of[window] >= 0:
                 return  # another process was faster
-            place = int(self._used.argmin())
-            if self._used[place] == _FILLING:
+            slot = int(self._used.argmin())
+            if self._used[slot] == _FILLING:
                 return
-            if self._window_in[place] >= 0:
-                self._place_of[self._window_in[place]] = -1
-            self._window_in[place] = -1
-            self._used[place] = _FILLING
-            self._version[place] += 1
-        np.copyto(self._content(place, values), values)
+            if self._window_in[slot] >= 0:
+                self._slot_of[self._window_in[slot]] = -1
+            self._window_in[slot] = -1
+            self._used[slot] = _FILLING
+            self._version[slot] += 1
+        np.copyto(self._content(slot, values), values)
         with self._block.locked():
-            self._used[place] = self._now()
-            if self._place_of[window] < 0:
-                self._window_in[place], self._place_of[window] = window, place
+            self._used[slot] = self._now()
+            if self._slot_of[window] < 0:
+                self._window_in[slot], self._slot_of[window] = window, slot
             else:
-                self._used[place] = 0  # another process was faster: the next one to give way
+                self._used[slot] = 0  # another process was faster: the next one to give way
 
 
 def cache_bytes(wanted: float | str, windows: int, nbytes: int, processes: int = 1) -> int:

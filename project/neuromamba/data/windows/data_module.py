@@ -47,14 +47,14 @@ class FMRIDataModule(LightningDataModule):
             capacity = self.cache_bytes(getattr(self.trainer, "num_devices", 1))
             if capacity:
                 cache = WindowCache(size, BatchReader(windows).largest(), capacity)
-            kept = cache.places if cache else 0
+            kept = cache.n_slots if cache else 0
             logger.info("window cache: room for %d of %d training windows", kept, size)
         order = training_order(self.data) if train else in_order(size)
         rank = getattr(self.trainer, "global_rank", 0)
         ranks = getattr(self.trainer, "world_size", 1)
         return window_loader(
             windows,
-            EpochSampler(size, config.seed, order, rank, ranks),
+            EpochSampler(size, config.seed, order=order, rank=rank, ranks=ranks),
             config,
             config.batch_size if train else config.eval_batch_size,
             cache,

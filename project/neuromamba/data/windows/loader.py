@@ -1,4 +1,4 @@
-"""Windows to batches: order, loading processes, and where to go on in the middle of an epoch.
+"""Windows to batches: order, loading processes, and where to continue within an epoch.
 
     EpochSampler -> BatchReader (in a loading process) -> Delivery -> WindowLoader -> batch
 
@@ -33,12 +33,12 @@ State = dict[str, int]
 class EpochSampler(Sampler[int]):
     """Indices of an epoch, in an order that depends on the seed and the epoch alone.
 
-    Lightning calls ``set_epoch``, so that a resumed run sees the orders it would have seen. After
-    ``load_state_dict`` the next iteration goes on where the state was taken.
+    Lightning calls ``set_epoch``, so that a resumed run has the same orders as an undisturbed one.
+    After ``load_state_dict`` the next iteration continues where the state was saved.
 
     Args:
         size: indices of an epoch, over all ranks.
-        seed: of the shuffled order.
+        seed: seed of the shuffled order.
         order: epoch -> its ``size`` indices; by default a permutation drawn from seed and epoch.
         rank, ranks: of several processes each takes every ``ranks``-th index, so that a step of all
             ranks takes what one process with as large a batch would take.
@@ -51,6 +51,7 @@ class EpochSampler(Sampler[int]):
         self,
         size: int,
         seed: int,
+        *,
         order: Callable[[int], np.ndarray] | None = None,
         rank: int = 0,
         ranks: int = 1,
@@ -65,7 +66,7 @@ class EpochSampler(Sampler[int]):
         return np.random.default_rng([self.seed, epoch]).permutation(self.size)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next; another one than before starts from its top."""
+        """Choose the epoch whose order comes next; a new epoch starts with its first index."""
         if epoch != self.epoch:
             self.epoch, self._start, self._position = epoch, 0, 0
 
@@ -102,13 +103,13 @@ class EpochSampler(Sampler[int]):
         return {"epoch": self.epoch, "position": self._position}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on behind ``position`` in the next iteration; nothing is read to get there."""
+        """Continue after ``position`` in the next iteration; nothing is read to get there."""
         self.epoch, self._start = state["epoch"], state["position"]
         self._position = self._start
 
 
 def in_order(size: int) -> Callable[[int], np.ndarray]:
-    """The order of evaluation: as the windows come, in every epoch."""
+    """Return the order of evaluation, the same in every epoch."""
     return lambda epoch: np.arange(size)
 
 
@@ -118,9 +119,10 @@ def _same(delivery: Any) -> Any:
 
 
 def _start_server() -> None:
-    """Start the process that forks the loading processes, deaf to a cluster's signals.
+    """Start the process that forks the loading processes, with a cluster's signals ignored.
 
-    It inherits that, and so do they. Without it torch takes all loading processes for dead.
+    The loading processes inherit this; otherwise the signals would end them, and torch would report
+    their death.
     """
     if threading.current_thread() is not threading.main_thread():
         return
@@ -133,10 +135,10 @@ def _start_server() -> None:
 
 
 def _end_with_parent(worker: int) -> None:
-    """End a loading process together with the training process, however that ends.
+    """End a loading process together with the training process, and not earlier.
 
-    And not before: a cluster sends its signals to all processes of a job, and the training process
-    may need some more batches until it stops.
+    A cluster sends its signals to all processes of a job, and the training process may need some
+    more batches until it stops.
     """
     for signum in _OF_CLUSTERS:
         signal.signal(signum, signal.SIG_IGN)  # torch has put in a handler of its own
@@ -190,8 +192,8 @@ class WindowLoader(DataLoader[Any]):
         assert self.batch_size is not None
         return -(-getattr(self.sampler, "start", 0) // self.batch_size)
 
-    def places(self, batch: int) -> range:
-        """Places of the windows of an epoch's batch among this rank's windows."""
+    def positions(self, batch: int) -> range:
+        """Return the positions of an epoch's batch among this rank's windows."""
         assert self.batch_size is not None
         end = min((batch + 1) * self.batch_size, len(self.sampler))  # type: ignore[arg-type]
         return range(batch * self.batch_size, end)
@@ -200,8 +202,8 @@ class WindowLoader(DataLoader[Any]):
         """Whether each window of an epoch's batch is a repeated one (see ``EpochSampler``)."""
         sampler = self.sampler
         return tuple(
-            isinstance(sampler, EpochSampler) and sampler.is_padding(place)
-            for place in self.places(batch)
+            isinstance(sampler, EpochSampler) and sampler.is_padding(position)
+            for position in self.positions(batch)
         )
 
     def items(self, batch: int) -> list[int]:
@@ -213,8 +215,8 @@ class WindowLoader(DataLoader[Any]):
                 sampler.indices() if isinstance(sampler, EpochSampler) else np.array([*sampler])
             )
             self._listed = (key, listed)
-        found = zip(self.places(batch), self.is_padding(batch), strict=True)
-        return [int(self._listed[1][place]) for place, padding in found if not padding]
+        found = zip(self.positions(batch), self.is_padding(batch), strict=True)
+        return [int(self._listed[1][position]) for position, padding in found if not padding]
 
     def state_dict(self) -> State:
         """Epoch, batches of it that were handed out, and windows of an epoch."""

@@ -283,7 +283,7 @@ class RunData:
             write_split_files(folder / name, store.split, record)
 
     def describe(self) -> list[str]:
-        """Return one line a store: its runs, and the number of split units in each part."""
+        """Return one line per store: its runs, and the number of split units in each part."""
         lines = []
         for number, store in enumerate(self.stores):
             counts = ", ".join(f"{part} {len(self.subjects[part][number])}" for part in PARTS)

@@ -12,9 +12,9 @@ from neuromamba.common.shares import largest_remainder
 class GroupedOrder:
     """An order of windows for each epoch in which every group has its share.
 
-    An epoch has as many windows as there are. A group that is larger than its share goes on in the
-    next epoch where it stopped in this one, so that each of its windows is drawn equally often; a
-    smaller one is gone through several times in an epoch.
+    An epoch has as many windows as there are. A group that is larger than its share continues in
+    the next epoch where it stopped in this one, so that each of its windows is drawn equally often;
+    a smaller one is used several times in an epoch.
 
     Args:
         groups: indices of the windows of each group; none empty.

@@ -3,11 +3,11 @@
 Nothing of mamba_ssm, causal_conv1d or Triton is imported before the first call. Two ways to run:
 
 - fused: ``mamba_split_conv1d_scan_combined``, convolution, scan, gate and norm in one autograd
-  function that keeps little for its backward pass; needs causal_conv1d, compiled for the card;
+  function that keeps little for its backward pass; needs causal_conv1d, compiled for the GPU;
 - split: a convolution in torch, then ``mamba_chunk_scan_combined`` and the gated RMSNorm kernel.
 
 The first call for a shape runs it once beforehand, forward and backward. There Triton compiles and
-tunes, and a card whose shared memory is too small for the kernels shows it, while the portable
+tunes, and a GPU whose shared memory is too small for the kernels shows it, while the portable
 backend can still take over.
 
 Facts about mamba_ssm 2.3.2 and causal_conv1d 1.7 that the code below relies on:

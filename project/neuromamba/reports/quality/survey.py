@@ -76,7 +76,7 @@ class Surveyed:
 def cache_key(path: Path, header: RunHeader, options: QualityOptions) -> str:
     """Name of a run's entry.
 
-    Files that hold no hash of their content are told by size and time of change.
+    Files that hold no hash of their content are recognised by size and time of change.
     """
     identity: list[Any] = [VERSION, dataclasses.asdict(header), dataclasses.asdict(options)]
     if not header.content_sha256:

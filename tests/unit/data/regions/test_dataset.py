@@ -16,10 +16,11 @@ import torch
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.regions.batches import ScanDataset, ScanLoader, check_lengths, z_scored
-from neuromamba.data.regions.dataset import Cohort, Scan, load_cohort
+from neuromamba.data.regions.dataset import Cohort, load_cohort
 from neuromamba.data.regions.holdout import splits_of
 from neuromamba.data.regions.registry import DATASETS, DatasetDetails, details_of
 from neuromamba.data.regions.safe_loading import load_objects
+from neuromamba.data.regions.scan import Scan
 from neuromamba.data.regions.scan_files import spelling
 
 ROIS = 6
@@ -97,7 +98,7 @@ def test_own_data(tmp_path: Path) -> None:
     path = tmp_path / "mine.pickle"
     path.write_bytes(pickle.dumps([sample("a", 20, group="x"), sample("b", 25, group="y")]))
     details = details_of("Own", str(path), "group", 10)
-    cohort = load_cohort("Own", details, tmp_path, path)
+    cohort = load_cohort("Own", details, tmp_path, data_file=path)
     assert cohort.details.classes == ("x", "y") and cohort.rois == ROIS
     with pytest.raises(UserInputError, match=r"^--dataset Own: needs --target, --dynamic_length"):
         details_of("Own", str(path))
@@ -311,9 +312,9 @@ def test_own_scans_with_other_regions_are_refused_and_none_is_turned(tmp_path: P
     with pytest.raises(
         UserInputError, match=r"scans of 5, 6 rows; 2 differ. Expected regions x time"
     ):
-        load_cohort("Own", details, tmp_path, path)
+        load_cohort("Own", details, tmp_path, data_file=path)
     path.write_bytes(pickle.dumps([sample(str(i), 20, True, group="xy"[i % 2]) for i in range(4)]))
-    cohort = load_cohort("Own", details, tmp_path, path)
+    cohort = load_cohort("Own", details, tmp_path, data_file=path)
     assert cohort.notes == ("20 regions and fewer frames: matrices must be regions x time.",)
 
 
@@ -332,7 +333,7 @@ def test_messages_name_the_flag_that_named_the_file(tmp_path: Path) -> None:
     for content in (b"no pickle", pickle.dumps(5), pickle.dumps([]), pickle.dumps([{}])):
         path.write_bytes(content)
         with pytest.raises(UserInputError, match=r"^--data_file: '.*mine.pickle' "):
-            load_cohort("Own", details, tmp_path, path)
+            load_cohort("Own", details, tmp_path, data_file=path)
 
 
 def test_tables_of_subjects_as_laboratories_have_them(tmp_path: Path) -> None:
@@ -393,16 +394,16 @@ def test_batches_cover_every_scan_once_in_an_order_of_the_epoch() -> None:
 
 def test_scans_that_are_short() -> None:
     cohort = cohort_of([Scan("a", "a", 0, series(12), "a"), Scan("b", "b", 1, series(40), "b")])
-    assert check_lengths(cohort, 12, 8, "refuse") == 0
-    assert check_lengths(cohort, 20, 8, "pad") == 1
+    assert check_lengths(cohort, 12, 8, refuse=True) == 0
+    assert check_lengths(cohort, 20, 8, refuse=False) == 1
     with pytest.raises(UserInputError, match=r"^--short_scans refuse: 1 scans have fewer than"):
-        check_lengths(cohort, 20, 8, "refuse")
+        check_lengths(cohort, 20, 8, refuse=True)
     with pytest.raises(
         UserInputError, match=r"^--data_dir: scan a has 12 frames; the model needs 16"
     ):
-        check_lengths(cohort, 20, 16, "pad")
+        check_lengths(cohort, 20, 16, refuse=False)
     with pytest.raises(UserInputError, match=r"^--dynamic_length: got 4, expected 8"):
-        check_lengths(cohort, 4, 8, "pad")
+        check_lengths(cohort, 4, 8, refuse=False)
 
 
 def test_cni_columns(tmp_path: Path) -> None:
@@ -417,3 +418,44 @@ def test_cni_columns(tmp_path: Path) -> None:
     np.savez(tmp_path / details.file, aal=np.concatenate([first.T, second.T]), length=[9, 13])
     with pytest.raises(UserInputError, match=r"has 2 scans with 22 frames, expected 2 .* and 23"):
         load_cohort("CNI_SEX", details, tmp_path)
+
+
+# ------------------------------------------------------------------------------ confounds, families
+
+
+def test_confounds_come_from_the_table_or_from_pheno(tmp_path: Path) -> None:
+    table = "Subject,Release,Gender,Age\n1,Q1,F,22\n2,Q1,M,n/a\n3,Q2,F,\n"
+    write(tmp_path, REST, [sample("1"), sample("2")], table)
+    cohort = load_cohort("HCP_REST", REST, tmp_path, confounds=["Age", "Release"])
+    assert cohort.confounds == {"Age": {"1": "22"}, "Release": {"1": "Q1", "2": "Q1"}}
+    motion = [(f"{i // 2}", 0.25 * i) for i in range(4)]
+    scans = [sample(s, 20 + i, disease="PD" if i < 2 else "Control", fd=fd, site="x")
+             for i, (s, fd) in enumerate(motion)]  # fmt: skip
+    write(tmp_path, PPMI, scans)
+    found = load_cohort("PPMI", PPMI, tmp_path, confounds=["fd", "site"]).confounds
+    assert found == {"fd": {"0": "0.125", "1": "0.625"}, "site": {"0": "x", "1": "x"}}
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("shoe", r"^--confounds: the scans' pheno has no 'shoe' \(disease, site, subjectId\)"),
+        ("disease", r"^--confounds: 'disease' is the target itself"),
+        ("site", r"^--confounds: scans of 0 differ in 'site' \(x, y\)"),
+    ],
+)
+def test_confounds_that_cannot_be_used(tmp_path: Path, column: str, message: str) -> None:
+    scans = [sample(f"{i // 2}", 20 + i, disease="PD" if i < 2 else "Control", site="xyxx"[i])
+             for i in range(4)]  # fmt: skip
+    write(tmp_path, PPMI, scans)
+    with pytest.raises(UserInputError, match=message):
+        load_cohort("PPMI", PPMI, tmp_path, confounds=[column])
+
+
+def test_a_column_of_families_that_is_not_used_is_pointed_out(tmp_path: Path) -> None:
+    table = "Subject,Release,Gender,Family_ID\n1,Q1,F,a\n2,Q1,M,a\n"
+    write(tmp_path, REST, [sample("1"), sample("2")], table)
+    notes = load_cohort("HCP_REST", REST, tmp_path).notes
+    assert any("--group_column Family_ID keeps them together" in note for note in notes)
+    notes = load_cohort("HCP_REST", REST, tmp_path, group_column="Family_ID").notes
+    assert not any("Family_ID" in note for note in notes)

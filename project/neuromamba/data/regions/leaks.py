@@ -1,0 +1,89 @@
+"""Checks that no scan can be trained on under one name and tested under another.
+
+Groups (subjects, or families) are what splits keep together; a leak is between two of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from neuromamba.data.regions.scan import Scan
+from neuromamba.data.regions.scan_files import ScanFile, some
+
+_REGIONS = 32  # compared of each scan; two scans do not agree in them by chance
+_SAME = 0.999  # correlation over regions and frames; scans of one subject have far less
+_FEWEST = 64  # values of a scan; fewer may agree by chance, and only equal ones are copies
+# Columns that name families, in the tables of HCP and ABCD and by their own name.
+FAMILY_COLUMNS = ("Family_ID", "Mother_ID", "rel_family_id", "family_id", "family", "Family")
+
+
+def check_copies(scans: Sequence[Scan], file: ScanFile) -> list[str]:
+    """Compare the values of all scans, whatever their names, offsets and units.
+
+    Returns:
+        Notes about copies within a group, which stay together.
+
+    Raises:
+        UserInputError: scans of two groups are copies.
+    """
+    by_shape: dict[tuple[int, ...], list[Scan]] = defaultdict(list)
+    for scan in scans:
+        if np.ptp(scan.series):  # nothing but one value is reported as constant
+            by_shape[scan.series.shape].append(scan)
+    copies = []
+    for (regions, _), alike in by_shape.items():
+        chosen = np.unique(np.linspace(0, regions - 1, _REGIONS).astype(int))
+        prints = np.stack([_fingerprint(scan.series[chosen]) for scan in alike])
+        for i in range(1, len(alike)):
+            for j in np.flatnonzero(prints[:i] @ prints[i] > _SAME):
+                few = prints.shape[1] < _FEWEST
+                if few and not np.array_equal(alike[j].series, alike[i].series):
+                    continue
+                _same(alike[j], alike[i], file)
+                copies.append(alike[i].scan)
+                break
+    return [f"{len(copies)} scans are copies of others ({some(copies)})."] if copies else []
+
+
+def _fingerprint(series: np.ndarray) -> np.ndarray:
+    """Each region standardised over time, as one vector of length 1; zeros if all are constant."""
+    wide = series.astype(np.float64)
+    wide -= wide.mean(axis=1, keepdims=True)
+    scale = np.linalg.norm(wide, axis=1, keepdims=True)
+    wide = np.divide(
+        wide, scale, out=np.zeros_like(wide), where=scale > 1e-6 * np.abs(series).max()
+    )
+    return (wide / max(float(np.linalg.norm(wide)), 1e-12)).ravel().astype(np.float32)
+
+
+def _same(one: Scan, other: Scan, file: ScanFile) -> None:
+    if one.group == other.group:
+        return
+    same = np.array_equal(one.series, other.series)
+    how = "the same values" if same else "the same values but for their offset and unit"
+    raise file.error(
+        f"has {how} in scans {one.scan} and {other.scan}. One of them would be trained on and the "
+        f"other tested; remove one."
+    )
+
+
+def check_spellings(scans: Sequence[Scan], file: ScanFile) -> None:
+    """Refuse subjects whose names differ only by ``sub-``, leading zeros or case.
+
+    Raises:
+        UserInputError: two groups have such subjects.
+    """
+    first: dict[str, Scan] = {}
+    for scan in scans:
+        plain = re.sub(r"^sub-?", "", scan.subject.lower())
+        other = first.setdefault(re.sub(r"\d+", lambda m: str(int(m[0])), plain), scan)
+        if other.subject != scan.subject and other.group != scan.group:
+            raise file.error(
+                f"has scans of '{other.subject}' and '{scan.subject}', who seem to be one subject: "
+                f"one would be trained on and the other tested. Write the name in one way, or tell "
+                f"two subjects apart by more than 'sub-', zeros and case."
+            )

@@ -1,0 +1,209 @@
+"""Configurations of NeuroSSM: architecture, training, attribution, and a whole evaluation.
+
+No torch here: a wrong flag is refused before it is loaded, which takes seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from neuromamba.common.errors import UserInputError
+from neuromamba.data.regions.registry import DatasetDetails
+
+SIGNALS = ("raw", "diff")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuroSSMConfig:
+    """The architecture; the defaults have 1,665,170 parameters for 400 regions and two classes.
+
+    Attributes:
+        rois: N.
+        classes: number of logits.
+        signals: of ``SIGNALS``.
+        scales: frames that are averaged; a pathway for each signal and scale.
+        embed_dim: D.
+        depth: Mamba2 layers of a pathway.
+        d_state, d_conv, expand, headdim: of the Mamba2 layers.
+        dropout: on the output of each of them.
+        ssd_backend: see ``ssd.select_backend``.
+
+    Raises:
+        UserInputError: values that fit no model.
+    """
+
+    rois: int
+    classes: int
+    signals: tuple[str, ...] = SIGNALS
+    scales: tuple[int, ...] = (1, 2, 4)
+    embed_dim: int = 128
+    depth: int = 2
+    d_state: int = 16
+    d_conv: int = 4
+    expand: int = 2
+    headdim: int = 64
+    dropout: float = 0.1
+    ssd_backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.signals or set(self.signals) - set(SIGNALS):
+            raise UserInputError(f"--signals: got {self.signals}, expected some of {SIGNALS}.")
+        for name, values in (("--signals", self.signals), ("--scales", self.scales)):
+            if len(set(values)) < len(values):
+                raise UserInputError(f"{name}: got {values}, with one of them twice.")
+        if not self.scales or min(self.scales) < 1:
+            raise UserInputError(f"--scales: got {self.scales}, expected numbers from 1 on.")
+        for name in ("embed_dim", "depth", "headdim"):
+            if getattr(self, name) < 1:
+                raise UserInputError(f"--{name}: got {getattr(self, name)}, expected 1 or more.")
+        if self.expand * self.embed_dim % self.headdim:
+            raise UserInputError(
+                f"--embed_dim: {self.expand} x {self.embed_dim} channels cannot be cut into heads "
+                f"of {self.headdim}; choose a multiple of {self.headdim // self.expand or 1}."
+            )
+        if not 0 <= self.dropout < 1:
+            raise UserInputError(f"--dropout: got {self.dropout}, expected 0 to below 1.")
+
+    @property
+    def pathways(self) -> tuple[str, ...]:
+        """``raw_1``, ``raw_2``, ..., ``diff_1``, ...: the order of everything per pathway."""
+        return tuple(f"{signal}_{scale}" for signal in self.signals for scale in self.scales)
+
+    @property
+    def shortest(self) -> int:
+        """Fewest frames of a scan: two of them at the coarsest scale."""
+        return 2 * max(self.scales)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """How a model is trained.
+
+    Attributes:
+        crop: frames of a training crop (``--dynamic_length``).
+        epochs: over the training scans.
+        batch_size, eval_batch_size: scans.
+        learning_rate, max_learning_rate, min_learning_rate: begin, top and end of the cycle.
+        warm_up: share of the steps until the top.
+
+    Raises:
+        UserInputError: a number that trains nothing.
+    """
+
+    crop: int
+    epochs: int = 20
+    batch_size: int = 32
+    eval_batch_size: int = 16
+    learning_rate: float = 2e-4
+    max_learning_rate: float = 4e-4
+    min_learning_rate: float = 2e-5
+    warm_up: float = 0.3
+
+    def __post_init__(self) -> None:
+        for flag in ("epochs", "batch_size"):
+            if getattr(self, flag) < 1:
+                raise UserInputError(f"--{flag}: got {getattr(self, flag)}, expected 1 or more.")
+        if not self.min_learning_rate < self.learning_rate <= self.max_learning_rate:
+            raise UserInputError(
+                f"--learning_rate: got {self.learning_rate:g}, expected more than "
+                f"{self.min_learning_rate:g}, where the cycle ends, and at most "
+                f"--max_learning_rate {self.max_learning_rate:g}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CPAConfig:
+    """How it is computed.
+
+    Attributes:
+        ablation: ``mean`` or ``zero``: what takes the place of a pathway's features.
+        gradient: ``integrated`` or ``single``.
+        batch_size: scans at a time.
+    """
+
+    ablation: str = "mean"
+    gradient: str = "integrated"
+    batch_size: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """Whether and how the predictions of the holdouts are explained.
+
+    Attributes:
+        cpa: how maps are computed.
+        analysis_dir: receives them, below the name of the data set.
+        atlas: image of labels, for pictures; None looks for the data set's own.
+    """
+
+    cpa: CPAConfig
+    analysis_dir: Path
+    atlas: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """One call of ``neuromamba regions train`` (``tester.py``).
+
+    Attributes:
+        dataset: name of the data set.
+        details: its entry, see ``data.regions.registry``.
+        data_dir: folder of its files.
+        data_file: scans, in place of the entry's file.
+        group_column: whose values are not split between training and test.
+        confounds: columns that are compared with target and scores of the holdouts.
+        drop_bad_scans: leave out scans that are not finite, instead of refusing them.
+        refuse_short_scans: refuse scans shorter than a crop, instead of taking them whole.
+        model: name of the classifier that is evaluated.
+        baselines: names of those on the same splits, that it is compared with.
+        architecture: of NeuroSSM, fields of ``NeuroSSMConfig`` without ``rois`` and ``classes``.
+        fit: how networks are trained.
+        device: ``cpu``, or the number of a GPU.
+        seeds: of splits and fits.
+        folds: of the cross-validation.
+        cross_validation: without it there are holdouts only.
+        results_dir: receives results, below the name of the data set.
+        explanation: of the holdouts' predictions; None for none.
+        flags: as they were given, for the page.
+
+    Raises:
+        UserInputError: values that allow no evaluation.
+    """
+
+    dataset: str
+    details: DatasetDetails
+    data_dir: Path
+    results_dir: Path
+    fit: FitConfig
+    model: str = "NeuroSSM"
+    baselines: tuple[str, ...] = ()
+    architecture: Mapping[str, Any] = field(default_factory=dict)
+    data_file: Path | None = None
+    group_column: str | None = None
+    confounds: tuple[str, ...] = ()
+    drop_bad_scans: bool = False
+    refuse_short_scans: bool = False
+    device: str = "0"
+    seeds: tuple[int, ...] = (0,)
+    folds: int = 5
+    cross_validation: bool = True
+    explanation: Explanation | None = None
+    flags: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.folds < 2:
+            raise UserInputError(f"--folds: got {self.folds}, expected 2 or more.")
+        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise UserInputError(
+                f"--seeds: got {list(self.seeds)}, expected different numbers from 0 on."
+            )
+        if self.explanation is not None and self.model != "NeuroSSM":
+            raise UserInputError(f"--analysis: explains NeuroSSM, got --model {self.model}.")
+        self.network(rois=1, classes=2)  # refuse a wrong architecture as early
+
+    def network(self, *, rois: int, classes: int) -> NeuroSSMConfig:
+        """The architecture for a data set."""
+        return NeuroSSMConfig(rois=rois, classes=classes, **self.architecture)

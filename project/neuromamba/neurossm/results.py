@@ -1,0 +1,164 @@
+"""Results of fits: their metrics, their files, and their mean and standard deviation.
+
+``Results/<DATASET>/<MODEL>/`` holds for each fit a folder ``seed_<S>/<split>/`` with
+``predictions.csv`` and ``metrics.json``, which is written last: a fit that has it is finished.
+``results.csv`` and ``summary.json`` are made from these after every fit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from neuromamba.common.errors import UserInputError
+from neuromamba.data.regions.holdout import HOLDOUT_NAME
+from neuromamba.evaluation import result_files
+from neuromamba.evaluation.metrics import METRICS
+from neuromamba.evaluation.result_files import PREDICTIONS, Predictions
+from neuromamba.evaluation.scores import SubjectScores
+
+METRIC_NAMES = (
+    "accuracy",
+    "balanced_accuracy",
+    "macro_f1",
+    "macro_precision",
+    "macro_recall",
+    "auroc",
+)
+PARTS = ("cross_validation", HOLDOUT_NAME)
+
+
+class FitResult(NamedTuple):
+    """A fit that has been scored.
+
+    Attributes:
+        seed, split: which one.
+        predictions: of its test scans, probabilities of the classes.
+        metrics: over scans; ``subject/<name>`` over subjects, where some have several scans of a
+            class (probabilities averaged).
+    """
+
+    seed: int
+    split: str
+    predictions: Predictions
+    metrics: dict[str, float]
+
+    @property
+    def part(self) -> str:
+        """One of ``PARTS``."""
+        return HOLDOUT_NAME if self.split == HOLDOUT_NAME else PARTS[0]
+
+
+Results = Mapping[str, Sequence[FitResult]]  # model -> its fits
+
+
+def subject_scores(found: Predictions, group_of: Mapping[str, str] | None = None) -> SubjectScores:
+    """Average the probabilities of each subject's scans of a class.
+
+    Args:
+        found: predictions of scans.
+        group_of: subject -> what is not split (its family), which bootstraps draw; None where
+            subjects are drawn.
+
+    Returns:
+        A row for each subject and class, named after the subject; where subjects have scans of
+        several classes, rows are named ``<subject>/<class index>`` and drawn together.
+    """
+    pairs: dict[tuple[str, int], list[int]] = {}
+    for row, key in enumerate(zip(found.subject, found.target.tolist(), strict=True)):
+        pairs.setdefault(key, []).append(row)
+    keys = sorted(pairs)
+    several = len({subject for subject, _ in keys}) < len(keys)
+    names = tuple(f"{subject}/{label}" if several else subject for subject, label in keys)
+    unit = None
+    if several or group_of is not None:
+        unit = tuple(subject if group_of is None else group_of[subject] for subject, _ in keys)
+    return SubjectScores(
+        names,
+        np.array([label for _, label in keys]),
+        np.stack([found.score[pairs[key]].mean(axis=0) for key in keys]),
+        unit,
+    )
+
+
+def metrics_of(found: Predictions) -> dict[str, float]:
+    """Compute the metrics of a fit, see ``FitResult.metrics``."""
+    metrics = _metrics(found.target, found.score)
+    subjects = subject_scores(found)
+    if len(subjects.subjects) < len(found.subject):
+        over = _metrics(subjects.target, subjects.score)
+        metrics |= {f"subject/{name}": value for name, value in over.items()}
+    return metrics
+
+
+def _metrics(target: np.ndarray, score: np.ndarray) -> dict[str, float]:
+    probability, label = torch.from_numpy(score), torch.from_numpy(target)
+    return {name: float(METRICS[name](probability, label)) for name in METRIC_NAMES}
+
+
+def summary(results: Sequence[FitResult]) -> dict[str, dict[str, dict[str, float]]]:
+    """Part -> metric -> mean, standard deviation (of the sample; NaN of one) and number of fits."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for part in PARTS:
+        rows = [result.metrics for result in results if result.part == part]
+        if not rows:
+            continue
+        found[part] = {}
+        for name in rows[0]:
+            if name.startswith("scans_") or name == "seconds":
+                continue
+            values = np.array([row[name] for row in rows if name in row])
+            deviation = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
+            found[part][name] = {
+                "mean": float(values.mean()),
+                "std": deviation,
+                "fits": float(len(values)),
+            }
+    return found
+
+
+def write_fit(result: FitResult, folder: Path) -> None:
+    """Write the predictions of a fit, and last its metrics."""
+    result_files.write_predictions(result.predictions, folder / PREDICTIONS["test"], sample="scan")
+    result_files.write_metrics(result.metrics, folder / result_files.METRICS)
+
+
+def read_fit(folder: Path, seed: int, split: str) -> FitResult | None:
+    """Read a finished fit; None if it is not finished.
+
+    Raises:
+        UserInputError: its files are damaged.
+    """
+    if not (folder / result_files.METRICS).is_file():
+        return None
+    try:
+        text = (folder / result_files.METRICS).read_text(encoding="utf-8")
+        metrics = result_files.metrics_from(json.loads(text))
+        predictions = result_files.read_predictions(folder / PREDICTIONS["test"], "")
+        if {*METRIC_NAMES} - set(metrics):
+            raise ValueError
+    except (ValueError, OSError, TypeError, AttributeError, UserInputError):
+        raise UserInputError(
+            f"--results_dir: '{folder}' has damaged metrics or predictions. Remove it to do that "
+            f"fit again."
+        ) from None
+    return FitResult(seed, split, predictions, metrics)
+
+
+def write_tables(folder: Path, name: str, results: Sequence[FitResult]) -> None:
+    """Write ``results.csv``, one row per fit, and ``summary.json``."""
+    rows = [{"model": name, "seed": r.seed, "split": r.split, **r.metrics} for r in results]
+    header = list(dict.fromkeys(column for row in rows for column in row))
+    cells = ([_cell(row.get(column)) for column in header] for row in rows)
+    result_files.write_rows(header, cells, folder / "results.csv")
+    result_files.write_record(summary(results), folder / "summary.json")
+
+
+def _cell(value: object) -> object:
+    """Empty for a value that is absent or not defined."""
+    return "" if value is None or (isinstance(value, float) and np.isnan(value)) else value

@@ -1,0 +1,61 @@
+"""One fit of a classifier of regional time series."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torch import nn
+
+from neuromamba.common.seeds import seed_run
+from neuromamba.data.regions.batches import ScanDataset, ScanLoader
+from neuromamba.data.regions.scan import Scan
+from neuromamba.neurossm.config import FitConfig
+from neuromamba.neurossm.module import ROIModule
+from neuromamba.training.curves import curve_logger
+from neuromamba.training.fault_tolerance import FaultTolerance
+from neuromamba.training.fit import assemble_trainer, fit_once
+from neuromamba.training.strategies import Hardware
+
+
+def train(
+    *,
+    build: Callable[[], nn.Module],
+    scans: Sequence[Scan],
+    fit: FitConfig,
+    hardware: Hardware,
+    seed: int,
+    folder: Path,
+) -> nn.Module:
+    """Train a model from scratch; its curve goes to ``<folder>/logs/metrics.csv``.
+
+    Args:
+        build: makes the model, called after seeding.
+        scans: to train on.
+        fit: how.
+        hardware: one device.
+        seed: of weights, order, crops and dropout.
+        folder: of this fit.
+
+    Raises:
+        StoppedRun, UserInputError: see ``training.fault_tolerance``.
+    """
+    seed_run(seed)
+    loader = ScanLoader(ScanDataset(scans, fit.crop, seed), fit.batch_size, shuffle=True)
+    module = ROIModule(build(), fit, fit.epochs * len(loader))
+    fault_tolerance = FaultTolerance()
+    trainer = assemble_trainer(
+        folder=folder,
+        hardware=hardware,
+        seed=seed,
+        arguments={
+            "max_epochs": fit.epochs,
+            "log_every_n_steps": 1,
+            "enable_checkpointing": False,  # a fit takes minutes and is done again if it was ended
+        },
+        loggers=[curve_logger(folder)],
+        fault_tolerance=fault_tolerance,
+        epochs_per_line=max(1, fit.epochs // 4),
+    )
+    fit_once(trainer, module, loader, fault_tolerance)
+    return module.model
