@@ -194,9 +194,12 @@ def run(argv: Sequence[str]) -> int:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("neuromamba").setLevel(logging.INFO)
     # Imported here: torch and Lightning take seconds, and a wrong flag need not wait for them.
+    from neuromamba.layers.ssd_native.build import build_for_run
     from neuromamba.neurossm.evaluate import evaluate
     from neuromamba.training.stopping import StoppedRun
 
+    if config.model == "NeuroSSM":
+        build_for_run(config.device, str(config.architecture["ssd_backend"]))
     try:
         evaluate(config)
     except StoppedRun as stopped:
