@@ -21,6 +21,13 @@ def _level_of_our_logger() -> Iterator[None]:
     logger.setLevel(level)
 
 
+@pytest.fixture(autouse=True)
+def _loading_of_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run in the test's process forbids unpickling for the rest of it; the tests after it may."""
+    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "")
+    monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD")  # known to monkeypatch: gone after the test
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of the real development data; the test is skipped where it is absent."""

@@ -59,9 +59,6 @@ def cli(
 ) -> Iterator[CommandLine]:
     """The command line, in an empty working directory, with a fresh copy of the store."""
     torch.set_num_threads(1)  # tensors this small only wait for each other
-    # A run sets this for its process; once known to monkeypatch, it is gone after the test.
-    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "")
-    monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
     shutil.copytree(pristine_store, tmp_path / "store")
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
