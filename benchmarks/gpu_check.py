@@ -119,7 +119,7 @@ def make_batch(config: ModelConfig, batch: int, device: torch.device) -> dict[st
         "shift": [0.0] * batch,
         "background": [BACKGROUND] * batch,
         "subject": [f"s{i}" for i in range(batch)],
-        "unit": [f"s{i}" for i in range(batch)],
+        "sample_id": [f"s{i}" for i in range(batch)],
         "dataset": torch.zeros(batch, dtype=torch.long),
     }
 
