@@ -180,7 +180,7 @@ def test_refused_inside_an_epoch(
     [
         pytest.param(
             "--overfit_batches 0.9",
-            "--overfit_batches cannot go on with",
+            "--overfit_batches cannot continue",
             marks=pytest.mark.filterwarnings("ignore:You requested to overfit"),
         ),
         ("--gradient_accumulation_steps 2", "between the 2 batches of a step"),
