@@ -31,7 +31,8 @@ def _loading_of_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of the real development data; the test is skipped where it is absent."""
-    default = ROOT / "shared" / "data"
+    places = [root / "shared" / "data" for root in (ROOT, ROOT.parent)]
+    default = next(filter(Path.is_dir, places), places[0])
     folder = Path(os.environ.get("NEUROMAMBA_SHARED_DATA", default))
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder} (set NEUROMAMBA_SHARED_DATA)")

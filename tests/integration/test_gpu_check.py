@@ -36,7 +36,8 @@ def test_throughput_program(tmp_path: Path) -> None:
     assert len(by_name) == len(rows) == 10
     assert not [row["failed"] for row in rows if "failed" in row]
     for row in rows:
-        assert row["windows_per_s"] > 0 and 0 < row["share"] < 1, row
+        # A share of times: beside other processes it may come out above 1.
+        assert row["windows_per_s"] > 0 and row["share"] > 0, row
     for batch in (1, 2):
         assert by_name[batch, "ours, union"]["loss_difference"] < 1e-5
         assert by_name[batch, "ours, all"]["loss_difference"] < 1e-5

@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
+from tests.helpers.flag_tests import NEXT
 from tests.helpers.tiny import SUBJECTS, CommandLine
-from tests.integration.test_flags import NEXT
 
 TASKS = {
     "two classes": "--downstream_task sex",

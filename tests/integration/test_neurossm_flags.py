@@ -22,7 +22,7 @@ from neuromamba.commands import regions_explain_reference as analysis
 from neuromamba.commands import regions_extract as roi
 from neuromamba.commands import regions_train as tester
 from neuromamba.data.regions import atlases
-from neuromamba.neurossm import reference_maps
+from neuromamba.neurossm import evaluate, reference_maps
 from neuromamba.neurossm.attribution_files import read_scan_map
 from tests.helpers.neurosynth_files import needs_nimare, write_database
 
@@ -55,7 +55,11 @@ class Commands:
 def commands(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Commands:
-    """In a folder with data of its own, in several versions."""
+    """In a folder with data of its own, in several versions.
+
+    The page is not written: nothing here looks at it, and its pictures take most of the time.
+    """
+    monkeypatch.setattr(evaluate, "write_report", lambda *_: tmp_path / "report.html")
     monkeypatch.chdir(tmp_path)
     write_scans(Path("mine.pickle"))
     write_scans(Path("other.pickle"), seed=1)

@@ -11,8 +11,8 @@ import pytest
 
 from neuromamba.commands.report import main as report
 from neuromamba.commands.train import main as train
+from tests.helpers.flag_tests import AGE, NEXT, write_tables
 from tests.helpers.tiny import CommandLine, Finished
-from tests.integration.test_flags import AGE, NEXT, write_tables
 
 FLAGS = "--log_every_n_steps 1 --max_epochs 2"
 

@@ -23,9 +23,8 @@ from pathlib import Path
 
 from neuromamba.commands.preprocess import found_failures
 from neuromamba.common.cli import run_command
-from neuromamba.data.cohorts.registry import DATASETS
+from neuromamba.data.ingest.flags import add_store_flags, store_options
 from neuromamba.data.ingest.reference.options import BACKGROUNDS, TIME_AXES, ReferenceOptions
-from neuromamba.data.store.header import COMPRESSIONS
 
 
 def build_parser(compression: str = ReferenceOptions.compression) -> argparse.ArgumentParser:
@@ -71,14 +70,7 @@ def build_parser(compression: str = ReferenceOptions.compression) -> argparse.Ar
         metavar=("X", "Y", "Z"),
         help="target index = LAS index of the frame + offset, negative crops (default: centred)",
     )
-    add("--drop_first", type=int, default=0, metavar="N", help="leave out the first N frames")
-    add("--dataset_name", default="", metavar="NAME", help=f"one of {', '.join(DATASETS)}")
-    add("--compression", choices=COMPRESSIONS, default=compression)
-    add("--voxel_norm", action="store_true", help="also store every voxel's mean and deviation")
-    add("--num_workers", type=int, metavar="N", help="processes (default: one per processor)")
-    add("--min_frames", type=int, default=default.min_frames, metavar="N", help="refuse shorter")
-    add("--overwrite", action="store_true", help="convert again what is up to date")
-    add("--dry_run", "--dry-run", action="store_true", help="read headers, write nothing")
+    add_store_flags(parser, compression)
     return parser
 
 
@@ -95,14 +87,8 @@ def main(argv: Sequence[str] | None = None, compression: str = "lz4") -> int:
             background=args.background,
             time_axis=args.time_axis,
             space=args.space,
-            drop_first=args.drop_first,
             crop_offset=args.crop_offset and tuple(args.crop_offset),
-            dataset=args.dataset_name,
-            compression=args.compression,
-            voxel_norm=args.voxel_norm,
-            min_frames=args.min_frames,
-            overwrite=args.overwrite,
-            dry_run=args.dry_run,
+            **store_options(args),
         )
         # Imported here: nibabel and h5py take seconds; flags have been checked by now.
         from neuromamba.data.ingest.folder import convert_sources

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 from neuromamba.common.cli import run_command
 from neuromamba.config.names import canonical_dataset_name
 from neuromamba.data.cohorts.registry import DATASETS
+from neuromamba.data.ingest.flags import add_store_flags, store_options
 from neuromamba.data.ingest.layouts import AUTO, LAYOUTS
 from neuromamba.data.ingest.options import ConversionOptions
-from neuromamba.data.store.header import COMPRESSIONS
 
 if TYPE_CHECKING:
     from neuromamba.data.ingest.convert import Outcome
@@ -53,7 +53,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--img_size", nargs=3, type=int, default=default.img_size, metavar=("X", "Y", "Z"))
     add("--mask", default=default.mask, metavar="auto|nonzero|computed|PATH", help="brain mask")
     add("--tr", type=float, metavar="SECONDS", help="TR of all runs, against header and sidecar")
-    add("--drop_first", type=int, default=0, metavar="N", help="leave out the first N frames")
     add("--resample", type=float, metavar="MM", help="resample to cubic voxels of this size")
     add(
         "--crop_offset",
@@ -63,11 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="target index = LAS source index + offset, negative crops (default: the data set's, "
         "else centred)",
     )
-    add("--dataset_name", default="", metavar="NAME", help=f"one of {', '.join(DATASETS)}")
-    add("--voxel_norm", action="store_true", help="store mean and deviation of every voxel, too")
-    add("--compression", choices=COMPRESSIONS, default=default.compression)
-    add("--num_workers", type=int, metavar="N", help="processes (default: one per processor)")
-    add("--min_frames", type=int, default=default.min_frames, metavar="N", help="refuse shorter")
+    add_store_flags(parser, default.compression)
     add(
         "--shard",
         nargs=2,
@@ -75,8 +70,6 @@ def build_parser() -> argparse.ArgumentParser:
         metavar=("I", "N"),
         help="only every N-th run, from the I-th on (0 to N - 1): for array jobs",
     )
-    add("--overwrite", action="store_true", help="convert again what is up to date")
-    add("--dry_run", "--dry-run", action="store_true", help="read headers, write nothing")
     return parser
 
 
@@ -93,16 +86,10 @@ def main(argv: Sequence[str] | None = None, **defaults: Any) -> int:
             img_size=tuple(args.img_size),
             mask=args.mask,
             tr=args.tr,
-            drop_first=args.drop_first,
             resample=args.resample,
             crop_offset=None if crop_offset is None else tuple(crop_offset),
-            dataset=args.dataset_name,
-            compression=args.compression,
             space=args.space,
-            voxel_norm=args.voxel_norm,
-            min_frames=args.min_frames,
-            overwrite=args.overwrite,
-            dry_run=args.dry_run,
+            **store_options(args),
         )
         # Imported here: nibabel and h5py take seconds; flags have been checked by now.
         from neuromamba.data.ingest.folder import Shard, convert_folder

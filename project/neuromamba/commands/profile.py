@@ -25,7 +25,7 @@ from neuromamba.config.training import WARM_UP_BATCHES
 from neuromamba.fmamba.flags import build_parser
 from neuromamba.fmamba.run_config import RunConfig, run_config
 from neuromamba.planning.scaling import POINTS, scaling_report
-from neuromamba.training.stopping import exit_status
+from neuromamba.training.stopping import run_training
 
 # Flags of a training that ask for something a profile does not do.
 _REFUSED = (
@@ -121,14 +121,8 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: 0 on success, 2 with one line for a user's mistake, 130 after Ctrl-C."""
-    try:
-        run(sys.argv[1:] if argv is None else argv)
-    except (Exception, KeyboardInterrupt) as error:
-        status = exit_status(error)
-        if status is None:
-            raise
-        return status
-    return 0
+    words = sys.argv[1:] if argv is None else argv
+    return run_training(lambda: run(words))
 
 
 if __name__ == "__main__":

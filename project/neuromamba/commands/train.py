@@ -80,16 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     ``docs/fault_tolerance.md`` lists all exit statuses.
     """
-    try:
-        run(sys.argv[1:] if argv is None else argv)
-    except (Exception, KeyboardInterrupt) as error:
-        from neuromamba.training.stopping import exit_status
+    # Imported here: every loading process imports this file, and needs none of it.
+    from neuromamba.training.stopping import run_training
 
-        status = exit_status(error)
-        if status is None:
-            raise
-        return status
-    return 0
+    words = sys.argv[1:] if argv is None else argv
+    return run_training(lambda: run(words))
 
 
 if __name__ == "__main__":

@@ -33,14 +33,14 @@ class SubjectScores(NamedTuple):
         subjects: S names.
         target: int [S], the true class; or float [S], the true value.
         score: float [S, classes], probabilities; or [S, 1], the prediction in the target's units.
-        unit: S names of what a bootstrap draws, where several rows are not independent (tasks of
-            a subject, members of a family); None draws the rows themselves.
+        resampling_unit: S names of what a bootstrap draws, where several rows are not independent
+            (tasks of a subject, members of a family); None draws the rows themselves.
     """
 
     subjects: tuple[str, ...]
     target: np.ndarray
     score: np.ndarray
-    unit: tuple[str, ...] | None = None
+    resampling_unit: tuple[str, ...] | None = None
 
     @property
     def task_type(self) -> str:
@@ -97,7 +97,9 @@ class SubjectScores(NamedTuple):
     def subset(self, rows: Sequence[int] | np.ndarray) -> SubjectScores:
         """The scores of some rows, in the order given."""
         rows = np.asarray(rows, dtype=int)
-        unit = None if self.unit is None else tuple(self.unit[i] for i in rows)
+        unit = (
+            None if self.resampling_unit is None else tuple(self.resampling_unit[i] for i in rows)
+        )
         names = tuple(self.subjects[i] for i in rows)
         return SubjectScores(names, self.target[rows], self.score[rows], unit)
 
@@ -124,9 +126,9 @@ class SubjectScores(NamedTuple):
 class Draws:
     """The units that a bootstrap draws from one set of subjects, or from several that overlap.
 
-    A unit is a subject, or ``SubjectScores.unit``; one that occurs in several sets is one unit, so
-    that it is drawn for all of them at once. Units are drawn within classes where each of them has
-    one class throughout; otherwise, and in a regression, all of them together.
+    A unit is a subject, or ``SubjectScores.resampling_unit``; one that occurs in several sets is
+    one unit, so that it is drawn for all of them at once. Units are drawn within classes where each
+    of them has one class throughout; otherwise, and in a regression, all of them together.
 
     Args:
         sets: scores of each set.
@@ -137,7 +139,9 @@ class Draws:
     """
 
     def __init__(self, sets: Sequence[SubjectScores]) -> None:
-        units = [one.subjects if one.unit is None else one.unit for one in sets]
+        units = [
+            one.subjects if one.resampling_unit is None else one.resampling_unit for one in sets
+        ]
         self.names = list(dict.fromkeys(name for names in units for name in names))
         number = {name: i for i, name in enumerate(self.names)}
         classes: list[set[float]] = [set() for _ in self.names]

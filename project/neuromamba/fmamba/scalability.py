@@ -187,7 +187,7 @@ def table(found: Mapping[str, Any]) -> str:
     lines = [
         f"{head}; means over {found['batches']} batches after {found['warm_up_batches']} of "
         f"warm-up",
-        f"  {'':<24} {'ms a batch':>10} {'share':>7} {'most of a rank':>15}",
+        f"  {'':<24} {'ms per batch':>12} {'share':>7} {'most of a rank':>15}",
     ]
     if found["windows_per_batch"] < found["batch_size"]:
         lines.insert(
@@ -197,11 +197,11 @@ def table(found: Mapping[str, Any]) -> str:
         )
     for phase in PHASES:
         mean, most = found["phases"][phase]["mean"], found["phases"][phase]["most"]
-        lines.append(f"  {phase:<24} {1e3 * mean:10.1f} {mean / seconds:7.1%} {1e3 * most:15.1f}")
-    lines.append(f"  {'batch, slowest rank':<24} {1e3 * seconds:10.1f}")
+        lines.append(f"  {phase:<24} {1e3 * mean:12.1f} {mean / seconds:7.1%} {1e3 * most:15.1f}")
+    lines.append(f"  {'batch, slowest rank':<24} {1e3 * seconds:12.1f}")
     if wait is not None:
         for name, text in (("exposed", "of it exchange of data"), ("in_flight", "under way")):
-            lines.append(f"  {text:<24} {1e3 * wait[name] * seconds:10.1f} {wait[name]:7.1%}")
+            lines.append(f"  {text:<24} {1e3 * wait[name] * seconds:12.1f} {wait[name]:7.1%}")
     elif found["ranks"] > 1:
         lines.append("  exchange of data: not traced (too few batches, or too many to a step)")
     lines += [

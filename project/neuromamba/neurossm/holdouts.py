@@ -195,7 +195,7 @@ def evaluate_holdouts(
     first = holdouts[0].scores[model]
     if group_of is not None:
         drawn = f"groups of the column {cohort.group_column}"
-    elif first.unit is not None:
+    elif first.resampling_unit is not None:
         drawn = "subjects, each with its scans of all classes"
     if len(holdouts) == 1:
         return HoldoutReport(model=model, drawn=drawn, holdouts=holdouts)

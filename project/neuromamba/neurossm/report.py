@@ -178,7 +178,7 @@ def _holdout_section(cohort: Cohort, found: HoldoutReport) -> Section:
 
 def _names_of_several(found: HoldoutReport) -> Sequence[str]:
     first = found.holdouts[0].scores[found.model]
-    return first.subjects if first.unit is not None else ()
+    return first.subjects if first.resampling_unit is not None else ()
 
 
 def _mean_table(found: HoldoutReport, main: str) -> Table:

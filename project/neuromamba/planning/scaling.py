@@ -29,7 +29,7 @@ POINTS = {
     "processes": "processes",
 }
 _COLUMNS = (
-    "ms a batch",
+    "ms per batch",
     "windows/s",
     "tokens/s",
     "TFLOP/s",

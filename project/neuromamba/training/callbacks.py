@@ -51,7 +51,7 @@ class PlainProgress(Callback):
             print(
                 f"epoch {trainer.current_epoch + 1}: batch {batch_idx + 1} of "
                 f"{trainer.num_training_batches}, train/loss {float(loss):.4f}, "
-                f"{(now - self._start) / (batch_idx + 1):.2f} s a batch",
+                f"{(now - self._start) / (batch_idx + 1):.2f} s per batch",
                 flush=True,
             )
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from neuromamba.common.cli import FAILED, INTERRUPTED
@@ -99,6 +100,22 @@ def exit_status(error: BaseException, patience: float = 5.0) -> int | None:
         time.sleep(patience)
     print(f"error: {error}", file=sys.stderr, flush=True)
     return FAILED
+
+
+def run_training(command: Callable[[], object]) -> int:
+    """Run a command that trains; its exit status, ``docs/fault_tolerance.md`` lists them all.
+
+    Raises:
+        Exception: a bug, with its traceback.
+    """
+    try:
+        command()
+    except (Exception, KeyboardInterrupt) as error:
+        status = exit_status(error)
+        if status is None:
+            raise
+        return status
+    return 0
 
 
 class Signals:

@@ -128,7 +128,7 @@ def test_rows_of_a_unit_are_drawn_together() -> None:
         np.repeat(one.target, 20),
         np.repeat(one.score, 20, axis=0),
     )
-    known = copies._replace(unit=tuple(name.split("/")[0] for name in copies.subjects))
+    known = copies._replace(resampling_unit=tuple(name.split("/")[0] for name in copies.subjects))
     width = {}
     for label, scores in (("one", one), ("copies", copies), ("known", known)):
         found = scores.interval("accuracy")

@@ -13,11 +13,10 @@ import nibabel as nib
 import numpy as np
 
 from neuromamba.common.errors import UserInputError
-from neuromamba.common.text import category
+from neuromamba.common.text import category, some_of
 from neuromamba.config.names import ATLAS_NAMES
 from neuromamba.data.cohorts.tables import read_table
 from neuromamba.data.ingest.nifti import HIGHEST_LABEL, read_labels
-from neuromamba.data.regions.scan_files import some
 
 FOLDER = "atlases"
 
@@ -164,7 +163,7 @@ def _names(path: Path, present: list[int]) -> dict[int, str]:
     table = read_table(path)
     if {"index", "name"} - set(table.columns):
         raise UserInputError(
-            f"--atlas: '{path}' has the columns {some(table.columns)}, expected index and name."
+            f"--atlas: '{path}' has the columns {some_of(table.columns)}, expected index and name."
         )
     found: dict[int, str] = {}
     for text, name in zip(table.column("index", ""), table.column("name", ""), strict=True):
@@ -180,7 +179,7 @@ def _names(path: Path, present: list[int]) -> dict[int, str]:
     nameless = [label for label in present if label not in found]
     if nameless:
         raise UserInputError(
-            f"--atlas: '{path}' has no row of the image's labels {some(nameless)}. Add them, or "
+            f"--atlas: '{path}' has no row of the image's labels {some_of(nameless)}. Add them, or "
             f"set those voxels to 0."
         )
     return found

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.text import some_of
 from neuromamba.data.regions.leaks import FAMILY_COLUMNS, check_copies, check_spellings
 from neuromamba.data.regions.registry import DatasetDetails
 from neuromamba.data.regions.scan import Scan
-from neuromamba.data.regions.scan_files import RawScan, ScanFile, read_scans, some
+from neuromamba.data.regions.scan_files import RawScan, ScanFile, read_scans
 from neuromamba.data.regions.subjects import (
     confound_values,
     families,
@@ -125,7 +126,7 @@ def load_cohort(
     if bad and not drop_bad_scans:
         raise file.error(
             f"has values that are not finite in single precision in {len(bad)} scans "
-            f"({some(bad)}). Correct them, or leave them out with --drop_bad_scans."
+            f"({some_of(bad)}). Correct them, or leave them out with --drop_bad_scans."
         )
     if bad:
         notes.append(f"{len(bad)} scans with values that are not finite were left out: {bad}.")
@@ -142,7 +143,7 @@ def load_cohort(
     other = [s.scan for s in scans if details.frames and s.series.shape[1] not in details.frames]
     if other:
         usual = " or ".join(map(str, details.frames))
-        notes.append(f"{len(other)} scans do not have the usual {usual} frames ({some(other)}).")
+        notes.append(f"{len(other)} scans do not have the usual {usual} frames ({some_of(other)}).")
     notes += _constant_regions(scans)
     if details.rois is None and all(rois > scan.series.shape[1] for scan in scans):
         notes.append(f"{rois} regions and fewer frames: matrices must be regions x time.")
@@ -169,8 +170,9 @@ def _common_rois(raw: Sequence[RawScan], file: ScanFile) -> int:
         usual = counts.most_common(1)[0][0]
         other = [item.subject for item in raw if np.shape(item.series)[0] != usual]
         raise file.error(
-            f"has scans of {some(sorted(counts))} rows; {some(other)} differ. Expected regions x "
-            f"time, with the same regions in all of them; turn matrices that are time x regions."
+            f"has scans of {some_of(sorted(counts))} rows; {some_of(other)} differ. Expected "
+            f"regions x time, with the same regions in all of them; turn "
+            f"matrices that are time x regions."
         )
     return int(next(iter(counts)))
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from neuromamba.common.atomic_files import atomic_path, write_text_atomically
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.text import some_of
 from neuromamba.data.cohorts.registry import DATASETS as COHORTS
 from neuromamba.data.ingest.sources import Source
 from neuromamba.data.regions.atlases import (
@@ -26,7 +27,6 @@ from neuromamba.data.regions.atlases import (
     spare_collections,
 )
 from neuromamba.data.regions.extraction import Extracted, Extraction, extract
-from neuromamba.data.regions.scan_files import some
 from neuromamba.data.regions.subjects import read_subjects
 
 OWN_PHENO = ("subjectId", "session", "task")  # what a run's name says
@@ -75,8 +75,8 @@ def label_table(path: Path, sources: Sequence[Source]) -> pd.DataFrame:
     twice = written[table.index.duplicated(keep=False)]
     if len(twice):
         raise UserInputError(
-            f"--label_csv: '{path}' has the rows {some(twice)}, which are one subject. Keep one of "
-            f"them."
+            f"--label_csv: '{path}' has the rows {some_of(twice)}, which are one subject. Keep one "
+            f"of them."
         )
     own = [name for name in OWN_PHENO if name in table]
     if own:
@@ -85,7 +85,7 @@ def label_table(path: Path, sources: Sequence[Source]) -> pd.DataFrame:
     unknown = {one.subject for one in sources if subject_name(one.subject) not in table.index}
     if unknown:
         raise UserInputError(
-            f"--label_csv: '{path}' has no row of {some(sorted(unknown))}. Complete it; a row "
+            f"--label_csv: '{path}' has no row of {some_of(sorted(unknown))}. Complete it; a row "
             f"without a label will do."
         )
     return table

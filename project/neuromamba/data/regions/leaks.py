@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from neuromamba.common.text import some_of
 from neuromamba.data.regions.scan import Scan
-from neuromamba.data.regions.scan_files import ScanFile, some
+from neuromamba.data.regions.scan_files import ScanFile
 
 _REGIONS = 32  # compared of each scan; two scans do not agree in them by chance
 _SAME = 0.999  # correlation over regions and frames; scans of one subject have far less
@@ -46,7 +47,7 @@ def check_copies(scans: Sequence[Scan], file: ScanFile) -> list[str]:
                 _same(alike[j], alike[i], file)
                 copies.append(alike[i].scan)
                 break
-    return [f"{len(copies)} scans are copies of others ({some(copies)})."] if copies else []
+    return [f"{len(copies)} scans are copies of others ({some_of(copies)})."] if copies else []
 
 
 def _fingerprint(series: np.ndarray) -> np.ndarray:

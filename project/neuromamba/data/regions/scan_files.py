@@ -113,7 +113,7 @@ def spelling(value: Any) -> str:
     return "" if found.lower() in _MISSING else found
 
 
-def some(values: Iterable[Any], most: int = 5) -> str:
+def some_of(values: Iterable[Any], most: int = 5) -> str:
     """A few of them, for a message."""
     found = list(map(str, values))
     return ", ".join(found[:most]) + (" ..." if len(found) > most else "")

@@ -13,10 +13,10 @@ from pathlib import Path
 import pandas as pd
 
 from neuromamba.common.errors import UserInputError
-from neuromamba.common.text import number
+from neuromamba.common.text import number, some_of
 from neuromamba.data.cohorts.tables import read_table
 from neuromamba.data.regions.registry import DatasetDetails
-from neuromamba.data.regions.scan_files import RawScan, ScanFile, some, spelling
+from neuromamba.data.regions.scan_files import RawScan, ScanFile, spelling
 
 SUBJECT_COLUMNS = ("Subject", "subjectId", "subject", "participant_id", "Subj")
 
@@ -45,12 +45,13 @@ def read_subjects(path: Path, flag: str, columns: Sequence[str] = ()) -> pd.Data
     if subject is None or absent:
         missing = ", ".join(absent) or " or ".join(SUBJECT_COLUMNS)
         raise UserInputError(
-            f"{flag}: '{path}' has no column {missing}; its columns are {some(table.columns, 12)}."
+            f"{flag}: '{path}' has no column {missing}; its columns are "
+            f"{some_of(table.columns, 12)}."
         )
     doubled = table[subject][table[subject].duplicated()]
     if len(doubled):
         raise UserInputError(
-            f"{flag}: '{path}' has different rows of {some(doubled)}. Keep one row per subject."
+            f"{flag}: '{path}' has different rows of {some_of(doubled)}. Keep one row per subject."
         )
     return table.set_index(subject)
 
@@ -77,8 +78,8 @@ def known_subjects(
     unknown = sorted({item.subject for item in raw} - set(table.index))
     if len(unknown) == len({item.subject for item in raw}):
         raise file.error(
-            f"has no subject ({some(unknown)}) of '{details.pheno_file}' ({some(table.index)}); "
-            f"are they written in the same way?"
+            f"has no subject ({some_of(unknown)}) of '{details.pheno_file}' "
+            f"({some_of(table.index)}); are they written in the same way?"
         )
     if unknown:
         notes.append(f"{len(unknown)} subjects are not in the table and were left out: {unknown}.")
@@ -108,7 +109,7 @@ def labelled(
     else:
         cells = [item.pheno.get(key) for item in raw]
         if not any(key in item.pheno for item in raw):
-            known = some(dict.fromkeys(name for item in raw for name in item.pheno), 12)
+            known = some_of(dict.fromkeys(name for item in raw for name in item.pheno), 12)
             raise UserInputError(
                 f"--target: no scan of '{file.path}' has '{key}' in its pheno "
                 f"({known or 'it has none'})."
@@ -128,7 +129,7 @@ def labelled(
         kept.append(item)
         found.append(label)
     if without:
-        notes.append(f"{len(without)} scans without a '{key}' were left out ({some(without)}).")
+        notes.append(f"{len(without)} scans without a '{key}' were left out ({some_of(without)}).")
     return kept, found
 
 
@@ -175,7 +176,7 @@ def confound_values(
         if name not in known:
             where = "the subject table" if table is not None else "the scans' pheno"
             raise UserInputError(
-                f"--confounds: {where} has no '{name}' ({some(sorted(map(str, known)), 12)})."
+                f"--confounds: {where} has no '{name}' ({some_of(sorted(map(str, known)), 12)})."
             )
         if name in (details.target, details.pheno_target):
             raise UserInputError(f"--confounds: '{name}' is the target itself; leave it out.")
@@ -194,8 +195,9 @@ def _one_value(column: str, subject: str, texts: Sequence[str]) -> str:
     numbers = [number(text) for text in texts]
     if any(value is None for value in numbers):
         raise UserInputError(
-            f"--confounds: scans of {subject} differ in '{column}' ({some(sorted(set(texts)))}), "
-            f"expected one value per subject, or numbers. Correct the pheno of the scans."
+            f"--confounds: scans of {subject} differ in '{column}' "
+            f"({some_of(sorted(set(texts)))}), expected one value per subject, or numbers. "
+            f"Correct the pheno of the scans."
         )
     return repr(sum(value for value in numbers if value is not None) / len(numbers))
 

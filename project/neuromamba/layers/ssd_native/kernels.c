@@ -1,5 +1,5 @@
 /* Elementwise passes of the state-space mixer between its matrix products (see ssd/blockwise.py,
- * which does the products with torch and holds the algorithm; ssd/stages.py has every function of
+ * which does the products with torch and holds the algorithm; ssd/passes.py has every function of
  * this file in torch and is what they are tested against).
  *
  * Built by build.py, once for every instruction set worth having; loaded with ctypes. Plain C11 with
