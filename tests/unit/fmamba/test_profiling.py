@@ -250,7 +250,7 @@ def test_summary_of_two_ranks() -> None:
     assert found["token_balance"] == pytest.approx((1 + 0.75) / 2)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     text = scalability.table(found)
-    assert "of it exchange of data        600.0   30.0%" in text
+    assert "of it exchange of data          600.0   30.0%" in text
     assert "rank 1 (node)" in text and "efficiency 51.2%" in text
 
 
