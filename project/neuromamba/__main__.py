@@ -80,7 +80,7 @@ def usage(chosen: str = "") -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["help"]:  # `help train` is `train --help`
+    if "help" in words[:2]:  # `help train` and `regions help` are `train --help`, `regions --help`
         words = [*(word for word in words if word != "help"), "--help"]
     if words[:1] == ["--version"]:
         from neuromamba import __version__
@@ -93,9 +93,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(usage(family))
         return 0 if words else 2
-    name = f"{family} {words[0]}".strip()
+    name, admissible = words[0], [*known, *families, "help"]
+    if family:
+        name = f"{family} {name}"
+        admissible = [one for one in known if one.startswith(f"{family} ")]
     try:
-        look_up(name, [*known, *families, "help"], "neuromamba")
+        look_up(name, admissible, "command")
     except UserInputError as error:
         print(f"error: {error} See: neuromamba --help", file=sys.stderr)
         return 2

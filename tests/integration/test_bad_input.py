@@ -95,6 +95,8 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "--max_epochs 0": ("--max_epochs: got 0",),
     "--max_epochs -1": ("--max_epochs: got -1", "--max_steps"),
     "--max_steps many": ("--max_steps", "many"),
+    "--max_steps 0": ("--max_steps: got 0", "leave it out"),
+    "--limit_train_batches 0": ("--limit_train_batches: got 0", "nothing would be trained"),
     "--limit_train_batches 0.01": ("--limit_train_batches: 0.01 of 9 batches",),
     "--limit_val_batches 0.1": ("--limit_val_batches: 0.1 of 3 batches",),
     "--limit_train_batches 1.5": ("limit_train_batches", "1.5"),

@@ -30,7 +30,15 @@ _MENDABLE = {
 class ExampleFormatter(
     argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter
 ):
-    """Keep the lines of a description, which holds an example, and add defaults to the flags."""
+    """Keep the lines of a description, which holds an example, and add defaults to the flags.
+
+    A flag whose help says what happens without it, and one that has no value then, gets none.
+    """
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, [], "") or "default" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
 
 
 def run_command(command: Callable[[], int | None], interrupted: str) -> int:

@@ -24,6 +24,7 @@ MODE_NAMES: Mapping[str, str] = {
     "frozen": "frozen backbone",
     "lora": "LoRA",
 }
+PRETRAIN_EPOCHS, DOWNSTREAM_EPOCHS = 40, 30  # paper, Appendix B
 EFFECTIVE_BATCH = 1152  # windows of an optimiser step; paper, Appendix B
 # Batches of a profile that do not count: memory is mapped, kernels are compiled and chosen.
 WARM_UP_BATCHES = 5

@@ -16,6 +16,7 @@ from neuromamba.common.checkout import repository
 from neuromamba.common.errors import UserInputError
 from neuromamba.config.serialise import read_yaml
 from neuromamba.config.tasks import TASK_TYPES
+from neuromamba.config.training import DOWNSTREAM_EPOCHS, PRETRAIN_EPOCHS
 from neuromamba.fmamba.feature_watch import FeatureWatch
 from neuromamba.fmamba.run_config import RunConfig
 from neuromamba.fmamba.scalability import scalability_check
@@ -25,8 +26,6 @@ from neuromamba.training.fault_tolerance import FaultTolerance
 from neuromamba.training.fit import assemble_trainer
 from neuromamba.training.strategies import Hardware, installed
 
-PRETRAIN_EPOCHS = 40  # paper, Appendix B
-DOWNSTREAM_EPOCHS = 30
 WANDB_FILE = Path("configs", "wandb.yaml")  # in the repository, else in the working folder
 
 
@@ -48,12 +47,17 @@ def accumulation(config: RunConfig) -> int:
 def epochs(config: RunConfig) -> int:
     """``--max_epochs``, else the paper's number."""
     chosen = config.trainer.get("max_epochs")
-    if chosen is None:
-        return PRETRAIN_EPOCHS if config.pretrain else DOWNSTREAM_EPOCHS
-    if chosen < 1 and not (chosen == -1 and config.trainer.get("max_steps", -1) > 0):
+    most = config.trainer.get("max_steps", -1)
+    if most == 0 or most < -1:
+        raise UserInputError(
+            f"--max_steps: got {most}, expected 1 or more; leave it out for no limit."
+        )
+    if chosen is not None and chosen < 1 and not (chosen == -1 and most > 0):
         raise UserInputError(
             f"--max_epochs: got {chosen}, expected 1 or more, or -1 together with --max_steps."
         )
+    if chosen is None:
+        return PRETRAIN_EPOCHS if config.pretrain else DOWNSTREAM_EPOCHS
     return chosen
 
 
@@ -97,6 +101,11 @@ def check_limits(config: RunConfig, batches: Mapping[str, int]) -> None:
     flags |= {"limit_val_batches": "val", "limit_test_batches": "test"}
     for name, part in flags.items():
         share, available = config.trainer.get(name), batches[part]
+        if part == "train" and name == "limit_train_batches" and share is not None and share <= 0:
+            raise UserInputError(
+                f"--{name}: got {share:g}, expected a share above 0, or 1 batch or more: nothing "
+                f"would be trained."
+            )
         if isinstance(share, float) and 0 < share * available < 1:
             raise UserInputError(
                 f"--{name}: {share:g} of {available} batches is less than one; give a larger "

@@ -10,6 +10,8 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
+from neuromamba.config.training import DOWNSTREAM_EPOCHS, PRETRAIN_EPOCHS
+
 # Argument of the Trainer -> the plain types that it takes.
 TRAINER_FLAGS: Mapping[str, tuple[type, ...]] = {
     "accelerator": (str,),
@@ -88,7 +90,10 @@ def _convert(kinds: tuple[type, ...]) -> Any:
 def add_trainer_flags(parser: argparse.ArgumentParser) -> None:
     """Add a flag for each argument of ``TRAINER_FLAGS``; only those given reach the namespace."""
     group = parser.add_argument_group(
-        "trainer", "Flags of Lightning's Trainer; what is not given keeps the Trainer's default."
+        "trainer",
+        "Flags of Lightning's Trainer, with its defaults, but for the epochs: without --max_epochs "
+        f"{PRETRAIN_EPOCHS} of pre-training and {DOWNSTREAM_EPOCHS} of a downstream task, as in "
+        "the paper.",
     )
     for name, kinds in TRAINER_FLAGS.items():
         if kinds == (bool,):

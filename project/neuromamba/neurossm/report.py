@@ -26,7 +26,7 @@ from neuromamba.pages.score_sections import (
     verdict,
     worst_first,
 )
-from neuromamba.pages.tables import METRIC_LABELS, metrics_table, version_table
+from neuromamba.pages.tables import metric_label, metrics_table, version_table
 
 _TITLES = {"cross_validation": "Cross-validation", HOLDOUT_NAME: "Holdout"}
 
@@ -54,7 +54,7 @@ def _rows(results: Results, part: str) -> list[list[str]]:
     return rows
 
 
-_HEADER = ("", "Fits", *(METRIC_LABELS[name] for name in METRIC_NAMES))
+_HEADER = ("", "Fits", *(metric_label(name) for name in METRIC_NAMES))
 
 
 def summary_text(results: Results) -> str:
@@ -190,7 +190,7 @@ def _mean_table(found: HoldoutReport, main: str) -> Table:
     ]
     return Table(
         rows,
-        ("", *(METRIC_LABELS[name] for name in names)),
+        ("", *(metric_label(name) for name in names)),
         f"Mean over {len(found.holdouts)} seeds",
         f"In brackets: intervals of the same kind ({found.drawn}), but drawn from the subjects of "
         f"all holdouts together.",

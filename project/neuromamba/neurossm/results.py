@@ -16,13 +16,14 @@ import numpy as np
 import torch
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.config.tasks import TASK_TYPES
 from neuromamba.data.regions.holdout import HOLDOUT_NAME
 from neuromamba.evaluation import result_files
 from neuromamba.evaluation.metrics import METRICS
 from neuromamba.evaluation.result_files import PREDICTIONS, Predictions
 from neuromamba.evaluation.scores import SubjectScores
 
-METRIC_NAMES = (
+_ALWAYS = (
     "accuracy",
     "balanced_accuracy",
     "macro_f1",
@@ -30,6 +31,8 @@ METRIC_NAMES = (
     "macro_recall",
     "auroc",
 )
+# With those that a classification has been given since, which results of before do not hold.
+METRIC_NAMES = tuple(dict.fromkeys((*_ALWAYS, *TASK_TYPES["classification"].metrics)))
 PARTS = ("cross_validation", HOLDOUT_NAME)
 
 
@@ -140,7 +143,7 @@ def read_fit(folder: Path, seed: int, split: str) -> FitResult | None:
         text = (folder / result_files.METRICS).read_text(encoding="utf-8")
         metrics = result_files.metrics_from(json.loads(text))
         predictions = result_files.read_predictions(folder / PREDICTIONS["test"], "")
-        if {*METRIC_NAMES} - set(metrics):
+        if {*_ALWAYS} - set(metrics):
             raise ValueError
     except (ValueError, OSError, TypeError, AttributeError, UserInputError):
         raise UserInputError(

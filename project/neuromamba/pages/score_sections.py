@@ -23,7 +23,7 @@ from neuromamba.pages.figures import (
     scatter_figure,
 )
 from neuromamba.pages.page import Link, Picture, Section, Table
-from neuromamba.pages.tables import METRIC_LABELS
+from neuromamba.pages.tables import metric_label
 
 CURVES = 4  # of one figure: as many as colours and line styles keep apart
 
@@ -33,7 +33,7 @@ def verdict(name: str, metric: str, differences: Mapping[str, Interval]) -> list
 
     Args:
         name: of the model.
-        metric: key of ``METRIC_LABELS``.
+        metric: name in ``evaluation.metrics``.
         differences: other model -> the model's metric less that of the other.
 
     Returns:
@@ -50,7 +50,7 @@ def verdict(name: str, metric: str, differences: Mapping[str, Interval]) -> list
         else:
             found["is not distinguishable from"].append(other)
     said = "; ".join(f"{words} {_listed(names)}" for words, names in found.items())
-    return [f"By {METRIC_LABELS[metric]}, {name} {said}."] if said else []
+    return [f"By {metric_label(metric)}, {name} {said}."] if said else []
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -108,7 +108,7 @@ def threshold_section(record: Mapping[str, Any]) -> list[Section]:
     if record.get("threshold") is None:
         return []
     shown = "; ".join(
-        f"{METRIC_LABELS[name].lower()} {_interval(found)}"
+        f"{metric_label(name).lower()} {_interval(found)}"
         for name, found in record["at_threshold"].items()
     )
     text = (
@@ -129,7 +129,7 @@ def confounds_section(record: Mapping[str, Any], title: str = "Confounds") -> li
     ]
     metric = confounds["metric"]
     text = (
-        f"{METRIC_LABELS[metric]} {_interval(confounds['before'])}; with all confounds regressed "
+        f"{metric_label(metric)} {_interval(confounds['before'])}; with all confounds regressed "
         f"out of the score {_interval(confounds['after'])}. A linear model of the confounds alone: "
         f"{_interval(confounds['alone'][metric])}.",
     )

@@ -10,7 +10,7 @@ from neuromamba.evaluation.intervals import CONFIDENCE, RESAMPLES
 from neuromamba.evaluation.scores import SubjectScores
 from neuromamba.pages.page import Table
 
-METRIC_LABELS = {
+_LABELS = {
     "auroc": "AUROC",
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",
@@ -34,6 +34,11 @@ PACKAGES = (
     "h5py",
     "matplotlib",
 )
+
+
+def metric_label(name: str) -> str:
+    """A metric's name in tables; of one without an entry, its own name: Sensitivity."""
+    return _LABELS.get(name, name.replace("_", " ").capitalize())
 
 
 def metrics_table(
@@ -78,7 +83,7 @@ def metrics_table(
     note = f"{len(first.target)} {units}{what}."
     return Table(
         rows,
-        ("", *(METRIC_LABELS[name] for name in names), f"{METRIC_LABELS[main]}: first less this"),
+        ("", *(metric_label(name) for name in names), f"{metric_label(main)}: first less this"),
         title,
         note=f"{note} {interval_note(drawn)}" if explained else note,
         numbers=range(1, len(names) + 2),

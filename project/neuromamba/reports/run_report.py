@@ -35,7 +35,7 @@ from neuromamba.pages.score_sections import (
     verdict,
     worst_first,
 )
-from neuromamba.pages.tables import METRIC_LABELS, metrics_table, version_table
+from neuromamba.pages.tables import metric_label, metrics_table, version_table
 from neuromamba.reports.brain_figures import (
     kept_shares,
     mean_volume_figure,
@@ -168,7 +168,7 @@ def _results(
     if others:
         note = "Tested on other subjects than the first run, so no difference can be paired."
         rows = [(run_name(r), *_intervals(scores[run_name(r)]), describe(r)) for r in others]
-        head = ("run", *(METRIC_LABELS[name] for name in first.metric_names), "what it is")
+        head = ("run", *(metric_label(name) for name in first.metric_names), "what it is")
         tables.append(Table(rows, head, "Other subjects", note))
     if len(runs) > 1:
         tables.append(_over_runs(runs, scores))
@@ -204,7 +204,7 @@ def _over_runs(runs: Sequence[RunFolder], scores: Mapping[str, SubjectScores]) -
             spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
             cells.append(f"{values.mean():.3f}{spread}")
         rows.append((what, str(len(members)), *cells))
-    head = ("", "runs", *(METRIC_LABELS[name] for name in names))
+    head = ("", "runs", *(metric_label(name) for name in names))
     note = "Mean and standard deviation over runs that differ in seed or split alone."
     return Table(rows, head, "Over runs", note, numbers=range(1, len(names) + 2))
 

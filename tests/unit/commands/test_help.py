@@ -64,7 +64,7 @@ def test_every_summary_says_what_the_command_does() -> None:
 
 @pytest.mark.parametrize(("words", "groups"), [((), 5), (("regions",), 3)])
 def test_list_of_commands(words: tuple[str, ...], groups: int) -> None:
-    for asked in ((*words, "--help"), ("help", *words)):
+    for asked in ((*words, "--help"), ("help", *words), (*words, "help")):
         status, slow, output, _ = run(*asked)
         assert (status, slow) == (0, [])
         assert len(re.findall(r"^[a-z].*:$", output, re.M)) == groups
@@ -80,6 +80,13 @@ def test_help_of_a_command_by_the_word_help(capsys: pytest.CaptureFixture[str]) 
         with pytest.raises(SystemExit, match="0"):
             main(["help", *words.split()])
         assert capsys.readouterr().out.startswith(f"usage: neuromamba {words} ")
+
+
+def test_an_empty_name_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    """As of a variable of a script that is not set."""
+    for words in ([""], ["regions", ""]):
+        assert main(words) == 2
+        assert "error: command: unknown name '" in capsys.readouterr().err
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
