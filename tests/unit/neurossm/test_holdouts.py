@@ -101,7 +101,10 @@ def test_the_mean_over_seeds_draws_from_all_holdouts_together() -> None:
 def test_subjects_with_scans_of_all_classes_are_drawn_whole() -> None:
     report, *_ = evaluated(cohort_of(40, several=True), effects=(1.0,))
     scores = report.holdouts[0].scores["NeuroSSM"]
-    assert scores.resampling_unit is not None and len(set(scores.resampling_unit)) == 8 == len(scores.subjects) / 2
+    assert (
+        scores.resampling_unit is not None
+        and len(set(scores.resampling_unit)) == 8 == len(scores.subjects) / 2
+    )
     assert report.drawn == "subjects, each with its scans of all classes"
     assert report.holdouts[0].evaluation.metrics["auroc"].low < 1
 
@@ -109,7 +112,9 @@ def test_subjects_with_scans_of_all_classes_are_drawn_whole() -> None:
 def test_families_are_drawn_whole() -> None:
     report, *_ = evaluated(cohort_of(80, family=2, group_column="family"))
     scores = report.holdouts[0].scores["NeuroSSM"]
-    assert scores.resampling_unit is not None and all(name.startswith("family") for name in scores.resampling_unit)
+    assert scores.resampling_unit is not None and all(
+        name.startswith("family") for name in scores.resampling_unit
+    )
     assert report.drawn == "groups of the column family"
 
 
