@@ -1,6 +1,6 @@
 """One row of features a window from its tokens: what a linear head or a probe reads.
 
-The features of a token say what is going on at a place in two or so frames. Their mean over a
+The features of a token describe the signal at a place in the frames of a patch. Their mean over a
 window keeps what does not change; their standard deviation over time at a place keeps how strongly
 the signal there varies, which the mean of a signal without its temporal mean cannot hold.
 
