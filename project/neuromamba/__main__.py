@@ -37,6 +37,9 @@ COMMANDS: Mapping[str, Mapping[str, Command]] = {
         "export": Command("export", "write any checkpoint as one file"),
     },
     "judge and understand": {
+        "label-efficiency": Command(
+            "label_efficiency", "fine-tune and train from scratch on few labelled subjects"
+        ),
         "report": Command("report", "write a page about finished runs, beside baselines"),
         "reproduce": Command("reproduce", "rebuild the papers' tables"),
         "regions explain-reference": Command(

@@ -14,7 +14,6 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 
 def run(argv: Sequence[str]) -> dict[str, float]:
@@ -30,19 +29,10 @@ def run(argv: Sequence[str]) -> dict[str, float]:
     # its errors are shown.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # Imported here: every loading process imports this file, and needs none of it.
-    from neuromamba.config.flag_parser import parse_arguments
-    from neuromamba.fmamba.checkpoint_flags import apply_checkpoint
+    from neuromamba.fmamba.command_line import configured_run
     from neuromamba.fmamba.flags import build_parser
-    from neuromamba.fmamba.run_config import run_config
 
-    args, given = parse_arguments(build_parser(description=__doc__), argv)
-    if args.test_ckpt_path:
-        args, given = apply_checkpoint(args, given, args.test_ckpt_path, "--test_ckpt_path", True)
-    elif args.load_model_path and not (args.dry_run and not Path(args.load_model_path).exists()):
-        args, given = apply_checkpoint(
-            args, given, args.load_model_path, "--load_model_path", False
-        )
-    config = run_config(args, given)
+    args, config = configured_run(build_parser(description=__doc__), argv)
     # Torch and Lightning take seconds: flags have been checked by now.
     from neuromamba.fmamba.dry_run import describe_plan
     from neuromamba.fmamba.run import Run

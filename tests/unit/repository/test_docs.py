@@ -6,6 +6,7 @@ types all others in the order of the file.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import functools
 import os
@@ -30,6 +31,7 @@ from neuromamba.commands import (
 from neuromamba.commands import (
     demo,
     doctor,
+    label_efficiency,
     quality,
     report,
     reproduce,
@@ -207,6 +209,13 @@ def _parse_run(arguments: Sequence[str]) -> None:
     run_config(*parse_arguments(build_parser(), arguments))
 
 
+def _parse_label_efficiency(arguments: Sequence[str]) -> None:
+    args, given = parse_arguments(label_efficiency.build_parser(), arguments)
+    label_efficiency.check(args, given)
+    complete = vars(build_parser().parse_args([])) | vars(args)
+    run_config(argparse.Namespace(**complete), given)
+
+
 def _parse_flops(arguments: Sequence[str]) -> None:
     run_config(*parse_arguments(flops_parser(), arguments))
 
@@ -230,6 +239,7 @@ Parse = Callable[[Sequence[str]], object]
 PARSERS: dict[str, Parse] = {
     "": lambda words: None,  # --help, --version
     "train": _parse_run,
+    "label-efficiency": _parse_label_efficiency,
     "flops": _parse_flops,
     "profile": deepspeed_profile.checked,
     "doctor": lambda words: parse_arguments(doctor.doctor_parser(), words),
@@ -394,6 +404,7 @@ def known_flags() -> set[str]:
         demo.build_parser(),
         quality.build_parser(),
         report.build_parser(),
+        label_efficiency.build_parser(),
         reproduce.build_parser(),
         haxby2001.build_parser(),
         export_parser(),

@@ -6,11 +6,12 @@ LightningDataModule on top of it (``data_module``).
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ class RunData:
             raise UserInputError("--train_split: no training subject is left after exclusions.")
         refuse_shared_subjects(self.stores, self.subjects)
         _compare_spaces(self.stores)
-        self.parts = {part: self._windows(part) for part in PARTS}
+        self.parts = {part: self.make_windows(part) for part in PARTS}
         if task is not None:
             _check_targets(self, task)
 
@@ -106,7 +107,7 @@ class RunData:
             chosen.append(names)
         return chosen
 
-    def _windows(self, part: str) -> ConcatDataset[dict[str, Any]] | None:
+    def make_windows(self, part: str) -> ConcatDataset[dict[str, Any]] | None:
         segments = self.config.num_train_fMRI_segments if part == "train" else None
         sets = []
         for number, (store, names) in enumerate(zip(self.stores, self.subjects[part], strict=True)):
@@ -299,6 +300,24 @@ def _hash(facts: Iterable[tuple[Any, ...]]) -> str:
     for fact in facts:
         digest.update(repr(fact).encode())
     return digest.hexdigest()[:16]
+
+
+def with_training_subjects(data: RunData, names: Collection[str]) -> RunData:
+    """Return the same data with some of the training subjects only.
+
+    Args:
+        data: of a run; it stays as it is.
+        names: of training subjects, as in ``RunData.sample_names``.
+    """
+    several = len(data.stores) > 1
+    kept = []
+    for store, chosen in zip(data.stores, data.subjects["train"], strict=True):
+        prefix = f"{store.dataset}/" if several else ""
+        kept.append(tuple(name for name in chosen if f"{prefix}{name}" in names))
+    fewer = copy.copy(data)
+    fewer.subjects = data.subjects | {"train": kept}
+    fewer.parts = data.parts | {"train": fewer.make_windows("train")}
+    return fewer
 
 
 def _compare_spaces(stores: Sequence[Store]) -> None:

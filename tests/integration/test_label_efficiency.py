@@ -1,0 +1,161 @@
+"""``neuromamba label-efficiency``: draws, paired trainings, results, going on, messages."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from neuromamba.commands import label_efficiency
+from neuromamba.commands.label_efficiency import main
+from neuromamba.fmamba import label_efficiency as study_module
+from tests.helpers.tiny import CommandLine
+
+FLAGS = "--labels 1 2 --draws 2 --steps 2 --learning_rate 1e-3 --pool mean_sd --head_norm batch"
+
+
+@pytest.fixture(scope="module")
+def pretrained(pristine_store: Path, tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
+    """A store with a pre-training beside it, in ``run0``."""
+    folder = tmp_path_factory.mktemp("few_labels")
+    shutil.copytree(pristine_store, folder / "store")
+    line = CommandLine(folder / "store", folder)
+    line.run("--pretraining --use_autoregressive")
+    return line
+
+
+def command(line: CommandLine, out: Path, extra: str = FLAGS) -> list[str]:
+    kept = (
+        f"--dataset_name Dummy --image_path {line.store} --downstream_task sex --train_split 0.6 "
+        f"--val_split 0.2 --batch_size 4 --accelerator cpu --load_model_path {line.folder}/run0"
+    )
+    return [*kept.split(), "--output_dir", str(out), *extra.split()]
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with open(out / "trainings.csv", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.fixture(scope="module")
+def finished(pretrained: CommandLine) -> Path:
+    out = pretrained.folder / "study"
+    assert main(command(pretrained, out)) == 0
+    return out
+
+
+def test_files_and_their_numbers(finished: Path) -> None:
+    found = rows(finished)
+    assert [(r["model"], r["labels"], r["draw"]) for r in found] == [
+        (model, labels, draw)
+        for labels in "12"
+        for draw in "01"
+        for model in ("pretrained", "scratch")
+    ]
+    record = json.loads((finished / "label_efficiency.json").read_text())
+    assert record["metric"] == "auroc" and record["steps"] == record["scratch_steps"] == 2
+    assert [point["subjects_a_class"] for point in record["points"]] == [1, 2]
+    for point in record["points"]:
+        value = {
+            model: np.array(
+                [
+                    float(r["auroc"])
+                    for r in found
+                    if r["model"] == model and int(r["labels"]) == point["subjects_a_class"]
+                ]
+            )
+            for model in ("pretrained", "scratch")
+        }
+        value["difference"] = value["pretrained"] - value["scratch"]
+        for name, values in value.items():
+            # Student's t with one degree of freedom: 12.7062 at 97.5 %.
+            half = 12.7062047 * abs(values[0] - values[1]) / 2
+            assert point[name]["value"] == pytest.approx(values.mean())
+            assert point[name]["low"] == pytest.approx(values.mean() - half, abs=1e-6)
+            assert point[name]["high"] == pytest.approx(values.mean() + half, abs=1e-6)
+
+
+def test_the_same_command_gives_the_same_numbers(pretrained: CommandLine, finished: Path) -> None:
+    out = pretrained.folder / "again"
+    assert main(command(pretrained, out)) == 0
+    assert (out / "trainings.csv").read_bytes() == (finished / "trainings.csv").read_bytes()
+
+
+def test_it_goes_on_where_it_was(
+    pretrained: CommandLine, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what is missing is trained, a line that was cut off included."""
+    out = pretrained.folder / "continued"
+    shutil.copytree(finished, out)
+    whole = (out / "trainings.csv").read_text()
+    lines = whole.splitlines(keepends=True)
+    (out / "trainings.csv").write_text("".join(lines[:-2]) + lines[-2][:9])
+    calls = []
+    train = study_module.train_once
+
+    def counted(*arguments: object) -> dict[str, float]:
+        calls.append(arguments[-2:])
+        return train(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(study_module, "train_once", counted)
+    assert main(command(pretrained, out)) == 0
+    assert calls == [("pretrained", 1), ("scratch", 1)]
+    assert (out / "trainings.csv").read_text() == whole
+
+
+def test_scratch_is_not_pretrained(
+    pretrained: CommandLine, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both see the same subjects; more steps from scratch change that model alone."""
+    out = pretrained.folder / "longer"
+    assert main(command(pretrained, out, f"{FLAGS} --scratch_steps 3")) == 0
+    for ours, theirs in zip(rows(finished), rows(out), strict=True):
+        same = ours["loss"] == theirs["loss"]
+        assert same == (ours["model"] == "pretrained"), ours
+    shown = capsys.readouterr().out
+    assert "8 trainings, 0 of them done; each is tested on 4 subjects" in shown
+    assert "labels a class" in shown and "means over 2 draws" in shown
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ("--labels 9", "--labels: got 9 of each class, but the training subjects have class 0: "),
+        ("--labels 0", "--labels: got 0, expected 1 or more"),
+        ("--draws 0", "--draws: got 0, expected 1 or more"),
+        ("--downstream_task age", "--downstream_task: age is a regression"),
+        ("--confounds age", "--confounds: not used by label-efficiency"),
+        ("--max_epochs 3", "--max_epochs"),
+        ("--embed_dim 32", "--embed_dim: got 32, but"),
+    ],
+)
+def test_what_cannot_be_done_is_told(
+    pretrained: CommandLine,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    extra: str,
+    said: str,
+) -> None:
+    assert main(command(pretrained, tmp_path / "out", extra)) == 2
+    error = capsys.readouterr().err
+    assert said in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "out" / "trainings.csv").exists()
+
+
+def test_results_of_other_settings_are_not_mixed(
+    pretrained: CommandLine, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (finished / "trainings.csv").read_bytes()
+    assert main(command(pretrained, finished, f"{FLAGS} --steps 3")) == 2
+    error = capsys.readouterr().err
+    assert "holds results of other settings (scratch_steps, steps)" in error
+    assert (finished / "trainings.csv").read_bytes() == before
+
+
+def test_needs_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    assert label_efficiency.main(["--output_dir", "x"]) == 2
+    assert "--load_model_path: not given" in capsys.readouterr().err
