@@ -20,6 +20,7 @@ SGD = "--optimizer SGD"
 TWO_STORES = "--dataset_name Dummy S1200 --image_path {store} {other}"
 OWN = "--label_csv own.csv --target_column group"
 AUGMENT = "--augment_during_training"
+VOXELWISE = "--input_scaling_method voxelnorm_zeroback"
 FEATURES = ("feature_rank", "feature_std", "knn_subject")
 TOKENS = ("loss", "persistence_loss", "mean_token_loss", "sequence_skill", "anatomy_share")
 STEPS = (
