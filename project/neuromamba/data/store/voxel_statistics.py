@@ -86,7 +86,8 @@ def moments(total: np.ndarray, squares: np.ndarray, count: int) -> Statistics:
 def _read(path: Path, content: str, n_voxels: int) -> Statistics | None:
     """What is kept of a run; None if there is nothing, or of other content, or it is damaged."""
     try:
-        with np.load(path, allow_pickle=False) as kept:
+        # Opened here: NumPy leaves a damaged file open.
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as kept:
             mean, std = kept["mean"], kept["std"]
             same = str(kept["content"]) == content
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
