@@ -156,7 +156,8 @@ class Run:
                 self.evaluated = Evaluated(run_dir, data)
             write_metrics(metrics, run_dir / "metrics.json")
             shown = {k: v for k, v in metrics.items() if k.startswith(("val/", "test/"))}
-            print("".join(f"{k:<24}{v:.4f}\n" for k, v in sorted(shown.items())), end="")
+            width = max([24, *(len(name) + 1 for name in shown)])
+            print("".join(f"{k:<{width}}{v:.4f}\n" for k, v in sorted(shown.items())), end="")
             print(f"results in {run_dir}", flush=True)
             dynamic_skill = metrics.get("val/dynamic_skill")
             note = missing_dynamics(dynamic_skill, config.data.input_scaling_method)
