@@ -182,6 +182,8 @@ CASES: dict[str, Case] = {
     "event_delay": Case("--event_delay 4", windows, "--events events.tsv", expected=(24, 8, 8)),
     "clf_head_version": Case("--clf_head_version mamba", shapes),
     "head_dropout": Case("--head_dropout 0.5", loss),
+    "pool": Case("--pool regions", shapes),
+    "head_norm": Case("--head_norm batch", loss),
     "freeze_feature_extractor": Case(
         "--freeze_feature_extractor",
         trainable,

@@ -11,7 +11,7 @@ from neuromamba.fmamba.build import build_model
 from neuromamba.fmamba.heads import build_head
 from neuromamba.fmamba.losses import next_token_errors, next_token_targets
 from neuromamba.fmamba.positional import grid_coordinates, nerf_features
-from neuromamba.fmamba.tokenizer import patchify
+from neuromamba.fmamba.tokenizer import PackedTokens, patchify
 from neuromamba.layers.ssd import BACKENDS
 from tests.golden import fmamba_numpy as golden
 from tests.golden.make_golden import (
@@ -130,7 +130,9 @@ def test_heads(case: Case, name: str, dtype: torch.dtype, backend: str) -> None:
     head = build_head(HeadConfig(name=name, mamba_depth=HEAD_DEPTH), model, backend)
     head = load(head.double(), weights, dtype)
     samples = [torch.from_numpy(case[f"sample{b}/features"]).to(dtype) for b in range(2)]
-    logits = head(torch.cat(samples), tuple(len(s) for s in samples))
+    index = torch.cat([torch.from_numpy(case[f"sample{b}/token_index"]) for b in range(2)])
+    lengths = (len(samples[0]), len(samples[1]))
+    logits = head(torch.cat(samples), PackedTokens(torch.zeros(0), index, lengths))
     expected = np.stack([case[f"sample{b}/{name}_head"] for b in range(2)])
     close(logits, expected, BOUND[dtype] * max(1.0, np.abs(expected).max()))
 

@@ -10,9 +10,13 @@ from neuromamba.common.errors import UserInputError, look_up
 from neuromamba.config.bounds import require_positive
 from neuromamba.config.names import (
     HEAD_NAMES,
+    HEAD_NORMS,
     MODEL_NAMES,
+    POOL_NAMES,
     POSITIONAL_ENCODINGS,
 )
+
+REGION_CELLS = 3  # of the coarse grid of regions along an axis
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,22 +122,51 @@ class ModelConfig:
         """Values in a token: voxels of a patch times channels (V)."""
         return math.prod(self.patch_size) * self.in_chans
 
+    @property
+    def region_cells(self) -> int:
+        """Cells of the coarse grid that ``--pool regions`` keeps apart."""
+        return math.prod(min(REGION_CELLS, places) for places in self.token_grid[:3])
+
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
-    """A downstream head (paper, Appendix C). ``out_features``: classes, or 1 for a regression."""
+    """A downstream head (paper, Appendix C). ``out_features``: classes, or 1 for a regression.
+
+    ``pool`` and ``norm`` are of the linear head: how it makes one row of a window's tokens
+    (``fmamba.pooling``; the paper's is the mean), and whether these rows are standardised.
+    """
 
     name: str = "linear"
     out_features: int = 2
     dropout: float = 0.0
     mamba_depth: int = 3
+    pool: str = "mean"
+    norm: str = "none"
 
     def __post_init__(self) -> None:
         look_up(self.name, HEAD_NAMES, "--clf_head_version")
+        look_up(self.pool, POOL_NAMES, "--pool")
+        look_up(self.norm, HEAD_NORMS, "--head_norm")
         require_positive("out_features", self.out_features)
         require_positive("mamba_depth", self.mamba_depth)
         if not 0.0 <= self.dropout < 1.0:
             raise UserInputError(f"--head_dropout: got {self.dropout}, expected 0 <= p < 1.")
+        for flag, value, usual in (
+            ("--pool", self.pool, "mean"),
+            ("--head_norm", self.norm, "none"),
+        ):
+            if self.name != "linear" and value != usual:
+                raise UserInputError(
+                    f"{flag}: only used with --clf_head_version linear; the {self.name} head reads "
+                    f"the tokens one after the other."
+                )
+
+    def pooled_features(self, model: ModelConfig) -> int:
+        """Values of a window that the last layer of the linear head reads."""
+        width = model.embed_dim
+        return {"mean_sd": 2 * width, "regions": 2 * width * model.region_cells}.get(
+            self.pool, width
+        )
 
 
 # Published sizes (paper, Appendix B): embed_dim of each variant; the rest follows from it.

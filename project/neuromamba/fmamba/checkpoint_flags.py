@@ -15,6 +15,7 @@ from neuromamba.checkpoints.paths import find_checkpoint
 from neuromamba.common.errors import UserInputError
 from neuromamba.config import names
 from neuromamba.config.data import DataConfig
+from neuromamba.config.model import HeadConfig
 from neuromamba.config.names import ORIENTATION
 from neuromamba.config.serialise import from_dict
 from neuromamba.config.training import DownstreamConfig
@@ -73,7 +74,8 @@ def flags_of_metadata(metadata: Mapping[str, Any], whole_run: bool) -> dict[str,
     if whole_run and "downstream" in metadata:
         task = from_dict(DownstreamConfig, metadata["downstream"], "checkpoint")
         config = from_dict(DataConfig, data["config"], "checkpoint")
-        flags["clf_head_version"] = metadata["head"]["name"]
+        head = from_dict(HeadConfig, metadata["head"], "checkpoint")
+        flags |= {"clf_head_version": head.name, "pool": head.pool, "head_norm": head.norm}
         flags |= {name: getattr(config, name) for name in (*_SPLIT_FLAGS, *_TEST_FLAGS)}
         if config.match_on:
             flags["match_caliper"] = config.match_caliper

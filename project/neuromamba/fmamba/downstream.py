@@ -101,7 +101,7 @@ class DownstreamModule(FMambaModule):
         frozen = self.task.freeze_feature_extractor
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             features = self.model.forward_tokens(packed).features
-        return self.head(features, packed.lengths), features.split(packed.lengths)
+        return self.head(features, packed), features.split(packed.lengths)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the batch's part of the mean loss over a step's windows."""

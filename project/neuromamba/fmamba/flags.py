@@ -184,6 +184,21 @@ def add_objective_flags(parser: argparse.ArgumentParser) -> None:
     add("--downstream_task_type", help=f"{', '.join(tasks.TASK_TYPES)}; default: the task's own")
     add("--clf_head_version", default="linear", help=f"{', '.join(names.HEAD_NAMES)}; v1 is linear")
     add("--head_dropout", type=float, default=default_of(HeadConfig, "dropout"), help="in the head")
+    add(
+        "--pool",
+        default=default_of(HeadConfig, "pool"),
+        metavar="NAME",
+        help="what the linear head reads of a window's tokens: mean (the paper's), mean_sd (also "
+        "the standard deviation over time), regions (both in each cell of a coarse grid), "
+        "attention (a learned weighted mean)",
+    )
+    add(
+        "--head_norm",
+        default=default_of(HeadConfig, "norm"),
+        metavar="NAME",
+        help="standardise what the linear head reads: none, batch (over the windows of a step, "
+        "which trains a new head in fewer steps)",
+    )
     add_switch(group, "freeze_feature_extractor", False, "train the head only")
     add(
         "--lora_rank",

@@ -92,9 +92,13 @@ def forward_terms(config: ModelConfig, tokens: int) -> list[Term]:
 def head_terms(head: HeadConfig, config: ModelConfig, tokens: int) -> list[Term]:
     """Forward pass of a downstream head on the features of one window."""
     d = config.embed_dim
-    terms = [Term("classifier", "(2 D + 1) outputs", (2 * d + 1) * head.out_features)]
+    width = head.pooled_features(config)  # F
+    terms = [Term("classifier", "(2 F + 1) outputs", (2 * width + 1) * head.out_features)]
     if head.name == "linear":
-        return [Term("mean over tokens", "L D", tokens * d), *terms]
+        pools = {"mean": [], "attention": [Term("scores of tokens", "3 L D", 3 * tokens * d)]}
+        deviation = [Term("deviation over time", "4 L D", 4 * tokens * d)]
+        pool = [Term("mean over tokens", "L D", tokens * d), *pools.get(head.pool, deviation)]
+        return [*pool, *terms]
     return [*block_terms(config, tokens, d // 16, head.mamba_depth), *terms]
 
 

@@ -26,6 +26,8 @@ DOWNSTREAM_FLAGS = (
     "label_smoothing",
     "label_scaling_method",
     "head_dropout",
+    "pool",
+    "head_norm",
     "save_embedding",
     "test_only",
     "class_weights",
@@ -243,6 +245,8 @@ def _objective(
             name=names.canonical_head_name(values["clf_head_version"]),
             out_features=downstream.out_features,
             dropout=values["head_dropout"],
+            pool=values["pool"],
+            norm=values["head_norm"],
         )
         return None, downstream, head
     return (

@@ -205,6 +205,8 @@ def _head(tape: Tape, step: Step) -> None:
     name, length = "kept by the output layer or head", step.tokens
     tape.take(name, stream + 4 * length, "head")  # the final norm's output and scale
     tape.work(4 * length * model.embed_dim, "head")
+    if head.pool in ("mean_sd", "regions"):  # deviations in fp32, and the place of each token
+        tape.take(name, length * (4 * model.embed_dim + 8), "head")
     blocks = head.mamba_depth if head.name == "mamba" else 0
     layer = layer_by_layer(step, model.embed_dim // 16, head.dropout)
     # in_proj keeps a copy of its input only if its operands are of another type.
@@ -225,5 +227,7 @@ def _head(tape: Tape, step: Step) -> None:
         tape.drop(name, own)
     tape.work(_norm_work(step), "head backward")
     tape.drop(name, stream + 4 * length)
+    if head.pool in ("mean_sd", "regions"):
+        tape.drop(name, length * (4 * model.embed_dim + 8))
     # The gradient of the backbone's output takes the place of that output.
     tape.drop("residual stream", stream)

@@ -26,6 +26,7 @@ from neuromamba.checkpoints.io import (
 from neuromamba.commands.export import export_parser, main
 from neuromamba.config.model import ModelConfig
 from neuromamba.fmamba.build import build_model
+from neuromamba.fmamba.tokenizer import PackedTokens
 from tests.helpers.paths import GOLDEN
 from tests.unit.checkpoints.test_io import (
     CONFIG,
@@ -193,8 +194,8 @@ def test_a_task_gives_the_same_predictions(
     for module, path in ((one, task), (other, out)):
         state = names_in_module(read_checkpoint(path).state_dict)
         load_strictly(module, state, path)
-    features, lengths = torch.randn(7, 16), (3, 4)
-    assert torch.equal(one.head(features, lengths), other.head(features, lengths))
+    features, packed = torch.randn(7, 16), PackedTokens(torch.zeros(7, 1), torch.arange(7), (3, 4))
+    assert torch.equal(one.head(features, packed), other.head(features, packed))
     fmri = torch.randn(1, 1, 4, 4, 4, 4)
     assert torch.equal(one.model(fmri).features, other.model(fmri).features)
 

@@ -113,6 +113,8 @@ MAIN: dict[str, Any] = {
     "downstream_task_type": None,
     "clf_head_version": "linear",
     "head_dropout": 0.0,
+    "pool": "mean",
+    "head_norm": "none",
     "freeze_feature_extractor": False,
     "lora_rank": 0,
     "lora_alpha": 16.0,

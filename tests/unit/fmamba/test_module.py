@@ -25,7 +25,7 @@ from neuromamba.fmamba.downstream import DownstreamModule, TargetScaling
 from neuromamba.fmamba.masking import hidden_tokens
 from neuromamba.fmamba.optimizer import build_optimizer
 from neuromamba.fmamba.pretrain import PretrainModule
-from neuromamba.fmamba.tokenizer import pack_dense
+from neuromamba.fmamba.tokenizer import PackedTokens, pack_dense
 
 # What Lightning remarks on; ``training.trainer`` leaves the same out of real runs.
 lightning_remarks = pytest.mark.filterwarnings(
@@ -582,7 +582,8 @@ def test_which_tokens_a_head_reads(head: str) -> None:
     module = downstream(head)
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(sum(LENGTHS), EMBED, generator=generator, requires_grad=True)
-    module.head(features, LENGTHS)[1].sum().backward()  # the second sample
+    packed = PackedTokens(torch.zeros(0), torch.zeros(sum(LENGTHS), dtype=torch.int64), LENGTHS)
+    module.head(features, packed)[1].sum().backward()  # the second sample
     assert features.grad is not None
     reach = features.grad.abs().amax(1).split(LENGTHS)
     assert reach[0].max() == reach[2].max() == 0.0
