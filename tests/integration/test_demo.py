@@ -24,7 +24,9 @@ KEYS = {
         for control in ("mean_volume", "FC", "majority", "untrained")
         for name in ("auroc", "accuracy", "balanced_accuracy")
     ),
-    *(f"pretrain/val/{name}" for name in ("loss", "skill", "persistence_loss", "mean_token_loss")),
+    *(f"pretrain/val/{name}" for name in ("loss", "persistence_loss", "mean_token_loss")),
+    *(f"pretrain/val/{name}" for name in ("skill", "dynamic_skill", "sequence_skill")),
+    "pretrain/val/anatomy_share",
     *(f"seconds/{name}" for name in ("synthetic", "convert", "pretrain", "finetune", "untrained")),
     *("seconds/baselines", "seconds/total", "kept_tokens", "model/parameters"),
     *("test/subjects_class_0", "test/subjects_class_1"),

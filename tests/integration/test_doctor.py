@@ -29,6 +29,14 @@ def test_a_store_that_can_be_read(
     assert (
         "20 runs" in found["runs"].found and "12 to 12 frames, grid 12x12x12" in found["runs"].found
     )
+    for words in (
+        "znorm_minback",
+        "traits of anatomy",
+        "voxelnorm_zeroback",
+        "dynamics",
+        "computed",
+    ):
+        assert words in found["scaling"].found
     assert "MB/s" in found["read speed"].found and found["file locks"].found == "work"
     assert (
         doctor.main(["--image_path", str(tmp_path / "store"), "--json", str(tmp_path / "j")]) == 0

@@ -16,6 +16,8 @@ from tests.helpers.flag_tests import (
     FEATURES,
     MIM,
     NEXT,
+    STEPS,
+    TOKENS,
     comparable,
     predictions,
     shows,
@@ -84,8 +86,8 @@ def test_dry_run_lists_what_is_missing(
     [
         ("", {"loss", "auroc", "accuracy", "balanced_accuracy"}),
         (AGE, {"loss", "mse", "mae", "pearson_r", "r2"}),
-        (NEXT, {"loss", "persistence_loss", "mean_token_loss", "skill", *FEATURES}),
-        (MIM, {"loss", "persistence_loss", "mean_token_loss", "skill", *FEATURES}),
+        (NEXT, {*TOKENS, *STEPS, *FEATURES}),
+        (MIM, {*TOKENS, *FEATURES}),
     ],
 )
 def test_metrics_json(cli: CommandLine, extra: str, keys: set[str]) -> None:
@@ -105,7 +107,7 @@ def test_metrics_json(cli: CommandLine, extra: str, keys: set[str]) -> None:
     assert ("predictions.csv" in done.files) == ("pretraining" not in extra)
     if "pretraining" in extra:
         expected = 1 - written["val/loss"] / written["val/persistence_loss"]
-        assert written["val/skill"] == pytest.approx(expected, rel=1e-5)
+        assert written["val/sequence_skill"] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("size", [1, 5, 100])

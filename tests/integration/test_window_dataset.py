@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.config.data import DataConfig
-from neuromamba.config.names import RUN_SCALINGS
+from neuromamba.config.names import RUN_SCALINGS, VOXEL_SCALINGS
 from neuromamba.data.store.header import RunSource
 from neuromamba.data.store.reader import read_header
 from neuromamba.data.store.writer import write_run
@@ -114,17 +114,16 @@ def test_scaling(paths, method):
     assert sample["background"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_scaling_by_voxel(paths, tmp_path):
+def test_scaling_by_voxel(tmp_path):
     """Every voxel's own mean and deviation over the run; one that never changes becomes 0."""
     bold = frames_of_run(0)
     bold[:, 3] = 777.0
     run = tmp_path / "own.h5"
-    with pytest.raises(UserInputError, match=r"sub-1.*no statistics of its voxels.*--voxel_norm"):
-        WindowDataset(paths, replace(CONFIG, input_scaling_method="voxelnorm_zeroback"))[0]
     vox = np.arange(bold.shape[1]) * 2
     given = {"subject": "sub-1", "grid": GRID, "affine": AFFINE, "tr": 2.0}
-    for compression in ("none", "lz4"):
-        write_store_file(run, bold, vox, **given, voxel_statistics=True, compression=compression)
+    for compression, stored in (("none", True), ("lz4", True), ("lz4", False)):
+        more = {"compression": compression, "voxel_statistics": stored}
+        write_store_file(run, bold, vox, **given, **more)
         dataset = WindowDataset([run], replace(CONFIG, input_scaling_method="voxelnorm_zeroback"))
         double = bold.astype(np.float64)
         spread = double.std(0)
@@ -137,6 +136,22 @@ def test_scaling_by_voxel(paths, tmp_path):
             np.testing.assert_allclose(scaled(sample), z, atol=error)
             assert (sample["bold"][:, 3] == 0).all()
         assert error < 0.01
+
+
+@pytest.mark.parametrize("method", VOXEL_SCALINGS)
+def test_scaling_by_voxel_of_the_window(paths, method):
+    """No voxel has a level, whatever the run; z-scores have variance 1 in every voxel."""
+    config = replace(CONFIG, input_scaling_method=method, scaling_statistics="window")
+    dataset = WindowDataset(paths, config)
+    assert not paths[0].with_name("voxel_statistics").exists(), "nothing to read of the run"
+    for item, window in enumerate(dataset.windows):
+        frames = frames_of_run(window.run)[window.start : window.start + 4].astype(float)
+        std = frames.std(0)
+        spread = std if method == "voxelnorm_zeroback" else np.sqrt(np.mean(std**2))
+        step = dataset[item]["gain"] + 2 * dataset.headers[window.run].scale / std.min()
+        wanted = (frames - frames.mean(0)) / spread
+        np.testing.assert_allclose(scaled(dataset[item]), wanted, atol=step)
+        assert step < 0.01
 
 
 def test_max_windows_per_run(paths):

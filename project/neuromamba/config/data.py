@@ -10,6 +10,7 @@ from neuromamba.common.errors import UserInputError, look_up
 from neuromamba.config.bounds import require_positive
 from neuromamba.config.names import (
     SCALING_METHODS,
+    SCALING_STATISTICS,
     SPLIT_UNITS,
     canonical_dataset_name,
 )
@@ -22,6 +23,9 @@ class DataConfig:
     ``grid`` is (X, Y, Z), the first three numbers of ``--img_size``; ``sequence_length``, the
     fourth, counts frames of a window, taken every ``stride_within_seq`` frames; consecutive windows
     start ``stride_between_seq`` * (sequence_length * stride_within_seq) frames apart.
+
+    ``scaling_statistics`` says whether the scalings that differ from voxel to voxel take their
+    statistics from the run or from the window.
 
     ``group_by`` names what is split and scored as one (``SPLIT_UNITS``). Subjects of one value in
     ``family_column`` stay in one part; ``stratify_by`` are columns whose values every part gets in
@@ -38,6 +42,7 @@ class DataConfig:
     stride_between_seq: float = 1.0
     stride_within_seq: int = 1
     input_scaling_method: str = "znorm_minback"
+    scaling_statistics: str = "run"
     dataset_split_num: int = 1
     train_split: float = 0.8
     val_split: float = 0.1
@@ -77,6 +82,7 @@ class DataConfig:
                 f"{len(self.dataset_name)} data set(s) in --dataset_name; give one folder each."
             )
         look_up(self.input_scaling_method, SCALING_METHODS, "--input_scaling_method")
+        look_up(self.scaling_statistics, SCALING_STATISTICS, "--scaling_statistics")
         for flag, value in (
             ("--sequence_length", self.sequence_length),
             ("--stride_between_seq", self.stride_between_seq),

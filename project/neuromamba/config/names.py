@@ -25,14 +25,11 @@ DATASET_NAMES = (
 DATASET_ALIASES: Mapping[str, str] = {"HCP": "S1200"}
 SPLIT_UNITS = ("subject", "session", "run")
 CLASS_WEIGHTS = ("none", "balanced")
-SCALING_METHODS = (
-    "znorm_minback",
-    "znorm_zeroback",
-    "minmax_zeroback",
-    "minmax_minback",
-    "voxelnorm_zeroback",
-)
-RUN_SCALINGS = SCALING_METHODS[:4]  # one gain and one shift for all voxels of a run
+# One gain and one shift for all voxels of a run, and statistics of every voxel.
+RUN_SCALINGS = ("znorm_minback", "znorm_zeroback", "minmax_zeroback", "minmax_minback")
+VOXEL_SCALINGS = ("voxelnorm_zeroback", "demean_zeroback")
+SCALING_METHODS = (*RUN_SCALINGS, *VOXEL_SCALINGS)
+SCALING_STATISTICS = ("run", "window")  # what the statistics of VOXEL_SCALINGS are over
 LABEL_SCALING_METHODS = ("standardization", "minmax")
 POSITIONAL_ENCODINGS = ("none", "ff", "nerf", "cpe")
 HEAD_NAMES = ("linear", "mamba")

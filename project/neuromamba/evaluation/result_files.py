@@ -17,13 +17,14 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from neuromamba.common.atomic_files import atomic_path, write_text_atomically
 from neuromamba.common.errors import UserInputError
 
+ValueT = TypeVar("ValueT")
 METRICS, EVALUATION, SUBJECTS = "metrics.json", "evaluation.json", "subjects.csv"
 # Part of the split -> file of its predictions.
 PREDICTIONS = {"test": "predictions.csv", "val": "validation_predictions.csv"}
@@ -119,8 +120,19 @@ def write_metrics(metrics: Mapping[str, float], path: Path) -> None:
 
 
 def metrics_from(record: Mapping[str, float | None]) -> dict[str, float]:
-    """The values of a ``metrics.json``, NaN for null."""
-    return {k: math.nan if v is None else float(v) for k, v in record.items()}
+    """The values of a ``metrics.json`` under the names of today, NaN for null."""
+    found = {k: math.nan if v is None else float(v) for k, v in record.items()}
+    return under_current_names(found)
+
+
+def under_current_names(record: Mapping[str, ValueT]) -> dict[str, ValueT]:
+    """Rename what earlier versions called ``val/skill``: it is ``val/sequence_skill`` now.
+
+    A record that holds both names is one of today.
+    """
+    old, new = "val/skill", "val/sequence_skill"
+    renamed = old in record and new not in record
+    return {new if renamed and name == old else name: value for name, value in record.items()}
 
 
 def write_record(record: Mapping[str, Any], path: Path) -> None:
@@ -158,7 +170,7 @@ def curve(text: str, name: str) -> tuple[np.ndarray, np.ndarray]:
     """
     points = [
         (int(row["step"]) + 1, float(row[name]))
-        for row in csv.DictReader(text.splitlines())
+        for row in map(under_current_names, csv.DictReader(text.splitlines()))
         if row.get(name)
     ]
     steps, values = zip(*points, strict=True) if points else ((), ())

@@ -69,6 +69,8 @@ def flags_of_metadata(metadata: Mapping[str, Any], whole_run: bool) -> dict[str,
     model, data = metadata["model"], metadata["data"]
     flags = {name: model[name] for name in _MODEL_FLAGS}
     flags["input_scaling_method"] = data["scaling"]
+    if data["scaling"] in names.VOXEL_SCALINGS:  # older checkpoints used those of the run
+        flags["scaling_statistics"] = data["config"].get("scaling_statistics", "run")
     if whole_run and "downstream" in metadata:
         task = from_dict(DownstreamConfig, metadata["downstream"], "checkpoint")
         config = from_dict(DataConfig, data["config"], "checkpoint")

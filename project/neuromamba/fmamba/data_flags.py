@@ -43,6 +43,13 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=", ".join(names.SCALING_METHODS),
     )
+    add(
+        "--scaling_statistics",
+        default=default_of(DataConfig, "scaling_statistics"),
+        metavar="OF",
+        help=f"{' or '.join(names.SCALING_STATISTICS)}: frames whose mean and deviation "
+        f"{' and '.join(names.VOXEL_SCALINGS)} use",
+    )
     value("dataset_split_num", int, "which split of the subjects")
     value("train_split", float, "share of the subjects for training")
     value("val_split", float, "share for validation; the rest is for testing")

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
+from neuromamba.checkpoints.io import CHECKPOINT_KEY
 from neuromamba.common.seeds import stream
 from neuromamba.config.data import AugmentConfig
 from neuromamba.config.model import ModelConfig
 from neuromamba.config.serialise import to_dict
 from neuromamba.config.training import OptimConfig, PretrainConfig
 from neuromamba.data.windows.batch_reader import BatchReader
+from neuromamba.fmamba.dynamic_skill import METADATA_KEY
 from neuromamba.fmamba.losses import (
     masked_token_errors,
     next_token_errors,
@@ -22,6 +26,7 @@ from neuromamba.fmamba.losses import (
 from neuromamba.fmamba.masking import hidden_tokens
 from neuromamba.fmamba.module import Batch, FMambaModule
 from neuromamba.fmamba.pretraining_metrics import FeatureMetrics, TokenMetrics
+from neuromamba.fmamba.step_metrics import AnatomyShare, StepMetrics
 from neuromamba.fmamba.tokenizer import PackedTokens, token_places
 
 
@@ -35,6 +40,10 @@ class PretrainModule(FMambaModule):
         seed: seed of the random masks.
         watched: class of validation subjects by subject key, and the name of the task; for the
             metric of nearest neighbours in ``FeatureMetrics``.
+
+    Attributes:
+        dynamic_skill: ``val/dynamic_skill`` of the last validation; None before the first, and
+            where it is not defined, as with masked tokens.
     """
 
     def __init__(
@@ -64,7 +73,10 @@ class PretrainModule(FMambaModule):
         self.objective, self.seed = objective, seed
         self._targets_of_run: dict[str, int] = {}
         self.validation = TokenMetrics(model.token_dim)
+        self.steps = StepMetrics(model)
+        self.anatomy = AnatomyShare(model)
         self.features = FeatureMetrics(*watched)
+        self.dynamic_skill: float | None = None
 
     def plan_windows(self, batch: Batch) -> dict[str, Any]:
         """Add the rows of the target tokens, the sample of each, and which tokens are hidden.
@@ -128,13 +140,23 @@ class PretrainModule(FMambaModule):
             counts = self._counts(batch, errors)
             errors, rows = errors[counts], rows[counts]
         self.validation.update(errors, packed.tokens, rows)
+        self.anatomy.update(packed, batch["is_padding"])
+        if "hidden" not in batch:  # a hidden token may have a hidden one before it
+            self.steps.update(packed, x, self.model.predict, batch["is_padding"])
 
     def on_validation_epoch_end(self) -> None:
-        """Log the loss, its controls, the skill, and the metrics of the features."""
-        values = self.validation.compute() | self.features.compute()
-        self.features.reset()
+        """Log the loss, its controls, the skills, and the metrics of the features."""
+        used: list[Metric] = [self.validation, self.anatomy, self.features]
+        if self.objective.objective == "autoregressive":
+            used.append(self.steps)
+        values: dict[str, Tensor] = {}
+        for metric in used:
+            values |= metric.compute()
+            metric.reset()
+        if "dynamic_skill" in values and not self.trainer.sanity_checking:
+            found = values["dynamic_skill"].item()
+            self.dynamic_skill = None if math.isnan(found) else found
         self.log_dict({f"val/{name}": value.float() for name, value in values.items()})
-        self.validation.reset()
 
     @staticmethod
     def _counts(batch: Batch, errors: Tensor) -> Tensor:
@@ -143,5 +165,12 @@ class PretrainModule(FMambaModule):
         return ~padding[batch["target_sample"]]
 
     def checkpoint_metadata(self) -> dict[str, Any]:
-        """Add the objective."""
-        return super().checkpoint_metadata() | {"pretrain": to_dict(self.objective)}
+        """Add the objective, and the dynamic skill of the last validation."""
+        return super().checkpoint_metadata() | {
+            "pretrain": to_dict(self.objective),
+            METADATA_KEY: self.dynamic_skill,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the dynamic skill of a resumed run until it is validated again."""
+        self.dynamic_skill = checkpoint.get(CHECKPOINT_KEY, {}).get(METADATA_KEY)

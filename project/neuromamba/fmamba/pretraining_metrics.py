@@ -109,8 +109,9 @@ class TokenMetrics(Metric):
     """The loss of token prediction and of two controls, over all target tokens.
 
     ``persistence_loss`` repeats the token before the target in the sequence; ``mean_token_loss``
-    predicts the mean target token, the best constant in hindsight; ``skill`` is
-    1 - loss / persistence_loss.
+    predicts the mean target token, the best constant in hindsight; ``sequence_skill`` is
+    1 - loss / persistence_loss. One target in several is the first token of a new place, and there
+    repeating the token before errs by anatomy: ``step_metrics`` compares like with like.
     """
 
     full_state_update = False
@@ -146,7 +147,7 @@ class TokenMetrics(Metric):
         self.count += len(targets)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return loss, persistence_loss, mean_token_loss and skill."""
+        """Return loss, persistence_loss, mean_token_loss and sequence_skill."""
         loss = self.loss_sum / self.count
         persistence = self.persistence_sum / self.count
         constant = self.square_sum / self.count - (self.token_sum / self.count).square().mean()
@@ -154,5 +155,5 @@ class TokenMetrics(Metric):
             "loss": loss,
             "persistence_loss": persistence,
             "mean_token_loss": constant,
-            "skill": 1 - loss / persistence,
+            "sequence_skill": 1 - loss / persistence,
         }

@@ -212,6 +212,7 @@ def training_facts(metadata: Mapping[str, Any]) -> dict[str, Any]:
     data = dict(metadata["data"]["config"])
     for free in ("image_path", *LOADING):
         data.pop(free, None)  # older checkpoints lack some
+    data.setdefault("scaling_statistics", "run")  # the only one of older versions
     task = _complete(DownstreamConfig, metadata.get("downstream", {}))
     for moved in ("label_csv", "events"):
         task.pop(moved, None)

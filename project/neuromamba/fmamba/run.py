@@ -18,6 +18,7 @@ from neuromamba.evaluation.result_files import write_metrics
 from neuromamba.fmamba import builders, weights
 from neuromamba.fmamba import run_outputs as outputs
 from neuromamba.fmamba.downstream import DownstreamModule
+from neuromamba.fmamba.dynamic_skill import missing_dynamics
 from neuromamba.fmamba.failures import explained
 from neuromamba.fmamba.module import FMambaModule
 from neuromamba.fmamba.resume import ResumePoint, check_resumable, find_resume_point, step_settings
@@ -155,8 +156,13 @@ class Run:
                 self.evaluated = Evaluated(run_dir, data)
             write_metrics(metrics, run_dir / "metrics.json")
             shown = {k: v for k, v in metrics.items() if k.startswith(("val/", "test/"))}
-            print("".join(f"{k:<24}{v:.4f}\n" for k, v in sorted(shown.items())), end="")
+            width = max([24, *(len(name) + 1 for name in shown)])
+            print("".join(f"{k:<{width}}{v:.4f}\n" for k, v in sorted(shown.items())), end="")
             print(f"results in {run_dir}", flush=True)
+            dynamic_skill = metrics.get("val/dynamic_skill")
+            note = missing_dynamics(dynamic_skill, config.data.input_scaling_method)
+            if note:
+                print(f"warning: {note}", flush=True)
         return metrics
 
     def _prepare_process(self) -> None:

@@ -208,6 +208,10 @@ def unused_flags(values: Mapping[str, Any]) -> dict[str, str]:
         ),
         "persistent_workers": ("--num_workers 1 or more", values["num_workers"] > 0),
         "prefetch_factor": ("--num_workers 1 or more", values["num_workers"] > 0),
+        "scaling_statistics": (
+            f"--input_scaling_method {' or '.join(names.VOXEL_SCALINGS)}",
+            values["input_scaling_method"] in names.VOXEL_SCALINGS,
+        ),
         "dummy_subjects": ("--dataset_name Dummy without --image_path", not values["image_path"]),
         "dummy_effect_size": (
             "--dataset_name Dummy without --image_path",

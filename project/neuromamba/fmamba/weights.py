@@ -16,8 +16,10 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.data.cohorts.leak_guards import refuse_trained_subjects, trained_subjects
 from neuromamba.data.windows.run_data import RunData
 from neuromamba.fmamba.downstream import DownstreamModule, TargetScaling
+from neuromamba.fmamba.dynamic_skill import METADATA_KEY, missing_dynamics
 from neuromamba.fmamba.module import FMambaModule
 from neuromamba.fmamba.run_config import RunConfig
+from neuromamba.training.job import is_first_rank
 
 logger = logging.getLogger(__name__)
 TESTED, STARTED_FROM = "test_ckpt_path", "load_model_path"  # flags that name a checkpoint
@@ -47,6 +49,10 @@ def load_weights(module: FMambaModule, config: RunConfig, data: RunData) -> None
             group_by = config.data.group_by
             shared = trained_subjects(metadata["data"], data.stores, data.subjects, group_by)
             refuse_trained_subjects(shared, flag, path, supervised=tested)
+        if config.downstream is not None and not tested:
+            note = missing_dynamics(metadata.get(METADATA_KEY), config.data.input_scaling_method)
+            if note and is_first_rank():
+                logger.warning("warning: %s '%s': %s", flag, path, note)
         return
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from neuromamba.common.errors import UserInputError
-from neuromamba.data.store.reader import list_runs, read_header
+from neuromamba.data.store.reader import RunFile, list_runs, read_header
 from neuromamba.planning.machine import Check, gigabytes
 
 HEADERS = 50  # that are read, spread over the store
@@ -29,6 +29,7 @@ def check_data_path(path: str) -> list[Check]:
         return [Check(path, "missing", found, remedy)]
     return [
         *_headers(path, runs),
+        *_scaling(path, runs),
         *_disk(path),
         *_locks(path, runs),
         *_speed(path, runs),
@@ -64,6 +65,24 @@ def _headers(path: str, runs: list[Path]) -> Iterator[Check]:
             + ", ".join("x".join(map(str, grid)) for grid in sorted(grids))
         )
         yield Check(f"{path}: runs", "ok", text)
+
+
+def _scaling(path: str, runs: list[Path]) -> Iterator[Check]:
+    """Recommend a scaling by purpose; a store serves all of them."""
+    file = RunFile(runs[0])
+    try:
+        stored = file.voxel_statistics() is not None
+    except UserInputError:
+        return  # reported with the headers
+    finally:
+        file.close()
+    source = "stored in the runs" if stored else "computed when a run is first read"
+    yield Check(
+        f"{path}: scaling",
+        "ok",
+        "by purpose: --input_scaling_method znorm_minback (default) for traits of anatomy and sex, "
+        f"voxelnorm_zeroback for dynamics and states (statistics of voxels: {source})",
+    )
 
 
 def _disk(path: str) -> Iterator[Check]:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from neuromamba.config.data import DataConfig
+from neuromamba.config.names import VOXEL_SCALINGS
 from neuromamba.data.cohorts.registry import DATASETS
 from neuromamba.data.windows.run_data import RunData
 from neuromamba.fmamba.run_folder import RunFolder
@@ -30,7 +32,7 @@ def data_card(run: RunFolder, data: RunData) -> Table:
         ("Grid", f"{' × '.join(map(str, config.grid))} voxels of {_sizes(voxel)} mm"),
         ("Orientation", f"{run.contents.metadata['orientation']} (voxel order of the store)"),
         ("Brain mask", ", ".join(sorted({h.mask_source.split(":")[0] for h in headers}))),
-        ("Scaling", config.input_scaling_method),
+        ("Scaling", _scaling(config)),
         (
             "Kept tokens",
             f"{kept.mean():.1f} % on average ({kept.min():.1f} to {kept.max():.1f} % in a run)",
@@ -41,6 +43,13 @@ def data_card(run: RunFolder, data: RunData) -> Table:
         ),
     ]
     return Table(rows, title="Data")
+
+
+def _scaling(config: DataConfig) -> str:
+    method = config.input_scaling_method
+    if method not in VOXEL_SCALINGS:
+        return method
+    return f"{method}, statistics of the {config.scaling_statistics}"
 
 
 def _subjects(data: RunData, part: str) -> str:

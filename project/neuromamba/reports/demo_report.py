@@ -18,6 +18,7 @@ from neuromamba.reports.brain_figures import (
     token_mask_figure,
 )
 from neuromamba.reports.cards import data_card, model_card
+from neuromamba.reports.skill_text import skill_text
 from neuromamba.reports.training_curves import downstream_curves, pretraining_curves
 
 MODEL = "FMamba, fine-tuned"
@@ -118,7 +119,6 @@ def _classification(
 
 def _curves(given: ReportInput, folder: Path) -> Section:
     metrics = given.pretrained.metrics
-    skill = metrics["val/skill"]
     return Section(
         "Training",
         pictures=(
@@ -126,8 +126,8 @@ def _curves(given: ReportInput, folder: Path) -> Section:
                 save_figure(pretraining_curves(given.pretrained), folder / "pretraining.png"),
                 f"Pre-training. Loss on validation subjects: {metrics['val/loss']:.3g}; repeating "
                 f"the previous token of the sequence: {metrics['val/persistence_loss']:.3g}; "
-                f"predicting the mean token: {metrics['val/mean_token_loss']:.3g}. Skill "
-                f"(1 - loss / persistence loss): {skill:.2f}.",
+                f"predicting the mean token: {metrics['val/mean_token_loss']:.3g}. "
+                f"{skill_text(metrics)}",
                 "Pre-training loss over optimiser steps",
             ),
             Picture(

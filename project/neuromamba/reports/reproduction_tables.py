@@ -17,6 +17,13 @@ from neuromamba.evaluation.scores import Draws, SubjectScores
 from neuromamba.fmamba.run_folder import RunFolder
 from neuromamba.reports.reproduction import METRICS, PaperTable, Row, finished
 
+# Metric of a pre-training -> heading of its column.
+PRETRAINING = {
+    "val/dynamic_skill": "pre-training dynamic skill",
+    "val/skill": "pre-training skill",
+    "val/sequence_skill": "pre-training sequence skill",
+}
+
 
 class Measured(NamedTuple):
     """What is known of a row.
@@ -56,9 +63,9 @@ def measure(row: Row, rows: Iterable[Row], folder: Path) -> Measured:
         "epochs": first.config["max_epochs"],
     }
     if first.task is None:
-        names = ("val/loss", "val/skill")
+        names = ("val/loss", *PRETRAINING)
         found = {
-            name: (float(np.mean([run.metrics[name] for run in done])), float("nan"), None)
+            name: (float(np.mean([run.metrics.get(name, np.nan) for run in done])), np.nan, None)
             for name in names
         }
         return Measured(len(done), len(row.jobs), 0, found, None, facts)
@@ -116,7 +123,7 @@ def cells(table: PaperTable, folder: Path) -> tuple[list[str], list[list[str]], 
 
     Columns that are empty in all rows are left out.
     """
-    header = [*table.header, "pre-training skill"]
+    header = [*table.header, *PRETRAINING.values()]
     for label in METRICS.values():
         header += [f"{label} published", f"{label} here", f"{label} 95 %"]
     header += ["AUC less its reference", "n", "runs", "run with"]
@@ -124,8 +131,7 @@ def cells(table: PaperTable, folder: Path) -> tuple[list[str], list[list[str]], 
     for row in table.rows:
         found = measure(row, table.rows, folder)
         measured.append(found)
-        skill = found.metrics.get("val/skill")
-        line = [*row.labels, "" if skill is None else f"{skill[0]:.3f}"]
+        line = [*row.labels, *(_skill(found, name) for name in PRETRAINING)]
         for name in METRICS:
             line += [row.published.get(name, ""), *_here(row, found, name)]
         line += [
@@ -138,6 +144,13 @@ def cells(table: PaperTable, folder: Path) -> tuple[list[str], list[list[str]], 
     own = len(table.header)
     kept = [i for i in range(len(header)) if i < own or any(row[i] for row in rows)]
     return [header[i] for i in kept], [[row[i] for i in kept] for row in rows], measured
+
+
+def _skill(found: Measured, name: str) -> str:
+    if name not in found.metrics:
+        return ""
+    value = found.metrics[name][0]
+    return "not defined" if np.isnan(value) else f"{value:.3f}"
 
 
 def _here(row: Row, found: Measured, name: str) -> list[str]:
@@ -200,7 +213,7 @@ def _record(row: Row, found: Measured) -> dict[str, Any]:
     """A row in plain containers."""
     metrics = {
         name: {
-            "mean": mean,
+            "mean": None if np.isnan(mean) else mean,
             "std": None if np.isnan(spread) else spread,
             "interval": None if interval is None else list(interval),
         }

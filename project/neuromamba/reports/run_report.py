@@ -45,6 +45,7 @@ from neuromamba.reports.brain_figures import (
     token_mask_figure,
 )
 from neuromamba.reports.cards import data_card
+from neuromamba.reports.skill_text import SKILLS, skill_text
 from neuromamba.reports.training_curves import (
     downstream_curves,
     learning_rate_figure,
@@ -299,9 +300,8 @@ def _rate(run: RunFolder, folder: Path) -> list[Picture]:
 def _pretraining(run: RunFolder, folder: Path) -> Section:
     metrics = run.metrics
     text = (
-        f"Loss of the validation subjects {metrics.get('val/loss', float('nan')):.4g}, skill "
-        f"(1 - loss / loss of repeating the previous token) "
-        f"{metrics.get('val/skill', float('nan')):.3f}.",
+        f"Loss of the validation subjects {metrics.get('val/loss', float('nan')):.4g}. "
+        f"{skill_text(metrics)}",
     )
     curve = save_figure(pretraining_curves(run), folder / "pretraining.png", for_paper=True)
     pictures = (
@@ -312,13 +312,17 @@ def _pretraining(run: RunFolder, folder: Path) -> Section:
 
 
 def _pretraining_results(runs: Sequence[RunFolder]) -> Section:
-    names = ("val/loss", "val/skill", "val/persistence_loss", "val/mean_token_loss")
+    names = (
+        *("val/loss", "val/dynamic_skill", "val/skill", "val/sequence_skill", "val/anatomy_share"),
+        *("val/persistence_loss", "val/mean_token_loss"),
+    )
     rows = [
         (run_name(run), *(f"{run.metrics.get(n, float('nan')):.4g}" for n in names)) for run in runs
     ]
-    head = ("run", "loss", "skill", "repeat the previous token", "mean token")
+    head = ("run", "loss", *SKILLS, "repeat the previous token", "mean token")
     note = "Of the validation subjects of each run; equal splits are compared on equal subjects."
-    return Section("Results", tables=(Table(rows, head, note=note, numbers=(1, 2, 3, 4)),))
+    numbers = tuple(range(1, len(head)))
+    return Section("Results", tables=(Table(rows, head, note=note, numbers=numbers),))
 
 
 def _tokens(run: RunFolder, data: RunData, folder: Path) -> Section:

@@ -12,6 +12,7 @@ from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.utilities import rank_zero_only
 
 from neuromamba.common.atomic_files import atomic_path
+from neuromamba.evaluation.result_files import under_current_names
 
 FILE = "metrics.csv"
 Row = dict[str, Any]
@@ -75,9 +76,9 @@ def kept_rows(rows: Iterable[Row], taken: Mapping[str, Any]) -> list[Row]:
         step, validation = int(row["step"]), any(name.startswith("val/") for name in row)
         if step < steps and not (due and validation and step == steps - 1):
             kept.append(row)
-    last = taken.get("row")
+    last = under_current_names(taken.get("row") or {})
     if last and not any(int(row["step"]) == last["step"] and set(last) <= set(row) for row in kept):
-        kept.append(dict(last))
+        kept.append(last)
     return kept
 
 
@@ -86,7 +87,7 @@ def read_rows(path: Path) -> list[Row]:
     text = path.read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]
     return [
-        {name: value for name, value in row.items() if value}
+        under_current_names({name: value for name, value in row.items() if value})
         for row in csv.DictReader(whole.splitlines())
         if row.get("step")
     ]

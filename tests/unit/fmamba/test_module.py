@@ -349,8 +349,10 @@ def test_pretraining_under_the_trainer(objective: str) -> None:
     trainer = quiet_trainer()
     trainer.fit(module, loader(made, 2), loader(made, 1))
     values = {name: value.item() for name, value in trainer.callback_metrics.items()}
-    assert {"train/loss", "val/loss", "val/persistence_loss", "val/skill"} <= set(values)
-    assert values["val/skill"] == pytest.approx(
+    wanted = {"train/loss", "val/loss", "val/persistence_loss", "val/sequence_skill"}
+    assert wanted | {"val/anatomy_share"} <= set(values)
+    assert ("val/dynamic_skill" in values) == (objective == "autoregressive")
+    assert values["val/sequence_skill"] == pytest.approx(
         1 - values["val/loss"] / values["val/persistence_loss"], rel=1e-5
     )
     if objective == "autoregressive":
@@ -366,6 +368,11 @@ def test_pretraining_under_the_trainer(objective: str) -> None:
             for before, after in itertools.pairwise(tokens)
         ]
         assert values["val/persistence_loss"] == pytest.approx(np.mean(steps), rel=1e-5)
+        targets = sum(LENGTHS) - 3
+        jumps = sum(LENGTHS) // TIMES - 3
+        parts = (targets - jumps) * values["val/step_loss"] + jumps * values["val/jump_loss"]
+        assert parts / targets == pytest.approx(expected, rel=1e-5)
+        assert module.dynamic_skill == pytest.approx(values["val/dynamic_skill"], rel=1e-6)
 
 
 # ------------------------------------------------------------------------------- downstream

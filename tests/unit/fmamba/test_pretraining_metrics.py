@@ -50,7 +50,7 @@ def token_values(batches: Sequence[Tokens]) -> dict[str, float]:
         "loss": loss,
         "persistence_loss": persistence,
         "mean_token_loss": np.mean([(mean - token) ** 2 for _, _, token in pairs]),
-        "skill": 1 - loss / persistence,
+        "sequence_skill": 1 - loss / persistence,
     }
 
 
@@ -91,7 +91,7 @@ def test_controls_by_hand() -> None:
         "loss": 0.5,
         "persistence_loss": 4.0,
         "mean_token_loss": 1.0,
-        "skill": 0.875,
+        "sequence_skill": 0.875,
     }
 
 
@@ -99,7 +99,7 @@ def test_repeating_the_token_before_has_no_skill() -> None:
     batch = token_batch((12, 7), 4)
     metric = TokenMetrics(6)
     batch._replace(prediction=batch.tokens).update(metric)
-    assert metric.compute()["skill"].item() == pytest.approx(0.0, abs=1e-6)
+    assert metric.compute()["sequence_skill"].item() == pytest.approx(0.0, abs=1e-6)
 
 
 def test_sums_of_tokens_stay_wide_in_a_bf16_module() -> None:

@@ -12,12 +12,8 @@ file serves them all and scaling costs one multiply-add on the device:
 The raw background is 0. Scaled, it is the lowest value of a positive run; a run with negative
 values (demeaned data) takes its own minimum instead, so that background stays the lowest value.
 
-One scaling differs from voxel to voxel and needs the statistics of ``--voxel_norm``:
-
-    voxelnorm_zeroback  z = (y - mean of the voxel) / std of the voxel; background 0
-
-Its z are rounded to integers of their own when a window is read (``VoxelScaling``), so that a
-window is int16 with one gain and one shift under every scaling.
+Two scalings differ from voxel to voxel, ``voxelnorm_zeroback`` and ``demean_zeroback``; see
+``voxel_scaling``.
 """
 
 from __future__ import annotations
@@ -28,8 +24,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from neuromamba.common.errors import UserInputError, look_up
-from neuromamba.config.names import SCALING_METHODS
+from neuromamba.config.names import SCALING_METHODS, VOXEL_SCALINGS
 from neuromamba.data.store.header import RunHeader
+from neuromamba.data.store.voxel_scaling import step_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,45 +135,6 @@ class Scaling:
     background: float
 
 
-@dataclass(frozen=True)
-class VoxelScaling:
-    """Integers of z-scores: rint(q * gain + shift) for the stored q, [N] each, float32.
-
-    A z-score of T frames lies within sqrt(T - 1), so the rounding is at most
-    sqrt(T) / 65,534 standard deviations: 5e-4 for 1,200 frames.
-    """
-
-    gain: np.ndarray
-    shift: np.ndarray
-
-    def apply(self, frames_TN: np.ndarray) -> None:
-        """Replace the stored integers of a window, int16 [T, N]."""
-        for frame in frames_TN:  # one by one: the floats stay in the cache
-            z = frame * self.gain
-            z += self.shift
-            np.rint(z, out=z)
-            frame[:] = np.clip(z, -_LARGEST, _LARGEST, out=z)
-
-
-_LARGEST = 32767
-
-
-def voxel_scaling_of(header: RunHeader, mean: np.ndarray, std: np.ndarray) -> VoxelScaling:
-    """The scaling of ``voxelnorm_zeroback``; voxels that never change become 0.
-
-    Args:
-        header: of the run.
-        mean, std: [N], statistics of its voxels over the frames.
-    """
-    step = math.sqrt(header.n_frames) / _LARGEST
-    changing = std > 0
-    rate = np.where(changing, 1 / (np.where(changing, std, 1) * step), 0)
-    return VoxelScaling(
-        (header.scale * rate).astype(np.float32),
-        ((header.offset - mean.astype(np.float64)) * rate).astype(np.float32),
-    )
-
-
 def scaling_of(header: RunHeader, method: str) -> Scaling:
     """The scaling of a run.
 
@@ -185,16 +143,16 @@ def scaling_of(header: RunHeader, method: str) -> Scaling:
         method: one of ``SCALING_METHODS``. ``minmax_*`` only divides by the maximum (as the
             reference does): positive data land in [0, 1]; negative values stay negative and go
             below -1 where the run's minimum is larger in size than its maximum. That of
-            ``voxelnorm_zeroback`` is for integers that ``VoxelScaling`` has made.
+            ``VOXEL_SCALINGS`` is for integers that ``voxel_scaling`` has made.
 
     Raises:
         UserInputError: an unknown method; a run that cannot be scaled so, because it is constant
             (znorm) or because its maximum is not positive (minmax).
     """
     look_up(method, SCALING_METHODS, "--input_scaling_method")
+    if method in VOXEL_SCALINGS:
+        return Scaling(gain=step_of(header, method), shift=0.0, background=0.0)
     centring, background = method.split("_")
-    if centring == "voxelnorm":
-        return Scaling(gain=math.sqrt(header.n_frames) / _LARGEST, shift=0.0, background=0.0)
     if centring == "znorm":
         if not (math.isfinite(header.std) and header.std > 0):
             raise UserInputError(

@@ -22,11 +22,13 @@ from torch.utils.data import Dataset
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.text import names_for_message
 from neuromamba.config.data import DataConfig
-from neuromamba.config.names import ORIENTATION
+from neuromamba.config.names import ORIENTATION, VOXEL_SCALINGS
 from neuromamba.data.cohorts.events import LabelledEvent
-from neuromamba.data.store.normalisation import Scaling, VoxelScaling, scaling_of, voxel_scaling_of
+from neuromamba.data.store.normalisation import Scaling, scaling_of
 from neuromamba.data.store.raw_run import FileChangedError, RawLayout, RawRun
 from neuromamba.data.store.reader import RunFile, RunHeader, read_header
+from neuromamba.data.store.voxel_scaling import VoxelScaling, WindowVoxelScaling, voxel_scaling_of
+from neuromamba.data.store.voxel_statistics import voxel_statistics_of
 
 # Fields of a header that change with what is in the file.
 _CONTENT = ("grid", "n_frames", "n_voxels", "scale", "offset", "mean", "std", "content_sha256")
@@ -66,7 +68,7 @@ class OpenRun(NamedTuple):
     """A run's open file, and its scaling voxel by voxel, if that is asked for."""
 
     file: RunFile | RawRun
-    voxel_scaling: VoxelScaling | None
+    voxel_scaling: VoxelScaling | WindowVoxelScaling | None
 
 
 class WindowDataset(Dataset[dict[str, Any]]):
@@ -76,7 +78,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
 
     Args:
         run_paths: HDF5 files of the store.
-        config: windowing, ``grid`` and ``input_scaling_method``.
+        config: windowing, ``grid``, ``input_scaling_method`` and ``scaling_statistics``.
         labels: sample_id -> target; None for pre-training.
         events: label of a run -> its events, which have targets of their own; then only windows
             within events are used.
@@ -143,7 +145,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
                     )
                 )
                 counts[sample_id] += 1
-        self._by_voxel = config.input_scaling_method.startswith("voxelnorm")
+        self._by_voxel = config.input_scaling_method in VOXEL_SCALINGS
         self._open_runs: OrderedDict[int, OpenRun] = OrderedDict()
         self._layouts: dict[int, RawLayout] = {}
 
@@ -197,17 +199,16 @@ class WindowDataset(Dataset[dict[str, Any]]):
         self._open_runs.move_to_end(run)
         return self._open_runs[run]
 
-    def _voxel_scaling(self, run: int) -> VoxelScaling:
-        file = RunFile(self.paths[run])
-        found = file.voxel_statistics()
-        file.close()
-        if found is None:
-            raise UserInputError(
-                f"--input_scaling_method {self.config.input_scaling_method}: '{self.paths[run]}' "
-                f"has no statistics of its voxels. Convert the runs again with neuromamba "
-                f"preprocess --voxel_norm."
-            )
-        return voxel_scaling_of(self.headers[run], *found)
+    def _voxel_scaling(self, run: int) -> VoxelScaling | WindowVoxelScaling:
+        """The scaling of a run's voxels; of a store without their statistics, these are computed.
+
+        Raises:
+            UserInputError: the file cannot be read.
+        """
+        header, method = self.headers[run], self.config.input_scaling_method
+        if self.config.scaling_statistics == "window":
+            return WindowVoxelScaling(header, method)
+        return voxel_scaling_of(header, method, *voxel_statistics_of(self.paths[run]))
 
     def _opened(self, run: int) -> RunFile | RawRun:
         """A run opened past HDF5 if it is unfiltered; HDF5 is asked once where its arrays are."""
@@ -306,7 +307,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         """One window.
 
         Returns:
-            bold: int16 [T, N], values as stored (``voxelnorm_*``: z-scores as integers).
+            bold: int16 [T, N], values as stored (``VOXEL_SCALINGS``: z as integers).
             vox: int32 [N], flat C-order indices of the brain voxels in the grid.
             gain, shift, background: floats of the scaling, z = bold * gain + shift.
             subject: name; sample_id: what the prediction counts for; window: its number among the

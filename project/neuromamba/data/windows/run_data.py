@@ -21,7 +21,7 @@ from torch.utils.data import ConcatDataset
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.text import names_for_message
 from neuromamba.config.data import DataConfig
-from neuromamba.config.names import ORIENTATION
+from neuromamba.config.names import ORIENTATION, VOXEL_SCALINGS
 from neuromamba.config.serialise import to_dict
 from neuromamba.config.training import DownstreamConfig
 from neuromamba.data.cohorts.cohort_store import Store
@@ -246,8 +246,11 @@ class RunData:
 
     def metadata(self) -> dict[str, Any]:
         """Describe the data for a checkpoint, in plain containers."""
+        config = to_dict(self.config)
+        if self.config.input_scaling_method not in VOXEL_SCALINGS:
+            del config["scaling_statistics"]  # no effect: the same data as in earlier versions
         return {
-            "config": to_dict(self.config),
+            "config": config,
             "orientation": ORIENTATION,
             "scaling": self.config.input_scaling_method,
             "split_hash": self.split_hash,

@@ -1,0 +1,29 @@
+"""What to say of a pre-training that has not learned how the signal changes over time."""
+
+from __future__ import annotations
+
+from neuromamba.config.names import RUN_SCALINGS
+
+METADATA_KEY = "dynamic_skill"  # in the metadata of a pre-training's checkpoint; None: unknown
+_DOCUMENT = "docs/pretraining.md"
+
+
+def missing_dynamics(skill: float | None, scaling: str) -> str | None:
+    """Return one sentence about a dynamic skill below 0, with a remedy; None where there is none.
+
+    Args:
+        skill: ``val/dynamic_skill``; None or NaN where it is not known or not defined.
+        scaling: ``--input_scaling_method`` of the pre-training.
+    """
+    if skill is None or not skill < 0:
+        return None
+    remedy = (
+        "to learn dynamics, pre-train with --input_scaling_method voxelnorm_zeroback"
+        if scaling in RUN_SCALINGS
+        else "train for more steps, on more subjects, or with a larger --embed_dim"
+    )
+    return (
+        f"the pre-training has not learned how the signal changes over time: its dynamic skill on "
+        f"the validation subjects is {skill:.2f}, and below 0 each voxel's mean or the token "
+        f"before is the better prediction; {remedy} ({_DOCUMENT})."
+    )
