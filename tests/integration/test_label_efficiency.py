@@ -6,12 +6,14 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from neuromamba.commands import label_efficiency
 from neuromamba.commands.label_efficiency import main
+from neuromamba.evaluation.result_files import PREDICTIONS
 from neuromamba.fmamba import label_efficiency as study_module
 from tests.helpers.tiny import CommandLine
 
@@ -39,6 +41,11 @@ def command(line: CommandLine, out: Path, extra: str = FLAGS) -> list[str]:
 def rows(out: Path) -> list[dict[str, str]]:
     with open(out / "trainings.csv", newline="") as stream:
         return list(csv.DictReader(stream))
+
+
+def predicted(out: Path, row: dict[str, str]) -> bytes:
+    folder = out / "trainings" / f"{row['labels']}_a_class" / f"draw_{row['draw']}" / row["model"]
+    return (folder / PREDICTIONS["test"]).read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +79,12 @@ def test_files_and_their_numbers(finished: Path) -> None:
         }
         value["difference"] = value["pretrained"] - value["scratch"]
         for name, values in value.items():
-            # Student's t with one degree of freedom: 12.7062 at 97.5 %.
-            half = 12.7062047 * abs(values[0] - values[1]) / 2
             assert point[name]["value"] == pytest.approx(values.mean())
-            assert point[name]["low"] == pytest.approx(values.mean() - half, abs=1e-6)
-            assert point[name]["high"] == pytest.approx(values.mean() + half, abs=1e-6)
+            assert point[name]["low"] <= point[name]["value"] <= point[name]["high"]
+    points, metric = study_module.read_points(finished)
+    flat = study_module.flat_label_efficiency(points, metric)
+    assert flat["labels/2/scratch/auroc"] == record["points"][1]["scratch"]["value"]
+    assert flat["labels/1/difference/auroc_low"] == record["points"][0]["difference"]["low"]
 
 
 def test_the_same_command_gives_the_same_numbers(pretrained: CommandLine, finished: Path) -> None:
@@ -85,26 +93,26 @@ def test_the_same_command_gives_the_same_numbers(pretrained: CommandLine, finish
     assert (out / "trainings.csv").read_bytes() == (finished / "trainings.csv").read_bytes()
 
 
-def test_it_goes_on_where_it_was(
+def test_only_what_is_missing_is_trained(
     pretrained: CommandLine, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only what is missing is trained, a line that was cut off included."""
     out = pretrained.folder / "continued"
     shutil.copytree(finished, out)
-    whole = (out / "trainings.csv").read_text()
-    lines = whole.splitlines(keepends=True)
-    (out / "trainings.csv").write_text("".join(lines[:-2]) + lines[-2][:9])
+    whole = (out / "trainings.csv").read_bytes()
+    (out / "label_efficiency.json").unlink()
+    shutil.rmtree(out / "trainings" / "2_a_class" / "draw_0" / "scratch")
     calls = []
     train = study_module.train_once
 
-    def counted(*arguments: object) -> dict[str, float]:
-        calls.append(arguments[-2:])
-        return train(*arguments)  # type: ignore[arg-type]
+    def counted(*arguments: Any) -> None:
+        calls.append(tuple(arguments[-1]))
+        train(*arguments)
 
     monkeypatch.setattr(study_module, "train_once", counted)
     assert main(command(pretrained, out)) == 0
-    assert calls == [("pretrained", 1), ("scratch", 1)]
-    assert (out / "trainings.csv").read_text() == whole
+    assert calls == [(2, 0, "scratch")]
+    assert (out / "trainings.csv").read_bytes() == whole
+    assert (out / "label_efficiency.json").exists()
 
 
 def test_scratch_is_not_pretrained(
@@ -114,11 +122,11 @@ def test_scratch_is_not_pretrained(
     out = pretrained.folder / "longer"
     assert main(command(pretrained, out, f"{FLAGS} --scratch_steps 3")) == 0
     for ours, theirs in zip(rows(finished), rows(out), strict=True):
-        same = ours["loss"] == theirs["loss"]
+        same = predicted(finished, ours) == predicted(out, theirs)
         assert same == (ours["model"] == "pretrained"), ours
     shown = capsys.readouterr().out
     assert "8 trainings, 0 of them done; each is tested on 4 subjects" in shown
-    assert "labels a class" in shown and "means over 2 draws" in shown
+    assert "labels a class" in shown and "means over 2 draws of labelled subjects" in shown
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ weights after the last step are those that are tested.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
 import itertools
 import json
+import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,17 +28,20 @@ from neuromamba.common.text import some_of
 from neuromamba.config.serialise import to_dict
 from neuromamba.data.windows.data_module import FMRIDataModule
 from neuromamba.data.windows.run_data import RunData, with_training_subjects
-from neuromamba.evaluation.few_labels import draw_subjects, mean_over_draws
+from neuromamba.evaluation.few_labels import FewLabelScores, draw_subjects
 from neuromamba.evaluation.intervals import Interval
-from neuromamba.evaluation.result_files import write_record
+from neuromamba.evaluation.result_files import PREDICTIONS, write_record, write_rows
+from neuromamba.evaluation.scores import SubjectScores, read_scores
 from neuromamba.fmamba import builders, weights
 from neuromamba.fmamba.downstream import DownstreamModule
 from neuromamba.fmamba.run_config import RunConfig
+from neuromamba.fmamba.run_outputs import write_all_predictions
 from neuromamba.layers.ssd import select_backend
 from neuromamba.training.fit import assemble_trainer
 from neuromamba.training.strategies import Hardware, resolve_hardware
 
 PRETRAINED, SCRATCH = "pretrained", "scratch"
+_VALUES = (PRETRAINED, SCRATCH, "difference")  # of a point
 TRAININGS, RESULT, SETTINGS = "trainings.csv", "label_efficiency.json", "settings.json"
 
 
@@ -63,12 +66,15 @@ class Study(NamedTuple):
 
 
 class Training(NamedTuple):
-    """One training: what it started from, on how many labels, and its test metrics."""
+    """One training: on how many labels of which draw, and what it started from."""
 
-    model: str
     labels: int
     draw: int
-    metrics: Mapping[str, float]
+    model: str
+
+    def folder(self, output: Path) -> Path:
+        """Where its predictions are."""
+        return output / "trainings" / f"{self.labels}_a_class" / f"draw_{self.draw}" / self.model
 
 
 class Point(NamedTuple):
@@ -112,34 +118,49 @@ def run_study(study: Study) -> list[Point]:
         )
     make_folder(study.output, "--output_dir")
     keep_settings(study, data)
-    table = study.output / TRAININGS
-    done = {(one.model, one.labels, one.draw): one for one in read_trainings(table)}
-    wanted = list(itertools.product(study.labels, range(study.draws), (PRETRAINED, SCRATCH)))
+    wanted = [
+        Training(labels, draw, model)
+        for labels, draw, model in itertools.product(
+            study.labels, range(study.draws), (PRETRAINED, SCRATCH)
+        )
+    ]
+    done = {one for one in wanted if (one.folder(study.output) / PREDICTIONS["test"]).is_file()}
     tested = sum(map(len, data.subjects["test"]))
     print(
-        f"{len(wanted)} trainings, {sum((m, n, d) in done for n, d, m in wanted)} of them done; "
-        f"each is tested on {tested} subjects",
+        f"{len(wanted)} trainings, {len(done)} of them done; each is tested on {tested} subjects",
         flush=True,
     )
-    for number, (labels, draw, model) in enumerate(wanted, start=1):
-        if (model, labels, draw) in done:
-            continue
-        chosen = draw_subjects(classes, labels, draw=draw, seed=study.config.flags["seed"])
-        found = train_once(study, with_training_subjects(data, chosen), hardware, model, draw)
-        one = Training(model, labels, draw, found)
-        append_training(table, one)
-        done[(model, labels, draw)] = one
-        value = found[main_metric(study.config)]
-        print(
-            f"[{number}/{len(wanted)}] {labels} a class, draw {draw + 1}, {model}: "
-            f"{main_metric(study.config)} {value:.3f}",
-            flush=True,
-        )
-    points = summarise(
-        [done[(model, labels, draw)] for labels, draw, model in wanted], main_metric(study.config)
-    )
-    write_results(study, points, tested)
+    metric, once = main_metric(study.config), _Once()
+    weights.logger.addFilter(once)
+    scores: dict[Training, SubjectScores] = {}
+    for number, one in enumerate(wanted, start=1):
+        if one not in done:
+            train_once(study, data, hardware, one)
+        scores[one] = read_scores(one.folder(study.output) / PREDICTIONS["test"])
+        if one not in done:
+            print(
+                f"[{number}/{len(wanted)}] {one.labels} a class, draw {one.draw + 1}, "
+                f"{one.model}: {metric} {scores[one].metrics()[metric]:.3f}",
+                flush=True,
+            )
+    weights.logger.removeFilter(once)
+    points = summarise(scores, metric)
+    write_results(study, scores, points)
     return points
+
+
+class _Once(logging.Filter):
+    """Lets each message pass once: every training reads the same checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passed: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the message is new."""
+        new = record.getMessage() not in self.passed
+        self.passed.add(record.getMessage())
+        return new
 
 
 def check_enough(classes: Mapping[str, int | float], labels: Sequence[int]) -> None:
@@ -164,24 +185,24 @@ def main_metric(config: RunConfig) -> str:
     return "auroc" if len(config.downstream.class_names) == 2 else "balanced_accuracy"
 
 
-def train_once(
-    study: Study, data: RunData, hardware: Hardware, model: str, draw: int
-) -> dict[str, float]:
-    """Train on the training subjects of ``data``; return the metrics of the test subjects."""
+def train_once(study: Study, data: RunData, hardware: Hardware, one: Training) -> None:
+    """Train on the labelled subjects of a draw, and write the predictions of the test subjects."""
     config, steps = study.config, study.steps
-    if model == SCRATCH:
+    if one.model == SCRATCH:
         flags = dict(config.flags) | {"load_model_path": None}
         config, steps = dataclasses.replace(config, flags=flags), study.scratch_steps
-    seed = config.flags["seed"] + draw
-    seed_run(seed)
+    seed = config.flags["seed"]
+    classes = data.named_targets("train")
+    chosen = draw_subjects(classes, one.labels, draw=one.draw, seed=seed)
+    data = with_training_subjects(data, chosen)
+    seed_run(seed + one.draw)
     module = builders.build_module(config, data, steps)
     assert isinstance(module, DownstreamModule)
     weights.load_weights(module, config, data)
-    clip = config.flags["grad_clip"]
     trainer = assemble_trainer(
         folder=study.output,
         hardware=hardware,
-        seed=seed,
+        seed=seed + one.draw,
         arguments={
             "max_steps": steps,
             "max_epochs": -1,
@@ -189,34 +210,29 @@ def train_once(
             "accumulate_grad_batches": config.flags["gradient_accumulation_steps"],
             "enable_checkpointing": False,
             "enable_progress_bar": False,
-            "gradient_clip_val": clip,
+            "gradient_clip_val": config.flags["grad_clip"],
         },
         epochs_per_line=10**9,  # the line after each training says enough
     )
     loaders = FMRIDataModule(data)
     trainer.fit(module, datamodule=loaders)
-    (found,) = trainer.test(module, datamodule=loaders, verbose=False)
-    return {name.removeprefix("test/"): float(value) for name, value in found.items()}
+    trainer.test(module, datamodule=loaders, verbose=False)
+    folder = one.folder(study.output)
+    make_folder(folder, "--output_dir")
+    write_all_predictions(module, data, folder)
 
 
-def summarise(trainings: Iterable[Training], metric: str) -> list[Point]:
-    """Means over draws, and the difference in the same draw."""
-    values: dict[int, dict[str, dict[int, float]]] = {}
-    for one in trainings:
-        models = values.setdefault(one.labels, {PRETRAINED: {}, SCRATCH: {}})
-        models[one.model][one.draw] = one.metrics[metric]
+def summarise(scores: Mapping[Training, SubjectScores], metric: str) -> list[Point]:
+    """Means over draws, and the mean difference in the same draw."""
+    sets: dict[int, dict[str, list[SubjectScores]]] = {}
+    for one, found in scores.items():
+        sets.setdefault(one.labels, {}).setdefault(one.model, []).append(found)
     points = []
-    for labels, models in sorted(values.items()):
-        draws = sorted(models[PRETRAINED])
-        ours = [models[PRETRAINED][draw] for draw in draws]
-        theirs = [models[SCRATCH][draw] for draw in draws]
+    for labels, models in sorted(sets.items()):
+        ours, theirs = (FewLabelScores(models[name], metric) for name in (PRETRAINED, SCRATCH))
         points.append(
             Point(
-                labels,
-                len(draws),
-                mean_over_draws(ours),
-                mean_over_draws(theirs),
-                mean_over_draws([a - b for a, b in zip(ours, theirs, strict=True)]),
+                labels, len(ours.sets), ours.interval(), theirs.interval(), ours.difference(theirs)
             )
         )
     return points
@@ -268,57 +284,39 @@ def keep_settings(study: Study, data: RunData) -> None:
     write_text_atomically(path, text)
 
 
-def read_trainings(path: Path) -> list[Training]:
-    """Trainings noted so far; a last line that was cut off is left out."""
-    if not path.exists():
-        return []
-    found = []
-    with open(path, newline="", encoding="utf-8") as stream:
-        for row in csv.DictReader(stream):
-            try:
-                metrics = {k: float(v) for k, v in row.items() if k not in Training._fields}
-                found.append(Training(row["model"], int(row["labels"]), int(row["draw"]), metrics))
-            except (TypeError, ValueError):
-                continue
-    return found
-
-
-def append_training(path: Path, one: Training) -> None:
-    """Note a training, at once: the folder can be continued."""
-    trainings = [*read_trainings(path), one]
-    names = list(one.metrics)
-    lines = [",".join(["model", "labels", "draw", *names])]
-    for each in trainings:
-        values = [repr(each.metrics.get(name, math.nan)) for name in names]
-        lines.append(",".join([each.model, str(each.labels), str(each.draw), *values]))
-    write_text_atomically(path, "\n".join(lines) + "\n")
-
-
-def write_results(study: Study, points: Sequence[Point], tested: int) -> None:
-    """Write ``label_efficiency.json``."""
-    metric = main_metric(study.config)
+def write_results(
+    study: Study, scores: Mapping[Training, SubjectScores], points: Sequence[Point]
+) -> None:
+    """Write ``label_efficiency.json``, and a row for each training in ``trainings.csv``."""
+    metric, some = main_metric(study.config), next(iter(scores.values()))
+    names = list(some.metric_names)
+    values = ([*one, *(found.metrics()[name] for name in names)] for one, found in scores.items())
+    write_rows([*Training._fields, *names], values, study.output / TRAININGS)
     record = {
         "metric": metric,
         "steps": study.steps,
         "scratch_steps": study.scratch_steps,
-        "subjects_test": tested,
+        "subjects_test": len(some.subjects),
         "points": [
-            {
-                "subjects_a_class": point.labels,
-                "draws": point.draws,
-                **{
-                    name: {"value": value.value, "low": value.low, "high": value.high}
-                    for name, value in (
-                        (PRETRAINED, point.pretrained),
-                        (SCRATCH, point.scratch),
-                        ("difference", point.difference),
-                    )
-                },
-            }
+            {"subjects_a_class": point.labels, "draws": point.draws}
+            | {name: value._asdict() for name, value in zip(_VALUES, point[2:], strict=True)}
             for point in points
         ],
     }
     write_record(record, study.output / RESULT)
+
+
+def read_points(output: Path) -> tuple[list[Point], str]:
+    """The points of ``label_efficiency.json``, and the metric."""
+    record = json.loads((output / RESULT).read_text(encoding="utf-8"))
+    points = []
+    for point in record["points"]:
+        values = [
+            Interval(*(math.nan if v is None else v for v in point[name].values()))
+            for name in _VALUES
+        ]
+        points.append(Point(point["subjects_a_class"], point["draws"], *values))
+    return points, record["metric"]
 
 
 def lines_of(points: Sequence[Point], metric: str) -> list[str]:
@@ -326,8 +324,8 @@ def lines_of(points: Sequence[Point], metric: str) -> list[str]:
     head = f"{'labels a class':<16}{'pre-trained':<24}{'from scratch':<24}difference"
     rows = [f"{p.labels:<16}{p.pretrained!s:<24}{p.scratch!s:<24}{p.difference!s}" for p in points]
     note = (
-        f"{metric}: means over {points[0].draws} draws of labelled subjects with 95 % intervals "
-        f"over draws (Student's t); the test subjects are the same in all."
+        f"{metric}: means over {points[0].draws} draws of labelled subjects, with 95 % intervals "
+        f"over draws and test subjects."
     )
     return ["", head, *rows, note]
 
@@ -336,8 +334,7 @@ def flat_label_efficiency(points: Sequence[Point], metric: str) -> dict[str, flo
     """``labels/<N>/pretrained/<metric>`` and the like, for ``metrics.json``."""
     found: dict[str, float] = {}
     for point in points:
-        parts = ((PRETRAINED, point.pretrained), (SCRATCH, point.scratch))
-        for name, value in (*parts, ("difference", point.difference)):
+        for name, value in zip(_VALUES, point[2:], strict=True):
             key = f"labels/{point.labels}/{name}/{metric}"
             found |= {key: value.value, f"{key}_low": value.low, f"{key}_high": value.high}
     return found
