@@ -235,9 +235,7 @@ class ProbeStudy:
     def _mean_over_draws(self, metric: str, scores: np.ndarray) -> Interval:
         """Mean over draws (scores [draws, R, C]) of a metric, with its interval."""
         everybody = np.arange(len(self.tested.names))
-        values = [
-            resampled_metric(metric, one, self.tested.target)(everybody) for one in scores
-        ]
+        values = [resampled_metric(metric, one, self.tested.target)(everybody) for one in scores]
         value = float(np.mean(values))
         weights = self._resampled()
         if weights is None or math.isnan(value):

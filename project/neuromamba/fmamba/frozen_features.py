@@ -146,5 +146,3 @@ def _packed(
     moved = [type(plan)(*(tensor.to(device) for tensor in plan)) for plan in plans]
     bold = [window.to(device) for window in batch["bold"]]
     return pack_batch(batch | {"plans": moved, "bold": bold}, config)
-
-

@@ -59,6 +59,9 @@ _MACHINE_FLAGS = ("seed", "accelerator", "ssd_backend")
 _NAMES_A_TASK = {"downstream_task", "label_csv", "events"}
 
 
+_NEUROSSM_WEIGHTS = "weights.safetensors"  # in the folder of a fit
+
+
 @dataclass(frozen=True, kw_only=True)
 class ProbeRequest:
     """What to probe.
@@ -108,7 +111,7 @@ def probe_parser(description: str | None = None) -> Parser:
         nargs="+",
         default=list(POOLS),
         metavar="NAME",
-        help=f"what is read of a window's tokens: {', '.join(POOLS)}",
+        help=f"what is read of a window's tokens; default: {' '.join(POOLS)}",
     )
     add(
         "--labels",
@@ -116,7 +119,7 @@ def probe_parser(description: str | None = None) -> Parser:
         type=int,
         default=list(SIZES),
         metavar="N",
-        help="labelled subjects of each class, for the curve",
+        help=f"labelled subjects a class, for the curve; default: {' '.join(map(str, SIZES))}",
     )
     add("--draws", type=int, default=10, help="draws of the labelled subjects, for each number")
     add(
@@ -125,13 +128,14 @@ def probe_parser(description: str | None = None) -> Parser:
         help="image of labels in MNI space: regions of FC (default: cubes)",
     )
     known = build_parser().known_flags()
-    for title, names in (
-        ("data", _DATA_FLAGS),
-        ("labels", _TASK_FLAGS),
-        ("machine", _MACHINE_FLAGS),
+    for title, names, otherwise in (
+        ("data", _DATA_FLAGS, "without a flag, as the run had it"),
+        ("labels", _TASK_FLAGS, "without any, those of the run; sex for a pre-training"),
+        ("machine", _MACHINE_FLAGS, "without --seed, the run's"),
     ):
-        copied = parser.add_argument_group(f"{title} (as of neuromamba train)")
+        copied = parser.add_argument_group(f"{title}, as of neuromamba train", otherwise)
         for name in names:
+            known[name].default = argparse.SUPPRESS  # what is not given is the checkpoint's
             copied._add_action(known[name])
     return parser
 
@@ -196,13 +200,12 @@ def _read(run: str) -> tuple[Path, dict[str, Any]]:
     Raises:
         UserInputError: there is none, or it does not say how it was trained.
     """
-    folder = Path(run)
-    if folder.is_dir() and _is_neurossm(folder):
+    if _is_neurossm(Path(run)):
         raise UserInputError(
             f"RUN: '{run}' holds results of NeuroSSM (neuromamba regions train); a probe reads "
             f"FMamba's features of voxels. Give a run folder of neuromamba train."
         )
-    path = find_checkpoint(folder, "RUN")
+    path = find_checkpoint(run, "RUN")
     # Imported here: torch takes seconds, and a missing file has been reported by now.
     from neuromamba.checkpoints.io import read_metadata
 
@@ -221,9 +224,16 @@ def _read(run: str) -> tuple[Path, dict[str, Any]]:
     return path, metadata
 
 
-def _is_neurossm(folder: Path) -> bool:
-    """Whether a folder is one of ``neuromamba regions train``: of all results, a model or a fit."""
-    return not (folder / "checkpoints").exists() and any(
-        next(folder.glob(pattern), None) is not None
-        for pattern in ("seed_*/*/metrics.json", "*/seed_*/*/metrics.json", "holdout.json")
+def _is_neurossm(path: Path) -> bool:
+    """Whether a path is of ``neuromamba regions train``: results, a model, a fit or its weights."""
+    folder = path if path.is_dir() else path.parent
+    weights = folder / _NEUROSSM_WEIGHTS
+    # An exported file of this name has a JSON file beside it.
+    if weights.is_file() and (folder / "metrics.json").is_file():
+        return not weights.with_name(f"{weights.name}.json").exists()
+    if not path.is_dir() or (folder / "checkpoints").exists():
+        return False
+    return any(
+        next(folder.glob(f"{above}{_NEUROSSM_WEIGHTS}"), None) is not None
+        for above in ("seed_*/*/", "*/seed_*/*/", "*/*/seed_*/*/")
     )

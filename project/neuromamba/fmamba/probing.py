@@ -160,9 +160,7 @@ def _refuse_too_few(data: RunData, classes: int) -> None:
     assert data.task is not None
     for parts, name in ((FITTED, "training and validation"), (("test",), "test")):
         found = [value for part in parts for value in data.targets_of_samples(part)]
-        remedy = (
-            "Use another --dataset_split_num, --train_split or --val_split, or more subjects."
-        )
+        remedy = "Use another --dataset_split_num, --train_split or --val_split, or more subjects."
         if classes == 1:
             if len(found) < LEAST_OF_VALUES or min(found) == max(found):
                 raise UserInputError(

@@ -120,9 +120,7 @@ def raw_features(
     raw = RunData(raw_config(data.config), data.task, write_split=False)
     voxels = union_of_masks(raw, fitted)
     grid = raw.config.grid
-    regions = (
-        grid_parcellation(grid, voxels) if atlas is None else atlas_parcellation(raw, atlas)
-    )
+    regions = grid_parcellation(grid, voxels) if atlas is None else atlas_parcellation(raw, atlas)
     places = patch_parcellation(grid, patch, voxels)
     found: dict[str, list[np.ndarray]] = {}
     for parts in (fitted, ("test",)):
