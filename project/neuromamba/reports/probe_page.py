@@ -83,7 +83,7 @@ def probe_page(found: ProbeResult, run: str, command: str, figures: Path) -> Pag
     label = metric_label(metrics_of(len(found.class_names) or 1)[0])
     sections = [
         *_curve_section(found, label, figures),
-        _layers_section(found, label, figures),
+        *_layer_sections(found, label, figures),
         _raw_section(found),
         Section("How to read it", _explanation(found), code=wrap_command(command)),
     ]
@@ -157,7 +157,7 @@ def _curve_section(found: ProbeResult, label: str, figures: Path) -> list[Sectio
     ]
 
 
-def _layers_section(found: ProbeResult, label: str, figures: Path) -> Section:
+def _layer_sections(found: ProbeResult, label: str, figures: Path) -> list[Section]:
     path = save_figure(layer_figure(found, label), figures / "layers.png")
     picture = Picture(
         path,
@@ -169,7 +169,10 @@ def _layers_section(found: ProbeResult, label: str, figures: Path) -> Section:
     for probe, name in (("linear", "Linear probe"), ("knn", "Nearest neighbours")):
         for metric in metrics_of(len(found.class_names) or 1):
             tables.append(_layer_table(found, probe, metric, f"{name}: {metric_label(metric)}"))
-    return Section("Layers and pools, all labels", pictures=[picture], tables=tables)
+    return [
+        Section("Layers and pools, all labels", pictures=[picture]),
+        Section("Layers and pools in numbers", tables=tables, side_by_side=True),
+    ]
 
 
 def _layer_table(found: ProbeResult, probe: str, metric: str, title: str) -> Table:
@@ -280,7 +283,7 @@ def _finish(axes: Axes, found: ProbeResult, label: str) -> None:
 @styled
 def label_figure(found: ProbeResult, label: str) -> Figure:
     """Scores of linear probes over the number of labelled subjects a class, with intervals."""
-    figure, axes = _axes(6.2, 5.6)
+    figure, axes = _axes(5.0, 5.6)
     few = [row for row in found.rows if row.subjects_a_class is not None]
     curves = _curves(few)
     sizes = sorted({row.subjects_a_class for row in few if row.subjects_a_class is not None})
@@ -302,7 +305,7 @@ def label_figure(found: ProbeResult, label: str) -> Figure:
 @styled
 def layer_figure(found: ProbeResult, label: str) -> Figure:
     """Scores of linear probes with all labels over layers, with intervals."""
-    figure, axes = _axes(6.2, 5.6)
+    figure, axes = _axes(5.0, 5.6)
     metric = metrics_of(len(found.class_names) or 1)[0]
     kinds = [(model, pool) for model in (PRETRAINED, UNTRAINED) for pool in found.pools]
     for number, (model, pool) in enumerate(kinds):
