@@ -11,8 +11,9 @@ import pytest
 
 from neuromamba.commands.export import main as export
 from neuromamba.commands.probe import main, run
-from neuromamba.evaluation.probe_rows import ROW_KEYS, flat_probes
+from neuromamba.evaluation.probe_rows import ROW_KEYS, ProbeRow, flat_probes
 from neuromamba.fmamba.probe_flags import parse_probe, probe_request
+from neuromamba.fmamba.probing import probe
 from tests.helpers.flag_tests import NEXT, OWN, write_tables
 from tests.helpers.tiny import CommandLine, Finished
 
@@ -79,7 +80,6 @@ def test_rows_and_page_of_a_pre_training(cli: CommandLine) -> None:
     assert headings.index("Layers and pools in numbers") < headings.index("Raw signal")
     assert "64 labelled subjects a class are left out" in text
     assert "Fitted on 16 subjects" in text and "lag-1 autocorrelation" in text
-    assert rows_of(done, "--draws 2 --labels 4 2 64 --pools mean mean_sd") == rows
 
 
 def test_the_checkpoint_is_what_is_probed_and_stays_as_it_was(cli: CommandLine) -> None:
@@ -183,14 +183,19 @@ def pretrained(cli: CommandLine) -> Finished:
     return cli.run(f"{NEXT} --limit_train_batches 1 --limit_val_batches 1")
 
 
-def test_flags_of_a_probe_change_the_rows(pretrained: Finished) -> None:
-    plain = rows_of(pretrained)
-    assert kinds(plain, "layer") == {("embedding",), ("features",), ("raw",)}
-    for flags, name in (("--seed 9", "untrained"), ("--shuffle_labels 3", "raw")):
-        changed = rows_of(pretrained, f"{QUICK} {flags}")
-        assert len(changed) == len(plain)
-        values = [[r["value"] for r in rows if r["model"] == name] for rows in (plain, changed)]
-        assert values[0] != values[1], flags
+def test_the_same_twice_and_other_rows_with_other_flags(pretrained: Finished) -> None:
+    def rows(flags: str = "") -> list[ProbeRow]:
+        words = [str(pretrained.folder), *QUICK.split(), *flags.split()]
+        return list(probe(probe_request(*parse_probe(words))).rows)
+
+    plain = rows()
+    assert {row.layer for row in plain} == {"embedding", "features", "raw"}
+    assert rows() == plain
+    changed = rows("--seed 9 --shuffle_labels 3")
+    assert len(changed) == len(plain)
+    for model in ("untrained", "raw"):
+        one, other = ([r.value for r in found if r.model == model] for found in (plain, changed))
+        assert one != other
 
 
 def test_a_mistake_gets_one_line(
@@ -207,8 +212,8 @@ def test_a_mistake_gets_one_line(
         ("--embed_dim 4", "--embed_dim"),
         ("--target_column group", "--target_column: only used with --label_csv"),
         ("--downstream_task diagnosed", "--downstream_task: unknown name"),
-        ("--limit_test_samples 1", "--downstream_task: the test set has"),
-        ("--limit_training_samples 1", "--downstream_task: the training subjects hold no"),
+        ("--limit_test_samples 0.25", "--downstream_task: the test set has"),
+        ("--limit_training_samples 0.01", "--downstream_task: the training subjects hold no"),
         ("--dataset_split_num 2 --train_split 0.7 --val_split 0.3", "the test set has 0 "),
     ):
         assert expected in refused(pretrained, flags, capsys), flags
