@@ -41,6 +41,7 @@ COMMANDS: Mapping[str, Mapping[str, Command]] = {
             "label_efficiency", "fine-tune and train from scratch on few labelled subjects"
         ),
         "report": Command("report", "write a page about finished runs, beside baselines"),
+        "probe": Command("probe", "score what simple models read from frozen features"),
         "reproduce": Command("reproduce", "rebuild the papers' tables"),
         "regions explain-reference": Command(
             "regions_explain_reference", "compare attribution maps with Neurosynth's"

@@ -90,6 +90,25 @@ def flags_of_metadata(metadata: Mapping[str, Any], whole_run: bool) -> dict[str,
     return {k: list(v) if isinstance(v, tuple) else v for k, v in flags.items()}
 
 
+def flags_of_task(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the flags of the task that a checkpoint was trained for; {} of a pre-training."""
+    if "downstream" not in metadata:
+        return {}
+    whole = flags_of_metadata(metadata, True)
+    names_of_task = ("downstream_task", "downstream_task_type", "target_classes", "shuffle_labels")
+    chosen = (*names_of_task, *_LABEL_FLAGS, "match_on", "match_caliper")
+    return {name: whole[name] for name in chosen if name in whole}
+
+
+def flags_of_data(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the flags of model, data and split of any checkpoint, a pre-training's too."""
+    config = from_dict(DataConfig, metadata["data"]["config"], "checkpoint")
+    flags = flags_of_metadata(metadata, False)
+    chosen = (*_SPLIT_FLAGS, *_TEST_FLAGS)
+    flags |= {name: getattr(config, name) for name in chosen if name != "match_on"}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in flags.items()}
+
+
 def apply_checkpoint(
     args: argparse.Namespace, given: frozenset[str], path: str | Path, flag: str, whole_run: bool
 ) -> tuple[argparse.Namespace, frozenset[str]]:

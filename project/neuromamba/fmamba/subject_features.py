@@ -182,7 +182,7 @@ def subject_features(
                     volume[place[place >= 0]] = scaled[place >= 0]
                     one.volume += volume
                     one.windows += 1
-                    series.append(_regional(bold, regions, vox))
+                    series.append(regional_series(bold, regions, vox))
                     if _last_of_run(dataset.windows, i, window):
                         one.connectivity += connectivity(standardised(np.concatenate(series)))
                         one.runs += 1
@@ -205,8 +205,14 @@ def _last_of_run(windows: Sequence[Window], i: int, window: Window) -> bool:
     )
 
 
-def _regional(bold: np.ndarray, regions: Parcellation, vox: np.ndarray) -> np.ndarray:
-    """[T, P] mean of each region's voxels; 0 for a region without one."""
+def regional_series(bold: np.ndarray, regions: Parcellation, vox: np.ndarray) -> np.ndarray:
+    """Mean of each region's voxels, [T, P]; 0 for a region without one.
+
+    Args:
+        bold: [T, N] values as stored.
+        regions: of the grid.
+        vox: [N] flat indices of the voxels.
+    """
     region = regions.region[vox]
     inside = np.flatnonzero(region >= 0)
     count = np.bincount(region[inside], minlength=regions.count)

@@ -23,6 +23,7 @@ from neuromamba.commands.flops import flops_parser
 from neuromamba.commands.profile import profile_parser
 from neuromamba.config.flag_parser import parse_arguments
 from neuromamba.fmamba.flags import build_parser
+from neuromamba.fmamba.probe_flags import probe_parser
 from neuromamba.fmamba.trainer_flags import NOT_FLAGS, TRAINER_FLAGS
 
 MAIN: dict[str, Any] = {
@@ -225,6 +226,46 @@ DEMO: dict[str, Any] = {
     "seed": 0,
     "quick": False,
 }
+# Those that "neuromamba train" has too have no default: what is not given is the checkpoint's.
+PROBE: dict[str, Any] = {
+    "json": None,
+    "output": None,
+    "blocks": 3,
+    "pools": ["mean", "mean_sd", "regions"],
+    "labels": [2, 4, 8, 16, 32],
+    "draws": 10,
+    "fc_atlas": None,
+}
+PROBE_OF_TRAIN = [
+    "dataset_name",
+    "image_path",
+    "stride_between_seq",
+    "dataset_split_num",
+    "train_split",
+    "val_split",
+    "group_by",
+    "family_column",
+    "stratify_by",
+    "match_on",
+    "match_caliper",
+    "limit_training_samples",
+    "limit_validation_samples",
+    "limit_test_samples",
+    "bad_subj_path",
+    "eval_batch_size",
+    "downstream_task",
+    "shuffle_labels",
+    "label_csv",
+    "subject_column",
+    "target_column",
+    "target_classes",
+    "downstream_task_type",
+    "events",
+    "event_delay",
+    "seed",
+    "accelerator",
+    "ssd_backend",
+]
 
 # The reference's command line, each flag with a value it takes; from its READMEs and code.
 REFERENCE = """
@@ -349,6 +390,13 @@ def test_flags_of_check_flops() -> None:
 
 def test_flags_of_export_checkpoint() -> None:
     assert flags_of(export_parser()) == EXPORT_CHECKPOINT
+
+
+def test_flags_of_probe() -> None:
+    main, probe = flags_of(build_parser()), flags_of(probe_parser())
+    assert {flag: value for flag, value in probe.items() if flag not in main} == PROBE
+    assert [flag for flag in probe if flag in main] == PROBE_OF_TRAIN
+    assert {probe[flag] for flag in PROBE_OF_TRAIN} == {argparse.SUPPRESS}
 
 
 def test_flags_of_deepspeed_profile() -> None:

@@ -61,6 +61,7 @@ from neuromamba.data.store.reader import RunHeader
 from neuromamba.data.store.writer import write_run
 from neuromamba.fmamba.build import build_model, load_model_config
 from neuromamba.fmamba.flags import build_parser
+from neuromamba.fmamba.probe_flags import parse_probe
 from neuromamba.fmamba.run_config import run_config
 from neuromamba.planning import flops
 from neuromamba.planning.plan_request import request_of
@@ -246,6 +247,7 @@ PARSERS: dict[str, Parse] = {
     "plan": _parse_plan,
     "reproduce": _parse_reproduction,
     "report": lambda words: report.build_parser().parse_args(words),
+    "probe": lambda words: parse_probe(words),
     "quality": lambda words: quality.build_parser().parse_args(words),
     "export": lambda words: export_parser().parse_args(words),
     "demo": lambda words: demo.build_parser().parse_args(words),
