@@ -246,11 +246,8 @@ class RunData:
 
     def metadata(self) -> dict[str, Any]:
         """Describe the data for a checkpoint, in plain containers."""
-        config = to_dict(self.config)
-        if self.config.input_scaling_method not in VOXEL_SCALINGS:
-            del config["scaling_statistics"]  # no effect: the same data as in earlier versions
         return {
-            "config": config,
+            "config": _recorded(self.config),
             "orientation": ORIENTATION,
             "scaling": self.config.input_scaling_method,
             "split_hash": self.split_hash,
@@ -296,6 +293,14 @@ class RunData:
                 f"{store.grouping.split_unit}s {counts}"
             )
         return lines
+
+
+def _recorded(config: DataConfig) -> dict[str, Any]:
+    """A configuration without a setting that has no effect on it, as in earlier versions."""
+    found = to_dict(config)
+    if config.input_scaling_method not in VOXEL_SCALINGS:
+        del found["scaling_statistics"]
+    return found
 
 
 def _hash(facts: Iterable[tuple[Any, ...]]) -> str:
