@@ -7,16 +7,16 @@ same samples, in the same inner folds and, where labels are few, on the same dra
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 
-from neuromamba.evaluation.intervals import CONFIDENCE, RESAMPLES, Interval
+from neuromamba.evaluation.few_labels import FewLabelScores, draw_subjects
+from neuromamba.evaluation.intervals import Interval
 from neuromamba.evaluation.probes import Fitted, knn_probe, linear_probe
-from neuromamba.evaluation.resampled import resampled_metric
-from neuromamba.evaluation.scores import Draws, SubjectScores
+from neuromamba.evaluation.scores import SubjectScores
 
 LAST_LAYER, RAW = "features", "raw"
 PRETRAINED, UNTRAINED = "pretrained", "untrained"
@@ -119,12 +119,22 @@ class ProbeStudy:
         tested: samples that they are scored on, once.
         classes: number of classes; 1 of a regression.
         seed: of inner folds, draws and bootstrap.
+        labelled: names of the fitted samples that few labels are drawn from, the training part of
+            the split, as in ``neuromamba label-efficiency``; None for all.
     """
 
-    def __init__(self, fitted: Samples, tested: Samples, classes: int, seed: int) -> None:
+    def __init__(
+        self,
+        fitted: Samples,
+        tested: Samples,
+        classes: int,
+        seed: int,
+        labelled: Collection[str] | None = None,
+    ) -> None:
         self.fitted, self.tested = fitted, tested
         self.classes, self.seed = classes, seed
-        self._weights: np.ndarray | None = None
+        rows = zip(fitted.names, fitted.target.tolist(), strict=True)
+        self._classes_of = {n: c for n, c in rows if labelled is None or n in labelled}
 
     def all_labels(
         self, tables: Sequence[FeatureTable], progress: Progress = silent
@@ -151,11 +161,12 @@ class ProbeStudy:
         """The numbers of labelled samples a class that there are, and notes on the others."""
         if self.classes == 1:
             return [], ["Few labels: a regression has no classes to draw labelled subjects from."]
-        most = int(np.bincount(self.fitted.target, minlength=self.classes).min())
+        found = list(self._classes_of.values())
+        most = min(found.count(label) for label in range(self.classes))
         gone = [n for n in sizes if n > most]
         note = (
             f"Few labels: {', '.join(map(str, gone))} labelled subjects a class are left out, the "
-            f"smallest class has {most} in the training and validation set."
+            f"smallest class has {most} in the training set."
         )
         return [n for n in sizes if n <= most], [note] if gone else []
 
@@ -168,8 +179,7 @@ class ProbeStudy:
     ) -> list[ProbeRow]:
         """Score linear probes of few labelled samples of each class: the mean over draws of these.
 
-        The interval is that of percentiles of bootstrap samples, in each of which test samples
-        (within classes) and draws are drawn with replacement.
+        The interval is that of ``FewLabelScores``.
 
         Args:
             tables: of features; all are fitted on the same draws.
@@ -180,7 +190,7 @@ class ProbeStudy:
         work = [(table, size) for size in sizes for table in tables]
         unit, metric = self.fitted.unit_numbers, metrics_of(self.classes)[0]
         for table, size in progress(work, "few labels"):
-            scores = []
+            sets = []
             for draw in range(draws):
                 chosen = self.draw(size, draw)
                 found = linear_probe(
@@ -191,22 +201,16 @@ class ProbeStudy:
                     unit=unit[chosen],
                     seed=self.seed,
                 )
-                scores.append(found.score)
-            value = self._mean_over_draws(metric, np.array(scores))
+                names, target = self.tested.names, self.tested.target
+                sets.append(SubjectScores(names, target, found.score, self.tested.unit))
+            value = FewLabelScores(sets, metric).interval(self.seed)
             rows.append(self._row(table, "linear", metric, value, size, draws))
         return rows
 
     def draw(self, size: int, draw: int) -> np.ndarray:
         """Positions of the labelled samples of a draw, ``size`` of each class, sorted."""
-        rng = np.random.default_rng([self.seed, size, draw])
-        return np.sort(
-            np.concatenate(
-                [
-                    rng.choice(np.flatnonzero(self.fitted.target == label), size, replace=False)
-                    for label in range(self.classes)
-                ]
-            )
-        )
+        chosen = set(draw_subjects(self._classes_of, size, draw=draw, seed=self.seed))
+        return np.array([i for i, name in enumerate(self.fitted.names) if name in chosen])
 
     def _row(
         self,
@@ -231,77 +235,6 @@ class ProbeStudy:
             n_test=len(self.tested.names),
             draws=draws,
         )
-
-    def _mean_over_draws(self, metric: str, scores: np.ndarray) -> Interval:
-        """Mean over draws (scores [draws, R, C]) of a metric, with its interval."""
-        everybody = np.arange(len(self.tested.names))
-        values = [resampled_metric(metric, one, self.tested.target)(everybody) for one in scores]
-        value = float(np.mean(values))
-        weights = self._resampled()
-        if weights is None or math.isnan(value):
-            return Interval(value, math.nan, math.nan)
-        found = np.stack(
-            [weighted_metric(metric, one, self.tested.target, weights) for one in scores], axis=1
-        )
-        rng = np.random.default_rng([self.seed, 1])
-        drawn = rng.integers(len(scores), size=(len(weights), len(scores)))
-        tail = (1 - CONFIDENCE) / 2
-        means = np.take_along_axis(found, drawn, axis=1).mean(axis=1)
-        low, high = np.nanquantile(means, [tail, 1 - tail])
-        return Interval(value, float(low), float(high))
-
-    def _resampled(self) -> np.ndarray | None:
-        """How often each test sample is in each bootstrap sample [RESAMPLES, R]; made once.
-
-        None where a stratum has one unit, so that nothing can be drawn.
-        """
-        if self._weights is None:
-            score = np.zeros((len(self.tested.names), self.classes))
-            draws = Draws(
-                [SubjectScores(self.tested.names, self.tested.target, score, self.tested.unit)]
-            )
-            strata = [np.flatnonzero(draws.strata == k) for k in np.unique(draws.strata)]
-            if min(map(len, strata)) < 2:
-                return None
-            rng = np.random.default_rng([self.seed, 0])
-            found = []
-            for _ in range(RESAMPLES):
-                units = np.concatenate([rng.choice(part, len(part)) for part in strata])
-                rows = draws.rows(0, units)
-                found.append(np.bincount(rows, minlength=len(self.tested.names)))
-            self._weights = np.array(found, dtype=np.float64)
-        return self._weights
-
-
-def weighted_metric(
-    metric: str, score: np.ndarray, target: np.ndarray, weights: np.ndarray
-) -> np.ndarray:
-    """AUROC of two classes or balanced accuracy, each sample counted as often as it was drawn.
-
-    Args:
-        metric: "auroc" or "balanced_accuracy".
-        score: [R, C]; target: [R].
-        weights: [B, R] counts of B bootstrap samples.
-
-    Returns:
-        [B]; NaN where a class that the metric needs was not drawn.
-    """
-    if metric == "auroc":
-        one, zero = weights[:, target == 1], weights[:, target == 0]
-        above = score[target == 1, 1][:, None] - score[target == 0, 1][None]
-        wins = (above > 0) + 0.5 * (above == 0)
-        pairs = one.sum(axis=1) * zero.sum(axis=1)
-        with np.errstate(invalid="ignore"):
-            found: np.ndarray = ((one @ wins) * zero).sum(axis=1) / pairs
-        return found
-    hit = score.argmax(axis=1) == target
-    recalls = []
-    for label in np.unique(target):
-        here = weights[:, target == label]
-        with np.errstate(invalid="ignore"):
-            recalls.append((here @ hit[target == label]) / here.sum(axis=1))
-    mean: np.ndarray = np.nanmean(recalls, axis=0)
-    return mean
 
 
 def flat_probes(rows: Sequence[ProbeRow]) -> dict[str, float]:

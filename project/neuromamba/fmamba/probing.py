@@ -109,7 +109,8 @@ def probe(request: ProbeRequest) -> ProbeResult:
     raw = raw_features(data, FITTED, patch=model_config.patch_size, atlas=request.atlas)
     tables += [FeatureTable(RAW, name, RAW, *both) for name, both in raw.items()]
 
-    study = ProbeStudy(fitted, tested, classes, seed)
+    training = set(data.sample_names("train").values())
+    study = ProbeStudy(fitted, tested, classes, seed, training)
     rows = study.all_labels(tables, _with_bar)
     sizes, notes = study.possible_sizes(request.sizes)
     rows += study.few_labels(_of_few_labels(tables), sizes, request.draws, _with_bar)

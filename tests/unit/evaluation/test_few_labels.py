@@ -20,7 +20,7 @@ NAMES = tuple(f"t{i}" for i in range(24))
 
 
 def scores(shift: float, seed: int, unit: tuple[str, ...] | None = None) -> SubjectScores:
-    one = np.random.default_rng(seed).uniform(size=24) + shift * TARGET
+    one = np.round(np.random.default_rng(seed).uniform(size=24), 1) + shift * TARGET  # with ties
     return SubjectScores(NAMES, TARGET, np.stack([-one, one], axis=1), unit)
 
 

@@ -24,7 +24,6 @@ from neuromamba.evaluation.probe_rows import (
     ProbeStudy,
     Samples,
     flat_probes,
-    weighted_metric,
 )
 from neuromamba.evaluation.probes import knn_probe, linear_probe
 
@@ -179,6 +178,16 @@ def test_sizes_that_the_training_set_cannot_give_are_left_out_with_a_note() -> N
     assert study.possible_sizes([2]) == ([2], [])
 
 
+def test_few_labels_are_drawn_from_the_training_set() -> None:
+    """The penalty is chosen and few labels are drawn without the validation samples."""
+    study, features = study_of()
+    training = study.fitted.names[:14]
+    limited = ProbeStudy(study.fitted, study.tested, 2, 5, training)
+    assert {study.fitted.names[i] for i in limited.draw(7, 0)} == set(training)
+    assert limited.possible_sizes([7, 8])[0] == [7]
+    assert limited.all_labels([features]) == study.all_labels([features])
+
+
 def test_more_classes_have_balanced_accuracy_and_values_a_correlation() -> None:
     study, features = study_of(classes=3)
     found = study.all_labels([features]) + study.few_labels([features], [3], 2)
@@ -204,22 +213,6 @@ def test_more_classes_have_balanced_accuracy_and_values_a_correlation() -> None:
     assert sizes == [] and "regression" in notes[0]
 
 
-def test_weighted_metrics_count_a_sample_as_often_as_it_was_drawn() -> None:
-    rng = np.random.default_rng(7)
-    target = np.arange(24) % 2
-    score = np.round(rng.uniform(size=(24, 1)), 1)  # with ties
-    score = np.hstack([1 - score, score])
-    weights = rng.integers(0, 3, (5, 24)).astype(float)
-    for metric, judge in (
-        ("auroc", lambda y, s: roc_auc_score(y, s[:, 1])),
-        ("balanced_accuracy", lambda y, s: balanced_accuracy_score(y, s.argmax(axis=1))),
-    ):
-        found = weighted_metric(metric, score, target, weights)
-        for value, row in zip(found, weights, strict=True):
-            chosen = np.repeat(np.arange(24), row.astype(int))
-            assert value == pytest.approx(judge(target[chosen], score[chosen]))
-
-
 def test_families_are_drawn_and_folded_together() -> None:
     rng = np.random.default_rng(8)
     x, y = planted(rng, 40, 10, 2.0)
@@ -232,9 +225,6 @@ def test_families_are_drawn_and_folded_together() -> None:
         assert rows([features])
     one, other = (study.few_labels([features], [4], 2)[0] for study in (alone, together))
     assert (one.low, one.high) != (other.low, other.high)
-    resampled = together._resampled()
-    assert resampled is not None
-    assert all(len(set(block)) == 1 for row in resampled[:9] for block in row.reshape(10, 4))
 
 
 def test_an_interval_that_is_not_defined_is_null() -> None:
