@@ -19,6 +19,7 @@ from neuromamba.checkpoints.io import (
 )
 from neuromamba.checkpoints.paths import find_checkpoint
 from neuromamba.common.errors import UserInputError
+from neuromamba.config.model import HeadConfig
 from neuromamba.config.serialise import to_dict
 from neuromamba.config.training import DownstreamConfig, OptimConfig
 from neuromamba.fmamba.module import FMambaModule
@@ -220,7 +221,8 @@ def training_facts(metadata: Mapping[str, Any]) -> dict[str, Any]:
         facts |= {f"--{name}": value for name, value in part.items()}
     for section, values in (("pretrain", metadata.get("pretrain", {})), ("downstream", task)):
         facts |= {f"{section} {name}": value for name, value in values.items()}
-    facts |= {f"head {name}": value for name, value in metadata.get("head", {}).items()}
+    head = _complete(HeadConfig, metadata.get("head", {}))
+    facts |= {f"head {name}": value for name, value in head.items()}
     facts["augmentation"] = metadata.get("augment", "none")
     if metadata["optim"]["use_scheduler"]:
         facts["learning rates planned for so many steps:"] = metadata["total_steps"]
