@@ -88,7 +88,7 @@ class ProbeRow:
     draws: int
 
     def plain(self) -> dict[str, Any]:
-        """As in JSON, which has no NaN: None for what is not defined."""
+        """Return the row as JSON holds it: None for NaN, for what is not defined."""
         found = asdict(self)
         for name in ("value", "low", "high"):
             found[name] = found[name] if math.isfinite(found[name]) else None

@@ -171,7 +171,7 @@ def _layer_sections(found: ProbeResult, label: str, figures: Path) -> list[Secti
             tables.append(_layer_table(found, probe, metric, f"{name}: {metric_label(metric)}"))
     return [
         Section("Layers and pools, all labels", pictures=[picture]),
-        Section("Layers and pools in numbers", tables=tables, side_by_side=True),
+        Section("Layers and pools in numbers", tables=tables),
     ]
 
 

@@ -61,7 +61,7 @@ from neuromamba.data.store.reader import RunHeader
 from neuromamba.data.store.writer import write_run
 from neuromamba.fmamba.build import build_model, load_model_config
 from neuromamba.fmamba.flags import build_parser
-from neuromamba.fmamba.probe_flags import parse_probe
+from neuromamba.fmamba.probe_flags import parse_probe, probe_parser
 from neuromamba.fmamba.run_config import run_config
 from neuromamba.planning import flops
 from neuromamba.planning.plan_request import request_of
@@ -410,6 +410,7 @@ def known_flags() -> set[str]:
         reproduce.build_parser(),
         haxby2001.build_parser(),
         export_parser(),
+        probe_parser(),
         deepspeed_profile.profile_parser(),
         doctor.doctor_parser(),
         plan_command.plan_parser(),
