@@ -21,17 +21,39 @@ KEYS = {
     *(f"test/{name}" for name in ("auroc", "accuracy", "balanced_accuracy")),
     *(
         f"control/{control}/{name}"
-        for control in ("mean_volume", "FC", "majority", "untrained")
+        for control in ("mean_volume", "FC", "majority", "untrained", "scratch")
         for name in ("auroc", "accuracy", "balanced_accuracy")
     ),
     *(f"pretrain/val/{name}" for name in ("loss", "persistence_loss", "mean_token_loss")),
     *(f"pretrain/val/{name}" for name in ("skill", "dynamic_skill", "sequence_skill")),
     "pretrain/val/anatomy_share",
-    *(f"seconds/{name}" for name in ("synthetic", "convert", "pretrain", "finetune", "untrained")),
+    *(f"seconds/{name}" for name in ("synthetic", "convert", "pretrain", "finetune", "scratch")),
+    *(f"seconds/{name}" for name in ("untrained", "probe", "labels")),
+    *(f"probe/{pool}/auroc" for pool in ("mean", "mean_sd", "untrained_mean", "untrained_mean_sd")),
     *("seconds/baselines", "seconds/total", "kept_tokens", "model/parameters"),
     *("test/subjects_class_0", "test/subjects_class_1"),
 }
-FIGURES = ("roc", "confusion", "pretraining", "finetuning", "next_tokens", "token_mask")
+
+
+def few_labels(*sizes: int) -> set[str]:
+    models = ("pretrained", "scratch", "difference")
+    return {
+        f"labels/{n}/{model}/auroc{end}"
+        for n in sizes
+        for model in models
+        for end in ("", "_low", "_high")
+    }
+
+
+FIGURES = (
+    "few_labels",
+    "roc",
+    "confusion",
+    "pretraining",
+    "finetuning",
+    "next_tokens",
+    "token_mask",
+)
 
 
 def demo(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -62,8 +84,9 @@ def test_quick_demo(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr[-3000:]
 
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics.keys() >= KEYS
-    assert all(isinstance(value, float) for value in metrics.values())
+    assert metrics.keys() >= KEYS | few_labels(2, 4)
+    undefined = {name for name, value in metrics.items() if not isinstance(value, float)}
+    assert undefined == {"pretrain/val/knn_subject"}  # one window a subject
     assert 0.5 < metrics["kept_tokens"] < 0.7
     assert metrics["test/subjects_class_0"] + metrics["test/subjects_class_1"] == 8
 
@@ -79,7 +102,7 @@ def test_quick_demo(tmp_path: Path) -> None:
     assert "hash " in text
 
     commands = re.findall(r"^\$ neuromamba (\S+)", result.stdout, flags=re.M)
-    assert commands == ["synthetic", "preprocess", *["train"] * 3]
+    assert commands == ["synthetic", "preprocess", *["train"] * 4, "probe", "label-efficiency"]
     assert f"--config {folder}/demo.yaml" in result.stdout
     assert result.stdout.count("balanced accuracy\n") == 1
     assert result.stdout.rstrip().endswith(f"report: {folder}/report.html")
@@ -87,7 +110,7 @@ def test_quick_demo(tmp_path: Path) -> None:
     again = demo(folder, "--quick")
     assert again.returncode == 0
     assert "$ neuromamba" not in again.stdout
-    assert again.stdout.count("finished before") == 6
+    assert again.stdout.count("finished before") == 9
 
 
 def test_shuffled_labels_reach_what_sees_labels_and_nothing_else() -> None:
@@ -96,10 +119,12 @@ def test_shuffled_labels_reach_what_sees_labels_and_nothing_else() -> None:
         for words in (["--subjects", "9"], ["--subjects", "9", "--shuffle_labels", "1"])
     )
     changed = {name for name in plain if plain[name] != shuffled[name]}
-    assert changed == {"finetune", "untrained"}
+    assert changed == {"finetune", "scratch", "untrained", "probe", "labels"}
     for name in changed:
-        added = ("--shuffle_labels", "1")
-        assert set(shuffled[name].command) - set(plain[name].command) == set(added)
+        command = shuffled[name].command
+        at = command.index("--shuffle_labels")
+        assert command[at + 1] == "1"
+        assert command[:at] + command[at + 2 :] == plain[name].command
 
 
 def test_a_failing_stage_is_named(tmp_path: Path) -> None:
@@ -123,17 +148,27 @@ def test_a_folder_of_others_is_refused(tmp_path: Path) -> None:
 @pytest.mark.timeout(3600)
 def test_full_demo_then_shuffled_labels(tmp_path: Path) -> None:
     metrics = metrics_of(tmp_path / "demo")
+    assert metrics.keys() >= KEYS | few_labels(4, 8, 16, 32)
     assert min(metrics["test/subjects_class_0"], metrics["test/subjects_class_1"]) >= 20
-    assert metrics["test/auroc"] >= 0.95
-    assert metrics["control/mean_volume/auroc"] <= 0.65
+    # Features worth freezing, which an untrained backbone does not have.
+    assert metrics["probe/mean_sd/auroc"] >= 0.9 and metrics["probe/mean/auroc"] >= 0.85
+    untrained = (metrics[f"probe/untrained_{pool}/auroc"] for pool in ("mean", "mean_sd"))
+    assert max(untrained) <= 0.75
+    # Few labels: better than from scratch. All labels: both find the effect.
+    for labels in (8, 16):
+        assert metrics[f"labels/{labels}/difference/auroc_low"] > 0
+    assert metrics["test/auroc"] >= 0.95 and metrics["control/scratch/auroc"] >= 0.9
+    assert max(metrics[f"control/{name}/auroc"] for name in ("mean_volume", "FC")) <= 0.65
     # The images and the pre-trained weights stay; only the labels change.
-    null = [metrics_of(tmp_path / "demo", "--shuffle_labels", str(seed)) for seed in range(5)]
-    assert 0.35 < mean(m["test/auroc"] for m in null) < 0.65
+    null = [metrics_of(tmp_path / "demo", "--shuffle_labels", str(seed)) for seed in range(3)]
+    for name in ("test/auroc", "probe/mean_sd/auroc", "labels/8/pretrained/auroc"):
+        assert 0.35 < mean(m[name] for m in null) < 0.65
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_without_an_effect_the_demo_is_at_chance(tmp_path: Path) -> None:
-    flags = ("--effect_size", "0", "--subjects", "80")
-    null = [metrics_of(tmp_path / str(s), *flags, "--seed", str(s)) for s in range(5)]
-    assert 0.35 < mean(m["test/auroc"] for m in null) < 0.65
+    flags = ("--effect_size", "0")
+    null = [metrics_of(tmp_path / str(s), *flags, "--seed", str(s)) for s in range(3)]
+    for name in ("test/auroc", "probe/mean_sd/auroc", "labels/8/pretrained/auroc"):
+        assert 0.35 < mean(m[name] for m in null) < 0.65

@@ -3,8 +3,10 @@
     neuromamba demo --quick
 
 All steps are commands of neuromamba, which are printed first: synthetic NIfTI, a store,
-pre-training, fine-tuning, controls. Results are OUTPUT_DIR/report.html, metrics.json (kept_tokens
-is a share, seconds/* are run times) and figures/; the hyper-parameters are in demo.yaml there.
+pre-training without labels, fine-tuning, controls, probes of the frozen features, and fine-tuning
+and training from scratch on few labelled subjects. Results are OUTPUT_DIR/report.html, metrics.json
+(kept_tokens is a share, seconds/* are run times) and figures/; the hyper-parameters are in
+demo.yaml there.
 Called again, it skips what is finished; a step whose settings have changed is done again, with all
 steps that depend on it.
 
@@ -19,7 +21,7 @@ from collections.abc import Sequence
 
 from neuromamba.common.cli import ExampleFormatter, run_command
 from neuromamba.common.stages import StageFailure
-from neuromamba.reports.demo_pipeline import QUICK_SUBJECTS, run_demo
+from neuromamba.reports.demo_pipeline import EFFECT, QUICK_SUBJECTS, run_demo
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--output_dir", default="output/demo", metavar="DIR", help="of the data, runs and report")
     add("--subjects", type=int, help=f"default: 160, {QUICK_SUBJECTS} with --quick")
-    add("--effect_size", type=float, default=3.0, help="of the planted effect; 0 plants none")
+    add("--effect_size", type=float, default=EFFECT, help="of the planted effect; 0 plants none")
     add("--shuffle_labels", type=int, metavar="SEED", help="control: permute the labels")
     add("--seed", type=int, default=0, help="of the data and of the training")
     add(

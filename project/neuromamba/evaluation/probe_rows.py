@@ -6,9 +6,11 @@ same samples, in the same inner folds and, where labels are few, on the same dra
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -93,6 +95,16 @@ class ProbeRow:
         for name in ("value", "low", "high"):
             found[name] = found[name] if math.isfinite(found[name]) else None
         return found
+
+
+def read_rows(path: Path) -> list[ProbeRow]:
+    """Read the rows of ``--json``."""
+    listed = json.loads(path.read_text(encoding="utf-8"))
+    bounds = ("value", "low", "high")
+    return [
+        ProbeRow(**(row | {name: math.nan if row[name] is None else row[name] for name in bounds}))
+        for row in listed
+    ]
 
 
 ROW_KEYS = tuple(field.name for field in fields(ProbeRow))

@@ -28,7 +28,7 @@ from neuromamba.evaluation.probe_rows import (
 from neuromamba.fmamba.builders import check_cohorts_have_target, locate_data
 from neuromamba.fmamba.frozen_features import frozen_features, layer_names, untrained_backbone
 from neuromamba.fmamba.probe_flags import ProbeRequest
-from neuromamba.fmamba.raw_features import CONNECTIVITY, DEVIATION, raw_features
+from neuromamba.fmamba.raw_features import CONNECTIVITY, DEVIATION, MEAN_IMAGE, raw_features
 from neuromamba.fmamba.weights import check_space
 from neuromamba.layers.ssd import select_backend
 from neuromamba.layers.ssd_native.build import build_for_run
@@ -128,12 +128,12 @@ def probe(request: ProbeRequest) -> ProbeResult:
 
 
 def _of_few_labels(tables: Sequence[FeatureTable]) -> list[FeatureTable]:
-    """The last features of both backbones (all pools but the widest), FC and raw SD."""
+    """The last features of both backbones (all pools but the widest), FC, raw SD, mean image."""
     return [
         table
         for table in tables
         if (table.layer == LAST_LAYER and table.pool != "regions")
-        or table.pool in (CONNECTIVITY, DEVIATION)
+        or table.pool in (CONNECTIVITY, DEVIATION, MEAN_IMAGE)
     ]
 
 

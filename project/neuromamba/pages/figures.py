@@ -66,7 +66,8 @@ def save_figure(figure: Figure, path: Path, for_paper: bool = False) -> Path:
     return path
 
 
-def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
+    """Return a figure of this size, in inches, and its axes."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
 
@@ -87,7 +88,7 @@ def roc_figure(scores: Mapping[str, SubjectScores], positive: str = "class 1") -
     Raises:
         UserInputError: more than two classes.
     """
-    figure, axes = _axes(5.0, 5.8)
+    figure, axes = new_axes(5.0, 5.8)
     for (label, one), (color, line) in zip(scores.items(), _LINES, strict=False):
         if one.score.shape[1] != 2:
             raise UserInputError("ROC: drawn for two classes only.")
@@ -109,7 +110,7 @@ def roc_figure(scores: Mapping[str, SubjectScores], positive: str = "class 1") -
 @styled
 def class_roc_figure(scores: SubjectScores, class_names: Sequence[str]) -> Figure:
     """ROC curves of each class against the rest, for more than two classes."""
-    figure, axes = _axes(5.0, 5.8)
+    figure, axes = new_axes(5.0, 5.8)
     colors = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
     for label, name in enumerate(class_names):
         truth = scores.target == label
@@ -131,7 +132,7 @@ def class_roc_figure(scores: SubjectScores, class_names: Sequence[str]) -> Figur
 @styled
 def precision_recall_figure(scores: Mapping[str, SubjectScores], positive: str) -> Figure:
     """Precision over recall of a two-class problem, average precision in the legend."""
-    figure, axes = _axes(5.0, 5.8)
+    figure, axes = new_axes(5.0, 5.8)
     first = next(iter(scores.values()))
     for (label, one), (color, line) in zip(scores.items(), _LINES, strict=False):
         if len(np.unique(one.target)) < 2 or not np.ptp(one.score[:, 1]):
@@ -154,7 +155,7 @@ def precision_recall_figure(scores: Mapping[str, SubjectScores], positive: str) 
 @styled
 def reliability_figure(found: Reliability) -> Figure:
     """Accuracy over confidence in bins; the area of a dot is its number of subjects."""
-    figure, axes = _axes(5.0, 4.6)
+    figure, axes = new_axes(5.0, 4.6)
     filled = found.size > 0
     area = 20 + 380 * found.size[filled] / found.size.sum()
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="calibrated")
@@ -172,7 +173,7 @@ def reliability_figure(found: Reliability) -> Figure:
 @styled
 def scatter_figure(scores: SubjectScores, name: str) -> Figure:
     """Predicted over true values of a regression."""
-    figure, axes = _axes(5.0, 4.6)
+    figure, axes = new_axes(5.0, 4.6)
     truth, guess = scores.target, scores.score[:, 0]
     low, high = float(min(truth.min(), guess.min())), float(max(truth.max(), guess.max()))
     axes.plot([low, high], [low, high], color=GREY, linestyle=":", label="equal")
@@ -194,7 +195,7 @@ def confusion_figure(
     np.add.at(counts, (scores.target, scores.score.argmax(axis=1)), 1)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     many = classes > 3  # names no longer fit beside each other
-    figure, axes = _axes(*((2.6 + 0.62 * classes, 2.0 + 0.6 * classes) if many else (5.0, 4.4)))
+    figure, axes = new_axes(*((2.6 + 0.62 * classes, 2.0 + 0.6 * classes) if many else (5.0, 4.4)))
     image = axes.imshow(100 * share, cmap="Blues", vmin=0, vmax=100)
     for row, column in np.ndindex(counts.shape):
         axes.text(

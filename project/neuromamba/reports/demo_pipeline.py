@@ -14,10 +14,17 @@ from neuromamba.common.stages import Pipeline, Stage, run_stage, shown
 
 CONFIG = Path(__file__).with_name("demo.yaml")  # the hyper-parameters of its trainings
 GRID = ("30", "36", "30")
-PRETRAIN_EPOCHS, FRAMES, TSNR, WORKERS = 6, 40, 10, 2
+# An effect that training from scratch does not find with few labels: weak, in small regions, under
+# little noise.
+EFFECT, TSNR, RADIUS = 1.0, 50, 22
+PRETRAIN_EPOCHS, EPOCHS, FRAMES, WORKERS = 6, 2, 40, 2
 QUICK_SUBJECTS, QUICK_FRAMES = 24, 20
+LABELS, DRAWS, STEPS = (4, 8, 16, 32), 3, 30  # of each class; draws of them; optimiser steps
+QUICK_LABELS, QUICK_DRAWS, QUICK_STEPS = (2, 4), 2, 2
+HEAD = ("--pool", "mean_sd", "--head_norm", "batch")
 
 UNTRAINED = "Same head, untrained backbone"
+SCRATCH = "Same model, from scratch"
 TITLE = "NeuroMamba demo: pre-training and fine-tuning FMamba on synthetic fMRI"
 NOTICE = (
     "Synthetic data. The runs were made from the MNI152 template with a planted difference between "
@@ -25,6 +32,7 @@ NOTICE = (
     "pipeline works; they say nothing about real brains."
 )
 CONTROLS_TEXT = (
+    f"{SCRATCH}: the same training of the whole model without the pre-training.",
     f"{UNTRAINED}: the same training on the frozen features of a randomly initialised backbone. "
     f"What the fine-tuned model gains over it was learned.",
     "The planted effect leaves mean and variance of every voxel as they are, so a model of the "
@@ -50,18 +58,18 @@ def steps_of(args: argparse.Namespace) -> list[Step]:
     nifti, store = str(out / "nifti"), str(out / "store")
     frames = QUICK_FRAMES if args.quick else FRAMES
     config = CONFIG.read_text(encoding="utf-8")
-    steps: list[Step] = []
+    found: list[Step] = []
 
     def add(name: str, folder: str, after: tuple[str, ...], *command: str) -> None:
-        stage = Stage(
-            name=name, makes=(out / folder,), settings=shown(command) + config, after=after
-        )
-        steps.append(Step(stage, command))
+        makes = tuple(out / part for part in folder.split())
+        stage = Stage(name=name, makes=makes, settings=shown(command) + config, after=after)
+        found.append(Step(stage, command))
 
     add(
         *("synthetic", "nifti", (), "synthetic", "--output", nifti),
         *("--subjects", str(args.subjects), "--frames", str(frames), "--grid", *GRID),
         *("--effect_size", f"{args.effect_size:g}", "--tsnr", str(TSNR)),
+        *("--network_radius", str(RADIUS)),
         *("--seed", str(args.seed), "--num_workers", str(WORKERS)),
     )
     add(
@@ -70,26 +78,35 @@ def steps_of(args: argparse.Namespace) -> list[Step]:
         *("--dataset_name", "Dummy", "--num_workers", str(WORKERS)),
     )
 
-    def train(name: str, after: tuple[str, ...], *flags: str) -> None:
-        common = (
-            "--config",
-            str(config_copy(out)),
-            "--image_path",
-            store,
-            "--seed",
-            str(args.seed),
-        )
-        folder = str(out / name)
-        add(name, name, after, "train", *common, "--output_dir", folder, *flags)
-
-    short = ("--max_epochs", "1") if args.quick else ()
-    epochs = short or ("--max_epochs", str(PRETRAIN_EPOCHS))
+    seed = ("--seed", str(args.seed))
+    common = ("--config", str(config_copy(out)), "--image_path", store, *seed)
     shuffle = () if args.shuffle_labels is None else ("--shuffle_labels", str(args.shuffle_labels))
-    best = str(out / "pretrain" / "checkpoints" / "best.ckpt")
-    train("pretrain", ("convert",), "--pretraining", "--use_autoregressive", *epochs)
-    train("finetune", ("convert", "pretrain"), "--load_model_path", best, *shuffle, *short)
-    train("untrained", ("convert",), "--freeze_feature_extractor", *shuffle, *short)
-    return steps
+    task = ("--downstream_task", "sex", *shuffle)
+
+    def train(name: str, after: tuple[str, ...], epochs: int, *flags: str) -> None:
+        epochs = 1 if args.quick else epochs
+        length = ("--devices", "1", "--max_epochs", str(epochs), "--output_dir", str(out / name))
+        add(name, name, after, "train", *common, *length, *flags)
+
+    backbone = str(out / "pretrain" / "checkpoints" / "best.ckpt")
+    pretraining = ("--pretraining", "--use_autoregressive")
+    train("pretrain", ("convert",), PRETRAIN_EPOCHS, *pretraining)
+    after = ("convert", "pretrain")
+    train("finetune", after, EPOCHS, *task, *HEAD, "--load_model_path", backbone)
+    train("scratch", ("convert",), EPOCHS, *task, *HEAD)
+    train("untrained", ("convert",), EPOCHS, *task, *HEAD, "--freeze_feature_extractor")
+    labels = [str(n) for n in (QUICK_LABELS if args.quick else LABELS)]
+    draws = str(QUICK_DRAWS if args.quick else DRAWS)
+    steps = str(QUICK_STEPS if args.quick else STEPS)
+    few = ("--labels", *labels, "--draws", draws)
+    files = ("--json", str(out / "probe.json"), "--output", str(out / "probe.html"))
+    read = ("--blocks", "0", "--pools", "mean", "mean_sd", *seed, "--accelerator", "cpu")
+    probe = ("probe", str(out / "pretrain"), "--downstream_task", "sex", *shuffle)
+    add("probe", "probe.json probe.html", after, *probe, *read, *few, *files)
+    study = ("label-efficiency", *common, "--load_model_path", backbone, *task, *HEAD)
+    where = ("--steps", steps, "--output_dir", str(out / "labels"))
+    add("labels", "labels", after, *study, *few, *where)
+    return found
 
 
 def label_copy(out: Path) -> tuple[Path, Path]:
@@ -119,26 +136,31 @@ def write_report(out: Path, commands: Sequence[str], seconds: dict[str, float]) 
     """Fit the baselines, draw the figures, write ``metrics.json`` and the page."""
     # Imported here: torch and scikit-learn take seconds, and the first stages do not need them.
     from neuromamba.common.atomic_files import write_text_atomically
+    from neuromamba.evaluation.probe_rows import flat_probes, read_rows
     from neuromamba.evaluation.result_files import write_metrics
     from neuromamba.fmamba.baselines import baselines_of_data
+    from neuromamba.fmamba.label_efficiency import flat_label_efficiency, read_points
     from neuromamba.fmamba.run_folder import RunFolder
     from neuromamba.pages.page import render
     from neuromamba.reports.brain_figures import kept_shares
-    from neuromamba.reports.demo_report import ReportInput, training_report
+    from neuromamba.reports.demo_report import FewLabels, ReportInput, training_report
 
-    pretrained, finetuned, untrained = (
-        RunFolder(out / name) for name in ("pretrain", "finetune", "untrained")
+    pretrained, finetuned, scratch, untrained = (
+        RunFolder(out / name) for name in ("pretrain", "finetune", "scratch", "untrained")
     )
+    rows, (points, metric) = read_rows(out / "probe.json"), read_points(out / "labels")
     start = time.monotonic()
     data = finetuned.data()
     baselines = baselines_of_data(data, finetuned.path / "baselines")
     seconds["baselines"] = time.monotonic() - start
-    scores = {UNTRAINED: untrained.scores()} | {one.name: one.scores for one in baselines}
+    scores = {SCRATCH: scratch.scores(), UNTRAINED: untrained.scores()}
+    scores |= {one.name: one.scores for one in baselines}
     metrics = {k: v for k, v in finetuned.metrics.items() if k.startswith(("test/", "val/"))}
     metrics |= {f"pretrain/{k}": v for k, v in pretrained.metrics.items() if k.startswith("val/")}
     for name, one in scores.items():
-        key = "untrained" if name == UNTRAINED else name.replace(" ", "_")
+        key = {UNTRAINED: "untrained", SCRATCH: "scratch"}.get(name, name.replace(" ", "_"))
         metrics |= {f"control/{key}/{k}": v for k, v in one.metrics().items()}
+    metrics |= flat_probes(rows) | flat_label_efficiency(points, metric)
     per_class = finetuned.scores().per_class
     metrics |= {f"test/subjects_class_{i}": float(n) for i, n in enumerate(per_class)}
     paths = [path for store in data.stores for path in store.paths]
@@ -150,12 +172,14 @@ def write_report(out: Path, commands: Sequence[str], seconds: dict[str, float]) 
         pretrained=pretrained,
         finetuned=finetuned,
         controls=scores,
+        few_labels=FewLabels(points=points, rows=rows, metric=metric),
         title=TITLE,
         summary=(
             f"FMamba, the NeuroMamba backbone, was pre-trained by next-token prediction on the "
-            f"synthetic runs of {train} subjects and fine-tuned on the same subjects to tell two "
-            f"planted classes apart, while {val} others chose the epochs. It was then tested once, "
-            f"beside controls, on {test} subjects that no step had seen.",
+            f"synthetic runs of {train} subjects, without labels. It was then fine-tuned to tell "
+            f"two planted classes apart: on few labelled subjects, many times, and on all {train}, "
+            f"while {val} others chose the epochs. Every model here was tested on the same {test} "
+            f"subjects that no step had seen.",
         ),
         notice=NOTICE,
         controls_text=(*CONTROLS_TEXT, *(f"{one.name}: {one.text}" for one in baselines)),
@@ -170,7 +194,8 @@ def write_report(out: Path, commands: Sequence[str], seconds: dict[str, float]) 
 
 
 def results_table(out: Path) -> str:
-    """The model and the controls, and where the report is."""
+    """What few labels are worth, the model beside the controls, and where the report is."""
+    from neuromamba.fmamba.label_efficiency import lines_of, read_points
     from neuromamba.fmamba.run_folder import RunFolder
     from neuromamba.reports.demo_report import MODEL
 
@@ -178,7 +203,8 @@ def results_table(out: Path) -> str:
     controls = dict.fromkeys(k.rsplit("/", 1)[0] for k in metrics if k.startswith("control/"))
     rows = [(MODEL, "test"), *((k.split("/")[1].replace("_", " "), k) for k in controls)]
     width = max(len(label) for label, _ in rows)
-    lines = ["", f"{'':<{width}}  {'AUROC':>7}  {'accuracy':>8}  balanced accuracy"]
+    lines = lines_of(*read_points(out / "labels"))
+    lines += ["", f"{'all labels':<{width}}  {'AUROC':>7}  {'accuracy':>8}  balanced accuracy"]
     for label, key in rows:
         auroc, share, balanced = (
             metrics[f"{key}/{name}"] for name in ("auroc", "accuracy", "balanced_accuracy")
@@ -207,9 +233,7 @@ def run_demo(args: argparse.Namespace) -> None:
         if step.stage.name == "convert":
             commands.append(copy_command(out))
     made = tuple(out / name for name in ("report.html", "metrics.json", "figures"))
-    stage = Stage(
-        name="report", makes=made, settings="", after=("pretrain", "finetune", "untrained")
-    )
     names = [step.stage.name for step in steps]
+    stage = Stage(name="report", makes=made, settings="", after=tuple(names))
     pipeline.do(stage, lambda: write_report(out, commands, pipeline.seconds(names)))
     print(results_table(out), flush=True)

@@ -6,11 +6,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from neuromamba.evaluation.intervals import Interval
+from neuromamba.evaluation.probe_rows import PRETRAINED, RAW, UNTRAINED, ProbeRow
 from neuromamba.evaluation.scores import SubjectScores
+from neuromamba.fmamba.label_efficiency import Point
+from neuromamba.fmamba.raw_features import CONNECTIVITY, MEAN_IMAGE
 from neuromamba.fmamba.run_folder import RunFolder
-from neuromamba.pages.figures import confusion_figure, roc_figure, save_figure
-from neuromamba.pages.page import Page, Picture, Section, wrap_command
-from neuromamba.pages.tables import metrics_table, time_table, version_table
+from neuromamba.pages.figures import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    confusion_figure,
+    roc_figure,
+    save_figure,
+)
+from neuromamba.pages.label_figure import Curve, label_figure
+from neuromamba.pages.page import Page, Picture, Section, Table, wrap_command
+from neuromamba.pages.tables import metric_label, metrics_table, time_table, version_table
 from neuromamba.reports.brain_figures import (
     next_token_example,
     next_token_figure,
@@ -25,12 +38,28 @@ MODEL = "FMamba, fine-tuned"
 
 
 @dataclass(frozen=True, kw_only=True)
+class FewLabels:
+    """What was learned from few labelled subjects.
+
+    Attributes:
+        points: fine-tuned and from scratch.
+        rows: of probes of frozen features and of the raw signal.
+        metric: of all.
+    """
+
+    points: Sequence[Point]
+    rows: Sequence[ProbeRow]
+    metric: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportInput:
     """What a report is made of.
 
     Attributes:
         pretrained, finetuned: run folders; the second started from the first.
         controls: label -> scores of the same test subjects.
+        few_labels: see there.
         title, summary, notice: see ``report.Page``.
         controls_text: what the controls are, one paragraph each.
         commands: what was run.
@@ -40,6 +69,7 @@ class ReportInput:
     pretrained: RunFolder
     finetuned: RunFolder
     controls: Mapping[str, SubjectScores]
+    few_labels: FewLabels
     title: str
     summary: Sequence[str]
     notice: str
@@ -62,8 +92,9 @@ def training_report(given: ReportInput, figure_dir: Path) -> Page:
         given.title,
         given.summary,
         (
+            *_few_labels(given.few_labels, figure_dir),
             Section(
-                "Results on held-out subjects",
+                "All labels: results on held-out subjects",
                 given.controls_text,
                 tables=(metrics_table(scores, classes),),
             ),
@@ -91,6 +122,69 @@ def training_report(given: ReportInput, figure_dir: Path) -> Page:
         ),
         given.notice,
     )
+
+
+def _few_labels(found: FewLabels, folder: Path) -> tuple[Section, Section]:
+    """The curve over labelled subjects, then its numbers."""
+    curves = label_curves(found)
+    sizes, draws = [point.labels for point in found.points], found.points[0].draws
+    label = metric_label(found.metric)
+    figure = label_figure(
+        curves, title="What few labels are worth", label=f"test {label}", chance=0.5
+    )
+    shown = [(c.name, *(str(c.points.get(str(n), "")) for n in sizes)) for c in curves]
+    gain = ("fine-tuned less from scratch", *(str(point.difference) for point in found.points))
+    words = "; ".join(
+        f"{curve.name}: "
+        + ", ".join(f"{point.value:.2f} with {n}" for n, point in curve.points.items())
+        for curve in curves
+    )
+    pictures = Section(
+        "Few labels",
+        (
+            f"Subjects were drawn from the training subjects {draws} times for each number of "
+            f"labels; a smaller number is a part of a larger one. Every model learned from the "
+            f"same draws. The fine-tuned model and the one from scratch took the same number of "
+            f"optimiser steps; the others are linear models of frozen features (mean and standard "
+            f"deviation over time), of correlations between regions (FC), and of the mean volume.",
+        ),
+        pictures=(
+            Picture(
+                save_figure(figure, folder / "few_labels.png"),
+                f"Means over {draws} draws of labelled subjects. Bars: 95 % intervals over draws "
+                f"and test subjects; with so few draws they are somewhat too narrow.",
+                f"{label} over labelled subjects a class. {words}",
+            ),
+        ),
+    )
+    head = ("model", *(f"{n} a class" for n in sizes))
+    table = Table([*shown, gain], head, f"Test {label}", numbers=range(1, len(sizes) + 1))
+    return pictures, Section("Few labels in numbers", tables=(table,))
+
+
+def label_curves(found: FewLabels) -> list[Curve]:
+    """Fine-tuned, from scratch, and linear models of frozen features and of the raw signal."""
+
+    def of_rows(name: str, model: str, pool: str, *look: str) -> Curve:
+        rows = [
+            row
+            for row in found.rows
+            if (row.model, row.pool) == (model, pool) and row.subjects_a_class is not None
+        ]
+        points = {str(row.subjects_a_class): Interval(row.value, row.low, row.high) for row in rows}
+        color, line, marker = look
+        return Curve(name=name, color=color, line=line, marker=marker, points=points)
+
+    tuned = {str(point.labels): point.pretrained for point in found.points}
+    scratch = {str(point.labels): point.scratch for point in found.points}
+    return [
+        Curve(name="pre-trained, fine-tuned", color=BLUE, line="-", marker="o", points=tuned),
+        of_rows("pre-trained, frozen", PRETRAINED, "mean_sd", BLUE, "--", "s"),
+        Curve(name="from scratch", color=ORANGE, line="-", marker="o", points=scratch),
+        of_rows("untrained, frozen", UNTRAINED, "mean_sd", ORANGE, "--", "s"),
+        of_rows("FC", RAW, CONNECTIVITY, GREEN, "-.", "^"),
+        of_rows("mean volume", RAW, MEAN_IMAGE, PURPLE, ":", "v"),
+    ]
 
 
 def _classification(

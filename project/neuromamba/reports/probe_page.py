@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -36,10 +36,11 @@ from neuromamba.pages.figures import (
     GREY,
     ORANGE,
     PURPLE,
-    _axes,
+    new_axes,
     save_figure,
     styled,
 )
+from neuromamba.pages.label_figure import Curve, draw_curve, label_figure
 from neuromamba.pages.page import Page, Picture, Section, Table, render, wrap_command
 from neuromamba.pages.tables import metric_label
 
@@ -50,13 +51,20 @@ _RAW_NAMES = {
     MEAN_IMAGE: "mean image",
 }
 _POOL_NAMES = {"mean": "mean", "mean_sd": "mean and SD", "regions": "regions"}
-_COLORS = {PRETRAINED: BLUE, UNTRAINED: ORANGE, CONNECTIVITY: GREEN, DEVIATION: PURPLE}
+_COLORS = {
+    PRETRAINED: BLUE,
+    UNTRAINED: ORANGE,
+    CONNECTIVITY: GREEN,
+    DEVIATION: PURPLE,
+    MEAN_IMAGE: GREY,
+}
 _STYLES: dict[str, tuple[str, str]] = {
     "mean_sd": ("-", "o"),
     "mean": ("--", "s"),
     "regions": (":", "D"),
     CONNECTIVITY: ("-.", "^"),
     DEVIATION: (":", "v"),
+    MEAN_IMAGE: (":", "x"),
 }
 
 
@@ -124,7 +132,7 @@ def _curve_section(found: ProbeResult, label: str, figures: Path) -> list[Sectio
         return []
     curves = _curves(rows)
     draws = rows[0].draws
-    path = save_figure(label_figure(found, label), figures / "labels.png")
+    path = save_figure(probe_label_figure(found, label), figures / "labels.png")
     words = "; ".join(
         f"{name}: " + ", ".join(f"{row.value:.2f} with {row.subjects_a_class}" for row in curve)
         for name, curve in curves
@@ -244,7 +252,9 @@ def _shown(row: ProbeRow) -> str:
 
 def _name(row: ProbeRow) -> str:
     if row.model == RAW:
-        return {CONNECTIVITY: "FC", DEVIATION: "raw temporal SD"}[row.pool]
+        return {CONNECTIVITY: "FC", DEVIATION: "raw temporal SD", MEAN_IMAGE: "mean volume"}[
+            row.pool
+        ]
     return f"{row.model}, {_POOL_NAMES[row.pool]}"
 
 
@@ -256,21 +266,13 @@ def _curves(rows: Sequence[ProbeRow]) -> list[tuple[str, list[ProbeRow]]]:
     return list(curves.items())
 
 
-def _look(row: ProbeRow) -> dict[str, Any]:
-    line, marker = _STYLES[row.pool]
-    return {
-        "color": _COLORS[row.pool if row.model == RAW else row.model],
-        "linestyle": line,
-        "marker": marker,
-        "markersize": 4.5,
-    }
-
-
-def _bars(axes: Axes, x: np.ndarray, rows: Sequence[ProbeRow], label: str) -> None:
-    values = np.array([row.value for row in rows])
-    low, high = (np.array([getattr(row, name) for row in rows]) for name in ("low", "high"))
-    error = np.nan_to_num(np.clip([values - low, high - values], 0, None))
-    axes.errorbar(x, values, yerr=error, elinewidth=1, capsize=2, label=label, **_look(rows[0]))
+def _curve(name: str, rows: Sequence[ProbeRow], everybody: ProbeRow | None = None) -> Curve:
+    line, marker = _STYLES[rows[0].pool]
+    points = {str(row.subjects_a_class): Interval(row.value, row.low, row.high) for row in rows}
+    if everybody is not None:
+        points["all"] = Interval(everybody.value, everybody.low, everybody.high)
+    color = _COLORS[rows[0].pool if rows[0].model == RAW else rows[0].model]
+    return Curve(name=name, color=color, line=line, marker=marker, points=points)
 
 
 def _finish(axes: Axes, found: ProbeResult, label: str) -> None:
@@ -280,38 +282,33 @@ def _finish(axes: Axes, found: ProbeResult, label: str) -> None:
     axes.set_ylabel(label)
 
 
-@styled
-def label_figure(found: ProbeResult, label: str) -> Figure:
+def probe_label_figure(found: ProbeResult, label: str) -> Figure:
     """Scores of linear probes over the number of labelled subjects a class, with intervals."""
-    figure, axes = _axes(5.0, 5.6)
-    few = [row for row in found.rows if row.subjects_a_class is not None]
-    curves = _curves(few)
-    sizes = sorted({row.subjects_a_class for row in few if row.subjects_a_class is not None})
-    place = {size: i for i, size in enumerate(sizes)}
-    for number, (name, curve) in enumerate(curves):
-        first = curve[0]
-        everybody = _only(found.rows, first.layer, first.pool, first.model, "linear", first.metric)
-        shift = 0.06 * (number - (len(curves) - 1) / 2)  # bars of one size side by side
-        x = [place[row.subjects_a_class] for row in curve if row.subjects_a_class is not None]
-        _bars(axes, np.array([*x, len(sizes)]) + shift, [*curve, everybody], name)
-    axes.set_xticks(range(len(sizes) + 1), [*map(str, sizes), "all"])
-    axes.set_xlabel("labelled subjects a class")
-    _finish(axes, found, label)
-    axes.set_title(f"Linear probes of frozen features: {found.task}")
-    figure.legend(loc="outside lower center", ncols=2)
-    return figure
+    curves = []
+    for name, rows in _curves([row for row in found.rows if row.subjects_a_class is not None]):
+        one = rows[0]
+        everybody = _only(found.rows, one.layer, one.pool, one.model, "linear", one.metric)
+        curves.append(_curve(name, rows, everybody))
+    return label_figure(
+        curves,
+        title=f"Linear probes of frozen features: {found.task}",
+        label=label,
+        chance=1 / len(found.class_names),
+    )
 
 
 @styled
 def layer_figure(found: ProbeResult, label: str) -> Figure:
     """Scores of linear probes with all labels over layers, with intervals."""
-    figure, axes = _axes(5.0, 5.6)
+    figure, axes = new_axes(5.0, 5.6)
     metric = metrics_of(len(found.class_names) or 1)[0]
     kinds = [(model, pool) for model in (PRETRAINED, UNTRAINED) for pool in found.pools]
     for number, (model, pool) in enumerate(kinds):
         rows = [_only(found.rows, layer, pool, model, "linear", metric) for layer in found.layers]
         shift = 0.06 * (number - (len(kinds) - 1) / 2)
-        _bars(axes, np.arange(len(rows)) + shift, rows, _name(rows[0]))
+        points = {row.layer: Interval(row.value, row.low, row.high) for row in rows}
+        look = dataclasses.replace(_curve(_name(rows[0]), rows), points=points)
+        draw_curve(axes, np.arange(len(rows)) + shift, look)
     axes.xaxis.set_major_locator(FixedLocator(range(len(found.layers))))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticklabels(found.layers)

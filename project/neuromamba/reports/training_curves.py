@@ -7,13 +7,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from neuromamba.fmamba.run_folder import RunFolder
-from neuromamba.pages.figures import BLUE, GREEN, GREY, ORANGE, _axes, _steps_axis, styled
+from neuromamba.pages.figures import BLUE, GREEN, GREY, ORANGE, _steps_axis, new_axes, styled
 
 
 @styled
 def pretraining_curves(run: RunFolder) -> Figure:
     """Training and validation loss over steps, beside the losses of the two naive predictors."""
-    figure, axes = _axes(5.6, 4.4)
+    figure, axes = new_axes(5.6, 4.4)
     steps, losses = run.curve("train/loss")
     axes.plot(steps, losses, color=BLUE, alpha=0.45, linewidth=1.2, label="training batch")
     steps, losses = run.curve("val/loss")
@@ -68,7 +68,7 @@ def downstream_curves(run: RunFolder) -> Figure:
 @styled
 def learning_rate_figure(run: RunFolder) -> Figure:
     """Learning rate over steps."""
-    figure, axes = _axes(5.6, 3.0)
+    figure, axes = new_axes(5.6, 3.0)
     axes.plot(*run.curve("train/learning_rate"), color=BLUE)
     axes.set_ylabel("learning rate")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
