@@ -41,7 +41,16 @@ def test_a_classification_beside_another_seed(cli: CommandLine) -> None:
     assert report([str(one.folder), str(two.folder)]) == 0
     html = page_of(one)
     check_page(html, one.folder)
-    for text in ("FC", "mean volume", "majority", "Over runs", "Threshold", "Confounds", "± "):
+    for text in (
+        "FC",
+        "mean volume",
+        "majority",
+        "untrained backbone",
+        "Over runs",
+        "Threshold",
+        "Confounds",
+        "± ",
+    ):
         assert text in html, text
     assert f"{one.written['test/auroc']:.3f} [" in html
     subjects = re.findall(r">(sub-\d\d)<", html)

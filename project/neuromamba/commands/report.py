@@ -58,6 +58,7 @@ def run(argv: Sequence[str]) -> Path:
     from neuromamba.common.atomic_files import make_folder, write_text_atomically
     from neuromamba.fmamba.baselines import baselines_of_data
     from neuromamba.fmamba.run_folder import RunFolder
+    from neuromamba.fmamba.untrained_baseline import untrained_baseline
     from neuromamba.pages.page import render
     from neuromamba.reports.run_report import run_report
 
@@ -70,6 +71,8 @@ def run(argv: Sequence[str]) -> Path:
     baselines = []
     if args.baselines and first.task is not None:
         baselines = baselines_of_data(data, first.path / "baselines", atlas=atlas)
+        folder = first.path / "baselines" / "untrained"
+        baselines += untrained_baseline(first.model_config, data, folder)
     page = output / "report.html"
     write_text_atomically(page, render(run_report(runs, baselines, data, output / "figures")))
     print(f"report: {page}", flush=True)

@@ -155,13 +155,19 @@ def read_baselines(folder: Path, key: Mapping[str, Any]) -> list[Baseline] | Non
         return None
 
 
+def data_key(data: RunData) -> dict[str, Any]:
+    """What of the data a baseline depends on: windows, split, images and targets."""
+    metadata = data.metadata()
+    return {
+        name: metadata[name] for name in ("config", "split_hash", "images_hash", "targets_hash")
+    }
+
+
 def baselines_of_data(
     data: RunData, folder: Path, seed: int = 0, atlas: Path | None = None
 ) -> list[Baseline]:
     """``fit_baselines``, unless the folder has them for the same data, split and targets."""
-    metadata = data.metadata()
-    same = ("config", "split_hash", "images_hash", "targets_hash")
-    key = {name: metadata[name] for name in same} | {"seed": seed, "atlas": str(atlas or "")}
+    key = data_key(data) | {"seed": seed, "atlas": str(atlas or "")}
     found = read_baselines(folder, key)
     if found is None:
         found = fit_baselines(data, seed, atlas)
