@@ -9,9 +9,11 @@ from typing import ClassVar
 from neuromamba.common.errors import UserInputError, look_up
 from neuromamba.config.bounds import require_positive
 from neuromamba.config.names import (
+    CHANNELS,
     SCALING_METHODS,
     SCALING_STATISTICS,
     SPLIT_UNITS,
+    VOXEL_SCALINGS,
     canonical_dataset_name,
 )
 
@@ -25,7 +27,8 @@ class DataConfig:
     start ``stride_between_seq`` * (sequence_length * stride_within_seq) frames apart.
 
     ``scaling_statistics`` says whether the scalings that differ from voxel to voxel take their
-    statistics from the run or from the window.
+    statistics from the run or from the window. With them ``channels`` may name "anatomy" beside
+    "dynamics", the signal: the mean image that they take out is then read too.
 
     ``group_by`` names what is split and scored as one (``SPLIT_UNITS``). Subjects of one value in
     ``family_column`` stay in one part; ``stratify_by`` are columns whose values every part gets in
@@ -43,6 +46,7 @@ class DataConfig:
     stride_within_seq: int = 1
     input_scaling_method: str = "znorm_minback"
     scaling_statistics: str = "run"
+    channels: tuple[str, ...] = ("dynamics",)
     dataset_split_num: int = 1
     train_split: float = 0.8
     val_split: float = 0.1
@@ -83,6 +87,7 @@ class DataConfig:
             )
         look_up(self.input_scaling_method, SCALING_METHODS, "--input_scaling_method")
         look_up(self.scaling_statistics, SCALING_STATISTICS, "--scaling_statistics")
+        self._check_channels()
         for flag, value in (
             ("--sequence_length", self.sequence_length),
             ("--stride_between_seq", self.stride_between_seq),
@@ -139,6 +144,28 @@ class DataConfig:
         for weight in self.dataset_weights:
             require_positive("--dataset_weights", weight)
         require_positive("--match_caliper", self.match_caliper)
+
+    def _check_channels(self) -> None:
+        for name in self.channels:
+            look_up(name, CHANNELS, "--channels")
+        chosen = tuple(name for name in CHANNELS if name in self.channels)
+        if "dynamics" not in chosen or len(chosen) < len(self.channels):
+            raise UserInputError(
+                f"--channels: got '{' '.join(self.channels)}', expected 'dynamics' or 'anatomy "
+                f"dynamics'. For the mean image with the signal in one channel, use "
+                f"--input_scaling_method znorm_minback without --channels."
+            )
+        if "anatomy" in chosen and self.input_scaling_method not in VOXEL_SCALINGS:
+            raise UserInputError(
+                f"--channels: anatomy needs --input_scaling_method {' or '.join(VOXEL_SCALINGS)}, "
+                f"got {self.input_scaling_method}, which leaves the mean image in the signal."
+            )
+        object.__setattr__(self, "channels", chosen)
+
+    @property
+    def anatomy(self) -> bool:
+        """Whether windows come with the mean image."""
+        return "anatomy" in self.channels
 
     @property
     def window_span(self) -> int:

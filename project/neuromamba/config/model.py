@@ -26,6 +26,7 @@ class ModelConfig:
     ``d_state`` and ``headdim`` default to the paper's rule (D / 4 and D); 0 means "derive".
     ``background`` says how a dense input marks voxels outside the brain: "min" (the window's
     minimum, the ``*_minback`` scalings) or "zero" (``*_zeroback``).
+    ``anatomy`` adds an embedding of the mean image to the tokens of each place (``--channels``).
     """
 
     model: str = "fmamba"
@@ -44,6 +45,7 @@ class ModelConfig:
     keep_background: bool = False
     union_mask: bool = False
     background: str = "min"
+    anatomy: bool = False
 
     def __post_init__(self) -> None:
         look_up(self.model, MODEL_NAMES, "--model")
@@ -121,6 +123,11 @@ class ModelConfig:
     def token_dim(self) -> int:
         """Values in a token: voxels of a patch times channels (V)."""
         return math.prod(self.patch_size) * self.in_chans
+
+    @property
+    def place_dim(self) -> int:
+        """Voxels of a spatial patch, which are the values of its anatomy."""
+        return math.prod(self.patch_size[:3])
 
     @property
     def region_cells(self) -> int:

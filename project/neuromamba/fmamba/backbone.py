@@ -1,6 +1,7 @@
 """FMamba, the NeuroMamba backbone (NeuroMamba paper, section 3 and Appendix B).
 
-Shapes: B samples, L kept tokens of all samples together, V values a token, D width.
+Shapes: B samples, L kept tokens of all samples together, V values a token, D width, P places
+(spatial patches) of all samples together, A voxels of a spatial patch.
 """
 
 from __future__ import annotations
@@ -38,7 +39,11 @@ class BackboneOutput:
 
 
 class Embedder(nn.Module):
-    """Linear embedding of tokens plus the encoding of their place in the grid."""
+    """Linear embedding of tokens plus the encoding of their place in the grid.
+
+    With ``config.anatomy`` a second linear embedding, of the mean image at their place, is added to
+    the tokens.
+    """
 
     pos: Tensor | None
 
@@ -52,8 +57,30 @@ class Embedder(nn.Module):
             positional_encoding(config.mamba_pe_method, config.token_grid, config.embed_dim),
         )
 
-    def forward(self, tokens_LV: Tensor, token_index: Tensor) -> Tensor:
-        """(L, V) tokens at grid positions (L,) -> (L, D)."""
+        self.anatomy: nn.Parameter | None = None
+        if config.anatomy:
+            self.anatomy = nn.Parameter(torch.empty(config.place_dim, config.embed_dim))
+            nn.init.xavier_normal_(self.anatomy)
+        self.tokens_of_place = config.token_grid[3]
+
+    def forward(
+        self, tokens_LV: Tensor, token_index: Tensor, anatomy_PA: Tensor | None = None
+    ) -> Tensor:
+        """(L, V) tokens at grid positions (L,), with (P, A) of their places -> (L, D)."""
+        x_LD = self._embed(tokens_LV, token_index)
+        if self.anatomy is None:
+            return x_LD
+        if anatomy_PA is None:
+            raise ValueError(
+                "the model has --channels anatomy dynamics: it needs PackedTokens.anatomy, which "
+                "windows of a store come with, and dense windows do not"
+            )
+        places_PD = anatomy_PA.to(self.anatomy.dtype) @ self.anatomy
+        spread = places_PD[:, None].expand(-1, self.tokens_of_place, -1).flatten(0, 1)
+        # Fewer than all tokens of the last place: only where operations are counted.
+        return x_LD + spread[: len(x_LD)].to(x_LD.dtype)
+
+    def _embed(self, tokens_LV: Tensor, token_index: Tensor) -> Tensor:
         x_LD = tokens_LV.to(self.projection.dtype) @ self.projection
         if self.pos is None:
             # Autocast makes bf16 of it: the sums over the blocks keep the parameters' type.
@@ -141,7 +168,7 @@ class FMamba(nn.Module):
         """
         tokens = packed.tokens
         seen = tokens if hidden is None else tokens.masked_fill(hidden[:, None], 0.0)
-        x = self.embedder(seen, packed.token_index)
+        x = self.embedder(seen, packed.token_index, packed.anatomy)
         for block in self.mamba_layers:
             x = block(x, packed.lengths)
         return x

@@ -71,6 +71,7 @@ def flags_of_metadata(metadata: Mapping[str, Any], whole_run: bool) -> dict[str,
     flags["input_scaling_method"] = data["scaling"]
     if data["scaling"] in names.VOXEL_SCALINGS:  # older checkpoints used those of the run
         flags["scaling_statistics"] = data["config"].get("scaling_statistics", "run")
+        flags["channels"] = data["config"].get("channels", ["dynamics"])
     if whole_run and "downstream" in metadata:
         task = from_dict(DownstreamConfig, metadata["downstream"], "checkpoint")
         config = from_dict(DataConfig, data["config"], "checkpoint")
@@ -162,6 +163,8 @@ def apply_checkpoint(
 def _same(name: str, value: Any, recorded: Any) -> bool:
     if name in ("d_state", "headdim") and value == 0:
         return True  # 0 asks for the rule, which the recorded embed_dim has applied
+    if name == "channels":
+        return sorted(value) == sorted(recorded)
     if name == "clf_head_version":
         return names.HEAD_ALIASES.get(value, value) == recorded
     return value == recorded

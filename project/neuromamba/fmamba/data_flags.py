@@ -50,6 +50,15 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
         help=f"{' or '.join(names.SCALING_STATISTICS)}: frames whose mean and deviation "
         f"{' and '.join(names.VOXEL_SCALINGS)} use",
     )
+    add(
+        "--channels",
+        nargs="+",
+        default=list(default_of(DataConfig, "channels")),
+        metavar="NAME",
+        help="dynamics; or anatomy dynamics: the mean image, which "
+        f"{' and '.join(names.VOXEL_SCALINGS)} take out, is embedded too and added to the tokens "
+        "of each place",
+    )
     value("dataset_split_num", int, "which split of the subjects")
     value("train_split", float, "share of the subjects for training")
     value("val_split", float, "share for validation; the rest is for testing")

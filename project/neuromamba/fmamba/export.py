@@ -28,7 +28,7 @@ assert tuple(DTYPES) == EXPORT_DTYPES
 # Parts of the metadata that describe a head and its task.
 HEAD_PARTS = ("head", "downstream", "target_scaling")
 
-_FIRST = ("embedder.projection", "embedder.pos")
+_FIRST = ("embedder.projection", "embedder.pos", "embedder.anatomy")
 _LAYER = re.compile(r"mamba_layers\.(\d+)\.(.+)")
 _IN_LAYER = (
     "0.weight",

@@ -6,7 +6,8 @@ function such as exp or SiLU is one FLOP. Work that a backend does twice to save
 counted (model FLOPs, not hardware FLOPs). ``analysis.flops`` compares with torch's counter.
 
 Letters: L tokens, D width, I = expand D, N state size, H heads, P = I / H, V values of a token,
-k taps of the convolution, Q tokens of a chunk, K = ceil(L / Q) chunks.
+k taps of the convolution, Q tokens of a chunk, K = ceil(L / Q) chunks, A voxels of a spatial patch,
+S places (spatial patches).
 """
 
 from __future__ import annotations
@@ -79,8 +80,17 @@ def forward_terms(config: ModelConfig, tokens: int) -> list[Term]:
     Patch extraction and background detection copy and compare and are not counted.
     """
     length, d, v = tokens, config.embed_dim, config.token_dim
+    anatomy = []
+    if config.anatomy:
+        places = math.ceil(length / config.token_grid[3])
+        product = 2 * places * config.place_dim * d
+        anatomy = [
+            Term("embedding of the anatomy", "2 S A D", product, True),
+            Term("anatomy: sum", "L D", length * d),
+        ]
     return [
         Term("embedding", "2 L V D", 2 * length * v * d, True),
+        *anatomy,
         Term("position", "L D", length * d if config.mamba_pe_method != "none" else 0),
         *block_terms(config, tokens, config.d_state, config.depth),
         Term("final norm", "4 L D", 4 * length * d),
@@ -108,11 +118,11 @@ def total(terms: Sequence[Term], products_only: bool = False) -> int:
 
 
 def training_total(terms: Sequence[Term], products_only: bool = False) -> int:
-    """Forward and backward: each term three times, the embedding twice.
+    """Forward and backward: each term three times, the embeddings twice.
 
     A product's backward is two products of its size; the tokens themselves need no gradient.
     """
-    embedding = sum(term.flops for term in terms if term.name == "embedding")
+    embedding = sum(term.flops for term in terms if term.name.startswith("embedding"))
     return 3 * total(terms, products_only) - embedding
 
 

@@ -144,5 +144,6 @@ def _packed(
     batch = collate_windows(items)
     plans = plan_compact(batch["vox"], config, batch["subject"])
     moved = [type(plan)(*(tensor.to(device) for tensor in plan)) for plan in plans]
-    bold = [window.to(device) for window in batch["bold"]]
-    return pack_batch(batch | {"plans": moved, "bold": bold}, config)
+    for name in {"bold", "anatomy"} & batch.keys():
+        batch[name] = [image.to(device) for image in batch[name]]
+    return pack_batch(batch | {"plans": moved}, config)

@@ -35,7 +35,7 @@ RAW_SCALING = "znorm_zeroback"
 
 def raw_config(config: DataConfig) -> DataConfig:
     """The same windows, each run scaled by one mean and one standard deviation."""
-    return dataclasses.replace(config, input_scaling_method=RAW_SCALING)
+    return dataclasses.replace(config, input_scaling_method=RAW_SCALING, channels=("dynamics",))
 
 
 def patch_parcellation(

@@ -214,11 +214,13 @@ def training_facts(metadata: Mapping[str, Any]) -> dict[str, Any]:
     for free in ("image_path", *LOADING):
         data.pop(free, None)  # older checkpoints lack some
     data.setdefault("scaling_statistics", "run")  # the only one of older versions
+    data.setdefault("channels", ["dynamics"])
+    model = {"anatomy": False} | dict(metadata["model"])
     task = _complete(DownstreamConfig, metadata.get("downstream", {}))
     for moved in ("label_csv", "events"):
         task.pop(moved, None)
     facts = {"a split of hash": metadata["data"]["split_hash"]}
-    for part in (data, metadata["model"], _complete(OptimConfig, metadata["optim"])):
+    for part in (data, model, _complete(OptimConfig, metadata["optim"])):
         facts |= {f"--{name}": value for name, value in part.items()}
     for section, values in (("pretrain", metadata.get("pretrain", {})), ("downstream", task)):
         facts |= {f"{section} {name}": value for name, value in values.items()}

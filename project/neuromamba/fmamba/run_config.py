@@ -122,7 +122,12 @@ def run_config(args: argparse.Namespace, given: frozenset[str]) -> RunConfig:
         if name in given and values[name] not in (None, False, []):
             raise UserInputError(f"--{name}: only used with {need}.")
 
-    model = _fill(ModelConfig, values, background=_background(values["input_scaling_method"]))
+    model = _fill(
+        ModelConfig,
+        values,
+        background=_background(values["input_scaling_method"]),
+        anatomy="anatomy" in values["channels"],
+    )
     data = _fill(
         DataConfig,
         values,
@@ -135,6 +140,11 @@ def run_config(args: argparse.Namespace, given: frozenset[str]) -> RunConfig:
         raise UserInputError(
             f"--in_chans: got {model.in_chans}, but a store holds one channel. Other values are "
             f"for models built in Python."
+        )
+    if data.anatomy and values["augment_during_training"]:
+        raise UserInputError(
+            "--augment_during_training: moves the signal, and not the mean image of --channels "
+            "anatomy; leave one of them out."
         )
     pretrain, downstream, head = _objective(values)
     if values["watch_task"] is not None:
@@ -209,6 +219,10 @@ def unused_flags(values: Mapping[str, Any]) -> dict[str, str]:
         "persistent_workers": ("--num_workers 1 or more", values["num_workers"] > 0),
         "prefetch_factor": ("--num_workers 1 or more", values["num_workers"] > 0),
         "scaling_statistics": (
+            f"--input_scaling_method {' or '.join(names.VOXEL_SCALINGS)}",
+            values["input_scaling_method"] in names.VOXEL_SCALINGS,
+        ),
+        "channels": (
             f"--input_scaling_method {' or '.join(names.VOXEL_SCALINGS)}",
             values["input_scaling_method"] in names.VOXEL_SCALINGS,
         ),

@@ -6,7 +6,8 @@ Tokens without a brain voxel are dropped, for each sample by itself, and what is
 samples is packed into one tensor without padding.
 
 Shapes: B samples, G tokens of the whole grid, S spatial patches, L kept tokens of all samples
-together, V values a token.
+together, V values a token, P places (kept spatial patches) of all samples together, A voxels of a
+spatial patch.
 """
 
 from __future__ import annotations
@@ -34,11 +35,14 @@ class PackedTokens(NamedTuple):
         tokens: [L, V] scaled intensities, sample after sample, raster order inside a sample.
         token_index: [L] position of each token in the full grid (0 .. G - 1).
         lengths: kept tokens of each sample; they add up to L.
+        anatomy: [P, A] mean image at each place, sample after sample, in the order (x, y, z) inside
+            a patch and 0 outside the brain; None for a model without this channel.
     """
 
     tokens: Tensor
     token_index: Tensor
     lengths: tuple[int, ...]
+    anatomy: Tensor | None = None
 
 
 def _patch_sizes(patch_size: Sequence[int]) -> dict[str, int]:
@@ -219,6 +223,30 @@ def pack_compact(
     for i, (q_TN, plan, sample) in enumerate(zip(bold, plans, tokens.split(lengths), strict=True)):
         _fill(sample, q_TN, plan, float(gain[i]), float(shift[i]), float(background[i]), config)
     return PackedTokens(tokens, index, lengths)
+
+
+def pack_anatomy(
+    anatomy: Sequence[Tensor],
+    plans: Sequence[CompactPlan],
+    step: float,
+    config: ModelConfig,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Scale, scatter and patchify the mean images of compact windows; see ``PackedTokens.anatomy``.
+
+    Args:
+        anatomy: for each sample int16 [N], the mean image at its brain voxels.
+        plans: from ``plan_compact``, on the same device.
+        step: value of one integer.
+        config: patch size.
+        dtype: of the result, as of the tokens.
+    """
+    patches = []
+    for values_N, plan in zip(anatomy, plans, strict=True):
+        scaled = torch.zeros(len(values_N) + 1, dtype=dtype, device=values_N.device)
+        scaled[:-1] = values_N  # behind the voxels one of background
+        patches.append(scaled.mul_(step).index_select(0, plan.source))
+    return torch.cat(patches).view(-1, config.place_dim)
 
 
 # Bytes of a voxel's frames in a token -> a type of that size, by which they are moved as one.

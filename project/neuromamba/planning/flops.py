@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import functools
+import math
 
 import numpy as np
 import torch
@@ -61,6 +62,9 @@ def untrained_window(
             torch.zeros(tokens, config.token_dim),
             torch.zeros(tokens, dtype=torch.long),
             (tokens,),
+            torch.zeros(math.ceil(tokens / config.token_grid[3]), config.place_dim)
+            if config.anatomy
+            else None,
         )
     return model, packed
 

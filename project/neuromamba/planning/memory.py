@@ -155,7 +155,7 @@ def _backend(name: str, accelerator: str) -> str:
 def _loader(config: RunConfig, voxels: int, batch: int) -> dict[str, int]:
     """Batches on their way, and the tables that say where their voxels go (``tokenizer``)."""
     data, model = config.data, config.model
-    window = voxels * (2 * model.img_size[3] + 4)
+    window = voxels * (2 * (model.img_size[3] + model.anatomy) + 4)
     ahead = data.num_workers * data.prefetch_factor if data.num_workers else 0
     held = {
         "batches of the loader": (1 + ahead) * batch * window,

@@ -93,6 +93,14 @@ def step_memory(step: Step) -> Peak:
     tape.work(step.tokens * step.model.embed_dim * step.operand, "embedding")
     if step.frozen:
         tape.drop("tokens", kept_tokens)
+    if step.model.anatomy:  # its operands; its embedding for every token, and the sum
+        places = step.tokens // step.model.token_grid[3] * step.model.place_dim
+        tape.take(
+            "tokens",
+            places * (4 + (step.operand if narrow and not step.frozen else 0)),
+            "embedding",
+        )
+        tape.work(2 * stream, "embedding")
 
     layers = [backbone_layer(step, number) for number in range(step.model.depth)]
     held = held_buffers(step, step.model.d_state, not step.frozen, step.in_one_go)
@@ -148,7 +156,7 @@ def _stream(step: Step) -> int:
 def _batch(tape: Tape, step: Step) -> None:
     """The compact windows and where their voxels go (``datasets_hdf5``, ``tokenizer``)."""
     frames, patch = step.model.img_size[3], math.prod(step.model.patch_size[:3])
-    windows = sum(2 * frames * n + 4 * n for n in step.voxels)
+    windows = sum(2 * (frames + step.model.anatomy) * n + 4 * n for n in step.voxels)
     if step.device != "cpu":  # on a CPU they stay in the loader's memory
         tape.take("batch", windows, "packing")
     places = step.tokens // step.model.token_grid[3] * patch

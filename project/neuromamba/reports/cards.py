@@ -49,7 +49,8 @@ def _scaling(config: DataConfig) -> str:
     method = config.input_scaling_method
     if method not in VOXEL_SCALINGS:
         return method
-    return f"{method}, statistics of the {config.scaling_statistics}"
+    more = "; with the mean image as a second channel" if config.anatomy else ""
+    return f"{method}, statistics of the {config.scaling_statistics}{more}"
 
 
 def _subjects(data: RunData, part: str) -> str:

@@ -12,6 +12,10 @@ signal, dividing by the standard deviation would blow quantisation noise up to v
 the larger of 5 % of the median standard deviation of the voxels that change and one step of the
 stored integers. A voxel that never changes is 0.
 
+The mean image that they take out is scaled by ``anatomy_of``, for ``--channels anatomy dynamics``:
+
+    a = (mean of the voxel - mean over the brain) / standard deviation over the brain
+
 The z are rounded to integers of their own when a window is read, so that a window is int16 with one
 gain and one shift under every scaling; ``step_of`` is the gain.
 """
@@ -30,6 +34,9 @@ FLOOR = 0.05  # of the median standard deviation
 # Largest |z| of demean_zeroback: a voxel may vary far more than the others.
 DEMEANED_LIMIT = 128.0
 _LARGEST = 32767
+# Largest |a| of the mean image, and the a that one of its integers stands for.
+ANATOMY_LIMIT = 32.0
+ANATOMY_STEP = ANATOMY_LIMIT / _LARGEST
 
 
 def step_of(header: RunHeader, method: str) -> float:
@@ -107,3 +114,21 @@ def voxel_scaling_of(
         (header.scale * rate).astype(np.float32),
         ((header.offset - mean.astype(np.float64)) * rate).astype(np.float32),
     )
+
+
+def anatomy_of(mean: np.ndarray) -> np.ndarray:
+    """The mean image of a run or window, standardised over the brain's voxels, as integers.
+
+    Args:
+        mean: [N], of each voxel over the frames, in any unit that grows with the signal.
+
+    Returns:
+        int16 [N], to be multiplied by ``ANATOMY_STEP``; values beyond ``ANATOMY_LIMIT`` are limited
+        to it. All 0 if the voxels do not differ.
+    """
+    centred = mean.astype(np.float64) - mean.mean(dtype=np.float64)
+    spread = math.sqrt(np.square(centred).mean())
+    if not spread > 0:
+        return np.zeros(mean.shape, np.int16)
+    steps = np.rint(centred / (spread * ANATOMY_STEP))
+    return np.clip(steps, -_LARGEST, _LARGEST).astype(np.int16)

@@ -18,7 +18,7 @@ from torch.utils.data import ConcatDataset, Dataset, get_worker_info
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.windows.cache import WindowCache
-from neuromamba.data.windows.dataset import WindowDataset, collate_windows
+from neuromamba.data.windows.dataset import WindowDataset, collate_windows, window_sample
 from neuromamba.data.windows.shared_memory import Slots, Ticket, round_up
 
 _ALIGNED = 64  # bytes at which each array begins
@@ -30,7 +30,7 @@ class Delivery:
 
     Attributes:
         facts: of each window, see ``WindowDataset.facts``.
-        shapes: (T, N) of each window.
+        shapes: rows and voxels of each window, see ``WindowDataset.shape``.
         memory: the windows' bytes, uint8; on the way where they are.
         failure: what to tell the user instead.
     """
@@ -65,13 +65,8 @@ class Delivery:
         assert isinstance(memory, Tensor)
         for facts, (frames, voxels) in zip(self.facts, self.shapes, strict=True):
             bold, vox, end = _byte_ranges(begin, frames, voxels)
-            samples.append(
-                {
-                    "bold": memory[bold].view(torch.int16).view(frames, voxels),
-                    "vox": memory[vox].view(torch.int32),
-                    **facts,
-                }
-            )
+            rows = memory[bold].view(torch.int16).view(frames, voxels)
+            samples.append(window_sample(rows, memory[vox].view(torch.int32), facts))
             begin = end
         return collate_windows(samples)
 
@@ -133,7 +128,7 @@ class BatchReader(Dataset[Any]):
     def largest(self) -> int:
         """Bytes of the largest window."""
         sizes = [
-            _byte_ranges(0, dataset.config.sequence_length, header.n_voxels)[2]
+            _byte_ranges(0, dataset.rows, header.n_voxels)[2]
             for dataset in self.windows.datasets
             if isinstance(dataset, WindowDataset)
             for header in dataset.headers

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from neuromamba.common.errors import UserInputError
@@ -27,11 +28,17 @@ from neuromamba.data.cohorts.events import LabelledEvent
 from neuromamba.data.store.normalisation import Scaling, scaling_of
 from neuromamba.data.store.raw_run import FileChangedError, RawLayout, RawRun
 from neuromamba.data.store.reader import RunFile, RunHeader, read_header
-from neuromamba.data.store.voxel_scaling import VoxelScaling, WindowVoxelScaling, voxel_scaling_of
+from neuromamba.data.store.voxel_scaling import (
+    VoxelScaling,
+    WindowVoxelScaling,
+    anatomy_of,
+    voxel_scaling_of,
+)
 from neuromamba.data.store.voxel_statistics import voxel_statistics_of
 
 # Fields of a header that change with what is in the file.
 _CONTENT = ("grid", "n_frames", "n_voxels", "scale", "offset", "mean", "std", "content_sha256")
+_LAST_IS_ANATOMY = "last_is_anatomy"  # key of a window's facts
 _OPEN_RUNS = 64  # files kept open in a process, far below the usual limit of 1,024
 
 
@@ -65,10 +72,14 @@ def event_name(header: RunHeader, number: int) -> str:
 
 
 class OpenRun(NamedTuple):
-    """A run's open file, and its scaling voxel by voxel, if that is asked for."""
+    """A run's open file, its scaling voxel by voxel and its mean image, if they are asked for.
+
+    ``anatomy`` is int16 [N] (``anatomy_of``); None also if it is that of each window.
+    """
 
     file: RunFile | RawRun
     voxel_scaling: VoxelScaling | WindowVoxelScaling | None
+    anatomy: np.ndarray | None
 
 
 class WindowDataset(Dataset[dict[str, Any]]):
@@ -194,21 +205,27 @@ class WindowDataset(Dataset[dict[str, Any]]):
         if run not in self._open_runs:
             if len(self._open_runs) >= _OPEN_RUNS:
                 self._open_runs.popitem(last=False)[1].file.close()
-            scaling = self._voxel_scaling(run) if self._by_voxel else None
-            self._open_runs[run] = OpenRun(self._opened(run), scaling)
+            scaling, anatomy = self._voxel_scaling(run) if self._by_voxel else (None, None)
+            self._open_runs[run] = OpenRun(self._opened(run), scaling, anatomy)
         self._open_runs.move_to_end(run)
         return self._open_runs[run]
 
-    def _voxel_scaling(self, run: int) -> VoxelScaling | WindowVoxelScaling:
-        """The scaling of a run's voxels; of a store without their statistics, these are computed.
+    def _voxel_scaling(
+        self, run: int
+    ) -> tuple[VoxelScaling | WindowVoxelScaling, np.ndarray | None]:
+        """The scaling of a run's voxels, and its anatomy; see ``OpenRun``.
+
+        The statistics of voxels are computed if the store does not have them.
 
         Raises:
             UserInputError: the file cannot be read.
         """
         header, method = self.headers[run], self.config.input_scaling_method
         if self.config.scaling_statistics == "window":
-            return WindowVoxelScaling(header, method)
-        return voxel_scaling_of(header, method, *voxel_statistics_of(self.paths[run]))
+            return WindowVoxelScaling(header, method), None
+        mean, std = voxel_statistics_of(self.paths[run])
+        anatomy = anatomy_of(mean) if self.config.anatomy else None
+        return voxel_scaling_of(header, method, mean, std), anatomy
 
     def _opened(self, run: int) -> RunFile | RawRun:
         """A run opened past HDF5 if it is unfiltered; HDF5 is asked once where its arrays are."""
@@ -273,11 +290,18 @@ class WindowDataset(Dataset[dict[str, Any]]):
         }
         if window.target is not None:
             facts["target"] = window.target
+        if self.config.anatomy:
+            facts[_LAST_IS_ANATOMY] = True
         return facts
 
     def shape(self, item: int) -> tuple[int, int]:
-        """Frames and brain voxels of a window, (T, N)."""
-        return self.config.sequence_length, self.headers[self.windows[item].run].n_voxels
+        """Rows and brain voxels of a window, (T or T + 1, N); see ``read_into``."""
+        return self.rows, self.headers[self.windows[item].run].n_voxels
+
+    @property
+    def rows(self) -> int:
+        """Rows of a window as it is read: its frames, and one for the mean image if there is."""
+        return self.config.sequence_length + self.config.anatomy
 
     def path(self, item: int) -> Path:
         """The file that a window is in."""
@@ -294,13 +318,19 @@ class WindowDataset(Dataset[dict[str, Any]]):
     def read_into(self, item: int, bold: np.ndarray, vox: np.ndarray) -> None:
         """Read a window into memory that is there already: int16 [T, N], int32 [N], contiguous.
 
+        With the channel of the anatomy, ``bold`` has one row more, the last, for it.
+
         Raises:
             UserInputError: the file cannot be read, or is not the one it was.
         """
         run = self._run(self.windows[item].run)
-        run.file.read_into(self.frames_of(self.windows[item]), bold)
+        frames = bold[: self.config.sequence_length]
+        run.file.read_into(self.frames_of(self.windows[item]), frames)
+        if self.config.anatomy:
+            of_run = run.anatomy
+            bold[-1] = anatomy_of(frames.mean(axis=0)) if of_run is None else of_run
         if run.voxel_scaling is not None:
-            run.voxel_scaling.apply(bold)
+            run.voxel_scaling.apply(frames)
         vox[:] = run.file.vox
 
     def __getitem__(self, item: int) -> dict[str, Any]:
@@ -309,15 +339,30 @@ class WindowDataset(Dataset[dict[str, Any]]):
         Returns:
             bold: int16 [T, N], values as stored (``VOXEL_SCALINGS``: z as integers).
             vox: int32 [N], flat C-order indices of the brain voxels in the grid.
+            anatomy: int16 [N], the mean image (``anatomy_of``), only if the channel is asked for.
             gain, shift, background: floats of the scaling, z = bold * gain + shift.
             subject: name; sample_id: what the prediction counts for; window: its number among the
             sample's windows; dataset: number.
             target: int or float, only if the data set has targets.
         """
-        frames, voxels = self.shape(item)
-        bold, vox = np.empty((frames, voxels), np.int16), np.empty(voxels, np.int32)
+        rows, voxels = self.shape(item)
+        bold, vox = np.empty((rows, voxels), np.int16), np.empty(voxels, np.int32)
         self.read_into(item, bold, vox)
-        return {"bold": torch.from_numpy(bold), "vox": torch.from_numpy(vox), **self.facts(item)}
+        return window_sample(torch.from_numpy(bold), torch.from_numpy(vox), self.facts(item))
+
+
+def window_sample(rows: Tensor, vox: Tensor, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """A window, see ``WindowDataset.__getitem__``, from what ``read_into`` and ``facts`` give.
+
+    Args:
+        rows: int16 [T, N], or [T + 1, N] if ``facts`` say that the last one is the anatomy.
+        vox: int32 [N].
+        facts: of the window.
+    """
+    own = {name: value for name, value in facts.items() if name != _LAST_IS_ANATOMY}
+    if not facts.get(_LAST_IS_ANATOMY):
+        return {"bold": rows, "vox": vox, **own}
+    return {"bold": rows[:-1], "vox": vox, "anatomy": rows[-1], **own}
 
 
 def collate_windows(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -326,11 +371,13 @@ def collate_windows(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Returns:
         bold: B tensors int16 [T, N_b]; vox: B tensors int32 [N_b]; gain, shift, background: B
         floats; subject, sample_id: B names; window, dataset: int64 [B]; target, if the samples
-        have one: B numbers, int for classes and float for a regression.
+        have one: B numbers, int for classes and float for a regression; anatomy, if they have it:
+        B tensors int16 [N_b].
     """
     columns = {key: [sample[key] for sample in samples] for key in samples[0]}
     # Numbers, not tensors: Lightning would cast floating-point tensors to the run's precision.
-    plain = ("bold", "vox", "subject", "sample_id", "gain", "shift", "background", "target")
+    numbers = ("gain", "shift", "background", "target")
+    plain = ("bold", "vox", "anatomy", "subject", "sample_id", *numbers)
     batch: dict[str, Any] = {key: columns[key] for key in plain if key in columns}
     for key in ("window", "dataset"):
         batch[key] = torch.tensor(columns[key], dtype=torch.int64)

@@ -300,6 +300,8 @@ def _recorded(config: DataConfig) -> dict[str, Any]:
     found = to_dict(config)
     if config.input_scaling_method not in VOXEL_SCALINGS:
         del found["scaling_statistics"]
+    if not config.anatomy:
+        del found["channels"]
     return found
 
 
