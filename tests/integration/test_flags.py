@@ -123,6 +123,7 @@ CASES: dict[str, Case] = {
     "stride_within_seq": Case("--stride_within_seq 2", windows, expected=(12, 4, 4)),
     "input_scaling_method": Case("--input_scaling_method minmax_zeroback", tokens),
     "scaling_statistics": Case("--scaling_statistics window", tokens, VOXELWISE),
+    "channels": Case("--channels anatomy dynamics", batch, VOXELWISE),
     "dataset_split_num": Case("--dataset_split_num 2", names),
     "train_split": Case("--train_split 0.7", subjects, expected=(14, 4, 2)),
     "val_split": Case("--val_split 0.1", subjects, expected=(12, 2, 6)),

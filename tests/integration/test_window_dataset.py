@@ -17,6 +17,7 @@ from neuromamba.config.data import DataConfig
 from neuromamba.config.names import RUN_SCALINGS, VOXEL_SCALINGS
 from neuromamba.data.store.header import RunSource
 from neuromamba.data.store.reader import read_header
+from neuromamba.data.store.voxel_scaling import ANATOMY_STEP
 from neuromamba.data.store.writer import write_run
 from neuromamba.data.windows import dataset as datasets_hdf5
 from neuromamba.data.windows.dataset import WindowDataset, collate_windows, windows_of
@@ -152,6 +153,31 @@ def test_scaling_by_voxel_of_the_window(paths, method):
         wanted = (frames - frames.mean(0)) / spread
         np.testing.assert_allclose(scaled(dataset[item]), wanted, atol=step)
         assert step < 0.01
+
+
+@pytest.mark.parametrize("statistics", ["run", "window"])
+def test_anatomy_beside_the_signal(paths, statistics):
+    """The mean image of the run or window, and the signal as it is without this channel."""
+    voxelwise = replace(
+        CONFIG, input_scaling_method="voxelnorm_zeroback", scaling_statistics=statistics
+    )
+    alone = WindowDataset(paths, voxelwise)
+    dataset = WindowDataset(paths, replace(voxelwise, channels=("dynamics", "anatomy")))
+    for item, window in enumerate(dataset.windows):
+        sample, other = dataset[item], alone[item]
+        assert "anatomy" not in other and sample.keys() - {"anatomy"} == other.keys()
+        assert torch.equal(sample["bold"], other["bold"])
+        assert torch.equal(sample["vox"], other["vox"])
+        frames = frames_of_run(window.run).astype(float)
+        if statistics == "window":
+            frames = frames[window.start : window.start + 4]
+        mean = frames.mean(0)
+        wanted = (mean - mean.mean()) / mean.std()
+        tolerance = ANATOMY_STEP + 2 * dataset.headers[window.run].scale / mean.std()
+        assert sample["anatomy"].dtype == torch.int16 and tolerance < 0.1
+        np.testing.assert_allclose(sample["anatomy"] * ANATOMY_STEP, wanted, atol=tolerance)
+    batch = collate_windows([dataset[0], dataset[1]])
+    assert [len(image) for image in batch["anatomy"]] == [30, 30]
 
 
 def test_max_windows_per_run(paths):

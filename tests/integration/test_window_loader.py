@@ -40,6 +40,10 @@ from tests.helpers.tiny import GRID, CommandLine, write_tiny_run
 
 CONFIG = DataConfig(dataset_name=("Dummy",), image_path=("store",), grid=GRID, sequence_length=4)
 LENGTHS = (13, 9, 12, 25)
+TWO_CHANNELS = {
+    "input_scaling_method": "voxelnorm_zeroback",
+    "channels": ("anatomy", "dynamics"),
+}
 # More processes than cores are what is tested.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create .* worker processes")
 
@@ -171,6 +175,7 @@ def test_sampler_goes_on(position: int) -> None:
         *((workers, {}) for workers in range(4)),
         *((workers, {"shuffle_time_sequence": True}) for workers in (0, 2)),
         *((workers, {"stride_within_seq": 2}) for workers in (0, 2)),
+        *((workers, TWO_CHANNELS) for workers in (0, 2)),
     ],
 )
 def test_batches_for_any_number_of_workers(

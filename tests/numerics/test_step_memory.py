@@ -81,7 +81,7 @@ def test_live_bytes() -> None:
         assert live.now == 40 and live.peak == 2000
 
 
-def batch_of(windows: int) -> dict[str, Any]:
+def batch_of(windows: int, anatomy: bool) -> dict[str, Any]:
     """Windows whose brain is the lower half of the grid."""
     vox = torch.arange(VOXELS, dtype=torch.int32)
     generator = torch.Generator().manual_seed(0)
@@ -90,7 +90,8 @@ def batch_of(windows: int) -> dict[str, Any]:
         shape = (MODEL.img_size[3], VOXELS)
         return torch.randint(-999, 999, shape, dtype=torch.int16, generator=generator)
 
-    return {
+    images = {"anatomy": [bold()[0].clone() for _ in range(windows)]} if anatomy else {}
+    return images | {
         "bold": [bold() for _ in range(windows)],
         "vox": [vox] * windows,
         "gain": [1e-3] * windows,
@@ -107,7 +108,8 @@ def live_peak(
     module: FMambaModule, loss_of: Callable[[dict[str, Any]], Tensor], windows: int, mixed: bool
 ) -> int:
     """Bytes at the peak of the second of two steps, gradients and optimiser included."""
-    optimizer, batch = build_optimizer(module, OptimConfig()), batch_of(windows)
+    optimizer = build_optimizer(module, OptimConfig())
+    batch = batch_of(windows, module.model.config.anatomy)
 
     def step() -> None:
         planned = module.on_before_batch_transfer(dict(batch), 0)
@@ -133,6 +135,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "fp32": ({}, {}, "next"),
     "bf16": ({}, {"operand": 2}, "next"),
     "checkpointing": ({}, {"checkpointing": True}, "next"),
+    "two channels": ({"anatomy": True}, {}, "next"),
+    "two channels, bf16": ({"anatomy": True}, {"operand": 2}, "next"),
     "dropout": ({"dropout": 0.1}, {}, "next"),
     "dropout, checkpointing": ({"dropout": 0.1}, {"checkpointing": True}, "next"),
     "dropout, bf16": ({"dropout": 0.1}, {"operand": 2}, "next"),

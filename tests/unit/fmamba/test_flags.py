@@ -58,6 +58,7 @@ MAIN: dict[str, Any] = {
     "stride_within_seq": 1,
     "input_scaling_method": "znorm_minback",
     "scaling_statistics": "run",
+    "channels": ["dynamics"],
     "dataset_split_num": 1,
     "train_split": 0.8,
     "val_split": 0.1,

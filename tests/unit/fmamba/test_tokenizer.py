@@ -17,6 +17,7 @@ from neuromamba.config.names import RUN_SCALINGS
 from neuromamba.fmamba.tokenizer import (
     PackedTokens,
     mask_to_tokens,
+    pack_anatomy,
     pack_compact,
     pack_dense,
     patchify,
@@ -329,3 +330,33 @@ def test_packing_needs_no_gradient_and_hands_it_on() -> None:
     pack_dense(fmri, model).tokens.sum().backward()
     assert fmri.grad is not None
     assert torch.equal(fmri.grad, (fmri != 0).float())
+
+
+@pytest.mark.parametrize("keep", ["own", "keep_background", "union_mask"])
+@pytest.mark.parametrize("seed", range(4))
+def test_anatomy_equals_a_loop_over_voxels(seed: int, keep: str) -> None:
+    """One row for each kept place, in the order of the tokens, 0 outside the brain."""
+    rng = np.random.default_rng(seed)
+    patch = tuple(int(p) for p in rng.integers(1, 4, 4))
+    grid = tuple(int(g) for g in rng.integers(1, 5, 4))
+    size = tuple(p * g for p, g in zip(patch, grid, strict=True))
+    model = config(size, patch, anatomy=True, **({} if keep == "own" else {keep: True}))
+    runs = [draw_run(rng, size, share) for share in (0.02, 0.2, 0.9)]
+    images = [run.bold[0] for run in runs]
+    plans = plan_compact([run.vox for run in runs], model)
+    found = pack_anatomy(images, plans, 0.5, model)
+
+    packed, begin, row = compact(runs, model), 0, 0
+    for run, image, length in zip(runs, images, packed.lengths, strict=True):
+        volume = np.zeros(math.prod(size[:3]))
+        volume[run.vox.numpy()] = 0.5 * image.numpy()
+        volume = volume.reshape(size[:3])
+        index = packed.token_index[begin : begin + length].tolist()
+        for first in index[:: grid[3]]:
+            x, y, z, _ = np.unravel_index(first, grid)
+            a, b, c = x * patch[0], y * patch[1], z * patch[2]
+            expected = volume[a : a + patch[0], b : b + patch[1], c : c + patch[2]].ravel()
+            np.testing.assert_allclose(found[row].numpy(), expected, rtol=1e-6)
+            row += 1
+        begin += length
+    assert row == len(found) and found.abs().sum() > 0

@@ -55,7 +55,9 @@ def small_config(**changes: object) -> ModelConfig:
 
 
 @pytest.mark.parametrize("tokens", [1, 63, 64, 65, 200])
-@pytest.mark.parametrize("changes", [{}, {"embed_dim": 24, "headdim": 12, "depth": 3}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"embed_dim": 24, "headdim": 12, "depth": 3}, {"anatomy": True}]
+)
 def test_products_equal_flop_counter(tokens: int, changes: dict[str, int]) -> None:
     """Forward, and forward with backward, to the last FLOP."""
     config = small_config(**changes)

@@ -13,7 +13,13 @@ from neuromamba.data.store import voxel_statistics
 from neuromamba.data.store.header import RunHeader
 from neuromamba.data.store.normalisation import scaling_of
 from neuromamba.data.store.reader import RunFile
-from neuromamba.data.store.voxel_scaling import WindowVoxelScaling, voxel_scaling_of
+from neuromamba.data.store.voxel_scaling import (
+    ANATOMY_LIMIT,
+    ANATOMY_STEP,
+    WindowVoxelScaling,
+    anatomy_of,
+    voxel_scaling_of,
+)
 from neuromamba.data.store.voxel_statistics import FOLDER, kept_at, voxel_statistics_of
 from tests.helpers.store_files import write_store_file
 
@@ -172,3 +178,17 @@ def test_a_store_that_cannot_be_written(run: RunFile, caplog: pytest.LogCaptureF
     assert [r.levelname for r in caplog.records] == ["WARNING"]
     assert "--voxel_norm" in caplog.text and "--scaling_statistics window" in caplog.text
     assert all(map(np.array_equal, found, voxel_statistics.computed_statistics(run)))
+
+
+def test_anatomy_is_standardised_over_the_brain() -> None:
+    """In any unit; a lone outlier is limited; a uniform image is 0."""
+    mean = np.random.default_rng(1).normal(800, 100, 500)
+    wanted = (mean - mean.mean()) / mean.std()
+    for unit in (1.0, 1e-3, 1e4):
+        found = anatomy_of((unit * mean + 5).astype(np.float32))
+        assert found.dtype == np.int16
+        np.testing.assert_allclose(found * ANATOMY_STEP, wanted, atol=ANATOMY_STEP)
+    lone = np.zeros(5000)
+    lone[7] = 1.0  # a z-score of sqrt(4999)
+    assert anatomy_of(lone)[7] * ANATOMY_STEP == pytest.approx(ANATOMY_LIMIT)
+    assert not anatomy_of(np.full(10, 3.0)).any()
