@@ -122,7 +122,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
             raise ValueError(f"{len(self.headers)} headers for {len(self.paths)} runs")
         self.config = config
         self.dataset = dataset
-        self._check_runs()
+        _check_runs(self.paths, self.headers, config)
         samples = {sample_id_of(header) for header in self.headers}
         if labels is not None and (missing := samples - set(labels)):
             raise ValueError(f"no target for {names_for_message(missing)}")
@@ -159,34 +159,6 @@ class WindowDataset(Dataset[dict[str, Any]]):
         self._by_voxel = config.input_scaling_method in VOXEL_SCALINGS
         self._open_runs: OrderedDict[int, OpenRun] = OrderedDict()
         self._layouts: dict[int, RawLayout] = {}
-
-    def _check_runs(self) -> None:
-        size = tuple(self.config.grid)
-        span = self.config.window_span
-        short = []
-        for path, header in zip(self.paths, self.headers, strict=True):
-            if tuple(header.grid) != size:
-                found = " ".join(str(n) for n in header.grid)
-                raise UserInputError(
-                    f"--img_size: the run '{path}' has the grid {found}, expected "
-                    f"{' '.join(str(n) for n in size)}. Give --img_size {found} "
-                    f"{self.config.sequence_length}, or convert the data to the other grid."
-                )
-            if header.orientation != ORIENTATION:
-                raise UserInputError(
-                    f"--image_path: the run '{path}' has the orientation {header.orientation}, "
-                    f"expected {ORIENTATION}. Convert it again with neuromamba preprocess."
-                )
-            if header.n_frames < span:
-                short.append(f"{path.name} ({header.n_frames} frames)")
-        if short:
-            raise UserInputError(
-                f"--sequence_length: {len(short)} run(s) have fewer than the {span} frames that a "
-                f"window spans (--sequence_length {self.config.sequence_length}, "
-                f"--stride_within_seq {self.config.stride_within_seq}): "
-                f"{names_for_message(short)}. Shorten the window, or exclude the subjects with "
-                f"--bad_subj_path FILE."
-            )
 
     @property
     def subjects(self) -> list[str]:
@@ -349,6 +321,36 @@ class WindowDataset(Dataset[dict[str, Any]]):
         bold, vox = np.empty((rows, voxels), np.int16), np.empty(voxels, np.int32)
         self.read_into(item, bold, vox)
         return window_sample(torch.from_numpy(bold), torch.from_numpy(vox), self.facts(item))
+
+
+def _check_runs(paths: Sequence[Path], headers: Sequence[RunHeader], config: DataConfig) -> None:
+    """Refuse runs that do not fit the windows; see ``WindowDataset``."""
+    size = tuple(config.grid)
+    span = config.window_span
+    short = []
+    for path, header in zip(paths, headers, strict=True):
+        if tuple(header.grid) != size:
+            found = " ".join(str(n) for n in header.grid)
+            raise UserInputError(
+                f"--img_size: the run '{path}' has the grid {found}, expected "
+                f"{' '.join(str(n) for n in size)}. Give --img_size {found} "
+                f"{config.sequence_length}, or convert the data to the other grid."
+            )
+        if header.orientation != ORIENTATION:
+            raise UserInputError(
+                f"--image_path: the run '{path}' has the orientation {header.orientation}, "
+                f"expected {ORIENTATION}. Convert it again with neuromamba preprocess."
+            )
+        if header.n_frames < span:
+            short.append(f"{path.name} ({header.n_frames} frames)")
+    if short:
+        raise UserInputError(
+            f"--sequence_length: {len(short)} run(s) have fewer than the {span} frames that a "
+            f"window spans (--sequence_length {config.sequence_length}, "
+            f"--stride_within_seq {config.stride_within_seq}): "
+            f"{names_for_message(short)}. Shorten the window, or exclude the subjects with "
+            f"--bad_subj_path FILE."
+        )
 
 
 def window_sample(rows: Tensor, vox: Tensor, facts: Mapping[str, Any]) -> dict[str, Any]:
