@@ -19,7 +19,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,8 @@ SHERLOCK = (
         "16",
     ),
 )
+Prepare = Callable[[Path, Path], None]
 DATASETS = ("haxby2001", "sherlock_pmc")
-SHERLOCK_SUBJECTS = 13
 
 
 def pretrain(store: Path, folder: Path, flags: Sequence[str], *, fold: int, seed: int) -> float:
@@ -138,26 +139,47 @@ def sherlock_fold(
     }
 
 
-def _fold_stage(
-    pipeline: Pipeline, name: str, folder: Path, work: Any, *, fold: int, seed: int, epochs: int
-) -> dict[str, Any]:
-    """Do a fold, or read what it found before."""
-    result = folder / "result.json"
+@dataclass(frozen=True)
+class Job:
+    """A fold with a seed.
 
-    def fit() -> None:
-        print(f"{name}: fold {fold}, seed {seed}", flush=True)
-        found = work(folder, fold=fold, seed=seed, epochs=epochs)
-        result.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    Attributes:
+        data: folder of the recordings.
+        out: of all results; what was prepared lies in its folder ``name``.
+        name: of the data set.
+        fold, seed, epochs: of the pre-training.
+    """
 
-    stage = Stage(
-        name=f"{name}, fold {fold}, seed {seed}",
-        makes=(folder,),
-        settings=json.dumps([MODEL, HAXBY if name == "haxby2001" else SHERLOCK, epochs]),
-        after=(name,),
-    )
-    pipeline.do(stage, fit)
-    found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
-    return found
+    data: Path
+    out: Path
+    name: str
+    _: KW_ONLY
+    fold: int
+    seed: int
+    epochs: int
+
+    def result(self, pipeline: Pipeline) -> dict[str, Any]:
+        """Do the fold, or read what it found before."""
+        name = f"{self.name}, fold {self.fold}, seed {self.seed}"
+        folder = self.out / f"{self.name}_fold_{self.fold}_seed_{self.seed}"
+        which = {"fold": self.fold, "seed": self.seed, "epochs": self.epochs}
+        haxby = self.name == "haxby2001"
+
+        def work() -> None:
+            print(name, flush=True)
+            prepared = self.out / self.name
+            if haxby:
+                found = haxby_fold(prepared, folder, **which)
+            else:
+                found = sherlock_fold(self.data, prepared, folder, **which)
+            text = json.dumps(found, indent=1) + "\n"
+            (folder / "result.json").write_text(text, encoding="utf-8")
+
+        settings = json.dumps([MODEL, HAXBY if haxby else SHERLOCK, self.epochs])
+        stage = Stage(name=name, makes=(folder,), settings=settings, after=(self.name,))
+        pipeline.do(stage, work)
+        found: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        return found
 
 
 def run(args: argparse.Namespace) -> None:
@@ -169,41 +191,23 @@ def run(args: argparse.Namespace) -> None:
         raise UserInputError(f"--seeds: got {args.seeds}, expected 1 or more.")
     out = Path(args.output_dir)
     pipeline = Pipeline(out, "frozen_decoding_stages.json")
-    parts: dict[str, list[dict[str, Any]]] = {}
     for name, data in given.items():
-        folder = out / name
-        haxby = name == "haxby2001"
-        prepare = prepare_haxby if haxby else prepare_sherlock
+        prepare = {"haxby2001": prepare_haxby, "sherlock_pmc": prepare_sherlock}[name]
 
-        def make(prepare: Any = prepare, data: Path = data, folder: Path = folder) -> None:
+        def make(prepare: Prepare = prepare, data: Path = data, folder: Path = out / name) -> None:
             prepare(data, folder)
 
-        # Folds lie beside the prepared folder: it would be removed with what it holds.
-        pipeline.do(Stage(name=name, makes=(folder,), settings=str(data.resolve())), make)
-
-        def decode(target: Path, data: Path = data, folder: Path = folder, **which: Any) -> Any:
-            if folder.name == "haxby2001":
-                return haxby_fold(folder, target, **which)
-            return sherlock_fold(data, folder, target, **which)
-
-        epochs = args.haxby_epochs if haxby else args.sherlock_epochs
-        parts[name] = [
-            _fold_stage(
-                pipeline,
-                name,
-                out / f"{name}_fold_{fold}_seed_{seed}",
-                decode,
-                fold=fold,
-                seed=seed,
-                epochs=epochs,
-            )
-            for seed in range(args.seeds)
-            for fold in (HAXBY_FOLDS if haxby else SHERLOCK_FOLDS)
-        ]
+        pipeline.do(Stage(name=name, makes=(out / name,), settings=str(data.resolve())), make)
+    epochs = {"haxby2001": args.haxby_epochs, "sherlock_pmc": args.sherlock_epochs}
+    parts: dict[str, list[dict[str, Any]]] = {name: [] for name in given}
+    for seed in range(args.seeds):
+        for name, data in given.items():
+            for fold in HAXBY_FOLDS if name == "haxby2001" else SHERLOCK_FOLDS:
+                job = Job(data, out, name, fold=fold, seed=seed, epochs=epochs[name])
+                parts[name].append(job.result(pipeline))
     from paper.decoding_report import write_report
 
-    epochs_of = {"haxby2001": args.haxby_epochs, "sherlock_pmc": args.sherlock_epochs}
-    write_report(parts, out, seeds=args.seeds, epochs=epochs_of)
+    write_report(parts, out, seeds=args.seeds, epochs=epochs)
 
 
 def build_parser() -> argparse.ArgumentParser:
