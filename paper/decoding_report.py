@@ -118,7 +118,7 @@ def write_report(
     parts: Mapping[str, Sequence[Mapping[str, Any]]],
     out: Path,
     *,
-    seeds: int,
+    seeds: Mapping[str, int],
     epochs: Mapping[str, int],
 ) -> None:
     """Write and print the tables, the record and the figure.
@@ -126,28 +126,29 @@ def write_report(
     Args:
         parts: data set -> results of its folds and seeds.
         out: folder.
-        seeds: number of them.
-        epochs: of the pre-trainings on each data set.
+        seeds, epochs: of the pre-trainings on each data set.
     """
-    record: dict[str, Any] = {"seeds": seeds, "tasks": {}, "dynamic_skill": {}}
+    record: dict[str, Any] = {"pretraining": {}, "tasks": {}}
     text = [
         "# Decoding from frozen features kept apart by place",
         "",
-        f"Made by `python paper/frozen_decoding.py`: {seeds} seeds of the pre-training (and of the "
-        "untrained backbone) in each fold,",
-        "pre-trained without labels on the runs or subjects that are not left out. A value is the "
-        "mean over runs or subjects left",
-        "out, each averaged over seeds; in brackets its 95 % BCa bootstrap interval over these "
-        'runs or subjects. The columns "less"',
-        "are paired differences on the same runs or subjects.",
+        "Made by `python paper/frozen_decoding.py`. In each fold a backbone is pre-trained without "
+        "labels on the runs or subjects that are not",
+        "left out; untrained backbones have the same seeds. A value is the mean over runs or "
+        "subjects left out, each averaged over seeds; in",
+        "brackets its 95 % BCa bootstrap interval over these runs or subjects. The columns "
+        '"less ..." are paired differences on the same runs',
+        "or subjects.",
     ]
     for name, found in parts.items():
         skill = [one["dynamic_skill"] for one in found]
-        record["dynamic_skill"][name] = skill
+        settings = {"seeds": seeds[name], "epochs": epochs[name], "dynamic_skill": skill}
+        record["pretraining"][name] = settings
         text += [
             "",
-            f"Pre-training on {name}: {epochs[name]} epochs, dynamic skill on validation runs "
-            f"{np.mean(skill):.3f} (mean), {min(skill):.3f} to {max(skill):.3f}.",
+            f"Pre-training on {name}: {seeds[name]} seed(s), {epochs[name]} epochs, dynamic skill "
+            f"on validation runs {np.mean(skill):.3f} (mean), {min(skill):.3f} to "
+            f"{max(skill):.3f}.",
         ]
     shown = [task for task in TASKS if task.dataset in parts]
     for task in shown:

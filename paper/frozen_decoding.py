@@ -187,8 +187,9 @@ def run(args: argparse.Namespace) -> None:
     given = {name: Path(getattr(args, name)) for name in DATASETS if getattr(args, name)}
     if not given:
         raise UserInputError("--haxby2001, --sherlock_pmc: neither is given; name a folder.")
-    if args.seeds < 1:
-        raise UserInputError(f"--seeds: got {args.seeds}, expected 1 or more.")
+    for flag in ("haxby_seeds", "sherlock_seeds", "haxby_epochs", "sherlock_epochs"):
+        if getattr(args, flag) < 1:
+            raise UserInputError(f"--{flag}: got {getattr(args, flag)}, expected 1 or more.")
     out = Path(args.output_dir)
     pipeline = Pipeline(out, "frozen_decoding_stages.json")
     for name, data in given.items():
@@ -199,15 +200,16 @@ def run(args: argparse.Namespace) -> None:
 
         pipeline.do(Stage(name=name, makes=(out / name,), settings=str(data.resolve())), make)
     epochs = {"haxby2001": args.haxby_epochs, "sherlock_pmc": args.sherlock_epochs}
+    seeds = {"haxby2001": args.haxby_seeds, "sherlock_pmc": args.sherlock_seeds}
     parts: dict[str, list[dict[str, Any]]] = {name: [] for name in given}
-    for seed in range(args.seeds):
-        for name, data in given.items():
+    for name, data in given.items():
+        for seed in range(seeds[name]):
             for fold in HAXBY_FOLDS if name == "haxby2001" else SHERLOCK_FOLDS:
                 job = Job(data, out, name, fold=fold, seed=seed, epochs=epochs[name])
                 parts[name].append(job.result(pipeline))
     from paper.decoding_report import write_report
 
-    write_report(parts, out, seeds=args.seeds, epochs=epochs)
+    write_report(parts, out, seeds=seeds, epochs=epochs)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -219,7 +221,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--haxby2001", metavar="DIR", help="PyMVPA's haxby2001")
     add("--sherlock_pmc", metavar="DIR", help="folder of sherlock_pmc_dev.npz")
     add("--output_dir", default="output/frozen_decoding", metavar="DIR")
-    add("--seeds", type=int, default=2, help="pre-trainings of each fold, and untrained backbones")
+    add("--haxby_seeds", type=int, default=2, help="pre-trainings of each fold of haxby2001")
+    add("--sherlock_seeds", type=int, default=1, help="pre-trainings of each fold of sherlock_pmc")
     add("--haxby_epochs", type=int, default=8, help="of each pre-training on haxby2001")
     add("--sherlock_epochs", type=int, default=2, help="of each pre-training on sherlock_pmc")
     return parser

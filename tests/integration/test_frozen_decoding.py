@@ -86,7 +86,8 @@ def test_report_of_every_task(tmp_path: Path) -> None:
             part.setdefault(key, {})[metric] = rows  # type: ignore[index, attr-defined]
         else:
             part[key] = rows
-    write_report(parts, tmp_path, seeds=1, epochs={"haxby2001": 1, "sherlock_pmc": 1})
+    one = {"haxby2001": 1, "sherlock_pmc": 1}
+    write_report(parts, tmp_path, seeds=one, epochs=one)
     text = (tmp_path / "frozen_decoding.md").read_text()
     assert text.count("chance") == len(TASKS) and "| raw voxels | " in text
     assert (tmp_path / "frozen_decoding.png").stat().st_size > 10_000
@@ -105,6 +106,8 @@ def test_folds_of_subjects() -> None:
 def test_a_mistake_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--output_dir", str(tmp_path / "out")]) == 2
     assert "neither is given" in capsys.readouterr().err
+    assert main(["--haxby2001", "x", "--haxby_seeds", "0"]) == 2
+    assert "--haxby_seeds: got 0" in capsys.readouterr().err
     empty = str(tmp_path / "none")
     for name in ("haxby2001", "sherlock_pmc"):
         words = [f"--{name}", empty, "--output_dir", str(tmp_path / name)]

@@ -55,6 +55,7 @@ _STYLES: dict[str, tuple[str, str]] = {
     "mean_sd": ("-", "o"),
     "mean": ("--", "s"),
     "regions": (":", "D"),
+    "places": ("-.", "P"),
     CONNECTIVITY: ("-.", "^"),
     DEVIATION: (":", "v"),
 }
