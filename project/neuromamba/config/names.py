@@ -35,6 +35,7 @@ POSITIONAL_ENCODINGS = ("none", "ff", "nerf", "cpe")
 HEAD_NAMES = ("linear", "mamba")
 HEAD_ALIASES: Mapping[str, str] = {"v1": "linear"}
 POOL_NAMES = ("mean", "mean_sd", "regions", "attention")
+PROBE_POOLS = ("mean", "mean_sd", "regions", "places")  # those without weights of their own
 HEAD_NORMS = ("none", "batch")
 SSD_BACKENDS = ("auto", "reference", "cpu", "triton")
 ALLOCATORS = ("auto", "default", "retain", "compact")

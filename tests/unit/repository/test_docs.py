@@ -65,7 +65,7 @@ from neuromamba.fmamba.probe_flags import parse_probe, probe_parser
 from neuromamba.fmamba.run_config import run_config
 from neuromamba.planning import flops
 from neuromamba.planning.plan_request import request_of
-from paper import haxby2001
+from paper import frozen_decoding, haxby2001
 from tests.helpers.paths import ROOT
 
 DOCS = [
@@ -409,6 +409,7 @@ def known_flags() -> set[str]:
         label_efficiency.build_parser(),
         reproduce.build_parser(),
         haxby2001.build_parser(),
+        frozen_decoding.build_parser(),
         export_parser(),
         probe_parser(),
         deepspeed_profile.profile_parser(),
