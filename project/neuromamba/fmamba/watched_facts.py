@@ -69,12 +69,13 @@ def watched_facts(data: RunData, names: tuple[str, ...] = ()) -> dict[str, Fact]
     for name in names or (DATASET, TR, *FOUND):
         values = _acquired(data, name) if name in (TR, DATASET) else _of_tables(data, name, names)
         fact = _fact(name, values, named=bool(names))
-        if names or (len(set(fact.values.values())) > 1 and len(fact.values) >= FEWEST):
+        differs = len(set(fact.values.values())) > 1
+        if names or (differs and len(fact.values) >= FEWEST):
             found[name] = fact
-        if 0 < len(fact.values) < FEWEST and name != DATASET:
+        if differs and len(fact.values) < FEWEST:
             few.append(f"{name} ({len(fact.values)})")
-    if found:
-        listed = (f"{name} ({len(fact.values)} subjects)" for name, fact in found.items())
+    sizes = {name: len(fact.values) for name, fact in found.items()}
+    if listed := [f"{name} ({size} subjects)" for name, size in sizes.items() if size >= FEWEST]:
         logger.info("watched in the features of validation subjects: %s", some_of(listed))
     if few:
         logger.info(
