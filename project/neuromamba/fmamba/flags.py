@@ -175,9 +175,12 @@ def add_objective_flags(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--watch_task",
+        nargs="+",
+        default=[],
         metavar="NAME",
-        help=f"watch how well nearest neighbours of the features tell its classes in validation "
-        f"subjects: {', '.join(n for n, t in tasks.TASKS.items() if t.type == 'classification')}",
+        help="known facts of the validation subjects that the features are watched to tell: "
+        f"{', '.join(tasks.TASKS)}, tr, dataset, site, motion, or columns of the tables of "
+        "subjects (default: those of them that the store holds)",
     )
     known = "; ".join(f"{name}: {task.description}" for name, task in tasks.TASKS.items())
     add("--downstream_task", default=default_of(DownstreamConfig, "task"), help=known)

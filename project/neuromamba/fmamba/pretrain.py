@@ -17,6 +17,7 @@ from neuromamba.config.model import ModelConfig
 from neuromamba.config.serialise import to_dict
 from neuromamba.config.training import OptimConfig, PretrainConfig
 from neuromamba.data.windows.batch_reader import BatchReader
+from neuromamba.evaluation.known_facts import Fact
 from neuromamba.fmamba.dynamic_skill import METADATA_KEY
 from neuromamba.fmamba.losses import (
     masked_token_errors,
@@ -25,6 +26,7 @@ from neuromamba.fmamba.losses import (
 )
 from neuromamba.fmamba.masking import hidden_tokens
 from neuromamba.fmamba.module import Batch, FMambaModule
+from neuromamba.fmamba.pooling import mean, mean_sd
 from neuromamba.fmamba.pretraining_metrics import FeatureMetrics, TokenMetrics
 from neuromamba.fmamba.step_metrics import AnatomyShare, StepMetrics
 from neuromamba.fmamba.tokenizer import PackedTokens, token_places
@@ -38,8 +40,7 @@ class PretrainModule(FMambaModule):
             as in ``FMambaModule``.
         objective: which of the two, and the masking.
         seed: seed of the random masks.
-        watched: class of validation subjects by subject key, and the name of the task; for the
-            metric of nearest neighbours in ``FeatureMetrics``.
+        facts: known facts of the validation subjects, by name, for ``FeatureMetrics``.
 
     Attributes:
         dynamic_skill: ``val/dynamic_skill`` of the last validation; None before the first, and
@@ -58,7 +59,7 @@ class PretrainModule(FMambaModule):
         data_metadata: Mapping[str, Any] | None = None,
         activation_checkpointing: bool = False,
         augment: AugmentConfig | None = None,
-        watched: tuple[Mapping[int, int], str] = ({}, ""),
+        facts: Mapping[str, Fact] | None = None,
     ) -> None:
         super().__init__(
             model=model,
@@ -75,7 +76,7 @@ class PretrainModule(FMambaModule):
         self.validation = TokenMetrics(model.token_dim)
         self.steps = StepMetrics(model)
         self.anatomy = AnatomyShare(model)
-        self.features = FeatureMetrics(*watched)
+        self.features = FeatureMetrics(facts)
         self.dynamic_skill: float | None = None
 
     def plan_windows(self, batch: Batch) -> dict[str, Any]:
@@ -132,9 +133,11 @@ class PretrainModule(FMambaModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add the batch to the loss and its controls; the masks are the same in every epoch."""
         packed, errors, x = self.predict_tokens(batch)
-        windows = self.model.norm(x).split(packed.lengths)
-        features = torch.stack([window.mean(0) for window in windows])
-        self.features.update(batch["subject_key"], batch["window"], features)
+        features = self.model.norm(x)
+        pooled = mean(features, packed, self.model.config)
+        if self.features.facts:
+            pooled = mean_sd(features, packed, self.model.config)
+        self.features.update(batch["subject_key"], batch["window"], pooled)
         rows = batch["target_rows"]
         if any(batch["is_padding"]):
             counts = self._counts(batch, errors)

@@ -5,6 +5,7 @@ States are gathered from all ranks before anything is computed, as in ``subject_
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -12,6 +13,14 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from neuromamba.evaluation.known_facts import (
+    Fact,
+    chosen_subjects,
+    is_defined,
+    leave_one_out_weights,
+    level_of_chance,
+    score_fact,
+)
 from neuromamba.evaluation.mean_loss import keep_fp64
 from neuromamba.evaluation.metrics import balanced_accuracy
 from neuromamba.evaluation.subject_metrics import first_occurrences
@@ -21,17 +30,23 @@ _NEIGHBOURS = 5  # of kNN over subjects
 
 
 class FeatureMetrics(Metric):
-    """The quality of frozen features without a head: rank, spread, nearest neighbours.
+    """The quality of frozen features without a head: rank, spread, and what they tell.
 
-    A window's feature is the mean over its tokens. ``feature_rank`` is their effective rank
-    (RankMe; Garrido et al. 2023, ICML; here of centred features, so that constant ones have none),
-    ``feature_std`` the mean standard deviation over windows; ``knn_subject`` the share of windows
-    whose most similar other window (cosine) is of the same subject, of subjects with several;
-    ``knn_<task>`` the balanced accuracy of the 5 most similar other subjects' majority.
+    Of the mean over a window's tokens: ``feature_rank`` is the effective rank (RankMe; Garrido et
+    al. 2023, ICML; here of centred features, so that constant ones have none), ``feature_std`` the
+    mean standard deviation over windows; ``knn_subject`` the share of windows whose most similar
+    other window (cosine) is of the same subject, of subjects with several, and
+    ``knn_subject_chance`` that of a window drawn at random; ``knn_<task>`` the balanced accuracy of
+    the 5 most similar other subjects' majority, for facts with classes that were asked for.
+
+    Of the mean and the standard deviation over time, averaged over a subject's windows:
+    ``watch_<fact>``, how well a subject's fact is predicted from the other subjects (balanced
+    accuracy, or Pearson's r of a number; see ``evaluation.known_facts``), with the mean
+    (``_chance``) and the 99 % quantile (``_limit``) of the same with shuffled values;
+    ``watch_<fact>_mean`` is the value of the mean over tokens alone.
 
     Args:
-        labels: subject key -> class; empty for no ``knn_<task>``.
-        task: its name.
+        facts: known facts of subjects, by name.
     """
 
     full_state_update = False
@@ -39,14 +54,17 @@ class FeatureMetrics(Metric):
     window: list[Tensor]
     feature: list[Tensor]
 
-    def __init__(self, labels: Mapping[int, int] | None = None, task: str = "") -> None:
+    def __init__(self, facts: Mapping[str, Fact] | None = None) -> None:
         super().__init__()
-        self.labels, self.task = dict(labels or {}), task
+        self.facts = dict(facts or {})
         for state in ("subject", "window", "feature"):
             self.add_state(state, default=[], dist_reduce_fx="cat")
 
     def update(self, subject: Tensor, window: Tensor, feature: Tensor) -> None:
-        """Add windows: subject (B,), window (B,), feature (B, D)."""
+        """Add windows: subject (B,), window (B,), feature (B, D), or (B, 2 D) with facts.
+
+        The second half is then the deviation over time, as of ``pooling.mean_sd``.
+        """
         self.subject.append(subject)
         self.window.append(window)
         self.feature.append(feature.float())
@@ -55,30 +73,68 @@ class FeatureMetrics(Metric):
         """Return name -> value; NaN where it is not defined."""
         subject, window = dim_zero_cat(self.subject), dim_zero_cat(self.window)
         first = first_occurrences(subject, window)
-        subject, x = subject[first], dim_zero_cat(self.feature)[first].double()
-        x = x - x.mean(0)
+        subject, pooled = subject[first], dim_zero_cat(self.feature)[first].double()
+        width = pooled.shape[1] // (2 if self.facts else 1)
+        x = pooled[:, :width] - pooled[:, :width].mean(0)
         found = {
             "feature_rank": effective_rank(x),
             "feature_std": x.std(0, unbiased=False).mean(),
             "knn_subject": _same_subject(x, subject),
+            "knn_subject_chance": _same_subject_by_chance(subject),
         }
-        if self.labels:
-            found[f"knn_{self.task}"] = self._knn(x, subject)
+        if self.facts:
+            found |= self._watched(pooled, x, subject)
         return found
 
-    def _knn(self, x: Tensor, subject: Tensor) -> Tensor:
-        names, index = subject.unique(return_inverse=True)
-        mean = x.new_zeros(len(names), x.shape[1]).index_add(0, index, x)
-        mean = mean / index.bincount()[:, None]
-        known = [i for i, name in enumerate(names.tolist()) if name in self.labels]
-        target = torch.tensor([self.labels[int(names[i])] for i in known], device=x.device)
-        if len(known) <= _NEIGHBOURS:
+    def _watched(self, pooled: Tensor, x: Tensor, subject: Tensor) -> dict[str, Tensor]:
+        """Metrics of the facts, from mean and deviation (W, 2 D) and centred mean (W, D)."""
+        keys, index = subject.unique(return_inverse=True)
+        names, both, alone = keys.tolist(), _subject_means(pooled, index), _subject_means(x, index)
+        solved: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}  # most facts have equal subjects
+        found: dict[str, float | Tensor] = {}
+        for name, fact in self.facts.items():
+            known = [i for i, key in enumerate(names) if key in fact.values]
+            kind = torch.int64 if fact.classes else torch.float64
+            values = [fact.values[names[i]] for i in known]
+            target = torch.tensor(values, dtype=torch.float64, device=x.device).to(kind)
+            if fact.named and fact.classes:
+                found[f"knn_{name}"] = self._knn(alone[known], target)
+            kinds = (f"watch_{name}{end}" for end in ("", "_chance", "_limit", "_mean"))
+            if not is_defined(target, fact.classes):
+                found |= dict.fromkeys(kinds, math.nan)
+                continue
+            few = chosen_subjects(len(known))
+            rows, target = tuple(known[i] for i in few.tolist()), target[few.to(x.device)]
+            if rows not in solved:
+                one, other = (leave_one_out_weights(f[list(rows)]) for f in (both, alone))
+                solved[rows] = one, other
+            weights, of_mean = solved[rows]
+            value, mean = (
+                score_fact(w, target[:, None], fact.classes)[0] for w in (weights, of_mean)
+            )
+            chance = level_of_chance(weights, target, fact.classes)
+            found |= dict(zip(kinds, (value, *chance, mean), strict=True))
+        return {
+            name: value if isinstance(value, Tensor) else x.new_tensor(value)
+            for name, value in found.items()
+        }
+
+    @staticmethod
+    def _knn(x: Tensor, target: Tensor) -> Tensor:
+        """Compute ``knn_<task>`` from the features of subjects."""
+        if len(x) <= _NEIGHBOURS:
             return x.new_tensor(float("nan"))
-        rows = torch.nn.functional.normalize(mean[known])
+        rows = torch.nn.functional.normalize(x)
         similarity = (rows @ rows.T).fill_diagonal_(-torch.inf)
         near = target[similarity.topk(_NEIGHBOURS, dim=1).indices]
         votes = torch.nn.functional.one_hot(near, int(target.max()) + 1).sum(1)
         return balanced_accuracy(votes.double(), target)
+
+
+def _subject_means(x: Tensor, index: Tensor) -> Tensor:
+    """Mean of the rows of x (W, F) of each subject, by its number ``index`` (W,)."""
+    count = index.bincount()
+    return x.new_zeros(len(count), x.shape[1]).index_add(0, index, x) / count[:, None]
 
 
 def effective_rank(x: Tensor) -> Tensor:
@@ -103,6 +159,15 @@ def _same_subject(x: Tensor, subject: Tensor) -> Tensor:
         similarity[torch.arange(len(block), device=x.device), block] = -torch.inf
         hits.append(subject[similarity.argmax(1)] == subject[block])
     return torch.cat(hits)[several].double().mean()
+
+
+def _same_subject_by_chance(subject: Tensor) -> Tensor:
+    """Chance that another window, drawn at random, is of the same subject; as above."""
+    count = subject.unique(return_counts=True)[1].double()
+    several = count[count > 1]
+    if not len(several) or len(count) < 2:
+        return count.new_tensor(float("nan"))
+    return (several * (several - 1)).sum() / several.sum() / (len(subject) - 1)
 
 
 class TokenMetrics(Metric):

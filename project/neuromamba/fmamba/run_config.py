@@ -137,9 +137,6 @@ def run_config(args: argparse.Namespace, given: frozenset[str]) -> RunConfig:
             f"for models built in Python."
         )
     pretrain, downstream, head = _objective(values)
-    if values["watch_task"] is not None:
-        classes = [name for name, task in tasks.TASKS.items() if task.type == "classification"]
-        look_up(values["watch_task"], classes, "--watch_task")
     if downstream and downstream.freeze_feature_extractor and values["layer_decay"] != 1:
         raise UserInputError(
             "--layer_decay: lowers the rates of the backbone, which --freeze_feature_extractor "

@@ -107,7 +107,7 @@ MAIN: dict[str, Any] = {
     "pretraining": False,
     "use_autoregressive": False,
     "use_mim": False,
-    "watch_task": None,
+    "watch_task": [],
     "mask_ratio": 0.75,
     "masking_type": "random",
     "downstream_task": "sex",

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 import torch
 
-from benchmarks import ingest, loader, memory_plan, training_step
+from benchmarks import ingest, loader, loss_scaling, memory_plan, training_step
 from neuromamba.__main__ import COMMANDS
 from neuromamba.commands import (
     check_store as check_and_clean_hdf5,
@@ -280,6 +280,7 @@ BENCHMARKS: dict[str, Parse] = {
     "benchmarks/training_step.py": lambda words: training_step.flags().parse_args(words),
     "benchmarks/loader.py": lambda words: loader.flags().parse_args(words),
     "benchmarks/ingest.py": lambda words: ingest.flags().parse_args(words),
+    "benchmarks/loss_scaling.py": lambda words: loss_scaling.flags().parse_args(words),
     "benchmarks/memory_plan.py": lambda words: memory_plan.flags().parse_args(words),
 }
 
