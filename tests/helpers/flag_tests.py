@@ -16,6 +16,7 @@ from tests.helpers.tiny import SUBJECTS, CommandLine, Finished
 AGE = "--downstream_task age"
 NEXT = "--pretraining --use_autoregressive"
 MIM = "--pretraining --use_mim"
+SAME_PLACE = f"{NEXT} --predict same_place"
 SGD = "--optimizer SGD"
 TWO_STORES = "--dataset_name Dummy S1200 --image_path {store} {other}"
 OWN = "--label_csv own.csv --target_column group"

@@ -53,9 +53,7 @@ def describe_objective(config: RunConfig) -> str:
     """Say in a few words what a run trains or tests."""
     pretrain, task, head = config.pretrain, config.downstream, config.head
     if pretrain is not None:
-        if pretrain.objective == "mim":
-            return f"pre-training, masked tokens ({pretrain.masking_type}, {pretrain.mask_ratio})"
-        return "pre-training, next token"
+        return f"pre-training, {pretrain.description}"
     assert task is not None and head is not None
     pretrained = bool(config.flags["load_model_path"])
     mode = "test only" if config.flags["test_only"] else task.mode(pretrained)

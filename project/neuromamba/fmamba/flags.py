@@ -137,6 +137,13 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"positional encoding: {', '.join(names.POSITIONAL_ENCODINGS)}",
     )
+    add(
+        "--token_order",
+        default=default_of(ModelConfig, "token_order"),
+        metavar="NAME",
+        help="raster: place after place, each with its tokens in time (the paper's); space_first: "
+        "all places at a time, then all places at the next",
+    )
     add_switch(group, "keep_background", False, "keep all tokens instead of the brain's only")
     add_switch(
         group,
@@ -172,6 +179,27 @@ def add_objective_flags(parser: argparse.ArgumentParser) -> None:
         default=default_of(PretrainConfig, "masking_type"),
         metavar="NAME",
         help=", ".join(names.MASKING_TYPES),
+    )
+    add(
+        "--predict",
+        default=default_of(PretrainConfig, "predict"),
+        metavar="NAME",
+        help="what is predicted from the features of a token: next_token, the next of the sequence "
+        "(the paper's), or same_place, a later token of the same place",
+    )
+    add(
+        "--predict_ahead",
+        type=int,
+        default=default_of(PretrainConfig, "predict_ahead"),
+        metavar="K",
+        help="with --predict same_place: how many tokens later",
+    )
+    add(
+        "--loss_on",
+        default=default_of(PretrainConfig, "loss_on"),
+        metavar="NAME",
+        help="with --predict same_place: predict the token, or its difference from the token that "
+        "it is predicted from",
     )
     add(
         "--watch_task",

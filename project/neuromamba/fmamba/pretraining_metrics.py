@@ -173,7 +173,8 @@ def _same_subject_by_chance(subject: Tensor) -> Tensor:
 class TokenMetrics(Metric):
     """The loss of token prediction and of two controls, over all target tokens.
 
-    ``persistence_loss`` repeats the token before the target in the sequence; ``mean_token_loss``
+    ``persistence_loss`` repeats the token that the prediction is made from: the one before the
+    target in the sequence, or an earlier one of the same place (``--predict``). ``mean_token_loss``
     predicts the mean target token, the best constant in hindsight; ``sequence_skill`` is
     1 - loss / persistence_loss. One target in several is the first token of a new place, and there
     repeating the token before errs by anatomy: ``step_metrics`` compares like with like.
@@ -197,15 +198,23 @@ class TokenMetrics(Metric):
 
     _apply = keep_fp64
 
-    def update(self, errors: Tensor, tokens: Tensor, targets: Tensor) -> None:
+    def update(
+        self, errors: Tensor, tokens: Tensor, targets: Tensor, sources: Tensor | None = None
+    ) -> None:
         """Add a batch: errors of the targets, all tokens (L, V), rows of the targets.
 
-        No target may be the first token of its sample; the caller leaves out padding windows.
+        ``sources`` are the rows that ``persistence_loss`` repeats, by default those before the
+        targets. No target may then be the first token of its sample. The caller leaves out padding
+        windows.
         """
         self.loss_sum += errors.double().sum()
-        for rows in targets.split(_BLOCK_ROWS):  # blocks keep the fp64 copies small
+        sources = targets - 1 if sources is None else sources
+        # Blocks keep the fp64 copies small.
+        for rows, earlier in zip(
+            targets.split(_BLOCK_ROWS), sources.split(_BLOCK_ROWS), strict=True
+        ):
             wanted = tokens[rows].double()
-            before = tokens[rows - 1].double()
+            before = tokens[earlier].double()
             self.persistence_sum += (wanted - before).square().mean(-1).sum()
             self.token_sum += wanted.sum(0)
             self.square_sum += wanted.square().mean(-1).sum()
