@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from neuromamba.evaluation.intervals import Interval, bootstrap_interval
-from neuromamba.evaluation.linear_models import fit_svm
+from neuromamba.evaluation.linear_models import fit_svm, svm_pipeline
 from neuromamba.evaluation.probe_rows import PRETRAINED, UNTRAINED
 from neuromamba.evaluation.probes import linear_probe
 from neuromamba.fmamba.raw_features import lag1_autocorrelation
@@ -28,6 +28,7 @@ RAW_LEVEL = "raw voxels, standardised, cosine"
 DEVIATION, AUTOCORRELATION = "temporal SD of voxels", "lag-1 autocorrelation of voxels"
 Values = dict[str, dict[str, float]]  # row -> unit -> value
 CATEGORIES = 8
+SHUFFLES = 5
 
 
 # --------------------------------------------------------------------------------------- haxby2001
@@ -36,26 +37,41 @@ CATEGORIES = 8
 def haxby_rows(samples: Samples, seed: int) -> Values:
     """Accuracy of a linear support vector machine on the run left out.
 
-    C is chosen in inner folds over the other runs. The control has the labels of the fitted runs
-    exchanged within each run.
+    C is chosen in inner folds over the other runs. In the control, which has the C of the true
+    labels, the labels of the fitted runs are exchanged within each run, several times.
     """
     fitted, runs = ~samples.held_out, samples.runs
     (tested,) = set(runs[samples.held_out])
-    target = samples.target[fitted]
-
-    def accuracy(x: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        model = fit_svm(x[fitted], labels, seed, CATEGORIES, groups=runs[fitted])
-        found = model.score(x[samples.held_out]).argmax(axis=1)
-        return {str(tested): float((found == samples.target[samples.held_out]).mean())}
-
-    rows = {
-        name: accuracy(samples.features[kind], target) for name, kind in (PLACES | POOLED).items()
+    target, true = samples.target[fitted], samples.target[samples.held_out]
+    rows: Values = {}
+    kinds: dict[str, np.ndarray] = {
+        name: samples.features[kind] for name, kind in (PLACES | POOLED).items()
     }
-    shuffled, rng = target.copy(), np.random.default_rng(seed)
-    for run in np.unique(runs[fitted]):
-        shuffled[runs[fitted] == run] = rng.permutation(target[runs[fitted] == run])
-    rows[SHUFFLED] = accuracy(samples.features[PRETRAINED, "places"], shuffled)
-    return rows | {RAW: accuracy(samples.volume, target)}
+    penalties = {}
+    for name, x in (kinds | {RAW: samples.volume}).items():
+        model = fit_svm(x[fitted], target, seed, CATEGORIES, groups=runs[fitted])
+        found = model.score(x[samples.held_out]).argmax(axis=1)
+        rows[name] = {str(tested): float((found == true).mean())}
+        penalties[name] = model.penalty
+    (name, *_) = PLACES
+    rows[SHUFFLED] = {str(tested): shuffled_accuracy(samples, kinds[name], penalties[name], seed)}
+    return rows
+
+
+def shuffled_accuracy(samples: Samples, x: np.ndarray, penalty: float, seed: int) -> float:
+    """Mean accuracy with labels exchanged within each fitted run; other ones in every fold."""
+    fitted, runs = ~samples.held_out, samples.runs
+    (tested,) = set(runs[samples.held_out])
+    rng = np.random.default_rng([seed, int(np.flatnonzero(np.unique(runs) == tested)[0])])
+    accuracy = []
+    for _ in range(SHUFFLES):
+        labels = samples.target.copy()
+        for run in np.unique(runs[fitted]):
+            labels[runs == run] = rng.permutation(labels[runs == run])
+        model = svm_pipeline(penalty).fit(x[fitted], labels[fitted])
+        found = model.predict(x[samples.held_out])
+        accuracy.append((found == samples.target[samples.held_out]).mean())
+    return float(np.mean(accuracy))
 
 
 # ------------------------------------------------------------------------------------ sherlock_pmc
