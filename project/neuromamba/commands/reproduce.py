@@ -14,8 +14,8 @@ interval. With Dummy everything is small and synthetic, takes minutes on a CPU a
 seed and for an easy and a hard effect, ten pre-trainings and probes of their frozen features, about
 half an hour of CPU a seed. Written are study_objectives.md, .csv and .json (docs/pretraining.md).
 
---dry_run shows the jobs, and the cost of those of tables; --script writes an array job for Slurm or PBS, each task of
-which does one job; --collect writes the tables of what exists.
+--dry_run shows the jobs, and the cost of those of tables; --script writes an array job for Slurm or
+PBS, each task of which does one job; --collect writes the tables of what exists.
 
 Exit status: 0; 1 if a run failed; 2 with one line for a user's mistake; 130 after Ctrl-C.
 """
