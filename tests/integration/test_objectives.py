@@ -276,6 +276,7 @@ def test_every_pretraining_has_the_same_steps_and_windows(
         ("--study objectives --dataset_name HCP", "--dataset_name: got 'HCP'"),
         ("--study objectives --image_path x", "--image_path: only used with --table"),
         ("--study objectives --job 1", "--job: only used with --table"),
+        ("--study objectives --dry_run --gpu H100", "--gpu: only used with --table"),
         ("--study objectives --script slurm", "--script: only used with --table"),
         ("--study objectives --collect", "'output/study_objectives' does not exist"),
         ("--study objectives -- --predict same_place", "--predict: stands after --"),

@@ -14,8 +14,8 @@ interval. With Dummy everything is small and synthetic, takes minutes on a CPU a
 seed and for an easy and a hard effect, ten pre-trainings and probes of their frozen features, about
 half an hour of CPU a seed. Written are study_objectives.md, .csv and .json (docs/pretraining.md).
 
---dry_run shows the jobs and their cost; --script writes an array job for Slurm or PBS, each task of
-which does one job; --collect writes the tables of what exists.
+--dry_run shows the jobs, and the cost of those of tables; --script writes an array job for Slurm or
+PBS, each task of which does one job; --collect writes the tables of what exists.
 
 Exit status: 0; 1 if a run failed; 2 with one line for a user's mistake; 130 after Ctrl-C.
 """
@@ -34,6 +34,7 @@ from neuromamba.reports.reproduction import TABLES, ordered
 from neuromamba.reports.reproduction_run import SCHEDULERS, checked, reproduce, typed_command
 
 TABLE_SEEDS = (1, 2, 3)
+GPU = "H100"
 
 
 def _numbers(values: Sequence[int]) -> str:
@@ -73,11 +74,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="of the runs; default: output/reproduce_<dataset>; of a study: output/study_<name>",
     )
     add("--paper_dir", metavar="DIR", help="of the tables; default: paper/<dataset>")
-    add("--dry_run", action="store_true", help="show the jobs and their cost")
+    add("--dry_run", action="store_true", help="show the jobs; of tables, their cost too")
     add("--collect", action="store_true", help="write the tables of what exists, run nothing")
     add("--script", metavar="NAME", help=f"write an array job: {', '.join(SCHEDULERS)}")
     add("--job", type=int, metavar="N", help="do the N-th job only, from 0 (for array jobs)")
-    add("--gpu", default="H100", metavar="NAME", help="to count hours of (default: H100)")
+    add("--gpu", metavar="NAME", help=f"to count hours of (default: {GPU})")
     return parser
 
 
@@ -103,7 +104,9 @@ def run(argv: Sequence[str]) -> None:
     if args.dry_run:
         from neuromamba.planning.job_costs import job_costs  # imports torch
 
-        print(job_costs([(job.name, job.flags) for job in ordered(asked.study.jobs)], args.gpu))
+        print(
+            job_costs([(job.name, job.flags) for job in ordered(asked.study.jobs)], args.gpu or GPU)
+        )
         return
     reproduce(asked, args, own, extra)
 

@@ -169,6 +169,7 @@ def checked_study(args: argparse.Namespace, extra: tuple[str, ...]) -> Objective
         ("--checkpoints", args.checkpoints),
         ("--script", args.script),
         ("--job", args.job),
+        ("--gpu", args.gpu),
     ):
         if value is not None:
             raise UserInputError(

@@ -105,9 +105,13 @@ def dense(made: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor]:
     return fmri.reshape(len(made), 1, *SIZE), mask.reshape(len(made), *SIZE[:3])
 
 
-def pretrain(objective: str = "autoregressive", seed: int = 0, **model: Any) -> PretrainModule:
+def pretrain(
+    objective: str = "autoregressive", seed: int = 0, predict: str | None = None, **model: Any
+) -> PretrainModule:
     torch.manual_seed(seed)
     config = PretrainConfig(objective=objective, mask_ratio=0.5)
+    if predict is not None:
+        config = PretrainConfig(predict=predict)
     return PretrainModule(
         model=model_config(**model), objective=config, optim=STEPS, total_steps=100, seed=11
     )
@@ -270,9 +274,16 @@ def test_a_mask_does_not_depend_on_the_batch(training: bool) -> None:
         assert torch.equal(batch_of(module, [one])["hidden"], expected)
 
 
-@pytest.mark.parametrize("objective", ["autoregressive", "mim"])
-def test_padding_counts_for_nothing(objective: str) -> None:
-    module, made = pretrain(objective), samples()
+@pytest.mark.parametrize(
+    ("objective", "more"),
+    [
+        ("autoregressive", {}),
+        ("mim", {}),
+        ("autoregressive", {"predict": "same_place", "token_order": "space_first"}),
+    ],
+)
+def test_padding_counts_for_nothing(objective: str, more: dict[str, Any]) -> None:
+    module, made = pretrain(objective, **more), samples()
     padded = batch_of(module, made) | {"is_padding": (False, True, False)}
     alone = batch_of(module, [made[0], made[2]])
     losses = [module.training_step(batch, 0) for batch in (padded, alone)]
