@@ -1,8 +1,7 @@
 """How the loss of pre-training falls with tokens and parameters, in small runs on synthetic fMRI.
 
     neuromamba synthetic --output nifti --subjects 160 --effect_size 1 --network_radius 22 --tsnr 50
-    neuromamba preprocess --load_root nifti --save_root store --dataset_name Dummy \\
-        --img_size 30 36 30
+    neuromamba preprocess --input nifti --output store --dataset_name Dummy --img_size 30 36 30
     python benchmarks/loss_scaling.py --image_path store
 
 Next-token pre-trainings with voxel-wise scaling, of every width on every number of training
