@@ -48,6 +48,22 @@ def test_forgotten_subjects() -> None:
     assert "val/knn_subject has fallen from 0.800 to 0.650" in found["val/knn_subject"]
 
 
+def test_a_fall_within_chance_is_left_alone() -> None:
+    """As of features that hold the signal's dynamics and hardly the subject, or of few subjects."""
+    for best, later, facts in (
+        (0.146, 0.042, {}),
+        (0.6, 0.45, {"val/watch_sex_limit": 0.7}),
+    ):
+        name = "val/knn_sex" if facts else "val/knn_subject"
+        watch = FeatureWatch()
+        watch.look(values(0.5, knn=0.1) | facts | {name: best})
+        assert watch.look(values(0.4, knn=0.1) | facts | {name: later}) == {}
+    watch = FeatureWatch()
+    watch.look(values(0.5) | {"val/knn_sex": 0.9, "val/watch_sex_limit": 0.7})
+    said = watch.look(values(0.4) | {"val/knn_sex": 0.6, "val/watch_sex_limit": 0.7})
+    assert "val/knn_sex has fallen from 0.900 to 0.600" in said["val/knn_sex"]
+
+
 def test_what_is_not_defined_is_no_reason_to_warn() -> None:
     watch = FeatureWatch()
     nan = float("nan")
