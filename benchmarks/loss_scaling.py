@@ -62,7 +62,7 @@ def flags() -> argparse.ArgumentParser:
     add("--image_path", metavar="STORE", help="a store of synthetic fMRI, as above")
     add("--widths", type=int, nargs="+", default=[32, 64, 128], metavar="N")
     add("--subjects", type=int, nargs="+", default=[20, 40, 80], metavar="N", help="to train on")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
+    add("--seeds", type=int, nargs="+", default=[0, 1], metavar="N")
     add("--epochs", type=int, default=6, metavar="N")
     add("--depth", type=int, default=2, metavar="N")
     add("--fit_only", action="store_true", help="fit and draw the runs in the JSON file again")
