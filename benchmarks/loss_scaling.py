@@ -1,8 +1,7 @@
 """How the loss of pre-training falls with tokens and parameters, in small runs on synthetic fMRI.
 
     neuromamba synthetic --output nifti --subjects 160 --effect_size 1 --network_radius 22 --tsnr 50
-    neuromamba preprocess --load_root nifti --save_root store --dataset_name Dummy \\
-        --img_size 30 36 30
+    neuromamba preprocess --input nifti --output store --dataset_name Dummy --img_size 30 36 30
     python benchmarks/loss_scaling.py --image_path store
 
 Next-token pre-trainings with voxel-wise scaling, of every width on every number of training
@@ -63,7 +62,7 @@ def flags() -> argparse.ArgumentParser:
     add("--image_path", metavar="STORE", help="a store of synthetic fMRI, as above")
     add("--widths", type=int, nargs="+", default=[32, 64, 128], metavar="N")
     add("--subjects", type=int, nargs="+", default=[20, 40, 80], metavar="N", help="to train on")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
+    add("--seeds", type=int, nargs="+", default=[0, 1], metavar="N")
     add("--epochs", type=int, default=6, metavar="N")
     add("--depth", type=int, default=2, metavar="N")
     add("--fit_only", action="store_true", help="fit and draw the runs in the JSON file again")

@@ -60,6 +60,29 @@ def test_facts_are_watched_without_flags(
     assert list((done.folder / "report").rglob("watched.png"))
 
 
+def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What was said early, without that on too few validation samples and the like."""
+    said = [record.getMessage() for record in caplog.records]
+    return [text for text in said if text.startswith("warning: epoch")]
+
+
+def test_early_warnings_are_given_once(cli: CommandLine, caplog: pytest.LogCaptureFixture) -> None:
+    """A rate that learns nothing: the skill of random weights stays where it is, below 0."""
+    with caplog.at_level(logging.WARNING, "neuromamba"):
+        cli.run(f"{NEXT} {SPLIT} --learning_rate 1e-9 --max_epochs 7")
+    found = [text for text in warnings_in(caplog) if "the dynamic skill stays below 0" in text]
+    assert len(found) == 1 and found[0].startswith("warning: epoch 5: ")
+    assert "--input_scaling_method voxelnorm_zeroback" in found[0]
+
+
+def test_a_pre_training_that_learns_is_not_warned_of(
+    cli: CommandLine, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "neuromamba"):
+        done = cli.run(f"{NEXT} {VOXELWISE} {SPLIT} {LONG} --max_epochs 8")
+    assert warnings_in(caplog) == [] and done.written["val/dynamic_skill"] > 0.15
+
+
 def test_few_subjects_are_not_watched(cli: CommandLine, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "neuromamba"):
         done = cli.run(NEXT)

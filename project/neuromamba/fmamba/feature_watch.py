@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.trainer.states import TrainerFn
 
 from neuromamba.fmamba.dynamic_skill import remedy
 from neuromamba.fmamba.watched_facts import HOW_ACQUIRED, MOTION
@@ -19,7 +20,7 @@ FORGOTTEN = 0.1  # of the kNN accuracies
 SLIGHT = 0.02  # a dynamic skill that is as good as none, unless it rises
 RISE = 0.002  # of a slight dynamic skill since the first validation
 FAR = 10  # validations until a dynamic skill below 0 reaches 0, at its pace over the last 3
-RECOGNISED = 0.5  # of the windows of a subject
+RECOGNISED = 0.5  # of the windows of subjects: their features tell them apart
 
 
 class FeatureWatch(Callback):
@@ -41,7 +42,8 @@ class FeatureWatch(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the new values; not those of the sanity check, nor after the training."""
-        if not trainer.training or trainer.sanity_checking:
+        # trainer.training is false here: the stage within a training is that of validation.
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         found = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         for kind, text in self.look(found).items():
@@ -65,17 +67,26 @@ class FeatureWatch(Callback):
         }
         amiss = {kind: text for kind, text in checks.items() if text is not None}
         for name, value in found.items():
-            is_accuracy = name.startswith("val/knn_") and not name.endswith("_chance")
-            if is_accuracy and value < self._best.get(name, -math.inf) - FORGOTTEN:
+            best = self._best.get(name, -math.inf)
+            if value < best - FORGOTTEN and best > self._worth_keeping(name, found):
                 amiss[name] = (
-                    f"{name} has fallen from {self._best[name]:.3f} to {value:.3f}: the features "
-                    f"forget what tells {name.removeprefix('val/knn_')}s apart."
+                    f"{name} has fallen from {best:.3f} to {value:.3f}: the features forget what "
+                    f"tells {name.removeprefix('val/knn_')}s apart."
                 )
         for name, value in found.items():
             better = min if name == "val/loss" else max
             if not math.isnan(value):
                 self._best[name] = better(self._best.get(name, value), value)
         return amiss
+
+    @staticmethod
+    def _worth_keeping(name: str, found: Mapping[str, float]) -> float:
+        """The kNN accuracy above which a fall is news, and not one of chance; else infinity."""
+        fact = name.removeprefix("val/knn_")
+        if fact == name or fact.endswith("_chance"):
+            return math.inf
+        limit = found.get(f"val/watch_{fact}_limit", math.nan)
+        return RECOGNISED if math.isnan(limit) else limit
 
     def _stalled(self, loss: float) -> str | None:
         best = self._best.get("val/loss", math.inf)

@@ -14,6 +14,10 @@ def values(loss: float, rank: float = 20.0, std: float = 1.0, knn: float = 0.8) 
     }
 
 
+def fact(name: str, value: float, limit: float) -> dict[str, float]:
+    return {f"val/watch_{name}": value, f"val/watch_{name}_limit": limit}
+
+
 def test_a_pre_training_that_helps_is_left_alone() -> None:
     watch = FeatureWatch()
     for i in range(20):
@@ -46,6 +50,22 @@ def test_forgotten_subjects() -> None:
     assert watch.look(values(0.4, knn=0.75)) == {}
     found = watch.look(values(0.3, knn=0.65))
     assert "val/knn_subject has fallen from 0.800 to 0.650" in found["val/knn_subject"]
+
+
+def test_a_fall_within_chance_is_left_alone() -> None:
+    """As of features that hold the signal's dynamics and hardly the subject, or of few subjects."""
+    for best, later, facts in (
+        (0.146, 0.042, {}),
+        (0.6, 0.45, fact("sex", 0.6, 0.7)),
+    ):
+        name = "val/knn_sex" if facts else "val/knn_subject"
+        watch = FeatureWatch()
+        watch.look(values(0.5, knn=0.1) | facts | {name: best})
+        assert watch.look(values(0.4, knn=0.1) | facts | {name: later}) == {}
+    watch = FeatureWatch()
+    watch.look(values(0.5) | fact("sex", 0.9, 0.7) | {"val/knn_sex": 0.9})
+    said = watch.look(values(0.4) | fact("sex", 0.6, 0.7) | {"val/knn_sex": 0.6})
+    assert "val/knn_sex has fallen from 0.900 to 0.600" in said["val/knn_sex"]
 
 
 def test_what_is_not_defined_is_no_reason_to_warn() -> None:
@@ -90,10 +110,6 @@ def test_a_dynamic_skill_that_rises_or_is_there_is_left_alone() -> None:
         [float("nan")] * 8,  # masked tokens
     ):
         assert seen(FeatureWatch("voxelnorm_zeroback"), healthy) == [{}] * len(healthy)
-
-
-def fact(name: str, value: float, limit: float) -> dict[str, float]:
-    return {f"val/watch_{name}": value, f"val/watch_{name}_limit": limit}
 
 
 SITE, TR = fact("site", 0.9, 0.5), fact("tr", 0.5, 0.7)
