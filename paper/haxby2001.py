@@ -85,7 +85,7 @@ def collect(out: Path) -> None:
     import numpy as np
 
     from neuromamba.evaluation.scores import SubjectScores, read_scores
-    from neuromamba.pages.tables import METRIC_LABELS
+    from neuromamba.pages.tables import metric_label
 
     files = {MODEL: "predictions.csv"} | {
         one["name"]: f"baselines/{one['file']}"
@@ -101,7 +101,7 @@ def collect(out: Path) -> None:
         )
     metrics = ("accuracy", "auroc")
     model, count = scores[MODEL], len(scores[MODEL].subjects)
-    head = [METRIC_LABELS[name] for name in metrics]
+    head = [metric_label(name) for name in metrics]
     lines = [f"| | {' | '.join(head)} | accuracy: model less this |", "|---|---|---|---|"]
     record: dict[str, dict[str, list[float]]] = {}
     for name, one in scores.items():

@@ -16,12 +16,13 @@ from tests.helpers.tiny import SUBJECTS, CommandLine, Finished
 AGE = "--downstream_task age"
 NEXT = "--pretraining --use_autoregressive"
 MIM = "--pretraining --use_mim"
+SAME_PLACE = f"{NEXT} --predict same_place"
 SGD = "--optimizer SGD"
 TWO_STORES = "--dataset_name Dummy S1200 --image_path {store} {other}"
 OWN = "--label_csv own.csv --target_column group"
 AUGMENT = "--augment_during_training"
 VOXELWISE = "--input_scaling_method voxelnorm_zeroback"
-FEATURES = ("feature_rank", "feature_std", "knn_subject")
+FEATURES = ("feature_rank", "feature_std", "knn_subject", "knn_subject_chance")
 TOKENS = ("loss", "persistence_loss", "mean_token_loss", "sequence_skill", "anatomy_share")
 STEPS = (
     *("skill", "dynamic_skill", "step_loss", "step_persistence_loss", "step_mean_loss"),

@@ -73,6 +73,9 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "--ssd_backend referense": ("--ssd_backend", "Did you mean 'reference'?"),
     "--ssd_backend triton": ("--ssd_backend", "needs a CUDA GPU"),
     "--pretraining --use_mim --masking_type tub": ("--masking_type", "Did you mean 'tube'?"),
+    "--token_order space": ("--token_order: unknown name 'space'", "'space_first'"),
+    f"{NEXT} --predict same_plaec": ("--predict", "Did you mean 'same_place'?"),
+    f"{NEXT} --predict same_place --loss_on differences": ("Did you mean 'difference'?",),
     "--embed_dimm 16": ("unknown name '--embed_dimm'", "Did you mean '--embed_dim'?"),
     "--embed_dim=16 stray": ("unexpected argument 'stray'",),
     # numbers
@@ -146,6 +149,17 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "--use_autoregressive": ("--use_autoregressive: only used with --pretraining",),
     "--mask_ratio 0.5": ("--mask_ratio: only used with --pretraining",),
     f"{NEXT} --mask_ratio 0.5": ("--mask_ratio: only used with --pretraining --use_mim",),
+    "--predict same_place": ("--predict: only used with --pretraining --use_autoregressive",),
+    "--pretraining --use_mim --predict same_place": (
+        "--predict: only used with --pretraining --use_autoregressive",
+    ),
+    f"{NEXT} --predict_ahead 2": ("--predict_ahead: only used with --predict same_place",),
+    f"{NEXT} --loss_on difference": ("--loss_on: only used with --predict same_place",),
+    f"{NEXT} --predict same_place --predict_ahead 0": ("--predict_ahead: got 0",),
+    f"{NEXT} --predict same_place --predict_ahead 2": (
+        "--predict_ahead: got 2, but a window has 2 tokens of a place",
+        "at most 1",
+    ),
     f"{NEXT} --freeze_feature_extractor": (
         "--freeze_feature_extractor: only used with a downstream task",
     ),

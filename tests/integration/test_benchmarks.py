@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from benchmarks import _measure, _report, backbone, mixer, scaling
+from benchmarks import _measure, _report, backbone, loss_scaling, mixer, scaling
 from neuromamba.common.errors import UserInputError
 from neuromamba.layers.ssd import BACKENDS
 from tests.helpers.paths import ROOT
@@ -234,9 +235,61 @@ def test_without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_make_bench_runs_every_script() -> None:
     (recipe,) = re.findall(r"(?m)^bench:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text())
     scripts = [path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py")]
-    # The check on a GPU machine is a script of its own; memory_plan has no short form.
-    apart = ("gpu_check", "memory_plan")
+    # The check on a GPU machine is a script of its own; the others have no short form.
+    apart = ("gpu_check", "memory_plan", "loss_scaling")
     assert {s for s in scripts if not s.startswith(apart) and s not in recipe} == set()
+
+
+def scaling_runs(floor: float, a: float, b: float, noise: float = 0.0) -> list[dict[str, Any]]:
+    """Runs that follow a law of parameters and tokens, three sizes of each, two seeds."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for width, parameters in ((32, 40_000), (64, 110_000), (128, 330_000)):
+        for subjects in (20, 40, 80):
+            for seed in range(2):
+                tokens = 12_000 * subjects
+                loss = floor + 3.0 * parameters**-a * tokens**-b + noise * rng.normal()
+                row = {"width": width, "parameters": parameters, "subjects": subjects, "seed": seed}
+                rows.append(row | {"tokens": tokens, "loss": loss, "dynamic_skill": 0.1})
+    return rows
+
+
+@pytest.mark.parametrize(("name", "floor"), [("without a floor", 0.0), ("with a floor", 0.4)])
+def test_power_laws_are_found_again(name: str, floor: float) -> None:
+    rows = scaling_runs(floor, 0.10, 0.24)
+    law = loss_scaling.fitted(rows, name, samples=5)
+    assert law["rms_error"] < 1e-6
+    for key, wanted in {"E": floor, "a": 0.10, "b": 0.24, "A": 3.0}.items():
+        assert law[key]["value"] == pytest.approx(wanted, abs=1e-4)
+    ahead = law["further"][-1]
+    tokens = ahead["times"] * 12_000 * 80
+    assert ahead["loss"] == pytest.approx(floor + 3.0 * 330_000**-0.10 * tokens**-0.24, rel=1e-4)
+    assert law["left_out"]["predicted"] == pytest.approx(law["left_out"]["measured"], rel=1e-4)
+
+
+def test_noise_of_the_runs_widens_the_intervals() -> None:
+    narrow, wide = (
+        loss_scaling.fitted(scaling_runs(0.4, 0.1, 0.24, noise), "with a floor", samples=40)
+        for noise in (1e-6, 1e-3)
+    )
+    width = [one["further"][-1]["interval"] for one in (narrow, wide)]
+    assert width[1][1] - width[1][0] > 5 * (width[0][1] - width[0][0]) > 0
+
+
+def test_runs_are_fitted_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "loss_scaling.json"
+    facts = _report.machine(1) | {"load_before": 0.0}
+    record = {"machine": facts, "epochs": 6, "depth": 2, "runs": scaling_runs(0.4, 0.1, 0.24, 1e-4)}
+    path.write_text(json.dumps(record))
+    assert loss_scaling.main(["--fit_only", "--json", str(path)]) == 0
+    assert path.with_suffix(".md").read_text() in capsys.readouterr().out
+    assert path.with_suffix(".png").stat().st_size > 10_000
+    assert json.loads(path.read_text())["runs"] == record["runs"]
+    with pytest.raises(UserInputError, match="--image_path"):
+        loss_scaling.main([])
+    path.write_text(json.dumps(record | {"runs": record["runs"][:2]}))
+    with pytest.raises(UserInputError, match="needs at least two"):
+        loss_scaling.main(["--fit_only", "--json", str(path)])
 
 
 KEYS: dict[str, tuple[str, set[str]]] = {

@@ -28,7 +28,7 @@ def test_features_are_watched(cli: CommandLine, caplog: pytest.LogCaptureFixture
     assert "val/knn_sex" not in plain.metrics
     shared = {k: v for k, v in done.metrics.items() if k in plain.metrics and "seconds" not in k}
     assert shared == {k: v for k, v in plain.metrics.items() if "seconds" not in k}
-    assert main(cli.argv(f"{NEXT} --watch_task age")) == 2
+    assert main(cli.argv(f"{NEXT} --watch_task shoe_size")) == 2
     assert main(cli.argv("--watch_task sex")) == 2
     # A rate that makes nothing better: said in words, once.
     caplog.clear()

@@ -82,6 +82,20 @@ def test_rows_and_page_of_a_pre_training(cli: CommandLine) -> None:
     assert "Fitted on 16 subjects" in text and "lag-1 autocorrelation" in text
 
 
+def test_places_are_probed_with_all_labels(pretrained: Finished) -> None:
+    """They are too wide for the curve, which then has the raw signal only."""
+    rows = rows_of(pretrained, "--pools places --blocks 0 --labels 2 --draws 2")
+    backbones = [row for row in rows if row["model"] != "raw"]
+    assert kinds(backbones, "layer", "pool", "model", "subjects_a_class") == {
+        (layer, "places", model, None)
+        for layer in ("embedding", "features")
+        for model in ("pretrained", "untrained")
+    }
+    assert kinds(rows, "model", "pool", "subjects_a_class") >= {("raw", "fc", 2)}
+    page = (pretrained.folder / "probe.html").read_text(encoding="utf-8")
+    assert re.search(r">\s*places\s*<", page)
+
+
 def test_the_checkpoint_is_what_is_probed_and_stays_as_it_was(cli: CommandLine) -> None:
     one = cli.run(f"{NEXT} --seed 3")
     two = cli.run(f"{NEXT} --seed 3 --max_epochs 3 --learning_rate 0.01")

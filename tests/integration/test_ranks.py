@@ -35,6 +35,7 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # Objectives and settings whose batches are made differently.
 OTHERS = {
     "masked": "--pretraining --use_mim --mask_ratio 0.5",
+    "same place": f"{PRETRAIN} --predict same_place --token_order space_first",
     "augmented": f"{PRETRAIN} --augment_during_training",
     "background": f"{PRETRAIN} --keep_background",
     "sex": "--downstream_task sex --clf_head_version mamba --class_weights balanced",

@@ -130,7 +130,8 @@ def live_peak(
     return live.peak
 
 
-# Name -> changes of the model, of the step, and what is trained: "next", "masked" or a head.
+# Name -> changes of the model, of the step, and what is trained: "next", "same_place", "masked", or
+# a head.
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "fp32": ({}, {}, "next"),
     "bf16": ({}, {"operand": 2}, "next"),
@@ -142,6 +143,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "dropout, bf16": ({"dropout": 0.1}, {"operand": 2}, "next"),
     "masked": ({}, {"masked": 0.75}, "masked"),
     "masked, bf16": ({}, {"masked": 0.5, "operand": 2}, "masked"),
+    "same place": ({}, {"masked": 6 / 8}, "same_place"),
+    "same place, bf16": ({}, {"masked": 6 / 8, "operand": 2}, "same_place"),
     "linear head": ({}, {"head": HeadConfig(name="linear")}, "head"),
     "mamba head": ({}, {"head": HeadConfig(name="mamba")}, "head"),
     "mamba head, frozen": ({}, {"head": HeadConfig(name="mamba"), "frozen": True}, "head"),
@@ -169,7 +172,10 @@ def test_peak_of_a_step_on_the_cpu(name: str) -> None:
         objective = PretrainConfig(
             objective="mim" if kind == "masked" else "autoregressive",
             mask_ratio=step.masked or 0.75,
+            predict="same_place" if kind == "same_place" else "next_token",
+            predict_ahead=2 if kind == "same_place" else 1,
         )
+        assert objective.predicted_share(model.token_grid[3]) == step.masked
         module = PretrainModule(objective=objective, **shared)
         pretrain = module
 

@@ -1,6 +1,7 @@
 """Rebuild the papers' tables: run what is missing, and write it beside the published numbers.
 
     neuromamba reproduce --table all --dataset_name Dummy
+    neuromamba reproduce --study objectives --seeds 1 2 3
     neuromamba reproduce --table 1 2 --dataset_name HCP --image_path /path/to/hcp_store \\
         --checkpoints /path/to/released -- --accelerator gpu --devices 4
 
@@ -9,8 +10,12 @@ finished is not repeated, and tables share their runs. What follows -- is given 
 Written are table_<N>.md, .tex, .csv and .json: the published number beside ours with n, seeds and
 interval. With Dummy everything is small and synthetic, takes minutes on a CPU and needs no data.
 
---dry_run shows the jobs and their cost; --script writes an array job for Slurm or PBS, each task of
-which does one job; --collect writes the tables of what exists.
+--study objectives compares objectives of pre-training on synthetic data at equal compute: for each
+seed and for an easy and a hard effect, ten pre-trainings and probes of their frozen features, about
+half an hour of CPU a seed. Written are study_objectives.md, .csv and .json (docs/pretraining.md).
+
+--dry_run shows the jobs, and the cost of those of tables; --script writes an array job for Slurm or
+PBS, each task of which does one job; --collect writes the tables of what exists.
 
 Exit status: 0; 1 if a run failed; 2 with one line for a user's mistake; 130 after Ctrl-C.
 """
@@ -22,9 +27,18 @@ import sys
 from collections.abc import Sequence
 
 from neuromamba.common.cli import run_command
+from neuromamba.common.errors import UserInputError
 from neuromamba.common.stages import StageFailure
+from neuromamba.reports.objectives import SEEDS, STUDIES, checked_study, job_lines, run_study
 from neuromamba.reports.reproduction import TABLES, ordered
-from neuromamba.reports.reproduction_run import SCHEDULERS, checked, reproduce
+from neuromamba.reports.reproduction_run import SCHEDULERS, checked, reproduce, typed_command
+
+TABLE_SEEDS = (1, 2, 3)
+GPU = "H100"
+
+
+def _numbers(values: Sequence[int]) -> str:
+    return " ".join(map(str, values))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -36,7 +50,9 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--table", nargs="+", required=True, metavar="NAME", help=f"{', '.join(TABLES)}, or all")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--table", nargs="+", metavar="NAME", help=f"{', '.join(TABLES)}, or all")
+    what.add_argument("--study", metavar="NAME", help=f"{', '.join(STUDIES)}; instead of tables")
     add("--dataset_name", default="Dummy", metavar="NAME", help="HCP, or Dummy (default)")
     add("--image_path", metavar="DIR", help="its store; not needed for Dummy")
     add(
@@ -45,14 +61,24 @@ def build_parser() -> argparse.ArgumentParser:
         help="released files (1M_E128.pt, 3M_E192.pt, 5M_E256.pt); without it backbones are "
         "pre-trained on the same data first",
     )
-    add("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="S", help="default: 1 2 3")
-    add("--output_dir", metavar="DIR", help="of the runs; default: output/reproduce_<dataset>")
+    add(
+        "--seeds",
+        type=int,
+        nargs="+",
+        metavar="S",
+        help=f"default: {_numbers(TABLE_SEEDS)}; of a study: {_numbers(SEEDS)}",
+    )
+    add(
+        "--output_dir",
+        metavar="DIR",
+        help="of the runs; default: output/reproduce_<dataset>; of a study: output/study_<name>",
+    )
     add("--paper_dir", metavar="DIR", help="of the tables; default: paper/<dataset>")
-    add("--dry_run", action="store_true", help="show the jobs and their cost")
+    add("--dry_run", action="store_true", help="show the jobs; of tables, their cost too")
     add("--collect", action="store_true", help="write the tables of what exists, run nothing")
     add("--script", metavar="NAME", help=f"write an array job: {', '.join(SCHEDULERS)}")
     add("--job", type=int, metavar="N", help="do the N-th job only, from 0 (for array jobs)")
-    add("--gpu", default="H100", metavar="NAME", help="to count hours of (default: H100)")
+    add("--gpu", metavar="NAME", help=f"to count hours of (default: {GPU})")
     return parser
 
 
@@ -70,13 +96,38 @@ def run(argv: Sequence[str]) -> None:
         at = words.index("--")
         own, extra = words[:at], tuple(words[at + 1 :])
     args = build_parser().parse_args(own)
+    if args.study is not None:
+        _study(args, own, extra)
+        return
+    args.seeds = args.seeds or list(TABLE_SEEDS)
     asked = checked(args, extra)
     if args.dry_run:
         from neuromamba.planning.job_costs import job_costs  # imports torch
 
-        print(job_costs([(job.name, job.flags) for job in ordered(asked.study.jobs)], args.gpu))
+        print(
+            job_costs([(job.name, job.flags) for job in ordered(asked.study.jobs)], args.gpu or GPU)
+        )
         return
     reproduce(asked, args, own, extra)
+
+
+def _study(args: argparse.Namespace, own: Sequence[str], extra: tuple[str, ...]) -> None:
+    """Do the jobs of a study and write its tables."""
+    study = checked_study(args, extra)
+    if args.dry_run:
+        print("\n".join(job_lines(study)))
+        return
+    if args.collect and not study.out.is_dir():
+        raise UserInputError(
+            f"--output_dir: '{study.out}' does not exist; there is nothing to collect."
+        )
+    if not args.collect:
+        run_study(study)
+    from neuromamba.reports.objectives_table import write_study  # imports SciPy
+
+    written = write_study(study, typed_command(own, extra))
+    print(written[0].read_text(encoding="utf-8"), flush=True)
+    print(f"study objectives: {written[0]}", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

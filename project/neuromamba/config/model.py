@@ -14,6 +14,7 @@ from neuromamba.config.names import (
     MODEL_NAMES,
     POOL_NAMES,
     POSITIONAL_ENCODINGS,
+    TOKEN_ORDERS,
 )
 
 REGION_CELLS = 3  # of the coarse grid of regions along an axis
@@ -25,7 +26,9 @@ class ModelConfig:
 
     ``d_state`` and ``headdim`` default to the paper's rule (D / 4 and D); 0 means "derive".
     ``background`` says how a dense input marks voxels outside the brain: "min" (the window's
-    minimum, the ``*_minback`` scalings) or "zero" (``*_zeroback``).
+    minimum, the ``*_minback`` scalings) or "zero" (``*_zeroback``). ``token_order`` is the order in
+    which the tokens of a window enter: "raster", place after place, each with its tokens in time
+    (the paper's), or "space_first", all places of the first tokens in time, then of the second ...
     ``anatomy`` adds an embedding of the mean image to the tokens of each place (``--channels``).
     """
 
@@ -45,12 +48,14 @@ class ModelConfig:
     keep_background: bool = False
     union_mask: bool = False
     background: str = "min"
+    token_order: str = "raster"
     anatomy: bool = False
 
     def __post_init__(self) -> None:
         look_up(self.model, MODEL_NAMES, "--model")
         look_up(self.mamba_pe_method, POSITIONAL_ENCODINGS, "--mamba_pe_method")
         look_up(self.background, ("min", "zero"), "background")
+        look_up(self.token_order, TOKEN_ORDERS, "--token_order")
         for flag, values in (("--img_size", self.img_size), ("--patch_size", self.patch_size)):
             if len(values) != 4:
                 raise UserInputError(f"{flag}: got {list(values)}, expected four numbers X Y Z T.")

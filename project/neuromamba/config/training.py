@@ -11,9 +11,11 @@ from neuromamba.config.bounds import require_positive
 from neuromamba.config.names import (
     CLASS_WEIGHTS,
     LABEL_SCALING_METHODS,
+    LOSS_TARGETS,
     MASKING_TYPES,
     OBJECTIVES,
     OPTIMIZER_NAMES,
+    PREDICTIONS,
 )
 from neuromamba.config.tasks import TASK_TYPES, TASKS
 
@@ -32,17 +34,75 @@ WARM_UP_BATCHES = 5
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """Objective of pre-training: next token (``autoregressive``) or masked tokens (``mim``)."""
+    """Objective of pre-training: next token (``autoregressive``) or masked tokens (``mim``).
+
+    An autoregressive model predicts, from the features of a token, the following token of the
+    sequence (``predict`` "next_token"), or the token ``predict_ahead`` tokens later at the same
+    place ("same_place"). For the latter, ``loss_on`` says whether the output is compared with that
+    token or with its difference from the token that the prediction is made from.
+    """
 
     objective: str = "autoregressive"
     mask_ratio: float = 0.75
     masking_type: str = "random"
+    predict: str = "next_token"
+    predict_ahead: int = 1
+    loss_on: str = "token"
 
     def __post_init__(self) -> None:
         look_up(self.objective, OBJECTIVES, "objective")
         look_up(self.masking_type, MASKING_TYPES, "--masking_type")
         if not 0.0 < self.mask_ratio < 1.0:
             raise UserInputError(f"--mask_ratio: got {self.mask_ratio}, expected 0 < r < 1.")
+        look_up(self.predict, PREDICTIONS, "--predict")
+        look_up(self.loss_on, LOSS_TARGETS, "--loss_on")
+        require_positive("--predict_ahead", self.predict_ahead)
+        if self.predict == "same_place" and self.objective != "autoregressive":
+            raise UserInputError("--predict: only used with --pretraining --use_autoregressive.")
+        for flag, value, usual in (
+            ("--predict_ahead", self.predict_ahead, 1),
+            ("--loss_on", self.loss_on, "token"),
+        ):
+            if value != usual and self.predict != "same_place":
+                raise UserInputError(f"{flag}: only used with --predict same_place.")
+
+    def check_window(self, time_patches: int) -> None:
+        """Make sure that a window has tokens to predict.
+
+        Args:
+            time_patches: tokens of a place in a window.
+
+        Raises:
+            UserInputError: all tokens of a place are fewer than ``predict_ahead`` later.
+        """
+        if self.predict == "same_place" and self.predict_ahead >= time_patches:
+            raise UserInputError(
+                f"--predict_ahead: got {self.predict_ahead}, but a window has {time_patches} "
+                f"tokens of a place (frames of --img_size / frames of --patch_size), so at most "
+                f"{time_patches - 1} can be predicted ahead; longer windows have more."
+            )
+
+    def predicted_share(self, time_patches: int) -> float | None:
+        """Share of the tokens that are predicted, where these are gathered; None for next token.
+
+        Args:
+            time_patches: tokens of a place in a window.
+        """
+        if self.objective == "mim":
+            return self.mask_ratio
+        if self.predict == "same_place":
+            return (time_patches - self.predict_ahead) / time_patches
+        return None
+
+    @property
+    def description(self) -> str:
+        """The objective in a few words."""
+        if self.objective == "mim":
+            return f"masked tokens ({self.masking_type}, {self.mask_ratio})"
+        if self.predict == "next_token":
+            return "next token"
+        what = "difference" if self.loss_on == "difference" else "token"
+        return f"{what} at the same place, {self.predict_ahead} ahead"
 
 
 @dataclass(frozen=True, kw_only=True)

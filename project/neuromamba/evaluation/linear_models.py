@@ -175,6 +175,12 @@ def fit_linear(x: np.ndarray, y: np.ndarray, seed: int, classes: int) -> LinearM
     return LinearModel(*fit_ridge(x, y, seed), 1)
 
 
-def fit_svm(x: np.ndarray, y: np.ndarray, seed: int, classes: int) -> LinearModel:
-    """Support vector machine of classes, with the penalty of the best accuracy."""
-    return LinearModel(*_fit_classes(svm_pipeline, lambda _: "accuracy", x, y, seed, None), classes)
+def fit_svm(
+    x: np.ndarray, y: np.ndarray, seed: int, classes: int, *, groups: np.ndarray | None = None
+) -> LinearModel:
+    """Support vector machine of classes, with the penalty of the best accuracy.
+
+    ``groups`` [S] is what stays together in the inner folds; None if samples are subjects.
+    """
+    found = _fit_classes(svm_pipeline, lambda _: "accuracy", x, y, seed, groups)
+    return LinearModel(*found, classes)

@@ -61,12 +61,19 @@ class Embedder(nn.Module):
         if config.anatomy:
             self.anatomy = nn.Parameter(torch.empty(config.place_dim, config.embed_dim))
             nn.init.xavier_normal_(self.anatomy)
-        self.tokens_of_place = config.token_grid[3]
+        self.tokens_of_place, self.token_order = config.token_grid[3], config.token_order
 
     def forward(
-        self, tokens_LV: Tensor, token_index: Tensor, anatomy_PA: Tensor | None = None
+        self,
+        tokens_LV: Tensor,
+        token_index: Tensor,
+        anatomy_PA: Tensor | None = None,
+        lengths: Sequence[int] = (),
     ) -> Tensor:
-        """(L, V) tokens at grid positions (L,), with (P, A) of their places -> (L, D)."""
+        """(L, V) tokens at grid positions (L,), with (P, A) of their places -> (L, D).
+
+        ``lengths`` are the tokens of each sample, needed with the anatomy only.
+        """
         x_LD = self._embed(tokens_LV, token_index)
         if self.anatomy is None:
             return x_LD
@@ -76,7 +83,12 @@ class Embedder(nn.Module):
                 "windows of a store come with, and dense windows do not"
             )
         places_PD = anatomy_PA.to(self.anatomy.dtype) @ self.anatomy
-        spread = places_PD[:, None].expand(-1, self.tokens_of_place, -1).flatten(0, 1)
+        times = self.tokens_of_place
+        if self.token_order == "raster":
+            spread = places_PD[:, None].expand(-1, times, -1).flatten(0, 1)
+        else:
+            samples = places_PD.split([-(-length // times) for length in lengths])
+            spread = torch.cat([one.expand(times, -1, -1).flatten(0, 1) for one in samples])
         # Fewer than all tokens of the last place: only where operations are counted.
         return x_LD + spread[: len(x_LD)].to(x_LD.dtype)
 
@@ -168,7 +180,7 @@ class FMamba(nn.Module):
         """
         tokens = packed.tokens
         seen = tokens if hidden is None else tokens.masked_fill(hidden[:, None], 0.0)
-        x = self.embedder(seen, packed.token_index, packed.anatomy)
+        x = self.embedder(seen, packed.token_index, packed.anatomy, packed.lengths)
         for block in self.mamba_layers:
             x = block(x, packed.lengths)
         return x

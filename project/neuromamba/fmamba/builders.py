@@ -11,16 +11,16 @@ from typing import Any
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.config.data import DataConfig
-from neuromamba.config.training import EFFECTIVE_BATCH, DownstreamConfig
+from neuromamba.config.training import EFFECTIVE_BATCH
 from neuromamba.data.cohorts.labels import target_of
 from neuromamba.data.cohorts.registry import DATASETS
 from neuromamba.data.windows.run_data import RunData
-from neuromamba.evaluation.subject_keys import subject_key
 from neuromamba.fmamba.downstream import UNSCALED, DownstreamModule, TargetScaling
 from neuromamba.fmamba.module import FMambaModule
 from neuromamba.fmamba.pretrain import PretrainModule
 from neuromamba.fmamba.run_config import RunConfig
 from neuromamba.fmamba.trainer import accumulation
+from neuromamba.fmamba.watched_facts import watched_facts
 
 DUMMY_FRAMES = 40
 
@@ -53,9 +53,7 @@ def describe_objective(config: RunConfig) -> str:
     """Say in a few words what a run trains or tests."""
     pretrain, task, head = config.pretrain, config.downstream, config.head
     if pretrain is not None:
-        if pretrain.objective == "mim":
-            return f"pre-training, masked tokens ({pretrain.masking_type}, {pretrain.mask_ratio})"
-        return "pre-training, next token"
+        return f"pre-training, {pretrain.description}"
     assert task is not None and head is not None
     pretrained = bool(config.flags["load_model_path"])
     mode = "test only" if config.flags["test_only"] else task.mode(pretrained)
@@ -122,7 +120,7 @@ def build_module(config: RunConfig, data: RunData | None, total_steps: int) -> F
         return PretrainModule(
             objective=config.pretrain,
             seed=config.flags["seed"],
-            watched=watched_classes(config, data),
+            facts={} if data is None else watched_facts(data, tuple(config.flags["watch_task"])),
             **shared,
         )
     assert config.downstream is not None and config.head is not None
@@ -141,19 +139,3 @@ def build_module(config: RunConfig, data: RunData | None, total_steps: int) -> F
     if data is None:
         module.add_lora()
     return module
-
-
-def watched_classes(config: RunConfig, data: RunData | None) -> tuple[dict[int, int], str]:
-    """Return subject key -> class of validation subjects for ``--watch_task``, and its name."""
-    task = config.flags["watch_task"]
-    if task is None or data is None:
-        return {}, ""
-    labelled = RunData(data.config, DownstreamConfig(task=task), write_split=False)
-    return {
-        subject_key(name, number): int(store.labels[name])
-        for number, (store, names) in enumerate(
-            zip(labelled.stores, labelled.subjects["val"], strict=True)
-        )
-        for name in names
-        if store.labels is not None
-    }, task

@@ -33,6 +33,7 @@ _MODEL_FLAGS = (
     "mamba_pe_method",
     "keep_background",
     "union_mask",
+    "token_order",
 )
 _SPLIT_FLAGS = (
     "dataset_split_num",
@@ -67,7 +68,8 @@ def flags_of_metadata(metadata: Mapping[str, Any], whole_run: bool) -> dict[str,
             depend on (to start from them).
     """
     model, data = metadata["model"], metadata["data"]
-    flags = {name: model[name] for name in _MODEL_FLAGS}
+    flags = {name: model[name] for name in _MODEL_FLAGS if name in model}
+    flags.setdefault("token_order", "raster")  # older checkpoints know no other
     flags["input_scaling_method"] = data["scaling"]
     if data["scaling"] in names.VOXEL_SCALINGS:  # older checkpoints used those of the run
         flags["scaling_statistics"] = data["config"].get("scaling_statistics", "run")

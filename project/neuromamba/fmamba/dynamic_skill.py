@@ -8,6 +8,13 @@ METADATA_KEY = "dynamic_skill"  # in the metadata of a pre-training's checkpoint
 _DOCUMENT = "docs/pretraining.md"
 
 
+def remedy(scaling: str) -> str:
+    """What to do about a pre-training that does not learn dynamics, given its scaling."""
+    if scaling in RUN_SCALINGS:
+        return "to learn dynamics, pre-train with --input_scaling_method voxelnorm_zeroback"
+    return "train for more steps, on more subjects, or with a larger --embed_dim"
+
+
 def missing_dynamics(skill: float | None, scaling: str) -> str | None:
     """Return one sentence about a dynamic skill below 0, with a remedy; None where there is none.
 
@@ -17,13 +24,8 @@ def missing_dynamics(skill: float | None, scaling: str) -> str | None:
     """
     if skill is None or not skill < 0:
         return None
-    remedy = (
-        "to learn dynamics, pre-train with --input_scaling_method voxelnorm_zeroback"
-        if scaling in RUN_SCALINGS
-        else "train for more steps, on more subjects, or with a larger --embed_dim"
-    )
     return (
         f"the pre-training has not learned how the signal changes over time: its dynamic skill on "
         f"the validation subjects is {skill:.2f}, and below 0 each voxel's mean or the token "
-        f"before is the better prediction; {remedy} ({_DOCUMENT})."
+        f"before is the better prediction; {remedy(scaling)} ({_DOCUMENT})."
     )

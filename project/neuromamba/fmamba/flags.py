@@ -137,6 +137,13 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"positional encoding: {', '.join(names.POSITIONAL_ENCODINGS)}",
     )
+    add(
+        "--token_order",
+        default=default_of(ModelConfig, "token_order"),
+        metavar="NAME",
+        help="raster: place after place, each with its tokens in time (the paper's); space_first: "
+        "all places at a time, then all places at the next",
+    )
     add_switch(group, "keep_background", False, "keep all tokens instead of the brain's only")
     add_switch(
         group,
@@ -174,10 +181,34 @@ def add_objective_flags(parser: argparse.ArgumentParser) -> None:
         help=", ".join(names.MASKING_TYPES),
     )
     add(
-        "--watch_task",
+        "--predict",
+        default=default_of(PretrainConfig, "predict"),
         metavar="NAME",
-        help=f"watch how well nearest neighbours of the features tell its classes in validation "
-        f"subjects: {', '.join(n for n, t in tasks.TASKS.items() if t.type == 'classification')}",
+        help="what is predicted from the features of a token: next_token, the next of the sequence "
+        "(the paper's), or same_place, a later token of the same place",
+    )
+    add(
+        "--predict_ahead",
+        type=int,
+        default=default_of(PretrainConfig, "predict_ahead"),
+        metavar="K",
+        help="with --predict same_place: how many tokens later",
+    )
+    add(
+        "--loss_on",
+        default=default_of(PretrainConfig, "loss_on"),
+        metavar="NAME",
+        help="with --predict same_place: predict the token, or its difference from the token that "
+        "it is predicted from",
+    )
+    add(
+        "--watch_task",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="known facts of the validation subjects that the features are watched to tell: "
+        f"{', '.join(tasks.TASKS)}, tr, dataset, site, motion, or columns of the tables of "
+        "subjects (default: those of them that the store holds)",
     )
     known = "; ".join(f"{name}: {task.description}" for name, task in tasks.TASKS.items())
     add("--downstream_task", default=default_of(DownstreamConfig, "task"), help=known)

@@ -82,7 +82,8 @@ def pooled_layers(
         pools: of ``fmamba.pooling.POOLS``.
 
     Returns:
-        (layer, pool) -> float32 [B, D], [B, 2 D] for "mean_sd", [B, cells * 2 D] for "regions".
+        (layer, pool) -> float32 [B, D], [B, 2 D] for "mean_sd", [B, cells * 2 D] for "regions",
+        [B, places of the grid * D] for "places".
     """
     rows: Rows = {}
     with torch.inference_mode(), _outputs(model, layers, packed, pools, rows):

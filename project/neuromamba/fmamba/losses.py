@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from neuromamba.config.model import ModelConfig
 from neuromamba.config.tasks import TASK_TYPES
+from neuromamba.config.training import PretrainConfig
+from neuromamba.fmamba.tokenizer import PackedTokens
 
 # Rows of a block of token errors: on a CPU it should stay in the cache, elsewhere launches be few.
 BLOCK_ROWS = {"cpu": 1024}
@@ -53,6 +56,64 @@ def masked_token_errors(
 ) -> Tensor:
     """Like ``next_token_errors``, for hidden tokens: each is predicted from its own position."""
     return _row_errors(x.index_select(0, targets), tokens.index_select(0, targets), predict)
+
+
+def same_place_pairs(
+    token_index: Tensor, lengths: tuple[int, ...], time_patches: int, ahead: int
+) -> tuple[Tensor, Tensor]:
+    """Pairs of tokens of one place: rows of the sources, and of the tokens to predict from them.
+
+    A target is ``ahead`` tokens later than its source. Every token with such a token before it is a
+    target, so no pair crosses a border between places or samples, whatever the order of the tokens.
+
+    Args:
+        token_index: (L,) position of each token in the full grid, T fastest.
+        lengths: tokens of each sample.
+        time_patches: tokens of the grid along T.
+        ahead: 1 or more.
+
+    Returns:
+        Two int64 tensors of one length; targets in the order of the rows.
+    """
+    sources, targets, start = [], [], 0
+    for index in token_index.split(lengths):
+        row_at = index.new_full((int(index.max()) + 1,), -1)
+        row_at[index] = torch.arange(start, start + len(index), device=index.device)
+        later = index[index % time_patches >= ahead]
+        before = row_at[later - ahead]
+        sources.append(before[before >= 0])
+        targets.append(row_at[later][before >= 0])
+        start += len(index)
+    return torch.cat(sources), torch.cat(targets)
+
+
+def target_pairs(
+    objective: PretrainConfig, packed: PackedTokens, config: ModelConfig
+) -> tuple[Tensor, Tensor]:
+    """Rows of the sources and of the targets of an autoregressive objective."""
+    if objective.predict == "same_place":
+        frames = config.token_grid[3]
+        return same_place_pairs(packed.token_index, packed.lengths, frames, objective.predict_ahead)
+    targets = next_token_targets(packed.lengths)
+    return targets - 1, targets
+
+
+def same_place_errors(
+    x: Tensor,
+    tokens: Tensor,
+    sources: Tensor,
+    targets: Tensor,
+    predict: Callable[[Tensor], Tensor],
+    loss_on: str = "token",
+) -> Tensor:
+    """Like ``next_token_errors``, for pairs: each target is predicted from row ``sources`` of x.
+
+    With ``loss_on`` "difference" the prediction is compared with the target less its source token.
+    """
+    wanted = tokens.index_select(0, targets)
+    if loss_on == "difference":
+        wanted = wanted - tokens.index_select(0, sources)
+    return _row_errors(x.index_select(0, sources), wanted, predict)
 
 
 def _row_errors(x: Tensor, tokens: Tensor, predict: Callable[[Tensor], Tensor]) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from neuromamba.config.model import REGION_CELLS, ModelConfig
-from neuromamba.config.names import POOL_NAMES
+from neuromamba.config.names import POOL_NAMES, PROBE_POOLS
 from neuromamba.fmamba.tokenizer import PackedTokens
 
 
@@ -99,8 +99,29 @@ def regions(features: Tensor, packed: PackedTokens, config: ModelConfig) -> Tens
     return pooled.unflatten(0, (len(packed.lengths), count)).flatten(1)
 
 
+def places(features: Tensor, packed: PackedTokens, config: ModelConfig) -> Tensor:
+    """Mean over time at each place of the grid, kept apart: (B, G * D), G places of the whole grid.
+
+    A place without a token of the window is 0, so a column means the same in all windows only
+    where their brains lie on one grid and have nearly the same mask. Places are in raster order.
+    """
+    features = features.float()
+    place, found = places_of(packed, config)
+    grid = math.prod(config.token_grid[:3])
+    pooled = features.new_zeros(len(packed.lengths) * grid, features.shape[1])
+    pooled[found] = group_mean(features, place, len(found))
+    return pooled.unflatten(0, (len(packed.lengths), grid)).flatten(1)
+
+
 Pool = Callable[[Tensor, PackedTokens, ModelConfig], Tensor]
 
-# Those without weights of their own; "attention" has some and is a part of the head.
-POOLS: Mapping[str, Pool] = {"mean": mean, "mean_sd": mean_sd, "regions": regions}
-assert {*POOLS, "attention"} == set(POOL_NAMES)
+# Those without weights of their own; "attention" has some and is a part of the head. "places" is
+# for probes only: a head would have as many weights as a window has features.
+POOLS: Mapping[str, Pool] = {
+    "mean": mean,
+    "mean_sd": mean_sd,
+    "regions": regions,
+    "places": places,
+}
+assert set(POOLS) == set(PROBE_POOLS)
+assert {*POOLS, "attention"} - {"places"} == set(POOL_NAMES)

@@ -1,4 +1,4 @@
-"""Pre-training of the backbone: next-token prediction, or reconstruction of masked tokens."""
+"""Pre-training of the backbone: prediction of later tokens, or of masked ones."""
 
 from __future__ import annotations
 
@@ -17,33 +17,39 @@ from neuromamba.config.model import ModelConfig
 from neuromamba.config.serialise import to_dict
 from neuromamba.config.training import OptimConfig, PretrainConfig
 from neuromamba.data.windows.batch_reader import BatchReader
+from neuromamba.evaluation.known_facts import Fact
 from neuromamba.fmamba.dynamic_skill import METADATA_KEY
 from neuromamba.fmamba.losses import (
     masked_token_errors,
     next_token_errors,
     next_token_targets,
+    same_place_errors,
+    same_place_pairs,
 )
 from neuromamba.fmamba.masking import hidden_tokens
 from neuromamba.fmamba.module import Batch, FMambaModule
+from neuromamba.fmamba.pooling import mean, mean_sd
 from neuromamba.fmamba.pretraining_metrics import FeatureMetrics, TokenMetrics
 from neuromamba.fmamba.step_metrics import AnatomyShare, StepMetrics
 from neuromamba.fmamba.tokenizer import PackedTokens, token_places
 
 
 class PretrainModule(FMambaModule):
-    """Next-token prediction (paper, section 3.3) or masked-token reconstruction.
+    """Next-token prediction (paper, section 3.3), its variants, or masked-token reconstruction.
 
     Args:
         model, optim, total_steps, ssd_backend, data_metadata, activation_checkpointing, augment:
             as in ``FMambaModule``.
-        objective: which of the two, and the masking.
+        objective: which of them.
         seed: seed of the random masks.
-        watched: class of validation subjects by subject key, and the name of the task; for the
-            metric of nearest neighbours in ``FeatureMetrics``.
+        facts: known facts of the validation subjects, by name, for ``FeatureMetrics``.
 
     Attributes:
         dynamic_skill: ``val/dynamic_skill`` of the last validation; None before the first, and
             where it is not defined, as with masked tokens.
+
+    Raises:
+        UserInputError: no token of a window is as far ahead as the objective predicts.
     """
 
     def __init__(
@@ -58,7 +64,7 @@ class PretrainModule(FMambaModule):
         data_metadata: Mapping[str, Any] | None = None,
         activation_checkpointing: bool = False,
         augment: AugmentConfig | None = None,
-        watched: tuple[Mapping[int, int], str] = ({}, ""),
+        facts: Mapping[str, Fact] | None = None,
     ) -> None:
         super().__init__(
             model=model,
@@ -70,16 +76,24 @@ class PretrainModule(FMambaModule):
             data_metadata=data_metadata or {},
             augment=augment,
         )
+        objective.check_window(model.token_grid[3])
         self.objective, self.seed = objective, seed
         self._targets_of_run: dict[str, int] = {}
         self.validation = TokenMetrics(model.token_dim)
-        self.steps = StepMetrics(model)
+        in_sequence = objective.predict == "next_token"
+        self.steps = StepMetrics(
+            model, jumps=in_sequence, of_difference=objective.loss_on == "difference"
+        )
+        # Whether predictions are of the same place one token later: at steps of a raster, or all.
+        self.has_steps = objective.objective == "autoregressive" and (
+            model.token_order == "raster" if in_sequence else objective.predict_ahead == 1
+        )
         self.anatomy = AnatomyShare(model)
-        self.features = FeatureMetrics(*watched)
+        self.features = FeatureMetrics(facts)
         self.dynamic_skill: float | None = None
 
     def plan_windows(self, batch: Batch) -> dict[str, Any]:
-        """Add the rows of the target tokens, the sample of each, and which tokens are hidden.
+        """Add the rows of target tokens, the sample of each, their sources, or what is hidden.
 
         The hidden tokens depend on seed, epoch and window alone; in validation not on the epoch.
         """
@@ -97,6 +111,10 @@ class PretrainModule(FMambaModule):
                 [stream(self.seed, *when, *window) for window in windows],
             )
             planned["target_rows"] = planned["hidden"].nonzero()[:, 0]
+        elif self.objective.predict == "same_place":
+            planned["source_rows"], planned["target_rows"] = same_place_pairs(
+                index, lengths, self.model.config.token_grid[3], self.objective.predict_ahead
+            )
         else:
             planned["target_rows"] = next_token_targets(lengths)
         ends = torch.tensor(lengths).cumsum(0)
@@ -116,9 +134,14 @@ class PretrainModule(FMambaModule):
     def predict_tokens(self, batch: Batch) -> tuple[PackedTokens, Tensor, Tensor]:
         """Return a batch's tokens, the error of each target (targets,), and the encoding (L, D)."""
         packed, rows, hidden = self.pack(batch), batch["target_rows"], batch.get("hidden")
-        errors_of = next_token_errors if hidden is None else masked_token_errors
-        x = self.model.encode(packed, hidden)
-        return packed, errors_of(x, packed.tokens, rows, self.model.predict), x
+        x, predict = self.model.encode(packed, hidden), self.model.predict
+        if "source_rows" in batch:
+            pairs = batch["source_rows"], rows
+            errors = same_place_errors(x, packed.tokens, *pairs, predict, self.objective.loss_on)
+        else:
+            errors_of = next_token_errors if hidden is None else masked_token_errors
+            errors = errors_of(x, packed.tokens, rows, predict)
+        return packed, errors, x
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the batch's part of the mean error over a step's target tokens."""
@@ -132,22 +155,25 @@ class PretrainModule(FMambaModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add the batch to the loss and its controls; the masks are the same in every epoch."""
         packed, errors, x = self.predict_tokens(batch)
-        windows = self.model.norm(x).split(packed.lengths)
-        features = torch.stack([window.mean(0) for window in windows])
-        self.features.update(batch["subject_key"], batch["window"], features)
+        features = self.model.norm(x)
+        pooled = mean(features, packed, self.model.config)
+        if self.features.facts:
+            pooled = mean_sd(features, packed, self.model.config)
+        self.features.update(batch["subject_key"], batch["window"], pooled)
         rows = batch["target_rows"]
+        sources = batch.get("source_rows", rows - 1)
         if any(batch["is_padding"]):
             counts = self._counts(batch, errors)
-            errors, rows = errors[counts], rows[counts]
-        self.validation.update(errors, packed.tokens, rows)
+            errors, rows, sources = errors[counts], rows[counts], sources[counts]
+        self.validation.update(errors, packed.tokens, rows, sources)
         self.anatomy.update(packed, batch["is_padding"])
-        if "hidden" not in batch:  # a hidden token may have a hidden one before it
+        if self.has_steps:  # not masked tokens: a hidden one may have a hidden one before it
             self.steps.update(packed, x, self.model.predict, batch["is_padding"])
 
     def on_validation_epoch_end(self) -> None:
         """Log the loss, its controls, the skills, and the metrics of the features."""
         used: list[Metric] = [self.validation, self.anatomy, self.features]
-        if self.objective.objective == "autoregressive":
+        if self.has_steps:
             used.append(self.steps)
         values: dict[str, Tensor] = {}
         for metric in used:

@@ -15,12 +15,12 @@ from neuromamba.checkpoints.paths import find_checkpoint
 from neuromamba.common.cli import ExampleFormatter
 from neuromamba.common.errors import UserInputError, look_up
 from neuromamba.config.flag_parser import Parser, parse_arguments
-from neuromamba.config.names import ORIENTATION
+from neuromamba.config.names import ORIENTATION, PROBE_POOLS
 from neuromamba.fmamba.checkpoint_flags import flags_of_data, flags_of_task
 from neuromamba.fmamba.flags import build_parser
 from neuromamba.fmamba.run_config import RunConfig, run_config
 
-POOLS = ("mean", "mean_sd", "regions")  # those without weights of their own
+USUAL_POOLS = ("mean", "mean_sd", "regions")  # wide as "places" is, it has to be asked for
 SIZES = (2, 4, 8, 16, 32)
 
 # Flags of ``neuromamba train`` that a probe takes, by group; it has the others' effects from the
@@ -71,7 +71,7 @@ class ProbeRequest:
         metadata: of the checkpoint.
         config: data, task and flags, as of a run.
         blocks: how many blocks before the last one are probed.
-        pools: of ``POOLS``.
+        pools: of ``PROBE_POOLS``.
         sizes: labelled subjects a class.
         draws: of each of them.
         atlas: regions of FC; None for cubes.
@@ -109,9 +109,10 @@ def probe_parser(description: str | None = None) -> Parser:
     add(
         "--pools",
         nargs="+",
-        default=list(POOLS),
+        default=list(USUAL_POOLS),
         metavar="NAME",
-        help=f"what is read of a window's tokens; default: {' '.join(POOLS)}",
+        help=f"what is read of a window's tokens, of {' '.join(PROBE_POOLS)}; default: "
+        f"{' '.join(USUAL_POOLS)}",
     )
     add(
         "--labels",
@@ -156,7 +157,7 @@ def parse_probe(
         if getattr(args, name) < least:
             raise UserInputError(f"--{name}: got {getattr(args, name)}, expected {least} or more.")
     for pool in args.pools:
-        look_up(pool, POOLS, "--pools")
+        look_up(pool, PROBE_POOLS, "--pools")
     if min(args.labels) < 1:
         raise UserInputError(f"--labels: got {min(args.labels)}, expected 1 or more.")
     return args, given

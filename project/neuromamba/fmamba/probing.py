@@ -35,6 +35,7 @@ from neuromamba.layers.ssd_native.build import build_for_run
 from neuromamba.training.strategies import resolve_hardware
 
 FITTED = ("train", "val")
+WIDE = ("regions", "places")  # pools
 LEAST = 2  # samples of a class, fitted or tested
 LEAST_OF_VALUES = 5  # samples of a regression, fitted or tested
 
@@ -128,11 +129,11 @@ def probe(request: ProbeRequest) -> ProbeResult:
 
 
 def _of_few_labels(tables: Sequence[FeatureTable]) -> list[FeatureTable]:
-    """The last features of both backbones (all pools but the widest), FC, raw SD, mean image."""
+    """The last features of both backbones (no wide pools), FC, raw SD and mean image."""
     return [
         table
         for table in tables
-        if (table.layer == LAST_LAYER and table.pool != "regions")
+        if (table.layer == LAST_LAYER and table.pool not in WIDE)
         or table.pool in (CONNECTIVITY, DEVIATION, MEAN_IMAGE)
     ]
 

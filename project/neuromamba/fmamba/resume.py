@@ -19,9 +19,9 @@ from neuromamba.checkpoints.io import (
 )
 from neuromamba.checkpoints.paths import find_checkpoint
 from neuromamba.common.errors import UserInputError
-from neuromamba.config.model import HeadConfig
+from neuromamba.config.model import HeadConfig, ModelConfig
 from neuromamba.config.serialise import to_dict
-from neuromamba.config.training import DownstreamConfig, OptimConfig
+from neuromamba.config.training import DownstreamConfig, OptimConfig, PretrainConfig
 from neuromamba.fmamba.module import FMambaModule
 from neuromamba.fmamba.run_config import RunConfig
 from neuromamba.fmamba.trainer import accumulation
@@ -215,14 +215,15 @@ def training_facts(metadata: Mapping[str, Any]) -> dict[str, Any]:
         data.pop(free, None)  # older checkpoints lack some
     data.setdefault("scaling_statistics", "run")  # the only one of older versions
     data.setdefault("channels", ["dynamics"])
-    model = {"anatomy": False} | dict(metadata["model"])
     task = _complete(DownstreamConfig, metadata.get("downstream", {}))
     for moved in ("label_csv", "events"):
         task.pop(moved, None)
     facts = {"a split of hash": metadata["data"]["split_hash"]}
+    model = _complete(ModelConfig, metadata["model"])
     for part in (data, model, _complete(OptimConfig, metadata["optim"])):
         facts |= {f"--{name}": value for name, value in part.items()}
-    for section, values in (("pretrain", metadata.get("pretrain", {})), ("downstream", task)):
+    pretrain = _complete(PretrainConfig, metadata.get("pretrain", {}))
+    for section, values in (("pretrain", pretrain), ("downstream", task)):
         facts |= {f"{section} {name}": value for name, value in values.items()}
     head = _complete(HeadConfig, metadata.get("head", {}))
     facts |= {f"head {name}": value for name, value in head.items()}

@@ -19,6 +19,7 @@ from neuromamba.training.job import job_name
 # Flags that only one kind of run uses.
 AUGMENT_FLAGS = ("augment_only_affine", "augment_only_intensity", "augment_strength")
 MASKING_FLAGS = ("mask_ratio", "masking_type")
+PREDICTION_FLAGS = ("predict_ahead", "loss_on")
 PRETRAINING_FLAGS = ("use_autoregressive", "use_mim", "watch_task")
 DOWNSTREAM_FLAGS = (
     "freeze_feature_extractor",
@@ -147,9 +148,8 @@ def run_config(args: argparse.Namespace, given: frozenset[str]) -> RunConfig:
             "anatomy; leave one of them out."
         )
     pretrain, downstream, head = _objective(values)
-    if values["watch_task"] is not None:
-        classes = [name for name, task in tasks.TASKS.items() if task.type == "classification"]
-        look_up(values["watch_task"], classes, "--watch_task")
+    if pretrain is not None:
+        pretrain.check_window(model.token_grid[3])
     if downstream and downstream.freeze_feature_extractor and values["layer_decay"] != 1:
         raise UserInputError(
             "--layer_decay: lowers the rates of the backbone, which --freeze_feature_extractor "
@@ -236,6 +236,10 @@ def unused_flags(values: Mapping[str, Any]) -> dict[str, str]:
     needs |= dict.fromkeys(AUGMENT_FLAGS, augments)
     needs |= dict.fromkeys(PRETRAINING_FLAGS, ("--pretraining", pretraining))
     needs |= dict.fromkeys(MASKING_FLAGS, ("--pretraining --use_mim", values["use_mim"]))
+    autoregressive = pretraining and values["use_autoregressive"]
+    needs["predict"] = ("--pretraining --use_autoregressive", autoregressive)
+    same_place = autoregressive and values["predict"] == "same_place"
+    needs |= dict.fromkeys(PREDICTION_FLAGS, ("--predict same_place", same_place))
     needs |= dict.fromkeys(
         DOWNSTREAM_FLAGS, ("a downstream task, not with --pretraining", not pretraining)
     )

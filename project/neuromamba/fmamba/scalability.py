@@ -26,8 +26,8 @@ FILE = "scalability.json"
 def flops_of(config: RunConfig) -> Callable[[int], int]:
     """FLOPs of training on a window, by its tokens."""
     masked = None
-    if config.pretrain is not None and config.pretrain.objective == "mim":
-        masked = config.pretrain.mask_ratio
+    if config.pretrain is not None:
+        masked = config.pretrain.predicted_share(config.model.token_grid[3])
     frozen = config.downstream is not None and config.downstream.freeze_feature_extractor
     return functools.partial(
         window_flops, config.model, masked=masked, head=config.head, frozen=frozen

@@ -1,7 +1,7 @@
 """Skill within a place and over time: pre-training compared with controls of the same targets.
 
-The tokens of a window are in raster order with time fastest, so a place (a spatial patch) has all
-its tokens in a row. A target token is a **step** if the token before it is of the same place, and a
+Tokens are brought into raster order with time fastest, so a place (a spatial patch) has all its
+tokens in a row. A target token is a **step** if the token before it is of the same place, and a
 **jump** if it is the first token of a new place. Copying the token before is a strong control for a
 step and a meaningless one for a jump, whose error is mostly anatomy; they are therefore reported
 apart. ``docs/pretraining.md`` has the formulas.
@@ -20,7 +20,7 @@ from torchmetrics import Metric
 
 from neuromamba.config.model import ModelConfig
 from neuromamba.evaluation.mean_loss import keep_fp64
-from neuromamba.fmamba.tokenizer import PackedTokens
+from neuromamba.fmamba.tokenizer import PackedTokens, in_raster_order
 
 _BLOCK_ROWS = 4096  # tokens of which fp64 copies are made at a time
 _OVER_TIME = (1, 3)  # axes of tokens and of frames in (P, G, S, F, C)
@@ -34,6 +34,7 @@ class _SumsOverWindows(Metric):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.config = config
         self.tokens_of_place = config.token_grid[3]
         self.frames_of_token = config.patch_size[3]
         self.channels = config.in_chans
@@ -42,6 +43,13 @@ class _SumsOverWindows(Metric):
             self.add_state(name, default=zero, dist_reduce_fx="sum")
 
     _apply = keep_fp64
+
+    def _in_raster_order(self, packed: PackedTokens) -> tuple[PackedTokens, Tensor | None]:
+        """The tokens in raster order, and the rows that they come from; None for the same rows."""
+        rows = in_raster_order(packed, self.config)
+        if rows is None:
+            return packed, None
+        return PackedTokens(packed.tokens[rows], packed.token_index[rows], packed.lengths), rows
 
     def _blocks(self, packed: PackedTokens, padding: Sequence[bool]) -> Iterator[tuple[int, int]]:
         """First row and end of blocks of whole places, of the windows that are not padding.
@@ -83,6 +91,7 @@ class AnatomyShare(_SumsOverWindows):
 
     def update(self, packed: PackedTokens, padding: Sequence[bool]) -> None:
         """Add the tokens of a batch; ``padding`` says which of its windows do not count."""
+        packed, _ = self._in_raster_order(packed)
         for begin, end in self._blocks(packed, padding):
             tokens = self._by_place(packed.tokens[begin:end])
             self.within_sum += _demeaned(tokens).square().sum()
@@ -97,7 +106,7 @@ class AnatomyShare(_SumsOverWindows):
 
 
 class StepMetrics(_SumsOverWindows):
-    """The error of next-token prediction at steps within a place, beside two controls; and jumps.
+    """The error of the predicted next token of a place, beside two controls; and that at jumps.
 
     All losses are mean squared errors over the values of their targets. The controls of a step are
     persistence, the token before, and the mean, of each voxel over all frames of the window (known
@@ -110,6 +119,12 @@ class StepMetrics(_SumsOverWindows):
 
     Which control is smaller is decided on the totals over all windows. Both are NaN where there are
     no steps, or where the better control is exact.
+
+    Args:
+        config: of the model.
+        jumps: whether the model predicts the first token of a place from the place before; without
+            it nothing is said of jumps.
+        of_difference: whether the output is the difference of a token from the one before.
     """
 
     SUMS = (
@@ -135,6 +150,12 @@ class StepMetrics(_SumsOverWindows):
     jump_persistence_sum: Tensor
     jump_count: Tensor
 
+    def __init__(
+        self, config: ModelConfig, *, jumps: bool = True, of_difference: bool = False
+    ) -> None:
+        super().__init__(config)
+        self.jumps, self.of_difference = jumps, of_difference
+
     def update(
         self,
         packed: PackedTokens,
@@ -146,16 +167,20 @@ class StepMetrics(_SumsOverWindows):
 
         Args:
             packed: its tokens.
-            x: (L, D); the prediction of token i is made from row i - 1.
+            x: (L, D); a token is predicted from the row of the token before it in raster order.
             predict: (rows, D) -> (rows, V).
             padding: which of its windows do not count.
         """
+        packed, order = self._in_raster_order(packed)
+        x = x if order is None else x[order]
         starts = {sum(packed.lengths[:number]) for number in range(len(packed.lengths))}
         for begin, end in self._blocks(packed, padding):
             first = max(begin - 1, 0)  # the row before the block predicts its first token
             before = packed.tokens[first : end - 1]
             errors = predict(x[first : end - 1]).double() - packed.tokens[first + 1 : end].double()
             moved = packed.tokens[first + 1 : end].double() - before.double()
+            if self.of_difference:
+                errors += before.double()
             if begin == 0:  # the very first token has no prediction; its row is not counted
                 blank = errors.new_zeros(1, errors.shape[1])
                 errors, moved = torch.cat([blank, errors]), torch.cat([blank, moved])
@@ -185,12 +210,16 @@ class StepMetrics(_SumsOverWindows):
         """Return the two skills and the losses that they are made of, and those of jumps."""
         control = torch.minimum(self.step_persistence_sum, self.step_mean_sum)
         dynamic = torch.minimum(self.dynamic_persistence_sum, self.dynamic_mean_sum)
-        return {
+        found = {
             "skill": 1 - _ratio(self.step_sum, control),
             "dynamic_skill": 1 - _ratio(self.dynamic_sum, dynamic),
             "step_loss": _ratio(self.step_sum, self.step_count),
             "step_persistence_loss": _ratio(self.step_persistence_sum, self.step_count),
             "step_mean_loss": _ratio(self.step_mean_sum, self.step_count),
+        }
+        if not self.jumps:
+            return found
+        return found | {
             "jump_loss": _ratio(self.jump_sum, self.jump_count),
             "jump_persistence_loss": _ratio(self.jump_persistence_sum, self.jump_count),
         }

@@ -1,7 +1,8 @@
 """Packed brain tokens from scaled volumes (paper, section 3.1).
 
 A window (C, X, Y, Z, T) is cut into patches; a patch with its frames is a token. Tokens are in
-raster order, T fastest, then Z, Y, X; inside a token the voxels are in the order (x, y, z, t, c).
+raster order, T fastest, then Z, Y, X, or with ``token_order`` "space_first" with Z fastest, then Y,
+X, T. Inside a token the voxels are in the order (x, y, z, t, c).
 Tokens without a brain voxel are dropped, for each sample by itself, and what is left of all
 samples is packed into one tensor without padding.
 
@@ -32,8 +33,10 @@ class PackedTokens(NamedTuple):
     """Kept tokens of a batch.
 
     Attributes:
-        tokens: [L, V] scaled intensities, sample after sample, raster order inside a sample.
-        token_index: [L] position of each token in the full grid (0 .. G - 1).
+        tokens: [L, V] scaled intensities, sample after sample, in the model's order inside a
+            sample.
+        token_index: [L] position of each token in the full grid (0 .. G - 1), counted in raster
+            order whatever the order of the tokens.
         lengths: kept tokens of each sample; they add up to L.
         anatomy: [P, A] mean image at each place, sample after sample, in the order (x, y, z) inside
             a patch and 0 outside the brain; None for a model without this channel.
@@ -115,7 +118,21 @@ def pack_dense(
     if config.union_mask:
         keep = keep.any(0, keepdim=True).expand_as(keep)
         lengths = keep.sum(1).tolist()
-    return PackedTokens(tokens[keep], keep.nonzero()[:, 1], tuple(lengths))
+    if config.token_order == "raster":
+        return PackedTokens(tokens[keep], keep.nonzero()[:, 1], tuple(lengths))
+    order = torch.arange(config.num_tokens, device=tokens.device)
+    order = order.view(-1, config.token_grid[3]).T.flatten()
+    keep = keep[:, order]
+    return PackedTokens(tokens[:, order][keep], order[keep.nonzero()[:, 1]], tuple(lengths))
+
+
+def in_raster_order(packed: PackedTokens, config: ModelConfig) -> Tensor | None:
+    """Rows of the tokens in raster order inside each sample, int64 [L]; None where they are so."""
+    if config.token_order == "raster":
+        return None
+    lengths = torch.tensor(packed.lengths, device=packed.token_index.device)
+    sample = torch.repeat_interleave(lengths)
+    return torch.argsort(sample * config.num_tokens + packed.token_index)
 
 
 class CompactPlan(NamedTuple):
@@ -190,8 +207,10 @@ def token_places(
     """``token_index`` and ``lengths`` of the tokens that plans keep; see ``PackedTokens``."""
     frames = config.token_grid[3]
     time = torch.arange(frames, device=plans[0].spatial_index.device)
-    index = [(plan.spatial_index[:, None] * frames + time).flatten() for plan in plans]
-    return torch.cat(index), tuple(places.numel() for places in index)
+    index = [plan.spatial_index[:, None] * frames + time for plan in plans]
+    if config.token_order == "space_first":
+        index = [places.T for places in index]
+    return torch.cat([i.flatten() for i in index]), tuple(places.numel() for places in index)
 
 
 def pack_compact(
@@ -275,7 +294,11 @@ def _fill(
     scaled[:, voxels] = background
     word = _WORDS.get(patch_frames * tokens.element_size())
     words = scaled if word is None else scaled.view(word)[..., 0]
-    rows = tokens.view(-1, grid_frames, tokens.shape[1])
+    rows = (
+        tokens.view(-1, grid_frames, tokens.shape[1])
+        if config.token_order == "raster"
+        else tokens.view(grid_frames, -1, tokens.shape[1]).transpose(0, 1)
+    )
     rows = rows.unflatten(2, (-1, patch_frames)) if word is None else rows.view(word)
     for begin in range(0, grid_frames, step):
         frames_of = q_TN[begin * patch_frames : (begin + step) * patch_frames]

@@ -175,7 +175,7 @@ def build_callbacks(config: RunConfig, run_dir: Path, validates: bool) -> list[C
             steps = config.flags["every_n_train_steps"]
             callbacks.append(RegularCheckpoint(folder, name, steps))
     if validates and config.pretrain is not None:
-        callbacks.append(FeatureWatch())
+        callbacks.append(FeatureWatch(config.data.input_scaling_method))
     if config.flags["use_early_stopping"]:
         if not validates:
             raise UserInputError("--use_early_stopping: needs validation subjects (--val_split).")

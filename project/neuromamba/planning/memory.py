@@ -100,8 +100,8 @@ def plan_memory(
     on_cpu = setting.accelerator == "cpu"
     parameter, operand = setting.numbers
     masked = None
-    if config.pretrain is not None and config.pretrain.objective == "mim":
-        masked = config.pretrain.mask_ratio
+    if config.pretrain is not None:
+        masked = config.pretrain.predicted_share(config.model.token_grid[3])
     step = Step(
         model=config.model,
         lengths=(tokens,) * batch,

@@ -28,8 +28,7 @@ def _number(value: float) -> str:
 
 def _what(config: RunConfig) -> str:
     if config.pretrain is not None:
-        masked = config.pretrain.objective == "mim"
-        return "pre-training, " + ("masked tokens" if masked else "next token")
+        return f"pre-training, {config.pretrain.description}"
     assert config.downstream is not None and config.head is not None
     frozen = f", {MODE_NAMES['frozen']}" if config.downstream.freeze_feature_extractor else ""
     return f"{config.downstream.task}, {config.head.name} head{frozen}"

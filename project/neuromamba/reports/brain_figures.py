@@ -19,10 +19,13 @@ from matplotlib.patches import Rectangle
 from neuromamba.checkpoints.io import load_strictly
 from neuromamba.common.errors import UserInputError
 from neuromamba.config.model import ModelConfig
+from neuromamba.config.serialise import from_dict
+from neuromamba.config.training import PretrainConfig
 from neuromamba.data.store.reader import RunFile
 from neuromamba.data.windows.dataset import collate_windows
 from neuromamba.data.windows.run_data import RunData
 from neuromamba.fmamba.build import build_model
+from neuromamba.fmamba.losses import target_pairs
 from neuromamba.fmamba.module import pack_batch
 from neuromamba.fmamba.run_folder import RunFolder
 from neuromamba.fmamba.tokenizer import plan_compact, unpatchify
@@ -81,7 +84,7 @@ class NextTokenExample(NamedTuple):
 def next_token_example(
     run: RunFolder, data: RunData, part: str = "test", item: int = 0, frame: int = -1
 ) -> NextTokenExample:
-    """Predict every token of one window from those before it.
+    """Predict the tokens of one window, each from those before it.
 
     Args:
         run: of pre-training with next-token prediction.
@@ -109,8 +112,12 @@ def next_token_example(
     assert output.prediction is not None
     frame = frame if frame >= 0 else config.img_size[3] // 2
     target = _to_grid(packed.tokens, packed.token_index, config)
-    # The output at a token is the guess of the one after it.
-    predicted = _to_grid(output.prediction[:-1], packed.token_index[1:], config)
+    objective = from_dict(PretrainConfig, run.contents.metadata["pretrain"], str(run.checkpoint))
+    sources, targets = target_pairs(objective, packed, config)
+    guess = output.prediction[sources]
+    if objective.loss_on == "difference":
+        guess = guess + packed.tokens[sources]
+    predicted = _to_grid(guess, packed.token_index[targets], config)
     mask = np.zeros(config.img_size[:3], dtype=bool)
     mask.flat[batch["vox"][0].numpy()] = True
     px, py, pz, _ = config.patch_size

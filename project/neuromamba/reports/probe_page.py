@@ -50,7 +50,7 @@ _RAW_NAMES = {
     CONNECTIVITY: "FC (functional connectivity)",
     MEAN_IMAGE: "mean image",
 }
-_POOL_NAMES = {"mean": "mean", "mean_sd": "mean and SD", "regions": "regions"}
+_POOL_NAMES = {"mean": "mean", "mean_sd": "mean and SD", "regions": "regions", "places": "places"}
 _COLORS = {
     PRETRAINED: BLUE,
     UNTRAINED: ORANGE,
@@ -62,6 +62,7 @@ _STYLES: dict[str, tuple[str, str]] = {
     "mean_sd": ("-", "o"),
     "mean": ("--", "s"),
     "regions": (":", "D"),
+    "places": ("-.", "P"),
     CONNECTIVITY: ("-.", "^"),
     DEVIATION: (":", "v"),
     MEAN_IMAGE: (":", "x"),
@@ -222,8 +223,8 @@ def _explanation(found: ProbeResult) -> tuple[str, ...]:
     model = "L2 logistic regression" if found.class_names else "Ridge regression"
     return (
         "The backbone is frozen. The output of a layer is pooled over the tokens of each window "
-        "(mean; mean and standard deviation over time; both in each cell of a coarse grid), and "
-        "averaged over a subject's windows.",
+        "(mean; mean and standard deviation over time; both in each cell of a coarse grid; places: "
+        "the mean over time at each place), and averaged over a subject's windows.",
         f"Linear: {model} of standardised features; its penalty is chosen in inner folds of the "
         f"training and validation subjects. Nearest neighbours: the {NEIGHBOURS} most similar "
         f"subjects by the cosine of standardised features.",

@@ -84,13 +84,10 @@ def checked(args: argparse.Namespace, extra: tuple[str, ...]) -> Reproduction:
     tables = list(TABLES) if "all" in args.table else list(dict.fromkeys(args.table))
     for name in tables:
         look_up(name, (*TABLES, "all"), "--table")
-    if min(args.seeds) < 0:
-        raise UserInputError(f"--seeds: got {args.seeds}, expected numbers from 0 on.")
+    check_seeds(args.seeds)
     if args.script is not None and args.job is not None:
         raise UserInputError("--job: each task of a --script has its own; leave it out.")
     refuse_owned(extra)
-    if len(set(args.seeds)) < len(args.seeds):
-        raise UserInputError(f"--seeds: got {args.seeds}, expected different numbers.")
     if args.script is not None:
         look_up(args.script, SCHEDULERS, "--script")
     dataset = canonical_dataset_name(args.dataset_name)
@@ -113,6 +110,18 @@ def checked(args: argparse.Namespace, extra: tuple[str, ...]) -> Reproduction:
     paper = {name: study.table(name) for name in tables if name != "flops"}
     folder = Path(args.paper_dir or paper_folder() / ("synthetic" if dummy else dataset))
     return Reproduction(tables, paper, study, dummy, store, out, folder)
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Refuse seeds that are negative or given twice.
+
+    Raises:
+        UserInputError: names the flag.
+    """
+    if min(seeds) < 0:
+        raise UserInputError(f"--seeds: got {list(seeds)}, expected numbers from 0 on.")
+    if len(set(seeds)) < len(seeds):
+        raise UserInputError(f"--seeds: got {list(seeds)}, expected different numbers.")
 
 
 def reproduce(
@@ -146,10 +155,13 @@ def reproduce(
         do_jobs(study, out, asked.dummy and not args.image_path, args.job)
         if args.job is not None:
             return
-    # Where results went does not matter to who wants to repeat it.
+    write_tables(asked, typed_command(own, extra), args.collect)
+
+
+def typed_command(own: Sequence[str], extra: tuple[str, ...]) -> str:
+    """The command as typed, without where results went, which does not matter to who repeats it."""
     typed = [w for w in _without(own, "--output_dir", "--paper_dir") if w != "--collect"]
-    command = shown(("reproduce", *typed, *(("--", *extra) if extra else ())))
-    write_tables(asked, command, args.collect)
+    return shown(("reproduce", *typed, *(("--", *extra) if extra else ())))
 
 
 def _without(words: Sequence[str], *flags: str) -> tuple[str, ...]:
@@ -210,7 +222,7 @@ def do_jobs(study: Study, out: Path, make_store: bool, only: int | None) -> None
     if make_store:
         commands = _store_commands(out)
         text = " && ".join(map(shown, commands))
-        do_once(out / "store", text, "store", lambda: _make_store(out))
+        do_once(out / "store", text, "store", lambda: write_store(out, commands))
     for number, job in enumerate(jobs, start=1):
         folder = out / job.name
         command = ("train", *resolved(job, out), "--output_dir", str(folder))
@@ -257,9 +269,10 @@ def _store_commands(out: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     )  # fmt: skip
 
 
-def _make_store(out: Path) -> None:
+def write_store(out: Path, commands: Sequence[Sequence[str]]) -> None:
+    """Make ``store/`` of a folder by commands that write ``nifti/`` first, which is removed."""
     shutil.rmtree(out / "store", ignore_errors=True)
-    for command in _store_commands(out):
+    for command in commands:
         run_stage("store", command)
     (out / "store" / "metadata").mkdir(exist_ok=True)
     shutil.copy(out / "nifti" / "participants.csv", out / "store" / "metadata")

@@ -50,6 +50,8 @@ from neuromamba.reports.training_curves import (
     downstream_curves,
     learning_rate_figure,
     pretraining_curves,
+    watched_figure,
+    watched_names,
 )
 
 PICTURED = 24  # subjects with a picture, the worst ones
@@ -306,9 +308,23 @@ def _pretraining(run: RunFolder, folder: Path) -> Section:
     curve = save_figure(pretraining_curves(run), folder / "pretraining.png", for_paper=True)
     pictures = (
         Picture(curve, "Loss beside two predictors that learn nothing.", "Pre-training loss"),
+        *_watched(run, folder),
         *_rate(run, folder),
     )
     return Section("Training", text, pictures=pictures, side_by_side=True)
+
+
+def _watched(run: RunFolder, folder: Path) -> list[Picture]:
+    if not watched_names(run):
+        return []
+    text = (
+        "What the features of validation subjects tell: balanced accuracy of classes, Pearson's r "
+        "of numbers (age, motion), each subject predicted from the others; for subject, the share "
+        "of windows whose most similar window is of the same one. Of shuffled values, 99 % are "
+        "below the grey area's upper edge."
+    )
+    path = save_figure(watched_figure(run), folder / "watched.png", for_paper=True)
+    return [Picture(path, text, "Known facts that the features tell, over optimiser steps")]
 
 
 def _pretraining_results(runs: Sequence[RunFolder]) -> Section:

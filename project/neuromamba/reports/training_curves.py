@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -34,6 +36,53 @@ def pretraining_curves(run: RunFolder) -> Figure:
     _steps_axis(axes)
     axes.set_title("Pre-training: loss of next-token prediction")
     figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+def watched_names(run: RunFolder) -> list[str]:
+    """Metrics that were watched beside their level of chance, and were defined once at least."""
+    beside = "_chance"
+    names = [name.removesuffix(beside) for name in run.metrics if name.endswith(beside)]
+    return sorted(name for name in names if np.isfinite(run.curve(name)[1]).any())
+
+
+@styled
+def watched_figure(run: RunFolder) -> Figure:
+    """How well the features tell known facts, over steps, a panel each, with the level of chance.
+
+    Raises:
+        ValueError: there are none, see ``watched_names``.
+    """
+    names = watched_names(run)
+    columns = min(len(names), 3)
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(2.3 * columns + 0.5, 2.0 * rows + 0.6), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True)
+    for axes, name in zip(panels.flat, names, strict=False):
+        watched = name.startswith("val/watch_")  # those of neighbours use the mean alone
+        if watched:
+            axes.plot(*run.curve(name), color=BLUE, marker="o", ms=3, label="mean and SD over time")
+        of_mean = run.curve(f"{name}_mean" if watched else name)
+        axes.plot(*of_mean, color=ORANGE, ls="--", marker="s", ms=3, label="mean over tokens")
+        steps, chance = run.curve(f"{name}_chance")
+        axes.plot(steps, chance, color=GREY, ls=":", label="level of chance")
+        limit = run.curve(f"{name}_limit")[1]
+        if limit.size:
+            axes.fill_between(
+                steps, chance, limit, color=GREY, alpha=0.2, lw=0, label="chance, 99 %"
+            )
+        axes.set_title(name.removeprefix("val/watch_").removeprefix("val/knn_"))
+        axes.margins(y=0.15)
+    for axes in panels.flat[len(names) :]:
+        axes.set_axis_off()
+    for axes in panels.flat[: len(names)][-columns:]:
+        _steps_axis(axes)
+        axes.xaxis.set_tick_params(labelbottom=True)
+    found: dict[str, Any] = {}
+    for axes in panels.flat[: len(names)]:
+        handles, labels = axes.get_legend_handles_labels()
+        found |= dict(zip(labels, handles, strict=True))
+    figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=2)
     return figure
 
 

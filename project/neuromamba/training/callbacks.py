@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,21 @@ from torch import Tensor
 
 from neuromamba.common.atomic_files import atomic_path, temporary_beside
 from neuromamba.common.seeds import stream
+
+# What a line of progress shows, in this order, as far as it is there; logs/metrics.csv has it all.
+_SHOWN = (
+    "train/loss",
+    "val/loss",
+    *("val/auroc", "val/pearson_r"),  # of tasks
+    *("val/skill", "val/dynamic_skill", "val/feature_rank", "val/knn_subject"),  # of pre-training
+)
+_WATCHED = "val/watch_"  # with others beside it, such as the level of chance
+
+
+def names_to_show(metrics: Collection[str]) -> list[str]:
+    """Choose the metrics of a line of progress: losses, the main metric, watched values."""
+    watched = (n for n in metrics if n.startswith(_WATCHED) and f"{n}_chance" in metrics)
+    return [*(name for name in _SHOWN if name in metrics), *sorted(watched)]
 
 
 class PlainProgress(Callback):
@@ -60,9 +76,7 @@ class PlainProgress(Callback):
         epoch = trainer.current_epoch + 1
         if not trainer.is_global_zero or (epoch % self.every and epoch != trainer.max_epochs):
             return
-        shown = sorted(
-            name for name in trainer.callback_metrics if name.startswith(("train/loss", "val/"))
-        )
+        shown = names_to_show(trainer.callback_metrics)
         values = ", ".join(f"{name} {float(trainer.callback_metrics[name]):.4f}" for name in shown)
         print(
             f"epoch {epoch} of {trainer.max_epochs}, step "

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
+from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import LinearSVC
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.evaluation.linear_models import (
@@ -80,3 +82,26 @@ def test_scores_of_classes(fit: object, classes: int) -> None:
 def test_one_class_is_an_error() -> None:
     with pytest.raises(UserInputError, match="one class"):
         fit_logistic(np.zeros((4, 3)), np.zeros(4, dtype=int))
+
+
+def test_groups_stay_together_in_the_folds_of_the_support_vector_machine() -> None:
+    """Each group has a pattern of its own in both classes: only whole groups left out show it."""
+    rng = np.random.default_rng(5)
+    groups, y = np.repeat(np.arange(6), 8), np.tile([0, 1], 24)
+    x = rng.normal(size=(48, 40))
+    x[:, :12] += 3 * np.eye(12)[2 * groups + y]  # a class within a group
+    x[:, 12] += 0.8 * y
+    found = fit_svm(x, y, 3, 2, groups=groups)
+    cut = list(StratifiedGroupKFold(5, shuffle=True, random_state=3).split(x, y, groups))
+    scores = [np.mean([_accuracy(c, x, y, *fold) for fold in cut]) for c in PENALTIES]
+    assert found.penalty == PENALTIES[int(np.argmax(scores))]
+    assert max(scores) < 0.9 < _accuracy(1.0, x, y, np.arange(48), np.arange(48))
+
+
+def _accuracy(
+    penalty: float, x: np.ndarray, y: np.ndarray, here: np.ndarray, there: np.ndarray
+) -> float:
+    scale = StandardScaler().fit(x[here])
+    z = scale.transform(x) / np.sqrt(x.shape[1])
+    model = LinearSVC(C=penalty, max_iter=50_000).fit(z[here], y[here])
+    return float((model.predict(z[there]) == y[there]).mean())

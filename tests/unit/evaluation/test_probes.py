@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +27,7 @@ from neuromamba.evaluation.probe_rows import (
     ProbeStudy,
     Samples,
     flat_probes,
+    read_rows,
 )
 from neuromamba.evaluation.probes import knn_probe, linear_probe
 
@@ -270,3 +274,14 @@ def test_flat_probes_are_the_last_features_with_all_labels() -> None:
         "probe/untrained_mean/auroc": 0.5,
         "probe/mean_sd/auroc": 0.9,
     }
+
+
+def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
+    study, features = study_of()
+    rows = [*study.all_labels([features]), *study.few_labels([features], [4], 2)]
+    undefined = dataclasses.replace(rows[0], low=math.nan, high=math.nan)
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([row.plain() for row in (*rows, undefined)]))
+    found = read_rows(path)
+    assert found[:-1] == rows
+    assert math.isnan(found[-1].low) and found[-1].value == rows[0].value

@@ -16,7 +16,7 @@ from neuromamba.fmamba.optimizer import layers_from_head
 from neuromamba.fmamba.raw_features import raw_config
 from neuromamba.fmamba.tokenizer import PackedTokens
 
-FRAMES, LENGTHS = 3, (6, 3)  # tokens of a place; two places, and one
+LENGTHS = (6, 3)  # tokens: two places of three, and one
 
 
 def backbone(seed: int = 0, **changes: Any) -> FMamba:
@@ -40,15 +40,20 @@ def images() -> Tensor:
     return torch.randn(3, 18, generator=torch.Generator().manual_seed(4))
 
 
-def test_every_token_of_a_place_gets_its_anatomy() -> None:
-    """Against a loop over tokens; the order is that of the samples' places."""
-    model = backbone(anatomy=True)
+@pytest.mark.parametrize(
+    ("order", "place_of"),
+    [("raster", (0, 0, 0, 1, 1, 1, 2, 2, 2)), ("space_first", (0, 1, 0, 1, 0, 1, 2, 2, 2))],
+)
+def test_every_token_of_a_place_gets_its_anatomy(order: str, place_of: tuple[int, ...]) -> None:
+    """Token by token; the first sample has two places of three tokens each, the second one."""
+    model = backbone(anatomy=True, token_order=order)
+    tokens, index = packed(None).tokens, torch.arange(9)
     with torch.no_grad():
-        found = model.embedder(packed(None).tokens, torch.arange(9), images())
-        model_without = model.embedder._embed(packed(None).tokens, torch.arange(9))
-        for token in range(9):
-            added = images()[token // FRAMES] @ model.embedder.anatomy
-            torch.testing.assert_close(found[token], model_without[token] + added)
+        found = model.embedder(tokens, index, images(), LENGTHS)
+        alone = model.embedder._embed(tokens, index)
+        for token, place in enumerate(place_of):
+            added = images()[place] @ model.embedder.anatomy
+            torch.testing.assert_close(found[token], alone[token] + added)
 
 
 def test_without_weights_it_is_the_model_of_one_channel() -> None:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
+from neuromamba.common.errors import UserInputError
 from neuromamba.config.model import HeadConfig, ModelConfig
 from neuromamba.fmamba.heads import BatchStandardise, build_head
 from neuromamba.fmamba.pooling import POOLS, deviation_over_time
@@ -84,6 +85,24 @@ def test_regions() -> None:
     assert (expected[1] == 0).any()  # cells without a token
 
 
+def test_places() -> None:
+    """Every place of the grid in raster order, zeros where a window has no token."""
+    x = features()
+    expected = np.zeros((3, *GRID[:3], WIDTH))
+    for number, window in enumerate(by_place(x.numpy())):
+        for place, rows in window.items():
+            expected[(number, *place)] = rows.mean(0)
+    pooled = POOLS["places"](x, PACKED, MODEL)
+    np.testing.assert_allclose(pooled, expected.reshape(3, -1), atol=1e-6)
+    absent = (expected == 0).all(-1)
+    assert absent.any() and not absent.all()
+
+
+def test_places_are_for_probes_only() -> None:
+    with pytest.raises(UserInputError, match=r"--pool.*places"):
+        HeadConfig(pool="places")
+
+
 def test_the_deviation_of_a_constant_has_a_gradient() -> None:
     x = torch.ones(6, 2, requires_grad=True)
     spread = deviation_over_time(x, torch.tensor([0, 0, 1, 1, 1, 2]), 3)
@@ -93,7 +112,7 @@ def test_the_deviation_of_a_constant_has_a_gradient() -> None:
 
 def test_narrow_features_are_pooled_in_fp32() -> None:
     x = features().bfloat16()
-    for name in ("mean_sd", "regions"):
+    for name in ("mean_sd", "regions", "places"):
         pooled = POOLS[name](x, PACKED, MODEL)
         assert pooled.dtype == torch.float32
         torch.testing.assert_close(pooled, POOLS[name](x.float(), PACKED, MODEL))

@@ -10,14 +10,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from neuromamba.common.errors import UserInputError
+from neuromamba.config.model import ModelConfig
 from neuromamba.config.tasks import TASK_TYPES
+from neuromamba.config.training import PretrainConfig
 from neuromamba.fmamba import losses
 from neuromamba.fmamba.losses import (
     LOSSES,
     masked_token_errors,
     next_token_errors,
     next_token_targets,
+    same_place_errors,
+    same_place_pairs,
+    target_pairs,
 )
+from neuromamba.fmamba.tokenizer import PackedTokens
 
 CPU = torch.device("cpu")
 LENGTHS = (4, 1, 3, 2)
@@ -157,6 +164,103 @@ def test_blocks_change_neither_errors_nor_gradients(
             x, tokens, targets, layer
         )
     assert torch.equal(without, errors)
+
+
+# ------------------------------------------------------------------------------ same place
+
+TIMES = 4
+PLACES = ((0, 2, 5), (3,), (1, 2))  # kept places of three samples
+
+
+def token_index(order: str) -> tuple[Tensor, tuple[int, ...]]:
+    """Tokens of whole places, in raster order or all places of a time together."""
+    index = [
+        [place * TIMES + time for place in places for time in range(TIMES)]
+        if order == "raster"
+        else [place * TIMES + time for time in range(TIMES) for place in places]
+        for places in PLACES
+    ]
+    return torch.tensor([i for one in index for i in one]), tuple(map(len, index))
+
+
+def pairs_by_loops(index: list[int], lengths: tuple[int, ...], ahead: int) -> list[tuple[int, int]]:
+    """Every pair of rows of a sample whose tokens are at one place, ``ahead`` apart in time."""
+    found, start = [], 0
+    for length in lengths:
+        rows = range(start, start + length)
+        for target in rows:
+            for source in rows:
+                same = index[source] // TIMES == index[target] // TIMES
+                if same and index[target] % TIMES - index[source] % TIMES == ahead:
+                    found.append((source, target))
+        start += length
+    return found
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 3])
+@pytest.mark.parametrize("order", ["raster", "space_first"])
+def test_same_place_pairs(order: str, ahead: int) -> None:
+    index, lengths = token_index(order)
+    sources, targets = same_place_pairs(index, lengths, TIMES, ahead)
+    expected = pairs_by_loops(index.tolist(), lengths, ahead)
+    assert list(zip(sources.tolist(), targets.tolist(), strict=True)) == expected
+    assert len(expected) == 6 * (TIMES - ahead)
+    if order == "raster":  # one ahead is the following token, jumps excluded
+        assert torch.equal(targets - sources, torch.full_like(targets, ahead))
+    config = ModelConfig(img_size=(6, 1, 1, TIMES), patch_size=(1, 1, 1, 1), token_order=order)
+    objective = PretrainConfig(predict="same_place", predict_ahead=ahead)
+    packed = PackedTokens(torch.empty(len(index), 1), index, lengths)
+    assert all(map(torch.equal, target_pairs(objective, packed, config), (sources, targets)))
+
+
+def test_same_place_pairs_of_incomplete_places() -> None:
+    """A token whose predecessor is not there, as in dense data without a mask, is no target."""
+    index = torch.tensor([0, 1, 3, 6, 7])
+    sources, targets = same_place_pairs(index, (5,), TIMES, 1)
+    assert sources.tolist() == [0, 3] and targets.tolist() == [1, 4]
+    sources, targets = same_place_pairs(index, (5,), TIMES, 2)
+    assert sources.tolist() == [1] and targets.tolist() == [2]
+
+
+@pytest.mark.parametrize("rows", [2, 1000])
+@pytest.mark.parametrize("loss_on", ["token", "difference"])
+@pytest.mark.parametrize("order", ["raster", "space_first"])
+def test_same_place_errors(
+    monkeypatch: pytest.MonkeyPatch, order: str, loss_on: str, rows: int
+) -> None:
+    """Values by loops; gradients as autograd's own of the whole prediction."""
+    monkeypatch.setitem(losses.BLOCK_ROWS, "cpu", rows)
+    index, lengths = token_index(order)
+    generator = torch.Generator().manual_seed(1)
+    layer = torch.nn.Linear(3, 5, dtype=torch.float64)
+    x = torch.randn(24, 3, dtype=torch.float64, generator=generator, requires_grad=True)
+    tokens = torch.randn(24, 5, dtype=torch.float64, generator=generator)
+    sources, targets = same_place_pairs(index, lengths, TIMES, 2)
+    errors = same_place_errors(x, tokens, sources, targets, layer, loss_on)
+    output = layer(x)
+    for error, source, target in zip(errors, sources.tolist(), targets.tolist(), strict=True):
+        wanted = tokens[target] - (tokens[source] if loss_on == "difference" else 0)
+        expected = sum((output[source, v] - wanted[v]).item() ** 2 for v in range(5)) / 5
+        assert error.item() == pytest.approx(expected, rel=1e-12)
+    shift = tokens[sources] if loss_on == "difference" else 0
+    whole = (output[sources] + shift - tokens[targets]).square().mean(1).sum()
+    wanted_by = (x, layer.weight)
+    for one, other in zip(
+        torch.autograd.grad(errors.sum(), wanted_by),
+        torch.autograd.grad(whole, wanted_by),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
+def test_a_window_too_short_to_predict_ahead() -> None:
+    objective = PretrainConfig(predict="same_place", predict_ahead=3)
+    objective.check_window(4)
+    with pytest.raises(UserInputError, match=r"--predict_ahead: got 3, .* 3 tokens .* at most 2"):
+        objective.check_window(3)
+    assert objective.predicted_share(4) == 0.25
+    assert PretrainConfig().predicted_share(4) is None
+    assert PretrainConfig(objective="mim", mask_ratio=0.3).predicted_share(4) == 0.3
 
 
 # ------------------------------------------------------------------------------ downstream

@@ -66,6 +66,18 @@ def test_tube_hides_patches_at_all_times(seed: int) -> None:
         assert 0 < by_patch[1:].any(1).sum() < len(by_patch) - 1
 
 
+@pytest.mark.parametrize("kind", MASKING_TYPES)
+@pytest.mark.parametrize("seed", range(5))
+def test_the_order_of_tokens_changes_nothing_but_the_first(seed: int, kind: str) -> None:
+    """With all places at a time together, the same places or times are hidden."""
+    index, lengths = three_samples()
+    parts = [part.view(-1, TIMES).T.flatten() for part in index.split(lengths)]
+    space_first = draw(torch.cat(parts), lengths, 0.5, kind, seed)
+    for raster, moved in zip(draw(index, lengths, 0.5, kind, seed), space_first, strict=True):
+        back = moved.view(TIMES, -1).T.flatten()
+        assert torch.equal(back[1:], raster[1:]) and not moved[0]
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_temporal_hides_whole_time_patches(seed: int) -> None:
     index, lengths = three_samples()

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
+from neuromamba.common.errors import UserInputError
 from neuromamba.common.seeds import stream
 from neuromamba.config.model import HeadConfig, ModelConfig
 from neuromamba.config.training import DownstreamConfig, OptimConfig, PretrainConfig
@@ -25,7 +26,7 @@ from neuromamba.fmamba.downstream import DownstreamModule, TargetScaling
 from neuromamba.fmamba.masking import hidden_tokens
 from neuromamba.fmamba.optimizer import build_optimizer
 from neuromamba.fmamba.pretrain import PretrainModule
-from neuromamba.fmamba.tokenizer import PackedTokens, pack_dense
+from neuromamba.fmamba.tokenizer import PackedTokens, in_raster_order, pack_dense
 
 # What Lightning remarks on; ``training.trainer`` leaves the same out of real runs.
 lightning_remarks = pytest.mark.filterwarnings(
@@ -104,9 +105,13 @@ def dense(made: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor]:
     return fmri.reshape(len(made), 1, *SIZE), mask.reshape(len(made), *SIZE[:3])
 
 
-def pretrain(objective: str = "autoregressive", seed: int = 0, **model: Any) -> PretrainModule:
+def pretrain(
+    objective: str = "autoregressive", seed: int = 0, predict: str | None = None, **model: Any
+) -> PretrainModule:
     torch.manual_seed(seed)
     config = PretrainConfig(objective=objective, mask_ratio=0.5)
+    if predict is not None:
+        config = PretrainConfig(predict=predict)
     return PretrainModule(
         model=model_config(**model), objective=config, optim=STEPS, total_steps=100, seed=11
     )
@@ -269,9 +274,16 @@ def test_a_mask_does_not_depend_on_the_batch(training: bool) -> None:
         assert torch.equal(batch_of(module, [one])["hidden"], expected)
 
 
-@pytest.mark.parametrize("objective", ["autoregressive", "mim"])
-def test_padding_counts_for_nothing(objective: str) -> None:
-    module, made = pretrain(objective), samples()
+@pytest.mark.parametrize(
+    ("objective", "more"),
+    [
+        ("autoregressive", {}),
+        ("mim", {}),
+        ("autoregressive", {"predict": "same_place", "token_order": "space_first"}),
+    ],
+)
+def test_padding_counts_for_nothing(objective: str, more: dict[str, Any]) -> None:
+    module, made = pretrain(objective, **more), samples()
     padded = batch_of(module, made) | {"is_padding": (False, True, False)}
     alone = batch_of(module, [made[0], made[2]])
     losses = [module.training_step(batch, 0) for batch in (padded, alone)]
@@ -373,6 +385,93 @@ def test_pretraining_under_the_trainer(objective: str) -> None:
         parts = (targets - jumps) * values["val/step_loss"] + jumps * values["val/jump_loss"]
         assert parts / targets == pytest.approx(expected, rel=1e-5)
         assert module.dynamic_skill == pytest.approx(values["val/dynamic_skill"], rel=1e-6)
+
+
+@pytest.mark.parametrize("order", ["raster", "space_first"])
+@pytest.mark.parametrize("loss_on", ["token", "difference"])
+@lightning_remarks
+def test_same_place_under_the_trainer(loss_on: str, order: str) -> None:
+    """Loss and controls at the same place, by loops over tokens; and no jumps."""
+    torch.manual_seed(0)
+    objective = PretrainConfig(predict="same_place", loss_on=loss_on)
+    model = model_config(token_order=order)
+    module = PretrainModule(model=model, objective=objective, optim=STEPS, total_steps=100)
+    made = samples()
+    trainer = quiet_trainer()
+    trainer.fit(module, loader(made, 2), loader(made, 1))
+    values = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    module.eval()
+    packed = module.pack(batch_of(module, made))
+    with torch.no_grad():
+        guess = module.model.forward_tokens(packed).prediction
+    assert guess is not None
+    errors, copied, start = [], [], 0
+    for length in packed.lengths:
+        row_at = {packed.token_index[i].item(): i for i in range(start, start + length)}
+        start += length
+        for index, row in row_at.items():
+            if index % TIMES:
+                source = row_at[index - 1]
+                predicted = guess[source]
+                if loss_on == "difference":
+                    predicted = predicted + packed.tokens[source]
+                errors.append((predicted - packed.tokens[row]).square().mean().item())
+                copied.append((packed.tokens[source] - packed.tokens[row]).square().mean().item())
+    assert len(errors) == sum(LENGTHS) // TIMES * (TIMES - 1)
+    for name in ("loss", "step_loss"):
+        assert values[f"val/{name}"] == pytest.approx(np.mean(errors), rel=1e-5), name
+    for name in ("persistence_loss", "step_persistence_loss"):
+        assert values[f"val/{name}"] == pytest.approx(np.mean(copied), rel=1e-5), name
+    assert "val/jump_loss" not in values
+    assert module.dynamic_skill == pytest.approx(values["val/dynamic_skill"], rel=1e-6)
+
+
+@pytest.mark.parametrize("objective", [PretrainConfig(), PretrainConfig(objective="mim")])
+@lightning_remarks
+def test_space_first_has_no_steps_in_the_sequence(objective: PretrainConfig) -> None:
+    """The next token is of another place, so how the signal changes is not predicted."""
+    model = model_config(token_order="space_first")
+    module = PretrainModule(model=model, objective=objective, optim=STEPS, total_steps=100)
+    trainer = quiet_trainer()
+    trainer.fit(module, loader(samples(), 2), loader(samples(), 1))
+    found = set(trainer.callback_metrics)
+    assert {"val/loss", "val/anatomy_share", "val/sequence_skill"} <= found
+    assert not {"val/skill", "val/dynamic_skill", "val/jump_loss"} & found
+    assert module.dynamic_skill is None
+
+
+def test_anatomy_share_is_of_the_data_whatever_the_order() -> None:
+    shares = []
+    for order in ("raster", "space_first"):
+        module = PretrainModule(
+            model=model_config(token_order=order),
+            objective=PretrainConfig(),
+            optim=STEPS,
+            total_steps=100,
+        )
+        module.anatomy.update(module.pack(batch_of(module, samples())), (False,) * 3)
+        shares.append(module.anatomy.compute()["anatomy_share"].item())
+    assert shares[0] == pytest.approx(shares[1], rel=1e-9)
+
+
+def test_features_depend_on_the_order_and_the_loss_on_the_pairs() -> None:
+    """A causal model has seen other tokens before the same one, so its features differ."""
+    made, outputs = samples(), []
+    for order in ("raster", "space_first"):
+        module = pretrain(token_order=order).eval()
+        packed = module.pack(batch_of(module, made))
+        features = module.model.forward_tokens(packed).features
+        rows = in_raster_order(packed, module.model.config)
+        outputs.append(features if rows is None else features[rows])
+    assert outputs[0].shape == outputs[1].shape
+    assert not torch.allclose(outputs[0], outputs[1], atol=1e-3)
+    torch.testing.assert_close(outputs[0][0], outputs[1][0])  # nothing is before the first token
+
+
+def test_a_module_without_targets_is_refused() -> None:
+    objective = PretrainConfig(predict="same_place", predict_ahead=TIMES)
+    with pytest.raises(UserInputError, match="--predict_ahead"):
+        PretrainModule(model=model_config(), objective=objective, optim=STEPS, total_steps=1)
 
 
 # ------------------------------------------------------------------------------- downstream

@@ -8,7 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import Ridge
+from sklearn.metrics import balanced_accuracy_score
 
+from neuromamba.evaluation.known_facts import Fact
 from neuromamba.fmamba.pretraining_metrics import FeatureMetrics, TokenMetrics
 from tests.helpers.metric_states import gather
 
@@ -141,13 +144,103 @@ def test_nearest_neighbours_tell_subjects_and_classes() -> None:
     subject = np.repeat(np.arange(30), 4)
     own, kind = rng.normal(size=(30, 16)), np.arange(30) % 2
     x = (3 * own + 8 * kind[:, None] * np.eye(16)[0])[subject] + 0.3 * rng.normal(size=(120, 16))
-    labels = {i: int(kind[i]) for i in range(30)}
-    found = features(x, subject, labels=labels, task="sex")
+    sex = Fact({i: int(kind[i]) for i in range(30)}, classes=2, named=True)
+    both = np.tile(x, 2)  # with the deviation over time, which is not used here
+    found = features(both, subject, facts={"sex": sex})
     assert found["knn_subject"] == 1.0 and found["knn_sex"] > 0.9
-    noise = features(rng.normal(size=(120, 16)), subject, labels=labels, task="sex")
+    assert found["knn_subject_chance"] == pytest.approx(3 / 119)
+    noise = features(rng.normal(size=(120, 32)), subject, facts={"sex": sex})
     assert noise["knn_subject"] < 0.3 and 0.2 < noise["knn_sex"] < 0.8
     assert np.isnan(features(x[::4], subject[::4])["knn_subject"])  # one window a subject
-    assert np.isnan(features(x[:16], subject[:16], labels=labels, task="sex")["knn_sex"])
+    assert np.isnan(features(x[::4], subject[::4])["knn_subject_chance"])
+    assert np.isnan(features(both[:16], subject[:16], facts={"sex": sex})["knn_sex"])
+
+
+def watched(seed: int = 3) -> tuple[np.ndarray, np.ndarray, dict[str, Fact]]:
+    """Windows of 40 subjects whose deviation over time, not mean, tells kind and age."""
+    rng = np.random.default_rng(seed)
+    subject, kind = np.repeat(np.arange(40), 3), np.arange(40) % 2
+    age = rng.normal(size=40)
+    x = rng.normal(size=(120, 16))
+    x[:, 8] += 4 * kind[subject]
+    x[:, 9] += 4 * age[subject]
+    facts = {
+        "kind": Fact({i: int(kind[i]) for i in range(38)}, classes=2),
+        "age": Fact({i: float(age[i]) for i in range(40)}),
+        "few": Fact({i: float(i) for i in range(9)}),
+    }
+    return x, subject, facts
+
+
+def left_out_predictions(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Ridge of scikit-learn on the other subjects, standardised over all; above their mean."""
+    z = (x - x.mean(0)) / x.std(0)
+    found = []
+    for i in range(len(z)):
+        others = np.arange(len(z)) != i
+        # The intercept is the mean of the values, as the features are centred over all.
+        centre = y[others].mean()
+        ridge = Ridge(alpha=z.shape[1], fit_intercept=False)
+        ridge.fit(z[others], y[others] - centre)
+        found.append(ridge.predict(z[[i]])[0])
+    return np.array(found)
+
+
+def test_known_facts_against_scikit_learn() -> None:
+    """Leaving out in closed form is leaving out, for numbers and for classes."""
+    x, subject, facts = watched()
+    found = features(x, subject, facts=facts)
+    means = np.stack([x[subject == i].mean(0) for i in range(40)])
+    age = np.array([facts["age"].values[i] for i in range(40)])
+    r = np.corrcoef(left_out_predictions(means, age), age)[0, 1]
+    assert found["watch_age"] == pytest.approx(r, rel=1e-9) and r > 0.5
+    kind = np.arange(38) % 2
+    guess = left_out_predictions(means[:38], kind.astype(float)) > 0
+    wanted = balanced_accuracy_score(kind, guess)
+    assert found["watch_kind"] == pytest.approx(wanted, rel=1e-9) and wanted > 0.8
+    alone = left_out_predictions(means[:38, :8], kind.astype(float)) > 0
+    assert found["watch_kind_mean"] == pytest.approx(balanced_accuracy_score(kind, alone), rel=1e-9)
+    assert found["watch_kind_mean"] < found["watch_kind_limit"] < found["watch_kind"]
+    ends = ("", "_chance", "_limit", "_mean")
+    assert all(np.isnan(found[f"watch_few{end}"]) for end in ends)
+
+
+def test_the_level_of_chance_holds_without_an_effect() -> None:
+    """Over many data sets of noise, values scatter around it and seldom pass the limit."""
+    rows = []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        values = {i: float(v) for i, v in enumerate(rng.normal(size=24))}
+        kinds = {i: int(i < 8) for i in range(24)}
+        facts = {"age": Fact(values), "kind": Fact(kinds, classes=2)}
+        rows.append(features(rng.normal(size=(24, 16)), np.arange(24), facts=facts))
+    for name, chance in (("age", 0.0), ("kind", 0.5)):
+        got = np.array([[row[f"watch_{name}{end}"] for end in ("", "_chance")] for row in rows])
+        assert got.mean(0) == pytest.approx([chance, chance], abs=0.06)
+        passed = np.mean([row[f"watch_{name}"] > row[f"watch_{name}_limit"] for row in rows])
+        assert passed <= 0.05
+
+
+def test_known_facts_that_cannot_be_told() -> None:
+    x, subject, facts = watched()
+    one_each = Fact({i: min(i, 1) for i in range(20)}, classes=2)  # a class with one subject
+    equal = Fact(dict.fromkeys(range(20), 3.0))
+    same = features(np.ones_like(x), subject, facts=facts)
+    assert np.isnan(same["watch_kind"]) and np.isnan(same["watch_age_limit"])
+    found = features(x, subject, facts={"one": one_each, "equal": equal})
+    assert np.isnan(found["watch_one"]) and np.isnan(found["watch_equal_chance"])
+
+
+def test_known_facts_of_two_ranks() -> None:
+    """The second rank repeats a window as padding."""
+    x, subject, facts = watched()
+    single = features(x, subject, facts=facts)
+    ranks = [FeatureMetrics(facts), FeatureMetrics(facts)]
+    for rank, part in enumerate((np.arange(0, 120, 2), np.array([*range(1, 120, 2), 0]))):
+        ranks[rank].update(*map(torch.from_numpy, (subject[part], part, x[part])))
+    gather(ranks[0], ranks[1], list(ranks[0]._reductions))
+    found = {name: value.item() for name, value in ranks[0].compute().items()}
+    assert found == pytest.approx(single, rel=1e-9, nan_ok=True)
 
 
 def test_features_do_not_depend_on_padding_or_order() -> None:

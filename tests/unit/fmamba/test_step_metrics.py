@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -148,6 +149,32 @@ def test_persistence_and_the_mean_both_are_controls() -> None:
     values = by_loops([noise])
     assert values["step_persistence_loss"] > values["step_mean_loss"]
     assert found_in([noise]) == pytest.approx(values, rel=1e-5)
+
+
+@pytest.mark.parametrize("of_difference", [False, True])
+def test_tokens_of_a_time_together(of_difference: bool) -> None:
+    """Space first, from the features of the same place; and with the change as the output."""
+    config = replace(CONFIG, token_order="space_first")
+    steps = StepMetrics(config, jumps=False, of_difference=of_difference)
+    anatomy = AnatomyShare(config)
+    for batch in BATCHES:
+        tokens, outputs, rows, start = batch.tokens, np.full_like(batch.tokens, np.nan), [], 0
+        for i in range(len(tokens) - 1):
+            if batch.index[i] // GRID == batch.index[i + 1] // GRID:
+                outputs[i] = batch.predicted[i + 1] - (tokens[i] if of_difference else 0)
+        for length in batch.lengths:
+            rows += [start + p * GRID + t for t in range(GRID) for p in range(length // GRID)]
+            start += length
+        outputs[np.isnan(outputs)] = 1e3  # is not looked at
+        packed = PackedTokens(
+            torch.from_numpy(tokens[rows]), torch.from_numpy(batch.index[rows]), batch.lengths
+        )
+        steps.update(packed, torch.from_numpy(outputs[rows]), torch.clone, batch.padding)
+        anatomy.update(packed, batch.padding)
+    values: dict[str, Tensor] = steps.compute() | anatomy.compute()
+    expected = {k: v for k, v in by_loops(BATCHES).items() if not k.startswith("jump")}
+    found = {name: value.item() for name, value in values.items()}
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("way", ["merge", "gather"])

@@ -16,12 +16,14 @@ from neuromamba.config.model import ModelConfig
 from neuromamba.config.names import RUN_SCALINGS
 from neuromamba.fmamba.tokenizer import (
     PackedTokens,
+    in_raster_order,
     mask_to_tokens,
     pack_anatomy,
     pack_compact,
     pack_dense,
     patchify,
     plan_compact,
+    token_places,
     tokens_off_background,
     unpatchify,
 )
@@ -106,6 +108,54 @@ def test_compact_equals_dense(seed: int, keep: str) -> None:
         assert packed.lengths == (model.num_tokens,) * 3
     if keep == "union_mask":
         assert len(set(packed.lengths)) == 1
+
+
+@pytest.mark.parametrize("keep", ["own", "keep_background", "union_mask"])
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("frames_of_patch", [1, 2, 3])
+def test_space_first(seed: int, keep: str, frames_of_patch: int) -> None:
+    """The same tokens, all places of a time together; made so by both ways of packing."""
+    rng = np.random.default_rng(seed)
+    patch = (*(int(p) for p in rng.integers(1, 4, 3)), frames_of_patch)
+    grid = tuple(int(g) for g in rng.integers(1, 5, 4))
+    size = tuple(p * g for p, g in zip(patch, grid, strict=True))
+    more = {} if keep == "own" else {keep: True}
+    raster = config(size, patch, **more)
+    space_first = config(size, patch, token_order="space_first", **more)
+    runs = [draw_run(rng, size, share) for share in (0.02, 0.2, 0.9)]
+    plain, packed = compact(runs, raster), compact(runs, space_first)
+    assert packed.lengths == plain.lengths
+    start = 0
+    for length in plain.lengths:
+        rows = range(start, start + length)
+        index = plain.token_index.tolist()
+        order = sorted(rows, key=lambda row: (index[row] % grid[3], index[row] // grid[3]))
+        assert packed.token_index[rows].tolist() == [index[row] for row in order]
+        assert torch.equal(packed.tokens[rows], plain.tokens[order])
+        start += length
+    assert_same(packed, dense(runs, space_first))
+    back = in_raster_order(packed, space_first)
+    assert back is not None and torch.equal(packed.tokens[back], plain.tokens)
+    assert torch.equal(packed.token_index[back], plain.token_index)
+    assert in_raster_order(plain, raster) is None
+    plans = plan_compact([run.vox for run in runs], space_first)
+    assert torch.equal(token_places(plans, space_first)[0], packed.token_index)
+
+
+def test_space_first_without_a_mask() -> None:
+    """Background recognised by its value may leave places that are not whole."""
+    rng = np.random.default_rng(5)
+    size, patch = (4, 4, 2, 6), (2, 2, 1, 2)
+    volume = torch.from_numpy(rng.integers(0, 2, (2, 1, 8, 2, 2, 3)).astype(np.float32))
+    volume = volume.view(2, 1, 4, 2, 2, 2, 3).repeat_interleave(2, 3).reshape(2, 1, 4, 4, 4, 3)
+    volume = volume[:, :, :, :, :2].repeat_interleave(2, -1) + 1
+    raster = pack_dense(volume, config(size, patch))
+    space_first = config(size, patch, token_order="space_first")
+    packed = pack_dense(volume, space_first)
+    back = in_raster_order(packed, space_first)
+    assert back is not None and not torch.equal(raster.token_index, packed.token_index)
+    assert torch.equal(packed.token_index[back], raster.token_index)
+    assert torch.equal(packed.tokens[back], raster.tokens)
 
 
 @pytest.mark.parametrize("method", RUN_SCALINGS)

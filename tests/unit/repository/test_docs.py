@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 import torch
 
-from benchmarks import ingest, loader, memory_plan, training_step
+from benchmarks import ingest, loader, loss_scaling, memory_plan, training_step
 from neuromamba.__main__ import COMMANDS
 from neuromamba.commands import (
     check_store as check_and_clean_hdf5,
@@ -65,7 +65,7 @@ from neuromamba.fmamba.probe_flags import parse_probe, probe_parser
 from neuromamba.fmamba.run_config import run_config
 from neuromamba.planning import flops
 from neuromamba.planning.plan_request import request_of
-from paper import haxby2001
+from paper import frozen_decoding, haxby2001
 from tests.helpers.paths import ROOT
 
 DOCS = [
@@ -280,6 +280,7 @@ BENCHMARKS: dict[str, Parse] = {
     "benchmarks/training_step.py": lambda words: training_step.flags().parse_args(words),
     "benchmarks/loader.py": lambda words: loader.flags().parse_args(words),
     "benchmarks/ingest.py": lambda words: ingest.flags().parse_args(words),
+    "benchmarks/loss_scaling.py": lambda words: loss_scaling.flags().parse_args(words),
     "benchmarks/memory_plan.py": lambda words: memory_plan.flags().parse_args(words),
 }
 
@@ -409,6 +410,7 @@ def known_flags() -> set[str]:
         label_efficiency.build_parser(),
         reproduce.build_parser(),
         haxby2001.build_parser(),
+        frozen_decoding.build_parser(),
         export_parser(),
         probe_parser(),
         deepspeed_profile.profile_parser(),
