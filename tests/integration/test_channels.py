@@ -41,7 +41,7 @@ def test_from_pre_training_to_probe(cli: CommandLine) -> None:
     assert {row["model"] for row in json.loads(rows.read_text())} >= {"pretrained", "untrained"}
 
 
-@pytest.mark.parametrize("objective", [NEXT, MIM])
+@pytest.mark.parametrize("objective", [NEXT, f"{NEXT} --token_order space_first", MIM])
 def test_resumed_as_undisturbed(cli: CommandLine, objective: str) -> None:
     extra = f"{objective} {BOTH} --every_n_train_steps 4 --num_workers 1 --max_epochs 2"
     straight = cli.run(extra)
