@@ -67,6 +67,7 @@ def test_rows_and_page_of_a_pre_training(cli: CommandLine) -> None:
         *((m, "features", p) for m in ("pretrained", "untrained") for p in ("mean", "mean_sd")),
         ("raw", "raw", "fc"),
         ("raw", "raw", "temporal_sd"),
+        ("raw", "raw", "mean_image"),
     }  # fmt: skip
     assert kinds(few, "subjects_a_class", "n_train", "draws") == {(2, 4, 2), (4, 8, 2)}
     assert all(0 <= row["value"] <= 1 for row in rows)
