@@ -15,6 +15,7 @@ from neuromamba.commands import label_efficiency
 from neuromamba.commands.label_efficiency import main
 from neuromamba.evaluation.result_files import PREDICTIONS
 from neuromamba.fmamba import label_efficiency as study_module
+from neuromamba.fmamba.sample_rows import units_of
 from tests.helpers.tiny import CommandLine
 
 FLAGS = "--labels 1 2 --draws 2 --steps 2 --learning_rate 1e-3 --pool mean_sd --head_norm batch"
@@ -167,3 +168,18 @@ def test_results_of_other_settings_are_not_mixed(
 def test_needs_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
     assert label_efficiency.main(["--output_dir", "x"]) == 2
     assert "--load_model_path: not given" in capsys.readouterr().err
+
+
+def test_members_of_a_family_are_resampled_together(cli: CommandLine) -> None:
+    """What the intervals draw are families where the tables have them, else persons."""
+    alone = units_of(cli.data("--downstream_task sex"), "test")
+    assert len(set(alone.values())) == len(alone) == 4
+    table = cli.store / "metadata" / "participants.csv"
+    head, *rows = table.read_text().splitlines()
+    families = [f"{row},{i // 4}" for i, row in enumerate(rows)]
+    table.write_text("\n".join([f"{head},family", *families]) + "\n")
+    data = cli.data("--downstream_task sex --family_column family")
+    units = units_of(data, "test")
+    expected = {row.split(",")[0]: f"0/family {i // 4}" for i, row in enumerate(rows)}
+    assert units == {name: expected[name] for name in data.sample_names("test").values()}
+    assert len(set(units.values())) < len(units)

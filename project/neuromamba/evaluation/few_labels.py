@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -107,9 +108,17 @@ def bootstrap_weights(scores: SubjectScores, seed: int = 0) -> np.ndarray:
     Units (``SubjectScores.resampling_unit``) are drawn within classes; NaN where a class has one,
     so that nothing can be drawn.
     """
-    draws = Draws([scores])
+    unit = scores.subjects if scores.resampling_unit is None else scores.resampling_unit
+    return _weights(scores.subjects, tuple(scores.target.tolist()), unit, seed)
+
+
+@lru_cache(maxsize=4)  # every model and number of labels is tested on the same subjects
+def _weights(
+    subjects: tuple[str, ...], target: tuple[int, ...], unit: tuple[str, ...], seed: int
+) -> np.ndarray:
+    draws = Draws([SubjectScores(subjects, np.array(target), np.zeros((len(target), 1)), unit)])
     strata = [np.flatnonzero(draws.strata == k) for k in np.unique(draws.strata)]
-    count = len(scores.subjects)
+    count = len(subjects)
     if min(map(len, strata)) < 2:
         return np.full((RESAMPLES, count), np.nan)
     rng = np.random.default_rng([seed, 0])

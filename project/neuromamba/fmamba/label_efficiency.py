@@ -14,7 +14,8 @@ import itertools
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ from neuromamba.fmamba import builders, weights
 from neuromamba.fmamba.downstream import DownstreamModule
 from neuromamba.fmamba.run_config import RunConfig
 from neuromamba.fmamba.run_outputs import write_all_predictions
+from neuromamba.fmamba.sample_rows import units_of
 from neuromamba.layers.ssd import select_backend
 from neuromamba.training.fit import assemble_trainer
 from neuromamba.training.strategies import Hardware, resolve_hardware
@@ -130,37 +132,41 @@ def run_study(study: Study) -> list[Point]:
         f"{len(wanted)} trainings, {len(done)} of them done; each is tested on {tested} subjects",
         flush=True,
     )
-    metric, once = main_metric(study.config), _Once()
-    weights.logger.addFilter(once)
+    metric, units = main_metric(study.config), units_of(data, "test")
     scores: dict[Training, SubjectScores] = {}
-    for number, one in enumerate(wanted, start=1):
-        if one not in done:
-            train_once(study, data, hardware, one)
-        scores[one] = read_scores(one.folder(study.output) / PREDICTIONS["test"])
-        if one not in done:
-            print(
-                f"[{number}/{len(wanted)}] {one.labels} a class, draw {one.draw + 1}, "
-                f"{one.model}: {metric} {scores[one].metrics()[metric]:.3f}",
-                flush=True,
-            )
-    weights.logger.removeFilter(once)
+    with _messages_once():
+        for number, one in enumerate(wanted, start=1):
+            if one not in done:
+                train_once(study, data, hardware, one)
+            found = read_scores(one.folder(study.output) / PREDICTIONS["test"])
+            unit = tuple(units[name] for name in found.subjects)
+            scores[one] = found._replace(resampling_unit=unit)
+            if one not in done:
+                print(
+                    f"[{number}/{len(wanted)}] {one.labels} a class, draw {one.draw + 1}, "
+                    f"{one.model}: {metric} {found.metrics()[metric]:.3f}",
+                    flush=True,
+                )
     points = summarise(scores, metric)
     write_results(study, scores, points)
     return points
 
 
-class _Once(logging.Filter):
-    """Lets each message pass once: every training reads the same checkpoint."""
+@contextmanager
+def _messages_once() -> Iterator[None]:
+    """Within it, a message about loaded weights passes once: all load the same checkpoint."""
+    passed: set[str] = set()
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.passed: set[str] = set()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the message is new."""
-        new = record.getMessage() not in self.passed
-        self.passed.add(record.getMessage())
+    def is_new(record: logging.LogRecord) -> bool:
+        new = record.getMessage() not in passed
+        passed.add(record.getMessage())
         return new
+
+    weights.logger.addFilter(is_new)
+    try:
+        yield
+    finally:
+        weights.logger.removeFilter(is_new)
 
 
 def check_enough(classes: Mapping[str, int | float], labels: Sequence[int]) -> None:

@@ -64,12 +64,26 @@ def _origin(
     number: int,
     item: Mapping[str, Any],
 ) -> Origin:
-    store = data.stores[item["dataset"]]
-    header = dataset.headers[dataset.windows[number].run]
+    name = names[subject_key(item["sample_id"], item["dataset"])]
+    return Origin(name, _unit(data, dataset, number), item["target"])
+
+
+def _unit(data: RunData, dataset: WindowDataset, number: int) -> str:
+    """Family or person of a window."""
+    store, header = data.stores[dataset.dataset], dataset.headers[dataset.windows[number].run]
     family = store.grouping.family.get(store.split_unit_of(header))
     unit = f"subject {header.subject}" if family is None else f"family {family}"
-    name = names[subject_key(item["sample_id"], item["dataset"])]
-    return Origin(name, f"{item['dataset']}/{unit}", item["target"])
+    return f"{dataset.dataset}/{unit}"
+
+
+def units_of(data: RunData, part: str) -> dict[str, str]:
+    """Sample, as in predictions -> family or person; no window is read."""
+    names = data.sample_names(part)
+    return {
+        names[subject_key(window.sample_id, dataset.dataset)]: _unit(data, dataset, number)
+        for dataset in data.window_sets(part)
+        for number, window in enumerate(dataset.windows)
+    }
 
 
 class SampleMeans:
