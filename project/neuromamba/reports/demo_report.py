@@ -241,6 +241,7 @@ def _tokens(run: RunFolder, folder: Path) -> Section:
     names = [name for store in data.subjects["test"] for name in store]
     path = data.stores[0].runs_of(names)[0][0]
     mask = token_mask(path, run.model_config)
+    level = "which is 0" if run.model_config.background == "zero" else "the lowest value"
     return Section(
         "What the model sees and predicts",
         pictures=(
@@ -249,7 +250,7 @@ def _tokens(run: RunFolder, folder: Path) -> Section:
                 f"One frame of a held-out subject, axial slice, the subject's left (L) on the "
                 f"left, anterior up; brain outlined. Every token is predicted from the tokens "
                 f"before it in the sequence. Upper row: scaled intensities; around the brain, "
-                f"kept tokens hold background, the lowest value. Lower row: the same minus each "
+                f"kept tokens hold background, {level}. Lower row: the same minus each "
                 f"voxel's mean over the window of {example.frames} frames, brain only. Each row "
                 f"has one colour scale. Hatched: tokens that are never predicted, background and "
                 f"the first token of the sample.",
