@@ -13,15 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from neuromamba.config.model import ModelConfig
-from neuromamba.data.windows.dataset import collate_windows
 from neuromamba.data.windows.run_data import RunData
 from neuromamba.evaluation.probe_rows import LAST_LAYER, Samples
 from neuromamba.fmamba.backbone import FMamba
 from neuromamba.fmamba.build import build_model
-from neuromamba.fmamba.module import pack_batch
 from neuromamba.fmamba.pooling import POOLS
 from neuromamba.fmamba.sample_rows import Rows, SampleMeans, windows_of
-from neuromamba.fmamba.tokenizer import PackedTokens, plan_compact
+from neuromamba.fmamba.tokenizer import PackedTokens
+from neuromamba.fmamba.window_tokens import pack_windows
 
 EMBEDDING = "embedding"
 
@@ -91,6 +90,28 @@ def pooled_layers(
     return rows
 
 
+def layer_output(model: FMamba, layer: str, packed: PackedTokens) -> Tensor:
+    """Run a backbone in evaluation mode on packed tokens and return the output of a layer (L, D).
+
+    Args:
+        model: the backbone.
+        layer: of ``layer_names``, or any "block N".
+        packed: tokens, on its device.
+    """
+    found: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        found.append(output)
+
+    handle = _module_of(model, layer).register_forward_hook(keep)
+    try:
+        with torch.inference_mode():
+            model.forward_tokens(packed)
+    finally:
+        handle.remove()
+    return found[0]
+
+
 def untrained_backbone(config: ModelConfig, seed: int, ssd_backend: str = "auto") -> FMamba:
     """A backbone with the random weights that a training of this seed could begin with.
 
@@ -131,20 +152,8 @@ def frozen_features(
     config = next(iter(models.values())).config
     for part in parts:
         for origins, items in windows_of(data, part, data.config.eval_batch_size, "features"):
-            packed = _packed(items, config, device)
+            packed = pack_windows(items, config, device)
             for name, model in models.items():
                 means[name].add(origins, pooled_layers(model, packed, layers, pools))
     first = next(iter(means.values()))
     return first.samples, {name: one.rows for name, one in means.items()}
-
-
-def _packed(
-    items: Sequence[Mapping[str, Any]], config: ModelConfig, device: torch.device
-) -> PackedTokens:
-    """Tokens of windows, scaled as in training, on the device."""
-    batch = collate_windows(items)
-    plans = plan_compact(batch["vox"], config, batch["subject"])
-    moved = [type(plan)(*(tensor.to(device) for tensor in plan)) for plan in plans]
-    for name in {"bold", "anatomy"} & batch.keys():
-        batch[name] = [image.to(device) for image in batch[name]]
-    return pack_batch(batch | {"plans": moved}, config)

@@ -21,7 +21,6 @@ from neuromamba.fmamba.frozen_features import (
     pooled_layers,
     untrained_backbone,
 )
-from neuromamba.fmamba.module import pack_batch
 from neuromamba.fmamba.pooling import POOLS
 from neuromamba.fmamba.raw_features import (
     AUTOCORRELATION,
@@ -35,6 +34,7 @@ from neuromamba.fmamba.raw_features import (
     raw_features,
 )
 from neuromamba.fmamba.tokenizer import PackedTokens, plan_compact
+from neuromamba.fmamba.window_tokens import pack_batch
 from tests.helpers.tiny import FRAMES, GRID, write_tiny_run
 
 CONFIG = ModelConfig(

@@ -1,0 +1,1 @@
+"""A trained model and scans: load, prepare, predict, embed."""
