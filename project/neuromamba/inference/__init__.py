@@ -1,1 +1,1 @@
-"""A trained model and scans: load, prepare, predict, embed."""
+"""Use of trained models on scans: loading, predictions, explanations, maps in the scan's space."""

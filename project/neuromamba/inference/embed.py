@@ -139,8 +139,8 @@ def embed_scan(
         collected = totals.rows(regions)
     index: dict[str, list[Any]] = {}
     for entries, _ in collected:
-        for key, values in entries.items():
-            index.setdefault(key, []).extend(values)
+        for key, column in entries.items():
+            index.setdefault(key, []).extend(column)
     count = len(index["window"])
     whole = {"scan": scan.name, "subject": scan.subject, "session": scan.session, "run": scan.run}
     named = {key: [value] * count for key, value in whole.items()}
@@ -220,9 +220,9 @@ class _Totals:
         inside, count = region >= 0, len(regions.names)
         self.counts = self.counts if self.counts.size else np.zeros(count)
         self.counts += torch.bincount(region[inside], minlength=count).cpu().numpy()
-        for name, values in rows.statistics.items():
-            total = values.new_zeros(count, values.shape[1], dtype=torch.float64)
-            total.index_add_(0, region[inside], values[inside].double())
+        for name, at_places in rows.statistics.items():
+            total = at_places.new_zeros(count, at_places.shape[1], dtype=torch.float64)
+            total.index_add_(0, region[inside], at_places[inside].double())
             self.sums[name] = self.sums.get(name, 0.0) + total.cpu().numpy()
 
     def rows(self, regions: Regions | None) -> list[tuple[dict[str, list[Any]], np.ndarray]]:

@@ -198,9 +198,9 @@ def _placement(header: RunHeader, contract: InputContract) -> str:
     if contract.grid_affine is None:
         return f"grid: {source} centred on {grid}"
     ends = np.asarray(header.affine), np.asarray(header.source_affine)
-    sizes = [sorted(voxel_sizes(affine)) for affine in ends]
+    here, there = (sorted(voxel_sizes(affine)) for affine in ends)
     exact = header.crop_offset != (0, 0, 0) or source == grid
-    if exact and np.allclose(*sizes, rtol=0.01):
+    if exact and np.allclose(here, there, rtol=0.01):
         offset = " ".join(map(str, header.crop_offset))
         return f"grid: {source} cropped or padded to {grid} (offset {offset})"
     old, new = (" x ".join(f"{edge:.3g}" for edge in voxel_sizes(one)) for one in ends[::-1])

@@ -1,8 +1,8 @@
 """Resampling of a run to another repetition time, by a windowed sinc.
 
 A new value is a weighted mean of old ones: the weights are sinc(2 f (t - t_i)), with f the cutoff
-frequency, times a Kaiser window (beta 6) over ``LOBES`` zero crossings on each side, and they add up to 1
-(Oppenheim and Schafer, Discrete-Time Signal Processing, chapters 4 and 7).
+frequency, times a Kaiser window (beta 6) over ``LOBES`` zero crossings on each side, and add up to
+1 (Oppenheim and Schafer, Discrete-Time Signal Processing, chapters 4 and 7).
 
 The cutoff is 0.9 of the lower of the two Nyquist frequencies, 1 / (2 TR). Gain in units of that
 Nyquist frequency, far from the ends of the run: within 0.5 % up to 0.7, 0.5 at 0.9, 0.13 at 1 and
