@@ -38,6 +38,7 @@ HEAD_ALIASES: Mapping[str, str] = {"v1": "linear"}
 POOL_NAMES = ("mean", "mean_sd", "regions", "attention")
 PROBE_POOLS = ("mean", "mean_sd", "regions", "places")  # those without weights of their own
 HEAD_NORMS = ("none", "batch")
+LAST_LAYER = "features"  # of a backbone: the output of the last block after the final norm
 EMBED_POOLS = ("subject", "window", "region", "token")  # what a row of embeddings stands for
 EMBED_STATISTICS = ("mean", "sd", "lag1")  # over the tokens of a place, in time
 SSD_BACKENDS = ("auto", "reference", "cpu", "triton")

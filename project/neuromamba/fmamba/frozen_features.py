@@ -14,37 +14,14 @@ from torch import Tensor, nn
 
 from neuromamba.config.model import ModelConfig
 from neuromamba.data.windows.run_data import RunData
-from neuromamba.evaluation.probe_rows import LAST_LAYER, Samples
+from neuromamba.evaluation.probe_rows import Samples
 from neuromamba.fmamba.backbone import FMamba
 from neuromamba.fmamba.build import build_model
+from neuromamba.fmamba.layer_outputs import module_of
 from neuromamba.fmamba.pooling import POOLS
 from neuromamba.fmamba.sample_rows import Rows, SampleMeans, windows_of
 from neuromamba.fmamba.tokenizer import PackedTokens
 from neuromamba.fmamba.window_tokens import pack_windows
-
-EMBEDDING = "embedding"
-
-
-def layer_names(depth: int, blocks: int) -> list[str]:
-    """Layers to probe: the embedding, some blocks evenly spaced, the features after the norm.
-
-    The features are the output of the last block, normalised, so this block is not named twice.
-
-    Args:
-        depth: blocks of the backbone.
-        blocks: how many of those before the last to take; all if there are fewer.
-    """
-    count = min(blocks, depth - 1)
-    chosen = [round((i + 1) * depth / (count + 1)) for i in range(count)]
-    return [EMBEDDING, *(f"block {number}" for number in chosen), LAST_LAYER]
-
-
-def _module_of(model: FMamba, layer: str) -> nn.Module:
-    if layer == EMBEDDING:
-        return model.embedder
-    if layer == LAST_LAYER:
-        return model.norm
-    return model.mamba_layers[int(layer.removeprefix("block ")) - 1]
 
 
 @contextmanager
@@ -61,7 +38,7 @@ def _outputs(
 
         return keep
 
-    handles = [_module_of(model, layer).register_forward_hook(hook(layer)) for layer in layers]
+    handles = [module_of(model, layer).register_forward_hook(hook(layer)) for layer in layers]
     try:
         yield
     finally:
@@ -88,28 +65,6 @@ def pooled_layers(
     with torch.inference_mode(), _outputs(model, layers, packed, pools, rows):
         model.forward_tokens(packed)
     return rows
-
-
-def layer_output(model: FMamba, layer: str, packed: PackedTokens) -> Tensor:
-    """Run a backbone in evaluation mode on packed tokens and return the output of a layer (L, D).
-
-    Args:
-        model: the backbone.
-        layer: of ``layer_names``, or any "block N".
-        packed: tokens, on its device.
-    """
-    found: list[Tensor] = []
-
-    def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        found.append(output)
-
-    handle = _module_of(model, layer).register_forward_hook(keep)
-    try:
-        with torch.inference_mode():
-            model.forward_tokens(packed)
-    finally:
-        handle.remove()
-    return found[0]
 
 
 def untrained_backbone(config: ModelConfig, seed: int, ssd_backend: str = "auto") -> FMamba:

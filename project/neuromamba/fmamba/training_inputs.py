@@ -15,7 +15,11 @@ from neuromamba.config.model import ModelConfig
 from neuromamba.data.store.header import RunHeader
 from neuromamba.data.store.reader import RunFile
 from neuromamba.data.windows.dataset import WindowDataset
-from neuromamba.data.windows.input_measures import measures_of_run, patch_sums
+from neuromamba.data.windows.input_measures import (
+    measures_of_run,
+    mirror_correlations,
+    patch_sums,
+)
 from neuromamba.data.windows.run_data import RunData
 
 METADATA_KEY = "inputs"  # in the "data" of a checkpoint's metadata
@@ -35,7 +39,8 @@ def training_inputs(data: RunData, model: ModelConfig) -> dict[str, Any]:
         where not defined (``data.windows.input_measures``); grid_affine: rows of the affine [4, 4]
         of the target grid of most training runs, null in native space or where runs differ; mean:
         hexadecimal, one byte a spatial patch in raster order, the mean image over the runs, 0
-        outside the brain of most of them.
+        outside the brain of most of them; mirror_gain: along x, y and z, by how much the mirror
+        image of a run resembles that mean more than the run does, the highest over the runs.
 
     Raises:
         UserInputError: a run cannot be read.
@@ -45,11 +50,14 @@ def training_inputs(data: RunData, model: ModelConfig) -> dict[str, Any]:
     ]
     chosen = [runs[i] for i in sorted({round(k) for k in np.linspace(0, len(runs) - 1, _RUNS)})]
     found = [measures_of_run(windows, run, model.patch_size) for windows, run in chosen]
+    images = [patch_image(windows, run, model) for windows, run in chosen]
+    mean = _mean_image(images)
     return {
         "runs": len(found),
         "measures": {name: _range([one[name] for one in found]) for name in found[0]},
         "grid_affine": _common_affine([windows.headers[run] for windows, run in runs]),
-        "mean": _mean_image(chosen, model),
+        "mean": mean,
+        "mirror_gain": _mirror_gain(images, mean, model),
     }
 
 
@@ -74,20 +82,25 @@ def _common_affine(headers: list[RunHeader]) -> list[list[float]] | None:
     return np.reshape(affine, (4, 4)).tolist()
 
 
-def _mean_image(chosen: list[tuple[WindowDataset, int]], model: ModelConfig) -> str:
-    """Mean over runs of their mean images, each relative to its own mean over the brain."""
-    sums: np.ndarray | None = None
-    for windows, run in chosen:
-        image = patch_image(windows, run, model)
-        inside = np.isfinite(image)
-        if sums is None:
-            sums = np.zeros((2, image.size))
-        sums += np.stack([np.where(inside, image, 0), inside])
-    assert sums is not None
-    image = np.where(2 * sums[1] >= len(chosen), sums[0] / np.maximum(sums[1], 1), 0)
+def _mean_image(images: list[np.ndarray]) -> str:
+    """Mean of images [S], NaN outside the brain, as hexadecimal bytes."""
+    inside = np.isfinite(images).sum(axis=0)
+    mean = np.nansum(images, axis=0) / np.maximum(inside, 1)
+    mean[2 * inside < len(images)] = 0
     # A patch with brain stays above 0, whatever its intensity.
-    steps = np.where(image != 0, np.clip(np.rint(image / image.max() * _BYTE), 1, _BYTE), 0)
+    steps = np.where(mean != 0, np.clip(np.rint(mean / mean.max() * _BYTE), 1, _BYTE), 0)
     return steps.astype(np.uint8).tobytes().hex()
+
+
+def _mirror_gain(images: list[np.ndarray], mean: str, model: ModelConfig) -> list[float]:
+    """By how much a mirror image of a training run resembles the mean image more, at most."""
+    gains = []
+    for image in images:
+        own, mirrored = mirror_correlations(
+            np.nan_to_num(image), patches_of(mean), model.token_grid[:3]
+        )
+        gains.append([one - own for one in mirrored])
+    return [float(gain) for gain in np.max(gains, axis=0)]
 
 
 def patch_image(windows: WindowDataset, run: int, model: ModelConfig) -> np.ndarray:

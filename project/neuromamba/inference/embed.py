@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -22,16 +22,13 @@ import torch
 from torch import Tensor
 
 from neuromamba.common.errors import UserInputError, look_up
-from neuromamba.config.names import EMBED_POOLS, EMBED_STATISTICS
-from neuromamba.evaluation.probe_rows import LAST_LAYER
-from neuromamba.fmamba.frozen_features import EMBEDDING, layer_output
+from neuromamba.config.names import EMBED_POOLS, EMBED_STATISTICS, LAST_LAYER
+from neuromamba.fmamba.layer_outputs import EMBEDDING, layer_output
 from neuromamba.fmamba.pooling import deviation_over_time, group_mean, places_of
 from neuromamba.fmamba.tokenizer import PackedTokens, in_raster_order
+from neuromamba.inference.model import TrainedModel
 from neuromamba.inference.prepared import PreparedScan
 from neuromamba.inference.regions import Regions, regions_on_grid
-
-if TYPE_CHECKING:
-    from neuromamba.inference.model import TrainedModel
 
 VALUE = "value"  # the statistic of single tokens
 INDEX = ("scan", "subject", "session", "run", "window", "region", "statistic", "layer")

@@ -25,8 +25,9 @@ from neuromamba.config.training import DownstreamConfig
 from neuromamba.fmamba.build import build_model
 from neuromamba.fmamba.heads import build_head
 from neuromamba.fmamba.target_scaling import UNSCALED, TargetScaling
+from neuromamba.inference.calibration import calibration_of, evaluation_of
 from neuromamba.inference.contract import InputContract
-from neuromamba.inference.model import TrainedModel
+from neuromamba.inference.loaded import LoadedModel
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Of a repository on the hub: weights without code, and what describes them.
@@ -34,7 +35,7 @@ _HUB_FILES = ("*.safetensors", "*.json", "*.md")
 _BLOCK = 1 << 20
 
 
-def load(model: str | Path, device: str = "auto", *, ssd_backend: str = "auto") -> TrainedModel:
+def load(model: str | Path, device: str = "auto", *, ssd_backend: str = "auto") -> LoadedModel:
     """Load a trained model for use; no code of the file is executed.
 
     Args:
@@ -81,7 +82,7 @@ def load(model: str | Path, device: str = "auto", *, ssd_backend: str = "auto") 
     task = None
     if "downstream" in metadata:
         task = from_dict(DownstreamConfig, metadata["downstream"], str(path))
-    return TrainedModel(
+    return LoadedModel(
         path=path,
         contents=CheckpointContents({}, metadata, contents.origin, {}, contents.export),
         contract=contract,
@@ -90,6 +91,8 @@ def load(model: str | Path, device: str = "auto", *, ssd_backend: str = "auto") 
         task=task,
         target_scaling=TargetScaling(*metadata.get("target_scaling", UNSCALED)),
         device=where,
+        calibration=calibration_of(path, contents.export) if task is not None else None,
+        evaluation=evaluation_of(path, contents.export) if task is not None else {},
     )
 
 

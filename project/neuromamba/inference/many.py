@@ -7,16 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.inference.model import TrainedModel
 from neuromamba.inference.predict import Prediction, predict_scan, require_head
 from neuromamba.inference.prepare import doubts, prepare_scan
 from neuromamba.inference.prepared import PreparedScan
 from neuromamba.inference.sources import ScanFile, find_scans
-
-if TYPE_CHECKING:
-    from neuromamba.inference.model import TrainedModel
 
 ResultT = TypeVar("ResultT")
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.fmamba.target_scaling import scores_of
+from neuromamba.inference.calibration import Calibration
+from neuromamba.inference.model import TrainedModel
 from neuromamba.inference.prepared import PreparedScan
-
-if TYPE_CHECKING:
-    from neuromamba.inference.model import TrainedModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +30,8 @@ class Prediction:
         in_range: whether the scan resembles those of the training (``PreparedScan.in_range``).
         problems: doubts about the scan, in words.
         unit: of the value, such as "years"; "" where none is known.
+        calibration: from the validation subjects of the training, for ``interval`` and
+            ``calibrated``; None where none is known.
     """
 
     scan: str
@@ -42,6 +43,24 @@ class Prediction:
     in_range: bool | None
     problems: tuple[str, ...]
     unit: str
+    calibration: Calibration | None = None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """90 % prediction interval of a value; None where not defined (``Calibration``)."""
+        width = None if self.calibration is None else self.calibration.half_width
+        if width is None or not isinstance(self.value, float):
+            return None
+        return self.value - width, self.value + width
+
+    @property
+    def calibrated(self) -> dict[str, float] | None:
+        """Class -> calibrated probability; None where not defined (``Calibration``)."""
+        power = None if self.calibration is None else self.calibration.power
+        if power is None or not self.probabilities:
+            return None
+        scaled = np.array(list(self.probabilities.values())) ** power
+        return dict(zip(self.probabilities, (scaled / scaled.sum()).tolist(), strict=True))
 
     def __str__(self) -> str:
         if self.probabilities:
@@ -59,6 +78,8 @@ class Prediction:
             "starts": self.starts.tolist(),
             "unit": self.unit,
             "in_range": self.in_range,
+            "interval": None if self.interval is None else list(self.interval),
+            "calibrated": self.calibrated,
         }
 
 
@@ -117,4 +138,5 @@ def predict_scan(model: TrainedModel, scan: PreparedScan) -> Prediction:
         in_range=scan.in_range,
         problems=tuple(str(problem) for problem in scan.problems),
         unit=model.unit,
+        calibration=model.calibration,
     )

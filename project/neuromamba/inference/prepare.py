@@ -261,7 +261,7 @@ def _in_time(
                 f"model spans {span}; expected at least half of it. Give a longer scan."
             )
         frames = _frames(path, header) if frames is None else frames
-        frames = np.concatenate([frames, frames[-2 : -2 - (span - count) : -1]])
+        frames = np.pad(frames, ((0, span - count), (0, 0)), mode="reflect")
         actions.append(f"length: {count} frames mirrored at the end to the {span} of a window")
         problems.append(
             Problem(

@@ -30,8 +30,9 @@ class Comparison:
         name: key of ``data.windows.input_measures.MEASURES``.
         value: of the scan; NaN if not defined.
         low, typical, high: lowest, median and highest of the training runs.
-        inside: whether the value lies within their range, widened by half of it on each side (at
-            least by a tenth of the median); None if either is not defined.
+        inside: whether the value lies within their range, widened on each side by half of it, by
+            more where few runs were measured (five times the range over their number), and at least
+            by a tenth of the median; None if either is not defined.
     """
 
     name: str
@@ -115,3 +116,12 @@ class PreparedScan:
             },
         }
         return dict(found)
+
+
+def comparison_lines(measures: tuple[Comparison, ...]) -> list[str]:
+    """One line a measure: value, range of the training, and whether it lies outside."""
+    return [
+        f"{one.name:<12} {one.value:9.4g}   training {one.low:.4g} to {one.high:.4g}"
+        f"{'   out of range' if one.inside is False else ''}"
+        for one in measures
+    ]

@@ -9,15 +9,20 @@ import numpy as np
 
 from neuromamba.config.model import ModelConfig
 from neuromamba.data.windows.dataset import WindowDataset
-from neuromamba.data.windows.input_measures import MEASURES, measures_of_run
+from neuromamba.data.windows.input_measures import (
+    MEASURES,
+    measures_of_run,
+    mirror_correlations,
+)
 from neuromamba.fmamba.training_inputs import patch_image, patches_of
 from neuromamba.inference.prepared import Comparison, Problem
 
 _WIDER = 0.5  # of the training runs' spread, on each side
+_FEW_RUNS = 5.0  # over the number of training runs, the same: their range is not well known
 _LEAST = 0.1  # of the median, where runs hardly differ
 _FEW_PATCHES = 0.05  # of the training's brain
-_MIRRORED = 0.02  # correlation that a mirror image must have above the scan's own
-_AXES = {0: "left and right", 1: "front and back", 2: "top and bottom"}
+_MIRRORED = 0.02  # correlation that a mirror image must have above that of any training run
+_AXES = ("left and right", "front and back", "top and bottom")
 
 
 def compare_with_training(
@@ -34,15 +39,15 @@ def compare_with_training(
         return ()
     found = measures_of_run(windows, 0, model.patch_size)
     return tuple(
-        _compare(name, found[name], inputs["measures"][name])
+        _compare(name, found[name], inputs["measures"][name], inputs["runs"])
         for name in MEASURES
         if name in inputs["measures"] and None not in inputs["measures"][name]
     )
 
 
-def _compare(name: str, value: float, training: list[float]) -> Comparison:
+def _compare(name: str, value: float, training: list[float], runs: int) -> Comparison:
     low, typical, high = training
-    margin = max(_WIDER * (high - low), _LEAST * abs(typical))
+    margin = max((_WIDER + _FEW_RUNS / runs) * (high - low), _LEAST * abs(typical))
     inside = bool(low - margin <= value <= high + margin) if np.isfinite(value) else None
     return Comparison(name=name, value=value, low=low, typical=typical, high=high, inside=inside)
 
@@ -82,38 +87,26 @@ def coverage_problems(
                 "Check the mask: it may contain skull or air; give another with --mask FILE.",
             )
         )
-    return problems + _mirrored(np.where(there, image, 0), trained, model)
+    return problems + _mirrored(np.where(there, image, 0), trained, inputs, model)
 
 
-def _mirrored(image: np.ndarray, trained: np.ndarray, model: ModelConfig) -> list[Problem]:
-    """Whether a mirror image of the scan resembles the training's mean image more than it does."""
-    grid = model.token_grid[:3]
-    own, mean = image.reshape(grid), trained.reshape(grid)
-    if not own.any() or own.std() == 0:
-        return []
-    with np.errstate(invalid="ignore"):
-        upright = np.corrcoef(own.ravel(), mean.ravel())[0, 1]
-        mirrored = {
-            axis: np.corrcoef(_flipped(own, axis).ravel(), mean.ravel())[0, 1] for axis in _AXES
-        }
-    axis, best = max(mirrored.items(), key=lambda item: item[1])
-    if not best > upright + _MIRRORED:
-        return []
-    return [
-        Problem(
-            f"with {_AXES[axis]} exchanged the scan resembles the mean image of the training more "
-            f"(correlation {best:.2f} against {upright:.2f}).",
-            "Check the orientation in the header (fslhd, or overlay the scan on the MNI template).",
-        )
-    ]
+def _mirrored(
+    image: np.ndarray, trained: np.ndarray, inputs: Mapping[str, Any], model: ModelConfig
+) -> list[Problem]:
+    """Whether a mirror image of the scan resembles the training's mean image more than it does.
 
-
-def _flipped(image: np.ndarray, axis: int) -> np.ndarray:
-    """Mirror about the middle of the patches with brain, so that the brain stays in its place."""
-    there = np.flatnonzero(image.any(axis=tuple({0, 1, 2} - {axis})))
-    flipped = np.zeros_like(image)
-    span = slice(there[0], there[-1] + 1)
-    index: list[slice] = [slice(None)] * 3
-    index[axis] = span
-    flipped[tuple(index)] = np.flip(image[tuple(index)], axis)
-    return flipped
+    It has to by a margin above that of every training run, since brains are nearly symmetric.
+    """
+    own, mirrored = mirror_correlations(image, trained, model.token_grid[:3])
+    for axis, (name, found) in enumerate(zip(_AXES, mirrored, strict=True)):
+        usual = max(0.0, inputs["mirror_gain"][axis])
+        if found - own > usual + _MIRRORED:
+            return [
+                Problem(
+                    f"with {name} exchanged the scan resembles the mean image of the training "
+                    f"more (correlation {found:.2f} against {own:.2f}).",
+                    "Check the orientation in the header (fslhd, or overlay the scan on the MNI "
+                    "template).",
+                )
+            ]
+    return []

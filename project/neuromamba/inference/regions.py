@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,10 +11,8 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.config.model import REGION_CELLS
 from neuromamba.config.names import ATLAS_NAMES
 from neuromamba.data.regions.atlases import find_atlas
+from neuromamba.inference.model import TrainedModel
 from neuromamba.inference.prepared import PreparedScan
-
-if TYPE_CHECKING:
-    from neuromamba.inference.model import TrainedModel
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.data.ingest.bids import parse, sibling_mask, sidecar
 from neuromamba.data.ingest.filenames import name_run
 from neuromamba.data.ingest.layouts import find_runs
-from neuromamba.data.ingest.sources import SUFFIXES, PassedOver, Source, Tree, stem_of
+from neuromamba.data.ingest.sources import SUFFIXES, SURFACES, PassedOver, Source, Tree, stem_of
 from neuromamba.data.store.reader import list_runs, read_header
 
 _RUN = ".h5"
@@ -111,6 +111,12 @@ def source_of_file(path: Path) -> Source:
     stem = stem_of(path)
     if not path.is_file():
         return Source(path=path, name=str(path), subject=stem, error=f"{path}: no such file.")
+    if path.name.endswith(SURFACES):
+        error = (
+            f"{path}: a surface or CIFTI file, expected a volume. Give the same run as a 4D NIfTI "
+            f"file in MNI space (of HCP: <run>.nii.gz beside <run>_Atlas.dtseries.nii)."
+        )
+        return Source(path=path, name=str(path), subject=stem, error=error)
     if not path.name.endswith(SUFFIXES):
         error = (
             f"{path}: expected a 4D NIfTI file (.nii, .nii.gz), a folder of them or a store. "

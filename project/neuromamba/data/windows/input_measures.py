@@ -103,3 +103,36 @@ def patch_sums(
     flat = np.ravel_multi_index(patch, patches)
     total = int(np.prod(patches))
     return np.bincount(flat, values, total), np.bincount(flat, minlength=total)
+
+
+def mirror_correlations(
+    image: np.ndarray, mean: np.ndarray, grid: Sequence[int]
+) -> tuple[float, tuple[float, float, float]]:
+    """Correlate an image, and its mirror image along each axis, with a mean image.
+
+    Args:
+        image, mean: [S] spatial patches in raster order, 0 outside the brain.
+        grid: patches along x, y and z.
+
+    Returns:
+        Correlation of the image itself, and of it mirrored along x, y and z; 0 if not defined.
+        Mirrored is about the middle of the patches with brain, so that the brain keeps its place.
+    """
+    own, other = image.reshape(tuple(grid)), mean.reshape(tuple(grid))
+    x, y, z = (_correlation(_mirror_image(own, axis), other) for axis in range(3))
+    return _correlation(own, other), (x, y, z)
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    if one.std() == 0 or other.std() == 0:
+        return 0.0
+    return float(np.corrcoef(one.ravel(), other.ravel())[0, 1])
+
+
+def _mirror_image(image: np.ndarray, axis: int) -> np.ndarray:
+    there = np.flatnonzero(image.any(axis=tuple({0, 1, 2} - {axis})))
+    index = [slice(None)] * 3
+    index[axis] = slice(there[0], there[-1] + 1)
+    mirrored = np.zeros_like(image)
+    mirrored[tuple(index)] = np.flip(image[tuple(index)], axis)
+    return mirrored
