@@ -57,7 +57,7 @@ def training_inputs(data: RunData, model: ModelConfig) -> dict[str, Any]:
         "measures": {name: _range([one[name] for one in found]) for name in found[0]},
         "grid_affine": _common_affine([windows.headers[run] for windows, run in runs]),
         "mean": mean,
-        "mirror_gain": _mirror_gain(images, mean, model),
+        "mirror_gain": _mirror_gain(images, model),
     }
 
 
@@ -92,14 +92,18 @@ def _mean_image(images: list[np.ndarray]) -> str:
     return steps.astype(np.uint8).tobytes().hex()
 
 
-def _mirror_gain(images: list[np.ndarray], mean: str, model: ModelConfig) -> list[float]:
-    """By how much a mirror image of a training run resembles the mean image more, at most."""
-    gains = []
-    for image in images:
-        own, mirrored = mirror_correlations(
-            np.nan_to_num(image), patches_of(mean), model.token_grid[:3]
-        )
-        gains.append([one - own for one in mirrored])
+def _mirror_gain(images: list[np.ndarray], model: ModelConfig) -> list[float]:
+    """By how much a mirror image of a training run resembles the mean of the others more, at most.
+
+    The others, because a run is in the mean of all, and a new scan is not.
+    """
+    gains = [[0.0, 0.0, 0.0]]
+    for number, image in enumerate(images):
+        others = images[:number] + images[number + 1 :]
+        if others:
+            mean = patches_of(_mean_image(others))
+            own, mirrored = mirror_correlations(np.nan_to_num(image), mean, model.token_grid[:3])
+            gains.append([one - own for one in mirrored])
     return [float(gain) for gain in np.max(gains, axis=0)]
 
 

@@ -60,13 +60,15 @@ def calibration_of(checkpoint: Path, export: Mapping[str, Any]) -> Calibration |
     known = export.get(CALIBRATION_KEY)
     if isinstance(known, Mapping):
         return Calibration(
-            **{name: known.get(name) for name in ("subjects", "half_width", "power")}
+            subjects=known.get("subjects", 0),
+            half_width=known.get("half_width"),
+            power=known.get("power"),
         )
     run = evaluated_run(checkpoint)
     if run is None or not (run / PREDICTIONS["val"]).is_file():
         return None
     try:
-        found = read_predictions(run / PREDICTIONS["val"])
+        found = read_predictions(run / PREDICTIONS["val"], "")
     except UserInputError:
         return None  # a damaged file beside a good checkpoint: predictions need none of it
     subjects, index = np.unique(np.asarray(found.subject), return_inverse=True)

@@ -31,6 +31,7 @@ class InputContract:
         inputs: measures of the training runs (``fmamba.training_inputs``); {} in checkpoints that
             were written before they were recorded.
         contents: hashes of the training runs' values.
+        supervised: whether it was trained on labels of the training subjects.
     """
 
     model: ModelConfig
@@ -40,6 +41,7 @@ class InputContract:
     tr: tuple[float, ...]
     inputs: Mapping[str, Any]
     contents: frozenset[int]
+    supervised: bool
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any], source: str) -> InputContract:
@@ -62,6 +64,7 @@ class InputContract:
             tr=tuple(tr for tr in data.get("tr", ()) if np.isfinite(tr)),
             inputs=inputs,
             contents=frozenset(data.get("training_contents", ())),
+            supervised="downstream" in metadata,
         )
 
     def describe(self) -> list[tuple[str, str]]:

@@ -86,13 +86,15 @@ def prepare_scan(
     path, header, temporary = _in_time(path, header, contract, temporary, actions, problems)
     actions.append(f"intensities: {contract.scaling}")
     windows = WindowDataset([path], contract.data, headers=[header])
-    if known:
+    if known and contract.supervised:
         problems.append(
             Problem(
                 "the model was trained on these very values, so this is no test of it.",
                 "Judge it by scans that it has not seen.",
             )
         )
+    elif known:
+        actions.append("note: among the scans of the pre-training (no labels were used)")
     problems += coverage_problems(windows, contract.inputs, contract.model, native=contract.native)
     prepared = PreparedScan(
         name=scan.name,

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from neuromamba.common.errors import UserInputError
 from neuromamba.config.model import ModelConfig
 from neuromamba.data.windows.dataset import WindowDataset
 from neuromamba.data.windows.input_measures import (
@@ -20,8 +21,8 @@ from neuromamba.inference.prepared import Comparison, Problem
 _WIDER = 0.5  # of the training runs' spread, on each side
 _FEW_RUNS = 5.0  # over the number of training runs, the same: their range is not well known
 _LEAST = 0.1  # of the median, where runs hardly differ
-_FEW_PATCHES = 0.05  # of the training's brain
-_MIRRORED = 0.02  # correlation that a mirror image must have above that of any training run
+_FEW_PATCHES, _MOST_PATCHES = 0.05, 0.5  # of the training's brain
+_MIRRORED = 0.03  # correlation that a mirror image must have above that of any training run
 _AXES = ("left and right", "front and back", "top and bottom")
 
 
@@ -62,6 +63,9 @@ def coverage_problems(
         inputs: from ``fmamba.training_inputs``.
         model: grid and patch size.
         native: whether the model is of native space, where brains do not lie alike.
+
+    Raises:
+        UserInputError: more than half of the training's brain is missing.
     """
     if not inputs or native:
         return []
@@ -71,6 +75,12 @@ def coverage_problems(
     brain = trained > 0
     problems = []
     missing = float((brain & ~there).sum() / brain.sum())
+    if missing > _MOST_PATCHES:
+        raise UserInputError(
+            f"{windows.headers[0].source or windows.paths[0]}: {missing:.0%} of the patches that "
+            f"hold brain in most training runs are empty: the scan does not cover the brain, or "
+            f"lies elsewhere. Check mask, field of view and affine."
+        )
     if missing > _FEW_PATCHES:
         problems.append(
             Problem(
@@ -99,8 +109,7 @@ def _mirrored(
     """
     own, mirrored = mirror_correlations(image, trained, model.token_grid[:3])
     for axis, (name, found) in enumerate(zip(_AXES, mirrored, strict=True)):
-        usual = max(0.0, inputs["mirror_gain"][axis])
-        if found - own > usual + _MIRRORED:
+        if found - own > inputs["mirror_gain"][axis] + _MIRRORED:
             return [
                 Problem(
                     f"with {name} exchanged the scan resembles the mean image of the training "
