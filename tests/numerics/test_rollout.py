@@ -244,11 +244,12 @@ from neuromamba.fmamba.rollout import FrameGenerator
 
 torch.manual_seed(0)
 torch.set_num_threads(1)
-peaks = {}
+peaks, alive = {}, []  # what the first leaves behind must not be room for the second
 for order in ("raster", "space_first"):
     config = ModelConfig(img_size=(12, 12, 12, 20), patch_size=(6, 6, 6, 2), embed_dim=16, depth=1,
                          token_order=order)
     made = FrameGenerator(FMamba(config).eval(), PretrainConfig(), torch.arange(12**3), 0.0)
+    alive.append(made)
     count = 0
     for frames in made.rollout(torch.randn(10, 12**3), 400):
         count += len(frames)

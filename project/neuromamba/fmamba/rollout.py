@@ -287,7 +287,8 @@ class FrameGenerator:
     ) -> list[Tensor]:
         """Places first, predictions of the same place: those of one time at once."""
         everywhere = slice(0, len(self.grid.places))
-        tokens, outputs, made = list(known), [], []
+        tokens, made = list(known), []
+        outputs: list[Tensor] = []
         for time in range(len(known) + count):
             if time >= len(known):
                 source = time - self.ahead
