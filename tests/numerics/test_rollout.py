@@ -186,8 +186,8 @@ def test_a_longer_rollout_continues_from_the_last_frames_before(mode: str) -> No
     prompt = frames(6)
     long = torch.cat(list(made.rollout(prompt, 13)))
     assert long.shape == (13, len(voxels()))
-    assert made.carried_times == 2
-    assert [made.windows_for(6, n) for n in (1, 4, 5, 10, 11)] == [1, 1, 2, 2, 3]
+    assert made.plan.carried_times == 2
+    assert [made.plan.windows_for(6, n) for n in (1, 4, 5, 10, 11)] == [1, 1, 2, 2, 3]
     for count in (1, 4, 5):  # the first frames do not depend on how many are asked for
         short = torch.cat(list(made.rollout(prompt, count)))
         torch.testing.assert_close(short, long[:count], rtol=1e-6, atol=1e-6)
@@ -200,7 +200,7 @@ def test_a_longer_rollout_continues_from_the_last_frames_before(mode: str) -> No
 def test_carried_part_of_a_window_allows_the_prediction_far_ahead() -> None:
     objective = PretrainConfig(predict="same_place", predict_ahead=4)
     made = FrameGenerator(backbone("raster"), objective, voxels(), BACKGROUND)
-    assert made.carried_times == 4 and made.default_prompt() == 8
+    assert made.plan.carried_times == 4 and made.plan.default_prompt() == 8
     assert torch.cat(list(made.rollout(frames(8), 5))).isfinite().all()
 
 
@@ -229,7 +229,7 @@ def test_refusals() -> None:
         model, PretrainConfig(predict="same_place", predict_ahead=3), voxels(), BACKGROUND
     )
     with pytest.raises(UserInputError, match=r"from 6 to 8 .* 3 tokens ahead"):
-        far.check_prompt(4)
+        far.plan.check_prompt(4)
     with pytest.raises(ValueError, match="needs anatomy"):
         FrameGenerator(backbone("raster", anatomy=True), plain, voxels(), BACKGROUND)
 

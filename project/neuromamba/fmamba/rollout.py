@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -66,6 +67,78 @@ def refuse_unless_generative(backbone: FMamba, objective: PretrainConfig | None)
             f"one token of a place, so there is nothing to predict at a place. Train with a longer "
             f"--sequence_length (or fewer frames in --patch_size)."
         )
+
+
+@dataclass(frozen=True)
+class RolloutPlan:
+    """How a model's window is divided into prompt and generated times.
+
+    Attributes:
+        config: of the model.
+        objective: what it was trained for.
+    """
+
+    config: ModelConfig
+    objective: PretrainConfig
+
+    @property
+    def times(self) -> int:
+        """T."""
+        return self.config.token_grid[3]
+
+    @property
+    def frames_of_token(self) -> int:
+        """F."""
+        return self.config.patch_size[3]
+
+    @property
+    def ahead(self) -> int:
+        """How many tokens of a place lie between a token and the one predicted from it."""
+        return 1 if self.objective.predict == "next_token" else self.objective.predict_ahead
+
+    @property
+    def carried_times(self) -> int:
+        """Times of the prompt of each window after the first (``WINDOW_PROMPT`` of the window)."""
+        return max(1, self.ahead, int(self.times * WINDOW_PROMPT))
+
+    def windows_for(self, prompt: int, frames: int) -> int:
+        """Number of windows that a rollout takes; arguments in frames."""
+        size = self.frames_of_token
+        more = math.ceil(frames / size) - (self.times - prompt // size)
+        return 1 + max(0, math.ceil(more / (self.times - self.carried_times)))
+
+    def times_for(self, prompt: int, frames: int) -> int:
+        """About how many times the backbone reads for a rollout; arguments in frames."""
+        windows, size = self.windows_for(prompt, frames), self.frames_of_token
+        if self.config.token_order == "raster":
+            return self.times * windows
+        return prompt // size + math.ceil(frames / size) + (windows - 1) * self.carried_times
+
+    def check_prompt(self, frames: int) -> None:
+        """Make sure that a prompt can be continued.
+
+        Args:
+            frames: of the prompt.
+
+        Raises:
+            UserInputError: no whole tokens; as long as a window; or shorter than the model
+                predicts ahead.
+        """
+        size = self.frames_of_token
+        low, high = size * self.ahead, size * (self.times - 1)
+        if low <= frames <= high and frames % size == 0:
+            return
+        what = f"a multiple of {size}" if size > 1 else "a number"
+        why = f"a token has {size} frame{'s' * (size > 1)}, a window {self.times * size}"
+        if self.ahead > 1:
+            why += f", and the model predicts {self.ahead} tokens ahead"
+        raise UserInputError(
+            f"--prompt: got {frames} frames, expected {what} from {low} to {high} ({why})."
+        )
+
+    def default_prompt(self) -> int:
+        """Frames of half a window, in whole tokens."""
+        return self.frames_of_token * self.carried_times
 
 
 class FrameTokens:
@@ -143,6 +216,7 @@ class FrameGenerator:
     ) -> None:
         refuse_unless_generative(backbone, objective)
         self.config, self.objective = backbone.config, objective
+        self.plan = RolloutPlan(backbone.config, objective)
         self.device = next(backbone.parameters()).device
         self.grid = FrameTokens(voxels, self.config, background, self.device)
         self.anatomy = None
@@ -150,61 +224,14 @@ class FrameGenerator:
             if anatomy is None:
                 raise ValueError("the model has --channels anatomy dynamics: it needs anatomy")
             self.anatomy = self.grid.at_places(anatomy.to(self.device))
-        self.times = self.config.token_grid[3]
-        self.in_sequence = objective.predict == "next_token"
-        self.ahead = 1 if self.in_sequence else objective.predict_ahead
+        self.times, self.ahead = self.plan.times, self.plan.ahead
         self._backbone, self._on_tokens = StatefulBackbone(backbone), on_tokens
-
-    @property
-    def carried_times(self) -> int:
-        """Times of the prompt of each window after the first (``WINDOW_PROMPT`` of the window)."""
-        return max(1, self.ahead, int(self.times * WINDOW_PROMPT))
-
-    def windows_for(self, prompt: int, frames: int) -> int:
-        """Number of windows that a rollout takes; arguments in frames."""
-        size = self.grid.frames_of_token
-        more = math.ceil(frames / size) - (self.times - prompt // size)
-        return 1 + max(0, math.ceil(more / (self.times - self.carried_times)))
-
-    def tokens_for(self, prompt: int, frames: int) -> int:
-        """About how many tokens the backbone reads for a rollout; arguments in frames."""
-        windows, size = self.windows_for(prompt, frames), self.grid.frames_of_token
-        times = self.times * windows
-        if self.config.token_order != "raster":
-            times = prompt // size + math.ceil(frames / size) + (windows - 1) * self.carried_times
-        return times * len(self.grid.places)
-
-    def check_prompt(self, frames: int) -> None:
-        """Make sure that a prompt can be continued.
-
-        Args:
-            frames: of the prompt.
-
-        Raises:
-            UserInputError: no whole tokens; as long as a window; or shorter than the model
-                predicts ahead.
-        """
-        size = self.grid.frames_of_token
-        low, high = size * self.ahead, size * (self.times - 1)
-        if low <= frames <= high and frames % size == 0:
-            return
-        what = f"a multiple of {size}" if size > 1 else "a number"
-        why = f"a token has {size} frame{'s' * (size > 1)}, a window {self.times * size}"
-        if self.ahead > 1:
-            why += f", and the model predicts {self.ahead} tokens ahead"
-        raise UserInputError(
-            f"--prompt: got {frames} frames, expected {what} from {low} to {high} ({why})."
-        )
-
-    def default_prompt(self) -> int:
-        """Frames of half a window, in whole tokens."""
-        return self.grid.frames_of_token * self.carried_times
 
     def rollout(self, prompt: Tensor, frames: int) -> Iterator[Tensor]:
         """Generate frames.
 
         Args:
-            prompt: [P, N] scaled true frames, see ``check_prompt``.
+            prompt: [P, N] scaled true frames, see ``RolloutPlan.check_prompt``.
             frames: how many to generate, 1 or more.
 
         Yields:
@@ -214,7 +241,7 @@ class FrameGenerator:
         Raises:
             UserInputError: the prompt cannot be continued.
         """
-        self.check_prompt(len(prompt))
+        self.plan.check_prompt(len(prompt))
         size = self.grid.frames_of_token
         known = [self.grid.tokens(part) for part in prompt.to(self.device).float().split(size)]
         left = frames
@@ -223,7 +250,7 @@ class FrameGenerator:
             for tokens in new:
                 yield self.grid.frames(tokens)[:left]
                 left -= size
-            known = [*known, *new][-self.carried_times :]
+            known = [*known, *new][-self.plan.carried_times :]
 
     @torch.no_grad()
     def fill_window(
@@ -245,7 +272,7 @@ class FrameGenerator:
             # All times of a place come before the next place, as in training, asked for or not.
             return self._place_by_place(known, forced)[:count]
         forced = None if forced is None else forced[:count]
-        if self.in_sequence:
+        if self.objective.predict == "next_token":
             return self._token_by_token(known, count, forced)
         return self._time_by_time(known, count, forced)
 
