@@ -106,8 +106,8 @@ def randomised_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = build_model(config, output_layer=False)
-        network = Network(backbone, build_head(head, config))
-    return Network(*(part.to(device).eval() for part in network))
+        made = build_head(head, config)
+    return Network(backbone.to(device).eval(), made.to(device).eval())
 
 
 class TokenWindow(NamedTuple):
@@ -345,3 +345,23 @@ def explain_window(
         with torch.no_grad():
             ends = [float(score(tokens)) for tokens in (window.packed, window.baseline)]
     return WindowAttribution(values, *ends)
+
+
+def patch_means(values: np.ndarray, vox: np.ndarray, config: ModelConfig) -> np.ndarray:
+    """Give each brain voxel the mean over the brain voxels of its spatial patch, float64 [N].
+
+    The model reads a patch through one linear embedding that all places share, so what it resolves
+    is the part of a patch. How the part divides among the patch's voxels depends on that embedding
+    only, much of which is what it was initialised with.
+
+    Args:
+        values: [N]; their sum over a patch is kept.
+        vox: [N] flat C-order indices into the grid.
+        config: grid and patch size.
+    """
+    index = np.stack(np.unravel_index(vox, config.img_size[:3]))
+    place = np.ravel_multi_index(
+        tuple(index // np.array(config.patch_size[:3])[:, None]), config.token_grid[:3]
+    )
+    count = np.bincount(place)
+    return (np.bincount(place, values) / np.maximum(count, 1))[place]
