@@ -30,6 +30,7 @@ RUN_SCALINGS = ("znorm_minback", "znorm_zeroback", "minmax_zeroback", "minmax_mi
 VOXEL_SCALINGS = ("voxelnorm_zeroback", "demean_zeroback")
 SCALING_METHODS = (*RUN_SCALINGS, *VOXEL_SCALINGS)
 SCALING_STATISTICS = ("run", "window")  # what the statistics of VOXEL_SCALINGS are over
+ROLLOUT_STATISTICS = ("prompt", "run")  # what those of a rollout are over
 CHANNELS = ("anatomy", "dynamics")  # the mean image of a run, and the signal of each voxel
 LABEL_SCALING_METHODS = ("standardization", "minmax")
 POSITIONAL_ENCODINGS = ("none", "ff", "nerf", "cpe")
