@@ -92,6 +92,20 @@ class Embedder(nn.Module):
         # Fewer than all tokens of the last place: only where operations are counted.
         return x_LD + spread[: len(x_LD)].to(x_LD.dtype)
 
+    def of_rows(
+        self, tokens_LV: Tensor, token_index: Tensor, anatomy_LA: Tensor | None = None
+    ) -> Tensor:
+        """Like ``forward`` on any tokens, with the mean image at the place of each, (L, A)."""
+        x_LD = self._embed(tokens_LV, token_index)
+        if self.anatomy is None:
+            return x_LD
+        if anatomy_LA is None:
+            raise ValueError(
+                "the model has --channels anatomy dynamics: it needs the mean image at the place "
+                "of each token"
+            )
+        return x_LD + (anatomy_LA.to(self.anatomy.dtype) @ self.anatomy).to(x_LD.dtype)
+
     def _embed(self, tokens_LV: Tensor, token_index: Tensor) -> Tensor:
         x_LD = tokens_LV.to(self.projection.dtype) @ self.projection
         if self.pos is None:

@@ -103,7 +103,11 @@ class LinearHead(nn.Module):
             pooled = torch.stack([(w.softmax(0) * window).sum(0) for window, w in windows])
         else:
             pooled = POOLS[self.pool](features, packed, self.model_config)
-        rows = self.norm(pooled).to(features.dtype)  # pooled in fp32
+        return self.classify(pooled, features.dtype)
+
+    def classify(self, pooled: Tensor, dtype: torch.dtype) -> Tensor:
+        """(B, values) pooled features, in fp32 or in ``dtype``, -> (B, outputs)."""
+        rows = self.norm(pooled).to(dtype)
         return self.classifier(self.dropout(rows))
 
 

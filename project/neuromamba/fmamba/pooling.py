@@ -87,6 +87,18 @@ def regions(features: Tensor, packed: PackedTokens, config: ModelConfig) -> Tens
         ],
         dim=1,
     )
+    return mean_of_cells(values, found, len(packed.lengths), config)
+
+
+def mean_of_cells(values: Tensor, found: Tensor, windows: int, config: ModelConfig) -> Tensor:
+    """Mean over the places of each cell of the coarse grid: (B, cells * values).
+
+    Args:
+        values: (P, values) of each place.
+        found: int64 [P], as ``places_of`` returns it.
+        windows: B.
+        config: the token grid.
+    """
     grid = config.token_grid[:3]
     window, position = found // math.prod(grid), found % math.prod(grid)
     cell = torch.zeros_like(position)
@@ -95,8 +107,8 @@ def regions(features: Tensor, packed: PackedTokens, config: ModelConfig) -> Tens
         cells = min(REGION_CELLS, size)
         cell = cell * cells + axis * cells // size
     count = config.region_cells
-    pooled = group_mean(values, window * count + cell, len(packed.lengths) * count)
-    return pooled.unflatten(0, (len(packed.lengths), count)).flatten(1)
+    pooled = group_mean(values, window * count + cell, windows * count)
+    return pooled.unflatten(0, (windows, count)).flatten(1)
 
 
 def places(features: Tensor, packed: PackedTokens, config: ModelConfig) -> Tensor:

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from neuromamba.layers.rms_norm import RMSNorm
-from neuromamba.layers.ssd import BlockParams, MixerParams, mixer_core, select_backend
+from neuromamba.layers.ssd import (
+    BlockParams,
+    MixerParams,
+    MixerState,
+    initial_state,
+    mix_piece,
+    mixer_core,
+    select_backend,
+)
 from neuromamba.layers.ssd.flop_count import counting_flops
 
 # Initial step sizes are log-uniform in this range, decay rates uniform in that one (mamba_ssm).
@@ -71,6 +79,24 @@ class Mamba2(nn.Module):
         mixed_LI = mixer_core(self.in_proj(x_LD), self.mixer_params(), lengths, self.ssd_backend)
         return self.out_proj(mixed_LI)
 
+    def start(self) -> MixerState:
+        """The state before the first token of a sequence, for ``mix_next``."""
+        return initial_state(self.mixer_params())
+
+    def mix_next(self, x_lD: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
+        """Mix the next tokens of one sequence, without its past and without gradients.
+
+        Args:
+            x_lD: [l, D], one token or more.
+            state: after the tokens before, or ``start()``.
+
+        Returns:
+            [l, D], as ``forward`` on the whole sequence gives for these tokens; and the new state.
+        """
+        with torch.no_grad():
+            mixed_lI, state = mix_piece(self.in_proj(x_lD), self.mixer_params(), state)
+            return self.out_proj(mixed_lI), state
+
     def mixer_params(self) -> MixerParams:
         """What lies between the projections, as the backends take it."""
         return MixerParams(
@@ -116,6 +142,17 @@ class ResidualBlock(nn.ModuleList):
         if self.checkpointing and torch.is_grad_enabled():
             return checkpoint(self._layer_by_layer, x_LD, lengths, use_reentrant=False)
         return self._layer_by_layer(x_LD, lengths)
+
+    def start(self) -> MixerState:
+        """The state before the first token of a sequence, for ``mix_next``."""
+        return cast(Mamba2, self[1]).start()
+
+    def mix_next(self, x_lD: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
+        """Like ``Mamba2.mix_next``, for the whole block; dropout is left out, as in evaluation."""
+        norm, mamba, _ = cast(tuple[RMSNorm, Mamba2, nn.Dropout], tuple(self))
+        with torch.no_grad():
+            mixed_lD, state = mamba.mix_next(norm(x_lD), state)
+            return x_lD + mixed_lD, state
 
     def _layer_by_layer(self, x_LD: Tensor, lengths: tuple[int, ...]) -> Tensor:
         norm, mamba, dropout = self

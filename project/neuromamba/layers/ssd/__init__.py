@@ -9,9 +9,20 @@ from pkgutil import iter_modules
 
 from neuromamba.layers.ssd.api import mixer_core
 from neuromamba.layers.ssd.registry import BACKENDS, Backend, select_backend
+from neuromamba.layers.ssd.stateful import MixerState, initial_state, mix_piece
 from neuromamba.layers.ssd.types import BlockParams, MixerParams
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["BACKENDS", "Backend", "BlockParams", "MixerParams", "mixer_core", "select_backend"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "BlockParams",
+    "MixerParams",
+    "MixerState",
+    "initial_state",
+    "mix_piece",
+    "mixer_core",
+    "select_backend",
+]

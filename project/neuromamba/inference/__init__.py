@@ -1,0 +1,1 @@
+"""Use of trained models on scans: loading, predictions, explanations, maps in the scan's space."""
