@@ -5,7 +5,7 @@
 Each scan is brought to what the model was trained on (docs/use_a_model.md). OUT holds
 embeddings.parquet, with scan, subject, session, run, window, region, statistic, layer and the
 features f0, f1 ... in each row, run.json and, unless --pool token, report.html. Called again, it
-goes on where it stopped.
+continues where it stopped.
 
 Exit status: 0 if all scans have an answer; 1 if some have none; 2 for a wrong call; 130 after
 Ctrl-C.
@@ -134,7 +134,7 @@ def run(argv: Sequence[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     words = sys.argv[1:] if argv is None else argv
-    return run_command(lambda: run(words), "what is finished is kept; call again to go on.")
+    return run_command(lambda: run(words), "what is finished is kept; call again to continue.")
 
 
 if __name__ == "__main__":

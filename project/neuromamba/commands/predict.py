@@ -4,8 +4,8 @@
 
 Each scan is brought to what the model was trained on (docs/use_a_model.md); what is done to it and
 every doubt is written down. All windows are predicted and averaged as in the run's own evaluation.
-OUT holds predictions.csv (a row a scan), windows.csv (a row a window), report.html and run.json.
-Called again, it goes on where it stopped.
+OUT holds predictions.csv (a row per scan), windows.csv (a row per window), report.html and
+run.json. Called again, it continues where it stopped.
 
 Exit status: 0 if all scans have an answer; 1 if some have none; 2 for a wrong call; 130 after
 Ctrl-C.
@@ -81,7 +81,7 @@ def run(argv: Sequence[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     words = sys.argv[1:] if argv is None else argv
-    return run_command(lambda: run(words), "what is finished is kept; call again to go on.")
+    return run_command(lambda: run(words), "what is finished is kept; call again to continue.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""From the logits of a head to probabilities, or to values in the units of the target."""
+"""Turn the logits of a head into probabilities, or values in the units of the target."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def _mean_image(images: list[np.ndarray]) -> str:
 
 
 def _mirror_gain(images: list[np.ndarray], model: ModelConfig) -> list[float]:
-    """By how much a mirror image of a training run resembles the mean of the others more, at most.
+    """Measure how much more a mirror image resembles the mean of the other runs, at most.
 
     The others, because a run is in the mean of all, and a new scan is not.
     """

@@ -46,7 +46,7 @@ class Calibration:
     power: float | None = None
 
     def plain(self) -> dict[str, Any]:
-        """For an exported file."""
+        """Return it as an exported file holds it."""
         return {"subjects": self.subjects, "half_width": self.half_width, "power": self.power}
 
 

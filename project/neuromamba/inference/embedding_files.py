@@ -1,4 +1,4 @@
-"""``embeddings.parquet``: a file a scan when it is done, and all of them put together."""
+"""Embeddings as Parquet: a file per scan when it is done, and all of them put together."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def predict_many(
         workers: scans that are prepared ahead at a time.
 
     Returns:
-        One outcome a scan, in their order; its ``result`` is the ``Prediction``.
+        One outcome per scan, in their order; its ``result`` is the ``Prediction``.
 
     Raises:
         UserInputError: the model has no task; nothing is found.

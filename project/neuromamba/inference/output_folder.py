@@ -1,6 +1,6 @@
-"""The folder that predict, embed and explain write: one record a scan, and tables made of them.
+"""The folder that predict, embed and explain write: one record per scan, and tables made of them.
 
-A record is written when its scan is done, so that an interrupted call goes on where it stopped:
+A record is written when its scan is done, so that an interrupted call continues where it stopped:
 ``scans/<name>.json`` holds what was computed, with a key of the model, the options and the file.
 """
 

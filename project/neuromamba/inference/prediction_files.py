@@ -1,4 +1,4 @@
-"""``predictions.csv`` and ``windows.csv``, from the records of scans."""
+"""Tables of predictions, by scan and by window, from the records of scans."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NAMES = ("scan", "subject", "session", "run")
 def write_predictions(
     folder: OutputFolder, records: Sequence[Mapping[str, Any]], class_names: Sequence[str]
 ) -> None:
-    """Write one row a scan, whatever became of it, and one row a window.
+    """Write one row per scan, whatever became of it, and one row per window.
 
     Args:
         folder: of the call.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import nibabel
@@ -26,7 +25,7 @@ from neuromamba.data.store.reader import RunFile, read_header
 from neuromamba.data.store.writer import write_run
 from neuromamba.data.windows.dataset import WindowDataset
 from neuromamba.inference.contract import InputContract
-from neuromamba.inference.prepared import PreparedScan, Problem
+from neuromamba.inference.prepared import PreparedScan, Problem, TemporaryFolder
 from neuromamba.inference.range_check import compare_with_training, coverage_problems
 from neuromamba.inference.sources import ScanFile
 from neuromamba.inference.time_resampling import resample_time
@@ -78,8 +77,8 @@ def prepare_scan(
             )
         actions.append("read from a store")
     else:
-        temporary = TemporaryDirectory(prefix="neuromamba-")
-        path, header = _convert(scan, contract, tr, mask, temporary.name, actions, problems)
+        temporary = TemporaryFolder()
+        path, header = _convert(scan, contract, tr, mask, temporary.path, actions, problems)
         digest = header.source_sha256 or file_sha256(scan.path)
     problems += _problems_of_values(header, contract)
     known = header.content_sha256 and int(header.content_sha256[:15], 16) in contract.contents
@@ -234,10 +233,10 @@ def _in_time(
     path: Path,
     header: RunHeader,
     contract: InputContract,
-    temporary: TemporaryDirectory[str] | None,
+    temporary: TemporaryFolder | None,
     actions: list[str],
     problems: list[Problem],
-) -> tuple[Path, RunHeader, TemporaryDirectory[str] | None]:
+) -> tuple[Path, RunHeader, TemporaryFolder | None]:
     """Resample to the training's repetition time and pad to a window, if the scan needs it."""
     wanted = _wanted_tr(header, contract, actions, problems)
     frames: np.ndarray | None = None
@@ -273,8 +272,8 @@ def _in_time(
         )
     if frames is None:
         return path, header, temporary
-    temporary = temporary or TemporaryDirectory(prefix="neuromamba-")
-    return *_rewritten(path, header, frames, wanted or header.tr, temporary.name), temporary
+    temporary = temporary or TemporaryFolder()
+    return *_rewritten(path, header, frames, wanted or header.tr, temporary.path), temporary
 
 
 def _wanted_tr(

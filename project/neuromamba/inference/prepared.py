@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import shutil
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any
 
 from neuromamba.data.store.header import RunHeader
 from neuromamba.data.windows.dataset import WindowDataset
+
+
+class TemporaryFolder:
+    """A folder that is removed when it is closed, or when nothing refers to it any more.
+
+    Unlike ``tempfile.TemporaryDirectory`` it does not warn in the second case, which is the usual
+    one in a notebook.
+    """
+
+    def __init__(self) -> None:
+        self.path = mkdtemp(prefix="neuromamba-")
+        self._remove = weakref.finalize(self, shutil.rmtree, self.path, True)
+
+    def close(self) -> None:
+        """Remove the folder and what is in it."""
+        self._remove()
 
 
 @dataclass(frozen=True)
@@ -71,7 +89,7 @@ class PreparedScan:
     problems: tuple[Problem, ...]
     measures: tuple[Comparison, ...]
     sha256: str
-    temporary: TemporaryDirectory[str] | None = None
+    temporary: TemporaryFolder | None = None
 
     @property
     def in_range(self) -> bool | None:
@@ -87,7 +105,7 @@ class PreparedScan:
     def close(self) -> None:
         """Remove the prepared run; the scan cannot be used any more."""
         if self.temporary is not None:
-            self.temporary.cleanup()
+            self.temporary.close()
 
     def __enter__(self) -> PreparedScan:
         return self
@@ -119,7 +137,7 @@ class PreparedScan:
 
 
 def comparison_lines(measures: tuple[Comparison, ...]) -> list[str]:
-    """One line a measure: value, range of the training, and whether it lies outside."""
+    """One line per measure: value, range of the training, and whether it lies outside."""
     return [
         f"{one.name:<12} {one.value:9.4g}   training {one.low:.4g} to {one.high:.4g}"
         f"{'   out of range' if one.inside is False else ''}"

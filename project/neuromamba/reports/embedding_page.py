@@ -92,7 +92,7 @@ def write_embedding_page(
 
 
 def scan_rows(path: Path) -> tuple[list[str], np.ndarray]:
-    """One row a scan: the statistics (and regions) side by side, windows averaged.
+    """One row per scan: the statistics (and regions) side by side, windows averaged.
 
     Args:
         path: ``embeddings.parquet``.

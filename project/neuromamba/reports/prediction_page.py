@@ -125,7 +125,7 @@ def _row(record: Mapping[str, Any], names: Sequence[str]) -> list[str]:
 
 @styled
 def window_figure(model: TrainedModel, answered: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw the windows of each scan and their mean, one line a scan."""
+    """Draw the windows of each scan and their mean, one line per scan."""
     names = model.class_names
     figure, axes = new_axes(7.2, 1.4 + 0.28 * len(answered))
     for y, record in enumerate(answered):

@@ -70,6 +70,7 @@ from neuromamba.planning import flops
 from neuromamba.planning.plan_request import request_of
 from paper import frozen_decoding, haxby2001
 from tests.helpers.paths import ROOT
+from tests.helpers.trained_model import Trained
 
 DOCS = [
     "README.md",
@@ -446,7 +447,7 @@ def test_flags_in_the_text_exist(name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def placeholders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def placeholders(tmp_path_factory: pytest.TempPathFactory, trained: Trained) -> dict[str, Path]:
     """Small stand-ins for what the snippets call /path/to/...."""
     folder = tmp_path_factory.mktemp("placeholders")
     released = folder / "3M_E192.pt"
@@ -462,7 +463,12 @@ def placeholders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         affine=torch.diag(torch.tensor([-2.0, 2, 2, 1])).numpy(),
         source=RunSource(subject="sub-01", tr=2.0),
     )
-    return {"/path/to/3M_E192.pt": released, "/path/to/store": store}
+    return {
+        "/path/to/3M_E192.pt": released,
+        "/path/to/store": store,
+        "output/demo/finetune": trained.sex,
+        "output/demo/nifti/sub-0001_task-rest_bold.nii.gz": trained.scan(1),
+    }
 
 
 SNIPPETS = [(name, code) for name in DOCS for code in blocks(name, "python")]
