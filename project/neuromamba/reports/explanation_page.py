@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -219,10 +220,18 @@ def _scans(
 
 @contextmanager
 def _without_remarks() -> Iterator[None]:
-    """nilearn remarks on its own defaults, and on maps of a constant."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """nilearn remarks on its own defaults, and on maps of a constant.
+
+    It also collects garbage for every image it draws. What is there before is left out of that, or
+    it would take most of the time.
+    """
+    gc.freeze()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        gc.unfreeze()
 
 
 def _limit(image: nibabel.Nifti1Image) -> tuple[float, float]:
