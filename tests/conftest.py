@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import preloaded
 from tests.helpers.paths import ROOT
 from tests.helpers.trained_model import Trained, train_models
 
@@ -27,6 +28,13 @@ def _loading_of_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run in the test's process forbids unpickling for the rest of it; the tests after it may."""
     monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "")
     monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD")  # known to monkeypatch: gone after the test
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _end_of_the_preloaded_python() -> Iterator[None]:
+    """Whichever test has started it."""
+    yield
+    preloaded.end()
 
 
 @pytest.fixture(scope="session")
