@@ -17,6 +17,7 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.inference.explain import Explanation
 from neuromamba.inference.group_maps import group_map
 from neuromamba.inference.loaded import LoadedModel
+from neuromamba.reports.explanation_page import map_figure
 from tests.helpers.trained_model import Trained
 
 QUICK = ["--method", "gradxinput", "--no-report"]
@@ -70,36 +71,37 @@ def test_maps_of_reoriented_copies_agree_in_mm(trained: Trained, tmp_path: Path)
 def test_what_a_call_writes(
     trained: Trained, tmp_path: Path, model: LoadedModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = called(trained, tmp_path, "--steps", "4", scans=2)
-    names = [f"sub-{number:02d}_task-rest" for number in range(2)]
-    for name in names:
-        found = run["maps"][name]
-        assert found["target"] == found["predicted"]
-        assert found["completeness_error"] < 0.01
-        assert abs(found["rank_correlation_with_random_weights"]) < 1
-        own, random = (values(tmp_path / found[key]) for key in ("attribution", "random"))
-        np.testing.assert_allclose(own.sum(), found["sum_of_values"], rtol=1e-3)
-        np.testing.assert_array_equal(own != 0, random != 0)
-        assert np.abs(own - random).max() > 0
-        view = (tmp_path / f"{name}_view.html").read_text()
-        page = (tmp_path / "report.html").read_text()
-        assert f'href="{name}_view.html"' in page
-        for text in (view, page):  # offline: nothing is fetched
-            assert not re.search(r'(?:src|href)="(?:https?:)?//', text)
+    run = called(trained, tmp_path, "--steps", "4")
+    name = "sub-00_task-rest"
+    found = run["maps"][name]
+    assert found["target"] == found["predicted"]
+    assert found["completeness_error"] < 0.01
+    assert abs(found["rank_correlation_with_random_weights"]) < 1
+    files = [tmp_path / found[key] for key in ("attribution", "random")]
+    own, random = map(values, files)
+    np.testing.assert_allclose(own.sum(), found["sum_of_values"], rtol=1e-3)
+    np.testing.assert_array_equal(own != 0, random != 0)
+    assert np.abs(own - random).max() > 0
+    view, page = ((tmp_path / file).read_text() for file in (f"{name}_view.html", "report.html"))
+    assert f'href="{name}_view.html"' in page
+    for text in (view, page):  # offline: nothing is fetched
+        assert not re.search(r'(?:src|href)="(?:https?:)?//', text)
+    anatomy = map_figure(*files, "native", tmp_path / "scans" / f"{name}_mean.nii.gz")
+    assert len(anatomy.axes) < len(map_figure(*files, "MNI", None).axes)  # no glass brain
     scan = model.prepare(trained.scan(0))
     own = model.explain(scan, method="ig", steps=4)
     assert isinstance(own, Explanation)
     np.testing.assert_array_equal(
-        np.asarray(own.image.dataobj), values(tmp_path / f"{names[0]}_attribution.nii.gz")
+        np.asarray(own.image.dataobj), values(tmp_path / f"{name}_attribution.nii.gz")
     )
     np.testing.assert_array_equal(
         np.asarray(own.randomised.dataobj),
-        values(tmp_path / f"{names[0]}_attribution_random.nii.gz"),
+        values(tmp_path / f"{name}_attribution_random.nii.gz"),
     )
     np.testing.assert_allclose(own.values.sum(), own.score - own.baseline_score, rtol=0.01)
     capsys.readouterr()
-    called(trained, tmp_path, "--steps", "4", "--no-report", scans=2)
-    assert "2 of 2 scans were finished by an earlier call" in capsys.readouterr().out
+    called(trained, tmp_path, "--steps", "4", "--no-report")
+    assert "1 of 1 scans were finished by an earlier call" in capsys.readouterr().out
 
 
 def test_groups_are_tested_where_that_is_defined(trained: Trained, tmp_path: Path) -> None:

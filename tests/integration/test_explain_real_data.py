@@ -49,4 +49,6 @@ def test_maps_of_real_runs(shared_data: Path, tmp_path: Path) -> None:
         mean = np.asarray(source.dataobj).mean(axis=-1)
         assert np.median(mean[volume != 0]) > 3 * np.median(mean[volume == 0])
         assert one["completeness_error"] < 0.05
-    assert (out / "report.html").is_file()
+    page = (out / "report.html").read_text()
+    assert "Group: the predicted class" in page or "Group: female" in page or "Group: male" in page
+    assert all(scan.name[:7] in page for scan in scans)

@@ -6,7 +6,7 @@ OUT holds <scan>_attribution.nii.gz with the shape and affine of the scan, the s
 with random weights (<scan>_attribution_random.nii.gz), which it must differ from to say anything
 about the model, maps of the group where there are several subjects (group_*.nii.gz), pages to look
 at (<scan>_view.html, report.html) and run.json. docs/use_a_model.md says what the values mean.
-Called again, it goes on where it stopped.
+Called again, it continues where it stopped.
 
 Exit status: 0 if all scans have an answer; 1 if some have none; 2 for a wrong call; 130 after
 Ctrl-C.
@@ -113,24 +113,29 @@ def run(argv: Sequence[str]) -> int:
     if args.target:
         target_index(model, args.target)
     batch = open_batch(model, args, "explain", result_options(args, *_RESULT))
-    process(
-        batch,
-        args,
-        lambda scan: explain_scan(model, scan, options),
-        lambda scan, found: keep_explanation(batch.folder, scan, found),
-    )
+    try:
+        process(
+            batch,
+            args,
+            lambda scan: explain_scan(model, scan, options),
+            lambda scan, found: keep_explanation(batch.folder, scan, found),
+        )
+    finally:  # after Ctrl-C too
+        records = batch.in_order
+        maps = {one["scan"]: one["result"] for one in records if one["result"]}
+        batch.folder.write_run(records, passed_over=batch.passed_over, maps=maps)
     groups, without = write_groups(
         batch.folder,
-        batch.in_order,
+        records,
         wanted=args.target,
         native=model.contract.native,
         permutations=args.permutations,
         seed=args.seed,
     )
     batch.folder.write_run(
-        batch.in_order,
+        records,
         passed_over=batch.passed_over,
-        maps={r["scan"]: r["result"] for r in batch.in_order if r["result"]},
+        maps=maps,
         groups=[group.record() for group in groups],
         no_groups=without,
     )
@@ -147,7 +152,7 @@ def run(argv: Sequence[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     words = sys.argv[1:] if argv is None else argv
-    return run_command(lambda: run(words), "what is finished is kept; call again to go on.")
+    return run_command(lambda: run(words), "what is finished is kept; call again to continue.")
 
 
 if __name__ == "__main__":
