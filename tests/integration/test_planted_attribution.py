@@ -121,4 +121,4 @@ def test_maps_find_the_planted_region(tmp_path: Path, seed: int) -> None:
     assert maps.random <= LOST
     assert maps.group > maps.single > maps.random
     assert maps.agreement >= 0.5
-    assert maps.completeness < 0.01
+    assert maps.completeness < 0.02  # with 4 steps

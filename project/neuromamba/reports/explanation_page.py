@@ -141,8 +141,11 @@ def _table(answered: Sequence[Mapping[str, Any]], options: ExplainOptions) -> Se
         )
     head = ["scan", "prediction", "explained", "score", "baseline", "completeness error"]
     head += ["random weights", "without signs", "windows", "interactive"]
+    score = "the predicted value"
+    if answered[0]["result"]["target"]:
+        score = "logit of the class that is explained minus the mean of the others'"
     note = (
-        f"Score: {answered[0]['result']['unit'] or 'the value'}, mean over windows; the map adds "
+        f"Score: {score}, mean over windows; the map adds "
         f"up to score minus baseline where the completeness error is small (its share of that "
         f"difference; only of integrated gradients). Random weights: Spearman's correlation over "
         f"voxels with the map of a model with random weights (seed {options.seed}), near 0 if the "
@@ -205,8 +208,9 @@ def _scans(
         pictures.append(
             Picture(
                 save_figure(figure, temporary / f"{scan}.png"),
-                f"{scan}: the model (left) and random weights (right). Turn it in "
-                f"{scan}{VIEW}; the map is {scan}{ATTRIBUTION}.",
+                f"{scan}: the model (left) and random weights (right). The map is "
+                f"{scan}{ATTRIBUTION}; {scan}{VIEW} shows its largest tenth on any slice, in "
+                f"percent of the largest value.",
                 f"Attribution of {scan} in slices and a glass brain, beside that of random "
                 f"weights.",
                 wide=True,
