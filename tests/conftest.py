@@ -11,6 +11,7 @@ import pytest
 
 from tests.helpers import preloaded
 from tests.helpers.paths import ROOT
+from tests.helpers.trained_model import Trained, train_models
 
 
 @pytest.fixture(autouse=True)
@@ -45,3 +46,9 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder} (set NEUROMAMBA_SHARED_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Tiny models that were trained on NIfTI scans; see ``tests.helpers.trained_model``."""
+    return train_models(tmp_path_factory.mktemp("trained"))
