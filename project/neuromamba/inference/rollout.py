@@ -3,8 +3,12 @@
 ``fmamba.rollout`` generates; here the scan's frames are scaled, and the errors of the generated
 ones are measured frame by frame beside two predictions that need no model: **persistence**, the
 last frame of the prompt, and the **mean** of each voxel over the prompt. All errors are mean
-squares over the brain's voxels, in scaled units. The skill is 1 - error / the smaller error of
-these two.
+squares over the brain's voxels, in scaled units. The skill is 1 - error / the smallest error of
+the simple predictions.
+
+A scaling by statistics of the run tells the model each voxel's mean over the run, that is, of the
+frames to be predicted as well. Then this **run mean** is a third simple prediction, because
+predicting it takes no more than the scaling gives away.
 
 One scan gives one curve, so there is no interval: the frames of one rollout depend on each other.
 """
@@ -12,7 +16,7 @@ One scan gives one curve, so there is no interval: the frames of one rollout dep
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +39,8 @@ from neuromamba.fmamba.rollout import (
 )
 from neuromamba.inference.frame_scaling import FrameScaling, frame_scaling
 
-MODEL, PERSISTENCE, MEAN = "model", "persistence", "mean"
+MODEL, PERSISTENCE, MEAN, RUN_MEAN = "model", "persistence", "mean", "run_mean"
+BASELINES = (PERSISTENCE, MEAN, RUN_MEAN)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,16 +76,20 @@ class Rollout:
 
     @property
     def errors(self) -> dict[str, np.ndarray]:
-        """Mean squared error of each frame, float64 [F]; NaN where there is no true frame."""
+        """Mean squared error of each frame, float64 [F]; NaN where there is no true frame.
+
+        ``RUN_MEAN`` is NaN throughout unless the scaling used statistics of the run.
+        """
         count = len(self.true)
         guesses = {
             MODEL: self.predicted[:count],
             PERSISTENCE: self.prompt[-1:],
             MEAN: self.prompt.mean(0, dtype=np.float64)[None],
         }
-        found = {}
+        if self.scaling.statistics == "run":
+            guesses[RUN_MEAN] = self.scaling.scaled_mean[None]
+        found = {name: np.full(len(self.predicted), np.nan) for name in (MODEL, *BASELINES)}
         for name, guess in guesses.items():
-            found[name] = np.full(len(self.predicted), np.nan)
             for number, true in enumerate(self.true):
                 difference = true.astype(np.float64) - guess[min(number, len(guess) - 1)]
                 found[name][number] = np.square(difference).mean()
@@ -89,8 +98,7 @@ class Rollout:
     @property
     def skill(self) -> np.ndarray:
         """Skill of each frame, float64 [F]; NaN without a true frame or error of the baselines."""
-        errors = self.errors
-        return _skill(errors[MODEL], errors[PERSISTENCE], errors[MEAN])
+        return _skill(self.errors)
 
     def summary(self, frames: slice = slice(None)) -> dict[str, float | None]:
         """Mean errors over the frames that have a true one, and the skill of these means.
@@ -98,13 +106,14 @@ class Rollout:
         Args:
             frames: of the generated ones.
         """
-        known = {name: error[frames][: len(self.true)] for name, error in self.errors.items()}
-        known = {name: error[np.isfinite(error)] for name, error in known.items()}
-        count = len(known[MODEL])
-        means = {name: float(error.mean()) if count else math.nan for name, error in known.items()}
-        skill = float(_skill(*(np.array(means[name]) for name in (MODEL, PERSISTENCE, MEAN))))
-        values = {"frames": count, **means, "skill": skill}
-        return {name: value if math.isfinite(value) else None for name, value in values.items()}
+        errors = {name: error[: len(self.true)][frames] for name, error in self.errors.items()}
+        count = len(errors[MODEL])
+        means = {name: np.array(e.mean() if count else np.nan) for name, e in errors.items()}
+        values = {name: float(mean) for name, mean in means.items()}
+        values["skill"] = float(_skill(means))
+        return {"frames": count} | {
+            name: value if math.isfinite(value) else None for name, value in values.items()
+        }
 
     def record(self) -> dict[str, Any]:
         """Numbers and settings in plain containers; null where not defined."""
@@ -130,16 +139,17 @@ class Rollout:
         errors, skill = self.errors, self.skill
         for number in range(len(self.predicted)):
             values: dict[str, float] = {"seconds": (number + 1) * self.seconds}
-            values |= {name: float(errors[name][number]) for name in (MODEL, PERSISTENCE, MEAN)}
+            values |= {name: float(error[number]) for name, error in errors.items()}
             values["skill"] = float(skill[number])
             finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
             yield {"frame": number + 1, "first_window": int(number < self.first_window)} | finite
 
 
-def _skill(model: np.ndarray, persistence: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    control = np.minimum(persistence, mean)
-    known = control > 0
-    return np.where(known, 1 - model / np.where(known, control, 1), np.nan)
+def _skill(errors: Mapping[str, np.ndarray]) -> np.ndarray:
+    """1 - error of the model / the smallest of the baselines that are defined."""
+    control = np.fmin.reduce([errors[name] for name in BASELINES])
+    known = control > 0  # False for NaN
+    return np.where(known, 1 - errors[MODEL] / np.where(known, control, 1), np.nan)
 
 
 def rollout_run(

@@ -13,8 +13,8 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from neuromamba.common.atomic_files import atomic_path
-from neuromamba.inference.rollout import MEAN, MODEL, PERSISTENCE, Rollout
-from neuromamba.pages.figures import BLUE, GREEN, GREY, ORANGE, draw_letters, styled
+from neuromamba.inference.rollout import MEAN, MODEL, PERSISTENCE, RUN_MEAN, Rollout
+from neuromamba.pages.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, draw_letters, styled
 from neuromamba.pages.slices import slice_image
 
 MOST_FRAMES = 100  # of the animation; of a longer rollout it shows some
@@ -23,6 +23,7 @@ _LINES = (
     (MODEL, "model", BLUE, "-"),
     (PERSISTENCE, "last frame of the prompt", ORANGE, "--"),
     (MEAN, "mean of the prompt", GREEN, "-."),
+    (RUN_MEAN, "mean of the run", PURPLE, ":"),
 )
 
 
@@ -35,8 +36,11 @@ def error_figure(found: Rollout) -> Figure:
     known = math.isfinite(found.seconds)
     x = np.arange(1, count + 1) * (found.seconds if known else 1)
     marks = {"marker": "o", "markersize": 3} if count <= 40 else {}
+    errors = found.errors
     for name, label, color, line in _LINES:
-        values = found.errors[name][:count]
+        values = errors[name][:count]
+        if np.isnan(values).all():  # the mean of the run
+            continue
         above.plot(x, values, color=color, linestyle=line, label=label, **marks)
     below.plot(x, found.skill[:count], color=BLUE, **marks)
     below.axhline(0, color=GREY, linewidth=1, linestyle=":")
@@ -53,7 +57,7 @@ def error_figure(found: Rollout) -> Figure:
     below.set(ylabel="skill", xlabel=f"{'seconds' if known else 'frames'} after the prompt")
     below.xaxis.set_major_locator(MaxNLocator(integer=not known, nbins=8))
     above.set_title("Error of the generated frames")
-    figure.legend(*above.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.legend(*above.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from neuromamba.common.atomic_files import write_text_atomically
-from neuromamba.inference.rollout import MEAN, MODEL, PERSISTENCE, Rollout
+from neuromamba.inference.rollout import MEAN, MODEL, PERSISTENCE, RUN_MEAN, Rollout
 from neuromamba.inference.rollout_files import PREDICTED, RECORD, TABLE, TRUE
 from neuromamba.pages.figures import save_figure
 from neuromamba.pages.page import Page, Picture, Section, Table, render, wrap_command
@@ -81,13 +81,17 @@ def _verdict(found: Rollout) -> str:
         return "A simple prediction is exact here, so the skill is not defined."
     better = "better" if summary["skill"] > 0 else "no better"
     text = (
-        f"Over the first {_frames_of(count)} that it generated, it is {better} than the better of "
-        f"two simple predictions, the last frame of the prompt and the prompt's mean: skill "
-        f"{summary['skill']:.3f}."
+        f"Over the first {_frames_of(count)} that it generated, it is {better} than the best of "
+        f"the simple predictions ({_baselines(found)}): skill {summary['skill']:.3f}."
     )
     if int(own["frames"] or 0) > count:
         text += f" Over all {_frames_of(len(found.true))} with a true frame: {own['skill']:.3f}."
     return text
+
+
+def _baselines(found: Rollout) -> str:
+    names = "the last frame of the prompt, the mean of the prompt"
+    return names + (", the mean of the run" if found.scaling.statistics == "run" else "")
 
 
 def _notice(found: Rollout) -> str:
@@ -100,28 +104,28 @@ def _notice(found: Rollout) -> str:
         )
     if found.scaling.statistics == "run":
         texts.append(
-            "The scaling used statistics of the whole run, as in training (--statistics run): they "
-            "hold something of the frames that were to be predicted, so the errors are too small "
-            "for a prediction of the future."
+            "The scaling used statistics of the whole run (--statistics run): they hold something "
+            "of the frames that were to be predicted, so this is no prediction of the future."
         )
     return " ".join(texts)
 
 
 def _errors(found: Rollout, folder: Path) -> Section:
-    head = ("frames", "model", "last frame", "mean of the prompt", "skill")
+    names = [MODEL, PERSISTENCE, MEAN]
+    head = ["frames", "model", "last frame", "mean of the prompt"]
+    if found.scaling.statistics == "run":
+        names, head = [*names, RUN_MEAN], [*head, "mean of the run"]
+    head.append("skill")
     parts = [(f"1 to {len(found.true)}", found.summary())]
     within = min(found.first_window, len(found.true))
     if len(found.true) > within:
         parts.insert(0, (f"1 to {within}", found.summary(slice(0, within))))
         later = found.summary(slice(within, None))
         parts.insert(1, (f"{within + 1} to {len(found.true)}", later))
-    rows = [
-        (name, *(_number(one[key]) for key in (MODEL, PERSISTENCE, MEAN, "skill")))
-        for name, one in parts
-    ]
+    rows = [(name, *(_number(one[key]) for key in (*names, "skill"))) for name, one in parts]
     note = (
         "Mean squared errors over the voxels of the brain, in scaled units. Skill: 1 - error of "
-        "the model / the smaller of the other two; 0 is no better than it, 1 a perfect "
+        "the model / the smallest of the others; 0 is no better than it, 1 a perfect "
         "prediction. One rollout of one scan, whose frames depend on each other: no interval."
     )
     picture = Picture(
@@ -132,7 +136,7 @@ def _errors(found: Rollout, folder: Path) -> Section:
         "and of the mean of the prompt; below them the skill.",
         wide=True,
     )
-    table = Table(rows, head, note=note, numbers=range(1, 5))
+    table = Table(rows, head, note=note, numbers=range(1, len(head)))
     return Section("Error over time", tables=[table], pictures=[picture])
 
 
