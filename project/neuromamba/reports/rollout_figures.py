@@ -97,12 +97,13 @@ def write_animation(found: Rollout, path: Path) -> Path:
     predicted, true = found.predicted - mean, found.true - mean
     some = true if len(true) else predicted
     limit = max(float(np.percentile(np.abs(some), 99)), 1e-6)
-    volume = np.full(found.header.grid, np.nan, np.float32)
-    volume.flat[found.voxels] = 0
-    centre = [round(float(c)) for c in np.argwhere(np.isfinite(volume)).mean(axis=0)]
+    places = np.stack(np.unravel_index(found.voxels, found.header.grid))
+    places -= places.min(1, keepdims=True)  # the box around the brain is all there is to see
+    volume = np.full(places.max(1) + 1, np.nan, np.float32)
+    centre = [round(float(c)) for c in places.mean(axis=1)]
 
     def slices(values: np.ndarray | None) -> list[np.ndarray]:
-        volume.flat[found.voxels] = np.nan if values is None else values
+        volume[tuple(places)] = np.nan if values is None else values
         return [slice_image(volume, axis, centre[axis]).copy() for axis in range(3)]
 
     figure = _empty_figure([image.shape[0] for image in slices(None)], limit)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from neuromamba.common.atomic_files import write_text_atomically
 from neuromamba.inference.rollout import MEAN, MODEL, PERSISTENCE, RUN_MEAN, Rollout
@@ -82,10 +81,12 @@ def _verdict(found: Rollout) -> str:
     better = "better" if summary["skill"] > 0 else "no better"
     text = (
         f"Over the first {_frames_of(count)} that it generated, it is {better} than the best of "
-        f"the simple predictions ({_baselines(found)}): skill {summary['skill']:.3f}."
+        f"the simple predictions ({_baselines(found)}): skill {_skill(summary['skill'])}."
     )
     if int(own["frames"] or 0) > count:
-        text += f" Over all {_frames_of(len(found.true))} with a true frame: {own['skill']:.3f}."
+        text += (
+            f" Over all {_frames_of(len(found.true))} with a true frame: {_skill(own['skill'])}."
+        )
     return text
 
 
@@ -122,7 +123,9 @@ def _errors(found: Rollout, folder: Path) -> Section:
         parts.insert(0, (f"1 to {within}", found.summary(slice(0, within))))
         later = found.summary(slice(within, None))
         parts.insert(1, (f"{within + 1} to {len(found.true)}", later))
-    rows = [(name, *(_number(one[key]) for key in (*names, "skill"))) for name, one in parts]
+    rows = [
+        (name, *(_number(one[key]) for key in names), _skill(one["skill"])) for name, one in parts
+    ]
     note = (
         "Mean squared errors over the voxels of the brain, in scaled units. Skill: 1 - error of "
         "the model / the smallest of the others; 0 is no better than it, 1 a perfect "
@@ -142,6 +145,10 @@ def _errors(found: Rollout, folder: Path) -> Section:
 
 def _number(value: float | None) -> str:
     return "not defined" if value is None else f"{value:.4g}"
+
+
+def _skill(value: float | None) -> str:
+    return "not defined" if value is None else f"{round(value, 3) + 0.0:.3f}"  # no -0.000
 
 
 def _frames(found: Rollout, animation: Path) -> Section:
@@ -181,8 +188,3 @@ def _files(found: Rollout) -> Section:
         (RECORD, "summary, settings, and what was done to the scan"),
     ]
     return Section("Files", tables=[Table(rows)])
-
-
-def record_of(scan: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``rollout.json`` says of scan and model beside the rollout's own numbers."""
-    return {"scan": dict(scan), "model": dict(model)}
