@@ -108,6 +108,7 @@ def write_animation(found: Rollout, path: Path) -> Path:
 
     figure = _empty_figure([image.shape[0] for image in slices(None)], limit)
     canvas = FigureCanvasAgg(figure)
+    heading = figure.suptitle("frame", fontsize=13, weight="bold", x=0.01, ha="left")
     pictures = []
     for number in shown_frames(found):
         there = number < len(true)
@@ -127,9 +128,11 @@ def write_animation(found: Rollout, path: Path) -> Path:
         if math.isfinite(found.seconds):
             text += f", {(number + 1) * found.seconds:.4g} s"
         text += "" if there else " (the scan has ended)"
-        figure.suptitle(text, fontsize=13, weight="bold")
+        heading.set_text(text)
         canvas.draw()
-        figure.set_layout_engine("none")  # it stays, and takes longer than the rest
+        if number == 0:
+            canvas.draw()  # a second time, with the positions that the first has found
+            figure.set_layout_engine("none")  # they stay: finding them takes longer than drawing
         rgb = np.asarray(canvas.buffer_rgba())[..., :3].copy()
         pictures.append(Image.fromarray(rgb).quantize(64, dither=Image.Dither.NONE))
     with atomic_path(path) as temporary:
