@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import preloaded
 from tests.helpers.paths import ROOT
+from tests.helpers.trained_model import Trained, train_models
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +30,13 @@ def _loading_of_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD")  # known to monkeypatch: gone after the test
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _end_of_the_preloaded_python() -> Iterator[None]:
+    """Whichever test has started it."""
+    yield
+    preloaded.end()
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of the real development data; the test is skipped where it is absent."""
@@ -37,3 +46,9 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder} (set NEUROMAMBA_SHARED_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Tiny models that were trained on NIfTI scans; see ``tests.helpers.trained_model``."""
+    return train_models(tmp_path_factory.mktemp("trained"))

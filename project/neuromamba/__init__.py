@@ -5,7 +5,8 @@ neuromamba`` takes no torch::
 
     import neuromamba
 
-    model = neuromamba.build_model(neuromamba.ModelConfig(embed_dim=128))
+    model = neuromamba.load("output/PROJECT/RUN")
+    print(model.predict(model.prepare("sub-01_bold.nii.gz")))
 
 The command line is ``neuromamba --help``.
 """
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from neuromamba.fmamba.heads import build_head
     from neuromamba.fmamba.module import FMambaModule
     from neuromamba.fmamba.pretrain import PretrainModule
+    from neuromamba.inference.loaded import LoadedModel
+    from neuromamba.inference.loading import load
     from neuromamba.neurossm.model import NeuroSSM, NeuroSSMConfig
 
 # Name -> the module that defines it.
@@ -59,6 +62,8 @@ _DEFINED_IN = {
     "DownstreamModule": "neuromamba.fmamba.downstream",
     "FMambaModule": "neuromamba.fmamba.module",
     "PretrainModule": "neuromamba.fmamba.pretrain",
+    "load": "neuromamba.inference.loading",
+    "LoadedModel": "neuromamba.inference.loaded",
     "NeuroSSM": "neuromamba.neurossm.model",
     "NeuroSSMConfig": "neuromamba.neurossm.model",
 }
@@ -74,6 +79,7 @@ __all__ = [
     "FMamba",
     "FMambaModule",
     "HeadConfig",
+    "LoadedModel",
     "ModelConfig",
     "NeuroSSM",
     "NeuroSSMConfig",
@@ -85,6 +91,7 @@ __all__ = [
     "__version__",
     "build_head",
     "build_model",
+    "load",
     "load_model_config",
     "read_checkpoint",
 ]

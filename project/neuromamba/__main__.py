@@ -36,6 +36,11 @@ COMMANDS: Mapping[str, Mapping[str, Command]] = {
         "regions train": Command("regions_train", "train, test and explain NeuroSSM on regions"),
         "export": Command("export", "write any checkpoint as one file"),
     },
+    "use a trained model": {
+        "check": Command("check", "say whether scans fit a trained model"),
+        "predict": Command("predict", "predict of scans with a trained model"),
+        "embed": Command("embed", "embed scans with a trained model or backbone"),
+    },
     "judge and understand": {
         "label-efficiency": Command(
             "label_efficiency", "fine-tune and train from scratch on few labelled subjects"

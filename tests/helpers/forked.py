@@ -23,10 +23,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-# Below those that Linux gives out (from 32768 on); processes begin at different places, go round.
-_PORTS = (20_000 + (os.getpid() * 97 + number) % 12_000 for number in count())
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
+
+from tests.helpers.preloaded import preloaded_python  # noqa: E402
+
+# Below those that Linux gives out (from 32768 on); processes begin at different places, go round.
+_PORTS = (20_000 + (os.getpid() * 97 + number) % 12_000 for number in count())
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Nursery:
     def __init__(self, folder: Path) -> None:
         self.folder, self._count = folder, 0
         self._server = subprocess.Popen(
-            [sys.executable, __file__],
+            [preloaded_python(), __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

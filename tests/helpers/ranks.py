@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from filelock import FileLock
 from neuromamba.data.store.header import RunSource
 from neuromamba.data.store.writer import write_run
 from tests.helpers.paths import ROOT
+from tests.helpers.preloaded import preloaded_python
 
 PROGRAM = Path(__file__).with_name("ranks_program.py")
 ZERO = ("deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_3")
@@ -67,7 +67,7 @@ def write_uneven_store(root: Path) -> None:
 
 def torchrun(ranks: int, *arguments: str | Path, seconds: float = 200) -> str:
     """Standard error of a program under torchrun; a failure shows it."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [preloaded_python(), "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc_per_node", str(ranks), *map(str, arguments)]
     with subprocess.Popen(
         command,

@@ -14,6 +14,7 @@ from tests.helpers.flag_tests import (
     shows,
 )
 from tests.helpers.paths import ROOT
+from tests.helpers.preloaded import preloaded_python
 from tests.helpers.tiny import CommandLine
 
 # DeepSpeed as if it were not installed, and a folder of its name on the path.
@@ -55,7 +56,7 @@ def test_deepspeed_autocast(cli: CommandLine) -> None:
             f"--val_split 0 --output_dir {folder} {extra}"
         )
         done = subprocess.run(
-            [sys.executable, program, *cli.argv(line)],
+            [preloaded_python(), program, *cli.argv(line)],
             capture_output=True,
             text=True,
             timeout=120,

@@ -30,6 +30,7 @@ from neuromamba.config.model import HeadConfig, ModelConfig
 from neuromamba.config.serialise import from_dict, read_yaml
 from neuromamba.fmamba.build import build_model
 from neuromamba.fmamba.heads import build_head
+from tests.helpers.preloaded import preloaded_python
 from tests.helpers.ranks import (
     HAS_DEEPSPEED,
     Runs,
@@ -287,7 +288,7 @@ def test_weights_are_those_of_zero_to_fp32(
         runs, name = trained.case((case, 2))
         folders.append(runs.folder / name / "checkpoints" / "best.ckpt")
     subprocess.run(
-        [sys.executable, "-c", program, *map(str, folders)],
+        [preloaded_python(), "-c", program, *map(str, folders)],
         check=True,
         capture_output=True,
         timeout=200,

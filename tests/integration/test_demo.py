@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 from neuromamba.commands.demo import build_parser
 from neuromamba.reports.demo_pipeline import steps_of
 from tests.helpers.paths import ROOT
+from tests.helpers.preloaded import preloaded_python
 
 KEYS = {
     *(f"test/{name}" for name in ("auroc", "accuracy", "balanced_accuracy")),
@@ -58,7 +58,7 @@ FIGURES = (
 
 def demo(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "neuromamba", "demo", "--output_dir", str(folder), *flags],
+        [preloaded_python(), "-m", "neuromamba", "demo", "--output_dir", str(folder), *flags],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,

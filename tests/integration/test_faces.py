@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.paths import DATA_SCRIPTS, PROJECT, ROOT
+from tests.helpers.preloaded import preloaded_python
 
 # Path below module/ -> names that users of the reference import from it.
 IMPORTS = {
@@ -76,12 +77,12 @@ runpy.run_path(script, run_name="__main__")
 
 
 def plain(
-    program: str, *words: str, cwd: Path, **variables: str
+    program: str, *words: str, cwd: Path, python: str = "", **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a program in a process that knows the checkout by nothing but its arguments."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     return subprocess.run(
-        [sys.executable, "-c", PLAIN + program, *words],
+        [python or preloaded_python(), "-c", PLAIN + program, *words],
         cwd=cwd,
         env=environment | variables,
         capture_output=True,
@@ -96,11 +97,17 @@ def test_without_an_installation_there_is_no_package(tmp_path: Path) -> None:
     assert done.returncode == 1 and "No module named 'neuromamba'" in done.stderr
 
 
-@pytest.mark.parametrize("root", ["project.module", "module"])
-def test_every_path_of_the_reference_is_imported(root: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("root", "python"),
+    [("project.module", sys.executable), ("module", "")],
+    ids=["project.module", "module"],
+)
+def test_every_path_of_the_reference_is_imported(root: str, python: str, tmp_path: Path) -> None:
+    """Once in a process in which no library is loaded, either."""
     wanted = {f"{root}.{path}": names for path, names in IMPORTS.items()}
     place = ROOT if root == "project.module" else PROJECT
-    done = plain(f"sys.path.insert(0, {str(place)!r})\n{IMPORT}", json.dumps(wanted), cwd=tmp_path)
+    program = f"sys.path.insert(0, {str(place)!r})\n{IMPORT}"
+    done = plain(program, json.dumps(wanted), cwd=tmp_path, python=python)
     assert done.returncode == 0, done.stderr
     missing, package = json.loads(done.stdout.splitlines()[-1])
     assert missing == {name: [] for name in wanted}

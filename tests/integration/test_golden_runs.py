@@ -30,6 +30,7 @@ from tests.helpers.forked import Ended, Nursery
 from tests.helpers.launched import MAIN, finished
 from tests.helpers.neurosynth_files import needs_nimare, write_database
 from tests.helpers.paths import GOLDEN, ROOT
+from tests.helpers.preloaded import preloaded_python
 from tests.helpers.ranks import needs_deepspeed
 
 RUNS = GOLDEN / "runs_0_1_0"
@@ -97,9 +98,9 @@ def train(nursery: Nursery, old: Path, flags: str, ranks: int = 1, **environ: st
     return done
 
 
-def call(old: Path, words: Sequence[str], status: int = 0) -> str:
+def call(old: Path, words: Sequence[str], status: int = 0, python: str = "") -> str:
     """A command in the folder; returns what it printed."""
-    done = finished([sys.executable, "-W", "ignore", *words], old, 200)
+    done = finished([python or preloaded_python(), "-W", "ignore", *words], old, 200)
     assert done.returncode == status, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout
 
@@ -213,7 +214,7 @@ def test_an_old_checkpoint_predicts_the_same(nursery: Nursery, old: Path, name: 
 def test_as_it_is_typed(old: Path) -> None:
     """In the folder of the files the metadata's paths lead to the store."""
     words = "--test_only --test_ckpt_path runs/sex --accelerator cpu --output_dir again"
-    said = call(old, [MAIN, *words.split()])
+    said = call(old, [MAIN, *words.split()], python=sys.executable)
     assert "--test_ckpt_path: taking runs/sex/checkpoints/best.ckpt\n" in said
     expected = EXPECTED["tasks"]["sex"]
     same(table(old / "again" / "predictions.csv"), expected["predictions"], EXACT)

@@ -28,6 +28,7 @@ from neuromamba.data.store.header import RunSource
 from neuromamba.data.store.reader import RunFile
 from neuromamba.data.store.writer import write_run
 from neuromamba.reports.quality import survey as store_survey
+from tests.helpers.preloaded import preloaded_python
 from tests.helpers.quality_store import FAULTS, HEALTHY, write_brain, write_store
 
 HOSTILE = "sub-<script>alert(1)<img src=x onerror=alert(2)>&'\""
@@ -301,7 +302,7 @@ def test_interrupted_and_continued(
 def test_several_processes_write_the_same_page(store: Path, tmp_path: Path) -> None:
     """As typed: another folder, no PYTHONPATH, plain lines in a log."""
     (store / "hdf5" / "broken.h5").write_bytes(b"")
-    command = [sys.executable, "-m", "neuromamba", "quality", "--image_path", "store"]
+    command = [preloaded_python(), "-m", "neuromamba", "quality", "--image_path", "store"]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     pages = []
     for workers in ("2", "1"):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.launched import finished
+from tests.helpers.preloaded import preloaded_python
 from tests.helpers.sample_scripts import repository, run_script
 
 SMALL = {
-    "PYTHON": sys.executable,
     "SMOKE_ACCELERATOR": "cpu",
     "SMOKE_BATCHES": "1",
     "SMOKE_SUBJECTS": "6",
@@ -24,7 +23,7 @@ LAB = "lab_server_smoke_test/slurm_a5000"
 def ran(script: str, folder: Path, **settings: str) -> set[str]:
     """Run a script; returns its run folders below ``output/smoke_test``, by their last names."""
     command = ["bash", f"sample_scripts/{script}"]
-    environment = {"PYTHON": sys.executable, "SMOKE_ACCELERATOR": "cpu"} | settings
+    environment = {"PYTHON": preloaded_python(), "SMOKE_ACCELERATOR": "cpu"} | settings
     done = finished(command, repository(folder), 400, **environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return {path.parent.name for path in folder.glob("output/smoke_test/**/metrics.json")}

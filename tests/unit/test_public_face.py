@@ -11,6 +11,7 @@ import pytest
 
 import neuromamba
 from tests.helpers.paths import PACKAGE, PROJECT
+from tests.helpers.trained_model import Trained
 
 
 def test_import_takes_neither_torch_nor_numpy() -> None:
@@ -55,9 +56,13 @@ def test_type_checkers_see_the_same_names() -> None:
     assert set(neuromamba.__all__) == {"__version__", *seen}
 
 
-def test_the_example_of_its_docstring() -> None:
+def test_the_example_of_its_docstring(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [line.strip() for line in str(neuromamba.__doc__).splitlines()]
-    (call,) = [line for line in lines if line.startswith("model = ")]
+    start = next(i for i, line in enumerate(lines) if line.startswith("model = "))
+    code = "\n".join(lines[start : start + 2])
+    code = code.replace("output/PROJECT/RUN", str(trained.sex))
+    code = code.replace("sub-01_bold.nii.gz", str(trained.scan(1)))
     scope = {"neuromamba": neuromamba}
-    exec(call.replace("embed_dim=128", "embed_dim=16, depth=1"), scope)
-    assert isinstance(scope["model"], neuromamba.FMamba)
+    exec(code, scope)
+    assert isinstance(scope["model"], neuromamba.LoadedModel)
+    assert "probability" in capsys.readouterr().out

@@ -48,12 +48,14 @@ class Task:
         type: the key of ``TASK_TYPES`` used unless ``--downstream_task_type`` says otherwise.
         num_classes: classes of a classification.
         class_names: shown in reports, in the order of the class index.
+        unit: of the values of a regression; "" for a score without one.
         description: one line for ``--help``.
     """
 
     type: str
     num_classes: int = 2
     class_names: tuple[str, ...] = ()
+    unit: str = ""
     description: str = ""
 
 
@@ -64,7 +66,7 @@ TASKS: Mapping[str, Task] = {
         class_names=("female", "male"),
         description="sex as recorded by the cohort",
     ),
-    "age": Task(type="regression", description="age in years"),
+    "age": Task(type="regression", unit="years", description="age in years"),
     "intelligence": Task(type="regression", description="the cohort's composite cognition score"),
     "diagnosis": Task(
         type="classification",

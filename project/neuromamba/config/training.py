@@ -201,6 +201,11 @@ class DownstreamConfig:
         return self.target_classes if self.has_own_targets else TASKS[self.task].class_names
 
     @property
+    def unit(self) -> str:
+        """Unit of the values of a regression; "" where none is known."""
+        return "" if self.has_own_targets else TASKS[self.task].unit
+
+    @property
     def out_features(self) -> int:
         """Outputs of the head: classes, or 1 for a regression."""
         return len(self.class_names) if self.task_type == "classification" else 1

@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from neuromamba.config.names import LAST_LAYER
 from neuromamba.evaluation.few_labels import FewLabelScores, draw_subjects
 from neuromamba.evaluation.intervals import Interval
 from neuromamba.evaluation.probes import Fitted, knn_probe, linear_probe
 from neuromamba.evaluation.scores import SubjectScores
 
-LAST_LAYER, RAW = "features", "raw"
+RAW = "raw"
 PRETRAINED, UNTRAINED = "pretrained", "untrained"
 
 

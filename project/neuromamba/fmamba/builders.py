@@ -15,11 +15,13 @@ from neuromamba.config.training import EFFECTIVE_BATCH
 from neuromamba.data.cohorts.labels import target_of
 from neuromamba.data.cohorts.registry import DATASETS
 from neuromamba.data.windows.run_data import RunData
-from neuromamba.fmamba.downstream import UNSCALED, DownstreamModule, TargetScaling
+from neuromamba.fmamba.downstream import DownstreamModule
 from neuromamba.fmamba.module import FMambaModule
 from neuromamba.fmamba.pretrain import PretrainModule
 from neuromamba.fmamba.run_config import RunConfig
+from neuromamba.fmamba.target_scaling import UNSCALED, TargetScaling
 from neuromamba.fmamba.trainer import accumulation
+from neuromamba.fmamba.training_inputs import METADATA_KEY, training_inputs
 from neuromamba.fmamba.watched_facts import watched_facts
 
 DUMMY_FRAMES = 40
@@ -107,13 +109,16 @@ def build_module(config: RunConfig, data: RunData | None, total_steps: int) -> F
             LoRA's updates are there already.
         total_steps: optimiser steps that the learning-rate schedule spans.
     """
+    described = {}
+    if data is not None:
+        described = data.metadata() | {METADATA_KEY: training_inputs(data, config.model)}
     shared: dict[str, Any] = {
         "model": config.model,
         "optim": config.optim,
         "total_steps": total_steps,
         "ssd_backend": config.flags["ssd_backend"],
         "activation_checkpointing": config.flags["activation_checkpointing"],
-        "data_metadata": {} if data is None else data.metadata(),
+        "data_metadata": described,
         "augment": config.augment,
     }
     if config.pretrain is not None:

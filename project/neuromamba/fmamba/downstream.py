@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pytorch_lightning.trainer.states import TrainerFn
@@ -18,21 +18,10 @@ from neuromamba.data.windows.batch_reader import BatchReader
 from neuromamba.evaluation.mean_loss import MeanLoss
 from neuromamba.evaluation.subject_metrics import SubjectMetrics, WindowScores
 from neuromamba.fmamba.heads import build_head
-from neuromamba.fmamba.losses import (
-    LOSSES,
-)
+from neuromamba.fmamba.losses import LOSSES
 from neuromamba.fmamba.module import Batch, FMambaModule
+from neuromamba.fmamba.target_scaling import UNSCALED, TargetScaling, scores_of
 from neuromamba.layers.lora import add_lora
-
-
-class TargetScaling(NamedTuple):
-    """Scaling of a regression target, (y - center) / scale, from the training subjects."""
-
-    center: float
-    scale: float
-
-
-UNSCALED = TargetScaling(0.0, 1.0)
 
 
 class DownstreamModule(FMambaModule):
@@ -145,10 +134,8 @@ class DownstreamModule(FMambaModule):
         return (target - self.target_scaling.center) / self.target_scaling.scale
 
     def scores(self, logits: Tensor) -> Tensor:
-        """Return class probabilities (B, classes), or predictions (B, 1) in the target's units."""
-        if self.task.task_type == "classification":
-            return logits.double().softmax(-1)
-        return logits.double() * self.target_scaling.scale + self.target_scaling.center
+        """Return what ``target_scaling.scores_of`` makes of logits."""
+        return scores_of(logits, self.task.task_type, self.target_scaling)
 
     def _evaluate(self, batch: Batch, metric: SubjectMetrics, part: str) -> tuple[Tensor, ...]:
         logits, features = self(batch)

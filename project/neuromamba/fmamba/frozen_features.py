@@ -13,39 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from neuromamba.config.model import ModelConfig
-from neuromamba.data.windows.dataset import collate_windows
 from neuromamba.data.windows.run_data import RunData
-from neuromamba.evaluation.probe_rows import LAST_LAYER, Samples
+from neuromamba.evaluation.probe_rows import Samples
 from neuromamba.fmamba.backbone import FMamba
 from neuromamba.fmamba.build import build_model
-from neuromamba.fmamba.module import pack_batch
+from neuromamba.fmamba.layer_outputs import module_of
 from neuromamba.fmamba.pooling import POOLS
 from neuromamba.fmamba.sample_rows import Rows, SampleMeans, windows_of
-from neuromamba.fmamba.tokenizer import PackedTokens, plan_compact
-
-EMBEDDING = "embedding"
-
-
-def layer_names(depth: int, blocks: int) -> list[str]:
-    """Layers to probe: the embedding, some blocks evenly spaced, the features after the norm.
-
-    The features are the output of the last block, normalised, so this block is not named twice.
-
-    Args:
-        depth: blocks of the backbone.
-        blocks: how many of those before the last to take; all if there are fewer.
-    """
-    count = min(blocks, depth - 1)
-    chosen = [round((i + 1) * depth / (count + 1)) for i in range(count)]
-    return [EMBEDDING, *(f"block {number}" for number in chosen), LAST_LAYER]
-
-
-def _module_of(model: FMamba, layer: str) -> nn.Module:
-    if layer == EMBEDDING:
-        return model.embedder
-    if layer == LAST_LAYER:
-        return model.norm
-    return model.mamba_layers[int(layer.removeprefix("block ")) - 1]
+from neuromamba.fmamba.tokenizer import PackedTokens
+from neuromamba.fmamba.window_tokens import pack_windows
 
 
 @contextmanager
@@ -62,7 +38,7 @@ def _outputs(
 
         return keep
 
-    handles = [_module_of(model, layer).register_forward_hook(hook(layer)) for layer in layers]
+    handles = [module_of(model, layer).register_forward_hook(hook(layer)) for layer in layers]
     try:
         yield
     finally:
@@ -131,20 +107,8 @@ def frozen_features(
     config = next(iter(models.values())).config
     for part in parts:
         for origins, items in windows_of(data, part, data.config.eval_batch_size, "features"):
-            packed = _packed(items, config, device)
+            packed = pack_windows(items, config, device)
             for name, model in models.items():
                 means[name].add(origins, pooled_layers(model, packed, layers, pools))
     first = next(iter(means.values()))
     return first.samples, {name: one.rows for name, one in means.items()}
-
-
-def _packed(
-    items: Sequence[Mapping[str, Any]], config: ModelConfig, device: torch.device
-) -> PackedTokens:
-    """Tokens of windows, scaled as in training, on the device."""
-    batch = collate_windows(items)
-    plans = plan_compact(batch["vox"], config, batch["subject"])
-    moved = [type(plan)(*(tensor.to(device) for tensor in plan)) for plan in plans]
-    for name in {"bold", "anatomy"} & batch.keys():
-        batch[name] = [image.to(device) for image in batch[name]]
-    return pack_batch(batch | {"plans": moved}, config)

@@ -25,14 +25,14 @@ from neuromamba.config.model import ModelConfig
 from neuromamba.config.names import ORIENTATION
 from neuromamba.config.serialise import to_dict
 from neuromamba.config.training import OptimConfig
-from neuromamba.data.store.voxel_scaling import ANATOMY_STEP
 from neuromamba.data.windows.augment import AugmentPlan, augment_window, plan_augmentation
 from neuromamba.data.windows.batch_reader import BatchReader
 from neuromamba.data.windows.loader import WindowLoader
 from neuromamba.evaluation.subject_keys import subject_key
 from neuromamba.fmamba.build import build_model
 from neuromamba.fmamba.optimizer import build_optimizer, matrices_of
-from neuromamba.fmamba.tokenizer import PackedTokens, pack_anatomy, pack_compact, plan_compact
+from neuromamba.fmamba.tokenizer import PackedTokens, plan_compact
+from neuromamba.fmamba.window_tokens import pack_batch
 from neuromamba.training.lr_schedule import CosineAnnealingWarmUpRestarts
 
 METADATA_FORMAT = 1  # of the metadata in a checkpoint
@@ -246,22 +246,3 @@ class FMambaModule(LightningModule):
             if self._trainer.is_global_zero:  # the metadata of other ranks are never read
                 metadata["code_version"] = code_version()
         checkpoint[CHECKPOINT_KEY] = metadata
-
-
-def pack_batch(
-    batch: Batch, config: ModelConfig, dtype: torch.dtype = torch.float32
-) -> PackedTokens:
-    """Make the tokens of a batch from its ``plans``, scaled, on the batch's device."""
-    packed = pack_compact(
-        batch["bold"],
-        batch["plans"],
-        batch["gain"],
-        batch["shift"],
-        batch["background"],
-        config,
-        dtype,
-    )
-    if not config.anatomy:
-        return packed
-    anatomy = pack_anatomy(batch["anatomy"], batch["plans"], ANATOMY_STEP, config, dtype)
-    return packed._replace(anatomy=anatomy)

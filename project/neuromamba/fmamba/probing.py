@@ -12,11 +12,11 @@ from tqdm import tqdm
 from neuromamba.checkpoints.io import load_backbone
 from neuromamba.common.errors import UserInputError
 from neuromamba.config.model import ModelConfig
+from neuromamba.config.names import LAST_LAYER
 from neuromamba.config.serialise import from_dict
 from neuromamba.data.cohorts.leak_guards import refuse_trained_subjects, trained_subjects
 from neuromamba.data.windows.run_data import RunData
 from neuromamba.evaluation.probe_rows import (
-    LAST_LAYER,
     PRETRAINED,
     RAW,
     UNTRAINED,
@@ -26,7 +26,8 @@ from neuromamba.evaluation.probe_rows import (
     Samples,
 )
 from neuromamba.fmamba.builders import check_cohorts_have_target, locate_data
-from neuromamba.fmamba.frozen_features import frozen_features, layer_names, untrained_backbone
+from neuromamba.fmamba.frozen_features import frozen_features, untrained_backbone
+from neuromamba.fmamba.layer_outputs import layer_names
 from neuromamba.fmamba.probe_flags import ProbeRequest
 from neuromamba.fmamba.raw_features import CONNECTIVITY, DEVIATION, MEAN_IMAGE, raw_features
 from neuromamba.fmamba.weights import check_space

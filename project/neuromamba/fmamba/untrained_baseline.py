@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from neuromamba.config.model import ModelConfig
+from neuromamba.config.names import LAST_LAYER
 from neuromamba.config.serialise import to_dict
 from neuromamba.data.windows.run_data import RunData
 from neuromamba.evaluation.linear_models import fit_linear
-from neuromamba.evaluation.probe_rows import LAST_LAYER
 from neuromamba.evaluation.scores import SubjectScores
 from neuromamba.fmamba.baselines import Baseline, data_key, read_baselines, write_baselines
 from neuromamba.fmamba.frozen_features import frozen_features, untrained_backbone

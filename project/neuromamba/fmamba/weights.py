@@ -15,10 +15,11 @@ from neuromamba.checkpoints.io import (
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.cohorts.leak_guards import refuse_trained_subjects, trained_subjects
 from neuromamba.data.windows.run_data import RunData
-from neuromamba.fmamba.downstream import DownstreamModule, TargetScaling
+from neuromamba.fmamba.downstream import DownstreamModule
 from neuromamba.fmamba.dynamic_skill import METADATA_KEY, missing_dynamics
 from neuromamba.fmamba.module import FMambaModule
 from neuromamba.fmamba.run_config import RunConfig
+from neuromamba.fmamba.target_scaling import TargetScaling
 from neuromamba.training.job import is_first_rank
 
 logger = logging.getLogger(__name__)

@@ -26,9 +26,9 @@ from neuromamba.data.windows.dataset import collate_windows
 from neuromamba.data.windows.run_data import RunData
 from neuromamba.fmamba.build import build_model
 from neuromamba.fmamba.losses import target_pairs
-from neuromamba.fmamba.module import pack_batch
 from neuromamba.fmamba.run_folder import RunFolder
 from neuromamba.fmamba.tokenizer import plan_compact, unpatchify
+from neuromamba.fmamba.window_tokens import pack_batch
 from neuromamba.pages.figures import draw_letters, styled
 from neuromamba.pages.slices import slice_image
 

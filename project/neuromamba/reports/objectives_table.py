@@ -14,8 +14,9 @@ import numpy as np
 from scipy import stats
 
 from neuromamba.common.atomic_files import write_text_atomically
+from neuromamba.config.names import LAST_LAYER
 from neuromamba.evaluation.intervals import CONFIDENCE, Interval
-from neuromamba.evaluation.probe_rows import LAST_LAYER, PRETRAINED, UNTRAINED
+from neuromamba.evaluation.probe_rows import PRETRAINED, UNTRAINED
 from neuromamba.reports.objectives import (
     EFFECTS,
     LABELS,

@@ -13,15 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from neuromamba.common.atomic_files import make_folder, write_text_atomically
+from neuromamba.config.names import LAST_LAYER
 from neuromamba.evaluation.intervals import CONFIDENCE, RESAMPLES, Interval
-from neuromamba.evaluation.probe_rows import (
-    LAST_LAYER,
-    PRETRAINED,
-    RAW,
-    UNTRAINED,
-    ProbeRow,
-    metrics_of,
-)
+from neuromamba.evaluation.probe_rows import PRETRAINED, RAW, UNTRAINED, ProbeRow, metrics_of
 from neuromamba.evaluation.probes import NEIGHBOURS
 from neuromamba.fmamba.probing import ProbeResult
 from neuromamba.fmamba.raw_features import (

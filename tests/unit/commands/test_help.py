@@ -62,7 +62,7 @@ def test_every_summary_says_what_the_command_does() -> None:
             assert len(name) < 27 and len(command.summary) < 70
 
 
-@pytest.mark.parametrize(("words", "groups"), [((), 5), (("regions",), 3)])
+@pytest.mark.parametrize(("words", "groups"), [((), 6), (("regions",), 3)])
 def test_list_of_commands(words: tuple[str, ...], groups: int) -> None:
     for asked in ((*words, "--help"), ("help", *words), (*words, "help")):
         status, slow, output, _ = run(*asked)

@@ -15,9 +15,9 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
+from neuromamba.config.names import LAST_LAYER
 from neuromamba.evaluation.linear_models import PENALTIES, logistic_pipeline, ridge_pipeline
 from neuromamba.evaluation.probe_rows import (
-    LAST_LAYER,
     PRETRAINED,
     RAW,
     ROW_KEYS,

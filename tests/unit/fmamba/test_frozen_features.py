@@ -10,18 +10,12 @@ import torch
 
 from neuromamba.config.data import DataConfig
 from neuromamba.config.model import ModelConfig
+from neuromamba.config.names import LAST_LAYER
 from neuromamba.config.training import DownstreamConfig
 from neuromamba.data.windows.dataset import collate_windows
 from neuromamba.data.windows.run_data import RunData
-from neuromamba.evaluation.probe_rows import LAST_LAYER
-from neuromamba.fmamba.frozen_features import (
-    EMBEDDING,
-    frozen_features,
-    layer_names,
-    pooled_layers,
-    untrained_backbone,
-)
-from neuromamba.fmamba.module import pack_batch
+from neuromamba.fmamba.frozen_features import frozen_features, pooled_layers, untrained_backbone
+from neuromamba.fmamba.layer_outputs import EMBEDDING, layer_names
 from neuromamba.fmamba.pooling import POOLS
 from neuromamba.fmamba.raw_features import (
     AUTOCORRELATION,
@@ -35,6 +29,7 @@ from neuromamba.fmamba.raw_features import (
     raw_features,
 )
 from neuromamba.fmamba.tokenizer import PackedTokens, plan_compact
+from neuromamba.fmamba.window_tokens import pack_batch
 from tests.helpers.tiny import FRAMES, GRID, write_tiny_run
 
 CONFIG = ModelConfig(

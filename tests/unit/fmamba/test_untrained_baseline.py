@@ -10,7 +10,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from neuromamba.evaluation.probe_rows import LAST_LAYER
+from neuromamba.config.names import LAST_LAYER
 from neuromamba.fmamba import untrained_baseline as module
 from neuromamba.fmamba.frozen_features import frozen_features, untrained_backbone
 from neuromamba.fmamba.untrained_baseline import POOL, untrained_baseline

@@ -36,7 +36,9 @@ from neuromamba.commands import (
     report,
     reproduce,
 )
+from neuromamba.commands import embed as embed_command
 from neuromamba.commands import plan as plan_command
+from neuromamba.commands import predict as predict_command
 from neuromamba.commands import (
     preprocess as preprocessing,
 )
@@ -63,10 +65,12 @@ from neuromamba.fmamba.build import build_model, load_model_config
 from neuromamba.fmamba.flags import build_parser
 from neuromamba.fmamba.probe_flags import parse_probe, probe_parser
 from neuromamba.fmamba.run_config import run_config
+from neuromamba.inference.flags import model_parser
 from neuromamba.planning import flops
 from neuromamba.planning.plan_request import request_of
 from paper import frozen_decoding, haxby2001
 from tests.helpers.paths import ROOT
+from tests.helpers.trained_model import Trained
 
 DOCS = [
     "README.md",
@@ -248,6 +252,9 @@ PARSERS: dict[str, Parse] = {
     "reproduce": _parse_reproduction,
     "report": lambda words: report.build_parser().parse_args(words),
     "probe": lambda words: parse_probe(words),
+    "check": lambda words: model_parser("check", "", output=False).parse_args(words),
+    "predict": lambda words: predict_command.build_parser().parse_args(words),
+    "embed": lambda words: embed_command.build_parser().parse_args(words),
     "quality": lambda words: quality.build_parser().parse_args(words),
     "export": lambda words: export_parser().parse_args(words),
     "demo": lambda words: demo.build_parser().parse_args(words),
@@ -406,6 +413,8 @@ def known_flags() -> set[str]:
         synthetic_command._parser(),
         demo.build_parser(),
         quality.build_parser(),
+        predict_command.build_parser(),
+        embed_command.build_parser(),
         report.build_parser(),
         label_efficiency.build_parser(),
         reproduce.build_parser(),
@@ -438,7 +447,7 @@ def test_flags_in_the_text_exist(name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def placeholders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def placeholders(tmp_path_factory: pytest.TempPathFactory, trained: Trained) -> dict[str, Path]:
     """Small stand-ins for what the snippets call /path/to/...."""
     folder = tmp_path_factory.mktemp("placeholders")
     released = folder / "3M_E192.pt"
@@ -454,7 +463,12 @@ def placeholders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         affine=torch.diag(torch.tensor([-2.0, 2, 2, 1])).numpy(),
         source=RunSource(subject="sub-01", tr=2.0),
     )
-    return {"/path/to/3M_E192.pt": released, "/path/to/store": store}
+    return {
+        "/path/to/3M_E192.pt": released,
+        "/path/to/store": store,
+        "output/demo/finetune": trained.sex,
+        "output/demo/nifti/sub-0001_task-rest_bold.nii.gz": trained.scan(1),
+    }
 
 
 SNIPPETS = [(name, code) for name in DOCS for code in blocks(name, "python")]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.paths import PACKAGE, PROJECT, ROOT
+from tests.helpers.preloaded import preloaded_python
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -167,14 +168,14 @@ runpy.run_module("{start}", run_name="__main__")
 
 
 def loaded_with(*names: str) -> set[str]:
-    """Modules of the package that a new process has after importing these."""
+    """Modules of the package that a process without any has after importing these."""
     program = (
         "import importlib, sys\n"
         "for name in sys.argv[1:]: importlib.import_module(name)\n"
         "print(*(name for name in sys.modules if name.split('.')[0] == 'neuromamba'))"
     )
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program, *names],
+        [preloaded_python(), "-W", "ignore", "-c", program, *names],
         cwd=PROJECT,
         capture_output=True,
         text=True,

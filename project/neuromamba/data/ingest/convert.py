@@ -23,6 +23,7 @@ from neuromamba.data.ingest.nifti import NiftiRun, file_sha256
 from neuromamba.data.ingest.options import ConversionOptions
 from neuromamba.data.ingest.preflight import plan_run
 from neuromamba.data.ingest.sources import Source
+from neuromamba.data.ingest.space import whole_voxel_offset
 from neuromamba.data.store.header import RunHeader, RunSource, Triple
 from neuromamba.data.store.reader import read_header
 from neuromamba.data.store.writer import write_run
@@ -98,10 +99,17 @@ def _convert(source: Source, output: Path, options: ConversionOptions) -> Outcom
     shape, affine = run.las_shape, run.las_affine
     if mask_source == "computed_epi" and mask.mean() < _SMALL_MASK:
         notes.append(f"the computed mask covers only {mask.mean():.1%} of the volume; check it")
+    offset, resampled = options.crop_offset, options.resample is not None
     if options.resample is not None:
         shape, affine = resampled_grid(shape, affine, options.resample)
+    elif options.onto is not None:
+        offset = whole_voxel_offset(affine, np.asarray(options.onto))
+        resampled = offset is None
+        if resampled:
+            shape, affine, offset = options.img_size, np.asarray(options.onto), (0, 0, 0)
+    if resampled:
         mask = resample(mask, run.las_affine, shape, affine, "nearest") > 0.5
-    placed = place(mask, affine, options.img_size, options.crop_offset)
+    placed = place(mask, affine, options.img_size, offset)
     if not placed.vox.size:
         raise UserInputError(
             f"{source.path}: no brain voxel falls into --img_size "
@@ -119,7 +127,7 @@ def _convert(source: Source, output: Path, options: ConversionOptions) -> Outcom
         notes.append(f"the crop cuts off {placed.cropped} brain voxels ({share:.1%})")
     header = write_run(
         output,
-        _brain_frames(run, options, placed, shape, affine, notes),
+        _brain_frames(run, options, placed, (shape, affine) if resampled else None, notes),
         placed.vox,
         grid=options.img_size,
         affine=placed.affine,
@@ -146,13 +154,13 @@ def _brain_frames(
     run: NiftiRun,
     options: ConversionOptions,
     placed: Placement,
-    shape: Triple,
-    affine: np.ndarray,
+    resampled: tuple[Triple, np.ndarray] | None,
     notes: list[str],
 ) -> Iterator[np.ndarray]:
     """The brain voxels [N] of frame after frame, in the order of the target grid.
 
-    The array is used again for the next frame. Adds to ``notes`` after the last one.
+    With ``resampled``, a grid by its shape and affine, the frames are resampled to it. The array is
+    used again for the next frame. Adds to ``notes`` after the last one.
 
     Raises:
         UserInputError: after the last frame, if many voxels never change.
@@ -160,13 +168,13 @@ def _brain_frames(
     size = placed.vox.size
     values, first = np.empty((2, size), np.float32)
     changes = np.zeros(size, dtype=bool)
-    if options.resample is None:
+    if resampled is None:
         # Position in the file of each kept voxel: reorientation, mask and crop in one `take`.
         in_file = run.unflatten(np.arange(math.prod(run.shape))).ravel()[placed.source_index]
         frames = run.frames(options.drop_first)
     else:
         in_file = placed.source_index
-        frames = _resampled(run, options.drop_first, shape, affine)
+        frames = _resampled(run, options.drop_first, *resampled)
     for t, frame in enumerate(frames):
         np.take(frame, in_file, out=values, mode="clip")  # other modes copy the output
         if t == 0:

@@ -14,7 +14,13 @@ from neuromamba.common.errors import UserInputError, look_up
 from neuromamba.config.bounds import require_positive
 from neuromamba.config.names import canonical_dataset_name
 from neuromamba.data.ingest.repetition_time import check_tr
-from neuromamba.data.store.header import COMPRESSIONS, FORMAT_VERSION, Triple, WriteOptions
+from neuromamba.data.store.header import (
+    COMPRESSIONS,
+    FORMAT_VERSION,
+    Affine,
+    Triple,
+    WriteOptions,
+)
 
 MASK_RULES = ("auto", "nonzero", "computed")
 
@@ -89,6 +95,8 @@ class ConversionOptions(StoreOptions):
         mask: "auto", "nonzero", "computed" (see ``brain_grid.choose_mask``) or a mask image.
         tr: repetition time in seconds for all runs; None takes the sidecar's or the header's.
         resample: voxel size in mm to resample to by the affine; None leaves the voxels alone.
+        onto: affine [4, 4] of the target grid, rows of it; the run is placed on that grid by its
+            own affine, and resampled where voxels do not coincide. None goes by ``crop_offset``.
         space: "" for MNI; "native" for a store of native images; or the name of a space, which
             also decides among the versions of a run.
         others: as in ``StoreOptions``.
@@ -98,6 +106,7 @@ class ConversionOptions(StoreOptions):
     mask: str = "auto"
     tr: float | None = None
     resample: float | None = None
+    onto: Affine | None = None
     space: str = ""
 
     def __post_init__(self) -> None:
@@ -106,6 +115,8 @@ class ConversionOptions(StoreOptions):
         if self.resample is not None:
             require_positive("--resample", self.resample)
         check_tr(self.tr)
+        if self.onto is not None and (self.resample is not None or self.crop_offset is not None):
+            raise ValueError("onto says where voxels go; no resample or crop_offset beside it")
         if self.space and not re.fullmatch(r"[A-Za-z0-9]+([:+][A-Za-z0-9-]+)*", self.space):
             raise UserInputError(
                 f"--space: '{self.space}' is no name of a space; expected native or a BIDS name "
@@ -133,6 +144,11 @@ class ConversionOptions(StoreOptions):
             "compression": self.compression,
         }
         # Only where they are used, so that older stores stay up to date.
-        more = {"space": self.space, "voxel_norm": self.voxel_norm, "layout_tr": layout_tr}
+        more: dict[str, Any] = {
+            "space": self.space,
+            "voxel_norm": self.voxel_norm,
+            "layout_tr": layout_tr,
+            "onto": self.onto and [list(row) for row in self.onto],
+        }
         facts |= {name: value for name, value in more.items() if value}
         return digest_of(facts)

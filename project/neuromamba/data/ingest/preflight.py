@@ -19,7 +19,12 @@ from neuromamba.data.ingest.nifti import NiftiRun, damaged, file_sha256
 from neuromamba.data.ingest.options import MASK_RULES, ConversionOptions
 from neuromamba.data.ingest.repetition_time import read_sidecar_tr, resolve_tr
 from neuromamba.data.ingest.sources import Source
-from neuromamba.data.ingest.space import space_kind, space_of_run, voxel_sizes
+from neuromamba.data.ingest.space import (
+    space_kind,
+    space_of_run,
+    voxel_sizes,
+    whole_voxel_offset,
+)
 from neuromamba.data.store.header import RunHeader
 
 Sizes = tuple[float, float, float]
@@ -81,9 +86,8 @@ def plan_run(source: Source, options: ConversionOptions) -> RunPlan:
         raise UserInputError(source.error)
     run = NiftiRun(source.path)
     n_frames = options.kept_frames(source.path, run.n_frames)
-    space, basis, notes = space_of_run(
-        run, source.space, options.space, source.remedy, options.resample is not None
-    )
+    moved = options.resample is not None or options.onto is not None
+    space, basis, notes = space_of_run(run, source.space, options.space, source.remedy, moved)
     sidecar_tr = read_sidecar_tr(source.sidecar)
     tr, tr_source, note = resolve_tr(
         run.header_tr, run.time_unit, sidecar_tr, options.tr, source.layout_tr
@@ -110,6 +114,12 @@ def _action(run: NiftiRun, options: ConversionOptions) -> str:
     import nibabel
 
     axes = "".join(str(code) for code in nibabel.aff2axcodes(run.affine))
+    if options.onto is not None:
+        offset = whole_voxel_offset(run.las_affine, np.asarray(options.onto))
+        if offset is not None:
+            return f"{axes}, offset {' '.join(map(str, offset))}"
+        size = _text(voxel_sizes(np.asarray(options.onto)))
+        return f"{axes}, resample onto a grid of {size} mm"
     if options.resample is not None:
         return f"{axes}, resample to {options.resample:g} mm"
     if options.crop_offset is not None:

@@ -19,7 +19,7 @@ from neuromamba.data.store.header import run_file_name
 SUFFIXES = (".nii.gz", ".nii")
 # Surfaces and CIFTI files: no volumes, though some names end in .nii.
 _CIFTI = ("dtseries", "ptseries", "dscalar", "pscalar", "dlabel", "dconn", "pconn")
-_SURFACES = (".gii", *(f".{kind}.nii" for kind in _CIFTI))
+SURFACES = (".gii", *(f".{kind}.nii" for kind in _CIFTI))
 # BIDS suffixes (last part of the name) of images that accompany a run but are none.
 _COMPANIONS = {"mask", "brainmask", "boldref", "sbref", "dseg", "probseg", "dwi", "dwiref", "asl"}
 _COMPANIONS |= {"m0scan", "t1w", "t2w", "pdw", "flair", "t2star", "t2starw", "boldmap"}
@@ -144,7 +144,7 @@ def scan(folder: str | Path, exclude: Path | None = None) -> Tree:
     volumes, surfaces, json, pairs = [], [], [], []
     archives = 0
     for name in sorted(found_names):
-        if name.name.endswith(_SURFACES):
+        if name.name.endswith(SURFACES):
             surfaces.append(name)
         elif name.name.endswith(SUFFIXES):
             if left_out is None or (root / name).resolve() != left_out:
@@ -168,7 +168,7 @@ def scan(folder: str | Path, exclude: Path | None = None) -> Tree:
 
 def _walk(root: Path, unreadable: list[tuple[str, str]]) -> Iterator[PurePosixPath]:
     """Images, JSON files and archives, relative to ``root``."""
-    wanted = (*SUFFIXES, *_SURFACES, ".json", ".hdr", ".zip", ".tar", ".tar.gz", ".tgz")
+    wanted = (*SUFFIXES, *SURFACES, ".json", ".hdr", ".zip", ".tar", ".tar.gz", ".tgz")
 
     def note(error: OSError) -> None:
         unreadable.append((str(error.filename), error.strerror or str(error)))

@@ -31,6 +31,7 @@ _BRAIN_BOX = np.array([[-72.0, -106.0, -72.0], [72.0, 72.0, 82.0]])  # mm, of th
 # Centre of the grids of FSL, SPM, fMRIPrep and AFNI for MNI space, and how far they scatter.
 _CENTRE, _CENTRE_TOLERANCE = np.array([0.0, -18.0, 18.0]), np.array([6.0, 10.0, 15.0])
 _COVERED, _COVERED_IF_NAMED = 0.85, 0.5
+_SAME_AXES, _SAME_CENTRE = 0.01, 0.1  # voxels that coincide: relative, and in voxels
 OBLIQUE_LIMIT = 3.0  # degrees
 OBLIQUE_NOTED = 0.1  # degrees; below, it is rounding
 _REMEDY = (
@@ -74,6 +75,25 @@ def voxel_sizes(affine: np.ndarray) -> tuple[float, float, float]:
     """Edges of a voxel, mm."""
     x, y, z = np.linalg.norm(affine[:3, :3], axis=0)
     return float(x), float(y), float(z)
+
+
+def whole_voxel_offset(affine: np.ndarray, target: np.ndarray) -> Triple | None:
+    """Offset that takes the indices of one grid to those of another in the same space.
+
+    Args:
+        affine, target: [4, 4] of the two grids, voxel indices -> mm.
+
+    Returns:
+        Index in the target = index + offset; None if voxels differ in size or direction by more
+        than 1 %, or their centres by more than a tenth of a voxel.
+    """
+    moved = np.linalg.inv(target) @ affine
+    offset = np.rint(moved[:3, 3])
+    if not np.allclose(moved[:3, :3], np.eye(3), atol=_SAME_AXES):
+        return None
+    if np.abs(moved[:3, 3] - offset).max() > _SAME_CENTRE:
+        return None
+    return int(offset[0]), int(offset[1]), int(offset[2])
 
 
 def space_of_run(

@@ -1,0 +1,141 @@
+"""Embed scans with a trained model or a pre-trained backbone.
+
+    neuromamba embed output/PROJECT/RUN derivatives/fmriprep -o OUT --pool window
+
+Each scan is brought to what the model was trained on (docs/use_a_model.md). OUT holds
+embeddings.parquet, with scan, subject, session, run, window, region, statistic, layer and the
+features f0, f1 ... in each row, run.json and, unless --pool token, report.html. Called again, it
+continues where it stopped.
+
+Exit status: 0 if all scans have an answer; 1 if some have none; 2 for a wrong call; 130 after
+Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from neuromamba.common.cli import run_command
+from neuromamba.common.errors import UserInputError
+from neuromamba.config.names import EMBED_POOLS, EMBED_STATISTICS
+from neuromamba.inference.flags import check_flags, model_parser, result_options
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = model_parser("embed", __doc__)
+    add = parser.add_argument
+    add(
+        "--layer",
+        type=int,
+        default=-1,
+        metavar="N",
+        help="0 embedding, 1 ... blocks, -1 the features after the final norm (default: -1)",
+    )
+    add(
+        "--pool",
+        choices=EMBED_POOLS,
+        default="subject",
+        help="what a row stands for (default: subject: one scan)",
+    )
+    add(
+        "--atlas",
+        metavar="A",
+        help="with --pool region: image of labels in MNI space, or Schaefer400, AAL3v2, AAL116; "
+        "default: a coarse grid of 27 cells",
+    )
+    add(
+        "--statistics",
+        nargs="+",
+        choices=EMBED_STATISTICS,
+        default=["mean", "sd"],
+        help="over the tokens of a place, in time (default: mean sd)",
+    )
+    add(
+        "--labels",
+        metavar="FILE",
+        help="CSV or TSV with a column of subjects and the column of --label_column: colours the "
+        "map of the report and scores probes",
+    )
+    add("--label_column", metavar="NAME", help="column of --labels")
+    add(
+        "--report",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="write report.html (default: yes)",
+    )
+    return parser
+
+
+def _check(args: argparse.Namespace) -> None:
+    check_flags(args)
+    if args.atlas is not None and args.pool != "region":
+        raise UserInputError("--atlas: only used with --pool region.")
+    if (args.labels is None) != (args.label_column is None):
+        raise UserInputError("--labels and --label_column belong together; give both or neither.")
+    if args.labels is not None and not Path(args.labels).is_file():
+        raise UserInputError(f"--labels: there is no file '{args.labels}'.")
+    if args.labels is not None and args.pool == "token":
+        raise UserInputError("--labels: not used with --pool token, which has no report.")
+
+
+def run(argv: Sequence[str]) -> int:
+    """Do what the flags say; returns the exit status.
+
+    Raises:
+        UserInputError: a wrong call.
+    """
+    args = build_parser().parse_args(argv)
+    _check(args)
+    # Imported here: torch takes seconds, and flags have been checked by now.
+    from neuromamba.inference.batch import open_batch, process, summary
+    from neuromamba.inference.embed import embed_scan, layer_name
+    from neuromamba.inference.embedding_files import keep_embedding, write_embeddings
+    from neuromamba.inference.loading import load
+
+    model = load(args.model, args.device)
+    layer_name(args.layer, model.contract.model.depth)
+    statistics = tuple(dict.fromkeys(args.statistics))
+    options = result_options(args, "layer", "pool", "atlas") | {"statistics": list(statistics)}
+    batch = open_batch(model, args, "embed", options)
+    try:
+        process(
+            batch,
+            args,
+            lambda scan: embed_scan(
+                model,
+                scan,
+                layer=args.layer,
+                pool=args.pool,
+                atlas=args.atlas,
+                statistics=statistics,
+            ),
+            lambda scan, embedding: keep_embedding(batch.folder, scan, embedding),
+        )
+    finally:  # after Ctrl-C too
+        records = batch.in_order
+        path = write_embeddings(batch.folder, records)
+        batch.folder.write_run(records, passed_over=batch.passed_over)
+    print(f"{summary(batch)}; {path}")
+    if args.report and args.pool != "token":
+        from neuromamba.reports.embedding_page import write_embedding_page
+
+        command = " ".join(["neuromamba embed", *argv])
+        page = write_embedding_page(
+            batch, args.model, command, labels=args.labels, column=args.label_column
+        )
+        print(f"page: {page}")
+    return batch.status
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    words = sys.argv[1:] if argv is None else argv
+    return run_command(lambda: run(words), "what is finished is kept; call again to continue.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

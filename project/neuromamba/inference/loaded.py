@@ -1,0 +1,72 @@
+"""What a user does with a trained model in Python; ``neuromamba.load`` gives one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from neuromamba.common.errors import UserInputError
+from neuromamba.inference.embed import Embedding, embed_scan
+from neuromamba.inference.images import scan_of_image
+from neuromamba.inference.many import Outcome, predict_many
+from neuromamba.inference.model import TrainedModel
+from neuromamba.inference.predict import Prediction, predict_scan
+from neuromamba.inference.prepare import prepare_scan
+from neuromamba.inference.prepared import PreparedScan
+from neuromamba.inference.sources import ScanFile, find_scans
+
+
+class LoadedModel(TrainedModel):
+    """A trained model, loaded once and used on many scans.
+
+    model = neuromamba.load("output/PROJECT/RUN")
+    scan = model.prepare("sub-01_task-rest_bold.nii.gz")
+    print(model.predict(scan))
+    """
+
+    def prepare(
+        self,
+        bold: Any,
+        tr: float | None = None,
+        mask: str | Path | None = None,
+        *,
+        affine: Any = None,
+        strict: bool = False,
+    ) -> PreparedScan:
+        """Bring a scan to what the model was trained on.
+
+        Args:
+            bold: path of a NIfTI file or of a run of a store; a nibabel image; or an array
+                [X, Y, Z, T] with its ``affine``.
+            tr: repetition time in seconds; needed for an array.
+            mask: path of a mask image on the scan's grid, "nonzero" or "computed".
+            affine: [4, 4], voxel indices -> mm; of an array only.
+            strict: refuse a scan with any problem.
+
+        Raises:
+            UserInputError: it cannot be used; names the reason and a remedy.
+        """
+        if isinstance(bold, ScanFile):
+            return prepare_scan(bold, self.contract, tr=tr, mask=mask, strict=strict)
+        if isinstance(bold, str | Path):
+            scans, _ = find_scans([bold], native=self.contract.native)
+            if len(scans) != 1:
+                raise UserInputError(
+                    f"prepare: '{bold}' holds {len(scans)} scans, expected one; use predict_many."
+                )
+            return prepare_scan(scans[0], self.contract, tr=tr, mask=mask, strict=strict)
+        with scan_of_image(bold, affine, tr) as scan:
+            return prepare_scan(scan, self.contract, tr=tr, mask=mask, strict=strict)
+
+    def predict(self, scan: PreparedScan) -> Prediction:
+        """Predict of a prepared scan; see ``Prediction``."""
+        return predict_scan(self, scan)
+
+    def predict_many(self, bold: Sequence[Any], **options: Any) -> list[Outcome[Prediction]]:
+        """Predict of many scans; see ``many.predict_many``."""
+        return predict_many(self, bold, **options)
+
+    def embed(self, scan: PreparedScan, **options: Any) -> Embedding:
+        """Embed a prepared scan; see ``embed.embed_scan``."""
+        return embed_scan(self, scan, **options)

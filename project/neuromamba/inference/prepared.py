@@ -1,0 +1,145 @@
+"""A scan as a model takes it, and what was done to it on the way."""
+
+from __future__ import annotations
+
+import shutil
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from tempfile import mkdtemp
+from typing import Any
+
+from neuromamba.data.store.header import RunHeader
+from neuromamba.data.windows.dataset import WindowDataset
+
+
+class TemporaryFolder:
+    """A folder that is removed when it is closed, or when nothing refers to it any more.
+
+    Unlike ``tempfile.TemporaryDirectory`` it does not warn in the second case, which is the usual
+    one in a notebook.
+    """
+
+    def __init__(self) -> None:
+        self.path = mkdtemp(prefix="neuromamba-")
+        self._remove = weakref.finalize(self, shutil.rmtree, self.path, True)
+
+    def close(self) -> None:
+        """Remove the folder and what is in it."""
+        self._remove()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A doubt about a scan: what was found, and what can be done."""
+
+    found: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.found} {self.remedy}".strip()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A measure of the scan beside those of the training runs.
+
+    Attributes:
+        name: key of ``data.windows.input_measures.MEASURES``.
+        value: of the scan; NaN if not defined.
+        low, typical, high: lowest, median and highest of the training runs.
+        inside: whether the value lies within their range, widened on each side by half of it, by
+            more where few runs were measured (five times the range over their number), and at least
+            by a tenth of the median; None if either is not defined.
+    """
+
+    name: str
+    value: float
+    low: float
+    typical: float
+    high: float
+    inside: bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedScan:
+    """A scan on the model's grid, cut into windows.
+
+    Attributes:
+        name, subject, session, run: as in ``ScanFile``.
+        source: the file, for records.
+        header: of the prepared run: grid, placement, TR, source's shape and affine.
+        windows: the windows the model sees, scaled as in training.
+        actions: what was done to the scan, in order.
+        problems: doubts, each with a remedy.
+        measures: the scan beside the training runs; empty if the checkpoint records none.
+        sha256: of the source file.
+        temporary: folder that holds the prepared run; None for a run of a store. It is removed
+            when the scan is closed or no longer used.
+    """
+
+    name: str
+    subject: str
+    session: str
+    run: str
+    source: str
+    header: RunHeader
+    windows: WindowDataset
+    actions: tuple[str, ...]
+    problems: tuple[Problem, ...]
+    measures: tuple[Comparison, ...]
+    sha256: str
+    temporary: TemporaryFolder | None = None
+
+    @property
+    def in_range(self) -> bool | None:
+        """Whether all measures lie in the range of the training; None if none can be compared."""
+        known = [one.inside for one in self.measures if one.inside is not None]
+        return all(known) if known else None
+
+    @property
+    def out_of_range(self) -> tuple[Comparison, ...]:
+        """The measures that lie outside the range of the training."""
+        return tuple(one for one in self.measures if one.inside is False)
+
+    def close(self) -> None:
+        """Remove the prepared run; the scan cannot be used any more."""
+        if self.temporary is not None:
+            self.temporary.close()
+
+    def __enter__(self) -> PreparedScan:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def record(self) -> dict[str, Any]:
+        """What was found and done, in plain containers."""
+        found: Mapping[str, Any] = {
+            "scan": self.name,
+            "source": self.source,
+            "sha256": self.sha256,
+            "frames": self.header.n_frames,
+            "tr": self.header.tr if self.header.tr == self.header.tr else None,
+            "windows": len(self.windows),
+            "actions": list(self.actions),
+            "problems": [str(problem) for problem in self.problems],
+            "measures": {
+                one.name: {
+                    "value": one.value if one.value == one.value else None,
+                    "training": [one.low, one.typical, one.high],
+                    "inside": one.inside,
+                }
+                for one in self.measures
+            },
+        }
+        return dict(found)
+
+
+def comparison_lines(measures: tuple[Comparison, ...]) -> list[str]:
+    """One line per measure: value, range of the training, and whether it lies outside."""
+    return [
+        f"{one.name:<12} {one.value:9.4g}   training {one.low:.4g} to {one.high:.4g}"
+        f"{'   out of range' if one.inside is False else ''}"
+        for one in measures
+    ]

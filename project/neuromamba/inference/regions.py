@@ -1,0 +1,88 @@
+"""Regions of the model's spatial patches: of an atlas, or the cells of a coarse grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from neuromamba.common.errors import UserInputError
+from neuromamba.config.model import REGION_CELLS
+from neuromamba.config.names import ATLAS_NAMES
+from neuromamba.data.regions.atlases import find_atlas
+from neuromamba.inference.model import TrainedModel
+from neuromamba.inference.prepared import PreparedScan
+
+
+@dataclass(frozen=True)
+class Regions:
+    """The region of each spatial patch.
+
+    Attributes:
+        of_patch: int64 [S], number of the region of each patch in raster order; -1 for none.
+        names: of the regions.
+    """
+
+    of_patch: np.ndarray
+    names: tuple[str, ...]
+
+
+def regions_on_grid(model: TrainedModel, scan: PreparedScan, atlas: str | Path | None) -> Regions:
+    """Give each patch the region that most of its voxels belong to.
+
+    Args:
+        model: grid and patch size.
+        scan: where the grid lies.
+        atlas: image of labels in MNI space or the name of an atlas; None for the coarse grid.
+
+    Raises:
+        UserInputError: no such atlas; a scan in native space; no overlap.
+    """
+    grid, patch = model.contract.model.token_grid[:3], model.contract.model.patch_size[:3]
+    if atlas is None:
+        return _coarse(grid)
+    if scan.header.space == "native":
+        raise UserInputError(
+            f"--atlas: {scan.source} is in native space, an atlas in MNI space does not lie on it. "
+            f"Leave the flag out."
+        )
+    from nilearn.image import resample_img  # takes seconds to import
+
+    named = str(atlas) in ATLAS_NAMES
+    found = find_atlas(
+        str(atlas) if named else None, None, Path("data"), None if named else Path(atlas)
+    )
+    there = resample_img(
+        found.image,
+        np.asarray(scan.header.affine),
+        tuple(scan.header.grid),
+        interpolation="nearest",
+        force_resample=True,
+        copy_header=True,
+    )
+    labels = np.asarray(there.dataobj).astype(np.int64)
+    shape = [size for pair in zip(grid, patch, strict=True) for size in pair]
+    patches = labels.reshape(shape).transpose(0, 2, 4, 1, 3, 5).reshape(int(np.prod(grid)), -1)
+    number = {label: i for i, label in enumerate(found.ids)}
+    of_patch = np.full(len(patches), -1)
+    for i, values in enumerate(patches):
+        inside = values[values > 0]
+        if inside.size:
+            kinds, counts = np.unique(inside, return_counts=True)
+            of_patch[i] = number[int(kinds[counts.argmax()])]
+    if len(set(of_patch.tolist()) - {-1}) < 2:
+        raise UserInputError(
+            f"--atlas: '{atlas}' does not overlap with the grid of {scan.source}. Is it in MNI "
+            f"space?"
+        )
+    return Regions(of_patch, found.regions)
+
+
+def _coarse(grid: tuple[int, int, int]) -> Regions:
+    """The cells of the pool "regions", named by their numbers along x, y and z."""
+    cells = [min(REGION_CELLS, size) for size in grid]
+    place = np.stack(np.unravel_index(np.arange(np.prod(grid)), grid))
+    cell = [axis * n // size for axis, n, size in zip(place, cells, grid, strict=True)]
+    names = tuple("-".join(map(str, one)) for one in np.ndindex(*cells))
+    return Regions(np.ravel_multi_index(cell, cells), names)

@@ -1,0 +1,188 @@
+"""Scans named on a command line: files, BIDS derivatives, stores."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from neuromamba.common.errors import UserInputError
+from neuromamba.data.ingest.bids import parse, sibling_mask, sidecar
+from neuromamba.data.ingest.filenames import name_run
+from neuromamba.data.ingest.layouts import find_runs
+from neuromamba.data.ingest.sources import SUFFIXES, SURFACES, PassedOver, Source, Tree, stem_of
+from neuromamba.data.store.reader import list_runs, read_header
+
+_RUN = ".h5"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanFile:
+    """A scan to use a model on.
+
+    Attributes:
+        path: NIfTI file, or run of a store (``.h5``).
+        name: unique among the scans of a call; names its files in the output folder.
+        subject, session, run: from the file's name or the store; "" where there is none.
+        source: of a NIfTI file, as the converter takes it.
+        error: why it cannot be used, known before it is read; else "".
+    """
+
+    path: Path
+    name: str
+    subject: str
+    session: str = ""
+    run: str = ""
+    source: Source | None = None
+    error: str = ""
+
+
+def find_scans(
+    places: Sequence[str | Path], *, native: bool = False
+) -> tuple[list[ScanFile], list[PassedOver]]:
+    """List the scans that files and folders hold, each once, in the order given.
+
+    Args:
+        places: NIfTI files; folders of them (the layouts of the converter: BIDS derivatives, HCP,
+            any folder); stores, and runs of a store.
+        native: whether the model is of native space, so that native versions of runs are taken.
+
+    Returns:
+        The scans, and images of folders that are none, with the reason.
+
+    Raises:
+        UserInputError: nothing there; names what was found.
+    """
+    scans: dict[Path, ScanFile] = {}
+    passed: list[PassedOver] = []
+    for place in map(Path, places):
+        found: list[ScanFile]
+        if place.is_dir() and _is_store(place):
+            found = [_of_store(path) for path in list_runs(place)]
+        elif place.is_dir():
+            listed = find_runs(place, wanted="native" if native else "")
+            found = [_of_source(source) for source in listed.sources]
+            passed += listed.passed_over
+        elif place.name.endswith(_RUN) and place.is_file():
+            found = [_of_store(place)]
+        else:
+            found = [_of_source(source_of_file(place))]
+        for scan in found:
+            scans.setdefault(scan.path.resolve(), scan)
+    return _with_unique_names(list(scans.values())), passed
+
+
+def _is_store(folder: Path) -> bool:
+    return (folder / "hdf5").is_dir() or next(folder.glob(f"*{_RUN}"), None) is not None
+
+
+def _of_store(path: Path) -> ScanFile:
+    try:
+        header = read_header(path)
+    except UserInputError as error:
+        return ScanFile(path=path, name=path.stem, subject=path.stem, error=str(error))
+    run = "-".join(part for part in (header.task, header.run) if part)
+    return ScanFile(
+        path=path, name=header.label, subject=header.subject, session=header.session, run=run
+    )
+
+
+def _of_source(source: Source) -> ScanFile:
+    run = "-".join(part for part in (source.task, source.run) if part)
+    return ScanFile(
+        path=source.path,
+        name=source.output[: -len(_RUN)],
+        subject=source.subject,
+        session=source.session,
+        run=run,
+        source=source,
+        error=source.error,
+    )
+
+
+def source_of_file(path: Path) -> Source:
+    """One NIfTI file as the converter takes it: its names, and mask and JSON file beside it.
+
+    A missing file, or one of another kind, is a source with an ``error``. JSON files of folders
+    above it count (BIDS) if one of these folders holds dataset_description.json.
+    """
+    stem = stem_of(path)
+    if not path.is_file():
+        return Source(path=path, name=str(path), subject=stem, error=f"{path}: no such file.")
+    if path.name.endswith(SURFACES):
+        error = (
+            f"{path}: a surface or CIFTI file, expected a volume. Give the same run as a 4D NIfTI "
+            f"file in MNI space (of HCP: <run>.nii.gz beside <run>_Atlas.dtseries.nii)."
+        )
+        return Source(path=path, name=str(path), subject=stem, error=error)
+    if not path.name.endswith(SUFFIXES):
+        error = (
+            f"{path}: expected a 4D NIfTI file (.nii, .nii.gz), a folder of them or a store. "
+            f"Convert it to NIfTI first."
+        )
+        return Source(path=path, name=str(path), subject=stem, error=error)
+    tree, inside = _tree_around(path)
+    name = parse(inside)
+    if name is None:
+        return Source(
+            path=path,
+            name=path.name,
+            **name_run(stem)._asdict(),
+            mask=sibling_mask(tree, inside),
+            sidecar=tree.first(inside.parent, [f"{stem}.json"]),
+        )
+    return Source(
+        path=path,
+        name=path.name,
+        subject=f"sub-{name.get('sub')}",
+        session=name.get("ses"),
+        task=name.get("task"),
+        run=name.run_name,
+        mask=sibling_mask(tree, inside),
+        sidecar=sidecar(tree, name),
+        space=name.space,
+    )
+
+
+def _tree_around(path: Path) -> tuple[Tree, PurePosixPath]:
+    """The images and JSON files in a file's folder, and JSON files of the data set above it."""
+    folder = path.parent
+    above = [folder, *folder.absolute().parents][:5]
+    roots = [one for one in above if (one / "dataset_description.json").is_file()]
+    root = roots[0] if roots else folder
+    folders = [folder]
+    while folders[-1].absolute() != root.absolute():
+        folders.append(folders[-1].absolute().parent)
+    volumes, json = [], []
+    for place in folders:
+        relative = PurePosixPath(place.absolute().relative_to(root.absolute()).as_posix())
+        for name in sorted(os.listdir(place)):
+            if name.endswith(".json"):
+                json.append(relative / name)
+            elif place is folder and name.endswith(SUFFIXES):
+                volumes.append(relative / name)
+    tree = Tree(
+        root=root,
+        volumes=tuple(volumes),
+        surfaces=(),
+        json=tuple(json),
+        unreadable=(),
+        archives=0,
+    )
+    own = PurePosixPath(folder.absolute().relative_to(root.absolute()).as_posix())
+    return tree, own / path.name
+
+
+def _with_unique_names(scans: list[ScanFile]) -> list[ScanFile]:
+    """Number scans whose files have the same name in different folders."""
+    taken: set[str] = set()
+    named = []
+    for scan in scans:
+        name, number = scan.name, 2
+        while name.lower() in taken:
+            name, number = f"{scan.name}_{number}", number + 1
+        taken.add(name.lower())
+        named.append(dataclasses.replace(scan, name=name))
+    return named

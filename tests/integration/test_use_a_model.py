@@ -1,0 +1,482 @@
+"""A trained model used on scans: ``neuromamba check``, ``predict``, ``embed``, and in Python."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+import neuromamba
+from neuromamba.commands import check, embed, predict
+from neuromamba.common.errors import UserInputError
+from neuromamba.inference.loaded import LoadedModel
+from tests.helpers.scans import LAS, RAS, SHAPE, brain, save, save_mask
+from tests.helpers.trained_model import Trained, bold
+
+
+@pytest.fixture(scope="module")
+def sex(trained: Trained) -> LoadedModel:
+    return neuromamba.load(trained.sex, device="cpu")
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def held_out(run: Path) -> list[dict[str, str]]:
+    """The windows of the test subjects, as the run wrote them."""
+    return rows(run / "predictions.csv")
+
+
+# --- predict ------------------------------------------------------------------------------------
+
+
+def test_predictions_are_those_of_the_run(trained: Trained, tmp_path: Path) -> None:
+    """From the NIfTI files, without a flag of the training, window by window."""
+    for run in (trained.sex, trained.age):
+        tested = held_out(run)
+        subjects = sorted({row["subject"] for row in tested})
+        scans = [str(trained.nifti / f"{name}_task-rest_bold.nii.gz") for name in subjects]
+        out = tmp_path / run.name
+        assert predict.main([str(run), *scans, "-o", str(out)]) == 0
+        names = [name for name in tested[0] if name.startswith("pr")]
+        expected = {(r["subject"], r["window"]): [float(r[n]) for n in names] for r in tested}
+        ours = [name for name in rows(out / "windows.csv")[0] if name.startswith("pr")]
+        found = {
+            (r["subject"], r["window"]): [float(r[n]) for n in ours]
+            for r in rows(out / "windows.csv")
+        }
+        assert found.keys() == expected.keys()
+        for key, values in expected.items():
+            assert found[key] == pytest.approx(values, rel=1e-5, abs=1e-6)
+
+
+def test_table_of_predictions(trained: Trained, tmp_path: Path) -> None:
+    """One row a scan, whatever became of it; the mean over its windows; exit status 1."""
+    short = save(tmp_path / "short_bold.nii.gz", bold(0, frames=3))
+    native = save(tmp_path / "native_bold.nii.gz", bold(0), LAS + np.eye(4)[3] * 60, code=1)
+    names = [trained.scan(0), short, native, tmp_path / "gone.nii.gz"]
+    out = tmp_path / "out"
+    assert predict.main([str(trained.sex), *map(str, names), "-o", str(out)]) == 1
+    table = rows(out / "predictions.csv")
+    columns = "scan subject session run status reason windows prediction spread in_range"
+    assert list(table[0]) == [*columns.split(), "prob_female", "prob_male"]
+    assert [row["scan"] for row in table] == [
+        "sub-00_task-rest",
+        "short_bold",
+        "native_bold",
+        "gone",
+    ]
+    first, *others = table
+    windows = rows(out / "windows.csv")
+    probability = [float(row["prob_male"]) for row in windows]
+    assert len(windows) == int(first["windows"]) == 3
+    assert float(first["prob_male"]) == pytest.approx(np.mean(probability))
+    assert float(first["spread"]) == pytest.approx(np.std(probability, ddof=1))
+    assert first["prediction"] == ("male" if np.mean(probability) > 0.5 else "female")
+    assert [row["status"] for row in others] == ["refused"] * 3
+    assert "3 frames" in others[0]["reason"]
+    assert "MNI" in others[1]["reason"]
+    assert "no such file" in others[2]["reason"]
+    assert all(row["prediction"] == row["prob_male"] == "" for row in others)
+
+
+def test_age_is_in_years(trained: Trained) -> None:
+    model = neuromamba.load(trained.age, device="cpu")
+    found = model.predict(model.prepare(trained.scan(1)))
+    assert isinstance(found.value, float)
+    assert 10 < found.value < 60  # the training subjects are 20 to 47
+    assert str(found).endswith(" years")
+    assert found.probabilities == {}
+    assert found.interval is None  # two validation subjects define none
+
+
+def test_an_interrupted_call_goes_on(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from neuromamba.inference import predict as predicting
+
+    argv = [str(trained.sex), *map(str, (trained.scan(0), trained.scan(1)))]
+    done: list[str] = []
+    once = predicting.predict_scan
+
+    def interrupted(model: LoadedModel, scan: object) -> object:
+        if done:
+            raise KeyboardInterrupt
+        done.append("first")
+        return once(model, scan)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(predicting, "predict_scan", interrupted)
+    assert predict.main([*argv, "-o", str(tmp_path / "out"), "--no-report"]) == 130
+    kept = rows(tmp_path / "out" / "predictions.csv")
+    assert [row["status"] != "refused" for row in kept] == [True]  # what is finished is kept
+    monkeypatch.setattr(predicting, "predict_scan", once)
+    again = tmp_path / "out" / "scans" / "sub-00_task-rest.json"
+    before = again.stat().st_mtime_ns
+    assert predict.main([*argv, "-o", str(tmp_path / "out"), "--no-report"]) == 0
+    assert again.stat().st_mtime_ns == before
+    table = rows(tmp_path / "out" / "predictions.csv")
+    assert len(table) == 2
+    assert table[0] == kept[0]
+
+
+def test_a_folder_holds_results_of_one_model(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "out")
+    assert predict.main([str(trained.sex), str(trained.scan(0)), "-o", out, "--no-report"]) == 0
+    assert predict.main([str(trained.age), str(trained.scan(0)), "-o", out, "--no-report"]) == 2
+    assert "another model" in capsys.readouterr().err
+
+
+def test_store_and_nifti_agree(trained: Trained, sex: LoadedModel) -> None:
+    by_file = sex.predict(sex.prepare(trained.scan(2)))
+    by_store = sex.predict(sex.prepare(trained.store / "hdf5" / "sub-02_task-rest.h5"))
+    assert np.array_equal(by_file.windows, by_store.windows)
+
+
+def test_predict_many_is_predict(trained: Trained, sex: LoadedModel) -> None:
+    found = sex.predict_many([trained.nifti], workers=2)
+    assert [one.scan.subject for one in found] == [f"sub-{i:02d}" for i in range(10)]
+    assert found[3].result is not None
+    alone = sex.predict(sex.prepare(trained.scan(3)))
+    assert np.array_equal(found[3].result.windows, alone.windows)
+
+
+def test_a_backbone_predicts_nothing(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [str(trained.backbone), str(trained.scan(0)), "-o", str(tmp_path / "out")]
+    assert predict.main(argv) == 2
+    assert "neuromamba embed" in capsys.readouterr().err
+
+
+def test_the_page(trained: Trained, tmp_path: Path) -> None:
+    gone = str(tmp_path / "gone.nii.gz")
+    argv = [str(trained.sex), str(trained.scan(0)), gone, "-o", str(tmp_path / "out")]
+    assert predict.main(argv) == 1
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    for text in ("Prediction of sex", "no such file", "What the model expects", "tsnr", "Balanced"):
+        assert text in page
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["model"]["sha256"]
+    assert [scan["status"] != "refused" for scan in record["scans"]] == [True, False]
+    assert record["scans"][0]["prepared"]["sha256"]
+    assert any("mask" in action for action in record["scans"][0]["prepared"]["actions"])
+
+
+# --- what is done to a scan ---------------------------------------------------------------------
+
+
+def test_orientation_of_the_file_does_not_matter(
+    trained: Trained, sex: LoadedModel, tmp_path: Path
+) -> None:
+    turned = save(tmp_path / "turned_bold.nii.gz", bold(0)[::-1], RAS)
+    scan = sex.prepare(turned)
+    assert "axes: RAS to LAS" in scan.actions
+    expected = sex.predict(sex.prepare(trained.scan(0)))
+    assert np.array_equal(sex.predict(scan).windows, expected.windows)
+
+
+def test_another_box_is_placed_by_its_affine(
+    trained: Trained, sex: LoadedModel, tmp_path: Path
+) -> None:
+    """Two planes less on one side: centred by its shape, the brain would lie one voxel away."""
+    cut = LAS.copy()
+    cut[:3, 3] += LAS[:3, :3] @ [0, 0, 2]
+    assert not brain()[..., :2].any()
+    path = save(tmp_path / "box_bold.nii.gz", bold(0)[:, :, 2:], cut)
+    scan = sex.prepare(path)
+    expected = sex.prepare(trained.scan(0))
+    assert scan.header.crop_offset[2] == expected.header.crop_offset[2] + 2
+    assert np.array_equal(sex.predict(scan).windows, sex.predict(expected).windows)
+
+
+def test_other_voxels_are_resampled_to_the_grid(
+    trained: Trained, sex: LoadedModel, tmp_path: Path
+) -> None:
+    fine = bold(0).repeat(2, 0).repeat(2, 1).repeat(2, 2)
+    affine = LAS @ np.diag([0.5, 0.5, 0.5, 1])
+    affine[:3, 3] = LAS[:3, 3] - LAS[:3, :3].sum(axis=1) / 4
+    scan = sex.prepare(save(tmp_path / "fine_bold.nii.gz", fine, affine))
+    assert any("resampled" in action and "8 x 8 x 8" in action for action in scan.actions)
+    expected = sex.prepare(trained.scan(0))
+    assert np.allclose(scan.header.affine, expected.header.affine)
+    difference = sex.predict(scan).windows - sex.predict(expected).windows
+    assert np.abs(difference).max() < 0.05
+
+
+def test_another_repetition_time_is_resampled(
+    trained: Trained, sex: LoadedModel, tmp_path: Path
+) -> None:
+    path = save(tmp_path / "slow_bold.nii.gz", bold(0), tr=3.0)
+    scan = sex.prepare(path)
+    assert scan.header.tr == 2.0
+    assert scan.header.n_frames == 35  # 69 s in steps of 2 s
+    assert any("windowed sinc" in action for action in scan.actions)
+    assert any("repetition time is 3 s" in str(problem) for problem in scan.problems)
+    with pytest.raises(UserInputError, match="--strict"):
+        sex.prepare(path, strict=True)
+    near = sex.prepare(save(tmp_path / "near_bold.nii.gz", bold(0), tr=2.1))
+    assert near.header.n_frames == 24
+    assert any("left alone" in action for action in near.actions)
+
+
+def test_a_short_scan_is_mirrored_and_said_to_be(sex: LoadedModel, tmp_path: Path) -> None:
+    scan = sex.prepare(save(tmp_path / "short_bold.nii.gz", bold(0, frames=5)))
+    assert scan.header.n_frames == 8
+    assert any("mirror" in str(problem) for problem in scan.problems)
+    assert sex.predict(scan).windows.shape == (1, 2)
+    with pytest.raises(UserInputError, match="half"):
+        sex.prepare(save(tmp_path / "tiny_bold.nii.gz", bold(0, frames=3)))
+
+
+def test_upside_down_and_elsewhere_are_told(sex: LoadedModel, tmp_path: Path) -> None:
+    flipped = save(tmp_path / "flipped_bold.nii.gz", bold(0)[:, :, ::-1], LAS)
+    assert any("top and bottom" in str(problem) for problem in sex.prepare(flipped).problems)
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[:3, :3, :3] = 1
+    corner = save(tmp_path / "mask.nii.gz", mask, LAS)
+    rng = np.random.default_rng(0)
+    whole = save(tmp_path / "whole_bold.nii.gz", rng.normal(500, 20, (*SHAPE, 24)), LAS)
+    with pytest.raises(UserInputError, match="does not cover the brain"):
+        sex.prepare(whole, mask=corner)
+
+
+def test_measures_tell_another_kind_of_scan(
+    trained: Trained, sex: LoadedModel, tmp_path: Path
+) -> None:
+    assert sex.prepare(trained.scan(1)).in_range
+    rng = np.random.default_rng(3)
+    noisy = bold(1) + (rng.normal(0, 400, bold(1).shape) * brain()[..., None]).astype(np.int16)
+    scan = sex.prepare(save(tmp_path / "noisy_bold.nii.gz", noisy))
+    assert scan.in_range is False
+    assert "tsnr" in {one.name for one in scan.out_of_range}
+
+
+def test_z_scored_data_lack_what_a_run_wide_scaling_needs(
+    trained: Trained, sex: LoadedModel, tmp_path: Path
+) -> None:
+    values = bold(0).astype(np.float32)
+    z = (values - values.mean(-1, keepdims=True)) / (values.std(-1, keepdims=True) + 1e-6)
+    path = save(tmp_path / "z_bold.nii.gz", z * brain()[..., None])
+    assert not any("z-scored" in str(one) for one in sex.prepare(path).problems)
+    run_wide = sex.with_scaling("znorm_minback")
+    assert any("z-scored" in str(one) for one in run_wide.prepare(path).problems)
+
+
+def test_a_scan_of_the_training_is_told(trained: Trained, sex: LoadedModel) -> None:
+    names = (trained.sex / "splits").rglob("*.txt")
+    text = next(names).read_text().split("val_subjects")[0]
+    number = int(text.split("sub-")[1][:2])
+    scan = sex.prepare(trained.scan(number))
+    assert any("trained on these very values" in str(one) for one in scan.problems)
+    backbone = neuromamba.load(trained.backbone, device="cpu")
+    assert not any("trained" in str(one) for one in backbone.prepare(trained.scan(1)).problems)
+
+
+def test_images_and_arrays(trained: Trained, sex: LoadedModel) -> None:
+    expected = sex.predict(sex.prepare(trained.scan(0))).windows
+    image = nibabel.load(trained.scan(0))
+    assert np.array_equal(sex.predict(sex.prepare(image)).windows, expected)
+    array = sex.prepare(bold(0), tr=2.0, affine=LAS)
+    assert np.array_equal(sex.predict(array).windows, expected)
+    with pytest.raises(UserInputError, match="affine="):
+        sex.prepare(bold(0))
+
+
+def test_the_mask_of_the_user(trained: Trained, sex: LoadedModel, tmp_path: Path) -> None:
+    scan = sex.prepare(trained.scan(0), mask=save_mask(tmp_path / "mask.nii.gz"))
+    assert any("file:mask.nii.gz" in action for action in scan.actions)
+
+
+def test_the_prepared_run_is_removed(trained: Trained, sex: LoadedModel) -> None:
+    with sex.prepare(trained.scan(0)) as scan:
+        folder = scan.windows.paths[0].parent
+        assert folder.is_dir()
+    assert not folder.exists()
+
+
+def test_metadata_without_measures_still_serve(trained: Trained, tmp_path: Path) -> None:
+    """A checkpoint as written before the measures were recorded."""
+    path = trained.sex / "checkpoints" / "best.ckpt"
+    contents = torch.load(path, map_location="cpu", weights_only=True)
+    del contents["neuromamba"]["data"]["inputs"]
+    torch.save(contents, tmp_path / "old.ckpt")
+    model = neuromamba.load(tmp_path / "old.ckpt", device="cpu")
+    scan = model.prepare(trained.scan(0))
+    assert scan.in_range is None
+    assert any("centred" in str(problem) for problem in scan.problems)
+    assert np.isfinite(model.predict(scan).windows).all()
+
+
+# --- load and check -----------------------------------------------------------------------------
+
+
+def test_what_cannot_be_loaded(trained: Trained, tmp_path: Path) -> None:
+    with pytest.raises(UserInputError, match="no file or folder"):
+        neuromamba.load("organisation/name")
+    torch.save({"norm.weight": torch.ones(16)}, tmp_path / "bare.pt")
+    with pytest.raises(UserInputError, match="weights only"):
+        neuromamba.load(tmp_path / "bare.pt")
+    with pytest.raises(UserInputError, match="--device"):
+        neuromamba.load(trained.sex, device="nonsense")
+
+
+def test_check_says_what_would_be_done(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    assert check.main([str(trained.backbone), str(trained.scan(0))]) == 0
+    text = capsys.readouterr().out
+    for part in ("repetition time   2 s", "12 x 12 x 12", "voxelnorm_zeroback", "mask", "lag1"):
+        assert part in text
+    assert check.main([str(trained.sex), str(tmp_path / "gone.nii.gz")]) == 2
+    assert sorted(tmp_path.rglob("*")) == before
+    flawed = save(tmp_path / "tiny_bold.nii.gz", bold(0, frames=2))
+    assert check.main([str(trained.sex), str(flawed)]) == 1
+    assert "refused" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("--tr 2000", "--tr"),
+        ("--mask nowhere.nii.gz", "--mask"),
+        ("--num_workers 0", "--num_workers"),
+    ],
+)
+def test_wrong_flags(
+    trained: Trained, tmp_path: Path, flags: str, named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [str(trained.sex), str(trained.scan(0)), "-o", str(tmp_path / "out"), *flags.split()]
+    assert predict.main(argv) == 2
+    assert capsys.readouterr().err.startswith(f"error: {named}")
+    assert not (tmp_path / "out").exists()
+
+
+# --- embed --------------------------------------------------------------------------------------
+
+
+def test_embeddings_by_window_and_subject(trained: Trained, sex: LoadedModel) -> None:
+    """The pool "mean_sd" of the head is the mean and the deviation side by side."""
+    from neuromamba.fmamba.pooling import mean_sd
+
+    scan = sex.prepare(trained.scan(0))
+    by_window = sex.embed(scan, pool="window")
+    with torch.inference_mode():
+        expected = torch.cat(
+            [
+                mean_sd(sex.backbone.forward_tokens(packed).features, packed, sex.contract.model)
+                for _, packed in sex.batches(scan)
+            ]
+        ).numpy()
+    by_kind = np.concatenate(
+        [
+            by_window.values[[one == kind for one in by_window.index["statistic"]]]
+            for kind in ("mean", "sd")
+        ],
+        axis=1,
+    )
+    assert by_kind == pytest.approx(expected, abs=1e-5)
+    whole = sex.embed(scan)
+    assert whole.values == pytest.approx(expected.reshape(len(expected), 2, -1).mean(0), abs=1e-5)
+    assert whole.index["statistic"] == ["mean", "sd"]
+    assert whole.index["window"] == [None, None]
+
+
+def test_tokens_have_places_and_times(trained: Trained, sex: LoadedModel) -> None:
+    scan = sex.prepare(trained.scan(0))
+    tokens = sex.embed(scan, pool="token", layer=0)
+    index = {name: np.array(values) for name, values in tokens.index.items()}
+    assert set(index["time"]) >= {1.0, 5.0, 17.0}  # centres of 2 frames of 2 s, from frame 0
+    assert np.abs(index["x"]).max() < 100
+    # Patches of 6 voxels of 16 mm about the middle of the grid.
+    assert len(set(index["x"])) == 2
+    assert np.ptp(index["x"]) == pytest.approx(96)
+    assert index["layer"].tolist() == ["embedding"] * len(tokens.values)
+
+
+def test_lag1_is_the_change_from_token_to_token(trained: Trained, sex: LoadedModel) -> None:
+    scan = sex.prepare(trained.scan(0))
+    tokens = sex.embed(scan, pool="token")
+    places = np.column_stack([tokens.index[name] for name in ("window", "x", "y", "z")])
+    time = np.array(tokens.index["time"])
+    found = []
+    for place in np.unique(places[places[:, 0] == 0], axis=0):
+        here = np.flatnonzero((places == place).all(axis=1))
+        here = here[np.argsort(time[here])]
+        change = np.diff(tokens.values[here].astype(np.float64), axis=0)
+        found.append(np.sqrt(np.square(change).mean(axis=0)))
+    embedded = sex.embed(scan, pool="window", statistics=["lag1"])
+    assert embedded.values[0] == pytest.approx(np.mean(found, axis=0), abs=1e-5)
+
+
+def test_regions_of_an_atlas(trained: Trained, sex: LoadedModel, tmp_path: Path) -> None:
+    labels = np.zeros(SHAPE, np.int16)
+    labels[: SHAPE[0] // 2] = 3  # LAS: low x is the right side
+    labels[SHAPE[0] // 2 :] = 7
+    atlas = save(tmp_path / "halves.nii.gz", labels, LAS)
+    (tmp_path / "halves.csv").write_text("index,name\n3,right\n7,left\n")
+    scan = sex.prepare(trained.scan(0))
+    found = sex.embed(scan, pool="region", atlas=atlas, statistics=["mean"])
+    assert found.index["region"] == ["right", "left"]
+    tokens = sex.embed(scan, pool="token")
+    x = np.array(tokens.index["x"])
+    for row, side in enumerate((x > 0, x < 0)):
+        assert found.values[row] == pytest.approx(tokens.values[side].mean(axis=0), abs=1e-5)
+    coarse = sex.embed(scan, pool="region")
+    assert set(coarse.index["region"]) <= {f"{i}-{j}-{k}" for i in "01" for j in "01" for k in "01"}
+
+
+def test_embed_writes_parquet_and_a_page(trained: Trained, tmp_path: Path) -> None:
+    import pandas
+
+    out = tmp_path / "out"
+    argv = [
+        str(trained.backbone),
+        str(trained.nifti),
+        "-o",
+        str(out),
+        "--statistics",
+        "mean",
+        "lag1",
+    ]
+    labels = ["--labels", str(trained.nifti / "participants.csv"), "--label_column", "sex"]
+    assert embed.main([*argv, *labels]) == 0
+    table = pandas.read_parquet(out / "embeddings.parquet")
+    assert list(table.columns) == [
+        *("scan", "subject", "session", "run", "window", "region", "statistic", "layer"),
+        *(f"f{i}" for i in range(16)),
+    ]
+    assert len(table) == 20
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "Map of the scans" in page
+    assert "Not defined" in page  # five subjects a class are too few for probes
+    before = (out / "embeddings.parquet").read_bytes()
+    assert embed.main([*argv, "--no-report"]) == 0  # all are finished
+    assert (out / "embeddings.parquet").read_bytes() == before
+
+
+def test_layers_by_number(trained: Trained, sex: LoadedModel) -> None:
+    scan = sex.prepare(trained.scan(0))
+    assert sex.embed(scan, layer=-1).layer == "features"
+    assert sex.embed(scan, layer=-2).layer == sex.embed(scan, layer=1).layer == "block 1"
+    with pytest.raises(UserInputError, match="--layer"):
+        sex.embed(scan, layer=3)
+    with pytest.raises(UserInputError, match="--atlas"):
+        sex.embed(scan, atlas="Schaefer400")
+
+
+def test_a_moved_run_folder_is_still_a_model(trained: Trained, tmp_path: Path) -> None:
+    """Nothing of the data is needed: neither the store nor its path."""
+    shutil.copytree(trained.sex, tmp_path / "moved")
+    model = neuromamba.load(tmp_path / "moved", device="cpu")
+    assert np.isfinite(model.predict(model.prepare(trained.scan(0))).windows).all()

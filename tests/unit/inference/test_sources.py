@@ -1,0 +1,55 @@
+"""Which scans files and folders stand for, and what they are called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from neuromamba.common.errors import UserInputError
+from neuromamba.inference.sources import find_scans, source_of_file
+from tests.helpers.scans import save, save_mask, scan, write_json
+
+NAME = "sub-01_ses-2_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz"
+
+
+def test_a_bids_file_brings_mask_and_json(tmp_path: Path) -> None:
+    folder = tmp_path / "sub-01" / "ses-2" / "func"
+    path = save(folder / NAME, scan(frames=4))
+    mask = save_mask(folder / NAME.replace("preproc_bold", "brain_mask"))
+    write_json(tmp_path / "dataset_description.json", {})
+    inherited = write_json(tmp_path / "task-rest_bold.json", {"RepetitionTime": 1.5})
+    source = source_of_file(path)
+    assert (source.subject, source.session, source.task) == ("sub-01", "2", "rest")
+    assert source.space == "MNI152NLin6Asym"
+    assert source.mask == mask
+    assert source.sidecar is not None
+    assert source.sidecar.samefile(inherited)
+
+
+def test_files_of_one_name_in_two_folders_are_two_scans(tmp_path: Path) -> None:
+    paths = [save(tmp_path / name / "run1.nii.gz", scan(frames=4)) for name in ("a", "b")]
+    scans, _ = find_scans([*paths, paths[0]])
+    assert [one.name for one in scans] == ["run1", "run1_2"]  # the third is the first again
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("gone.nii.gz", "no such file"),
+        ("table.csv", "expected a 4D NIfTI file"),
+        ("run_Atlas.dtseries.nii", "CIFTI"),
+        ("mesh.func.gii", "surface"),
+    ],
+)
+def test_what_is_no_volume_has_a_reason(tmp_path: Path, name: str, reason: str) -> None:
+    if "gone" not in name:
+        (tmp_path / name).write_text("x")
+    (one,), _ = find_scans([tmp_path / name])
+    assert reason in one.error
+    assert str(tmp_path / name) in one.error
+
+
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserInputError, match=r"no \*.nii"):
+        find_scans([tmp_path])
