@@ -14,6 +14,7 @@ from neuromamba.inference.model import TrainedModel
 from neuromamba.inference.predict import Prediction, predict_scan
 from neuromamba.inference.prepare import prepare_scan
 from neuromamba.inference.prepared import PreparedScan
+from neuromamba.inference.rollout import Rollout, rollout_scan
 from neuromamba.inference.sources import ScanFile, find_scans
 
 
@@ -70,3 +71,7 @@ class LoadedModel(TrainedModel):
     def embed(self, scan: PreparedScan, **options: Any) -> Embedding:
         """Embed a prepared scan; see ``embed.embed_scan``."""
         return embed_scan(self, scan, **options)
+
+    def rollout(self, scan: PreparedScan, frames: int, **options: Any) -> Rollout:
+        """Generate the frames after the first of a prepared scan; see ``rollout.rollout_scan``."""
+        return rollout_scan(self, scan, frames=frames, **options)

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.config.data import DataConfig
+from neuromamba.config.serialise import from_dict
 from neuromamba.config.training import PretrainConfig
 from neuromamba.data.store.header import RunHeader
 from neuromamba.data.store.reader import RunFile
@@ -38,6 +39,8 @@ from neuromamba.fmamba.rollout import (
     refuse_unless_generative,
 )
 from neuromamba.inference.frame_scaling import FrameScaling, frame_scaling
+from neuromamba.inference.model import TrainedModel
+from neuromamba.inference.prepared import PreparedScan
 
 MODEL, PERSISTENCE, MEAN, RUN_MEAN = "model", "persistence", "mean", "run_mean"
 BASELINES = (PERSISTENCE, MEAN, RUN_MEAN)
@@ -232,3 +235,56 @@ def rollout_run(
         first_window=backbone.config.img_size[3] - count,
         objective=objective.description,
     )
+
+
+def rollout_scan(
+    model: TrainedModel,
+    scan: PreparedScan,
+    *,
+    frames: int,
+    prompt: int | None = None,
+    statistics: str = "prompt",
+) -> Rollout:
+    """Generate the frames after the first ones of a prepared scan.
+
+    Args:
+        model: pre-trained to predict later tokens.
+        scan: from ``prepare``. Frames that were mirrored to fill its window are not true ones.
+        frames, prompt, statistics: as in ``rollout_run``.
+
+    Raises:
+        UserInputError: as ``rollout_run``.
+    """
+    return rollout_run(
+        model.backbone,
+        objective_of(model),
+        model.contract.data,
+        scan.windows.path(0),
+        frames=frames,
+        prompt=prompt,
+        statistics=statistics,
+        available=scan.header.n_frames - scan.mirrored,
+    )
+
+
+def objective_of(model: TrainedModel) -> PretrainConfig | None:
+    """What a model was pre-trained for; None for a model of a downstream task."""
+    found = model.contents.metadata.get("pretrain")
+    return None if found is None else from_dict(PretrainConfig, found, str(model.path))
+
+
+def doubts_of(scan: PreparedScan) -> list[str]:
+    """What makes a rollout of a scan less than a test of its model, with remedies."""
+    found = []
+    if scan.trained_on:
+        found.append(
+            "The model was trained on this very scan, so this is no test of what it can predict. "
+            "Judge it by scans that it has not seen."
+        )
+    if scan.resampled:
+        found.append(
+            "The scan was resampled in time by a filter that looks ahead, so the end of the prompt "
+            "holds something of the frames after it. Judge the model by scans with the training's "
+            "repetition time."
+        )
+    return found
