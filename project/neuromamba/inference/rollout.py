@@ -193,6 +193,12 @@ def rollout_run(
         raise UserInputError(f"--frames: got {frames}, expected 1 or more.")
     file = RunFile(path)
     header, voxels = file.header, np.array(file.vox)
+    if tuple(header.grid) != tuple(backbone.config.img_size[:3]):
+        found, expected = (" x ".join(map(str, g)) for g in (header.grid, data.grid))
+        raise UserInputError(
+            f"rollout: {header.label} lies on a grid of {found} voxels, and the model expects "
+            f"{expected}. Prepare the scan with this model (model.prepare)."
+        )
     stride = data.stride_within_seq
     there = np.arange(0, header.n_frames if available is None else available, stride)
 

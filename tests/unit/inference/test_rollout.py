@@ -199,6 +199,10 @@ def test_refusals(run: Path) -> None:
         ({"data": data(shuffle_time_sequence=True)}, "random order"),
         ({"statistics": "window"}, "--statistics"),
         (
+            {"model": model(img_size=(12, 12, 6, 6)), "data": data(grid=(12, 12, 6))},
+            "12 x 12 x 12 voxels, .* expects 12 x 12 x 6",
+        ),
+        (
             {"prompt": 1, "data": data(input_scaling_method="demean_zeroback")},
             "--statistics run",
         ),
