@@ -77,12 +77,12 @@ def run(argv: Sequence[str]) -> int:
     with model.prepare(args.bold[0], tr=args.tr, mask=args.mask, strict=args.strict) as scan:
         found = model.rollout(scan, args.frames, prompt=args.prompt, statistics=args.statistics)
         folder = Path(args.output)
-        doubts = [*doubts_of(scan), *map(str, scan.problems)]
+        warnings, doubts = doubts_of(scan), [str(problem) for problem in scan.problems]
         # The scaling is the rollout's own.
         actions = [action for action in scan.actions if not action.startswith("intensities")]
         prepared = scan.record() | {"actions": actions}
         write_rollout(
-            found, folder, {"model": str(model.path), "doubts": doubts, "prepared": prepared}
+            found, folder, {"model": str(model.path), "doubts": warnings, "prepared": prepared}
         )
         if args.report:
             from neuromamba.reports.rollout_page import write_rollout_page
@@ -96,6 +96,7 @@ def run(argv: Sequence[str]) -> int:
                     ("done to the scan", "; ".join(actions)),
                     *((f"expected {name}", text) for name, text in model.contract.describe()),
                 ],
+                warnings=warnings,
                 doubts=doubts,
                 command=shlex.join(["neuromamba", "rollout", *argv]),
             )

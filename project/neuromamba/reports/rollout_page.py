@@ -23,6 +23,7 @@ def write_rollout_page(
     scan: str,
     model: str,
     facts: Sequence[tuple[str, str]],
+    warnings: Sequence[str],
     doubts: Sequence[str],
     command: str,
 ) -> Path:
@@ -33,6 +34,7 @@ def write_rollout_page(
         folder: that ``write_rollout`` has written.
         scan, model: as the reader knows them.
         facts: name and value, of the scan's preparation and of what the model expects.
+        warnings: why the errors say less than they seem to; shown at the top.
         doubts: about the scan, each with its remedy.
         command: for the end of the page.
 
@@ -58,7 +60,7 @@ def write_rollout_page(
                 _verdict(found),
             ),
             sections,
-            notice=_notice(found),
+            notice=" ".join([*warnings, *_notices(found)]),
         )
         path = folder / PAGE
         write_text_atomically(path, render(page))
@@ -95,7 +97,7 @@ def _baselines(found: Rollout) -> str:
     return names + (", the mean of the run" if found.scaling.statistics == "run" else "")
 
 
-def _notice(found: Rollout) -> str:
+def _notices(found: Rollout) -> list[str]:
     texts = []
     if len(found.predicted) > found.first_window:
         texts.append(
@@ -108,7 +110,7 @@ def _notice(found: Rollout) -> str:
             "The scaling used statistics of the whole run (--statistics run): they hold something "
             "of the frames that were to be predicted, so this is no prediction of the future."
         )
-    return " ".join(texts)
+    return texts
 
 
 def _errors(found: Rollout, folder: Path) -> Section:
