@@ -8,6 +8,7 @@ from typing import Any
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.inference.embed import Embedding, embed_scan
+from neuromamba.inference.explain import ExplainOptions, Explanation, explain_scan
 from neuromamba.inference.images import scan_of_image
 from neuromamba.inference.many import Outcome, predict_many
 from neuromamba.inference.model import TrainedModel
@@ -71,6 +72,15 @@ class LoadedModel(TrainedModel):
     def embed(self, scan: PreparedScan, **options: Any) -> Embedding:
         """Embed a prepared scan; see ``embed.embed_scan``."""
         return embed_scan(self, scan, **options)
+
+    def explain(self, scan: PreparedScan, **options: Any) -> Explanation:
+        """Explain the prediction of a prepared scan.
+
+        Args:
+            scan: prepared.
+            options: fields of ``explain.ExplainOptions``: method, target, steps ...
+        """
+        return explain_scan(self, scan, ExplainOptions(**options))
 
     def rollout(self, scan: PreparedScan, frames: int, **options: Any) -> Rollout:
         """Generate the frames after the first of a prepared scan; see ``rollout.rollout_scan``."""

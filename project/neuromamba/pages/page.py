@@ -25,6 +25,16 @@ class Link(NamedTuple):
         return self.text
 
 
+class FileLink(NamedTuple):
+    """A cell that leads to a file beside the page, by its name."""
+
+    text: str
+    href: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
 @dataclass(frozen=True)
 class Table:
     """A table of texts.
@@ -38,7 +48,7 @@ class Table:
         strong: number of the row to emphasise, or -1.
     """
 
-    rows: Sequence[Sequence[str | Link]]
+    rows: Sequence[Sequence[str | Link | FileLink]]
     header: Sequence[str] = ()
     title: str = ""
     note: str = ""

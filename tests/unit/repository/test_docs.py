@@ -37,6 +37,7 @@ from neuromamba.commands import (
     reproduce,
 )
 from neuromamba.commands import embed as embed_command
+from neuromamba.commands import explain as explain_command
 from neuromamba.commands import plan as plan_command
 from neuromamba.commands import predict as predict_command
 from neuromamba.commands import (
@@ -256,6 +257,7 @@ PARSERS: dict[str, Parse] = {
     "check": lambda words: model_parser("check", "", output=False).parse_args(words),
     "predict": lambda words: predict_command.build_parser().parse_args(words),
     "embed": lambda words: embed_command.build_parser().parse_args(words),
+    "explain": lambda words: explain_command.build_parser().parse_args(words),
     "rollout": lambda words: rollout_command.build_parser().parse_args(words),
     "quality": lambda words: quality.build_parser().parse_args(words),
     "export": lambda words: export_parser().parse_args(words),
@@ -417,6 +419,7 @@ def known_flags() -> set[str]:
         quality.build_parser(),
         predict_command.build_parser(),
         embed_command.build_parser(),
+        explain_command.build_parser(),
         rollout_command.build_parser(),
         report.build_parser(),
         label_efficiency.build_parser(),
