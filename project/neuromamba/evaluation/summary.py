@@ -134,16 +134,10 @@ def _threshold(validation: SubjectScores | None, test: SubjectScores) -> float:
 def _at(test: SubjectScores, threshold: float, seed: int) -> dict[str, Interval]:
     """Accuracy and balanced accuracy of decisions at a threshold."""
     hit = (test.score[:, 1] >= threshold) == (test.target == 1)
-
-    def balanced(chosen: np.ndarray) -> float:
-        of_class = [hit[chosen][test.target[chosen] == label] for label in (0, 1)]
-        return float(np.mean([hits.mean() for hits in of_class if len(hits)]))
-
-    statistics = {
-        "accuracy": lambda chosen: float(hit[chosen].mean()),
-        "balanced_accuracy": balanced,
+    return {
+        "accuracy": test.proportion(hit, seed),
+        "balanced_accuracy": test.mean_recall(hit, seed),
     }
-    return {name: test.bootstrap(statistic, seed) for name, statistic in statistics.items()}
 
 
 def subject_header(scores: SubjectScores) -> list[str]:

@@ -28,17 +28,25 @@ from neuromamba.pages.tables import metric_label
 CURVES = 4  # of one figure: as many as colours and line styles keep apart
 
 
-def verdict(name: str, metric: str, differences: Mapping[str, Interval]) -> list[str]:
+def verdict(
+    name: str, metric: str, differences: Mapping[str, Interval], *, decisive: bool = True
+) -> list[str]:
     """State which models another one beats, by the paired intervals.
 
     Args:
         name: of the model.
         metric: name in ``evaluation.metrics``.
         differences: other model -> the model's metric less that of the other.
+        decisive: there are subjects enough to decide (``evidence.decisive``).
 
     Returns:
         One sentence; none without other models.
     """
+    if differences and not decisive:
+        return [
+            f"There are too few held-out subjects to say whether {name} is better or worse than "
+            f"{_listed(list(differences))}."
+        ]
     found = defaultdict(list)
     for other, difference in differences.items():
         if not np.isfinite([difference.low, difference.high]).all():

@@ -24,6 +24,7 @@ from neuromamba.evaluation.subject_keys import subject_key
 from neuromamba.fmamba.baselines import Baseline
 from neuromamba.fmamba.flop_formula import window_flops
 from neuromamba.fmamba.run_folder import RunFolder
+from neuromamba.pages.evidence import decisive
 from neuromamba.pages.figures import save_figure
 from neuromamba.pages.page import Link, Page, Picture, Section, Table
 from neuromamba.pages.score_sections import (
@@ -179,7 +180,7 @@ def _results(
     text += [f"{one.name}: {one.text}" for one in baselines]
     metric = first.main_metric
     differences = {one.name: first.difference(one.scores, metric) for one in baselines}
-    text += verdict(run_name(runs[0]), metric, differences)
+    text += verdict(run_name(runs[0]), metric, differences, decisive=decisive(first))
     return Section("Results on held-out subjects", text, tables)
 
 
