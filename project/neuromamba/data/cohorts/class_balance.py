@@ -1,7 +1,7 @@
 """Classes in every part of a split: without both, AUROC has no value, nor can one be chosen by it.
 
 A new draw whose parts would lack a class is replaced by one stratified by the target. Splits that a
-store already has stay as they are; a part that lacks a class is then named in a warning.
+store already has stay as they are; ``RunData`` warns of a part that lacks a class.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from neuromamba.config.data import DataConfig
 from neuromamba.config.training import DownstreamConfig
 from neuromamba.data.cohorts.split_files import split_stem
-from neuromamba.data.cohorts.splits import Grouping, Split, absent_classes, draw_split
+from neuromamba.data.cohorts.splits import Grouping, absent_classes, draw_split
 
 logger = logging.getLogger(__name__)
 
@@ -51,21 +51,6 @@ def with_all_classes(
         task.task,
     )
     return replace(grouping, target=task.task, classes=classes)
-
-
-def warn_absent_classes(
-    split: Split, classes: Mapping[str, int], task: DownstreamConfig, image_path: str | Path
-) -> None:
-    """Warn of a part that lacks a class, so that its AUROC is not defined."""
-    absent = absent_classes(split, classes)
-    if absent:
-        logger.warning(
-            "warning: %s: %s, so that AUROC is not defined there. Use another "
-            "--dataset_split_num, which is drawn with all classes in all parts where there are "
-            "subjects enough, or add subjects.",
-            image_path,
-            _said(absent, task),
-        )
 
 
 def _said(absent: Mapping[str, set[int]], task: DownstreamConfig) -> str:

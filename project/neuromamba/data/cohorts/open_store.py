@@ -12,7 +12,7 @@ import numpy as np
 from neuromamba.common.errors import UserInputError
 from neuromamba.config.data import DataConfig
 from neuromamba.config.training import DownstreamConfig
-from neuromamba.data.cohorts.class_balance import warn_absent_classes, with_all_classes
+from neuromamba.data.cohorts.class_balance import with_all_classes
 from neuromamba.data.cohorts.cohort_store import Store, split_unit_name
 from neuromamba.data.cohorts.events import LabelledEvent, label_runs
 from neuromamba.data.cohorts.grouping import matched_split, read_grouping
@@ -72,8 +72,6 @@ def open_store(
         grouping=grouping,
         write=write_split,
     ).restricted_to(admitted)
-    if classified is not None and classes:
-        warn_absent_classes(split, classes, classified, image_path)
     store = Store(dataset, Path(image_path), tuple(paths), tuple(headers), grouping, split)
     return store if task is None else _with_targets(store, cohort, config, task, labels)
 
