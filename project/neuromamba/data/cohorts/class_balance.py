@@ -7,6 +7,7 @@ store already has stay as they are; ``RunData`` warns of a part that lacks a cla
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 from neuromamba.config.data import DataConfig
 from neuromamba.config.training import DownstreamConfig
 from neuromamba.data.cohorts.split_files import split_stem
-from neuromamba.data.cohorts.splits import Grouping, absent_classes, draw_split
+from neuromamba.data.cohorts.splits import PARTS, Grouping, absent_classes, draw_split
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +42,11 @@ def with_all_classes(
     if (Path(image_path) / "splits" / f"{stem}.txt").exists():
         return grouping
     drawn = (config.dataset_split_num, config.train_split, config.val_split)
-    absent = absent_classes(draw_split(names, *drawn, grouping), classes)
-    if not absent:
-        return grouping
+    split = draw_split(names, *drawn, grouping)
+    absent = absent_classes(split, classes)
+    parts = sum(bool(getattr(split, part)) for part in PARTS)
+    if not absent or min(Counter(classes.values()).values()) < parts:
+        return grouping  # a class too rare to be in all parts
     logger.warning(
         "warning: --dataset_split_num %d: %s; the split is drawn stratified by %s instead",
         config.dataset_split_num,

@@ -161,14 +161,21 @@ def draw_split(
         )
     ordered = sorted(set(subjects))
     fractions = (train_fraction, val_fraction, 1 - train_fraction - val_fraction)
-    n_train, n_val, _ = _sizes(len(ordered), fractions)
+    _sizes(len(ordered), fractions)  # refuses what cannot be filled
     if grouping.classes:
         return _draw_with_classes(ordered, split_num, fractions, grouping)
+    return _draw_once(ordered, [split_num], fractions, grouping)
+
+
+def _draw_once(
+    names: Sequence[str], seed: Sequence[int], fractions: Sequence[float], grouping: Grouping
+) -> Split:
     if grouping.family or grouping.stratum:
-        return _draw_grouped(ordered, [split_num], fractions, grouping)
-    order = np.random.default_rng([split_num]).permutation(len(ordered))
-    shuffled = [ordered[i] for i in order]
-    ends = (0, n_train, n_train + n_val, len(ordered))
+        return _draw_grouped(names, seed, fractions, grouping)
+    n_train, n_val, _ = _sizes(len(names), fractions)
+    order = np.random.default_rng(seed).permutation(len(names))
+    shuffled = [names[i] for i in order]
+    ends = (0, n_train, n_train + n_val, len(names))
     return Split(*(tuple(sorted(shuffled[a:b])) for a, b in pairwise(ends)))
 
 
@@ -187,23 +194,23 @@ def _draw_with_classes(
 ) -> Split:
     """A draw stratified by class; where a part still lacks one, the first of many that does not.
 
-    Where a class is too rare for every part, the stratified draw is returned.
+    Where none of them has all classes in all parts, the draw without classes is returned.
     """
     by_class = {
         name: f"{grouping.classes.get(name, '')} / {grouping.stratum.get(name, '')}"
         for name in names
     }
     stratified = replace(grouping, stratum=by_class)
-    first = _draw_grouped(names, [split_num], fractions, stratified)
-    rarest = min(Counter(grouping.classes.values()).values(), default=0)
-    parts = sum(fraction > 1e-9 for fraction in fractions)
-    if not absent_classes(first, grouping.classes) or rarest < parts:
-        return first
-    for attempt in range(1, _MOST_DRAWS + 1):
-        found = _draw_grouped(names, [split_num, attempt], fractions, grouping)
+    tries = [([split_num], stratified)]
+    tries += [([split_num, attempt], grouping) for attempt in range(1, _MOST_DRAWS + 1)]
+    for seed, way in tries:
+        try:
+            found = _draw_once(names, seed, fractions, way)
+        except UserInputError:  # families or strata of this order leave a part empty
+            continue
         if not absent_classes(found, grouping.classes):
             return found
-    return first
+    return _draw_once(names, [split_num], fractions, grouping)
 
 
 def _draw_grouped(

@@ -122,7 +122,18 @@ def test_families_stay_whole() -> None:
         assert not {family[n] for n in part} & {family[n] for n in set(split.subjects) - set(part)}
 
 
-def test_a_class_too_rare_for_every_part_is_drawn_all_the_same() -> None:
+def test_a_class_too_rare_for_every_part_is_drawn_as_before() -> None:
     classes = {f"s{i:03d}": int(i < 2) for i in range(30)}
     split = draw_split(classes, 1, 0.8, 0.1, Grouping(target="sex", classes=classes))
-    assert set(split.subjects) == set(classes) and absent_classes(split, classes)
+    assert split == draw_split(classes, 1, 0.8, 0.1) and absent_classes(split, classes)
+
+
+@pytest.mark.parametrize("subjects", [6, 7, 9])
+def test_few_subjects_fill_every_part(subjects: int) -> None:
+    """A stratified draw of six may leave a part empty; then another one is found."""
+    classes = {f"s{i}": i % 2 for i in range(subjects)}
+    for number in range(8):
+        split = draw_split(classes, number, 0.5, 0.25, Grouping(target="sex", classes=classes))
+        assert split.train and split.val and split.test
+        if subjects > 8:
+            assert not absent_classes(split, classes)
