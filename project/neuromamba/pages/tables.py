@@ -37,9 +37,11 @@ PACKAGES = (
 )
 
 
-def metric_label(name: str) -> str:
-    """A metric's name in tables; of one without an entry, its own name: Sensitivity."""
-    return _LABELS.get(name, name.replace("_", " ").capitalize())
+def metric_label(name: str, unit: str = "") -> str:
+    """A metric's name in tables, with its unit; of one without an entry, its own: Sensitivity."""
+    label = _LABELS.get(name, name.replace("_", " ").capitalize())
+    power = {"mae": "", "mse": "²"}.get(name)
+    return label if not unit or power is None else f"{label} ({unit}{power})"
 
 
 def metrics_table(
@@ -52,6 +54,7 @@ def metrics_table(
     units: str = "held-out subjects",
     title: str = "",
     explained: bool = True,
+    unit: str = "",
 ) -> Table:
     """Metrics of a model (first) and of others, with intervals and paired differences.
 
@@ -64,6 +67,7 @@ def metrics_table(
         units: what is counted.
         title: of the table.
         explained: whether the note says what the brackets are; once is enough for several tables.
+        unit: of the values of a regression.
 
     Raises:
         UserInputError: the entries were not scored on the same subjects with the same targets.
@@ -84,7 +88,11 @@ def metrics_table(
     note = " ".join((f"{len(first.target)} {units}{what}.", *evidence(scores, class_names)))
     return Table(
         rows,
-        ("", *(metric_label(name) for name in names), f"{metric_label(main)}: first less this"),
+        (
+            "",
+            *(metric_label(name, unit) for name in names),
+            f"{metric_label(main)}: first less this",
+        ),
         title,
         note=f"{note} {interval_note(drawn, classes=bool(class_names))}" if explained else note,
         numbers=range(1, len(names) + 2),
