@@ -103,7 +103,12 @@ def write_model_files(
             "seed": seed,
             "code_version": code_version(),
         }
-        state = load_file(place / WEIGHTS)
+        try:
+            weights = classifier.load(place).state_dict()
+        except UserInputError as error:  # results are complete without them
+            print(f"note: no {MODEL} of seed {seed}: {error}")
+            continue
+        state = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
         text = json.dumps(json.loads(json.dumps(metadata)))
         with atomic_path(place / MODEL) as temporary:
             temporary.write_bytes(save(state, {"format": "pt", METADATA_KEY: text}))
