@@ -15,6 +15,7 @@ from neuromamba.inference.model import TrainedModel
 from neuromamba.inference.predict import Prediction, predict_scan
 from neuromamba.inference.prepare import prepare_scan
 from neuromamba.inference.prepared import PreparedScan
+from neuromamba.inference.rollout import Rollout, rollout_scan
 from neuromamba.inference.sources import ScanFile, find_scans
 
 
@@ -80,3 +81,7 @@ class LoadedModel(TrainedModel):
             options: fields of ``explain.ExplainOptions``: method, target, steps ...
         """
         return explain_scan(self, scan, ExplainOptions(**options))
+
+    def rollout(self, scan: PreparedScan, frames: int, **options: Any) -> Rollout:
+        """Generate the frames after the first of a prepared scan; see ``rollout.rollout_scan``."""
+        return rollout_scan(self, scan, frames=frames, **options)

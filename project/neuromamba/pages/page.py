@@ -59,7 +59,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file with its caption; ``alt`` says in words what it shows.
+    """A PNG or GIF file with its caption; ``alt`` says in words what it shows.
 
     A ``wide`` one is scrolled on a narrow screen instead of shrunk until it cannot be read. Links
     lead to an ``anchor``.
@@ -74,7 +74,8 @@ class Picture:
     @property
     def data_uri(self) -> str:
         """The file as a ``data:`` address."""
-        return f"data:image/png;base64,{base64.b64encode(self.path.read_bytes()).decode()}"
+        kind = self.path.suffix.lower().removeprefix(".")
+        return f"data:image/{kind};base64,{base64.b64encode(self.path.read_bytes()).decode()}"
 
 
 @dataclass(frozen=True)

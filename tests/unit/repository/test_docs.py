@@ -48,6 +48,7 @@ from neuromamba.commands import (
 )
 from neuromamba.commands import regions_extract as roi
 from neuromamba.commands import regions_train as tester
+from neuromamba.commands import rollout as rollout_command
 from neuromamba.commands import synthetic as synthetic_command
 from neuromamba.commands import train as entry
 from neuromamba.commands.export import export_parser
@@ -257,6 +258,7 @@ PARSERS: dict[str, Parse] = {
     "predict": lambda words: predict_command.build_parser().parse_args(words),
     "embed": lambda words: embed_command.build_parser().parse_args(words),
     "explain": lambda words: explain_command.build_parser().parse_args(words),
+    "rollout": lambda words: rollout_command.build_parser().parse_args(words),
     "quality": lambda words: quality.build_parser().parse_args(words),
     "export": lambda words: export_parser().parse_args(words),
     "demo": lambda words: demo.build_parser().parse_args(words),
@@ -418,6 +420,7 @@ def known_flags() -> set[str]:
         predict_command.build_parser(),
         embed_command.build_parser(),
         explain_command.build_parser(),
+        rollout_command.build_parser(),
         report.build_parser(),
         label_efficiency.build_parser(),
         reproduce.build_parser(),
@@ -470,6 +473,7 @@ def placeholders(tmp_path_factory: pytest.TempPathFactory, trained: Trained) -> 
         "/path/to/3M_E192.pt": released,
         "/path/to/store": store,
         "output/demo/finetune": trained.sex,
+        "output/demo/pretrain": trained.backbone,
         "output/demo/nifti/sub-0001_task-rest_bold.nii.gz": trained.scan(1),
     }
 
