@@ -111,8 +111,8 @@ def _notice(answered: Sequence[Mapping[str, Any]]) -> str:
         return ""
     return (
         f"{alike} of {len(answered)} maps resemble those of a model with random weights (rank "
-        f"correlation, with or without signs, above {_ALIKE:g} or below -{_ALIKE:g}): they show the "
-        f"input or the architecture, and little of what the model has learned."
+        f"correlation, with or without signs, above {_ALIKE:g} or below -{_ALIKE:g}): they show "
+        f"the input or the architecture, and little of what the model has learned."
     )
 
 
