@@ -319,7 +319,7 @@ _MASK = "choose the mask with --mask"
 _NATIVE = "--space native"
 BAD_INPUTS = (
     BadInput("truncated.nii.gz", truncated, "truncated or corrupt", _AGAIN),
-    BadInput("start_x.nii.gz", start_only, "not a NIfTI image", _AGAIN),
+    BadInput("start_x.nii.gz", start_only, "truncated or corrupt", _AGAIN),
     BadInput("bit.nii.gz", flipped_bit, "truncated or corrupt", _AGAIN),
     BadInput("checksum.nii.gz", flipped_checksum, "truncated or corrupt", _AGAIN),
     BadInput("notpacked.nii.gz", not_packed, "not compressed, though", "Rename it"),

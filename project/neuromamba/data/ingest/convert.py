@@ -15,6 +15,7 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.data.ingest.brain_grid import (
     Placement,
     choose_mask,
+    implausible_volume,
     place,
     resample,
     resampled_grid,
@@ -99,6 +100,9 @@ def _convert(source: Source, output: Path, options: ConversionOptions) -> Outcom
     shape, affine = run.las_shape, run.las_affine
     if mask_source == "computed_epi" and mask.mean() < _SMALL_MASK:
         notes.append(f"the computed mask covers only {mask.mean():.1%} of the volume; check it")
+    doubt = implausible_volume(mask, affine, mask_source)
+    if doubt and plan.space != "native":
+        notes.append(doubt)
     offset, resampled = options.crop_offset, options.resample is not None
     if options.resample is not None:
         shape, affine = resampled_grid(shape, affine, options.resample)
