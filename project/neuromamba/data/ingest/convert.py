@@ -21,7 +21,7 @@ from neuromamba.data.ingest.brain_grid import (
     resampled_grid,
 )
 from neuromamba.data.ingest.nifti import NiftiRun, file_sha256
-from neuromamba.data.ingest.options import ConversionOptions
+from neuromamba.data.ingest.options import ConversionOptions, options_for
 from neuromamba.data.ingest.preflight import plan_run
 from neuromamba.data.ingest.sources import Source
 from neuromamba.data.ingest.space import whole_voxel_offset
@@ -86,6 +86,7 @@ def attempt(
 
 
 def _convert(source: Source, output: Path, options: ConversionOptions) -> Outcome:
+    options = options_for(source, options)
     plan = plan_run(source, options)
     run, notes = plan.run, list(plan.notes)
     digest = plan.digest(options)

@@ -10,14 +10,15 @@ import io
 import zlib
 from typing import Any, BinaryIO
 
+errors: list[type[Exception]] = [zlib.error]
+_decompressor: Any = zlib.decompressobj
 try:
     from isal import isal_zlib
-
-    _decompressor: Any = isal_zlib.decompressobj  # about 2.5 times the speed of zlib
-    errors: tuple[type[Exception], ...] = (zlib.error, isal_zlib.error)
 except ImportError:
-    _decompressor = zlib.decompressobj
-    errors = (zlib.error,)
+    pass
+else:
+    _decompressor = isal_zlib.decompressobj  # about 2.5 times the speed of zlib
+    errors.append(isal_zlib.error)  # type: ignore[arg-type]
 
 START = b"\x1f\x8b"
 _WITH_GZIP_HEADER = 31  # window bits of zlib
