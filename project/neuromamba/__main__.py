@@ -40,6 +40,8 @@ COMMANDS: Mapping[str, Mapping[str, Command]] = {
         "check": Command("check", "say whether scans fit a trained model"),
         "predict": Command("predict", "predict of scans with a trained model"),
         "embed": Command("embed", "embed scans with a trained model or backbone"),
+        "explain": Command("explain", "map which voxels a prediction rests on"),
+        "rollout": Command("rollout", "generate the future frames of a scan"),
     },
     "judge and understand": {
         "label-efficiency": Command(

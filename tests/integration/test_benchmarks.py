@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 from benchmarks import _measure, _report, backbone, loss_scaling, mixer, scaling
 from neuromamba.common.errors import UserInputError
 from neuromamba.layers.ssd import BACKENDS
+from tests.helpers.clock import OwnClock
 from tests.helpers.paths import ROOT
 
 BOUND = {"32": 1e-5, "bf16": 3e-2}
@@ -79,10 +79,12 @@ def test_every_run_starts_without_gradients() -> None:
 # --- measuring ----------------------------------------------------------------------------------
 
 
-def test_contenders_take_turns_and_each_goes_first() -> None:
+def test_contenders_take_turns_and_each_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
+    clock = OwnClock()
+    monkeypatch.setattr(_measure, "time", clock)
     runs = {
-        name: lambda name=name: (calls.append(name), time.sleep(0.02 if name == "b" else 0))
+        name: lambda name=name: (calls.append(name), clock.sleep(0.02 if name == "b" else 0))
         for name in "abc"
     }
     seconds = _measure.interleaved(runs, repeats=3, warmup=1)
@@ -90,8 +92,8 @@ def test_contenders_take_turns_and_each_goes_first() -> None:
     assert [sorted(order) for order in rounds] == [["a", "b", "c"]] * 4
     assert {order[0] for order in rounds[1:]} == {"a", "b", "c"}
     assert [s["runs"] for s in seconds.values()] == [3, 3, 3]
-    assert 0.02 <= seconds["b"]["min"] <= seconds["b"]["median"] <= seconds["b"]["max"]
-    assert seconds["a"]["median"] < 0.02
+    assert [seconds["b"][name] for name in ("min", "median", "max")] == pytest.approx([0.02] * 3)
+    assert seconds["a"]["max"] == 0
 
 
 def test_rate_of_products() -> None:

@@ -6,7 +6,6 @@ import hashlib
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from neuromamba.data.store.manifest import manifest_row, read_manifest, write_ma
 from neuromamba.data.store.reader import list_runs, read_header
 from neuromamba.data.store.writer import write_run
 from tests.helpers.paths import DATA_SCRIPTS
+from tests.helpers.preloaded import preloaded_python
 from tests.helpers.tiny import write_tiny_run
 
 State = dict[str, tuple[str, int]]
@@ -482,7 +482,7 @@ def test_command_line_with_workers(store: Path) -> None:
     script = str(DATA_SCRIPTS / "check_and_clean_hdf5.py")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, script, "--image_path", "store", "--num_workers", "2"],
+        [preloaded_python(), script, "--image_path", "store", "--num_workers", "2"],
         cwd=store.parent,
         env=environment,
         capture_output=True,

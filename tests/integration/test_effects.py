@@ -27,9 +27,9 @@ def test_a_baseline_sees_its_own_kind_of_effect(
     """Through the public commands, to the sentence in the report."""
     monkeypatch.chdir(tmp_path)
     make = ["--output", "nifti", "--subjects", "80", "--frames", "24", "--effect", effect]
-    assert synthetic_command.main([*make, "--grid", *GRID, "--num_workers", "2"]) == 0
+    assert synthetic_command.main([*make, "--grid", *GRID, "--num_workers", "1"]) == 0
     convert = ["--input", "nifti", "--output", "store", "--img_size", *GRID]
-    assert preprocessing.main([*convert, "--dataset_name", "Dummy", "--num_workers", "2"]) == 0
+    assert preprocessing.main([*convert, "--dataset_name", "Dummy", "--num_workers", "1"]) == 0
     Path("store/metadata").mkdir(exist_ok=True)
     shutil.copy("nifti/participants.csv", "store/metadata")
     flags = (

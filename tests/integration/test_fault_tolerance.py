@@ -186,17 +186,19 @@ def test_max_steps_is_continued(runs: Runs, steps: str, step: int) -> None:
 
 
 def test_seconds_of_all_parts_are_added_up(runs: Runs) -> None:
-    folder, line = runs.new(), f"{NEXT} {LAST} --batch_size 4"
+    folder, line, start = runs.new(), f"{NEXT} {LAST} --batch_size 4", time.monotonic()
     assert runs.go(folder, line, Blow("SIGTERM", 5), ranks=1).statuses == (75,)
     last = folder / "checkpoints" / "last.ckpt"
     checkpoint = torch.load(last, weights_only=True)
-    assert 0 < checkpoint[RUN_KEY]["seconds"] < 60
+    assert 0 < checkpoint[RUN_KEY]["seconds"] < time.monotonic() - start
     checkpoint[RUN_KEY]["seconds"] += 1000
+    before = checkpoint[RUN_KEY]["seconds"]
     torch.save(checkpoint, last)
     for _ in range(2):  # the second time there is nothing left to train
         assert runs.go(folder, line, ranks=1).statuses == (0,)
         found = json.loads((folder / "metrics.json").read_text())
-        assert 1000 < found["train/seconds"] < 1060 and found["train/steps"] == 18
+        assert before < found["train/seconds"] < 1000 + time.monotonic() - start
+        assert found["train/steps"] == 18
 
 
 # ------------------------------------------------------------------ SIGKILL
@@ -390,10 +392,9 @@ def test_all_strategies_pass_over_alike(runs: Runs, blow: Blow) -> None:
     ids=lambda value: getattr(value, "what", None),
 )
 def test_a_rank_that_fails_ends_the_others(runs: Runs, blow: Blow, said: str) -> None:
-    """Soon, with one message, and never by a wait that runs out."""
-    folder, start = runs.new(), time.monotonic()
+    """With one message, and never by a wait that runs out: the nursery waits less than that."""
+    folder = runs.new()
     ended = runs.go(folder, f"{NEXT} {DDP}", blow)
-    assert time.monotonic() - start < 30
     (rank,) = blow.ranks
     expected = {"crash": 1, "SIGKILL": -9}.get(blow.what, 2)
     assert ended.statuses[rank] == expected and ended.statuses[1 - rank] == 2

@@ -15,6 +15,7 @@ import torch
 from benchmarks import gpu_check
 from neuromamba.fmamba.build import load_model_config
 from tests.helpers.paths import ROOT
+from tests.helpers.preloaded import preloaded_python
 
 
 def test_throughput_program(tmp_path: Path) -> None:
@@ -23,7 +24,7 @@ def test_throughput_program(tmp_path: Path) -> None:
     path = tmp_path / "figures.json"
     flags = f"--device cpu --sizes tiny --batches 1 2 --quick --precision 32 --json {path}"
     result = subprocess.run(
-        [sys.executable, "benchmarks/gpu_check.py", *flags.split()],
+        [preloaded_python(), "benchmarks/gpu_check.py", *flags.split()],
         cwd=ROOT,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,

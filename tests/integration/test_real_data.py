@@ -11,6 +11,7 @@ import torch
 from nibabel.loadsave import load
 
 from neuromamba.commands import preprocess as preprocessing
+from neuromamba.commands import rollout
 from neuromamba.commands.train import run
 from neuromamba.config.model import ModelConfig
 from neuromamba.data.store.reader import RunFile, list_runs
@@ -94,6 +95,30 @@ def test_dynamics_of_a_held_out_subject_are_learned_voxel_by_voxel(
     assert metrics["val/dynamic_skill"] > 0.15 and metrics["val/skill"] > 0.1
     metrics = pretrain(gift_store, tmp_path / "run", 4)
     assert metrics["val/anatomy_share"] > 0.999 and metrics["val/dynamic_skill"] < -1
+
+
+@pytest.mark.slow
+def test_frames_of_a_held_out_subject_are_generated(
+    gift_store: Path, shared_data: Path, tmp_path: Path
+) -> None:
+    """From its file, by the public command: as good as the prompt's mean, better than the last."""
+    pretrain(gift_store, tmp_path / "run", 6, VOXELWISE)
+    split = json.loads(next((tmp_path / "run" / "splits").rglob("*.json")).read_text())
+    scan = shared_data / "gift_mni_bold" / f"{split['val'][0]}_lowres.nii"
+    out = tmp_path / "out"
+    command = [str(tmp_path / "run"), str(scan), "-o", str(out), "--frames", "45"]
+    assert rollout.main([*command, "--device", "cpu"]) == 0
+    record = json.loads((out / "rollout.json").read_text())
+    assert record["prompt_frames"] == 10 and record["true_frames"] == 40
+    first = record["first_window"]
+    assert first["frames"] == 10
+    assert first["model"] < 1.1 * first["mean"] and first["model"] < first["persistence"]
+    source, true = load(scan), load(out / "true.nii.gz")
+    values = np.asarray(true.dataobj)  # type: ignore[attr-defined]
+    brain = values[..., 0] != 0
+    expected = np.asarray(source.dataobj)[..., 10:50]  # type: ignore[attr-defined]
+    np.testing.assert_allclose(values[brain], expected[brain], atol=0.5)
+    assert load(out / "predicted.nii.gz").shape == (*brain.shape, 45)  # type: ignore[attr-defined]
 
 
 def test_stored_voxels_are_where_the_file_has_them(gift_store: Path, shared_data: Path) -> None:

@@ -28,6 +28,7 @@ from neuromamba.data.ingest.folder import convert_folder
 from neuromamba.data.store.manifest import read_manifest
 from neuromamba.data.store.reader import RunFile, list_runs
 from tests.helpers.paths import DATA_SCRIPTS
+from tests.helpers.preloaded import preloaded_python
 
 SCRIPT = DATA_SCRIPTS / "convert_data_into_hdf5_revised.py"
 SHAPE = (9, 10, 8)
@@ -293,7 +294,7 @@ def test_compression(tmp_path: Path) -> None:
         (SCRIPT, ["--compression", "none"], None),
     ):
         out = tmp_path / f"{script.stem}{len(extra)}"
-        command = [sys.executable, str(script), "--input", "in", "--output", str(out)]
+        command = [preloaded_python(), str(script), "--input", "in", "--output", str(out)]
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         done = subprocess.run(
             [*command, "--tr", "2", "--num_workers", "1", *extra],

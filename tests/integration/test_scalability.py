@@ -18,6 +18,7 @@ from neuromamba.fmamba.flop_formula import window_flops
 from neuromamba.fmamba.profiling import PHASES
 from neuromamba.planning import scaling
 from tests.helpers.paths import ROOT
+from tests.helpers.preloaded import preloaded_python
 from tests.helpers.tiny import CommandLine, Finished
 
 NEXT = "--pretraining --use_autoregressive"
@@ -129,6 +130,7 @@ def test_two_processes(
 ) -> None:
     """Under torchrun; what ranks exchange is told apart."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(sys, "executable", preloaded_python())
     flags = f"{NEXT} --strategy ddp --profile_batches 4 --warm_up_batches 2"
     extra = "--scaling processes 2 --point_seconds 200 --json s.json"
     assert deepspeed_profile.main(cli.argv(f"{flags} {extra}")) == 0, capsys.readouterr().err

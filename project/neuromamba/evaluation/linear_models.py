@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import softmax
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.model_selection import (
-    GridSearchCV,
-    GroupKFold,
-    KFold,
-    StratifiedGroupKFold,
-    StratifiedKFold,
-)
+from sklearn.metrics import get_scorer
+from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import LinearSVC
@@ -66,20 +61,27 @@ def _searched(
     scoring: str,
     groups: np.ndarray | None,
 ) -> tuple[Pipeline, float]:
-    """The pipeline with the penalty of the best score in the folds, fitted on all samples."""
-    model = build(1.0)
-    name, parameter = model.steps[-1][0], "alpha" if isinstance(model[-1], Ridge) else "C"
-    grid = [1 / c for c in PENALTIES] if parameter == "alpha" else list(PENALTIES)
-    with TemporaryDirectory() as cache:  # one rotation a fold, whatever the penalty
-        search = GridSearchCV(
-            model.set_params(memory=cache),
-            {f"{name}__{parameter}": grid},
-            scoring=scoring,
-            cv=folds,
-        ).fit(x, y, groups=groups)
-    chosen = float(search.best_params_[f"{name}__{parameter}"])
-    best = search.best_estimator_.set_params(memory=None)
-    return best, 1 / chosen if parameter == "alpha" else chosen
+    """The pipeline with the penalty of the best score in the folds, fitted on all samples.
+
+    As ``GridSearchCV`` does, with one rotation a fold for all penalties. A fold that cannot be
+    scored, because a class is missing in it, has the score nan with every penalty; where no mean is
+    left to compare, the strongest penalty is taken.
+    """
+    scores = np.full((len(PENALTIES), folds.get_n_splits()), np.nan)
+    scorer = get_scorer(scoring)
+    for fold, (train, test) in enumerate(folds.split(x, y, groups)):
+        rotation = build(1.0)[:-1]
+        rotated, other = rotation.fit_transform(x[train]), rotation.transform(x[test])
+        for number, penalty in enumerate(PENALTIES):
+            try:
+                fitted = build(penalty)[-1].fit(rotated, y[train])
+                scores[number, fold] = scorer(fitted, other, y[test])
+            except ValueError as error:
+                warnings.warn(f"a fold of {len(test)} samples has no score: {error}", stacklevel=2)
+    means = np.average(scores, axis=1)
+    known = np.flatnonzero(~np.isnan(means))
+    best = PENALTIES[known[np.argmax(means[known])]] if len(known) else PENALTIES[0]
+    return build(best).fit(x, y), best
 
 
 def _fit_classes(

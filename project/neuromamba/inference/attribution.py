@@ -44,8 +44,8 @@ from neuromamba.data.windows.dataset import collate_windows
 from neuromamba.fmamba.backbone import FMamba
 from neuromamba.fmamba.build import build_model
 from neuromamba.fmamba.heads import build_head
-from neuromamba.fmamba.module import pack_batch
 from neuromamba.fmamba.tokenizer import CompactPlan, PackedTokens, plan_compact
+from neuromamba.fmamba.window_tokens import pack_batch
 
 STEPS = 32  # points on the line of integrated gradients
 _TOKENS_AT_ONCE = 16_384  # of occluded copies of a window

@@ -50,6 +50,12 @@ class FrameScaling:
     unit: tuple[float, float]
 
     @property
+    def scaled_mean(self) -> np.ndarray:
+        """``mean`` in scaled units, float32 [N]: what the scaling knows of each voxel's level."""
+        scale, offset = self.unit
+        return self.apply((self.mean - offset) / scale)
+
+    @property
     def anatomy(self) -> np.ndarray:
         """The mean image as ``--channels anatomy dynamics`` takes it, float32 [N]."""
         return anatomy_of(self.mean) * np.float32(ANATOMY_STEP)

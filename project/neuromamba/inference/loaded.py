@@ -8,12 +8,14 @@ from typing import Any
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.inference.embed import Embedding, embed_scan
+from neuromamba.inference.explain import ExplainOptions, Explanation, explain_scan
 from neuromamba.inference.images import scan_of_image
 from neuromamba.inference.many import Outcome, predict_many
 from neuromamba.inference.model import TrainedModel
 from neuromamba.inference.predict import Prediction, predict_scan
 from neuromamba.inference.prepare import prepare_scan
 from neuromamba.inference.prepared import PreparedScan
+from neuromamba.inference.rollout import Rollout, rollout_scan
 from neuromamba.inference.sources import ScanFile, find_scans
 
 
@@ -70,3 +72,16 @@ class LoadedModel(TrainedModel):
     def embed(self, scan: PreparedScan, **options: Any) -> Embedding:
         """Embed a prepared scan; see ``embed.embed_scan``."""
         return embed_scan(self, scan, **options)
+
+    def explain(self, scan: PreparedScan, **options: Any) -> Explanation:
+        """Explain the prediction of a prepared scan.
+
+        Args:
+            scan: prepared.
+            options: fields of ``explain.ExplainOptions``: method, target, steps ...
+        """
+        return explain_scan(self, scan, ExplainOptions(**options))
+
+    def rollout(self, scan: PreparedScan, frames: int, **options: Any) -> Rollout:
+        """Generate the frames after the first of a prepared scan; see ``rollout.rollout_scan``."""
+        return rollout_scan(self, scan, frames=frames, **options)

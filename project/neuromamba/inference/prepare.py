@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nibabel
 import numpy as np
@@ -82,7 +82,8 @@ def prepare_scan(
         digest = header.source_sha256 or file_sha256(scan.path)
     problems += _problems_of_values(header, contract)
     known = header.content_sha256 and int(header.content_sha256[:15], 16) in contract.contents
-    path, header, temporary = _in_time(path, header, contract, temporary, actions, problems)
+    timed = _in_time(path, header, contract, temporary, actions, problems)
+    path, header, temporary = timed.path, timed.header, timed.temporary
     actions.append(f"intensities: {contract.scaling}")
     windows = WindowDataset([path], contract.data, headers=[header])
     if known and contract.supervised:
@@ -107,6 +108,9 @@ def prepare_scan(
         problems=tuple(problems),
         measures=compare_with_training(windows, contract.inputs, contract.model),
         sha256=digest,
+        mirrored=timed.mirrored,
+        resampled=timed.resampled,
+        trained_on=bool(known),
         temporary=temporary,
     )
     if strict and (prepared.problems or prepared.out_of_range):
@@ -229,6 +233,16 @@ def _problems_of_values(header: RunHeader, contract: InputContract) -> list[Prob
     ]
 
 
+class _InTime(NamedTuple):
+    """A run whose repetition time and length fit; the last three are as in ``PreparedScan``."""
+
+    path: Path
+    header: RunHeader
+    temporary: TemporaryFolder | None
+    mirrored: int = 0
+    resampled: bool = False
+
+
 def _in_time(
     path: Path,
     header: RunHeader,
@@ -236,7 +250,7 @@ def _in_time(
     temporary: TemporaryFolder | None,
     actions: list[str],
     problems: list[Problem],
-) -> tuple[Path, RunHeader, TemporaryFolder | None]:
+) -> _InTime:
     """Resample to the training's repetition time and pad to a window, if the scan needs it."""
     wanted = _wanted_tr(header, contract, actions, problems)
     frames: np.ndarray | None = None
@@ -271,9 +285,10 @@ def _in_time(
             )
         )
     if frames is None:
-        return path, header, temporary
+        return _InTime(path, header, temporary)
     temporary = temporary or TemporaryFolder()
-    return *_rewritten(path, header, frames, wanted or header.tr, temporary.path), temporary
+    path, header = _rewritten(path, header, frames, wanted or header.tr, temporary.path)
+    return _InTime(path, header, temporary, len(frames) - count, wanted is not None)
 
 
 def _wanted_tr(

@@ -74,6 +74,9 @@ class PreparedScan:
         problems: doubts, each with a remedy.
         measures: the scan beside the training runs; empty if the checkpoint records none.
         sha256: of the source file.
+        mirrored: frames at the end that are the mirror image of those before.
+        resampled: whether it was resampled in time.
+        trained_on: whether the model was trained, or pre-trained, on these very values.
         temporary: folder that holds the prepared run; None for a run of a store. It is removed
             when the scan is closed or no longer used.
     """
@@ -89,6 +92,9 @@ class PreparedScan:
     problems: tuple[Problem, ...]
     measures: tuple[Comparison, ...]
     sha256: str
+    mirrored: int = 0
+    resampled: bool = False
+    trained_on: bool = False
     temporary: TemporaryFolder | None = None
 
     @property

@@ -3,8 +3,12 @@
 ``fmamba.rollout`` generates; here the scan's frames are scaled, and the errors of the generated
 ones are measured frame by frame beside two predictions that need no model: **persistence**, the
 last frame of the prompt, and the **mean** of each voxel over the prompt. All errors are mean
-squares over the brain's voxels, in scaled units. The skill is 1 - error / the smaller error of
-these two.
+squares over the brain's voxels, in scaled units. The skill is 1 - error / the smallest error of
+the simple predictions.
+
+A scaling by statistics of the run tells the model each voxel's mean over the run, that is, of the
+frames to be predicted as well. Then this **run mean** is a third simple prediction, because
+predicting it takes no more than the scaling gives away.
 
 One scan gives one curve, so there is no interval: the frames of one rollout depend on each other.
 """
@@ -12,7 +16,7 @@ One scan gives one curve, so there is no interval: the frames of one rollout dep
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,7 @@ from tqdm import tqdm
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.config.data import DataConfig
+from neuromamba.config.serialise import from_dict
 from neuromamba.config.training import PretrainConfig
 from neuromamba.data.store.header import RunHeader
 from neuromamba.data.store.reader import RunFile
@@ -34,8 +39,11 @@ from neuromamba.fmamba.rollout import (
     refuse_unless_generative,
 )
 from neuromamba.inference.frame_scaling import FrameScaling, frame_scaling
+from neuromamba.inference.model import TrainedModel
+from neuromamba.inference.prepared import PreparedScan
 
-MODEL, PERSISTENCE, MEAN = "model", "persistence", "mean"
+MODEL, PERSISTENCE, MEAN, RUN_MEAN = "model", "persistence", "mean", "run_mean"
+BASELINES = (PERSISTENCE, MEAN, RUN_MEAN)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,16 +79,20 @@ class Rollout:
 
     @property
     def errors(self) -> dict[str, np.ndarray]:
-        """Mean squared error of each frame, float64 [F]; NaN where there is no true frame."""
+        """Mean squared error of each frame, float64 [F]; NaN where there is no true frame.
+
+        ``RUN_MEAN`` is NaN throughout unless the scaling used statistics of the run.
+        """
         count = len(self.true)
         guesses = {
             MODEL: self.predicted[:count],
             PERSISTENCE: self.prompt[-1:],
             MEAN: self.prompt.mean(0, dtype=np.float64)[None],
         }
-        found = {}
+        if self.scaling.statistics == "run":
+            guesses[RUN_MEAN] = self.scaling.scaled_mean[None]
+        found = {name: np.full(len(self.predicted), np.nan) for name in (MODEL, *BASELINES)}
         for name, guess in guesses.items():
-            found[name] = np.full(len(self.predicted), np.nan)
             for number, true in enumerate(self.true):
                 difference = true.astype(np.float64) - guess[min(number, len(guess) - 1)]
                 found[name][number] = np.square(difference).mean()
@@ -89,8 +101,7 @@ class Rollout:
     @property
     def skill(self) -> np.ndarray:
         """Skill of each frame, float64 [F]; NaN without a true frame or error of the baselines."""
-        errors = self.errors
-        return _skill(errors[MODEL], errors[PERSISTENCE], errors[MEAN])
+        return _skill(self.errors)
 
     def summary(self, frames: slice = slice(None)) -> dict[str, float | None]:
         """Mean errors over the frames that have a true one, and the skill of these means.
@@ -98,13 +109,14 @@ class Rollout:
         Args:
             frames: of the generated ones.
         """
-        known = {name: error[frames][: len(self.true)] for name, error in self.errors.items()}
-        known = {name: error[np.isfinite(error)] for name, error in known.items()}
-        count = len(known[MODEL])
-        means = {name: float(error.mean()) if count else math.nan for name, error in known.items()}
-        skill = float(_skill(*(np.array(means[name]) for name in (MODEL, PERSISTENCE, MEAN))))
-        values = {"frames": count, **means, "skill": skill}
-        return {name: value if math.isfinite(value) else None for name, value in values.items()}
+        errors = {name: error[: len(self.true)][frames] for name, error in self.errors.items()}
+        count = len(errors[MODEL])
+        means = {name: np.array(e.mean() if count else np.nan) for name, e in errors.items()}
+        values = {name: float(mean) for name, mean in means.items()}
+        values["skill"] = float(_skill(means))
+        return {"frames": count} | {
+            name: value if math.isfinite(value) else None for name, value in values.items()
+        }
 
     def record(self) -> dict[str, Any]:
         """Numbers and settings in plain containers; null where not defined."""
@@ -130,16 +142,17 @@ class Rollout:
         errors, skill = self.errors, self.skill
         for number in range(len(self.predicted)):
             values: dict[str, float] = {"seconds": (number + 1) * self.seconds}
-            values |= {name: float(errors[name][number]) for name in (MODEL, PERSISTENCE, MEAN)}
+            values |= {name: float(error[number]) for name, error in errors.items()}
             values["skill"] = float(skill[number])
             finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
             yield {"frame": number + 1, "first_window": int(number < self.first_window)} | finite
 
 
-def _skill(model: np.ndarray, persistence: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    control = np.minimum(persistence, mean)
-    known = control > 0
-    return np.where(known, 1 - model / np.where(known, control, 1), np.nan)
+def _skill(errors: Mapping[str, np.ndarray]) -> np.ndarray:
+    """1 - error of the model / the smallest of the baselines that are defined."""
+    control = np.fmin.reduce([errors[name] for name in BASELINES])
+    known = control > 0  # False for NaN
+    return np.where(known, 1 - errors[MODEL] / np.where(known, control, 1), np.nan)
 
 
 def rollout_run(
@@ -180,6 +193,12 @@ def rollout_run(
         raise UserInputError(f"--frames: got {frames}, expected 1 or more.")
     file = RunFile(path)
     header, voxels = file.header, np.array(file.vox)
+    if tuple(header.grid) != tuple(backbone.config.img_size[:3]):
+        found, expected = (" x ".join(map(str, g)) for g in (header.grid, data.grid))
+        raise UserInputError(
+            f"rollout: {header.label} lies on a grid of {found} voxels, and the model expects "
+            f"{expected}. Prepare the scan with this model (model.prepare)."
+        )
     stride = data.stride_within_seq
     there = np.arange(0, header.n_frames if available is None else available, stride)
 
@@ -222,3 +241,56 @@ def rollout_run(
         first_window=backbone.config.img_size[3] - count,
         objective=objective.description,
     )
+
+
+def rollout_scan(
+    model: TrainedModel,
+    scan: PreparedScan,
+    *,
+    frames: int,
+    prompt: int | None = None,
+    statistics: str = "prompt",
+) -> Rollout:
+    """Generate the frames after the first ones of a prepared scan.
+
+    Args:
+        model: pre-trained to predict later tokens.
+        scan: from ``prepare``. Frames that were mirrored to fill its window are not true ones.
+        frames, prompt, statistics: as in ``rollout_run``.
+
+    Raises:
+        UserInputError: as ``rollout_run``.
+    """
+    return rollout_run(
+        model.backbone,
+        objective_of(model),
+        model.contract.data,
+        scan.windows.path(0),
+        frames=frames,
+        prompt=prompt,
+        statistics=statistics,
+        available=scan.header.n_frames - scan.mirrored,
+    )
+
+
+def objective_of(model: TrainedModel) -> PretrainConfig | None:
+    """What a model was pre-trained for; None for a model of a downstream task."""
+    found = model.contents.metadata.get("pretrain")
+    return None if found is None else from_dict(PretrainConfig, found, str(model.path))
+
+
+def doubts_of(scan: PreparedScan) -> list[str]:
+    """What makes a rollout of a scan less than a test of its model, with remedies."""
+    found = []
+    if scan.trained_on:
+        found.append(
+            "The model was trained on this very scan, so this is no test of what it can predict. "
+            "Judge it by scans that it has not seen."
+        )
+    if scan.resampled:
+        found.append(
+            "The scan was resampled in time by a filter that looks ahead, so the end of the prompt "
+            "holds something of the frames after it. Judge the model by scans with the training's "
+            "repetition time."
+        )
+    return found

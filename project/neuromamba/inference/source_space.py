@@ -19,7 +19,7 @@ from scipy import ndimage
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.ingest.space import space_kind
-from neuromamba.data.store.header import RunHeader
+from neuromamba.data.store.header import RunHeader, Triple
 
 _AXES_TOLERANCE = 1e-5  # of a direction cosine times a ratio of voxel sizes
 _SHIFT_TOLERANCE = 1e-2  # voxels
@@ -105,15 +105,43 @@ def to_source_image(
     affine = np.asarray(header.source_affine, dtype=np.float64)
     if np.ndim(values) == 1:
         volumes = volumes[..., 0]
-    image = nibabel.Nifti1Image(np.ascontiguousarray(volumes), affine)
-    code = _MNI_CODE if space_kind(header.space) == "mni" else _OTHER_CODE
+    image = _placed(volumes, affine, header.space)
+    if np.ndim(values) == 2 and math.isfinite(header.tr):
+        image.header["pixdim"][4] = header.tr
+    return image
+
+
+def grid_image(
+    values: np.ndarray,
+    vox: np.ndarray,
+    grid: Triple,
+    affine: np.ndarray,
+    *,
+    space: str,
+    outside: float = 0.0,
+) -> nibabel.Nifti1Image:
+    """Values of brain voxels as an image of a store's grid, where scans of a group correspond.
+
+    Args:
+        values: [N].
+        vox: [N] flat C-order indices into the grid.
+        grid, affine, space: see ``RunHeader``.
+        outside: value of voxels that ``vox`` does not hold.
+    """
+    volume = np.full(math.prod(grid), outside, np.float32)
+    volume[vox] = values
+    return _placed(volume.reshape(grid), np.asarray(affine, dtype=np.float64), space)
+
+
+def _placed(volume: np.ndarray, affine: np.ndarray, space: str) -> nibabel.Nifti1Image:
+    """An image with both forms of its affine and the code of its space."""
+    image = nibabel.Nifti1Image(np.ascontiguousarray(volume), affine)
+    code = _MNI_CODE if space_kind(space) == "mni" else _OTHER_CODE
     image.set_sform(affine, code)
     image.set_qform(affine, code)
     if not np.allclose(image.get_qform(), affine, atol=1e-3):
         image.set_qform(None)  # a qform has no shears; the sform says it all
     image.header.set_xyzt_units("mm", "sec")
-    if np.ndim(values) == 2 and math.isfinite(header.tr):
-        image.header["pixdim"][4] = header.tr
     return image
 
 

@@ -21,6 +21,7 @@ from sklearn.metrics import auc, average_precision_score, precision_recall_curve
 from neuromamba.common.errors import UserInputError
 from neuromamba.evaluation.calibration import Reliability
 from neuromamba.evaluation.scores import SubjectScores
+from neuromamba.pages.slices import slice_letters
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#6b6b6b"
 _LINES = ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (PURPLE, ":"))
@@ -70,6 +71,18 @@ def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
     """Return a figure of this size, in inches, and its axes."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
+
+
+def draw_letters(axes: Axes, axis: int) -> None:
+    """Write the directions left and right into a slice, and remove ticks and frame."""
+    left, right, *_ = slice_letters(axis)
+    for letter, x, side in ((left, 0.02, "left"), (right, 0.98, "right")):
+        axes.text(
+            x, 0.98, letter, transform=axes.transAxes, ha=side, va="top", weight="bold", size=9
+        ).set_bbox({"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1})
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    axes.grid(False)
 
 
 def _steps_axis(axes: Axes) -> None:

@@ -25,6 +25,16 @@ class Link(NamedTuple):
         return self.text
 
 
+class FileLink(NamedTuple):
+    """A cell that leads to a file beside the page, by its name."""
+
+    text: str
+    href: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
 @dataclass(frozen=True)
 class Table:
     """A table of texts.
@@ -38,7 +48,7 @@ class Table:
         strong: number of the row to emphasise, or -1.
     """
 
-    rows: Sequence[Sequence[str | Link]]
+    rows: Sequence[Sequence[str | Link | FileLink]]
     header: Sequence[str] = ()
     title: str = ""
     note: str = ""
@@ -49,7 +59,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file with its caption; ``alt`` says in words what it shows.
+    """A PNG or GIF file with its caption; ``alt`` says in words what it shows.
 
     A ``wide`` one is scrolled on a narrow screen instead of shrunk until it cannot be read. Links
     lead to an ``anchor``.
@@ -64,7 +74,8 @@ class Picture:
     @property
     def data_uri(self) -> str:
         """The file as a ``data:`` address."""
-        return f"data:image/png;base64,{base64.b64encode(self.path.read_bytes()).decode()}"
+        kind = self.path.suffix.lower().removeprefix(".")
+        return f"data:image/{kind};base64,{base64.b64encode(self.path.read_bytes()).decode()}"
 
 
 @dataclass(frozen=True)

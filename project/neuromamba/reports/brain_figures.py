@@ -29,22 +29,11 @@ from neuromamba.fmamba.losses import target_pairs
 from neuromamba.fmamba.run_folder import RunFolder
 from neuromamba.fmamba.tokenizer import plan_compact, unpatchify
 from neuromamba.fmamba.window_tokens import pack_batch
-from neuromamba.pages.figures import styled
-from neuromamba.pages.slices import slice_image, slice_letters
+from neuromamba.pages.figures import draw_letters, styled
+from neuromamba.pages.slices import slice_image
 
 _DROPPED = {"facecolor": (0.1, 0.1, 0.1, 0.45), "edgecolor": "white", "hatch": "////", "lw": 0}
 _NEVER = {"facecolor": "#d9d9d9", "edgecolor": "#9a9a9a", "hatch": "////", "lw": 0}
-
-
-def _letters(axes: Axes, axis: int) -> None:
-    left, right, *_ = slice_letters(axis)
-    for letter, x, side in ((left, 0.02, "left"), (right, 0.98, "right")):
-        axes.text(
-            x, 0.98, letter, transform=axes.transAxes, ha=side, va="top", weight="bold", size=9
-        ).set_bbox({"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1})
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
-    axes.grid(False)
 
 
 def _patch_rectangles(
@@ -165,7 +154,7 @@ def next_token_figure(example: NextTokenExample) -> Figure:
             shown = axes.imshow(panel, origin="lower", cmap="RdBu_r", vmin=-limit, vmax=limit)
             _patch_rectangles(axes, unknown, py, px, _NEVER)
             axes.contour(brain, levels=[0.5], colors="black", linewidths=0.6)
-            _letters(axes, 2)
+            draw_letters(axes, 2)
         figure.colorbar(shown, ax=list(axes_row), label=label, shrink=0.9, extend="both")
     titles = ("Target", "Predicted next tokens", "Predicted minus target")
     for axes, title in zip(grid[0], titles, strict=True):
@@ -259,7 +248,7 @@ def mean_volume_figure(path: Path) -> Figure:
         axes.imshow(image, origin="lower", cmap="gray", vmin=low, vmax=high)
         inside = slice_image(brain, axis, centre[axis])
         axes.contour(inside, levels=[0.5], colors="#E69F00", linewidths=0.6)
-        _letters(axes, axis)
+        draw_letters(axes, axis)
     return figure
 
 
@@ -285,7 +274,7 @@ def token_mask_figure(tokens: TokenMask) -> Figure:
         axes.hlines(np.arange(0, image.shape[0] + 1, up) - 0.5, -0.5, image.shape[1] - 0.5)
         for lines in axes.collections:
             lines.set(color="#E69F00", linewidth=0.8)
-        _letters(axes, axis)
+        draw_letters(axes, axis)
         axes.set_title(names[axis])
     figure.colorbar(shown, ax=list(columns), label="mean BOLD (source units)", panchor=False)
     figure.suptitle(

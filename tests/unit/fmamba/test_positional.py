@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from neuromamba.config.model import ModelConfig
 from neuromamba.config.names import POSITIONAL_ENCODINGS
 from neuromamba.fmamba.build import build_model
 from neuromamba.fmamba.positional import grid_coordinates, nerf_features, positional_encoding
+from tests.helpers.preloaded import preloaded_python
 
 GRID = (2, 3, 4, 5)
 ENCODED = [name for name in POSITIONAL_ENCODINGS if name != "none"]
@@ -120,7 +120,7 @@ def test_same_in_another_process() -> None:
         "print(encode('nerf', (2, 3, 4, 5), 8).double().sum().item())"
     )
     found = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
+        [preloaded_python(), "-c", program], capture_output=True, text=True, timeout=120, check=True
     )
     encoding = positional_encoding("nerf", GRID, 8)
     assert encoding is not None

@@ -141,9 +141,25 @@ def test_nothing_is_claimed_beyond_the_end_of_the_scan(run: Path) -> None:
     assert list(found.rows())[-1]["model"] is None
     none = rolled(run, frames=3, available=3)
     assert none.summary() == {
-        "frames": 0, "model": None, "persistence": None, "mean": None, "skill": None
+        "frames": 0, "model": None, "persistence": None, "mean": None, "run_mean": None,
+        "skill": None,
     }  # fmt: skip
     np.testing.assert_array_equal(none.predicted, rolled(run, frames=3).predicted)
+
+
+@pytest.mark.parametrize("method", ["znorm_minback", "voxelnorm_zeroback", "demean_zeroback"])
+def test_the_mean_that_a_scaling_gives_away_is_a_baseline(run: Path, method: str) -> None:
+    """Otherwise predicting it, which is 0 voxel by voxel, would look like a skill."""
+    config = data(input_scaling_method=method)
+    assert np.isnan(rolled(run, data=config).errors["run_mean"]).all()
+    found = rolled(run, data=config, statistics="run", frames=FRAMES - 3)
+    mean = np.concatenate([found.prompt, found.true]).mean(0)
+    if method in VOXEL_SCALINGS:
+        np.testing.assert_allclose(mean, 0, atol=1e-3)
+    expected = np.mean((found.true - mean) ** 2, axis=1)
+    np.testing.assert_allclose(found.errors["run_mean"], expected, rtol=1e-3)
+    guess = dataclasses.replace(found, predicted=np.repeat(mean[None], len(found.true), axis=0))
+    assert guess.summary()["skill"] == pytest.approx(0, abs=1e-3)
 
 
 def test_skill_is_not_defined_where_a_baseline_is_exact(run: Path) -> None:
@@ -182,6 +198,10 @@ def test_refusals(run: Path) -> None:
         ({"available": 2}, "--prompt: .* has 2 frames .* needs 3"),
         ({"data": data(shuffle_time_sequence=True)}, "random order"),
         ({"statistics": "window"}, "--statistics"),
+        (
+            {"model": model(img_size=(12, 12, 6, 6)), "data": data(grid=(12, 12, 6))},
+            "12 x 12 x 12 voxels, .* expects 12 x 12 x 6",
+        ),
         (
             {"prompt": 1, "data": data(input_scaling_method="demean_zeroback")},
             "--statistics run",

@@ -29,6 +29,7 @@ from neuromamba.planning import flop_report, flops
 from neuromamba.planning.deepspeed_flops import Comparison
 from neuromamba.training.strategies import installed
 from tests.helpers.paths import ROOT
+from tests.helpers.preloaded import preloaded_python
 
 README_COMMAND = shlex.split(
     "--model fmamba --embed_dim 256 --depth 12 --patch_size 6 6 6 2 --img_size 96 96 96 20 "
@@ -214,7 +215,7 @@ def test_user_errors(flags: list[str], message: str) -> None:
 def test_script_runs_from_anywhere(tmp_path: Path) -> None:
     """No PYTHONPATH, another working directory; a mistake is one line and status 2."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    command = [sys.executable, str(ROOT / "project" / "check_flops.py")]
+    command = [preloaded_python(), str(ROOT / "project" / "check_flops.py")]
     done = subprocess.run(
         [*command, *SMALL, "--img_size", "13", "12", "12", "4"],
         cwd=tmp_path,

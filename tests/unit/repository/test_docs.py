@@ -37,6 +37,7 @@ from neuromamba.commands import (
     reproduce,
 )
 from neuromamba.commands import embed as embed_command
+from neuromamba.commands import explain as explain_command
 from neuromamba.commands import plan as plan_command
 from neuromamba.commands import predict as predict_command
 from neuromamba.commands import (
@@ -47,6 +48,7 @@ from neuromamba.commands import (
 )
 from neuromamba.commands import regions_extract as roi
 from neuromamba.commands import regions_train as tester
+from neuromamba.commands import rollout as rollout_command
 from neuromamba.commands import synthetic as synthetic_command
 from neuromamba.commands import train as entry
 from neuromamba.commands.export import export_parser
@@ -255,6 +257,8 @@ PARSERS: dict[str, Parse] = {
     "check": lambda words: model_parser("check", "", output=False).parse_args(words),
     "predict": lambda words: predict_command.build_parser().parse_args(words),
     "embed": lambda words: embed_command.build_parser().parse_args(words),
+    "explain": lambda words: explain_command.build_parser().parse_args(words),
+    "rollout": lambda words: rollout_command.build_parser().parse_args(words),
     "quality": lambda words: quality.build_parser().parse_args(words),
     "export": lambda words: export_parser().parse_args(words),
     "demo": lambda words: demo.build_parser().parse_args(words),
@@ -415,6 +419,8 @@ def known_flags() -> set[str]:
         quality.build_parser(),
         predict_command.build_parser(),
         embed_command.build_parser(),
+        explain_command.build_parser(),
+        rollout_command.build_parser(),
         report.build_parser(),
         label_efficiency.build_parser(),
         reproduce.build_parser(),
@@ -467,6 +473,7 @@ def placeholders(tmp_path_factory: pytest.TempPathFactory, trained: Trained) -> 
         "/path/to/3M_E192.pt": released,
         "/path/to/store": store,
         "output/demo/finetune": trained.sex,
+        "output/demo/pretrain": trained.backbone,
         "output/demo/nifti/sub-0001_task-rest_bold.nii.gz": trained.scan(1),
     }
 

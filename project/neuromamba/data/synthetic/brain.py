@@ -166,6 +166,29 @@ def _oscillations(rng: np.random.Generator, frames: int) -> np.ndarray:
     return courses / courses.std(axis=1, keepdims=True)
 
 
+def _affine(spec: SyntheticSpec) -> np.ndarray:
+    """RAS affine [4, 4] whose grid is centred on the brain."""
+    affine = np.diag([spec.voxel_mm] * 3 + [1.0])
+    affine[:3, 3] = _BRAIN_CENTRE_MM - spec.voxel_mm * (np.array(spec.grid) - 1) / 2
+    return affine
+
+
+def planted_weight(spec: SyntheticSpec, index: int) -> np.ndarray:
+    """Where the classes differ in a subject: the weight of the planted network.
+
+    Args:
+        spec, index: as of ``generate_subject``.
+
+    Returns:
+        float32 [X, Y, Z] in the order of its volume, 0 to 1; 0 where nothing is planted.
+    """
+    rng = np.random.default_rng([spec.seed, index])
+    mask, _, weight, _ = _anatomy(spec, rng, _affine(spec))
+    volume = np.zeros(spec.grid, dtype=np.float32)
+    volume[mask] = weight
+    return np.ascontiguousarray(volume[::-1]) if spec.orientation == "LAS" else volume
+
+
 def generate_subject(
     spec: SyntheticSpec, index: int, sex: int | None = None
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
@@ -185,8 +208,7 @@ def generate_subject(
     rng = np.random.default_rng([spec.seed, index])
     if sex is None:
         sex = subject_class(spec.seed, index)
-    affine = np.diag([spec.voxel_mm] * 3 + [1.0])
-    affine[:3, 3] = _BRAIN_CENTRE_MM - spec.voxel_mm * (np.array(spec.grid) - 1) / 2
+    affine = _affine(spec)
 
     mask, baseline, weight, sensory = _anatomy(spec, rng, affine)
     noise = _noise(spec, rng, mask)

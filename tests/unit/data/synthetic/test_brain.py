@@ -19,7 +19,7 @@ from neuromamba.data.cohorts.labels import read_labels
 from neuromamba.data.cohorts.registry import DATASETS
 from neuromamba.data.store.reader import RunFile, list_runs, read_header
 from neuromamba.data.synthetic import runs as synthetic
-from neuromamba.data.synthetic.brain import generate_subject, subject_class
+from neuromamba.data.synthetic.brain import generate_subject, planted_weight, subject_class
 from neuromamba.data.synthetic.spec import SyntheticSpec
 
 SPEC = SyntheticSpec(subjects=60, frames=24, grid=(15, 18, 15))
@@ -279,3 +279,12 @@ def test_store_where_it_cannot_be_written(tmp_path):
 def test_values_out_of_range(change, flag):
     with pytest.raises(UserInputError, match=flag):
         replace(SPEC, **change)
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "LAS"])
+def test_classes_differ_where_the_network_has_weight(orientation):
+    spec = replace(SPEC, orientation=orientation, network_radius=22)
+    slow, fast = (generate_subject(spec, 3, sex=sex)[0] for sex in (0, 1))
+    weight = planted_weight(spec, 3)
+    np.testing.assert_array_equal((slow != fast).any(axis=-1), weight > 0)
+    assert 0.05 < (weight > 0).sum() / (slow != 0).any(axis=-1).sum() < 0.3

@@ -1,0 +1,204 @@
+"""What ``neuromamba explain`` writes: maps of scans in their own space, and maps of groups.
+
+``scans/<scan>.npz`` holds a scan's map on the grid of the model, from which the group's is made.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+
+from neuromamba.common.atomic_files import atomic_path
+from neuromamba.inference.explain import Explanation, rank_correlation
+from neuromamba.inference.group_maps import GroupMap, group_map
+from neuromamba.inference.output_folder import SCANS, OutputFolder
+from neuromamba.inference.source_space import grid_image, to_source_image
+from neuromamba.inference.sources import ScanFile
+
+ATTRIBUTION, RANDOM, MEAN = "_attribution.nii.gz", "_attribution_random.nii.gz", "_mean.nii.gz"
+PREDICTED = "predicted"  # the group of all subjects, each with the class predicted for it
+VALUE = "value"  # the group of a regression
+_SAME_GRID = 1e-3  # of affines, mm
+
+
+def save_image(image: nibabel.Nifti1Image, path: Path) -> Path:
+    """Write a NIfTI file atomically; equal images give equal files."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(gzip.compress(image.to_bytes(), compresslevel=6, mtime=0))
+    return path
+
+
+def safe_name(name: str) -> str:
+    """A class or scan as a part of a file name."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("_") or "_"
+
+
+def keep_explanation(folder: OutputFolder, scan: ScanFile, found: Explanation) -> dict[str, Any]:
+    """Write the maps of a scan; returns what its record says of them."""
+    name = scan.name
+    save_image(found.image, folder.path / f"{name}{ATTRIBUTION}")
+    save_image(found.randomised, folder.path / f"{name}{RANDOM}")
+    mean = to_source_image(found.mean, found.vox, found.header)
+    save_image(mean, folder.path / SCANS / f"{name}{MEAN}")
+    with (
+        atomic_path(folder.path / SCANS / f"{name}.npz") as temporary,
+        open(temporary, "wb") as stream,
+    ):
+        np.savez_compressed(
+            stream,
+            values=found.values.astype(np.float32),
+            random=found.randomised_values.astype(np.float32),
+            vox=found.vox,
+            grid=np.array(found.header.grid),
+            affine=np.array(found.header.affine),
+            space=np.array(found.header.space),
+        )
+    return found.record() | {"attribution": f"{name}{ATTRIBUTION}", "random": f"{name}{RANDOM}"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """The map of a group that was written.
+
+    Attributes:
+        name: the class that is explained, or ``PREDICTED``, or ``VALUE``.
+        found: mean and test.
+        random_mean: [M], of random weights.
+        files: "mean", "random" and, if there was a test, "t" and "p" -> file in the folder.
+    """
+
+    name: str
+    found: GroupMap
+    random_mean: np.ndarray
+    files: Mapping[str, str]
+
+    def record(self) -> dict[str, Any]:
+        """The numbers in plain containers; null where not defined."""
+        one, alike = self.found, rank_correlation(self.found.mean, self.random_mean)
+        return {
+            "group": self.name,
+            "subjects": one.subjects,
+            "voxels": len(one.vox),
+            "permutations": one.permutations,
+            "all_permutations": one.exact,
+            "smallest_p": None if one.p is None else float(one.p.min()),
+            "voxels_below_0.05": None if one.p is None else int((one.p <= 0.05).sum()),
+            "rank_correlation_with_random_weights": alike if np.isfinite(alike) else None,
+            "files": dict(self.files),
+        }
+
+
+def _read(folder: OutputFolder, name: str) -> dict[str, np.ndarray]:
+    with np.load(folder.path / SCANS / f"{name}.npz", allow_pickle=False) as file:
+        return {key: file[key] for key in file.files}
+
+
+def members(records: Iterable[Mapping[str, Any]], wanted: str) -> dict[str, dict[str, list[str]]]:
+    """The groups of a call: name -> subject -> scans.
+
+    Args:
+        records: of scans with a result.
+        wanted: class of ``--target``, or "".
+    """
+    groups: dict[str, dict[str, list[str]]] = {}
+    for record in records:
+        target = record["result"]["target"]
+        names = [VALUE] if target is None else [target] if wanted else [PREDICTED, target]
+        for name in names:
+            subject = record["subject"] or record["scan"]
+            groups.setdefault(name, {}).setdefault(subject, []).append(record["scan"])
+    if len(groups) == 2:  # one class only: all subjects are in it
+        groups.pop(PREDICTED, None)
+    return {name: found for name, found in groups.items() if len(found) > 1}
+
+
+def write_groups(
+    folder: OutputFolder,
+    records: Sequence[Mapping[str, Any]],
+    *,
+    wanted: str,
+    native: bool,
+    permutations: int,
+    seed: int,
+) -> tuple[list[Group], str]:
+    """Write ``group_<name>_mean``, ``_random``, ``_t`` and ``_p`` of each group of subjects.
+
+    The maps are on the grid of the model. t and p are written where they are defined; p is 1
+    outside the mask.
+
+    Args:
+        folder: of the call; all scans are finished.
+        records: of the scans.
+        wanted: class of ``--target``, or "".
+        native: whether the model is of native space, where voxels of subjects do not correspond.
+        permutations, seed: of the test.
+
+    Returns:
+        The groups, and why there are none; "" if there are.
+    """
+    found = members((record for record in records if record["result"]), wanted)
+    if not found:
+        return [], "a group takes two subjects or more"
+    if native:
+        return [], "the model is of native space, where voxels of subjects do not correspond"
+    names = {scan for group in found.values() for scans in group.values() for scan in scans}
+    arrays = {name: _read(folder, name) for name in sorted(names)}
+    first = next(iter(arrays.values()))
+    for one in arrays.values():
+        if not np.allclose(one["affine"], first["affine"], atol=_SAME_GRID):
+            return [], "the scans lie on different grids, so their voxels do not correspond"
+    groups = []
+    for name, group in found.items():
+        subjects = [[arrays[scan] for scan in scans] for scans in group.values()]
+        groups.append(_write_group(folder, name, subjects, (permutations, seed)))
+    return groups, ""
+
+
+def _write_group(
+    folder: OutputFolder,
+    name: str,
+    subjects: Sequence[Sequence[Mapping[str, np.ndarray]]],
+    test: tuple[int, int],
+) -> Group:
+    maps: list[np.ndarray] = []
+    randoms: list[np.ndarray] = []
+    voxels: list[np.ndarray] = []
+    for scans in subjects:
+        vox = scans[0]["vox"]
+        for scan in scans[1:]:
+            vox = np.intersect1d(vox, scan["vox"], assume_unique=True)
+        at = [np.searchsorted(scan["vox"], vox) for scan in scans]
+        for key, rows in (("values", maps), ("random", randoms)):
+            both = zip(scans, at, strict=True)
+            values = np.stack([scan[key][i] for scan, i in both])
+            rows.append(values.mean(axis=0, dtype=np.float64))
+        voxels.append(vox)
+    found = group_map(maps, voxels, permutations=test[0], seed=test[1])
+    random_mean = np.mean(
+        [one[np.searchsorted(vox, found.vox)] for one, vox in zip(randoms, voxels, strict=True)],
+        axis=0,
+    )
+    images = {"mean": found.mean, "random": random_mean}
+    if found.t is not None and found.p is not None:
+        images |= {"t": found.t, "p": found.p}
+    files, first = {}, subjects[0][0]
+    grid = first["grid"]
+    for kind, values in images.items():
+        files[kind] = f"group_{safe_name(name)}_{kind}.nii.gz"
+        image = grid_image(
+            values,
+            found.vox,
+            (int(grid[0]), int(grid[1]), int(grid[2])),
+            first["affine"],
+            space=str(first["space"]),
+            outside=1.0 if kind == "p" else 0.0,
+        )
+        save_image(image, folder.path / files[kind])
+    return Group(name=name, found=found, random_mean=random_mean, files=files)
