@@ -1,17 +1,21 @@
-"""Write any checkpoint as one file: in the released layout, or as safetensors with its metadata.
+"""Export any checkpoint: as a folder to share, as safetensors with metadata, or as released.
 
+    neuromamba export output/PROJECT/RUN exports/my_model --license cc-by-nc-4.0
     neuromamba export output/PROJECT/RUN weights.safetensors
     neuromamba export output/PROJECT/RUN/checkpoints/last.ckpt weights.pt
 
 CHECKPOINT is a run folder (its best.ckpt, else last.ckpt), a DeepSpeed folder of any stage and
 number of ranks, a Lightning .ckpt, a released .pt or a safetensors file. OUTPUT ends in
 
+    nothing        a folder: model.safetensors, config.json (the metadata), and README.md, the
+                   model card of the Hugging Face hub
     .safetensors   weights with their metadata (model, data, task): --load_model_path and
                    --test_ckpt_path then need no further flags
     .pt            the layout of the released files: a flat state dict, without metadata
 
-OUTPUT.json, written beside it, holds the metadata and says where the weights come from. Exit
-status: 0; 2 for a wrong flag or file.
+OUTPUT.json, written beside a file, holds the metadata and says where the weights come from. Both
+hold the calibration and the test of the run, no paths, and no keys of training subjects unless
+--keep_subject_keys is given. Exit status: 0; 2 for a wrong flag or file.
 """
 
 from __future__ import annotations
@@ -35,7 +39,7 @@ def export_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", help="what to read")
-    add("output", metavar="OUTPUT", help="file to write, .pt or .safetensors")
+    add("output", metavar="OUTPUT", help="folder, or file that ends in .pt or .safetensors")
     add("--backbone_only", action="store_true", help="leave a downstream head out")
     add(
         "--conv_name",
@@ -50,6 +54,18 @@ def export_parser() -> argparse.ArgumentParser:
         help="precision of the weights; bf16 halves the file and rounds (default: %(default)s)",
     )
     add("--force", action="store_true", help="replace OUTPUT if it is there")
+    add(
+        "--keep_subject_keys",
+        action="store_true",
+        help="for use on your own data, not for sharing: keep paths, and the keys by which a later "
+        "run recognises training subjects",
+    )
+    add(
+        "--license",
+        metavar="ID",
+        help="licence of the model, for the model card of a folder, such as apache-2.0 (default: "
+        "it says that none is stated)",
+    )
     return parser
 
 
@@ -61,8 +77,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         request = ExportRequest(**values)
         find_checkpoint(request.checkpoint, "CHECKPOINT")  # a missing file, before torch is loaded
         from neuromamba.fmamba.export_file import export_checkpoint
+        from neuromamba.inference.sharing import facts_of_run
 
-        print("\n".join(export_checkpoint(request)))
+        print("\n".join(export_checkpoint(request, facts_of_run)))
+        if request.folder is not None:
+            from neuromamba.reports.model_card import write_model_card
+
+            print(f"wrote   {write_model_card(request.folder, request.license)}")
 
     return run_command(export, "nothing was written.")
 

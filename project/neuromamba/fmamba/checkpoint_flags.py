@@ -7,7 +7,7 @@ accident.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def flags_of_metadata(metadata: Mapping[str, Any], whole_run: bool) -> dict[str,
         config = from_dict(DataConfig, data["config"], "checkpoint")
         head = from_dict(HeadConfig, metadata["head"], "checkpoint")
         flags |= {"clf_head_version": head.name, "pool": head.pool, "head_norm": head.norm}
-        flags |= {name: getattr(config, name) for name in (*_SPLIT_FLAGS, *_TEST_FLAGS)}
+        flags |= _flags_of(config, (*_SPLIT_FLAGS, *_TEST_FLAGS))
         if config.match_on:
             flags["match_caliper"] = config.match_caliper
         flags["shuffle_labels"] = task.shuffle_labels
@@ -91,6 +91,14 @@ def flags_of_metadata(metadata: Mapping[str, Any], whole_run: bool) -> dict[str,
             flags["downstream_task"] = task.task
     # As the parser would have them.
     return {k: list(v) if isinstance(v, tuple) else v for k, v in flags.items()}
+
+
+def _flags_of(config: DataConfig, chosen: Iterable[str]) -> dict[str, Any]:
+    """Return the values of flags, without ``image_path`` where the checkpoint does not name it."""
+    flags = {name: getattr(config, name) for name in chosen}
+    if not all(config.image_path):
+        del flags["image_path"]
+    return flags
 
 
 def flags_of_task(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,7 +116,7 @@ def flags_of_data(metadata: Mapping[str, Any]) -> dict[str, Any]:
     config = from_dict(DataConfig, metadata["data"]["config"], "checkpoint")
     flags = flags_of_metadata(metadata, False)
     chosen = (*_SPLIT_FLAGS, *_TEST_FLAGS)
-    flags |= {name: getattr(config, name) for name in chosen if name != "match_on"}
+    flags |= _flags_of(config, [name for name in chosen if name != "match_on"])
     return {k: list(v) if isinstance(v, tuple) else v for k, v in flags.items()}
 
 

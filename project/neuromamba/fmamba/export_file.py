@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,14 +31,24 @@ from neuromamba.fmamba.export import (
     safetensors_entries,
 )
 from neuromamba.fmamba.export_request import ExportRequest
+from neuromamba.fmamba.shareable import shareable_metadata, shareable_origin
+
+# What is known of a checkpoint beside its weights and metadata, for its exports.
+Facts = Callable[[Path, CheckpointContents], Mapping[str, Any]]
 
 
-def export_checkpoint(request: ExportRequest) -> list[str]:
+def export_checkpoint(request: ExportRequest, facts: Facts | None = None) -> list[str]:
     """Read, check, write, read back; returns the lines to print.
+
+    Args:
+        request: what to export.
+        facts: gives what else the file says of a model with its head, see
+            ``inference.sharing.facts_of_run``.
 
     Raises:
         UserInputError: the checkpoint is not readable or not an FMamba, or does not fit its
-            metadata; the output cannot be written.
+            metadata; a folder is to be made of weights without metadata; the output cannot be
+            written.
     """
     source = find_checkpoint(request.checkpoint, "CHECKPOINT")
     if request.path.exists() and request.path.samefile(source):
@@ -50,8 +60,17 @@ def export_checkpoint(request: ExportRequest) -> list[str]:
         metadata = {name: part for name, part in metadata.items() if name not in HEAD_PARTS}
     if metadata:
         check_weights(state, metadata, str(source))
+    elif request.folder is not None:
+        raise UserInputError(
+            f"CHECKPOINT: '{source}' holds weights only, it does not say how the model was "
+            f"trained, which a folder is to tell. Name an OUTPUT that ends in .pt or .safetensors."
+        )
     released = released_state(state, str(source), request.conv_name, DTYPES[request.dtype])
     origin = origin_of(source, contents, request)
+    if facts is not None and not request.backbone_only:
+        origin |= facts(source, contents)
+    if not request.keep_subject_keys:
+        metadata, origin = shareable_metadata(metadata), shareable_origin(origin)
     make_folder(request.path.parent, "OUTPUT")
     write_weights(request.path, released, safetensors_entries(metadata, origin))
     text = json.dumps({CHECKPOINT_KEY: metadata, EXPORT_KEY: origin}, indent=1)

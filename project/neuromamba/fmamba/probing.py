@@ -14,7 +14,11 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.config.model import ModelConfig
 from neuromamba.config.names import LAST_LAYER
 from neuromamba.config.serialise import from_dict
-from neuromamba.data.cohorts.leak_guards import refuse_trained_subjects, trained_subjects
+from neuromamba.data.cohorts.leak_guards import (
+    refuse_trained_subjects,
+    trained_subjects,
+    warn_of_unknown_subjects,
+)
 from neuromamba.data.windows.run_data import RunData
 from neuromamba.evaluation.probe_rows import (
     PRETRAINED,
@@ -156,6 +160,7 @@ def _refuse_leaks(request: ProbeRequest, data: RunData, supervised: bool) -> Non
         request.metadata["data"], data.stores, data.subjects, data.config.group_by
     )
     refuse_trained_subjects(shared, "RUN", str(request.checkpoint), supervised=supervised)
+    warn_of_unknown_subjects(request.metadata["data"], "RUN", str(request.checkpoint))
 
 
 def _refuse_too_few(data: RunData, classes: int) -> None:

@@ -13,7 +13,11 @@ from neuromamba.checkpoints.io import (
     read_checkpoint,
 )
 from neuromamba.common.errors import UserInputError
-from neuromamba.data.cohorts.leak_guards import refuse_trained_subjects, trained_subjects
+from neuromamba.data.cohorts.leak_guards import (
+    refuse_trained_subjects,
+    trained_subjects,
+    warn_of_unknown_subjects,
+)
 from neuromamba.data.windows.run_data import RunData
 from neuromamba.fmamba.downstream import DownstreamModule
 from neuromamba.fmamba.dynamic_skill import METADATA_KEY, missing_dynamics
@@ -50,6 +54,7 @@ def load_weights(module: FMambaModule, config: RunConfig, data: RunData) -> None
             group_by = config.data.group_by
             shared = trained_subjects(metadata["data"], data.stores, data.subjects, group_by)
             refuse_trained_subjects(shared, flag, path, supervised=tested)
+            warn_of_unknown_subjects(metadata["data"], flag, path)
         if config.downstream is not None and not tested:
             note = missing_dynamics(metadata.get(METADATA_KEY), config.data.input_scaling_method)
             if note and is_first_rank():

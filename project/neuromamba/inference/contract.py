@@ -13,8 +13,11 @@ from neuromamba.config.data import DataConfig
 from neuromamba.config.model import ModelConfig
 from neuromamba.config.names import ORIENTATION, VOXEL_SCALINGS
 from neuromamba.config.serialise import from_dict
+from neuromamba.data.cohorts.leak_guards import knows_training_subjects
 from neuromamba.data.store.header import Affine
 from neuromamba.fmamba.training_inputs import METADATA_KEY
+
+_NOT_RECOGNISED = "not recognised: the file does not hold their keys"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,8 @@ class InputContract:
             were written before they were recorded.
         contents: hashes of the training runs' values.
         supervised: whether it was trained on labels of the training subjects.
+        knows_training: whether the checkpoint holds keys of its training subjects, so that their
+            scans are recognised; not in exports that were made to be shared.
     """
 
     model: ModelConfig
@@ -42,6 +47,7 @@ class InputContract:
     inputs: Mapping[str, Any]
     contents: frozenset[int]
     supervised: bool
+    knows_training: bool = True
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any], source: str) -> InputContract:
@@ -65,6 +71,7 @@ class InputContract:
             inputs=inputs,
             contents=frozenset(data.get("training_contents", ())),
             supervised="downstream" in metadata,
+            knows_training=knows_training_subjects(data),
         )
 
     def describe(self) -> list[tuple[str, str]]:
@@ -89,6 +96,7 @@ class InputContract:
             ("windows start", f"every {data.window_step} frames"),
             ("scaling", self.scaling),
             ("background", "kept" if self.model.keep_background else "tokens dropped"),
+            *(() if self.knows_training else [("training scans", _NOT_RECOGNISED)]),
         ]
 
     @property

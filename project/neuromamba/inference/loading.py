@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ from neuromamba.inference.calibration import calibration_of, evaluation_of
 from neuromamba.inference.contract import InputContract
 from neuromamba.inference.loaded import LoadedModel
 
+logger = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Of a repository on the hub: weights without code, and what describes them.
 _HUB_FILES = ("*.safetensors", "*.json", "*.md")
@@ -64,6 +66,12 @@ def load(model: str | Path, device: str = "auto", *, ssd_backend: str = "auto") 
         )
     where = _device(device)
     contract = InputContract.from_metadata(metadata, str(path))
+    if not contract.knows_training:
+        logger.warning(
+            "warning: MODEL: '%s' does not hold the keys of its training subjects (it was exported "
+            "to be shared), so a scan that it was trained on is not recognised as one.",
+            path,
+        )
     state = contents.state_dict
     with torch.random.fork_rng(devices=[]):  # fresh weights are drawn, and replaced below
         backbone = build_model(

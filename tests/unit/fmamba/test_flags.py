@@ -222,6 +222,8 @@ EXPORT_CHECKPOINT: dict[str, Any] = {
     "conv_name": "conv1d",
     "dtype": "fp32",
     "force": False,
+    "keep_subject_keys": False,
+    "license": None,
 }
 DEMO: dict[str, Any] = {
     "output_dir": "output/demo",

@@ -20,7 +20,7 @@ from tests.helpers.paths import PACKAGE, ROOT
 
 # Pattern (case is ignored) -> what to write instead.
 AVOIDED = {
-    r"\bcards?\b(?! (?:game|reader))": "'checkpoint metadata' (or 'GPU' for hardware)",
+    r"(?<!model )\bcards?\b(?! (?:game|reader))": "'checkpoint metadata' (or 'GPU' for hardware)",
     r"\btold from\b": "'distinguishable from'",
     r"\btell\w* apart\b": "'distinguish', 'classify'",
     r"\beverybody alike\b": "'predicts the same class for everyone'",
@@ -116,6 +116,7 @@ def test_docstrings_begin_with_a_sentence() -> None:
         ("one line a run, a file a subject", 1),
         ("the idea behind the method; 3.6 on cardinality", 0),
         ("a discarded batch", 0),
+        ("the model card of the hub", 0),
     ],
 )
 def test_patterns(line: str, hits: int) -> None:

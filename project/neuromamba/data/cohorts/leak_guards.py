@@ -99,16 +99,44 @@ def refuse_shared_subjects(stores: Sequence[Store], parts: Parts) -> None:
         )
 
 
+def knows_training_subjects(data_metadata: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint holds the keys of its training subjects; exports for others do not."""
+    return "training_subjects" in data_metadata
+
+
+def warn_of_unknown_subjects(data_metadata: Mapping[str, Any], flag: str, path: str) -> None:
+    """Log a warning about a checkpoint that does not say who it was trained on.
+
+    Args:
+        data_metadata: what the checkpoint says of its data.
+        flag: the flag that named it.
+        path: the checkpoint.
+    """
+    if not knows_training_subjects(data_metadata):
+        logger.warning(
+            "warning: %s: '%s' does not hold the keys of its training subjects (it was exported to "
+            "be shared), so subjects held out here who were trained on there are not found. Make "
+            "sure that the data are others.",
+            flag,
+            path,
+        )
+
+
 def trained_subjects(
     data_metadata: Mapping[str, Any], stores: Sequence[Store], parts: Parts, group_by: str
 ) -> list[str]:
     """Return the names of held-out split units that a checkpoint was trained on.
+
+    None can be named where the checkpoint does not hold its training subjects
+    (``warn_of_unknown_subjects``).
 
     Args:
         data_metadata: what the checkpoint says of its data (``RunData.metadata``).
         stores, parts: the data of this run.
         group_by: what is split in this run, a name of ``SPLIT_UNITS``.
     """
+    if not knows_training_subjects(data_metadata):
+        return []
     # Where sessions or runs are split, then and now, a subject is in several parts on purpose.
     then = data_metadata["config"].get("group_by", "subject")
     same_split_unit = then == group_by != "subject"

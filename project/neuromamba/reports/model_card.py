@@ -1,0 +1,362 @@
+"""The model card of an exported folder: README.md, as the Hugging Face hub reads it.
+
+It is made from ``config.json`` alone, so it holds no more than the file: numbers of subjects, no
+names and no paths. Sections follow Mitchell et al. (2019, FAT*, "Model Cards for Model Reporting").
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from neuromamba.checkpoints.io import CHECKPOINT_KEY, EXPORT_KEY
+from neuromamba.common.atomic_files import write_text_atomically
+from neuromamba.config.serialise import from_dict
+from neuromamba.config.training import DownstreamConfig, PretrainConfig
+from neuromamba.evaluation.intervals import CONFIDENCE, Interval
+from neuromamba.evaluation.result_files import metrics_from
+from neuromamba.fmamba.export_request import FOLDER_CARD, FOLDER_METADATA
+from neuromamba.inference.calibration import (
+    CALIBRATION_KEY,
+    COVERAGE,
+    EVALUATION_KEY,
+    calibration_of,
+)
+from neuromamba.inference.contract import InputContract
+from neuromamba.inference.sharing import BASELINES_KEY
+from neuromamba.pages.tables import metric_label
+from neuromamba.reports.skill_text import skill_text
+
+# The entry of CITATION.bib.
+CITATION = """\
+@inproceedings{choi2025neuromamba,
+  title     = {NeuroMamba: A State-Space Foundation Model for Functional MRI},
+  author    = {Choi, Jubin and Park, David Keetae and Kwon, Junbeom and Yoo, Shinjae and Cha, Jiook},
+  booktitle = {39th Conference on Neural Information Processing Systems (NeurIPS 2025) Workshop: Foundation Models for the Brain and Body},
+  year      = {2025},
+  url       = {https://openreview.net/forum?id=kftg4lmQi8}
+}"""  # noqa: E501
+# Name of a metric here -> on the hub.
+_HUB_METRICS = {
+    "auroc": "roc_auc",
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced_accuracy",
+    "macro_f1": "f1",
+    "mse": "mse",
+    "mae": "mae",
+    "pearson_r": "pearsonr",
+    "r2": "r_squared",
+}
+_SYNTHETIC = "Dummy"
+_FEW = 20  # test subjects
+_NAME = "MODEL_FOLDER"  # stands for the folder in commands
+
+
+def write_model_card(folder: Path, license_id: str | None) -> Path:
+    """Write README.md of an exported folder; returns its path.
+
+    Args:
+        folder: with ``config.json``.
+        license_id: of the model; None is said to be not stated.
+    """
+    record = json.loads((folder / FOLDER_METADATA).read_text(encoding="utf-8"))
+    path = folder / FOLDER_CARD
+    text = model_card(folder.resolve().name, record[CHECKPOINT_KEY], record[EXPORT_KEY], license_id)
+    write_text_atomically(path, text)
+    return path
+
+
+def model_card(
+    name: str, metadata: Mapping[str, Any], export: Mapping[str, Any], license_id: str | None
+) -> str:
+    """Return the model card as Markdown, with the hub's head in YAML.
+
+    Args:
+        name: of the model.
+        metadata: of the checkpoint.
+        export: what the exported file says of its origin, calibration and evaluation.
+        license_id: of the model; None is said to be not stated.
+    """
+    contract = InputContract.from_metadata(metadata, name)
+    task = None
+    if "downstream" in metadata:
+        task = from_dict(DownstreamConfig, metadata["downstream"], name)
+    evaluation = export.get(EVALUATION_KEY, {})
+    head = yaml.safe_dump(_hub_head(metadata, task, evaluation, license_id), sort_keys=False)
+    parts = [
+        f"---\n{head}---",
+        f"# {name}",
+        _summary(metadata, contract, task),
+        *_section("Intended use", _use(task)),
+        *_section("Training data", _training_data(metadata, task)),
+        *_section("What it expects of a scan", [_table(contract.describe()), _EXPECTS]),
+        *_section("Evaluation", _evaluation(export, task)),
+        *_section("Limits", [_bullets([*_limits(metadata, export, contract, task)])]),
+        *_section("How to use it", _how_to_use(task)),
+        *_section("Licence", [_licence(license_id)]),
+        *_section("How to cite", ["The architecture:", f"```bibtex\n{CITATION}\n```"]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(title: str, paragraphs: Sequence[str]) -> list[str]:
+    return [f"## {title}", *paragraphs]
+
+
+def _table(rows: Sequence[Sequence[str]], head: Sequence[str] = ("", "")) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _bullets(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _hub_head(
+    metadata: Mapping[str, Any],
+    task: DownstreamConfig | None,
+    evaluation: Mapping[str, Any],
+    license_id: str | None,
+) -> dict[str, Any]:
+    tags = ["neuroimaging", "fmri", "brain", "state-space-model", "mamba2", "neuromamba"]
+    tags += ["feature-extraction"] if task is None else [task.task_type]
+    head: dict[str, Any] = {"library_name": "neuromamba", "tags": tags}
+    if license_id is not None:
+        head["license"] = license_id
+    head["datasets"] = list(dict.fromkeys(metadata["data"]["config"].get("dataset_name", ())))
+    named = [_HUB_METRICS[one] for one in evaluation.get("metrics", {}) if one in _HUB_METRICS]
+    if named:
+        head["metrics"] = named
+    return head
+
+
+def _summary(
+    metadata: Mapping[str, Any], contract: InputContract, task: DownstreamConfig | None
+) -> str:
+    model = contract.model
+    what = (
+        f"FMamba (the backbone of NeuroMamba), {model.depth} Mamba2 blocks of width "
+        f"{model.embed_dim}, for whole-brain functional MRI"
+    )
+    if task is None:
+        objective = "pre-training"
+        if "pretrain" in metadata:
+            pretrain = from_dict(PretrainConfig, metadata["pretrain"], "model")
+            objective = f"pre-training ({pretrain.description})"
+        return f"{what}. A backbone after {objective}, without a head: it embeds scans."
+    if task.task_type == "regression":
+        unit = f" in {task.unit}" if task.unit else ""
+        return f"{what}. It predicts {task.task}{unit}."
+    return f"{what}. It classifies {task.task}: {', '.join(task.class_names)}."
+
+
+def _use(task: DownstreamConfig | None) -> list[str]:
+    what = (
+        "Features of scans for statistical analyses, and as a start for fine-tuning"
+        if task is None
+        else f"Studies of how well {task.task} can be predicted from fMRI, comparisons of models"
+    )
+    return [
+        f"Research. {what}. It is no medical device: it is not meant for diagnosis, for decisions "
+        f"about single persons, or for finding out what a person has not consented to disclose.",
+    ]
+
+
+def _training_data(metadata: Mapping[str, Any], task: DownstreamConfig | None) -> list[str]:
+    data = metadata["data"]
+    config = data["config"]
+    subjects, windows = data.get("subjects", {}), data.get("windows", {})
+    names = ", ".join(dict.fromkeys(config.get("dataset_name", ())))
+    rows = [("data set", names or "not recorded")]
+    for part, label in (("train", "training"), ("val", "validation"), ("test", "test")):
+        if part in subjects:
+            split = config.get("group_by", "subject")
+            rows.append((label, f"{subjects[part]} {split}s, {windows.get(part, 0):,} windows"))
+    rows.append(("space", ", ".join(data.get("spaces", ())) or "not recorded"))
+    times = [f"{tr:g}" for tr in data.get("tr", ()) if math.isfinite(tr)]
+    rows.append(("repetition time", f"{', '.join(times)} s" if times else "not recorded"))
+    rows.append(("scaling", data["scaling"]))
+    text = [_table(rows)]
+    if _SYNTHETIC in config.get("dataset_name", ()):
+        text.append("If these are the data of `make demo`, they are synthetic, not of people.")
+    if task is not None and task.shuffle_labels is not None:
+        text.append("**The labels were shuffled over subjects: this is a negative control.**")
+    return text
+
+
+_EXPECTS = (
+    "`neuromamba check` says whether a scan fits; `neuromamba predict` and `embed` bring it to "
+    "this (axes, grid, repetition time, scaling), and list what was done."
+)
+
+
+def _interval(one: Mapping[str, Any]) -> str:
+    values = (one.get(end) for end in ("value", "low", "high"))
+    return str(Interval(*(math.nan if value is None else float(value) for value in values)))
+
+
+def _evaluation(export: Mapping[str, Any], task: DownstreamConfig | None) -> list[str]:
+    if task is None:
+        metrics = export.get("metrics", {})
+        if "val/loss" not in metrics:
+            return ["No results of the pre-training are recorded with these weights."]
+        return [
+            f"Loss of the validation subjects {metrics_from(metrics)['val/loss']:.4g}. "
+            f"{skill_text(metrics_from(metrics))}"
+        ]
+    found = export.get(EVALUATION_KEY, {})
+    if not found.get("metrics"):
+        return ["No test of these weights is recorded, so nothing is known about their errors."]
+    names = list(found["metrics"])
+    baselines = found.get(BASELINES_KEY, ())
+    rows = [["this model", *(_interval(found["metrics"][name]) for name in names), ""]]
+    for one in baselines:
+        cells = (_interval(one["metrics"][n]) if n in one["metrics"] else "" for n in names)
+        rows.append([one["name"], *cells, _interval(one["difference"])])
+    main = "AUROC" if task.task_type == "classification" else "Pearson r"
+    head = ["", *map(metric_label, names), f"{main}: model less this"]
+    if not baselines:
+        rows, head = [row[:-1] for row in rows], head[:-1]
+    text = [
+        f"On {found.get('subjects', 'an unknown number of')} held-out test subjects of the same "
+        f"data, with {found.get('confidence', CONFIDENCE):.0%} bootstrap intervals over subjects:",
+        _table(rows, head),
+    ]
+    if baselines:
+        text.append(_bullets([f"{one['name']}: {one['text']}" for one in baselines]))
+        text.append(
+            "The baselines were scored on the same test subjects; differences are paired. Two "
+            "models differ where the interval of the difference excludes 0."
+        )
+    else:
+        text.append(
+            "No baselines were fitted on these subjects (`neuromamba report` of the run fits "
+            "them), so it is not known whether a simple model does as well."
+        )
+    return [*text, _calibration(export, task, found.get("calibration", {}))]
+
+
+def _calibration(
+    export: Mapping[str, Any], task: DownstreamConfig, measured: Mapping[str, Any]
+) -> str:
+    known = calibration_of(Path(), export) if CALIBRATION_KEY in export else None
+    words = [
+        f"{label} {measured[name]:.3f}"
+        for name, label in (("ece", "expected calibration error"), ("brier", "Brier score"))
+        if isinstance(measured.get(name), float)
+    ]
+    shown = f"Calibration on the test subjects: {', '.join(words)}. " if words else ""
+    if known is not None and known.half_width is not None:
+        return (
+            f"{shown}{COVERAGE:.0%} prediction interval: the value ± {known.half_width:.3g}"
+            f"{f' {task.unit}' if task.unit else ''}, by split conformal prediction from "
+            f"{known.subjects} validation subjects; it holds for new people of the same population."
+        )
+    if known is not None and known.power is not None:
+        return (
+            f"{shown}Calibrated probabilities: one temperature, {1 / known.power:.2f}, fitted to "
+            f"{known.subjects} validation subjects of the same population."
+        )
+    return (
+        f"{shown}No calibration: there are too few validation subjects, or their predictions are "
+        f"not recorded."
+    )
+
+
+def _limits(
+    metadata: Mapping[str, Any],
+    export: Mapping[str, Any],
+    contract: InputContract,
+    task: DownstreamConfig | None,
+) -> Iterator[str]:
+    yield "Research only; no validation for clinical use."
+    yield (
+        "Age, sex, health, origin and scanner of the training subjects are not recorded in the "
+        "model. For other populations, scanners, protocols and preprocessing its output may be "
+        "wrong without looking wrong."
+    )
+    if contract.inputs:
+        yield (
+            "`in_range` compares a scan with measures of up to 24 training runs. A scan out of "
+            "range is unlike the training; one in range may still be of another population."
+        )
+    else:
+        yield "It does not record what its training scans looked like, so `in_range` stays empty."
+    tested = export.get(EVALUATION_KEY, {}).get("subjects")
+    if isinstance(tested, int) and tested < _FEW:
+        yield f"With {tested} test subjects the results decide nothing about its quality."
+    if task is not None:
+        yield (
+            "The intervals are over the test subjects of one split and one training, and do not "
+            "contain the variation between trainings."
+        )
+    if contract.knows_training:
+        yield (
+            "**It holds keys of its training subjects** (hashes without a secret, exported with "
+            "`--keep_subject_keys`): anybody with a list of names can find out who took part. "
+            "Do not publish this file."
+        )
+    else:
+        yield (
+            "It holds no keys of its training subjects. So NeuroMamba cannot recognise people it "
+            "was trained on, and its guard against testing on training subjects is lost: test it "
+            "on people who certainly were not among them."
+        )
+    if contract.inputs.get("mean"):
+        yield (
+            "It holds the mean image of its training runs in steps of one patch, and ranges of "
+            "their measures, but no image of a single person"
+            + (" unless it was trained on one run." if contract.inputs.get("runs") == 1 else ".")
+        )
+    if export.get("dtype") == "bf16":
+        yield "Weights are rounded to bfloat16; the results above are of the weights before that."
+    if metadata.get("code_version"):
+        yield f"Trained with NeuroMamba {metadata['code_version']}."
+
+
+def _how_to_use(task: DownstreamConfig | None) -> list[str]:
+    verb = "embed" if task is None else "predict"
+    result = "print(scan.problems, scan.in_range)"
+    shell = [
+        f"hf download ORGANISATION/NAME --local-dir {_NAME}  # or copy the folder",
+        f"neuromamba check {_NAME} sub-01_task-rest_bold.nii.gz",
+        f"neuromamba {verb} {_NAME} sub-01_task-rest_bold.nii.gz -o OUT",
+    ]
+    last = (
+        'model.embed(scan).to_parquet("embedding.parquet")'
+        if task is None
+        else "print(model.predict(scan))"
+    )
+    python = [
+        "import neuromamba",
+        f'model = neuromamba.load("{_NAME}")',
+        'scan = model.prepare("sub-01_task-rest_bold.nii.gz")',
+        result,
+        last,
+    ]
+    return [
+        "With [NeuroMamba](https://openreview.net/forum?id=kftg4lmQi8) installed from its "
+        "repository, in a shell:",
+        "```bash\n" + "\n".join(shell) + "\n```",
+        "or in Python:",
+        "```python\n" + "\n".join(python) + "\n```",
+        "No code of the folder is executed: weights are safetensors, all else is text.",
+    ]
+
+
+def _licence(license_id: str | None) -> str:
+    if license_id is None:
+        return (
+            "Not stated. Ask the people who share the model; the licence of NeuroMamba's code "
+            "(Apache-2.0) does not extend to it, and the terms of the training data may apply."
+        )
+    return f"{license_id}, of the weights. The terms of the training data may apply as well."
