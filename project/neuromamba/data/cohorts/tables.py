@@ -13,6 +13,7 @@ from pathlib import Path
 
 from neuromamba.common.atomic_files import atomic_path
 from neuromamba.common.errors import UserInputError, look_up
+from neuromamba.common.files import without_leftovers
 from neuromamba.common.text import some_of
 
 ABSENT = frozenset({"", "na", "n/a", "nan", "none", "null"})
@@ -96,7 +97,10 @@ def read_table(path: Path) -> Table:
 
 def tables_of(folder: Path) -> list[Table]:
     """The CSV and TSV files of a ``metadata/`` folder, by name."""
-    return [read_table(path) for path in sorted([*folder.glob("*.csv"), *folder.glob("*.tsv")])]
+    return [
+        read_table(path)
+        for path in without_leftovers([*folder.glob("*.csv"), *folder.glob("*.tsv")])
+    ]
 
 
 def adopt_tables(source: Path, image_path: Path, names: Sequence[str]) -> list[str]:
