@@ -292,7 +292,31 @@ class RunData:
                 f"{store.dataset} ({store.image_path}): {len(store.paths)} runs, "
                 f"{store.grouping.split_unit}s {counts}"
             )
-        return lines
+        return lines + (self._describe_targets() if self.task is not None else [])
+
+    def _describe_targets(self) -> list[str]:
+        """Return the classes with their numbers in each part, or range, mean and deviation."""
+        assert self.task is not None
+        parts = {part: self.targets_of_samples(part) for part in PARTS}
+        if self.task.task_type == "regression":
+            return [summary_of_values(f"{self.task.task}, {p}", t) for p, t in parts.items() if t]
+        names = self.task.class_names
+        return [
+            f"{self.task.task}, {part}: "
+            + ", ".join(f"{targets.count(i)} {name}" for i, name in enumerate(names))
+            for part, targets in parts.items()
+            if targets
+        ]
+
+
+def summary_of_values(what: str, values: Sequence[float]) -> str:
+    """Describe values of a regression in one line: number, range, mean, standard deviation."""
+    array = np.asarray(values, dtype=np.float64)
+    spread = f", SD {array.std(ddof=1):.4g}" if len(array) > 1 else ""
+    return (
+        f"{what}: {len(array)} values from {array.min():.6g} to {array.max():.6g}, mean "
+        f"{array.mean():.4g}{spread}"
+    )
 
 
 def _recorded(config: DataConfig) -> dict[str, Any]:
