@@ -283,41 +283,6 @@ class RunData:
             name = store.dataset if len(self.stores) == 1 else f"{number}_{store.dataset}"
             write_split_files(folder / name, store.split, record)
 
-    def describe(self) -> list[str]:
-        """Return one line per store: its runs, and the number of split units in each part."""
-        lines = []
-        for number, store in enumerate(self.stores):
-            counts = ", ".join(f"{part} {len(self.subjects[part][number])}" for part in PARTS)
-            lines.append(
-                f"{store.dataset} ({store.image_path}): {len(store.paths)} runs, "
-                f"{store.grouping.split_unit}s {counts}"
-            )
-        return lines + (self._describe_targets() if self.task is not None else [])
-
-    def _describe_targets(self) -> list[str]:
-        """Return the classes with their numbers in each part, or range, mean and deviation."""
-        assert self.task is not None
-        parts = {part: self.targets_of_samples(part) for part in PARTS}
-        if self.task.task_type == "regression":
-            return [summary_of_values(f"{self.task.task}, {p}", t) for p, t in parts.items() if t]
-        names = self.task.class_names
-        return [
-            f"{self.task.task}, {part}: "
-            + ", ".join(f"{targets.count(i)} {name}" for i, name in enumerate(names))
-            for part, targets in parts.items()
-            if targets
-        ]
-
-
-def summary_of_values(what: str, values: Sequence[float]) -> str:
-    """Describe values of a regression in one line: number, range, mean, standard deviation."""
-    array = np.asarray(values, dtype=np.float64)
-    spread = f", SD {array.std(ddof=1):.4g}" if len(array) > 1 else ""
-    return (
-        f"{what}: {len(array)} values from {array.min():.6g} to {array.max():.6g}, mean "
-        f"{array.mean():.4g}{spread}"
-    )
-
 
 def _recorded(config: DataConfig) -> dict[str, Any]:
     """A configuration without a setting that has no effect on it, as in earlier versions."""
