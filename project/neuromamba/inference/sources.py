@@ -79,7 +79,7 @@ def find_scans(
             found = [_of_source(source_of_file(place))]
         for scan in found:
             scans.setdefault(scan.path.resolve(), scan)
-    return _with_unique_names(list(scans.values())), passed
+    return with_unique_names(list(scans.values())), passed
 
 
 def _is_store(folder: Path) -> bool:
@@ -183,7 +183,7 @@ def _tree_around(path: Path) -> tuple[Tree, PurePosixPath]:
     return tree, own / path.name
 
 
-def _with_unique_names(scans: list[ScanFile]) -> list[ScanFile]:
+def with_unique_names(scans: list[ScanFile]) -> list[ScanFile]:
     """Number scans whose files have the same name in different folders."""
     taken: set[str] = set()
     named = []
