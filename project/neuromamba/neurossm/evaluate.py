@@ -55,6 +55,8 @@ def evaluate(config: EvaluateConfig) -> None:
         group_column=config.group_column,
         confounds=config.confounds,
         drop_bad_scans=config.drop_bad_scans,
+        missing_codes=config.missing_codes,
+        orientation=config.orientation,
     )
     network = config.network(rois=cohort.rois, classes=len(cohort.details.classes))
     short = check_lengths(
