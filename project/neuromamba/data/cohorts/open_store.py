@@ -17,9 +17,9 @@ from neuromamba.data.cohorts.cohort_store import Store, split_unit_name
 from neuromamba.data.cohorts.events import LabelledEvent, label_runs
 from neuromamba.data.cohorts.grouping import matched_split, read_grouping
 from neuromamba.data.cohorts.labels import read_labels, read_own_labels
-from neuromamba.data.cohorts.leak_guards import refuse_two_names
+from neuromamba.data.cohorts.leak_guards import refuse_copies, refuse_two_names
 from neuromamba.data.cohorts.registry import DATASETS, Cohort
-from neuromamba.data.cohorts.split_files import load_or_draw_split
+from neuromamba.data.cohorts.split_files import has_split, load_or_draw_split
 from neuromamba.data.cohorts.splits import PARTS, Split
 from neuromamba.data.store.header_cache import read_headers
 from neuromamba.data.store.reader import list_runs
@@ -57,6 +57,10 @@ def open_store(
     subject_of = {split_unit_name(header, config.group_by): header.subject for header in headers}
     grouping = read_grouping(cohort, image_path, config, task, subject_of)
     admitted = _admitted(subject_of, cohort, config.bad_subj_path)
+    if not has_split(image_path, config.dataset_split_num, grouping):
+        kept = {subject_of[name] for name in admitted}
+        runs = [i for i, header in enumerate(headers) if header.subject in kept]
+        refuse_copies([paths[i] for i in runs], [headers[i] for i in runs], cohort)
     labels = _labels(admitted, cohort, image_path, task, subject_of)
     classes = {name: int(value) for name, value in labels.items()}
     classified = task if task is not None and task.task_type == "classification" else None
@@ -112,7 +116,7 @@ def _labels(
     if task.label_csv is not None:
         of_subject = read_own_labels(cohort, task, names)
     else:
-        of_subject = read_labels(cohort, Path(image_path), task.task, names)
+        of_subject = read_labels(cohort, Path(image_path), task.task, names, task.missing_codes)
     return {name: of_subject[subject_of[name]] for name in units if subject_of[name] in of_subject}
 
 
