@@ -14,7 +14,7 @@ from pathlib import Path
 
 from neuromamba.config.data import DataConfig
 from neuromamba.config.training import DownstreamConfig
-from neuromamba.data.cohorts.split_files import split_stem
+from neuromamba.data.cohorts.split_files import has_split
 from neuromamba.data.cohorts.splits import PARTS, Grouping, absent_classes, draw_split
 
 logger = logging.getLogger(__name__)
@@ -38,8 +38,7 @@ def with_all_classes(
         config: number and fractions of the split.
         task: names the target and its classes.
     """
-    stem = split_stem(config.dataset_split_num, grouping.split_unit)
-    if (Path(image_path) / "splits" / f"{stem}.txt").exists():
+    if has_split(image_path, config.dataset_split_num, grouping):
         return grouping
     drawn = (config.dataset_split_num, config.train_split, config.val_split)
     split = draw_split(names, *drawn, grouping)

@@ -22,7 +22,7 @@ GRID = (2, 2, 2)
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     """Twenty subjects, of whom four are male: most draws of two test subjects lack a class."""
-    frames = np.random.default_rng(0).normal(100, 5, (3, 8)).astype(np.float32)
+    rng = np.random.default_rng(0)
     (tmp_path / "hdf5").mkdir()
     rows = ["subject,sex,age"]
     for number in range(20):
@@ -30,7 +30,7 @@ def store(tmp_path: Path) -> Path:
         rows.append(f"{name},{'M' if number % 5 == 0 else 'F'},{20 + number}")
         write_store_file(
             tmp_path / "hdf5" / f"{name}_task-rest.h5",
-            frames + number,
+            rng.normal(100, 5, (3, 8)).astype(np.float32),
             np.arange(8),
             grid=GRID,
             affine=np.diag([-2.0, 2.0, 2.0, 1.0]),
