@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from neuromamba.commands import quality as quality_command
 from neuromamba.evaluation.scores import SubjectScores
 from neuromamba.pages.page import FileLink, Page, Picture, Section, Table, render
 from neuromamba.pages.score_sections import prediction_figures, subject_cells, subjects_table
 from neuromamba.pages.tables import metrics_table, time_table, version_table
 from tests.helpers.chromium import CHROMIUM, Layout, layout
+from tests.helpers.quality_store import write_brain, write_store
 
 WIDTHS = (390, 1280)
 LONG = "sub-a_very_long_name_without_a_break_" * 4
@@ -89,6 +91,17 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> str:
     )
 
 
+@pytest.fixture(scope="module")
+def quality(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of a store's quality, which has a template of its own; runs have every fault."""
+    store = tmp_path_factory.mktemp("quality") / "store"
+    write_store(store)
+    write_brain(store, LONG, 90)
+    (store / "hdf5" / "sub-broken.h5").write_bytes(b"no HDF5")
+    assert quality_command.main(["--image_path", str(store), "--num_workers", "1"]) == 1
+    return (store / "quality" / "quality.html").read_text(encoding="utf-8")
+
+
 def fits(page: str, width: int, folder: Path) -> Layout:
     found = layout(page, width, folder)
     assert found.width <= width and found.cut == []
@@ -117,3 +130,10 @@ def test_the_measure_sees_what_is_too_wide(tmp_path: Path) -> None:
     inside = f"<div style='overflow-x:auto'>{page}</div>"
     found = layout(inside, 390, tmp_path)
     assert found.width == 390 and found.cut == [] and len(found.scrolled) == 1
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_quality_of_a_store(quality: str, width: int, tmp_path: Path) -> None:
+    """On a laptop the table has all its columns in view; on a phone it scrolls in its own frame."""
+    found = fits(quality, width, tmp_path)
+    assert set(found.scrolled) <= ({"scroll"} if width == 390 else set())
