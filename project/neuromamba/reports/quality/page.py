@@ -38,6 +38,7 @@ class PageContext(NamedTuple):
         available: runs that the store has, of which the page may show fewer.
         scaling: ``--input_scaling_method``; patch_size and sequence_length: of the tokens.
         frames: most frames read of a run, 0 for all.
+        shorter: what follows on runs that are shorter than a window.
     """
 
     store: str
@@ -47,6 +48,7 @@ class PageContext(NamedTuple):
     patch_size: Sequence[int]
     sequence_length: int
     frames: int
+    shorter: str = ""
 
 
 def embedded(value: Any) -> Markup:

@@ -55,6 +55,9 @@ def quality(request: QualityRequest, report: Callable[[str], None] = print) -> l
         patch_size=request.patch_size,
         sequence_length=request.sequence_length,
         frames=request.frames,
+        shorter=shorter_runs(
+            [run.header.n_frames for run in runs if run.header], request.sequence_length
+        ),
     )
     write_tsv(page.with_suffix(".tsv"), rows)
     write_page(page, rows, context)
@@ -88,6 +91,21 @@ def judge(runs: Sequence[Surveyed], request: QualityRequest, data: DataConfig) -
             summaries[i] = replace(summaries[i], similarity=similarity)
     flags, scores = flag_runs(summaries)
     return make_rows(runs, summaries, flags, scores)
+
+
+def shorter_runs(lengths: Sequence[int], frames: int) -> str:
+    """Say how many runs are shorter than a window, so that they hold none.
+
+    Args:
+        lengths: frames of each run.
+        frames: of a window.
+    """
+    short = [length for length in lengths if length < frames]
+    if not short:
+        return ""
+    longest = f"at most {max(short)}" if len(set(short)) > 1 else str(short[0])
+    which = f"All {len(short)} runs have" if len(short) == len(lengths) else f"{len(short)} have"
+    return f" ({which} {longest} frames and so no window: use a smaller --sequence_length)"
 
 
 def command_of(request: QualityRequest) -> str:
