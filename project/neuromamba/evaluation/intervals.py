@@ -63,6 +63,8 @@ def bootstrap_interval(
     """
     value = float(statistic(np.arange(len(strata))))
     parts = [np.flatnonzero(strata == label) for label in np.unique(strata)]
+    if not math.isfinite(value):
+        value = math.nan
     if math.isnan(value) or min(map(len, parts)) < 2:
         return Interval(value, math.nan, math.nan)
 
@@ -90,7 +92,9 @@ def bootstrap_interval(
             # BCa is undefined where leaving out any one subject changes nothing, as in a perfect
             # score, or where a sample has no value: then percentiles of those that have.
             tail = (1 - confidence) / 2
-            low, high = np.nanquantile(result.bootstrap_distribution, [tail, 1 - tail])
+            drawn = result.bootstrap_distribution
+            drawn = drawn[np.isfinite(drawn)]
+            low, high = np.quantile(drawn, [tail, 1 - tail]) if len(drawn) else (math.nan, math.nan)
     return Interval(value, float(low), float(high))
 
 
