@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from neuromamba.fmamba.module import FMambaModule
     from neuromamba.fmamba.pretrain import PretrainModule
     from neuromamba.inference.loaded import LoadedModel
-    from neuromamba.inference.loading import load
+    from neuromamba.inference.open_model import load
+    from neuromamba.inference.region_model import RegionModel
     from neuromamba.neurossm.model import NeuroSSM, NeuroSSMConfig
 
 # Name -> the module that defines it.
@@ -62,7 +63,8 @@ _DEFINED_IN = {
     "DownstreamModule": "neuromamba.fmamba.downstream",
     "FMambaModule": "neuromamba.fmamba.module",
     "PretrainModule": "neuromamba.fmamba.pretrain",
-    "load": "neuromamba.inference.loading",
+    "load": "neuromamba.inference.open_model",
+    "RegionModel": "neuromamba.inference.region_model",
     "LoadedModel": "neuromamba.inference.loaded",
     "NeuroSSM": "neuromamba.neurossm.model",
     "NeuroSSMConfig": "neuromamba.neurossm.model",
@@ -86,6 +88,7 @@ __all__ = [
     "OptimConfig",
     "PretrainConfig",
     "PretrainModule",
+    "RegionModel",
     "RunData",
     "UserInputError",
     "__version__",

@@ -296,6 +296,88 @@ def mask_as_a_run(path: Path, seed: int) -> None:
     save(_mask_of(path), scan(seed))
 
 
+def compressed_under_another_name(path: Path, seed: int) -> None:
+    path.write_bytes(_packed(seed))
+
+
+def compressed_twice(path: Path, seed: int) -> None:
+    path.write_bytes(gzip.compress(bytes(_packed(seed))))
+
+
+def bytes_after_the_stream(path: Path, seed: int) -> None:
+    path.write_bytes(bytes(_packed(seed)) + b"garbage" * 5)
+
+
+def intercept_that_is_no_number(path: Path, seed: int) -> None:
+    raw = bytearray(_bytes_of(seed))
+    struct.pack_into("<2f", raw, 112, 1.0, np.nan)
+    path.write_bytes(gzip.compress(bytes(raw)))
+
+
+def large_integers(path: Path, seed: int) -> None:
+    """Around 2e8, where single precision counts in steps of 16."""
+    noise = np.random.default_rng(seed).integers(-4, 5, (*SHAPE, 24))
+    save(path, ((200_000_000 + noise) * brain()[..., None]).astype(np.int32))
+
+
+def large_doubles(path: Path, seed: int) -> None:
+    noise = np.random.default_rng(seed).normal(0, 1, (*SHAPE, 24))
+    save(path, (1e8 + noise) * brain()[..., None])
+
+
+def turned_qform(path: Path, seed: int) -> None:
+    """By 180 degrees about the vertical axis; not mirrored, so determinants agree."""
+    _with_two_forms(path, seed, np.diag([-1.0, -1, 1, 1]) @ LAS)
+
+
+def swapped_qform(path: Path, seed: int) -> None:
+    """By 90 degrees: left and right are where front and back should be."""
+    turn = np.array([[0.0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    _with_two_forms(path, seed, turn @ LAS)
+
+
+def _with_two_forms(path: Path, seed: int, qform: np.ndarray) -> None:
+    image = nibabel.Nifti1Image(scan(seed), LAS)
+    image.set_sform(LAS, 4)
+    image.set_qform(qform, 1)
+    image.header["pixdim"][4] = 2
+    nibabel.save(image, path)
+
+
+def _noise(seed: int) -> np.ndarray:
+    """Signal in the whole box, as before a mask is applied."""
+    return np.random.default_rng(seed).normal(500, 20, (*SHAPE, 24)).astype(np.int16)
+
+
+def _in_the_grid(mask: np.ndarray) -> np.ndarray:
+    """Without the planes that the grid of 12 cuts off."""
+    mask = mask.astype(np.uint8)
+    mask[:, [0, -1]] = 0
+    return mask
+
+
+def mask_of_all_ones(path: Path, seed: int) -> None:
+    save(path, _noise(seed))
+    save(_mask_of(path), _in_the_grid(np.ones(SHAPE)))
+
+
+def inverted_mask(path: Path, seed: int) -> None:
+    save(path, _noise(seed))
+    save(_mask_of(path), _in_the_grid(~brain()))
+
+
+def mask_of_one_voxel(path: Path, seed: int) -> None:
+    save(path, scan(seed))
+    one = np.zeros(SHAPE, np.uint8)
+    one[6, 7, 6] = 1
+    save(_mask_of(path), one)
+
+
+def sidecar_not_fetched(path: Path, seed: int) -> None:
+    save(path, scan(seed))
+    path.with_name(path.name.removesuffix(".nii.gz") + ".json").symlink_to("annex/object")
+
+
 def copy_of_a_good_one(path: Path, seed: int) -> None:
     shutil.copy(path.with_name("good1_rest.nii.gz"), path)
 
@@ -319,7 +401,7 @@ _MASK = "choose the mask with --mask"
 _NATIVE = "--space native"
 BAD_INPUTS = (
     BadInput("truncated.nii.gz", truncated, "truncated or corrupt", _AGAIN),
-    BadInput("start_x.nii.gz", start_only, "not a NIfTI image", _AGAIN),
+    BadInput("start_x.nii.gz", start_only, "truncated or corrupt", _AGAIN),
     BadInput("bit.nii.gz", flipped_bit, "truncated or corrupt", _AGAIN),
     BadInput("checksum.nii.gz", flipped_checksum, "truncated or corrupt", _AGAIN),
     BadInput("notpacked.nii.gz", not_packed, "not compressed, though", "Rename it"),
@@ -370,6 +452,18 @@ BAD_INPUTS = (
     BadInput("sub-b5_bold.nii.gz", empty_mask, "is empty", "--mask PATH"),
     BadInput("sub-b6_bold.nii.gz", broken_mask, "brain_mask.nii.gz: truncated", _AGAIN),
     BadInput("sub-b7_bold.nii.gz", mask_as_a_run, "a mask of 4 dimensions", "expected 3"),
+    BadInput("packed.nii", compressed_under_another_name, "compressed, though", "Rename it"),
+    BadInput("twice.nii.gz", compressed_twice, "compressed twice", "gunzip -c"),
+    BadInput("after.nii.gz", bytes_after_the_stream, "35 bytes after the last", "alone", True),
+    BadInput("inter.nii.gz", intercept_that_is_no_number, "is no number", "nifti_tool -mod_hdr"),
+    BadInput("int32.nii.gz", large_integers, "single precision cannot hold", "Subtract a constant"),
+    BadInput("double.nii.gz", large_doubles, "single precision cannot hold", "fslmaths IN -sub"),
+    BadInput("turned.nii.gz", turned_qform, "an axis differs by 180 degrees", "fslorient"),
+    BadInput("swapped.nii.gz", swapped_qform, "an axis differs by 90 degrees", "fslorient"),
+    BadInput("sub-m1_bold.nii.gz", mask_of_all_ones, "more than a brain", "all ones", True),
+    BadInput("sub-m2_bold.nii.gz", inverted_mask, "more than a brain", "inverted", True),
+    BadInput("sub-m3_bold.nii.gz", mask_of_one_voxel, "holds 4 cm3, less than", "check it", True),
+    BadInput("jlink.nii.gz", sidecar_not_fetched, "jlink.json: a link to", "git annex get"),
     BadInput("hcopy_x.nii.gz", copy_of_a_good_one, "the same file as good1_rest", "Remove one"),
     BadInput("link.nii.gz", missing_target, "which is not there", "datalad get"),
     BadInput("shut.nii.gz", unreadable, "cannot be read (Permission denied)", "chmod u+r"),

@@ -216,10 +216,10 @@ def write_tables(cli: CommandLine) -> None:
     text = "\n".join(["subject,family,skew", *rows]) + "\n"
     (cli.store / "metadata" / "more.csv").write_text(text)
     rows = [
-        f"sub-{i + 1:02d};sub-{SUBJECTS - i:02d};{'abbb'[i % 4]};{'lr'[i // 5 % 2]}"
+        f"sub-{i + 1:02d};sub-{SUBJECTS - i:02d};{'abbb'[i % 4]};{'lr'[i // 5 % 2]};{'pqz'[i % 3]}"
         for i in numbers
     ]
-    text = "\n".join(["subject;twin;group;hand", *rows]) + "\n"
+    text = "\n".join(["subject;twin;group;hand;third", *rows]) + "\n"
     (cli.folder / "own.csv").write_text(text)
     # 12 frames of 2 s; a window of 4 frames fits into each event, unless they are moved.
     events = "onset\tduration\ttrial_type\n0\t8\tface\n8\t8\thouse\n16\t8\tface\n"

@@ -17,7 +17,7 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.inference.explain import Explanation
 from neuromamba.inference.group_maps import group_map
 from neuromamba.inference.loaded import LoadedModel
-from neuromamba.reports.explanation_page import map_figure
+from neuromamba.reports.explanation_page import _notice, map_figure
 from tests.helpers.trained_model import Trained
 
 QUICK = ["--method", "gradxinput", "--no-report"]
@@ -176,3 +176,11 @@ def test_what_cannot_be_explained_is_refused(
         assert explain([str(run), scan, "-o", out, *flags]) == 2
         assert message in capsys.readouterr().err
         assert not Path(out).exists()
+
+
+def test_the_page_warns_of_maps_like_those_of_random_weights() -> None:
+    signed, absolute = "rank_correlation_with_random_weights", "rank_correlation_of_absolute_values"
+    results = [(0.1, 0.2), (-0.7, 0.1), (0.0, 0.6), (None, None)]
+    answered = [{"result": {signed: one, absolute: other}} for one, other in results]
+    assert _notice(answered).startswith("2 of 4 maps resemble")
+    assert _notice(answered[:1]) == ""

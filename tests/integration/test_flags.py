@@ -184,6 +184,7 @@ CASES: dict[str, Case] = {
     "subject_column": Case("--subject_column twin", targets, OWN),
     "target_column": Case("--target_column hand", targets, OWN),
     "target_classes": Case("--target_classes b a", targets, OWN),
+    "missing_codes": Case("--missing_codes z", targets, OWN.replace("group", "third")),
     "events": Case("--events events.tsv", targets_and_units),
     "event_delay": Case("--event_delay 4", windows, "--events events.tsv", expected=(24, 8, 8)),
     "clf_head_version": Case("--clf_head_version mamba", shapes),

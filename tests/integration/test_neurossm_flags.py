@@ -65,13 +65,16 @@ def commands(
     write_scans(Path("other.pickle"), seed=1)
     write_scans(Path("nan.pickle"), bad=True)
     write_scans(Path("many.pickle"), subjects=60)
+    write_scans(Path("turned.pickle"), turned=True)
     write_atlas(Path("six.nii.gz"))
     Path("data/atlases").mkdir(parents=True)
     shutil.copy("six.nii.gz", "data/atlases/AAL3v2.nii.gz")
     return Commands(tmp_path, capsys)
 
 
-def write_scans(path: Path, seed: int = 0, bad: bool = False, subjects: int = SUBJECTS) -> None:
+def write_scans(
+    path: Path, seed: int = 0, bad: bool = False, subjects: int = SUBJECTS, turned: bool = False
+) -> None:
     """Two scans a subject; a planted difference, two labels that disagree, and families."""
     rng = np.random.default_rng(seed)
     scans = []
@@ -83,10 +86,12 @@ def write_scans(path: Path, seed: int = 0, bad: bool = False, subjects: int = SU
                 "subjectId": f"{number:02d}",
                 "group": "ab"[label],
                 "half": "xy"[2 * number // subjects],
+                "third": "pqz"[number % 3],
                 "family": f"{number // 4}",
                 "age": 20 + 7 * number % 50,
             }
-            scans.append({"roiTimeseries": series.astype(np.float32), "pheno": pheno})
+            series = series.astype(np.float32)
+            scans.append({"roiTimeseries": series.T if turned else series, "pheno": pheno})
     if bad:
         scans[5]["roiTimeseries"][2, 3] = np.nan  # type: ignore[index]
     path.write_bytes(pickle.dumps(scans))
@@ -201,6 +206,10 @@ TESTER: dict[str, Case] = {
     "target": Case("--target half", values),
     "group_column": Case("--group_column family", splits),
     "confounds": Case("--confounds age", evaluation, "--model FC --data_file many.pickle"),
+    "missing_codes": Case("--missing_codes z", values, f"{OWN} --target third --model FC"),
+    "orientation": Case(
+        "--orientation time_by_regions", answer, f"{OWN} --data_file turned.pickle --model FC"
+    ),
     "drop_bad_scans": Case("--drop_bad_scans", answer, f"{OWN} --data_file nan.pickle --model FC"),
     "dynamic_length": Case("--dynamic_length 12", values),
     "short_scans": Case("--short_scans refuse", answer, f"{OWN} --dynamic_length 30 --baselines"),
@@ -234,6 +243,8 @@ TESTER_DEFAULTS: dict[str, Any] = {
     "target": None,
     "group_column": None,
     "confounds": [],
+    "missing_codes": [],
+    "orientation": "auto",
     "drop_bad_scans": False,
     "dynamic_length": None,
     "short_scans": "pad",

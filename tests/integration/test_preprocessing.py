@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import pytest
 
 from neuromamba.commands.preprocess import main
 from neuromamba.common.errors import UserInputError
-from neuromamba.data.ingest import nifti
+from neuromamba.data.ingest import gzip_stream
 from neuromamba.data.ingest.brain_grid import place
 from neuromamba.data.ingest.convert import ConversionOptions, Outcome
 from neuromamba.data.ingest.folder import convert_folder
@@ -613,7 +614,7 @@ def test_without_isal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, run = only(tmp_path / "in")
     expected = run.read(range(6))
     run.close()
-    monkeypatch.setattr(nifti, "_open_gzip", gzip.GzipFile)
+    monkeypatch.setattr(gzip_stream, "_decompressor", zlib.decompressobj)
     outcome, run = only(tmp_path / "in", ConversionOptions(img_size=(12, 12, 12), overwrite=True))
     assert outcome.status == "converted"
     assert np.array_equal(run.read(range(6)), expected)

@@ -101,7 +101,7 @@ def test_age_is_in_years(trained: Trained) -> None:
 def test_an_interrupted_call_goes_on(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from neuromamba.inference import predict as predicting
+    from neuromamba.inference import loaded as predicting
 
     argv = [str(trained.sex), *map(str, (trained.scan(0), trained.scan(1)))]
     done: list[str] = []

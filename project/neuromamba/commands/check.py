@@ -10,11 +10,19 @@ Exit status: 0 if all scans can be used; 1 if some cannot; 2 for a wrong call; 1
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
 from neuromamba.common.cli import run_command
-from neuromamba.inference.flags import check_flags, model_parser
+from neuromamba.inference.flags import ATLAS_HELP, check_flags, model_parser
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser: argparse.ArgumentParser = model_parser("check", __doc__, output=False)
+    parser.add_argument("--atlas", metavar="A", help=ATLAS_HELP)
+    return parser
 
 
 def run(argv: Sequence[str]) -> int:
@@ -23,22 +31,21 @@ def run(argv: Sequence[str]) -> int:
     Raises:
         UserInputError: a wrong call.
     """
-    args = model_parser("check", __doc__, output=False).parse_args(argv)
+    args = build_parser().parse_args(argv)
     check_flags(args)
     from neuromamba.common.errors import UserInputError
     from neuromamba.common.text import some_of
-    from neuromamba.inference.loading import load
     from neuromamba.inference.many import each_scan
+    from neuromamba.inference.open_model import for_scans
     from neuromamba.inference.prepared import comparison_lines
-    from neuromamba.inference.sources import find_scans
 
-    model = load(args.model, args.device)
+    model = for_scans(args)
     print(f"{model.path} expects")
     for name, value in model.contract.describe():
         print(f"  {name:<18}{value}")
-    scans, passed = find_scans(args.bold, native=model.contract.native)
+    scans, passed = model.find(args.bold)
     if not scans:
-        raise UserInputError(f"BOLD: no 4D run in {some_of(args.bold, 3)}.")
+        raise UserInputError(f"BOLD: no scan in {some_of(args.bold, 3)}.")
     for image in passed:
         print(f"passed over {image.name}: {image.why}")
     refused = 0

@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--atlas",
         metavar="A",
         help="with --pool region: image of labels in MNI space, or Schaefer400, AAL3v2, AAL116; "
-        "default: a coarse grid of 27 cells",
+        "default: a coarse grid of 27 cells; of a model of regions: the atlas of NIfTI scans",
     )
     add(
         "--statistics",
@@ -72,14 +72,27 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _check(args: argparse.Namespace) -> None:
     check_flags(args)
-    if args.atlas is not None and args.pool != "region":
-        raise UserInputError("--atlas: only used with --pool region.")
     if (args.labels is None) != (args.label_column is None):
         raise UserInputError("--labels and --label_column belong together; give both or neither.")
     if args.labels is not None and not Path(args.labels).is_file():
         raise UserInputError(f"--labels: there is no file '{args.labels}'.")
     if args.labels is not None and args.pool == "token":
         raise UserInputError("--labels: not used with --pool token, which has no report.")
+
+
+def _check_regions(args: argparse.Namespace) -> None:
+    """Refuse what belongs to models of volumes; the features of all pathways are written.
+
+    Raises:
+        UserInputError: names the flag.
+    """
+    usual = build_parser()
+    for name in ("layer", "pool", "statistics"):
+        if getattr(args, name) != usual.get_default(name):
+            raise UserInputError(
+                f"--{name}: of models of volumes; of a model of regions the mean over time of "
+                f"every pathway is written."
+            )
 
 
 def run(argv: Sequence[str]) -> int:
@@ -92,27 +105,40 @@ def run(argv: Sequence[str]) -> int:
     _check(args)
     # Imported here: torch takes seconds, and flags have been checked by now.
     from neuromamba.inference.batch import open_batch, process, summary
-    from neuromamba.inference.embed import embed_scan, layer_name
+    from neuromamba.inference.embed import Embedding, embed_scan, layer_name
     from neuromamba.inference.embedding_files import keep_embedding, write_embeddings
-    from neuromamba.inference.loading import load
+    from neuromamba.inference.loaded import LoadedModel
+    from neuromamba.inference.open_model import for_scans
+    from neuromamba.inference.prepared import PreparedScan
+    from neuromamba.inference.region_model import RegionModel
 
-    model = load(args.model, args.device)
-    layer_name(args.layer, model.contract.model.depth)
+    model = for_scans(args)
+    if isinstance(model, RegionModel):
+        _check_regions(args)
+    else:
+        if args.atlas is not None and args.pool != "region":
+            raise UserInputError("--atlas: only used with --pool region.")
+        layer_name(args.layer, model.contract.model.depth)
     statistics = tuple(dict.fromkeys(args.statistics))
     options = result_options(args, "layer", "pool", "atlas") | {"statistics": list(statistics)}
+
+    def of_volumes(scan: PreparedScan) -> Embedding:
+        assert isinstance(model, LoadedModel)
+        return embed_scan(
+            model,
+            scan,
+            layer=args.layer,
+            pool=args.pool,
+            atlas=args.atlas,
+            statistics=statistics,
+        )
+
     batch = open_batch(model, args, "embed", options)
     try:
         process(
             batch,
             args,
-            lambda scan: embed_scan(
-                model,
-                scan,
-                layer=args.layer,
-                pool=args.pool,
-                atlas=args.atlas,
-                statistics=statistics,
-            ),
+            model.embed if isinstance(model, RegionModel) else of_volumes,
             lambda scan, embedding: keep_embedding(batch.folder, scan, embedding),
         )
     finally:  # after Ctrl-C too

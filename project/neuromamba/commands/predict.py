@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from neuromamba.common.cli import run_command
 from neuromamba.config.names import SCALING_METHODS
-from neuromamba.inference.flags import check_flags, model_parser, result_options
+from neuromamba.inference.flags import ATLAS_HELP, check_flags, model_parser, result_options
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -30,6 +30,11 @@ def build_parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="write report.html (default: yes)",
+    )
+    parser.add_argument(
+        "--atlas",
+        metavar="A",
+        help=ATLAS_HELP,
     )
     parser.add_argument(
         "--scaling",
@@ -49,20 +54,22 @@ def run(argv: Sequence[str]) -> int:
     check_flags(args)
     # Imported here: torch takes seconds, and flags have been checked by now.
     from neuromamba.inference.batch import open_batch, process, summary
-    from neuromamba.inference.loading import load
-    from neuromamba.inference.predict import predict_scan, require_head
+    from neuromamba.inference.loaded import LoadedModel
+    from neuromamba.inference.open_model import for_scans
+    from neuromamba.inference.predict import require_head
     from neuromamba.inference.prediction_files import PREDICTIONS, write_predictions
 
-    model = load(args.model, args.device)
-    require_head(model, "predict")
-    if args.scaling is not None:
-        model = model.with_scaling(args.scaling)
-    batch = open_batch(model, args, "predict", result_options(args, "scaling"))
+    model = for_scans(args)
+    if isinstance(model, LoadedModel):
+        require_head(model, "predict")
+        if args.scaling is not None:
+            model = model.with_scaling(args.scaling)
+    batch = open_batch(model, args, "predict", result_options(args, "scaling", "atlas"))
     try:
         process(
             batch,
             args,
-            lambda scan: predict_scan(model, scan),
+            model.predict,
             lambda scan, prediction: prediction.record(),
         )
     finally:  # after Ctrl-C too

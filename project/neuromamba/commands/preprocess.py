@@ -50,6 +50,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="take the images of this space, such as MNI152NLin6Asym (default: any MNI space); "
         "native: images outside MNI space, on purpose",
     )
+    add(
+        "--desc",
+        default=default.desc,
+        metavar="NAME",
+        help="of several outputs of a run, take desc-NAME (default: preproc, else denoised, "
+        "residual ...; smoothed ones last)",
+    )
     add("--img_size", nargs=3, type=int, default=default.img_size, metavar=("X", "Y", "Z"))
     add("--mask", default=default.mask, metavar="auto|nonzero|computed|PATH", help="brain mask")
     add("--tr", type=float, metavar="SECONDS", help="TR of all runs, against header and sidecar")
@@ -89,6 +96,7 @@ def main(argv: Sequence[str] | None = None, **defaults: Any) -> int:
             resample=args.resample,
             crop_offset=None if crop_offset is None else tuple(crop_offset),
             space=args.space,
+            desc=args.desc,
             **store_options(args),
         )
         # Imported here: nibabel and h5py take seconds; flags have been checked by now.

@@ -21,6 +21,7 @@ from neuromamba.common.atomic_files import make_folder
 from neuromamba.common.cli import run_command
 from neuromamba.config.names import ATLAS_NAMES, CONFOUND_SETS
 from neuromamba.data.ingest.layouts import LAYOUTS, find_runs
+from neuromamba.data.ingest.sources import Choice
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -89,7 +90,7 @@ def run(argv: Sequence[str]) -> int:
     extraction = Extraction(
         args.confounds, args.low_pass, args.high_pass, args.tr, args.min_dof, args.space
     )
-    sources = find_runs(args.input, args.layout, args.space).sources
+    sources = find_runs(args.input, args.layout, Choice(args.space)).sources
     table = None if args.label_csv is None else label_table(Path(args.label_csv), sources)
     atlas = chosen_atlas(args.atlas, Path(args.data_dir))
     make_folder(output.parent, "--output")

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from neuromamba.common.cli import run_command
 from neuromamba.common.errors import look_up
-from neuromamba.config.names import SSD_BACKENDS
+from neuromamba.config.names import ROI_ORIENTATIONS, SSD_BACKENDS
 from neuromamba.data.regions.registry import NAMES as DATASET_NAMES
 from neuromamba.data.regions.registry import OWN, details_of
 from neuromamba.neurossm.config import CPAConfig, EvaluateConfig, Explanation, FitConfig
@@ -66,6 +66,20 @@ def build_parser() -> argparse.ArgumentParser:
         "site, motion",
     )
     add("--drop_bad_scans", action="store_true", help="leave out scans that are not finite")
+    add(
+        "--missing_codes",
+        nargs="+",
+        default=[],
+        metavar="CODE",
+        help="labels that mean not recorded (-9999 9): leave their scans out",
+    )
+    add(
+        "--orientation",
+        choices=ROI_ORIENTATIONS,
+        default="auto",
+        help="of the matrices; auto takes regions x time and refuses what looks otherwise "
+        "(default: auto)",
+    )
     add("--dynamic_length", type=int, metavar="T", help="frames of a training crop")
     add(
         "--short_scans",
@@ -151,6 +165,8 @@ def config_of(args: argparse.Namespace) -> EvaluateConfig:
         group_column=args.group_column,
         confounds=tuple(dict.fromkeys(args.confounds)),
         drop_bad_scans=args.drop_bad_scans,
+        missing_codes=tuple(args.missing_codes),
+        orientation=args.orientation,
         refuse_short_scans=args.short_scans == "refuse",
         model=args.model,
         baselines=tuple(name for name in dict.fromkeys(args.baselines) if name != args.model),

@@ -36,3 +36,18 @@ def some_of(names: Iterable[object], most: int = 10, hint: str = "") -> str:
 def names_for_message(names: Iterable[str]) -> str:
     """List the first ten names, sorted, and say how many more there are."""
     return some_of(sorted(names))
+
+
+def plain_subject(name: str) -> str:
+    """Return the form in which names of people are compared: 50002 for sub-0050002 and 50002.0.
+
+    Spreadsheets write whole numbers as 50002.0 or 5.00020E+04, and drop leading zeros; BIDS puts
+    "sub-" in front.
+    """
+    plain = name.strip()
+    plain = plain[4:] if plain[:4].lower() == "sub-" else plain
+    if not plain.isdecimal() and plain[:1].isdecimal():
+        value = number(plain)
+        if value is not None and value == int(value) and ("e" in plain.lower() or "." in plain):
+            plain = str(int(value))
+    return (plain.lstrip("0") or "0") if plain.isdecimal() else plain

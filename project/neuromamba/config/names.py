@@ -54,6 +54,7 @@ TOKEN_ORDERS = ("raster", "space_first")
 OPTIMIZER_NAMES = ("AdamW", "SGD")
 LOGGER_NAMES = ("wandb", "tensorboard", "csv")
 ATLAS_NAMES = ("Schaefer400", "AAL3v2", "AAL116")
+ROI_ORIENTATIONS = ("auto", "regions_by_time", "time_by_regions")  # of matrices of series
 CONFOUND_SETS = ("none", "basic", "full")  # columns of fMRIPrep that are regressed out
 RANDOM_MAPS = ("moran", "permutation")  # null models of a map of regions
 CONV_NAMES = ("conv1d", "conv_xBC")  # mamba_ssm from version 2 on, and before

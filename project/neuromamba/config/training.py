@@ -112,7 +112,8 @@ class DownstreamConfig:
     The targets are those that the cohort keeps for ``task`` (a key of ``TASKS``); or the column
     ``target_column`` of ``label_csv``, one value a subject; or of ``events``, one value an event.
     For the latter two ``task`` is the column's name and ``target_classes`` are its classes, in the
-    order of the class index; empty for a regression. A ``lora_rank`` above 0 trains low-rank
+    order of the class index; empty for a regression. ``missing_codes`` are labels that mean "not
+    recorded" (-9999, 9); their subjects are left out. A ``lora_rank`` above 0 trains low-rank
     updates of the backbone's projections, times ``lora_alpha / lora_rank``, instead of its weights.
     """
 
@@ -127,6 +128,7 @@ class DownstreamConfig:
     subject_column: str | None = None
     target_column: str | None = None
     target_classes: tuple[str, ...] = ()
+    missing_codes: tuple[str, ...] = ()
     events: str | None = None
     event_delay: float = 0.0
     lora_rank: int = 0

@@ -83,6 +83,7 @@ def flags_of_metadata(metadata: Mapping[str, Any], whole_run: bool) -> dict[str,
         if config.match_on:
             flags["match_caliper"] = config.match_caliper
         flags["shuffle_labels"] = task.shuffle_labels
+        flags["missing_codes"] = task.missing_codes
         if task.has_own_targets:
             flags |= {name: getattr(task, name) for name in _LABEL_FLAGS}
             flags["target_classes"] = task.target_classes
@@ -107,7 +108,7 @@ def flags_of_task(metadata: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     whole = flags_of_metadata(metadata, True)
     names_of_task = ("downstream_task", "downstream_task_type", "target_classes", "shuffle_labels")
-    chosen = (*names_of_task, *_LABEL_FLAGS, "match_on", "match_caliper")
+    chosen = (*names_of_task, *_LABEL_FLAGS, "missing_codes", "match_on", "match_caliper")
     return {name: whole[name] for name in chosen if name in whole}
 
 
@@ -158,7 +159,7 @@ def apply_checkpoint(
             f"{flag}: '{path}' was trained on {metadata['orientation']} data, stores are "
             f"{ORIENTATION}."
         )
-    free = {*_TEST_FLAGS, *_LABEL_FLAGS, "match_caliper", "shuffle_labels"}
+    free = {*_TEST_FLAGS, *_LABEL_FLAGS, "missing_codes", "match_caliper", "shuffle_labels"}
     for name, recorded in flags_of_metadata(metadata, whole_run).items():
         if name not in given:
             values[name] = recorded

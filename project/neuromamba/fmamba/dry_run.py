@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.data.windows.description import describe
 from neuromamba.data.windows.run_data import RunData
 from neuromamba.fmamba import run_outputs as outputs
 from neuromamba.fmamba.builders import build_module, describe_objective, locate_data
@@ -98,7 +99,7 @@ def describe_plan(run: Run) -> str:
         ("augmentation", config.augment.describe() if config.augment else "none"),
     ]
     if data is not None:
-        rows += [("data", line) for line in data.describe()]
+        rows += [("data", line) for line in describe(data)]
         batches = data.batches_in("train", hardware.ranks)
         windows = ", ".join(f"{p} {data.windows_in(p)}" for p in data.parts)
         rows.append(("windows", windows))

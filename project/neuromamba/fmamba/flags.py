@@ -274,6 +274,13 @@ def add_objective_flags(parser: argparse.ArgumentParser) -> None:
         help="classes to use, in this order (default: all, sorted)",
     )
     add(
+        "--missing_codes",
+        nargs="+",
+        default=[],
+        metavar="CODE",
+        help="labels that mean not recorded (-9999 9): leave their subjects out",
+    )
+    add(
         "--events",
         metavar="PATH",
         help="targets of windows: file with onset, duration and trial_type, or folder of "

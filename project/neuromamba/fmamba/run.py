@@ -13,6 +13,7 @@ from pytorch_lightning import Trainer
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.seeds import seed_run
 from neuromamba.data.windows.data_module import FMRIDataModule
+from neuromamba.data.windows.description import describe
 from neuromamba.data.windows.run_data import RunData
 from neuromamba.evaluation.result_files import write_metrics
 from neuromamba.fmamba import builders, weights
@@ -264,7 +265,7 @@ def opening_lines(
         f"{builders.describe_objective(config)}: {parameters:,} parameters{some}"
         f"{'' if config.flags['test_only'] else steps}, on "
         f"{hardware.accelerator} ({hardware.precision})",
-        *data.describe(),
+        *describe(data),
         *([f"augmentation: {augment.describe()}"] if augment else []),
         f"writing to {run_dir}",
     ]

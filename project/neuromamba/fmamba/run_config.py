@@ -204,6 +204,7 @@ def unused_flags(values: Mapping[str, Any]) -> dict[str, str]:
         "target_column": ("--label_csv or --events", own_targets),
         "target_classes": ("--label_csv or --events", own_targets),
         "event_delay": ("--events", values["events"]),
+        "missing_codes": ("labels of subjects, not with --events", not values["events"]),
         "downstream_task": (
             "a task of the data set; with --label_csv and --events the column is the task",
             not own_targets,
@@ -296,7 +297,13 @@ def _task(values: Mapping[str, Any]) -> dict[str, Any]:
             raise UserInputError("--label_csv: needs --target_column COLUMN, the target's column.")
         from neuromamba.data.cohorts.labels import own_classes
 
-        classes = own_classes(task_type, values["label_csv"], column)
+        classes = own_classes(
+            task_type,
+            values["label_csv"],
+            column,
+            values["missing_codes"],
+            values["target_classes"],
+        )
     else:
         return {"task": values["downstream_task"], "task_type": task_type, "target_classes": ()}
     chosen = tuple(values["target_classes"])

@@ -16,8 +16,8 @@ from neuromamba.common.text import some_of
 from neuromamba.inference.loaded import LoadedModel
 from neuromamba.inference.many import each_scan
 from neuromamba.inference.output_folder import OutputFolder
-from neuromamba.inference.prepared import PreparedScan
-from neuromamba.inference.sources import ScanFile, find_scans
+from neuromamba.inference.region_model import RegionModel
+from neuromamba.inference.sources import ScanFile
 
 ResultT = TypeVar("ResultT")
 
@@ -34,7 +34,7 @@ class Batch:
         passed_over: images that are no scans -> reason.
     """
 
-    model: LoadedModel
+    model: Any  # LoadedModel or RegionModel
     scans: list[ScanFile]
     folder: OutputFolder
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -53,7 +53,10 @@ class Batch:
 
 
 def open_batch(
-    model: LoadedModel, args: argparse.Namespace, command: str, options: Mapping[str, Any]
+    model: LoadedModel | RegionModel,
+    args: argparse.Namespace,
+    command: str,
+    options: Mapping[str, Any],
 ) -> Batch:
     """Find the scans of a call and open its folder.
 
@@ -66,9 +69,9 @@ def open_batch(
     Raises:
         UserInputError: no scans; a folder that cannot be used.
     """
-    scans, passed = find_scans(args.bold, native=model.contract.native)
+    scans, passed = model.find(args.bold)
     if not scans:
-        raise UserInputError(f"BOLD: no 4D run in {some_of(args.bold, 3)}.")
+        raise UserInputError(f"BOLD: no scan in {some_of(args.bold, 3)}.")
     folder = OutputFolder(Path(args.output), model, command, options)
     batch = Batch(model=model, scans=scans, folder=folder)
     batch.passed_over = {image.name: image.why for image in passed}
@@ -78,7 +81,7 @@ def open_batch(
 def process(
     batch: Batch,
     args: argparse.Namespace,
-    work: Callable[[PreparedScan], ResultT],
+    work: Callable[[Any], ResultT],
     keep: Callable[[ScanFile, ResultT], Mapping[str, Any]],
 ) -> None:
     """Do the scans that no earlier call has finished; each record is written when it is done.

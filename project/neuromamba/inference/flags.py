@@ -9,6 +9,10 @@ from typing import Any
 
 from neuromamba.common.errors import UserInputError
 
+ATLAS_HELP = (
+    "of a model of regions and NIfTI scans: image of labels in MNI space, or Schaefer400, AAL3v2, "
+    "AAL116; the one of the training"
+)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -30,13 +34,15 @@ def model_parser(command: str, description: str | None, *, output: bool = True) 
     add(
         "model",
         metavar="MODEL",
-        help="run folder, checkpoint, exported folder or file, or ORGANISATION/NAME on the hub",
+        help="run folder, checkpoint, exported folder or file, ORGANISATION/NAME on the hub, or "
+        "what neuromamba regions train wrote",
     )
     add(
         "bold",
         metavar="BOLD",
         nargs="+",
-        help="4D NIfTI files, folders of them (BIDS derivatives, HCP, ...), or stores",
+        help="4D NIfTI files, folders of them (BIDS derivatives, HCP, ...), or stores; for a "
+        "NeuroSSM series of regions (CSV, TSV, .1D, .npy, Parquet)",
     )
     if output:
         add("-o", "--output", metavar="OUT", required=True, help="folder to write")

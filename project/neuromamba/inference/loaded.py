@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.data.ingest.sources import PassedOver
 from neuromamba.inference.embed import Embedding, embed_scan
 from neuromamba.inference.explain import ExplainOptions, Explanation, explain_scan
 from neuromamba.inference.images import scan_of_image
-from neuromamba.inference.many import Outcome, predict_many
+from neuromamba.inference.many import Outcome, each_scan
 from neuromamba.inference.model import TrainedModel
-from neuromamba.inference.predict import Prediction, predict_scan
+from neuromamba.inference.predict import Prediction, predict_scan, require_head
 from neuromamba.inference.prepare import prepare_scan
 from neuromamba.inference.prepared import PreparedScan
 from neuromamba.inference.rollout import Rollout, rollout_scan
@@ -26,6 +27,10 @@ class LoadedModel(TrainedModel):
     scan = model.prepare("sub-01_task-rest_bold.nii.gz")
     print(model.predict(scan))
     """
+
+    def find(self, places: Sequence[str | Path]) -> tuple[list[ScanFile], list[PassedOver]]:
+        """List the scans of files, folders and stores; see ``sources.find_scans``."""
+        return find_scans(places, native=self.contract.native)
 
     def prepare(
         self,
@@ -65,9 +70,32 @@ class LoadedModel(TrainedModel):
         """Predict of a prepared scan; see ``Prediction``."""
         return predict_scan(self, scan)
 
-    def predict_many(self, bold: Sequence[Any], **options: Any) -> list[Outcome[Prediction]]:
-        """Predict of many scans; see ``many.predict_many``."""
-        return predict_many(self, bold, **options)
+    def predict_many(
+        self,
+        bold: Sequence[str | Path],
+        *,
+        tr: float | None = None,
+        mask: str | Path | None = None,
+        strict: bool = False,
+        workers: int = 1,
+    ) -> list[Outcome[Prediction]]:
+        """Predict of many scans with the model that is loaded once.
+
+        Args:
+            bold: files, folders or stores, see ``find_scans``.
+            tr, mask, strict: as of ``prepare_scan``.
+            workers: scans that are prepared ahead at a time.
+
+        Returns:
+            One outcome per scan, in their order; its ``result`` is the ``Prediction``.
+
+        Raises:
+            UserInputError: the model has no task; nothing is found.
+        """
+        require_head(self, "predict")
+        scans, _ = self.find(bold)
+        options: dict[str, Any] = {"tr": tr, "mask": mask, "strict": strict, "workers": workers}
+        return list(each_scan(self, scans, self.predict, **options))
 
     def embed(self, scan: PreparedScan, **options: Any) -> Embedding:
         """Embed a prepared scan; see ``embed.embed_scan``."""

@@ -29,6 +29,7 @@ from neuromamba.fmamba.target_scaling import UNSCALED, TargetScaling
 from neuromamba.inference.calibration import calibration_of, evaluation_of
 from neuromamba.inference.contract import InputContract
 from neuromamba.inference.loaded import LoadedModel
+from neuromamba.neurossm.model_file import find_model_file
 
 logger = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -50,7 +51,7 @@ def load(model: str | Path, device: str = "auto", *, ssd_backend: str = "auto") 
         UserInputError: nothing there; damaged; a file that does not say how the model was trained;
             a device that is absent.
     """
-    path = find_checkpoint(_local(model), "MODEL")
+    path = _of_volumes(fetched(model))
     contents = read_checkpoint(path, "MODEL")
     metadata = contents.metadata
     if not metadata:
@@ -64,7 +65,7 @@ def load(model: str | Path, device: str = "auto", *, ssd_backend: str = "auto") 
             f"MODEL: '{path}' was trained on {metadata['orientation']} data, scans are brought to "
             f"{ORIENTATION}."
         )
-    where = _device(device)
+    where = choose_device(device)
     contract = InputContract.from_metadata(metadata, str(path))
     if not contract.knows_training:
         logger.warning(
@@ -104,7 +105,7 @@ def load(model: str | Path, device: str = "auto", *, ssd_backend: str = "auto") 
     )
 
 
-def _local(model: str | Path) -> Path:
+def fetched(model: str | Path) -> Path:
     """The path of a model; one on the hub is fetched first."""
     path = Path(model)
     if path.exists() or not _HUB_ID.fullmatch(str(model)):
@@ -126,7 +127,26 @@ def _local(model: str | Path) -> Path:
         ) from None
 
 
-def _device(name: str) -> torch.device:
+def _of_volumes(place: Path) -> Path:
+    """The checkpoint that a path means; a model of regions is refused.
+
+    Raises:
+        UserInputError: nothing there, or a NeuroSSM.
+    """
+    if find_model_file(place) is not None:
+        raise UserInputError(
+            f"MODEL: '{place}' is a model of regional series (NeuroSSM); only neuromamba check, "
+            f"predict and embed use one."
+        )
+    return find_checkpoint(place, "MODEL")
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of ``--device``.
+
+    Raises:
+        UserInputError: it cannot be used here.
+    """
     if name == "auto":
         kinds = [kind for kind in ("cuda", "xpu") if getattr(torch, kind).is_available()]
         return torch.device(kinds[0] if kinds else "cpu")
@@ -154,6 +174,8 @@ def checkpoint_sha256(path: Path) -> str:
 
 def described(metadata: Mapping[str, Any]) -> str:
     """What a checkpoint is, in a few words: its task, or its objective."""
+    if "target" in metadata:
+        return f"{metadata['name']}, model of {metadata['target']}"
     if "downstream" in metadata:
         return f"model of {metadata['downstream']['task']}"
     return "pre-trained backbone"

@@ -7,14 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from neuromamba.common.errors import UserInputError
-from neuromamba.inference.model import TrainedModel
-from neuromamba.inference.predict import Prediction, predict_scan, require_head
-from neuromamba.inference.prepare import doubts, prepare_scan
-from neuromamba.inference.prepared import PreparedScan
-from neuromamba.inference.sources import ScanFile, find_scans
+from neuromamba.inference.prepare import doubts
+from neuromamba.inference.sources import ScanFile
 
 ResultT = TypeVar("ResultT")
 
@@ -38,10 +35,18 @@ class Outcome(Generic[ResultT]):
     result: ResultT | None
 
 
+class Prepares(Protocol):
+    """A model of either family, as far as its scans are prepared."""
+
+    @property
+    def prepare(self) -> Callable[..., Any]:
+        """(scan, tr, mask, strict=) -> a prepared scan."""
+
+
 def each_scan(
-    model: TrainedModel,
+    model: Prepares,
     scans: Sequence[ScanFile],
-    work: Callable[[PreparedScan], ResultT],
+    work: Callable[[Any], ResultT],
     *,
     tr: float | None = None,
     mask: str | Path | None = None,
@@ -51,17 +56,17 @@ def each_scan(
     """Prepare scans and do something with each, in their order; a failure is an outcome.
 
     Args:
-        model: gives what is expected of a scan.
+        model: prepares the scans.
         scans: to use.
         work: what to do with a prepared scan, in this thread.
         tr, mask, strict: as of ``prepare_scan``.
         workers: scans that are prepared ahead at a time.
     """
 
-    def prepare(scan: ScanFile) -> PreparedScan:
-        return prepare_scan(scan, model.contract, tr=tr, mask=mask, strict=strict)
+    def prepare(scan: ScanFile) -> Any:
+        return model.prepare(scan, tr, mask, strict=strict)
 
-    waiting: deque[tuple[ScanFile, Future[PreparedScan]]] = deque()
+    waiting: deque[tuple[ScanFile, Future[Any]]] = deque()
     left = iter(scans)
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
         try:
@@ -82,7 +87,7 @@ def each_scan(
 
 
 def _outcome(
-    scan: ScanFile, future: Future[PreparedScan], work: Callable[[PreparedScan], ResultT]
+    scan: ScanFile, future: Future[Any], work: Callable[[Any], ResultT]
 ) -> Outcome[ResultT]:
     try:
         with future.result() as prepared:
@@ -99,40 +104,3 @@ def _outcome(
         status = "warned" if reason else "ok"
         return Outcome(scan=scan, status=status, reason=reason, record=record, result=result)
     return Outcome(scan=scan, status="refused", reason=reason, record={}, result=None)
-
-
-def predict_many(
-    model: TrainedModel,
-    bold: Sequence[str | Path],
-    *,
-    tr: float | None = None,
-    mask: str | Path | None = None,
-    strict: bool = False,
-    workers: int = 1,
-) -> list[Outcome[Prediction]]:
-    """Predict of many scans with a model that is loaded once.
-
-    Args:
-        model: of a task.
-        bold: files, folders or stores, see ``find_scans``.
-        tr, mask, strict: as of ``prepare_scan``.
-        workers: scans that are prepared ahead at a time.
-
-    Returns:
-        One outcome per scan, in their order; its ``result`` is the ``Prediction``.
-
-    Raises:
-        UserInputError: the model has no task; nothing is found.
-    """
-    require_head(model, "predict")
-    scans, _ = find_scans(bold, native=model.contract.native)
-    found = each_scan(
-        model,
-        scans,
-        lambda scan: predict_scan(model, scan),
-        tr=tr,
-        mask=mask,
-        strict=strict,
-        workers=workers,
-    )
-    return list(found)

@@ -11,18 +11,34 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from neuromamba.checkpoints.io import CheckpointContents
 from neuromamba.common.atomic_files import atomic_path, make_folder, write_text_atomically
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.version import code_version
 from neuromamba.inference.loading import checkpoint_sha256, described
 from neuromamba.inference.many import Outcome
-from neuromamba.inference.model import TrainedModel
 from neuromamba.inference.sources import ScanFile
 
 RUN = "run.json"
 SCANS = "scans"
+
+
+class Describable(Protocol):
+    """A model of either family, as far as records describe it."""
+
+    @property
+    def path(self) -> Path:
+        """Its file or folder."""
+
+    @property
+    def contents(self) -> CheckpointContents:
+        """Metadata."""
+
+    @property
+    def contract(self) -> Any:
+        """What it expects of a scan."""
 
 
 class OutputFolder:
@@ -40,7 +56,7 @@ class OutputFolder:
     """
 
     def __init__(
-        self, path: Path, model: TrainedModel, command: str, options: Mapping[str, Any]
+        self, path: Path, model: Describable, command: str, options: Mapping[str, Any]
     ) -> None:
         self.path, self.command, self.options = path, command, dict(options)
         self.model = {

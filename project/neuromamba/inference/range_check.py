@@ -40,13 +40,14 @@ def compare_with_training(
         return ()
     found = measures_of_run(windows, 0, model.patch_size)
     return tuple(
-        _compare(name, found[name], inputs["measures"][name], inputs["runs"])
+        compare(name, found[name], inputs["measures"][name], inputs["runs"])
         for name in MEASURES
         if name in inputs["measures"] and None not in inputs["measures"][name]
     )
 
 
-def _compare(name: str, value: float, training: list[float], runs: int) -> Comparison:
+def compare(name: str, value: float, training: list[float], runs: int) -> Comparison:
+    """Compare a measure with its lowest, median and highest value over training runs."""
     low, typical, high = training
     margin = max((_WIDER + _FEW_RUNS / runs) * (high - low), _LEAST * abs(typical))
     inside = bool(low - margin <= value <= high + margin) if np.isfinite(value) else None

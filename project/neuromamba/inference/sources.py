@@ -12,7 +12,15 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.data.ingest.bids import parse, sibling_mask, sidecar
 from neuromamba.data.ingest.filenames import name_run
 from neuromamba.data.ingest.layouts import find_runs
-from neuromamba.data.ingest.sources import SUFFIXES, SURFACES, PassedOver, Source, Tree, stem_of
+from neuromamba.data.ingest.sources import (
+    SUFFIXES,
+    SURFACES,
+    Choice,
+    PassedOver,
+    Source,
+    Tree,
+    stem_of,
+)
 from neuromamba.data.store.reader import list_runs, read_header
 
 _RUN = ".h5"
@@ -62,7 +70,7 @@ def find_scans(
         if place.is_dir() and _is_store(place):
             found = [_of_store(path) for path in list_runs(place)]
         elif place.is_dir():
-            listed = find_runs(place, wanted="native" if native else "")
+            listed = find_runs(place, choice=Choice("native" if native else ""))
             found = [_of_source(source) for source in listed.sources]
             passed += listed.passed_over
         elif place.name.endswith(_RUN) and place.is_file():
@@ -71,7 +79,7 @@ def find_scans(
             found = [_of_source(source_of_file(place))]
         for scan in found:
             scans.setdefault(scan.path.resolve(), scan)
-    return _with_unique_names(list(scans.values())), passed
+    return with_unique_names(list(scans.values())), passed
 
 
 def _is_store(folder: Path) -> bool:
@@ -175,7 +183,7 @@ def _tree_around(path: Path) -> tuple[Tree, PurePosixPath]:
     return tree, own / path.name
 
 
-def _with_unique_names(scans: list[ScanFile]) -> list[ScanFile]:
+def with_unique_names(scans: list[ScanFile]) -> list[ScanFile]:
     """Number scans whose files have the same name in different folders."""
     taken: set[str] = set()
     named = []

@@ -156,6 +156,8 @@ class EvaluateConfig:
         group_column: whose values are not split between training and test.
         confounds: columns that are compared with target and scores of the holdouts.
         drop_bad_scans: leave out scans that are not finite, instead of refusing them.
+        missing_codes: labels that mean "not recorded"; their scans are left out.
+        orientation: of ``ROI_ORIENTATIONS``.
         refuse_short_scans: refuse scans shorter than a crop, instead of taking them whole.
         model: name of the classifier that is evaluated.
         baselines: names of those on the same splits, that it is compared with.
@@ -185,6 +187,8 @@ class EvaluateConfig:
     group_column: str | None = None
     confounds: tuple[str, ...] = ()
     drop_bad_scans: bool = False
+    missing_codes: tuple[str, ...] = ()
+    orientation: str = "auto"
     refuse_short_scans: bool = False
     device: str = "0"
     seeds: tuple[int, ...] = (0,)

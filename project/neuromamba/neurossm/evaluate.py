@@ -11,6 +11,7 @@ from neuromamba.layers.ssd import select_backend
 from neuromamba.neurossm.classifiers import NetworkClassifier, classifier
 from neuromamba.neurossm.config import EvaluateConfig
 from neuromamba.neurossm.holdouts import check_holdouts, evaluate_holdouts
+from neuromamba.neurossm.model_file import write_model_files
 from neuromamba.neurossm.protocol import Protocol
 from neuromamba.neurossm.report import summary_text, write_report
 from neuromamba.neurossm.results import Results
@@ -54,6 +55,8 @@ def evaluate(config: EvaluateConfig) -> None:
         group_column=config.group_column,
         confounds=config.confounds,
         drop_bad_scans=config.drop_bad_scans,
+        missing_codes=config.missing_codes,
+        orientation=config.orientation,
     )
     network = config.network(rois=cohort.rois, classes=len(cohort.details.classes))
     short = check_lengths(
@@ -84,6 +87,9 @@ def evaluate(config: EvaluateConfig) -> None:
     found = evaluate_holdouts(cohort, protocol.splits(), results)
     folder = protocol.folder(main)
     found.write(folder)
+    if isinstance(main, NetworkClassifier):
+        written = write_model_files(config, protocol, main, found)
+        print("\n".join(f"model of the holdout: {path}" for path in written))
     print("\n".join(found.lines()))
     page = write_report(folder, cohort, results, found, config.flags)
     print(f"results in {folder}, report {page}", flush=True)

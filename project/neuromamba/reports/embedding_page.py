@@ -18,6 +18,7 @@ from neuromamba.data.cohorts.tables import Table as Cells
 from neuromamba.evaluation.cross_validated import FOLDS, LEAST, cross_validated
 from neuromamba.inference.batch import Batch, summary
 from neuromamba.inference.embedding_files import EMBEDDINGS
+from neuromamba.inference.region_model import RegionModel
 from neuromamba.pages.figures import (
     BLUE,
     GREEN,
@@ -86,6 +87,8 @@ def write_embedding_page(
         options = batch.folder.options
         text = f"Layer {options['layer']}, rows of kind {options['pool']}"
         text += f", statistics over time: {', '.join(options['statistics'])}."
+        if isinstance(batch.model, RegionModel):
+            text = "Means over time of every pathway, and their fusion, one after the other."
         page = Page("Embeddings", (f"{model_name} on {summary(batch)}.", text), sections)
         write_text_atomically(path, render(page))
     return path

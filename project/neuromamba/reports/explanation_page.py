@@ -104,15 +104,15 @@ def _summary(batch: Batch, options: ExplainOptions, model_name: str) -> list[str
 
 
 def _notice(answered: Sequence[Mapping[str, Any]]) -> str:
-    key = "rank_correlation_with_random_weights"
-    values = [record["result"][key] for record in answered]
-    alike = sum(value is not None and abs(value) > _ALIKE for value in values)
+    keys = ("rank_correlation_with_random_weights", "rank_correlation_of_absolute_values")
+    values = [[record["result"][key] or 0.0 for key in keys] for record in answered]
+    alike = sum(max(map(abs, both)) > _ALIKE for both in values)
     if not alike:
         return ""
     return (
         f"{alike} of {len(answered)} maps resemble those of a model with random weights (rank "
-        f"correlation above {_ALIKE:g} or below -{_ALIKE:g}): they show the input or the "
-        f"architecture, and little of what the model has learned."
+        f"correlation, with or without signs, above {_ALIKE:g} or below -{_ALIKE:g}): they show "
+        f"the input or the architecture, and little of what the model has learned."
     )
 
 

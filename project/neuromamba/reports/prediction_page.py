@@ -12,16 +12,19 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from neuromamba.common.atomic_files import write_text_atomically
+from neuromamba.data.regions.series_measures import MEASURES as SERIES_MEASURES
 from neuromamba.data.windows.input_measures import MEASURES
 from neuromamba.evaluation.intervals import Interval
 from neuromamba.inference.batch import Batch, summary
 from neuromamba.inference.calibration import COVERAGE
 from neuromamba.inference.model import TrainedModel
+from neuromamba.inference.region_model import RegionModel
 from neuromamba.pages.figures import BLUE, GREY, ORANGE, new_axes, save_figure, styled
 from neuromamba.pages.page import Page, Picture, Section, Table, render, wrap_command
 from neuromamba.pages.tables import metric_label
 
 PAGE = "report.html"
+_MEASURES = {**MEASURES, **SERIES_MEASURES}
 _MOST_SCANS = 40  # in a figure
 
 
@@ -152,7 +155,7 @@ def _short(name: str, most: int = 34) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
-def _trust(model: TrainedModel) -> Section:
+def _trust(model: TrainedModel | RegionModel) -> Section:
     """How well the model did on people it was not trained on."""
     found = model.evaluation
     if not found.get("metrics"):
@@ -181,6 +184,10 @@ def _trust(model: TrainedModel) -> Section:
             f" Calibrated probabilities are fitted to its {calibration.subjects} validation "
             f"subjects (temperature {1 / calibration.power:.2f})."
         )
+    elif isinstance(model, RegionModel):
+        after += (
+            " It was trained without validation subjects, so there are no calibrated probabilities."
+        )
     else:
         after += " Its validation subjects are too few for intervals or calibrated probabilities."
     table = Table(rows, ("metric", "value with 95 % interval"), note=after)
@@ -204,7 +211,7 @@ def _inputs(answered: Sequence[Mapping[str, Any]]) -> list[Section]:
         (record["scan"], *(_measure(one) for one in record["prepared"]["measures"].values()))
         for record in measured
     ]
-    explained = "; ".join(f"{name.replace('_', ' ')}: {MEASURES[name]}" for name in first)
+    explained = "; ".join(f"{name.replace('_', ' ')}: {_MEASURES[name]}" for name in first)
     note = f"{explained}. An exclamation mark: outside the training's range, widened by its half."
     table = Table(rows, head, note=note, numbers=range(1, len(head)), strong=0)
     return [Section("Does the scan look like those of the training?", tables=[table])]

@@ -22,6 +22,7 @@ import torch
 
 from benchmarks import ingest, loader, loss_scaling, memory_plan, training_step
 from neuromamba.__main__ import COMMANDS
+from neuromamba.commands import check as check_command
 from neuromamba.commands import (
     check_store as check_and_clean_hdf5,
 )
@@ -67,7 +68,6 @@ from neuromamba.fmamba.build import build_model, load_model_config
 from neuromamba.fmamba.flags import build_parser
 from neuromamba.fmamba.probe_flags import parse_probe, probe_parser
 from neuromamba.fmamba.run_config import run_config
-from neuromamba.inference.flags import model_parser
 from neuromamba.planning import flops
 from neuromamba.planning.plan_request import request_of
 from paper import frozen_decoding, haxby2001
@@ -254,7 +254,7 @@ PARSERS: dict[str, Parse] = {
     "reproduce": _parse_reproduction,
     "report": lambda words: report.build_parser().parse_args(words),
     "probe": lambda words: parse_probe(words),
-    "check": lambda words: model_parser("check", "", output=False).parse_args(words),
+    "check": lambda words: check_command.build_parser().parse_args(words),
     "predict": lambda words: predict_command.build_parser().parse_args(words),
     "embed": lambda words: embed_command.build_parser().parse_args(words),
     "explain": lambda words: explain_command.build_parser().parse_args(words),
@@ -417,6 +417,7 @@ def known_flags() -> set[str]:
         synthetic_command._parser(),
         demo.build_parser(),
         quality.build_parser(),
+        check_command.build_parser(),
         predict_command.build_parser(),
         embed_command.build_parser(),
         explain_command.build_parser(),

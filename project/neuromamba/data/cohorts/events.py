@@ -3,7 +3,7 @@
 A file has the columns ``onset`` and ``duration`` (seconds from the first frame of the run as it
 was scanned) and one with the label. Further columns (``subject``, ``session``, ``task``, ``run``),
 where present, say which runs a line belongs to; so does the name of a file that is called as in
-BIDS (``sub-01_task-x_run-1_events.tsv``). A folder is searched for ``*_events.tsv``.
+BIDS (``sub-01_task-x_acq-A_run-1_events.tsv``). A folder is searched for ``*_events.tsv``.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from neuromamba.common.errors import UserInputError
-from neuromamba.common.text import category, names_for_message, number
+from neuromamba.common.files import without_leftovers
+from neuromamba.common.text import category, names_for_message, number, some_of
 from neuromamba.config.data import DataConfig
 from neuromamba.config.training import DownstreamConfig
 from neuromamba.data.cohorts.labels import own_task
@@ -63,6 +65,11 @@ def plain_name(name: str, text: str, key: Callable[[str], str]) -> str:
 class EventFiles:
     """The events of ``--events``.
 
+    Of a folder, the BIDS rule of inheritance decides: a file applies to the runs whose entities
+    contain all of its own (``acq-``, ``dir-`` and the like included) and that lie below its folder;
+    of several the nearest applies alone, and those above it are overridden. What is below
+    ``sourcedata/`` counts only if there are no other files.
+
     Args:
         path: a file, or a folder that is searched for ``*_events.tsv``.
         column: of the labels; None for ``trial_type``.
@@ -73,21 +80,41 @@ class EventFiles:
 
     def __init__(self, path: str, column: str | None) -> None:
         self.path, self.column = Path(path), column or LABEL_COLUMN
+        self.without_time = 0
         if self.path.is_dir():
-            files = sorted([*self.path.rglob("*_events.tsv"), *self.path.rglob("*_events.csv")])
+            found = [*self.path.rglob("*_events.tsv"), *self.path.rglob("*_events.csv")]
+            files = without_leftovers(found)
+            original = [file for file in files if "sourcedata" not in self._folders(file)]
+            files = original or files
             if not files:
                 raise UserInputError(f"--events: no *_events.tsv in '{path}' or below.")
         elif self.path.is_file():
             files = [self.path]
         else:
             raise UserInputError(f"--events: no file or folder '{path}'.")
-        self._tables = [read_table(file) for file in files]
-        self._lines = [line for table in self._tables for line in self._read(table)]
+        self._files = [_File(file, self._depth(file), self._entities(file)) for file in files]
+        self._lines = {file.path: self._read(read_table(file.path)) for file in self._files}
+
+    def _folders(self, file: Path) -> tuple[str, ...]:
+        return file.relative_to(self.path).parts[:-1]
+
+    def _depth(self, file: Path) -> int:
+        return len(self._folders(file)) if self.path.is_dir() else 0
+
+    def _entities(self, file: Path) -> dict[str, str]:
+        """Entities of a BIDS name, and subject and session of the folders that a file is in."""
+        found: dict[str, str] = {}
+        if self.path.is_dir():
+            for folder in self._folders(file):
+                found |= dict(re.findall(r"^(sub|ses)-(.+)$", folder))
+        if file.stem.endswith("_events"):
+            found |= dict(re.findall(r"(?:^|_)([A-Za-z]+)-([^_]+)", file.stem))
+        return found
 
     @property
     def labels(self) -> list[str]:
         """Labels of all events, as text."""
-        return [line.event.label for line in self._lines]
+        return [line.event.label for lines in self._lines.values() for line in lines]
 
     def _read(self, table: Table) -> list[_Line]:
         labels = table.column(self.column, "--target_column")
@@ -96,6 +123,9 @@ class EventFiles:
         lines = []
         for i, label in enumerate(labels):
             if label.lower() in ABSENT:
+                continue
+            if onsets[i].lower() in ABSENT or durations[i].lower() in ABSENT:
+                self.without_time += 1  # BIDS allows n/a
                 continue
             onset, duration = number(onsets[i]), number(durations[i])
             if onset is None or duration is None or duration < 0:
@@ -108,38 +138,93 @@ class EventFiles:
         return lines
 
     def _names_of(self, table: Table) -> list[dict[str, str]]:
-        """The runs of each line, by the file's columns, else by its name if that is of BIDS."""
-        entities: dict[str, str] = {}
-        if table.path.stem.endswith("_events"):
-            found = dict(re.findall(r"(?:^|_)(sub|ses|task|run)-([^_]+)", table.path.stem))
-            entities = {n: found[e] for n, (_, e) in _SELECTORS.items() if e in found}
+        """The runs of each line, by the file's columns."""
         columns = {
             name: table.column(column, "--events")
             for name, (columns, _) in _SELECTORS.items()
             if (column := next((c for c in columns if c in table.columns), None))
         }
-        return [
-            entities | {name: cells[i] for name, cells in columns.items()}
-            for i in range(len(table.rows))
-        ]
+        return [{name: cells[i] for name, cells in columns.items()} for i in range(len(table.rows))]
 
     def of_run(self, header: RunHeader, key: Callable[[str], str]) -> list[Event]:
-        """Events of a run, in the order of the file.
+        """Events of a run, in the order of the file that applies to it.
 
         Args:
             header: of the run.
             key: the form of a subject's name to compare (``Cohort.key``).
+
+        Raises:
+            UserInputError: two files apply to the run alike.
         """
         own = {name: plain_name(name, getattr(header, name), key) for name in _SELECTORS}
+        entities = _entities_of(header, own)
+        file = self._applicable(header, entities, key)
+        if file is None:
+            return []
+        # The file's name has been compared; columns of the same names say it again, or more.
+        own["run"] = entities.get("run", own["run"])
         return [
             line.event
-            for line in self._lines
+            for line in self._lines[file.path]
             if all(
-                plain_name(name, text, key) == own[name]
+                plain_name(name, text, key) in (own[name], plain_name(name, header.run, key))
+                if name == "run"
+                else plain_name(name, text, key) == own[name]
                 for name, text in line.names.items()
                 if text
             )
         ]
+
+    def _applicable(
+        self, header: RunHeader, entities: Mapping[str, str], key: Callable[[str], str]
+    ) -> _File | None:
+        """The file that applies to a run: the nearest of those whose entities the run has."""
+        fitting = [
+            file
+            for file in self._files
+            if all(
+                _plain_entity(name, text, key) == entities.get(name)
+                for name, text in file.entities.items()
+            )
+        ]
+        if not fitting:
+            return None
+        best = max((file.depth, len(file.entities)) for file in fitting)
+        nearest = [file for file in fitting if (file.depth, len(file.entities)) == best]
+        if len(nearest) > 1:
+            raise UserInputError(
+                f"--events: {len(nearest)} files apply to the run '{header.label}' alike: "
+                f"{some_of((file.path for file in nearest), 3)}. Name them as in BIDS, so that "
+                f"their entities tell the runs apart, or put them into one file with the columns "
+                f"subject, session, task and run."
+            )
+        return nearest[0]
+
+
+class _File(NamedTuple):
+    """A file of events: how deep below the folder, and the entities of its name and folders."""
+
+    path: Path
+    depth: int
+    entities: Mapping[str, str]
+
+
+def _plain_entity(name: str, text: str, key: Callable[[str], str]) -> str:
+    """The value of an entity in the form in which it is compared."""
+    fields = {entity: field for field, (_, entity) in _SELECTORS.items()}
+    return plain_name(fields[name], text, key) if name in fields else text
+
+
+def _entities_of(header: RunHeader, own: Mapping[str, str]) -> dict[str, str]:
+    """Entities of a run, by its names in the store.
+
+    The store's ``run`` holds the value of ``run-`` and all other entities: ``1-acq-mb4-dir-AP``.
+    """
+    found = {_SELECTORS[name][1]: value for name, value in own.items() if name != "run" and value}
+    parts = header.run.split("-") if header.run else []
+    if len(parts) % 2:
+        found["run"] = plain_name("run", parts.pop(0), str)
+    return found | dict(zip(parts[::2], parts[1::2], strict=True))
 
 
 def event_task(path: str, column: str | None, task_type: str) -> tuple[str, ...]:
@@ -238,6 +323,11 @@ def label_runs(
                 contradictory.append(header.label)
         else:
             without.append(header.label)
+    if files.without_time:
+        logger.warning(
+            "warning: --events: %d event(s) without onset or duration (n/a) are left out.",
+            files.without_time,
+        )
     if not matched:
         raise UserInputError(
             f"--events: none of the {len(files.labels)} events in '{task.events}' belongs to a run "

@@ -7,14 +7,15 @@ different targets of one subject are errors that list the names.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from neuromamba.common.errors import UserInputError, look_up
-from neuromamba.common.text import category, names_for_message, number
+from neuromamba.common.text import category, names_for_message, number, some_of
 from neuromamba.config.tasks import TASKS
 from neuromamba.config.training import DownstreamConfig
 from neuromamba.data.cohorts.registry import Cohort, Target
+from neuromamba.data.cohorts.suspicious import check_classes, check_values
 from neuromamba.data.cohorts.tables import ABSENT, Table, read_table, tables_of, values_of_subjects
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,11 @@ def target_of(cohort: Cohort, task: str) -> Target:
 
 
 def read_labels(
-    cohort: Cohort, image_path: str | Path, task: str, subjects: Iterable[str]
+    cohort: Cohort,
+    image_path: str | Path,
+    task: str,
+    subjects: Iterable[str],
+    codes: Sequence[str] = (),
 ) -> dict[str, int | float]:
     """Targets of ``subjects`` from ``<image_path>/metadata/*.csv``.
 
@@ -48,6 +53,7 @@ def read_labels(
         image_path: the store's folder.
         task: a key of ``TASKS``.
         subjects: names as in the store.
+        codes: of ``--missing_codes``; subjects with one are left out.
 
     Returns:
         subject as given -> class index (classification, int) or value (regression, float).
@@ -65,14 +71,58 @@ def read_labels(
             f"'{cohort.subject_column}' and '{target.column}' ({cohort.description})."
         )
     expected = f"one of {', '.join(target.mapping)}" if target.mapping else "finite numbers"
-    return _convert(
+    found = _convert(
         cohort,
         tables,
         (target.column, *target.other_columns),
         subjects,
         _class_reader(target.mapping) if target.mapping else number,
         expected,
+        codes,
     )
+    if not target.mapping:
+        _warn(check_values(found, target.column, str(folder)))
+    return found
+
+
+def _spellings(tables: list[Table], cohort: Cohort, missing: list[str], names: list[str]) -> str:
+    """How the table writes subjects, where it has none of those asked for."""
+    if len(missing) < len(names):
+        return ""
+    for table in tables:
+        for column in cohort.subject_columns:
+            if column in table.columns and table.rows:
+                return f" (the table writes them as {some_of(table.column(column, ''), 3)})"
+    return ""
+
+
+def declared_missing(
+    tables: list[Table],
+    cohort: Cohort,
+    columns: tuple[str, ...],
+    names: Iterable[str],
+    codes: Sequence[str],
+) -> set[str]:
+    """Names of the subjects whose label is a code of ``--missing_codes``; they are logged."""
+    if not codes:
+        return set()
+    wanted = {category(code).lower() for code in codes}
+    cells = values_of_subjects(
+        tables, cohort.subject_columns, columns, cohort.key, map(cohort.key, names)
+    )
+    found = {
+        name
+        for name in names
+        if (cell := (cells or {}).get(cohort.key(name))) is not None
+        and category(cell.text).lower() in wanted
+    }
+    if found:
+        logger.info(
+            "--missing_codes: %d subjects without a label left out: %s",
+            len(found),
+            names_for_message(found),
+        )
+    return found
 
 
 def _class_reader(mapping: Mapping[str, int]) -> Callable[[str], int | None]:
@@ -86,8 +136,10 @@ def _convert(
     subjects: Iterable[str],
     reader: Callable[[str], int | float | None],
     expected: str,
+    codes: Sequence[str] = (),
 ) -> dict[str, int | float]:
     names = sorted(set(subjects))
+    declared = declared_missing(tables, cohort, columns, names, codes)
     where = tables[0].path if len(tables) == 1 else tables[0].path.parent
     cells = values_of_subjects(
         tables,
@@ -95,7 +147,7 @@ def _convert(
         columns,
         cohort.key,
         map(cohort.key, names),
-        cohort.missing_codes,
+        (*cohort.missing_codes, *codes),
         # Two spellings of one class do not conflict; two unknown values do.
         lambda text: text if (value := reader(text)) is None else value,
     )
@@ -106,11 +158,14 @@ def _convert(
             f"{'; '.join(table.summary for table in tables)}. Rename the columns, or add a CSV "
             f"with these two ({cohort.description})."
         )
+    if declared:
+        names = [name for name in names if cohort.key(name) in cells or name not in declared]
     missing = [name for name in names if cohort.key(name) not in cells]
     if missing:
         raise UserInputError(
             f"{where}: column '{columns[0]}' has no label for {len(missing)} of {len(names)} "
-            f"subjects: {names_for_message(missing)}. Complete the CSV, or {_EXCLUDE}."
+            f"subjects: {names_for_message(missing)}{_spellings(tables, cohort, missing, names)}. "
+            f"Complete the CSV, or {_EXCLUDE}."
         )
     labels: dict[str, int | float] = {}
     unknown: list[str] = []
@@ -129,16 +184,30 @@ def _convert(
     return labels
 
 
+def _warn(message: str) -> None:
+    if message:
+        logger.warning("warning: %s", message)
+
+
 # ------------------------------------------------------------------------- a table of one's own
 
 
-def own_task(task_type: str, values: Iterable[str], column: str, flag: str) -> tuple[str, ...]:
+def own_task(
+    task_type: str,
+    values: Iterable[str],
+    column: str,
+    flag: str,
+    codes: Sequence[str] = (),
+    chosen: Sequence[str] = (),
+) -> tuple[str, ...]:
     """Classes of a column, in the order of the text; none for a regression.
 
     Args:
         task_type: "classification", "regression", or "" to conclude it from the values.
         values: of the column; those that mean "not recorded" are passed over.
         column: its name; flag: the flag that named the file; for messages.
+        codes: of ``--missing_codes``.
+        chosen: of ``--target_classes``, which say what is a class.
 
     Returns:
         The classes; empty for a regression.
@@ -147,7 +216,8 @@ def own_task(task_type: str, values: Iterable[str], column: str, flag: str) -> t
         UserInputError: numbers without ``--downstream_task_type``, since they may be either; text
             where numbers are expected; or more values than classes can be.
     """
-    present = [value for value in values if value.lower() not in ABSENT]
+    absent = ABSENT | {category(code).lower() for code in codes}
+    present = [value for value in values if category(value).lower() not in absent]
     distinct = sorted({category(value) for value in present})
     numeric = all(number(value) is not None for value in distinct)
     if not distinct:
@@ -171,13 +241,23 @@ def own_task(task_type: str, values: Iterable[str], column: str, flag: str) -> t
             f"{MOST_CLASSES} that can be classes. Choose some with --target_classes, or give "
             f"--downstream_task_type regression."
         )
+    if not chosen:
+        remedy = "Give --missing_codes CODE, or name the classes with --target_classes."
+        check_classes(distinct, column, flag, remedy)
     return tuple(distinct)
 
 
-def own_classes(task_type: str, path: str, column: str) -> tuple[str, ...]:
+def own_classes(
+    task_type: str,
+    path: str,
+    column: str,
+    codes: Sequence[str] = (),
+    chosen: Sequence[str] = (),
+) -> tuple[str, ...]:
     """Classes of ``--target_column`` in ``--label_csv``; see ``own_task``."""
     table = read_table(Path(path))
-    return own_task(task_type, table.column(column, "--target_column"), column, "--label_csv")
+    values = table.column(column, "--target_column")
+    return own_task(task_type, values, column, "--label_csv", codes, chosen)
 
 
 def read_own_labels(
@@ -202,13 +282,21 @@ def read_own_labels(
             f"({', '.join(cohort.subject_columns)}); it has {table.summary}. Name the column of "
             f"the subjects."
         )
-    columns, names = (task.target_column,), list(subjects)
+    columns, names, codes = (task.target_column,), list(subjects), task.missing_codes
     if task.task_type == "regression":
-        return _convert(cohort, [table], columns, names, number, "finite numbers")
+        values = _convert(cohort, [table], columns, names, number, "finite numbers", codes)
+        _warn(check_values(values, task.target_column, str(table.path)))
+        return values
     numbers = {name: i for i, name in enumerate(task.target_classes)}
     others = -1  # a label, but not one of the classes asked for
     found = _convert(
-        cohort, [table], columns, names, lambda text: numbers.get(category(text), others), ""
+        cohort,
+        [table],
+        columns,
+        names,
+        lambda text: numbers.get(category(text), others),
+        "",
+        codes,
     )
     left_out = [name for name, value in found.items() if value == others]
     if left_out:

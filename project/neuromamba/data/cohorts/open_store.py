@@ -113,7 +113,7 @@ def _with_targets(
     if task.label_csv is not None:
         of_subject = read_own_labels(cohort, task, names)
     else:
-        of_subject = read_labels(cohort, store.image_path, task.task, names)
+        of_subject = read_labels(cohort, store.image_path, task.task, names, task.missing_codes)
     labels = {
         name: of_subject[subject_of[name]]
         for name in store.split.subjects

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from neuromamba.common.text import plain_subject
 from neuromamba.config.names import DATASET_NAMES
 from neuromamba.config.tasks import TASKS
 
@@ -83,13 +84,13 @@ class Cohort:
         """The form of a subject's name that is compared between store and metadata.
 
         ``sub-100206`` and ``100206`` are one subject, so are ``0050002`` and ``50002`` (a
-        spreadsheet drops the zeros) and ``NDAR_INV1`` and ``NDARINV1`` (BIDS allows no ``_``).
+        spreadsheet drops the zeros, or writes 50002.0 and 5.00020E+04) and ``NDAR_INV1`` and
+        ``NDARINV1`` (BIDS allows no ``_``).
         """
-        name = subject.strip().removeprefix("sub-")
+        name = plain_subject(subject)
         if self.subject_pattern and (found := re.fullmatch(self.subject_pattern, name)):
             name = found.group(1)
-        name = name.replace("NDAR_INV", "NDARINV")
-        return (name.lstrip("0") or "0") if name.isdecimal() else name
+        return plain_subject(name.replace("NDAR_INV", "NDARINV"))
 
 
 _SEX_LETTERS = {"f": 0, "female": 0, "m": 1, "male": 1}

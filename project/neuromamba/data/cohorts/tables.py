@@ -7,15 +7,18 @@ subject in several rows, and lack values; what could be misread is refused.
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from neuromamba.common.atomic_files import atomic_path
 from neuromamba.common.errors import UserInputError, look_up
+from neuromamba.common.files import without_leftovers
 from neuromamba.common.text import some_of
 
-ABSENT = frozenset({"", "na", "n/a", "nan", "none", "null"})
+ABSENT = frozenset({"", "na", "n/a", "#n/a", "nan", "none", "null", "-", "--", "."})
+_DELIMITERS = ",;\t|"
 _SHOWN = 20  # columns named in a message
 
 
@@ -58,9 +61,13 @@ def read_table(path: Path) -> Table:
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as stream:
-            first = stream.readline()
-            delimiter = max(",;\t|", key=first.count)
+            lines = [stream.readline(), stream.readline()]
+            # Excel's own first line, which names the separator.
+            named = re.fullmatch(r"\ufeff?\"?sep=(.)\"?\s*", lines[0])
             stream.seek(0)
+            if named:
+                stream.readline()
+            delimiter = named[1] if named else _delimiter(path, *lines)
             reader = csv.reader(stream, delimiter=delimiter)
             columns = tuple(name.strip() for name in next(reader, []))
             rows = []
@@ -94,9 +101,24 @@ def read_table(path: Path) -> Table:
     return Table(path, columns, tuple(rows))
 
 
+def _delimiter(path: Path, first: str, second: str) -> str:
+    """The separator that gives both lines as many fields; a name of a column may hold others."""
+    fields = {
+        one: [len(next(csv.reader([line], delimiter=one), [])) for line in (first, second)]
+        for one in _DELIMITERS
+    }
+    if path.suffix == ".tsv" and fields["\t"][0] > 1:
+        return "\t"
+    agreeing = [one for one, (names, cells) in fields.items() if names == cells > 1]
+    return max(agreeing or _DELIMITERS, key=lambda one: fields[one][0])
+
+
 def tables_of(folder: Path) -> list[Table]:
     """The CSV and TSV files of a ``metadata/`` folder, by name."""
-    return [read_table(path) for path in sorted([*folder.glob("*.csv"), *folder.glob("*.tsv")])]
+    return [
+        read_table(path)
+        for path in without_leftovers([*folder.glob("*.csv"), *folder.glob("*.tsv")])
+    ]
 
 
 def adopt_tables(source: Path, image_path: Path, names: Sequence[str]) -> list[str]:

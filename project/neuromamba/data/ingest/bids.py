@@ -9,11 +9,19 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from neuromamba.data.ingest.sources import SUFFIXES, PassedOver, Source, Tree, is_companion, stem_of
+from neuromamba.data.ingest.sources import (
+    SUFFIXES,
+    Choice,
+    PassedOver,
+    Source,
+    Tree,
+    is_companion,
+    stem_of,
+)
 from neuromamba.data.ingest.space import space_kind
 
 # Entities that name a version of a run, and those with a field of their own in the store.
@@ -21,6 +29,25 @@ _VERSION = {"space", "res", "den", "desc", "cohort"}
 _OWN_FIELD = {"sub", "ses", "task", "run"}
 _USUAL_SPACES = ("MNI152NLin6Asym", "MNI152NLin2009cAsym")
 _USUAL_RESOLUTIONS = ("2", "02")
+# Outputs of one run by fMRIPrep, XCP-D, tedana, fmriprep-denoise and C-PAC, best first: the
+# preprocessed run, then denoised ones, then those whose frames were interpolated or that were
+# smoothed, which blurs what a model of voxels is to see. Names not listed come after these.
+KNOWN_OUTPUTS = (
+    "preproc",
+    "",
+    "optcom",
+    "optcomDenoised",
+    "denoised",
+    "residual",
+    "cleaned",
+    "clean",
+    "denoisedInterpolated",
+    "interpolated",
+    "denoisedSmoothed",
+    "residual_smooth",
+    "smoothed",
+)
+_SMOOTH = "smooth"  # XCP-D before 0.5 has it as a part of its own: desc-residual_smooth
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,15 +83,21 @@ class BidsName:
         return "-".join([value for value in (self.get("run"), *extra) if value])
 
     @property
+    def output(self) -> str:
+        """Which output of a pipeline it is: ``desc``, with "_smooth" where that follows."""
+        return f"{self.get('desc')}_{_SMOOTH}" if _SMOOTH in self.others else self.get("desc")
+
+    @property
     def version(self) -> tuple[str, ...]:
         """What tells the versions of one run apart."""
-        return tuple(self.get(key) for key in sorted(_VERSION))
+        return (*(self.get(key) for key in sorted(_VERSION)), self.output)
 
     @property
     def run_key(self) -> tuple[str, ...]:
         """Equal for the versions of one run."""
         fields = (self.get(key) for key in ("sub", "ses", "task"))
-        return (*fields, self.run_name, *self.others, self.suffix)
+        others = (part for part in self.others if part != _SMOOTH)
+        return (*fields, self.run_name, *others, self.suffix)
 
 
 def parse(path: PurePosixPath) -> BidsName | None:
@@ -84,14 +117,14 @@ def parse(path: PurePosixPath) -> BidsName | None:
 
 
 def bids_runs(
-    tree: Tree, names: Sequence[BidsName], wanted: str, strict: bool
+    tree: Tree, names: Sequence[BidsName], choice: Choice, strict: bool
 ) -> tuple[list[Source], list[PassedOver]]:
     """One source per run.
 
     Args:
         tree: where the files are.
         names: images with BIDS names.
-        wanted: the space of ``--space``; "" takes MNI.
+        choice: among the versions of a run; without ``desc`` the best of ``KNOWN_OUTPUTS``.
         strict: take only images whose suffix is ``bold``.
     """
     passed: list[PassedOver] = []
@@ -103,15 +136,28 @@ def bids_runs(
         else:
             groups.setdefault(name.run_key, []).append(name)
     combined = {key for key in groups if not groups[key][0].get("echo")}
-    rank = _Ranking(wanted, [name for group in groups.values() for name in group])
-    sources = []
+    desc = choice.desc
+    rank = _Ranking(choice.space, [name for group in groups.values() for name in group])
+    sources: list[Source] = []
+    echoes = _middle_echoes(groups, combined)
     for group in groups.values():
         first = group[0]
         if first.get("echo") and _without_echo(first).run_key in combined:
             why = "an echo; the combined run is used"
             passed += [PassedOver(name.path.as_posix(), why) for name in group]
             continue
+        if desc:
+            others = [name for name in group if name.output != desc]
+            passed += [PassedOver(n.path.as_posix(), f"not --desc {desc}") for n in others]
+            group = [name for name in group if name.output == desc]
+            if not group:
+                continue
         chosen = min(group, key=rank)
+        key = _without_echo(first).run_key
+        if first.get("echo") and key in echoes and first.get("echo") != echoes[key]:
+            why = f"no combined run; echo-{echoes[key]}, the middle one, is used"
+            passed += [PassedOver(name.path.as_posix(), why) for name in group]
+            continue
         why = f"another version of the run; {chosen.path.name} is used"
         for name in group:
             if name.version == chosen.version:  # twice in two folders: refused later on
@@ -119,6 +165,21 @@ def bids_runs(
             else:
                 passed.append(PassedOver(name.path.as_posix(), why))
     return _told_apart(sources, groups), passed
+
+
+def _middle_echoes(
+    groups: Mapping[tuple[str, ...], Sequence[BidsName]], combined: set[tuple[str, ...]]
+) -> dict[tuple[str, ...], str]:
+    """Key of a run of which there are only echoes -> the middle one, whose contrast is BOLD's."""
+    echoes: dict[tuple[str, ...], list[str]] = {}
+    for group in groups.values():
+        key = _without_echo(group[0]).run_key
+        if group[0].get("echo") and key not in combined:
+            echoes.setdefault(key, []).append(group[0].get("echo"))
+    return {
+        key: sorted(numbers, key=lambda n: (len(n), n))[len(numbers) // 2]
+        for key, numbers in echoes.items()
+    }
 
 
 def _not_a_run(name: BidsName, strict: bool) -> str:
@@ -141,9 +202,9 @@ def _without_echo(name: BidsName) -> BidsName:
 class _Ranking:
     """Order of preference among the versions of a run: the smallest is taken.
 
-    The space asked for comes first (without ``--space``: MNI, else an unnamed one), then
-    ``desc-preproc``, then the MNI space that most images of the folder have, so that all runs of
-    a store share one, then ``res-2``.
+    The space asked for comes first (without ``--space``: MNI, else an unnamed one), then the
+    outputs of ``KNOWN_OUTPUTS`` in their order, then the MNI space that most images of the folder
+    have, so that all runs of a store share one, then ``res-2``.
     """
 
     def __init__(self, wanted: str, names: Sequence[BidsName]) -> None:
@@ -160,7 +221,8 @@ class _Ranking:
         else:
             exact = name.space.casefold() == self.wanted.casefold()
             of_space = 0 if exact else 1 if kind == "" else 2
-        desc = ("preproc", "").index(name.get("desc")) if name.get("desc") in ("preproc", "") else 2
+        listed = name.output in KNOWN_OUTPUTS
+        desc = KNOWN_OUTPUTS.index(name.output) if listed else len(KNOWN_OUTPUTS)
         usual = _USUAL_SPACES.index(name.space) if name.space in _USUAL_SPACES else 9
         resolution = 0 if name.get("res") in _USUAL_RESOLUTIONS else 1
         frequency = -self.frequency[name.space]
@@ -168,8 +230,12 @@ class _Ranking:
 
 
 def _source(tree: Tree, name: BidsName) -> Source:
-    desc = name.get("desc")
-    notes = () if desc in ("preproc", "") else (f"desc-{desc}: no desc-preproc in this space",)
+    output = name.output
+    notes: tuple[str, ...] = ()
+    if output not in ("preproc", ""):
+        notes = (f"desc-{output}: the best output there is",)
+    if name.get("echo"):
+        notes += ("a single echo; combine the echoes (fMRIPrep, tedana) for a better signal",)
     return Source(
         path=tree.root / name.path,
         name=name.path.as_posix(),
@@ -193,7 +259,10 @@ def _told_apart(
     result = []
     for source in sources:
         name = names[source.name]
-        rest = [*name.others, *([name.suffix] if name.suffix not in ("", "bold") else [])]
+        rest = [
+            *(part for part in name.others if part != _SMOOTH),
+            *([name.suffix] if name.suffix not in ("", "bold") else []),
+        ]
         if count[source.output] > 1 and rest:
             run = "-".join([*([source.run] if source.run else []), *rest])
             source = dataclasses.replace(source, run=run)

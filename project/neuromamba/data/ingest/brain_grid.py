@@ -22,11 +22,17 @@ from neuromamba.data.ingest.space import OBLIQUE_NOTED, field_of_view, oblique_a
 from neuromamba.data.store.header import Triple
 
 NONZERO_LIMIT = 0.95  # a run with fewer nonzero voxels than this has been masked before
+_WEIGHT_ROUNDING = 1e-3  # of interpolated weights above 1
+# Brain volume, cm3: from a slab of a child's brain to a whole head of an adult.
+_PLAUSIBLE = (200.0, 2600.0)
 _AFFINE_TOLERANCE = 1e-2  # mm; headers store float32
 
 
 def load_mask(path: Path, run: NiftiRun) -> np.ndarray:
     """A mask image as bool [X, Y, Z] in LAS order, on the grid of ``run``.
+
+    Weights from 0 to 1 (probabilities, resampled masks) count as brain above one half; in any other
+    image every value above 0 does.
 
     Raises:
         UserInputError: another shape or affine than the run's, or not a 3D image.
@@ -49,7 +55,9 @@ def load_mask(path: Path, run: NiftiRun) -> np.ndarray:
             f"'{run.path.name}' ({' x '.join(map(str, run.las_shape))}) or has another affine. "
             f"Resample the mask to the run, or choose the mask with --mask."
         )
-    return np.asarray(mask > 0)
+    whole = np.array_equal(mask, np.rint(mask))
+    weights = not whole and mask.min() >= 0 and mask.max() <= 1 + _WEIGHT_ROUNDING
+    return np.asarray(mask > (0.5 if weights else 0))
 
 
 def epi_mask(mean: np.ndarray, affine: np.ndarray) -> np.ndarray:
@@ -75,8 +83,9 @@ def choose_mask(
         sibling: mask image that belongs to the run, if there is one.
 
     Returns:
-        bool [X, Y, Z] in LAS order, and "sibling:<file>", "file:<file>", "nonzero" or
-        "computed_epi". A voxel is nonzero if it is so in any frame.
+        bool [X, Y, Z] in LAS order, and "sibling:<file>", "file:<file>", "nonzero", "other than
+        <value>" or "computed_epi". A voxel is nonzero if it is so in any frame. Zeros that were
+        saved as scaled integers are another value near 0, which then is the background.
 
     Raises:
         UserInputError: an empty mask, or whatever reading a file raises.
@@ -87,14 +96,20 @@ def choose_mask(
         source = f"{'sibling' if rule == 'auto' else 'file'}:{path.name}"
     else:
         total = np.zeros(math.prod(run.shape))
-        nonzero = np.zeros(total.shape, dtype=bool)
+        nonzero, changes = np.zeros((2, *total.shape), dtype=bool)
+        start = np.empty(0, np.float32)
         for frame in run.frames(first):
             with np.errstate(invalid="ignore"):  # inf - inf; reported after the last frame
                 total += frame
+            start = start if start.size else frame.copy()
             nonzero |= frame != 0
-        masked_before = np.count_nonzero(nonzero) < NONZERO_LIMIT * nonzero.size
+            changes |= frame != start
+        background = _constant_background(start, changes)
+        signal = nonzero if background == 0 else changes | (start != background)
+        masked_before = np.count_nonzero(signal) < NONZERO_LIMIT * signal.size
         if rule == "nonzero" or (rule == "auto" and masked_before):
-            mask, source = run.unflatten(nonzero), "nonzero"
+            mask = run.unflatten(signal)
+            source = "nonzero" if background == 0 else f"other than {background:.4g}"
         else:
             mean = run.unflatten(total / (run.n_frames - first))
             mask, source = epi_mask(mean, run.las_affine), "computed_epi"
@@ -104,6 +119,38 @@ def choose_mask(
             f"with --mask PATH, or --mask nonzero."
         )
     return mask, source
+
+
+def _constant_background(start: np.ndarray, changes: np.ndarray) -> float:
+    """The value around a masked brain: 0, or what most voxels that never change have.
+
+    Args:
+        start: [V] the first frame.
+        changes: bool [V], voxels with another value in any later frame.
+    """
+    values, counts = np.unique(start[~changes], return_counts=True)
+    if not values.size or counts.max() < (1 - NONZERO_LIMIT) * start.size:
+        return 0.0
+    return float(values[counts.argmax()])
+
+
+def implausible_volume(mask: np.ndarray, affine: np.ndarray, source: str) -> str:
+    """A note on a mask that is no brain by its volume; "" if it can be one.
+
+    Args:
+        mask: bool [X, Y, Z].
+        affine: [4, 4] of it.
+        source: where the mask comes from.
+    """
+    volume = np.count_nonzero(mask) * abs(np.linalg.det(affine[:3, :3])) / 1000
+    low, high = _PLAUSIBLE
+    if low <= volume <= high:
+        return ""
+    kind = "less" if volume < low else "more"
+    return (
+        f"the mask ({source}) holds {volume:.0f} cm3, {kind} than a brain ({low:.0f} to {high:.0f} "
+        f"cm3); check it: it may be empty, inverted or all ones"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,17 +10,32 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from neuromamba.data.ingest.bids import BidsName, bids_runs, parse, sibling_mask
-from neuromamba.data.ingest.sources import SUFFIXES, PassedOver, Source, Tree, is_companion, stem_of
+from neuromamba.data.ingest.sources import (
+    SUFFIXES,
+    Choice,
+    PassedOver,
+    Source,
+    Tree,
+    is_companion,
+    stem_of,
+)
 
 Runs = tuple[list[Source], list[PassedOver]]
 
 # HCP --------------------------------------------------------------------------------------------
 
-HCP_TR = 0.72  # seconds, 3 T
+HCP_TR = 0.72  # seconds, of the 3 T scans of young adults, whose runs are called LR and RL
 _HCP_FILE = re.compile(r"(?:.*/)?([^/]+)/MNINonLinear/Results/([^/]+)/([^/]+)")
 _HCP_RUN = re.compile(r"([rt]fMRI)_(.+)_(LR|RL|AP|PA)")
-# What may follow the run's name, best first: ICA-FIX denoised, then minimally preprocessed.
-_HCP_VERSIONS = ("_hp2000_clean", "_hp200_clean", "_hp0_clean", "", "_hp2000", "_hp200", "_hp0")
+# What may follow the run's name, best first: ICA-FIX denoised (cleaned again and with temporal
+# ICA in releases from 2023 on), then minimally preprocessed.
+_CLEANINGS = ("_clean_rclean_tclean", "_clean_tclean", "_clean_rclean", "_clean")
+_FILTERS = ("_hp2000", "_hp200", "_hp0")
+_HCP_VERSIONS = (
+    *(f"{high_pass}{cleaning}" for cleaning in _CLEANINGS for high_pass in _FILTERS),
+    "",
+    *_FILTERS,
+)
 
 
 def _absolute(tree: Tree, path: PurePosixPath) -> str:
@@ -33,7 +48,7 @@ def looks_like_hcp(tree: Tree) -> bool:
     return any(_HCP_FILE.fullmatch(_absolute(tree, path)) for path in tree.volumes)
 
 
-def hcp_runs(tree: Tree, wanted: str) -> Runs:
+def hcp_runs(tree: Tree, choice: Choice) -> Runs:
     """One source per folder ``MNINonLinear/Results/<run>``; the best version in it."""
     passed: list[PassedOver] = []
     folders: dict[PurePosixPath, tuple[str, str, dict[str, PurePosixPath]]] = {}
@@ -88,7 +103,8 @@ def hcp_runs(tree: Tree, wanted: str) -> Runs:
                 ),
                 sidecar=tree.first(folder, [f"{stem_of(path)}.json", f"{run}.json"]),
                 space="MNI152NLin6Asym",
-                layout_tr=None if "7T" in run else HCP_TR,
+                # Ageing and Development (0.8 s) and 7 T (1 s) have AP and PA.
+                layout_tr=HCP_TR if parts[3] in ("LR", "RL") else None,
                 notes=tuple(notes),
             )
         )
@@ -108,7 +124,7 @@ def looks_like_ukb(tree: Tree) -> bool:
     return any(_UKB_FILE.fullmatch(_absolute(tree, path)) for path in tree.volumes)
 
 
-def ukb_runs(tree: Tree, wanted: str) -> Runs:
+def ukb_runs(tree: Tree, choice: Choice) -> Runs:
     """One source per folder ``<eid>_20227_<instance>_<array>``: the warped run, if it is there."""
     native: dict[str, PurePosixPath] = {}
     warped: dict[str, PurePosixPath] = {}
@@ -127,7 +143,7 @@ def ukb_runs(tree: Tree, wanted: str) -> Runs:
             passed.append(PassedOver(path.as_posix(), "not the cleaned resting-state run"))
     sources = []
     for bulk, found in parts.items():
-        is_native = bulk not in warped or (wanted == "native" and bulk in native)
+        is_native = bulk not in warped or (choice.space == "native" and bulk in native)
         path = native[bulk] if is_native else warped[bulk]
         if bulk in native and bulk in warped:
             other = warped[bulk] if is_native else native[bulk]
@@ -175,7 +191,7 @@ def looks_like_abcd(tree: Tree) -> bool:
     return bool(runs) and all(_NDAR.fullmatch(stem_of(path).removeprefix("sub-")) for path in runs)
 
 
-def abcd_runs(tree: Tree, wanted: str) -> Runs:
+def abcd_runs(tree: Tree, choice: Choice) -> Runs:
     """Derivatives with BIDS names, and files ``NDAR_INV..._<event>_<run>``."""
     names: list[BidsName] = []
     sources, passed = [], []
@@ -204,5 +220,5 @@ def abcd_runs(tree: Tree, wanted: str) -> Runs:
                     sidecar=tree.first(path.parent, [f"{stem_of(path)}.json"]),
                 )
             )
-    of_bids, passed_of_bids = bids_runs(tree, names, wanted, strict=True)
+    of_bids, passed_of_bids = bids_runs(tree, names, choice, strict=True)
     return sources + of_bids, passed + passed_of_bids

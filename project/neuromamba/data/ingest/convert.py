@@ -15,12 +15,13 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.data.ingest.brain_grid import (
     Placement,
     choose_mask,
+    implausible_volume,
     place,
     resample,
     resampled_grid,
 )
 from neuromamba.data.ingest.nifti import NiftiRun, file_sha256
-from neuromamba.data.ingest.options import ConversionOptions
+from neuromamba.data.ingest.options import ConversionOptions, options_for
 from neuromamba.data.ingest.preflight import plan_run
 from neuromamba.data.ingest.sources import Source
 from neuromamba.data.ingest.space import whole_voxel_offset
@@ -85,6 +86,7 @@ def attempt(
 
 
 def _convert(source: Source, output: Path, options: ConversionOptions) -> Outcome:
+    options = options_for(source, options)
     plan = plan_run(source, options)
     run, notes = plan.run, list(plan.notes)
     digest = plan.digest(options)
@@ -99,6 +101,9 @@ def _convert(source: Source, output: Path, options: ConversionOptions) -> Outcom
     shape, affine = run.las_shape, run.las_affine
     if mask_source == "computed_epi" and mask.mean() < _SMALL_MASK:
         notes.append(f"the computed mask covers only {mask.mean():.1%} of the volume; check it")
+    doubt = implausible_volume(mask, affine, mask_source)
+    if doubt and plan.space != "native":
+        notes.append(doubt)
     offset, resampled = options.crop_offset, options.resample is not None
     if options.resample is not None:
         shape, affine = resampled_grid(shape, affine, options.resample)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from neuromamba.common.atomic_files import make_folder, remove_abandoned
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.files import without_leftovers
 from neuromamba.common.workers import available_cpus
 from neuromamba.data.cohorts.tables import adopt_tables
 from neuromamba.data.ingest.convert import Outcome, convert_run
 from neuromamba.data.ingest.jobs import Job, convert_runs
 from neuromamba.data.ingest.layouts import AUTO, find_runs
+from neuromamba.data.ingest.one_grid import on_one_grid
 from neuromamba.data.ingest.options import ConversionOptions
-from neuromamba.data.ingest.preflight import plan_folder
+from neuromamba.data.ingest.preflight import RunPlan, plan_folder
 from neuromamba.data.ingest.quarantine import QUARANTINE, update_quarantine
 from neuromamba.data.ingest.report import (
     found_lines,
@@ -24,7 +26,8 @@ from neuromamba.data.ingest.report import (
     room_warning,
     summary_lines,
 )
-from neuromamba.data.ingest.sources import Source
+from neuromamba.data.ingest.sources import Choice, Source
+from neuromamba.data.store.header import RunHeader
 from neuromamba.data.store.header_cache import read_headers
 from neuromamba.data.store.manifest import rebuild_manifest
 
@@ -81,7 +84,8 @@ def convert_folder(
     options, shard, image_path = options or ConversionOptions(), shard or Shard(), Path(image_path)
     if num_workers is not None and num_workers < 1:
         raise UserInputError(f"--num_workers: got {num_workers}, expected 1 or more.")
-    found = find_runs(input_dir, layout, options.space, exclude=Path(options.mask))
+    choice = Choice(options.space, options.desc)
+    found = find_runs(input_dir, layout, choice, exclude=Path(options.mask))
     for line in found_lines(found, in_full=options.dry_run):
         report(line)
     folder = image_path / "hdf5"
@@ -89,8 +93,9 @@ def convert_folder(
         make_folder(folder, "--output")
     if len(found.sources) > _MANY:
         report(f"checking the headers of {len(found.sources)} runs")
-    stored, _ = read_headers(image_path, sorted(folder.glob("*.h5")), write=False)
+    stored, _ = read_headers(image_path, without_leftovers(folder.glob("*.h5")), write=False)
     plans, sources = plan_folder(found.sources, options, stored)
+    plans, sources = _placed_alike(plans, sources, options, stored)
     sources = sources[shard.index :: shard.number]
     names = {source.name for source in sources}
     plans = [plan for plan in plans if plan.source.name in names]
@@ -105,6 +110,26 @@ def convert_folder(
     for line in adopt_tables(Path(input_dir), image_path, tables):
         report(line)
     return outcomes
+
+
+def _placed_alike(
+    plans: list[RunPlan],
+    sources: list[Source],
+    options: ConversionOptions,
+    stored: Mapping[str, RunHeader],
+) -> tuple[list[RunPlan], list[Source]]:
+    """Place the runs that lie elsewhere than most; see ``on_one_grid``."""
+    outputs = {source.output for source in sources}
+    kept = [header for name, header in stored.items() if name not in outputs]
+    plans, errors = on_one_grid(plans, options, kept)
+    planned = {plan.source.name: plan.source for plan in plans}
+    placed = [
+        source.refused(errors[source.name])
+        if source.name in errors
+        else planned.get(source.name, source)
+        for source in sources
+    ]
+    return plans, placed
 
 
 def convert_sources(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from neuromamba.common.errors import UserInputError, look_up
+from neuromamba.common.text import some_of
 from neuromamba.data.ingest.bids import BidsName, bids_runs, parse, sibling_mask
 from neuromamba.data.ingest.cohort_layouts import (
     abcd_runs,
@@ -21,8 +22,11 @@ from neuromamba.data.ingest.cohort_layouts import (
     looks_like_ukb,
     ukb_runs,
 )
-from neuromamba.data.ingest.filenames import name_run
+from neuromamba.data.ingest.filenames import is_generic, name_run
 from neuromamba.data.ingest.sources import (
+    BEST,
+    SUFFIXES,
+    Choice,
     PassedOver,
     Source,
     Tree,
@@ -31,6 +35,7 @@ from neuromamba.data.ingest.sources import (
     scan,
     stem_of,
 )
+from neuromamba.data.ingest.versions import without_versions
 
 Runs = tuple[list[Source], list[PassedOver]]
 
@@ -42,12 +47,12 @@ class Layout:
     Attributes:
         description: one line for messages.
         recognise: whether a folder looks like it.
-        find: its runs and the images passed over; the second argument is ``--space``.
+        find: its runs and the images passed over.
     """
 
     description: str
     recognise: Callable[[Tree], bool]
-    find: Callable[[Tree, str], Runs]
+    find: Callable[[Tree, Choice], Runs]
 
 
 @dataclass(frozen=True)
@@ -76,30 +81,34 @@ def _looks_like_bids(tree: Tree) -> bool:
     return not others and any(name.suffix == "bold" for name in names)
 
 
-def _bids_runs(tree: Tree, wanted: str) -> Runs:
+def _bids_runs(tree: Tree, choice: Choice) -> Runs:
     names, others = _split_names(tree)
-    sources, passed = bids_runs(tree, names, wanted, strict=True)
+    sources, passed = bids_runs(tree, names, choice, strict=True)
     passed += [PassedOver(path.as_posix(), "its name does not start with sub-") for path in others]
     return sources, passed
 
 
-def _plain_runs(tree: Tree, wanted: str) -> Runs:
+def _plain_runs(tree: Tree, choice: Choice) -> Runs:
     """Any folder; ``run_names.name_run`` says what a name means that is not BIDS."""
     names, others = _split_names(tree)
-    sources, passed = bids_runs(tree, names, wanted, strict=False)
+    sources, passed = bids_runs(tree, names, choice, strict=False)
     runs = [path for path in others if not is_companion(path)]
     passed += [
         PassedOver(path.as_posix(), "mask, reference or anatomy")
         for path in others
         if is_companion(path)
     ]
-    for path in runs:
+    taken, versions = without_versions(runs)
+    passed += versions
+    for path, scan_name in taken.items():
         stem, name = stem_of(path), path.as_posix()
+        # Filtered_4DVolume.nii in a folder for each subject: the folder says whose it is.
+        whose = path.parent.name if is_generic(stem) and path.parent.name else scan_name
         sources.append(
             Source(
                 path=tree.root / path,
                 name=name,
-                **name_run(stem)._asdict(),
+                **name_run(whose)._asdict(),
                 mask=sibling_mask(tree, path),
                 sidecar=tree.first(path.parent, [f"{stem}.json"]),
             )
@@ -136,14 +145,17 @@ AUTO = "auto"
 
 
 def find_runs(
-    folder: str | Path, layout: str = AUTO, wanted: str = "", exclude: Path | None = None
+    folder: str | Path,
+    layout: str = AUTO,
+    choice: Choice = BEST,
+    exclude: Path | None = None,
 ) -> Found:
     """All runs below a folder.
 
     Args:
         folder: searched recursively for ``*.nii`` and ``*.nii.gz``; hidden files are left out.
         layout: key of ``LAYOUTS``, or "auto": the first that the folder looks like.
-        wanted: the space of ``--space``, which decides among versions of a run.
+        choice: among versions of a run.
         exclude: a file to leave out (the mask of ``--mask``).
 
     Raises:
@@ -160,7 +172,17 @@ def find_runs(
         )
     seems = next(name for name, known in LAYOUTS.items() if known.recognise(tree))
     chosen = seems if layout == AUTO else layout
-    sources, passed = LAYOUTS[chosen].find(tree, wanted)
+    if choice.desc and chosen in ("hcp", "ukb"):
+        raise UserInputError(
+            f"--desc: '{tree.root}' has the layout {chosen}, whose files have no desc-. Leave the "
+            f"flag out."
+        )
+    sources, passed = LAYOUTS[chosen].find(tree, choice)
+    if choice.desc and not sources and not refused:
+        kinds = sorted({name.output or "none" for name in _split_names(tree)[0]})
+        raise UserInputError(
+            f"--desc: no run of desc-{choice.desc} in '{tree.root}'; there are {some_of(kinds)}."
+        )
     if not sources and not refused:
         if chosen == seems == "plain":
             raise UserInputError(
@@ -173,11 +195,19 @@ def find_runs(
             f"(it looks like --layout {seems})."
         )
     passed += [PassedOver(path.as_posix(), "surface or CIFTI") for path in tree.surfaces]
+    passed += [PassedOver(path.as_posix(), _other_format(path)) for path in tree.others]
     pair = "a pair of .hdr and .img; make one file of it (fslchfiletype NIFTI_GZ)"
     passed += [PassedOver(path.as_posix(), pair) for path in tree.pairs]
     sources = sorted([*sources, *refused], key=lambda source: source.path)
     passed.sort(key=lambda image: image.name)
     return Found(chosen, refuse_shared_names(sources), passed)
+
+
+def _other_format(path: PurePosixPath) -> str:
+    """Why a file is passed over that is an image of another kind, or has another spelling."""
+    if path.name.lower().endswith(SUFFIXES):
+        return "its name is not in small letters; rename it to end in .nii or .nii.gz"
+    return "another format; convert it to .nii.gz (mri_convert, 3dAFNItoNIFTI, gzip)"
 
 
 def _unreadable(tree: Tree, place: str, why: str) -> Source:

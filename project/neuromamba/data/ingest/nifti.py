@@ -7,12 +7,10 @@ in the order of the file.
 from __future__ import annotations
 
 import contextlib
-import gzip
 import hashlib
 import io
 import math
 import os
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,22 +21,23 @@ from nibabel import orientations
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.config.names import ORIENTATION
+from neuromamba.data.ingest.gzip_stream import START as _GZIP_START
+from neuromamba.data.ingest.gzip_stream import GzipStream
+from neuromamba.data.ingest.gzip_stream import errors as gzip_errors
+from neuromamba.data.ingest.single_precision import SignalPrecision
 from neuromamba.data.store.header import Triple
 
-try:
-    from isal import igzip, isal_zlib
-
-    _open_gzip: Any = igzip.IGzipFile  # about 2.5 times the speed of the standard library
-    _gzip_error: Any = isal_zlib.error
-except ImportError:
-    _open_gzip, _gzip_error = gzip.GzipFile, zlib.error
 # What reading a damaged file raises; BadGzipFile is an OSError.
-READ_ERRORS: tuple[type[Exception], ...] = (zlib.error, _gzip_error, EOFError, OSError)
+READ_ERRORS: tuple[type[Exception], ...] = (*gzip_errors, EOFError, OSError)
 
 
 # Of an image of labels; counting voxels takes memory for each number up to the highest.
 HIGHEST_LABEL = 1_000_000
-_GZIP_START = b"\x1f\x8b"
+_LABEL_ROUNDING = 1e-3  # of labels that were saved as scaled integers
+# First byte of the values in a file of one piece, by the size of its header.
+_SMALLEST_OFFSET = {348: 352, 540: 544}
+# Degrees between the same voxel axis by qform and by sform: normalisation turns a head by less.
+_CONTRADICTING = 60.0
 _AGAIN = "Copy or download the file again, or remove it from the input folder."
 
 
@@ -93,9 +92,11 @@ class NiftiRun:
     def __init__(self, path: Path) -> None:
         self.path = path
         image = load_image(path)
+        # X Y Z 1 T and X Y Z T 1 are runs: their values lie in the file as those of X Y Z T do.
+        several = [size for size in image.shape[3:] if size != 1]
         shape = image.shape
-        while len(shape) > 4 and shape[-1] == 1:
-            shape = shape[:-1]
+        if len(shape) > 4 and len(several) < 2:
+            shape = (*shape[:3], *(several or [1]))
         if len(shape) != 4 or 0 in shape:
             raise UserInputError(
                 f"{path}: {len(shape)}D image of {' x '.join(map(str, shape))}, expected a 4D run "
@@ -111,7 +112,9 @@ class NiftiRun:
                 f"{path}: the values are {self._dtype}, expected real numbers. Convert the file "
                 f"to float32 or int16."
             )
-        self._start, self._slope, self._inter = int(proxy.offset), proxy.slope, proxy.inter
+        self._slope, self._inter = proxy.slope, proxy.inter
+        # Some programs write 0 and mean "right after the header" (NIfTI-1 standard, vox_offset).
+        self._start = max(int(proxy.offset), _SMALLEST_OFFSET[int(image.header["sizeof_hdr"])])
         self._is_unscaled = self._slope == 1 and self._inter == 0
         self._check_size()
         header: Any = image.header
@@ -129,13 +132,17 @@ class NiftiRun:
         forms = [header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]]
         if any(form is None for form in forms):
             return
-        q, s = (np.linalg.det(form[:3, :3]) for form in forms)
-        if q * s < 0:
-            raise UserInputError(
-                f"{self.path}: qform and sform contradict each other: one mirrors the other, so "
-                f"left and right are unknown. Find out which is right and copy it (fslorient "
-                f"-copysform2qform or -copyqform2sform)."
-            )
+        q, s = (form[:3, :3] / np.linalg.norm(form[:3, :3], axis=0) for form in forms)
+        mirrors = np.linalg.det(q) * np.linalg.det(s) < 0
+        angle = np.degrees(np.arccos(np.clip((q * s).sum(axis=0), -1, 1))).max()
+        if not mirrors and not angle > _CONTRADICTING:
+            return
+        what = "one mirrors the other" if mirrors else f"an axis differs by {angle:.0f} degrees"
+        raise UserInputError(
+            f"{self.path}: qform and sform contradict each other: {what}, so the orientation is "
+            f"unknown. Find out which is right and copy it (fslorient -copysform2qform or "
+            f"-copyqform2sform)."
+        )
 
     def _check_size(self) -> None:
         """A file without compression must have the size that its header implies."""
@@ -182,6 +189,7 @@ class NiftiRun:
         size = math.prod(self.shape)
         buffer = bytearray(size * self._dtype.itemsize)
         bad_values = bad_frames = 0
+        precision = SignalPrecision(self._dtype)
         try:
             with self._stream() as (stream, reader):
                 if _read(stream, self._start) < self._start:
@@ -191,7 +199,9 @@ class NiftiRun:
                         raise EOFError(f"{t} of {self.n_frames} frames are present")
                     if t < first:
                         continue
-                    frame = self._scaled(np.frombuffer(buffer, self._dtype))
+                    raw = np.frombuffer(buffer, self._dtype)
+                    frame = self._scaled(raw)
+                    precision.add(raw)
                     bad = size - int(np.count_nonzero(np.isfinite(frame)))
                     bad_values, bad_frames = bad_values + bad, bad_frames + (bad > 0)
                     yield frame
@@ -207,6 +217,7 @@ class NiftiRun:
                 f"{self.n_frames - first} frames, expected finite numbers. Repair the "
                 f"preprocessing, or set them to 0 (fslmaths IN -nan OUT)."
             )
+        precision.check(self.path)
 
     def _read_to_the_end(self, stream: Any, frame_size: int) -> None:
         """Count what follows after the last frame; as much as another frame is refused."""
@@ -219,6 +230,7 @@ class NiftiRun:
                 f"of {' x '.join(map(str, self.shape))} that the header tells of: header and data "
                 f"do not belong together. Take the file from its origin again."
             )
+        self.trailing_bytes += getattr(stream, "trailing_bytes", 0)
 
     def _scaled(self, raw: np.ndarray) -> np.ndarray:
         if raw.dtype == np.float32 and raw.dtype.isnative and self._is_unscaled:
@@ -234,10 +246,14 @@ class NiftiRun:
         with open(self.path, "rb") as raw:
             reader = _HashingReader(raw)
             if self.path.name.endswith(".gz"):
-                with _open_gzip(fileobj=reader, mode="rb") as stream:
-                    yield stream, reader
+                yield GzipStream(reader), reader
             else:
                 yield reader, reader
+
+
+def _packed_twice(path: Path) -> bool:
+    with open(path, "rb") as raw:
+        return GzipStream(raw).read(2) == _GZIP_START
 
 
 def _read(stream: Any, size: int) -> int:
@@ -283,6 +299,16 @@ def load_image(path: Path) -> Any:
     try:
         with open(path, "rb") as raw:  # nibabel would not say why a file cannot be opened
             start = raw.read(2)
+        if not path.name.endswith(".gz") and start == _GZIP_START:
+            raise UserInputError(
+                f"{path}: compressed, though its name does not end in .gz. Rename it to "
+                f"{path.name}.gz."
+            )
+        if path.name.endswith(".gz") and start == _GZIP_START and _packed_twice(path):
+            raise UserInputError(
+                f"{path}: compressed twice. Unpack it once (gunzip -c '{path.name}' > OUT.nii.gz) "
+                f"and give OUT.nii.gz."
+            )
         if path.name.endswith(".gz") and start not in (_GZIP_START, b""):
             raise UserInputError(
                 f"{path}: not compressed, though its name ends in .gz. Rename it if it is a .nii "
@@ -292,6 +318,12 @@ def load_image(path: Path) -> Any:
     except READ_ERRORS as error:
         raise damaged(path, error) from None
     except (nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError) as error:
+        if "intercept" in str(error) or "slope" in str(error):
+            raise UserInputError(
+                f"{path}: the scaling of its header is no number ({error}). Correct it: nifti_tool "
+                f"-mod_hdr -mod_field scl_inter 0 -prefix OUT.nii.gz -infiles '{path.name}', or "
+                f"write the file again."
+            ) from None
         raise UserInputError(f"{path}: not a NIfTI image ({error}). {_AGAIN}") from None
     if not isinstance(image, nibabel.Nifti1Pair):  # NIfTI-2 is a subclass
         raise UserInputError(f"{path}: a {type(image).__name__}, expected NIfTI-1 or NIfTI-2.")
@@ -320,7 +352,7 @@ def read_labels(path: Path, flag: str) -> Any:
         data = data[..., 0]
     if (
         data.ndim != 3
-        or not np.array_equal(data, np.rint(data))
+        or not np.allclose(data, np.rint(data), atol=_LABEL_ROUNDING, rtol=0)
         or not 0 <= data.min() <= data.max() <= HIGHEST_LABEL
     ):
         raise UserInputError(
@@ -329,7 +361,7 @@ def read_labels(path: Path, flag: str) -> Any:
         )
     if not data.any():
         raise UserInputError(f"{flag}: '{path}' has no region: all its voxels are 0.")
-    return nibabel.Nifti1Image(data.astype(np.int32), image.affine)
+    return nibabel.Nifti1Image(np.rint(data).astype(np.int32), image.affine)
 
 
 def las_transform(affine: np.ndarray, path: Path) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -14,6 +15,7 @@ from neuromamba.common.errors import UserInputError, look_up
 from neuromamba.config.bounds import require_positive
 from neuromamba.config.names import canonical_dataset_name
 from neuromamba.data.ingest.repetition_time import check_tr
+from neuromamba.data.ingest.sources import Source
 from neuromamba.data.store.header import (
     COMPRESSIONS,
     FORMAT_VERSION,
@@ -99,6 +101,7 @@ class ConversionOptions(StoreOptions):
             own affine, and resampled where voxels do not coincide. None goes by ``crop_offset``.
         space: "" for MNI; "native" for a store of native images; or the name of a space, which
             also decides among the versions of a run.
+        desc: output of a pipeline to take (BIDS ``desc-``); "" takes the best there is.
         others: as in ``StoreOptions``.
     """
 
@@ -108,6 +111,7 @@ class ConversionOptions(StoreOptions):
     resample: float | None = None
     onto: Affine | None = None
     space: str = ""
+    desc: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -152,3 +156,10 @@ class ConversionOptions(StoreOptions):
         }
         facts |= {name: value for name, value in more.items() if value}
         return digest_of(facts)
+
+
+def options_for(source: Source, options: ConversionOptions) -> ConversionOptions:
+    """The options for one run: those of the conversion, but for where its voxels go."""
+    if source.onto is None:
+        return options
+    return dataclasses.replace(options, onto=source.onto, resample=None, crop_offset=None)

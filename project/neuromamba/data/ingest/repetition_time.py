@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 from neuromamba.common.errors import UserInputError
@@ -35,6 +36,11 @@ def read_sidecar_tr(file: Path | None) -> float | None:
     try:
         value = json.loads(file.read_text(encoding="utf-8")).get("RepetitionTime")
         return None if value is None else float(value)
+    except FileNotFoundError:
+        raise UserInputError(
+            f"{file}: a link to '{os.readlink(file)}', which is not there. Fetch the file (datalad "
+            f"get, git annex get) or remove the link and give --tr SECONDS."
+        ) from None
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserInputError(
             f"{file}: not a JSON sidecar with a numeric RepetitionTime ({error}). Correct or "

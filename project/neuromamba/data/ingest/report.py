@@ -16,7 +16,7 @@ from neuromamba.common.files import free_bytes
 from neuromamba.common.text import some_of
 from neuromamba.data.ingest.convert import Outcome
 from neuromamba.data.ingest.layouts import LAYOUTS, Found
-from neuromamba.data.ingest.options import ConversionOptions
+from neuromamba.data.ingest.options import ConversionOptions, options_for
 from neuromamba.data.ingest.preflight import RunPlan
 from neuromamba.data.ingest.sources import Source, stem_of
 from neuromamba.data.store.header import RunHeader
@@ -74,7 +74,7 @@ def plan_lines(
         header = stored.get(plan.source.output)
         verdict = "convert"
         if header is not None and not options.overwrite:
-            same = header.options == plan.digest(options)
+            same = header.options == plan.digest(options_for(plan.source, options))
             verdict = "keep, if the source is the same" if same else "convert again: other options"
         if not verdict.startswith("keep"):
             to_convert.append(plan)

@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.text import some_of
-from neuromamba.data.store.header import run_file_name
+from neuromamba.data.store.header import Affine, run_file_name
 
 SUFFIXES = (".nii.gz", ".nii")
 # Surfaces and CIFTI files: no volumes, though some names end in .nii.
 _CIFTI = ("dtseries", "ptseries", "dscalar", "pscalar", "dlabel", "dconn", "pconn")
 SURFACES = (".gii", *(f".{kind}.nii" for kind in _CIFTI))
+# Images that are not read, and those whose names are in capitals.
+_PACKED = (".nii.bz2", ".nii.xz", ".nii.zst", ".brik.gz", ".img.gz")
+_OTHER_FORMATS = (*SUFFIXES, *_PACKED, ".mgz", ".mgh", ".brik", ".mnc")
 # BIDS suffixes (last part of the name) of images that accompany a run but are none.
 _COMPANIONS = {"mask", "brainmask", "boldref", "sbref", "dseg", "probseg", "dwi", "dwiref", "asl"}
 _COMPANIONS |= {"m0scan", "t1w", "t2w", "pdw", "flair", "t2star", "t2starw", "boldmap"}
@@ -42,6 +47,8 @@ class Source:
         remedy: how to bring this run into MNI space, if it is not.
         layout_tr: TR of the cohort's protocol, seconds.
         notes: warnings that the names alone give.
+        onto: affine of the grid on which the other runs of the store lie, if this one would lie
+            elsewhere; see ``one_grid``.
     """
 
     path: Path
@@ -57,6 +64,7 @@ class Source:
     remedy: str = ""
     layout_tr: float | None = None
     notes: tuple[str, ...] = ()
+    onto: Affine | None = None
 
     @property
     def output(self) -> str:
@@ -72,6 +80,21 @@ class Source:
     def refused(self, error: str) -> Source:
         """The same source with a reason why it is not converted; an earlier reason stays."""
         return self if self.error else dataclasses.replace(self, error=error)
+
+
+class Choice(NamedTuple):
+    """Which of several versions of a run to take.
+
+    Attributes:
+        space: of ``--space``; "" is MNI.
+        desc: output of a pipeline by its BIDS name, of ``--desc``; "" is the best there is.
+    """
+
+    space: str = ""
+    desc: str = ""
+
+
+BEST = Choice()
 
 
 @dataclass(frozen=True)
@@ -94,6 +117,7 @@ class Tree:
         unreadable: folder -> why it could not be listed.
         archives: number of zip and tar files.
         pairs: headers of images in two files (``.hdr``, ``.img``), relative to ``root``, sorted.
+        others: images of other formats or spellings, relative to ``root``, sorted.
     """
 
     root: Path
@@ -103,6 +127,7 @@ class Tree:
     unreadable: tuple[tuple[str, str], ...]
     archives: int
     pairs: tuple[PurePosixPath, ...] = ()
+    others: tuple[PurePosixPath, ...] = ()
 
     @cached_property
     def _names(self) -> set[PurePosixPath]:
@@ -141,7 +166,7 @@ def scan(folder: str | Path, exclude: Path | None = None) -> Tree:
     unreadable: list[tuple[str, str]] = []
     found_names = list(_walk(root, unreadable))
     left_out = exclude.resolve() if exclude else None
-    volumes, surfaces, json, pairs = [], [], [], []
+    volumes, surfaces, json, pairs, others = [], [], [], [], []
     archives = 0
     for name in sorted(found_names):
         if name.name.endswith(SURFACES):
@@ -153,6 +178,8 @@ def scan(folder: str | Path, exclude: Path | None = None) -> Tree:
             json.append(name)
         elif name.suffix == ".hdr":
             pairs.append(name)
+        elif name.name.lower().endswith(_OTHER_FORMATS):
+            others.append(name)
         else:
             archives += 1
     return Tree(
@@ -163,6 +190,7 @@ def scan(folder: str | Path, exclude: Path | None = None) -> Tree:
         unreadable=tuple(unreadable),
         archives=archives,
         pairs=tuple(pairs),
+        others=tuple(others),
     )
 
 
@@ -183,7 +211,9 @@ def _walk(root: Path, unreadable: list[tuple[str, str]]) -> Iterator[PurePosixPa
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         relative = PurePosixPath(Path(place).relative_to(root).as_posix())
         for name in files:
-            if name.endswith(wanted) and not name.startswith("."):
+            listed = name.endswith(wanted) or name.lower().endswith(_OTHER_FORMATS)
+            # Not what other systems leave beside files: ._name (macOS), ~$name (Office).
+            if listed and not name.startswith((".", "~$")):
                 yield relative / name
 
 
@@ -196,8 +226,9 @@ def stem_of(path: PurePosixPath | Path) -> str:
 
 
 def is_companion(path: PurePosixPath) -> bool:
-    """Whether the last part of a name says mask, reference or anatomy."""
-    return stem_of(path).split("_")[-1].lower() in _COMPANIONS
+    """Whether the last part of a name says mask, reference or anatomy, or the first one mean."""
+    first, *_, last = f"_{stem_of(path).lower()}".split("_")[1:] * 2
+    return last in _COMPANIONS or re.fullmatch(r"w?mean[a-z]*", first) is not None
 
 
 def refuse_shared_names(sources: list[Source]) -> list[Source]:

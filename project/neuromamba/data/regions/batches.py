@@ -19,14 +19,16 @@ from neuromamba.data.regions.dataset import Cohort
 from neuromamba.data.regions.scan import Scan
 from neuromamba.layers.packing import pack
 
+ROUNDING = 1e-6  # of the largest value: some steps of single precision
+
 
 def z_scored(series: np.ndarray) -> Tensor:
     """float32 [N, T] with mean 0 and standard deviation 1 of each region; a constant one is 0."""
     wide = torch.from_numpy(series).double()
     centred = wide - wide.mean(1, keepdim=True)
     deviation = centred.square().mean(1, keepdim=True).sqrt()
-    # Rounding leaves a constant region a deviation that is not quite 0.
-    floor = 1e-9 * wide.abs().amax(1, keepdim=True)
+    # Rounding of single precision leaves a constant region a deviation that is not quite 0.
+    floor = ROUNDING * wide.abs().amax(1, keepdim=True)
     return torch.where(deviation > floor, centred / deviation, 0.0).float()
 
 

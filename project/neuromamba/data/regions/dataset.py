@@ -16,6 +16,7 @@ import numpy as np
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.text import some_of
+from neuromamba.data.regions.axes import check_axes
 from neuromamba.data.regions.leaks import FAMILY_COLUMNS, check_copies, check_spellings
 from neuromamba.data.regions.registry import DatasetDetails
 from neuromamba.data.regions.scan import Scan
@@ -84,6 +85,8 @@ def load_cohort(
     group_column: str | None = None,
     confounds: Sequence[str] = (),
     drop_bad_scans: bool = False,
+    missing_codes: Sequence[str] = (),
+    orientation: str = "auto",
 ) -> Cohort:
     """Read a data set, and check it for leaks.
 
@@ -96,6 +99,9 @@ def load_cohort(
             values are not split (families).
         confounds: columns, or keys, that are kept for a comparison with the scores.
         drop_bad_scans: leave out scans with values that are not finite, instead of refusing.
+        missing_codes: labels that mean "not recorded"; their scans are left out.
+        orientation: of ``ROI_ORIENTATIONS``: which axis of a matrix is time; "auto" takes regions x
+            time, and refuses what looks otherwise.
 
     Raises:
         UserInputError: names file, scan or column, and what was expected there.
@@ -106,7 +112,7 @@ def load_cohort(
     raw = read_scans(file, None if table is None else table.index)
     if table is not None:
         raw = known_subjects(raw, table, details, file, notes)
-    raw, label_of = labelled(raw, table, details, file, notes)
+    raw, label_of = labelled(raw, table, details, file, notes, missing_codes)
     group_of = families(raw, table, group_column)
     classes = details.classes or tuple(sorted(set(label_of)))
     if len(classes) < 2:
@@ -114,6 +120,8 @@ def load_cohort(
             f"--target: '{file.path}' has the classes '{details.target}' {list(classes)}; a "
             f"classification needs two."
         )
+    if orientation == "time_by_regions":
+        raw = [item._replace(series=_matrix(item.series, item.subject, file).T) for item in raw]
     rois = details.rois or _common_rois(raw, file)
     scans, bad = [], []
     names = scan_names(raw, label_of)
@@ -133,6 +141,9 @@ def load_cohort(
     if not scans:
         raise file.error("has no scan that can be used.")
     check_spellings(scans, file)
+    check_axes(scans, file, told=orientation != "auto")
+    counts = Counter(label_of)
+    notes.append(f"{details.target}: {', '.join(f'{counts[c]} {c}' for c in classes)} (scans).")
     notes += check_copies(scans, file)
     columns = {*(() if table is None else table.columns), *(key for r in raw for key in r.pheno)}
     if group_column is None and (found := [name for name in FAMILY_COLUMNS if name in columns]):

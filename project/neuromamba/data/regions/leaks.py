@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from neuromamba.common.text import some_of
+from neuromamba.common.text import plain_subject, some_of
 from neuromamba.data.regions.scan import Scan
 from neuromamba.data.regions.scan_files import ScanFile
 
@@ -73,14 +73,14 @@ def _same(one: Scan, other: Scan, file: ScanFile) -> None:
 
 
 def check_spellings(scans: Sequence[Scan], file: ScanFile) -> None:
-    """Refuse subjects whose names differ only by ``sub-``, leading zeros or case.
+    """Refuse subjects whose names differ only by ``sub-``, zeros, case or as 1 and 1.0.
 
     Raises:
         UserInputError: two groups have such subjects.
     """
     first: dict[str, Scan] = {}
     for scan in scans:
-        plain = re.sub(r"^sub-?", "", scan.subject.lower())
+        plain = re.sub(r"^sub-?", "", plain_subject(scan.subject).lower())
         other = first.setdefault(re.sub(r"\d+", lambda m: str(int(m[0])), plain), scan)
         if other.subject != scan.subject and other.group != scan.group:
             raise file.error(

@@ -10,9 +10,8 @@ import numpy as np
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.text import category
+from neuromamba.data.cohorts.tables import ABSENT
 from neuromamba.data.regions.safe_loading import load_objects
-
-_MISSING = ("n/a", "nan")  # a cell without a value; n/a is BIDS's
 
 
 class ScanFile(NamedTuple):
@@ -110,7 +109,7 @@ def _read_columns(file: ScanFile, subjects: Iterable[str] | None) -> list[RawSca
 def spelling(value: Any) -> str:
     """Return the text of a cell, where 1.0 is 1; "" if it is missing."""
     found = "" if value is None else category(str(value).strip())
-    return "" if found.lower() in _MISSING else found
+    return "" if found.lower() in ABSENT else found
 
 
 def some_of(values: Iterable[Any], most: int = 5) -> str:

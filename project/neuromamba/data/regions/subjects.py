@@ -13,11 +13,13 @@ from pathlib import Path
 import pandas as pd
 
 from neuromamba.common.errors import UserInputError
-from neuromamba.common.text import number, some_of
+from neuromamba.common.text import category, number, some_of
+from neuromamba.data.cohorts.suspicious import check_classes
 from neuromamba.data.cohorts.tables import read_table
 from neuromamba.data.regions.registry import DatasetDetails
 from neuromamba.data.regions.scan_files import RawScan, ScanFile, spelling
 
+MOST_NUMBERS = 12  # that can be classes; more are ages, scores ...
 SUBJECT_COLUMNS = ("Subject", "subjectId", "subject", "participant_id", "Subj")
 
 
@@ -101,9 +103,20 @@ def labelled(
     details: DatasetDetails,
     file: ScanFile,
     notes: list[str],
+    missing_codes: Sequence[str] = (),
 ) -> tuple[list[RawScan], list[str]]:
-    """Scans with a label, and the class of each by name."""
-    key = details.target
+    """Scans with a label, and the class of each by name.
+
+    Args:
+        raw, table, details, file: of the data set.
+        notes: are added to.
+        missing_codes: labels that mean "not recorded".
+
+    Raises:
+        UserInputError: no such label; labels that are values and not classes, codes for missing
+            values, or spelled in two ways.
+    """
+    key, codes = details.target, {category(code).lower() for code in missing_codes}
     if details.pheno_target is not None and table is not None:
         cells = list(table.loc[[item.subject for item in raw], details.pheno_target])
     else:
@@ -117,7 +130,7 @@ def labelled(
     kept, found, without = [], [], []
     for item, cell in zip(raw, cells, strict=True):
         text = spelling(cell)
-        if not text:
+        if not text or text.lower() in codes:
             without.append(item.subject)
             continue
         label = details.labels.get(text.lower()) if details.labels else text
@@ -128,9 +141,24 @@ def labelled(
             )
         kept.append(item)
         found.append(label)
+    if not details.labels:
+        _check_classes(found, key)
     if without:
         notes.append(f"{len(without)} scans without a '{key}' were left out ({some_of(without)}).")
     return kept, found
+
+
+def _check_classes(found: Sequence[str], key: str) -> None:
+    """Refuse what is no set of classes."""
+    counts = Counter(found)
+    numbers = [text for text in counts if number(text) is not None]
+    if len(numbers) == len(counts) > MOST_NUMBERS:
+        raise UserInputError(
+            f"--target: '{key}' has {len(counts)} different numbers "
+            f"({some_of(sorted(counts), 5)}): values and not classes. NeuroSSM is a classifier: "
+            f"give a key of classes, or make groups of the values."
+        )
+    check_classes(counts, key, "--target", "Leave those scans out with --missing_codes CODE.")
 
 
 def families(

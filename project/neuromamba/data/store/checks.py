@@ -289,8 +289,15 @@ def manifest_problems(
     return problems, []
 
 
+def _place_in_mni(header: RunHeader) -> tuple[float, ...] | None:
+    """Where the first voxel of the grid lies in standard space; None in native space."""
+    if header.space in ("", "native"):
+        return None
+    return tuple(float(value) + 0.0 for value in np.round(np.array(header.affine)[:3, 3], 1))
+
+
 def mixtures(outcomes: Iterable[CheckedRun]) -> tuple[list[str], list[str]]:
-    """Problems (grid, orientation, voxel size, space) and warnings (TR) of runs that differ."""
+    """Problems (grid, orientation, size, space, place) and warnings (TR) of runs that differ."""
     headers = [o.header for o in outcomes if o.status == "ok" and o.header]
     facts: dict[str, Callable[[RunHeader], object]] = {
         "grids": lambda header: header.grid,
@@ -299,6 +306,7 @@ def mixtures(outcomes: Iterable[CheckedRun]) -> tuple[list[str], list[str]]:
             round(float(size), 2) for size in nibabel.affines.voxel_sizes(np.asarray(header.affine))
         ),
         "spaces": lambda header: header.space or None,  # None: unknown
+        "places of the grid, in mm": _place_in_mni,
         "TRs": lambda header: None if math.isnan(header.tr) else round(header.tr, 4),
     }
     problems: list[str] = []

@@ -12,6 +12,7 @@ from typing import Any
 
 from neuromamba.common.atomic_files import atomic_path
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.files import without_leftovers
 from neuromamba.data.store.header import RunHeader
 from neuromamba.data.store.header_cache import read_headers
 
@@ -114,7 +115,9 @@ def rebuild_manifest(image_path: Path) -> list[str]:
     warnings: list[str] = []
     while read != (there := _state(folder)):
         read = there
-        headers, errors = read_headers(image_path, sorted(folder.glob("*.h5")), write=True)
+        headers, errors = read_headers(
+            image_path, without_leftovers(folder.glob("*.h5")), write=True
+        )
         warnings = [str(error) for error in errors]
         if headers:
             rows = [manifest_row(f"hdf5/{name}", header) for name, header in headers.items()]

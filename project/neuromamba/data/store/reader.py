@@ -33,6 +33,7 @@ import h5py
 import numpy as np
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.files import without_leftovers
 from neuromamba.data.store.header import (
     FORMAT_VERSION,
     Affine,
@@ -348,7 +349,7 @@ def list_runs(image_path: str | Path) -> list[Path]:
             f"--image_path: '{root}' is a file; expected a folder that holds hdf5/."
         )
     folder = root / "hdf5" if (root / "hdf5").is_dir() else root
-    runs = sorted(folder.glob("*.h5"))
+    runs = without_leftovers(folder.glob("*.h5"))
     if runs:
         return runs
     found = "hdf5/ is empty" if folder != root else "no folder hdf5/"

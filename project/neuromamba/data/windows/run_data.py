@@ -283,17 +283,6 @@ class RunData:
             name = store.dataset if len(self.stores) == 1 else f"{number}_{store.dataset}"
             write_split_files(folder / name, store.split, record)
 
-    def describe(self) -> list[str]:
-        """Return one line per store: its runs, and the number of split units in each part."""
-        lines = []
-        for number, store in enumerate(self.stores):
-            counts = ", ".join(f"{part} {len(self.subjects[part][number])}" for part in PARTS)
-            lines.append(
-                f"{store.dataset} ({store.image_path}): {len(store.paths)} runs, "
-                f"{store.grouping.split_unit}s {counts}"
-            )
-        return lines
-
 
 def _recorded(config: DataConfig) -> dict[str, Any]:
     """A configuration without a setting that has no effect on it, as in earlier versions."""

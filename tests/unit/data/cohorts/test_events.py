@@ -154,7 +154,7 @@ def test_labels_of_runs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
         ("onset|duration|condition\n0|1|a\n", r"--target_column: .*unknown name 'trial_type'"),
         ("onset|duration|trial_type\nx|8|a\n", "the event 'a' has onset 'x'"),
         ("onset|duration|trial_type\n0|-8|a\n", "duration '-8', expected seconds"),
-        ("onset|duration|trial_type\n0|n/a|a\n", "duration 'n/a'"),
+        ("onset|duration|trial_type\n0|long|a\n", "duration 'long'"),
         ("run|onset|duration|trial_type\n7|0|8|a\n", r"none of the 1 events .*\(sub-01_run-1\)"),
         ("onset|duration|trial_type\n0|2|a\n", "no event of the classes a, b holds a window of 4"),
         ("", "the file is empty"),
@@ -179,3 +179,93 @@ def test_what_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserInputError, match="--downstream_task_type"):
         event_task(str(numbers), None, "")
     assert event_task(str(numbers), None, "regression") == ()
+
+
+# --- whose events a file holds (BIDS inheritance) -----------------------------------------------
+
+
+def write_events(folder: Path, files: dict[str, str]) -> EventFiles:
+    """Files of one event each: name -> its label, at 0 s for 20 s."""
+    for name, label in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"onset\tduration\ttrial_type\n0\t20\t{label}\n")
+    return EventFiles(str(folder), None)
+
+
+def labels(files: EventFiles, **run: str) -> list[str]:
+    return [event.label for event in files.of_run(header(task="x", **run), KEY)]
+
+
+@pytest.mark.parametrize("entity", ["acq", "dir", "rec", "ce"])
+@pytest.mark.parametrize("number", ["", "1"])
+def test_files_that_differ_by_an_entity_label_their_own_runs(
+    tmp_path: Path, entity: str, number: str
+) -> None:
+    """[01] They labelled each other's runs twice: only sub, ses, task and run were read."""
+    run = f"_run-{number}" if number else ""
+    files = write_events(
+        tmp_path,
+        {f"sub-01/func/sub-01_task-x_{entity}-{v}{run}_events.tsv": f"of{v}" for v in "AB"},
+    )
+    for value in "AB":
+        name = "-".join(part for part in (number, entity, value) if part)
+        assert labels(files, run=name) == [f"of{value}"]
+    assert labels(files, run=number) == []  # a run without the entity is none of theirs
+
+
+def test_the_nearest_file_overrides_those_above(tmp_path: Path) -> None:
+    """[07] A file at the top was added to the subject's own."""
+    files = write_events(
+        tmp_path,
+        {
+            "task-x_events.tsv": "top",
+            "sub-01/sub-01_task-x_events.tsv": "subject",
+            "sub-02/func/sub-02_task-x_run-2_events.tsv": "run",
+            "task-y_events.tsv": "other",
+        },
+    )
+    assert labels(files) == ["subject"]
+    assert labels(files, subject="sub-02", run="2") == ["run"]
+    assert labels(files, subject="sub-02", run="1") == ["top"]
+    assert labels(files, subject="sub-03", session="2") == ["top"]
+
+
+def test_the_same_file_below_sourcedata_counts_once(tmp_path: Path) -> None:
+    name = "sub-01/func/sub-01_task-x_events.tsv"
+    files = write_events(tmp_path, {name: "own", f"sourcedata/{name}": "own"})
+    assert labels(files) == ["own"]
+    lone = write_events(tmp_path / "b", {f"sourcedata/{name}": "raw"})
+    assert labels(lone) == ["raw"]  # there is nothing else
+
+
+def test_a_file_in_another_subjects_folder_is_not_taken(tmp_path: Path) -> None:
+    files = write_events(tmp_path, {"sub-02/func/task-x_events.tsv": "theirs"})
+    assert labels(files) == []
+    assert labels(files, subject="sub-02") == ["theirs"]
+
+
+def test_two_files_that_apply_alike_are_refused(tmp_path: Path) -> None:
+    files = write_events(tmp_path, {"a/task-x_events.tsv": "one", "b/sub-01_events.tsv": "two"})
+    with pytest.raises(UserInputError, match="apply to the run 'sub-01_task-x' alike"):
+        labels(files)
+
+
+def test_times_that_are_not_available_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """[07 nadur] n/a is allowed by BIDS, and refused the whole folder."""
+    path = tmp_path / "e.tsv"
+    path.write_text("onset\tduration\ttrial_type\n0\t20\ta\n30\tn/a\ta\nn/a\t20\tb\n40\t20\tb\n")
+    with caplog.at_level(logging.WARNING):
+        found = label_runs([header(task="x")], KEY, config(), task(path, "a", "b"))
+    assert [event.target for event in found["sub-01_task-x"]] == [0, 1]
+    assert "2 event(s) without onset or duration" in caplog.text
+
+
+def test_files_of_other_systems_are_no_event_files(tmp_path: Path) -> None:
+    name = "sub-01_task-x_events.tsv"
+    files = write_events(tmp_path, {name: "own"})
+    (tmp_path / f"._{name}").write_bytes(b"\x00\x05\x16\x07")
+    (tmp_path / f"~${name}").write_bytes(b"\x00")
+    assert labels(EventFiles(str(tmp_path), None)) == labels(files) == ["own"]

@@ -10,6 +10,7 @@ import pytest
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.cohorts.registry import DATASETS
 from neuromamba.data.ingest.layouts import Found, find_runs
+from neuromamba.data.ingest.sources import Choice
 
 MNI = "space-MNI152NLin2009cAsym_res-2_desc-preproc_bold.nii.gz"
 
@@ -70,11 +71,11 @@ def test_fmriprep(fmriprep: Path) -> None:
 
 
 def test_another_space_of_fmriprep(fmriprep: Path) -> None:
-    found = find_runs(fmriprep, wanted="MNI152NLin6Asym")
+    found = find_runs(fmriprep, choice=Choice("MNI152NLin6Asym"))
     assert len(found.sources) == 6
     assert all("smoothAROMAnonaggr" in source.name for source in found.sources)
     assert {source.mask for source in found.sources} == {None}
-    assert found.sources[0].notes == ("desc-smoothAROMAnonaggr: no desc-preproc in this space",)
+    assert found.sources[0].notes == ("desc-smoothAROMAnonaggr: the best output there is",)
 
 
 def test_versions_of_a_run(tmp_path: Path) -> None:
@@ -93,7 +94,7 @@ def test_versions_of_a_run(tmp_path: Path) -> None:
     )
 
     def chosen(wanted: str = "") -> str:
-        (source,) = find_runs(tmp_path, wanted=wanted).sources
+        (source,) = find_runs(tmp_path, choice=Choice(wanted)).sources
         return source.name.removeprefix(stem + "_").removesuffix("_bold.nii.gz")
 
     assert chosen() == "space-MNI152NLin6Asym_res-2_desc-preproc"
@@ -133,12 +134,12 @@ def test_entities_that_tell_runs_apart(tmp_path: Path) -> None:
         f"{prefix}-1-acq-mb4-dir-PA.h5",
         f"{prefix}-1-acq-mb8-dir-PA.h5",
         f"{prefix}-2-rec-norm.h5",
-        f"{prefix}-3-echo-1.h5",
         f"{prefix}-3-echo-2.h5",
         f"{prefix}-4.h5",
     }
     assert all(source.error == "" for source in found.sources)
     assert why(found, f"echo-1_run-4_{end}") == "an echo; the combined run is used"
+    assert why(found, f"echo-1_run-3_{end}") == "no combined run; echo-2, the middle one, is used"
     assert why(found, f"part-phase_run-4_{end}") == "phase image"
 
 
@@ -282,7 +283,7 @@ def test_ukb(tmp_path: Path) -> None:
     ) in native.remedy
     assert warped.mask == warped.path.with_name("mask_MNI152.nii.gz")
     assert {source.layout_tr for source in found.sources} == {0.735}
-    again = find_runs(tmp_path, wanted="native").sources
+    again = find_runs(tmp_path, choice=Choice("native")).sources
     assert {source.path.name for source in again} == {"filtered_func_data_clean.nii.gz"}
     assert again[0].mask == folder / "mask.nii.gz"
 

@@ -315,7 +315,7 @@ def test_own_scans_with_other_regions_are_refused_and_none_is_turned(tmp_path: P
         load_cohort("Own", details, tmp_path, data_file=path)
     path.write_bytes(pickle.dumps([sample(str(i), 20, True, group="xy"[i % 2]) for i in range(4)]))
     cohort = load_cohort("Own", details, tmp_path, data_file=path)
-    assert cohort.notes == ("20 regions and fewer frames: matrices must be regions x time.",)
+    assert cohort.notes[-1] == "20 regions and fewer frames: matrices must be regions x time."
 
 
 def test_scans_without_a_label_are_left_out_and_named(tmp_path: Path) -> None:
