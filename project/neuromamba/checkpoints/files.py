@@ -97,6 +97,9 @@ def read_file(
         raise UserInputError(f"{flag}: there is no file '{path}'.")
     if not lazily:
         check_file(path, flag)
+    elif zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            _check_records(archive, path, flag)
     try:
         if path.suffix == SAFETENSORS:
             return dict(load_file(path))
@@ -141,6 +144,7 @@ def check_file(path: Path, flag: str) -> None:
                 raise damaged(path, flag, "its end is missing")
             return
         with zipfile.ZipFile(path) as archive:
+            _check_records(archive, path, flag)
             # torch can be told to write no check sums, and then writes zeros.
             summed = any(record.CRC for record in archive.infolist())
             wrong = archive.testzip() if summed else None
@@ -148,6 +152,14 @@ def check_file(path: Path, flag: str) -> None:
         raise damaged(path, flag, first_line(error)) from None
     if wrong:
         raise damaged(path, flag, f"the check sum of '{wrong}' is wrong")
+
+
+def _check_records(archive: zipfile.ZipFile, path: Path, flag: str) -> None:
+    """Refuse records that unpack to more than the file holds; torch itself never packs them."""
+    size = path.stat().st_size
+    for record in archive.infolist():
+        if record.compress_type != zipfile.ZIP_STORED or record.file_size > size:
+            raise damaged(path, flag, f"'{record.filename}' is packed, or larger than the file")
 
 
 def read_safetensors_entries(path: Path, flag: str) -> dict[str, Any]:
@@ -167,7 +179,7 @@ def read_safetensors_entries(path: Path, flag: str) -> dict[str, Any]:
 def _decoded(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from neuromamba.checkpoints.files import SHARD, damaged, read_file, read_safetensors_entries
+from neuromamba.checkpoints.metadata import checked_metadata
 from neuromamba.checkpoints.paths import find_checkpoint, safetensors_in
 from neuromamba.checkpoints.zero import find_shards, open_zero
 from neuromamba.common.errors import UserInputError
@@ -113,12 +114,13 @@ def read_checkpoint(
         state = loaded.get("state_dict", loaded)
         origin = "Lightning" if state is not loaded else "state dict"
     progress = ("epoch", "global_step")
-    weights, metadata = _canonical(state, path, flag), _containers(loaded, CHECKPOINT_KEY)
+    weights = _canonical(state, path, flag)
+    metadata = checked_metadata(loaded.get(CHECKPOINT_KEY, {}), weights, path, flag)
     return CheckpointContents(
         weights if as_trained else merged(weights, metadata),
         metadata,
         origin,
-        {name: loaded[name] for name in progress if isinstance(loaded.get(name), int)},
+        {name: loaded[name] for name in progress if type(loaded.get(name)) is int},
         _containers(loaded, EXPORT_KEY),
     )
 
@@ -181,7 +183,8 @@ def read_metadata(path: str | Path, flag: str = "--load_model_path") -> dict[str
     """
     path = find_checkpoint(path, flag)
     if path.is_dir() and find_shards(path, flag):
-        return _containers(open_zero(path, flag).states, CHECKPOINT_KEY)
+        states = open_zero(path, flag).states
+        return checked_metadata(states.get(CHECKPOINT_KEY, {}), {}, path, flag)
     return read_checkpoint(path, flag).metadata
 
 

@@ -13,10 +13,12 @@ import math
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import IO, Any, ClassVar, NoReturn
 
 import numpy as np
+
+from neuromamba.common.plain_data import MOST_CONTAINERS, check_plain
 
 _CORES = ("numpy.core", "numpy._core")  # numpy 2 has moved its core; files of either are about
 _PLAIN = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248]|f16|c8|c16|c32|[SU]\d{1,6})")
@@ -26,9 +28,6 @@ _PLAIN_FLAGS = (0, 8)
 _LATIN = ("latin1", "latin-1", "latin_1", "iso-8859-1")
 _LAST_CHARACTER = 0x10FFFF
 _SURROGATE = 0xD800 >> 11  # halves of characters, which no file can be written with
-_DEEPEST = 32  # containers in containers; a list of scans with their facts has four
-_FEWEST_VISITS = 200_000  # of containers, each as often as it is met; and one for each byte
-_MOST_BITS = 64
 
 
 class Refused(Exception):
@@ -209,7 +208,7 @@ class CheckedUnpickler(pickle._Unpickler):  # the one in Python: its steps can b
     def load(self) -> Any:
         """The object; every array in it is numpy's own."""
         found = super().load()
-        _check_structure(found, _FEWEST_VISITS + self._size)
+        check_plain(found, MOST_CONTAINERS + self._size)
         return found
 
     def find_class(self, module: str, name: str) -> Any:
@@ -281,42 +280,3 @@ class CheckedUnpickler(pickle._Unpickler):  # the one in Python: its steps can b
     dispatch[pickle.SETITEMS[0]] = _set_items  # type: ignore[assignment]
     dispatch[pickle.NEWOBJ[0]] = _refuse_class  # type: ignore[assignment]
     dispatch[pickle.NEWOBJ_EX[0]] = _refuse_class  # type: ignore[assignment]
-
-
-def _check_structure(root: Any, left: int) -> None:
-    """Refuse what a program that prints or counts the object would not finish with.
-
-    A few bytes can hold a list of lists ... that is endless when it is written out.
-
-    Args:
-        root: the object.
-        left: containers that may be visited.
-
-    Raises:
-        ValueError: deep or circular nesting, containers that repeat, numbers or texts that cannot
-            be written.
-    """
-    waiting = [(root, 0)]
-    while waiting:
-        value, depth = waiting.pop()
-        if isinstance(value, _Kind | _Function | _Unbuilt):
-            raise Refused("a function, or a dtype, in place of data")
-        if isinstance(value, int):
-            if value.bit_length() > _MOST_BITS:
-                raise ValueError(f"a number of {value.bit_length()} bits")
-            continue
-        if isinstance(value, str):
-            value.encode("utf-8")  # UnicodeEncodeError: half a character
-            continue
-        if isinstance(value, Mapping):
-            parts: list[Any] = [*value, *value.values()]
-        elif isinstance(value, list | tuple | set | frozenset):
-            parts = list(value)
-        elif isinstance(value, np.ndarray) and value.dtype.hasobject:
-            parts = value.ravel().tolist()
-        else:
-            continue
-        left -= 1
-        if depth >= _DEEPEST or left < 0:
-            raise ValueError(f"it is nested more than {_DEEPEST} deep, or repeats without end")
-        waiting += [(part, depth + 1) for part in parts]
