@@ -97,16 +97,18 @@ def read_file(
         raise UserInputError(f"{flag}: there is no file '{path}'.")
     if not lazily:
         check_file(path, flag)
-    elif zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            _check_records(archive, path, flag)
     try:
+        if lazily and zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                _check_records(archive, path, flag)
         if path.suffix == SAFETENSORS:
             return dict(load_file(path))
         with warnings.catch_warnings(), _admitting(_STAND_INS):
             warnings.simplefilter("ignore")  # torch's hints; what matters is said below
             mapped = lazily and zipfile.is_zipfile(path)
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except UserInputError:
+        raise
     except pickle.UnpicklingError as error:
         offender = re.search(r"GLOBAL (\w[\w.]*)", str(error))
         if offender:
@@ -148,7 +150,9 @@ def check_file(path: Path, flag: str) -> None:
             # torch can be told to write no check sums, and then writes zeros.
             summed = any(record.CRC for record in archive.infolist())
             wrong = archive.testzip() if summed else None
-    except (OSError, zipfile.BadZipFile, SafetensorError, NotImplementedError) as error:
+    except UserInputError:
+        raise
+    except Exception as error:  # names that are no text, offsets before the file, passwords ...
         raise damaged(path, flag, first_line(error)) from None
     if wrong:
         raise damaged(path, flag, f"the check sum of '{wrong}' is wrong")

@@ -12,6 +12,7 @@ import io
 import math
 import pickle
 import re
+import struct
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import IO, Any, ClassVar, NoReturn
@@ -271,6 +272,10 @@ class CheckedUnpickler(pickle._Unpickler):  # the one in Python: its steps can b
             raise Refused(f"__setitem__ of {type(target).__name__}")
         target.update(zip(items[::2], items[1::2], strict=True))
 
+    def _byte_array(self) -> None:
+        (size,) = struct.unpack("<Q", self.read(8))  # type: ignore[attr-defined]
+        self.append(bytearray(self.read(size)))  # type: ignore[attr-defined]
+
     def _refuse_class(self) -> NoReturn:
         raise Refused("__new__ of a class")
 
@@ -278,5 +283,6 @@ class CheckedUnpickler(pickle._Unpickler):  # the one in Python: its steps can b
     dispatch[pickle.REDUCE[0]] = _reduce  # type: ignore[assignment]
     dispatch[pickle.SETITEM[0]] = _set_item  # type: ignore[assignment]
     dispatch[pickle.SETITEMS[0]] = _set_items  # type: ignore[assignment]
+    dispatch[pickle.BYTEARRAY8[0]] = _byte_array  # type: ignore[assignment]
     dispatch[pickle.NEWOBJ[0]] = _refuse_class  # type: ignore[assignment]
     dispatch[pickle.NEWOBJ_EX[0]] = _refuse_class  # type: ignore[assignment]

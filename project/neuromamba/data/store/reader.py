@@ -158,8 +158,8 @@ def _checked_header(file: h5py.File, path: Path) -> RunHeader:
             f"{path}: an attribute is damaged ({reason_of(error)}). {again}"
         ) from None
     header = RunHeader(**values)
-    numbers = (header.scale, header.offset, header.mean, header.std)
-    wrong = "" if np.isfinite(numbers).all() else "a scale or statistic that is not finite"
+    finite = np.isfinite((header.scale, header.offset)).all()
+    wrong = "" if finite else "a scale that is not finite"
     if wrong := wrong or why_no_grid(header.grid, header.n_voxels):
         raise UserInputError(f"{path}: an attribute is damaged ({wrong}). {again}")
     for name in _DATA:

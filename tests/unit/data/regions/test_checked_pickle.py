@@ -138,6 +138,7 @@ ENDLESS = {
     "long number": b"\x8b" + struct.pack("<I", 5000) + b"\x7f" * 5000 + b".",
     "half a character": b"X\x03\x00\x00\x00\xed\xa0\x80.",
     "longer than the file": b"\x8e" + struct.pack("<Q", 1 << 40) + b"x.",
+    "array of bytes longer than the file": b"\x96" + struct.pack("<Q", 1 << 40) + b"x.",
     "large number of a note": b"]r" + struct.pack("<I", (1 << 32) - 1) + b".",
 }
 

@@ -102,7 +102,7 @@ CLAIMED: dict[str, Change] = {
     "no grid": attribute("grid", np.array([0, 6, 6])),
     "negative grid": attribute("grid", np.array([-6, -6, 6])),
     "scale": attribute("scale", np.nan),
-    "mean": attribute("mean", np.inf),
+    "offset": attribute("offset", np.inf),
 }
 
 
