@@ -41,7 +41,7 @@ lint: setup-dev ## check style, types, the import rule and the shell scripts
 	done; echo "Shell scripts: ok"
 
 bench: setup-dev ## run the benchmarks, about 40 minutes (ARGS=--quick: 3 minutes)
-	@set -e; for name in mixer backbone scaling training_step loader ingest; do \
+	@set -e; for name in mixer backbone scaling training_step loader ingest use_a_model; do \
 		echo "== benchmarks/$$name.py"; $(PY) benchmarks/$$name.py $(ARGS); \
 	done
 

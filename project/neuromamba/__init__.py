@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from neuromamba.inference.loaded import LoadedModel
     from neuromamba.inference.open_model import load
     from neuromamba.inference.region_model import RegionModel
+    from neuromamba.inference.sklearn_embedder import NeuroMambaEmbedder
     from neuromamba.neurossm.model import NeuroSSM, NeuroSSMConfig
 
 # Name -> the module that defines it.
@@ -66,6 +67,7 @@ _DEFINED_IN = {
     "load": "neuromamba.inference.open_model",
     "RegionModel": "neuromamba.inference.region_model",
     "LoadedModel": "neuromamba.inference.loaded",
+    "NeuroMambaEmbedder": "neuromamba.inference.sklearn_embedder",
     "NeuroSSM": "neuromamba.neurossm.model",
     "NeuroSSMConfig": "neuromamba.neurossm.model",
 }
@@ -83,6 +85,7 @@ __all__ = [
     "HeadConfig",
     "LoadedModel",
     "ModelConfig",
+    "NeuroMambaEmbedder",
     "NeuroSSM",
     "NeuroSSMConfig",
     "OptimConfig",

@@ -157,3 +157,21 @@ def test_quick_run(name: str, tmp_path: Path) -> None:
     table = path.with_suffix(".md").read_text()
     assert table in done.stdout and "Target" in table
     assert list(tmp_path.iterdir()) == [tmp_path / "new"], "nothing is left in the scratch folder"
+
+
+@pytest.mark.slow
+def test_quick_run_of_use_a_model(tmp_path: Path) -> None:
+    path = tmp_path / "use_a_model.json"
+    flags = ["--quick", "--threads", "1", "--json", str(path)]
+    done = subprocess.run(
+        [sys.executable, "benchmarks/use_a_model.py", *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    record: dict[str, Any] = json.loads(path.read_text())
+    commands = record["one"]["commands"]
+    assert list(commands) == ["check", "predict", "embed"]
+    assert all(row["seconds"] > 0 and row["peak_mb"] > 50 for row in commands.values())
+    assert 0 < record["many"]["together_cpu"] < record["many"]["apart_cpu"]

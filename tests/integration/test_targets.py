@@ -336,7 +336,7 @@ def test_held_out_runs_of_a_known_subject_are_no_leak(
 
 
 def test_native_and_registered_runs_do_not_mix(runs: CommandLine) -> None:
-    write_tiny_run(runs.store / "hdf5" / "sub-02.h5", "sub-02", 3, space="MNI152NLin6Asym")
+    write_tiny_run(runs.store / "hdf5" / "sub-02.h5", "sub-02", 33, space="MNI152NLin6Asym")
     with pytest.raises(UserInputError, match="10 of 11 runs are in native space"):
         runs.data("--pretraining --use_autoregressive --dataset_name Own --group_by run")
 

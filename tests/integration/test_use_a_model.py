@@ -480,3 +480,27 @@ def test_a_moved_run_folder_is_still_a_model(trained: Trained, tmp_path: Path) -
     shutil.copytree(trained.sex, tmp_path / "moved")
     model = neuromamba.load(tmp_path / "moved", device="cpu")
     assert np.isfinite(model.predict(model.prepare(trained.scan(0))).windows).all()
+
+
+def test_a_transformer_of_scikit_learn(trained: Trained, sex: LoadedModel) -> None:
+    from sklearn.base import clone
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import cross_val_score
+    from sklearn.pipeline import make_pipeline
+
+    embedder = neuromamba.NeuroMambaEmbedder(sex, statistics=("mean", "lag1"))
+    assert embedder.get_params()["layer"] == -1
+    copy = clone(embedder)
+    assert copy is not embedder
+    assert copy.model is sex  # the weights are shared
+    scans = [str(trained.scan(i)) for i in range(6)]
+    rows = copy.fit_transform(scans)
+    expected = sex.embed(sex.prepare(scans[2]), statistics=("mean", "lag1")).values.ravel()
+    assert rows.shape == (6, 32)
+    assert np.array_equal(rows[2], expected)
+    pipeline = make_pipeline(embedder, LogisticRegression())
+    scores = cross_val_score(pipeline, scans, [0, 1, 0, 1, 0, 1], cv=3)
+    assert scores.shape == (3,)
+    assert pipeline.set_params(neuromambaembedder__layer=1)[0].layer == 1
+    with pytest.raises(UserInputError, match="pool 'token'"):
+        neuromamba.NeuroMambaEmbedder(sex, pool="token").fit(scans)

@@ -83,7 +83,13 @@ COMMAND = "from neuromamba.__main__ import main; sys.exit(main(sys.argv[1:]))"
 
 def test_contents(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0] for name in names} == {"neuromamba", "neuromamba-0.1.0.dist-info"}
+    assert {name.split("/")[0] for name in names} == {
+        "brainmarks",
+        "neuromamba",
+        "neuromamba-0.1.0.dist-info",
+    }
+    plug_in = [name for name in names if name.startswith("brainmarks/")]
+    assert plug_in == ["brainmarks/models/neuromamba.py"]  # a namespace: no __init__.py
     package = ROOT / "project" / "neuromamba"
     kept = (".py", ".j2", ".js", ".yaml", ".c", ".h")
     files = {

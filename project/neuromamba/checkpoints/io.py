@@ -25,8 +25,12 @@ from neuromamba.layers.lora import merged
 
 CHECKPOINT_KEY = "neuromamba"
 EXPORT_KEY = "export"  # where an exported file comes from
-# Wrappers put around the backbone by DeepSpeed, DDP, torch.compile and by our LightningModules.
-_WRAPPERS = ("_forward_module.", "module.", "_orig_mod.", "model.")
+# Wrappers put around the backbone by DeepSpeed, DDP, torch.compile, peft, other programs and by
+# our LightningModules.
+_WRAPPERS = ("_forward_module.", "module.", "_orig_mod.", "base_model.", "backbone.", "model.")
+_COMPILED = "._orig_mod."  # of torch.compile around a part
+# Where other programs keep the weights in their checkpoints.
+_STATES = ("state_dict", "model_state_dict", "model", "module", "net", "weights", "ema")
 
 
 class CheckpointContents(NamedTuple):
@@ -71,7 +75,7 @@ def canonical_name(key: str) -> str:
         for wrapper in _WRAPPERS:
             if key.startswith(wrapper):
                 key, stripped = key[len(wrapper) :], True
-    return key.replace(".conv_xBC.", ".conv1d.")
+    return key.replace(_COMPILED, ".").replace(".conv_xBC.", ".conv1d.")
 
 
 def names_in_module(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -111,8 +115,7 @@ def read_checkpoint(
                 f"{flag}: '{path}' is one file of a DeepSpeed checkpoint; name its folder."
             )
         loaded = read_file(path, flag)
-        state = loaded.get("state_dict", loaded)
-        origin = "Lightning" if state is not loaded else "state dict"
+        state, origin = _state_in(loaded)
     progress = ("epoch", "global_step")
     weights = _canonical(state, path, flag)
     metadata = checked_metadata(loaded.get(CHECKPOINT_KEY, {}), weights, path, flag)
@@ -123,6 +126,17 @@ def read_checkpoint(
         {name: loaded[name] for name in progress if type(loaded.get(name)) is int},
         _containers(loaded, EXPORT_KEY),
     )
+
+
+def _state_in(loaded: Mapping[str, Any]) -> tuple[Any, str]:
+    """The weights in what a file holds, and the kind of the file in words."""
+    if "state_dict" in loaded:
+        return loaded["state_dict"], "Lightning"
+    for name in _STATES:
+        inside = loaded.get(name)
+        if isinstance(inside, Mapping) and any(isinstance(v, Tensor) for v in inside.values()):
+            return inside, f"weights under '{name}'"
+    return loaded, "state dict"
 
 
 def _containers(loaded: Mapping[str, Any], key: str) -> dict[str, Any]:

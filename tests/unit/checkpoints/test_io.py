@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import pickle
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,9 @@ def refusal(path: Path, into: FMamba | None = None) -> str:
         "_forward_module.module.model.",
         "_orig_mod._forward_module.model.",
         "model._orig_mod.",  # torch.compile of the backbone inside the LightningModule
+        "base_model.model.",  # peft
+        "backbone.",
+        "module.backbone._orig_mod.",
     ],
 )
 def test_released_names_load_strictly(path: Path, prefix: str, conv: str) -> None:
@@ -88,6 +92,33 @@ def test_released_names_load_strictly(path: Path, prefix: str, conv: str) -> Non
         assert torch.equal(target.state_dict()[key], value), key
     fmri = torch.randn(1, 1, 4, 4, 4, 4)
     assert torch.equal(source(fmri).prediction, target(fmri).prediction)
+
+
+@pytest.mark.parametrize(
+    "name", ["model", "model_state_dict", "module", "net", "weights", "ema", "state_dict"]
+)
+def test_weights_that_other_programs_keep_under_a_name(path: Path, name: str) -> None:
+    source, target = backbone(0), backbone(1)
+    torch.save({"epoch": 3, name: source.state_dict(), "optimizer": {"lr": 0.1}}, path)
+    load_backbone(target, path)
+    assert torch.equal(target.norm.weight, source.norm.weight)
+    assert torch.equal(target.embedder.projection, source.embedder.projection)
+
+
+def test_parts_that_were_compiled_apart(path: Path) -> None:
+    """torch.compile around single blocks puts its name inside the keys."""
+    source, target = backbone(0), backbone(1)
+    state = {
+        re.sub(r"^(mamba_layers\.\d+)\.", r"\1._orig_mod.", key): value
+        for key, value in source.state_dict().items()
+    }
+    assert any("._orig_mod." in key for key in state)
+    torch.save(state, path)
+    load_backbone(target, path)
+    assert torch.equal(
+        target.mamba_layers[0][1].A_log,  # type: ignore[index]
+        source.mamba_layers[0][1].A_log,  # type: ignore[index]
+    )
 
 
 def test_stored_positions_replace_those_drawn_here(path: Path) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 import torch
 
-from benchmarks import ingest, loader, loss_scaling, memory_plan, training_step
+from benchmarks import ingest, loader, loss_scaling, memory_plan, training_step, use_a_model
 from neuromamba.__main__ import COMMANDS
 from neuromamba.commands import check as check_command
 from neuromamba.commands import (
@@ -292,6 +292,7 @@ BENCHMARKS: dict[str, Parse] = {
     "benchmarks/loader.py": lambda words: loader.flags().parse_args(words),
     "benchmarks/ingest.py": lambda words: ingest.flags().parse_args(words),
     "benchmarks/loss_scaling.py": lambda words: loss_scaling.flags().parse_args(words),
+    "benchmarks/use_a_model.py": lambda words: use_a_model.flags().parse_args(words),
     "benchmarks/memory_plan.py": lambda words: memory_plan.flags().parse_args(words),
 }
 

@@ -1,6 +1,7 @@
 """Rules against leaks: nobody is tested on who, or what, the model was trained on.
 
-- In a store: two names of one person (``refuse_two_names``).
+- In a store: two names of one person (``refuse_two_names``), and one scan under two names
+  (``refuse_copies``).
 - Between stores: a person for training in one and held out in another (``refuse_shared_subjects``).
 - Between runs: a model or backbone that was trained on subjects who are held out here, by their
   names and by the content of their runs (``refuse_trained_subjects``).
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from neuromamba.common.errors import UserInputError
@@ -20,6 +22,8 @@ from neuromamba.common.text import names_for_message
 from neuromamba.config.training import DownstreamConfig
 from neuromamba.data.cohorts.cohort_store import Store
 from neuromamba.data.cohorts.registry import DATASETS, Cohort
+from neuromamba.data.store.header import RunHeader
+from neuromamba.data.store.near_copies import near_copies
 from neuromamba.evaluation.subject_keys import subject_key
 
 logger = logging.getLogger(__name__)
@@ -78,6 +82,23 @@ def refuse_two_names(subjects: Iterable[str], cohort: Cohort, image_path: str) -
             f"several names: {names_for_message(several)}. Convert their runs under one subject "
             f"(sub-NAME_ses-1_task-rest_bold.nii.gz, sub-NAME_ses-2_...), so that a split keeps "
             f"them together."
+        )
+
+
+def refuse_copies(paths: Sequence[Path], headers: Sequence[RunHeader], cohort: Cohort) -> None:
+    """Refuse to draw a split where two people hold one scan (``data.store.near_copies``).
+
+    Raises:
+        UserInputError: lists the runs; or a run cannot be read.
+    """
+    copies = near_copies(paths, headers, cohort.key)
+    if copies:
+        listed = [f"{copy.one.label} and {copy.other.label}" for copy in copies]
+        raise UserInputError(
+            f"--image_path: {len(copies)} pair(s) of runs of different subjects hold the same scan "
+            f"(but for offset or unit): {names_for_message(listed)}. One would be trained on and "
+            f"the other tested. Leave one of each out with --bad_subj_path FILE, or convert them "
+            f"under one subject."
         )
 
 

@@ -16,9 +16,9 @@ from neuromamba.data.cohorts.cohort_store import Store, split_unit_name
 from neuromamba.data.cohorts.events import LabelledEvent, label_runs
 from neuromamba.data.cohorts.grouping import matched_split, read_grouping
 from neuromamba.data.cohorts.labels import read_labels, read_own_labels
-from neuromamba.data.cohorts.leak_guards import refuse_two_names
+from neuromamba.data.cohorts.leak_guards import refuse_copies, refuse_two_names
 from neuromamba.data.cohorts.registry import DATASETS, Cohort
-from neuromamba.data.cohorts.split_files import load_or_draw_split
+from neuromamba.data.cohorts.split_files import has_split, load_or_draw_split
 from neuromamba.data.cohorts.splits import PARTS, Split
 from neuromamba.data.store.header_cache import read_headers
 from neuromamba.data.store.reader import list_runs
@@ -55,6 +55,11 @@ def open_store(
     refuse_two_names({header.subject for header in headers}, cohort, image_path)
     subject_of = {split_unit_name(header, config.group_by): header.subject for header in headers}
     grouping = read_grouping(cohort, image_path, config, task, subject_of)
+    admitted = _admitted(subject_of, cohort, config.bad_subj_path)
+    if not has_split(image_path, config.dataset_split_num, grouping):
+        kept = {subject_of[name] for name in admitted}
+        runs = [i for i, header in enumerate(headers) if header.subject in kept]
+        refuse_copies([paths[i] for i in runs], [headers[i] for i in runs], cohort)
     split = load_or_draw_split(
         image_path,
         dataset,
@@ -64,7 +69,7 @@ def open_store(
         config.val_split,
         grouping=grouping,
         write=write_split,
-    ).restricted_to(_admitted(subject_of, cohort, config.bad_subj_path))
+    ).restricted_to(admitted)
     store = Store(dataset, Path(image_path), tuple(paths), tuple(headers), grouping, split)
     return store if task is None else _with_targets(store, cohort, config, task, subject_of)
 

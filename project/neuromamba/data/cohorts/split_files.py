@@ -154,6 +154,12 @@ def _match(split: Split, subjects: set[str], path: Path) -> Split:
     return matched
 
 
+def has_split(image_path: str | Path, split_num: int, grouping: Grouping) -> bool:
+    """Whether a store has this split already, so that none will be drawn."""
+    stem = split_stem(split_num, grouping.split_unit)
+    return (Path(image_path) / "splits" / f"{stem}.txt").exists()
+
+
 def load_or_draw_split(
     image_path: str | Path,
     dataset_name: str,

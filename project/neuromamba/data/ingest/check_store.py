@@ -21,6 +21,7 @@ from neuromamba.data.store.checks import (
     mixtures,
 )
 from neuromamba.data.store.manifest import rebuild_manifest
+from neuromamba.data.store.near_copies import near_copies
 from neuromamba.data.store.reader import list_runs
 
 REASONS = "reasons.tsv"
@@ -82,6 +83,13 @@ def check_store(
     warnings += more
     mixed, more = mixtures(outcomes)
     problems, warnings = problems + mixed, warnings + more
+    readable = [o for o in outcomes if o.status == "ok" and o.header is not None]
+    copies = near_copies([o.path for o in readable], [o.header for o in readable if o.header])
+    problems += [
+        f"{copy.one.label} and {copy.other.label}, of different subjects, hold the same scan but "
+        f"for offset or unit"
+        for copy in copies
+    ]
 
     for line in _summary(outcomes, warnings, problems, bad):
         report(line)
