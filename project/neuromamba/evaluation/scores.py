@@ -55,6 +55,11 @@ class SubjectScores(NamedTuple):
         return "classification" if self.target.dtype.kind in "iu" else "regression"
 
     @property
+    def is_finite(self) -> bool:
+        """Whether every score is a number; otherwise no metric is defined."""
+        return bool(np.isfinite(self.score).all())
+
+    @property
     def metric_names(self) -> tuple[str, ...]:
         """Names of the metrics of the task type."""
         return TASK_TYPES[self.task_type].metrics
