@@ -84,6 +84,8 @@ class SubjectScores(NamedTuple):
         Accuracy has the exact one of a proportion. Where the bootstrap gives none because all
         samples are alike, AUROC and balanced accuracy have those of ``exact_intervals``.
         """
+        if not self.is_finite:
+            return Interval(float("nan"), float("nan"), float("nan"))
         if name == "accuracy" and self.task_type == "classification":
             return self.proportion(self.score.argmax(axis=1) == self.target, seed)
         found = self.bootstrap(self.statistic(name), seed)
