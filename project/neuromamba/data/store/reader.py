@@ -158,8 +158,8 @@ def _checked_header(file: h5py.File, path: Path) -> RunHeader:
             f"{path}: an attribute is damaged ({reason_of(error)}). {again}"
         ) from None
     header = RunHeader(**values)
-    finite = np.isfinite((header.scale, header.offset)).all()
-    wrong = "" if finite else "a scale that is not finite"
+    lost = [name for name in ("scale", "offset", "mean", "std") if not np.isfinite(values[name])]
+    wrong = f"not finite: {', '.join(lost)}" if lost else ""
     if wrong := wrong or why_no_grid(header.grid, header.n_voxels):
         raise UserInputError(f"{path}: an attribute is damaged ({wrong}). {again}")
     for name in _DATA:

@@ -103,6 +103,7 @@ CLAIMED: dict[str, Change] = {
     "negative grid": attribute("grid", np.array([-6, -6, 6])),
     "scale": attribute("scale", np.nan),
     "offset": attribute("offset", np.inf),
+    "mean": attribute("mean", np.nan),
 }
 
 
