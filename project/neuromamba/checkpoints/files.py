@@ -98,12 +98,17 @@ def read_file(
     if not lazily:
         check_file(path, flag)
     try:
+        if lazily and zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                _check_records(archive, path, flag)
         if path.suffix == SAFETENSORS:
             return dict(load_file(path))
         with warnings.catch_warnings(), _admitting(_STAND_INS):
             warnings.simplefilter("ignore")  # torch's hints; what matters is said below
             mapped = lazily and zipfile.is_zipfile(path)
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except UserInputError:
+        raise
     except pickle.UnpicklingError as error:
         offender = re.search(r"GLOBAL (\w[\w.]*)", str(error))
         if offender:
@@ -141,13 +146,24 @@ def check_file(path: Path, flag: str) -> None:
                 raise damaged(path, flag, "its end is missing")
             return
         with zipfile.ZipFile(path) as archive:
+            _check_records(archive, path, flag)
             # torch can be told to write no check sums, and then writes zeros.
             summed = any(record.CRC for record in archive.infolist())
             wrong = archive.testzip() if summed else None
-    except (OSError, zipfile.BadZipFile, SafetensorError, NotImplementedError) as error:
+    except UserInputError:
+        raise
+    except Exception as error:  # names that are no text, offsets before the file, passwords ...
         raise damaged(path, flag, first_line(error)) from None
     if wrong:
         raise damaged(path, flag, f"the check sum of '{wrong}' is wrong")
+
+
+def _check_records(archive: zipfile.ZipFile, path: Path, flag: str) -> None:
+    """Refuse records that unpack to more than the file holds; torch itself never packs them."""
+    size = path.stat().st_size
+    for record in archive.infolist():
+        if record.compress_type != zipfile.ZIP_STORED or record.file_size > size:
+            raise damaged(path, flag, f"'{record.filename}' is packed, or larger than the file")
 
 
 def read_safetensors_entries(path: Path, flag: str) -> dict[str, Any]:
@@ -167,7 +183,7 @@ def read_safetensors_entries(path: Path, flag: str) -> dict[str, Any]:
 def _decoded(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

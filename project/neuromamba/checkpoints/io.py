@@ -12,9 +12,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from neuromamba.checkpoints.files import SHARD, read_file, read_safetensors_entries
+from neuromamba.checkpoints.files import SHARD, damaged, read_file, read_safetensors_entries
+from neuromamba.checkpoints.metadata import checked_metadata
 from neuromamba.checkpoints.paths import find_checkpoint, safetensors_in
 from neuromamba.checkpoints.zero import find_shards, open_zero
 from neuromamba.common.errors import UserInputError
@@ -94,7 +96,7 @@ def read_checkpoint(
 
     Raises:
         UserInputError: as ``find_checkpoint``, ``read_file`` and ``open_zero``; also when there is
-            no tensor, or a name occurs twice.
+            no tensor, a name occurs twice, or a value is not finite.
     """
     path = find_checkpoint(path, flag)
     if path.is_dir() and find_shards(path, flag):
@@ -115,12 +117,13 @@ def read_checkpoint(
         loaded = read_file(path, flag)
         state, origin = _state_in(loaded)
     progress = ("epoch", "global_step")
-    weights, metadata = _canonical(state, path, flag), _containers(loaded, CHECKPOINT_KEY)
+    weights = _canonical(state, path, flag)
+    metadata = checked_metadata(loaded.get(CHECKPOINT_KEY, {}), weights, path, flag)
     return CheckpointContents(
         weights if as_trained else merged(weights, metadata),
         metadata,
         origin,
-        {name: loaded[name] for name in progress if isinstance(loaded.get(name), int)},
+        {name: loaded[name] for name in progress if type(loaded.get(name)) is int},
         _containers(loaded, EXPORT_KEY),
     )
 
@@ -154,10 +157,36 @@ def _canonical(state: Any, path: Path, flag: str) -> dict[str, Tensor]:
         name = canonical_name(key)
         if name in tensors:
             raise UserInputError(f"{flag}: '{path}' holds the weights '{name}' twice.")
+        _refuse_claimed(name, value, path, flag)
         tensors[name] = value
     if not tensors:
         raise UserInputError(f"{flag}: '{path}' holds no tensors.")
+    _refuse_not_finite(tensors, path, flag)
     return tensors
+
+
+def _refuse_claimed(name: str, value: Tensor, path: Path, flag: str) -> None:
+    """Refuse a tensor that has less memory behind it than its shape says."""
+    if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+        raise damaged(path, flag, f"'{name}' is no plain tensor")
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise damaged(path, flag, f"'{name}' of {list(value.shape)} has fewer values than that")
+
+
+def _is_finite(value: Tensor) -> bool:
+    # torch cannot ask numbers of one byte.
+    wide = value.float() if value.is_floating_point() and value.element_size() == 1 else value
+    return bool(wide.isfinite().all())
+
+
+def _refuse_not_finite(tensors: Mapping[str, Tensor], path: str | Path, flag: str) -> None:
+    lost = [name for name, value in tensors.items() if not _is_finite(value)]
+    if lost:
+        raise UserInputError(
+            f"{flag}: '{path}' holds values that are not finite in {len(lost)} of {len(tensors)} "
+            f"tensors, such as '{lost[0]}': its training diverged, or numbers overflowed when it "
+            f"was converted. Use an earlier checkpoint."
+        )
 
 
 def read_metadata(path: str | Path, flag: str = "--load_model_path") -> dict[str, Any]:
@@ -168,7 +197,8 @@ def read_metadata(path: str | Path, flag: str = "--load_model_path") -> dict[str
     """
     path = find_checkpoint(path, flag)
     if path.is_dir() and find_shards(path, flag):
-        return _containers(open_zero(path, flag).states, CHECKPOINT_KEY)
+        states = open_zero(path, flag).states
+        return checked_metadata(states.get(CHECKPOINT_KEY, {}), {}, path, flag)
     return read_checkpoint(path, flag).metadata
 
 
@@ -233,7 +263,8 @@ def load_strictly(
         flag: the flag that named the file.
 
     Raises:
-        UserInputError: lists the missing and unexpected keys and the differing shapes.
+        UserInputError: lists the missing and unexpected keys and the differing shapes; or a weight
+            is not finite in the module's precision.
     """
     own = module.state_dict()
     allowed = tuple(optional)
@@ -260,6 +291,9 @@ def load_strictly(
             f"{flag}: '{path}' does not fit the model: {'. '.join(problems)}. Check --embed_dim, "
             f"--depth, --patch_size, --img_size and --mamba_pe_method."
         )
+    # A file may be in another precision: 1e300 is a number there, and infinite in the model.
+    rounded = {name: value.to(own[name].dtype) for name, value in state.items()}
+    _refuse_not_finite(rounded, path, flag)
     module.load_state_dict(state)
 
 

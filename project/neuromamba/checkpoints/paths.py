@@ -17,6 +17,7 @@ from neuromamba.config.names import SAFETENSORS
 
 FOR_USE = ("best.ckpt", "last.ckpt")
 INDEX = "model.safetensors.index.json"
+_LONGEST_NAME = 200  # characters
 _KINDS = (".ckpt", ".pt", ".pth", ".bin", SAFETENSORS)
 
 
@@ -70,9 +71,11 @@ def safetensors_in(folder: Path, flag: str) -> list[Path]:
             names = sorted(
                 set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
             )
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise damaged(index, flag, "no weight_map in it") from None
         for name in names:
+            if len(name) > _LONGEST_NAME:
+                raise damaged(index, flag, f"it tells of a file '{name[:40]}...'")
             if Path(name).name != name or not (folder / name).is_file():
                 raise damaged(folder, flag, f"'{name}' of its index is not there")
         return [folder / name for name in names]

@@ -75,9 +75,9 @@ class ZeroFolder:
         Raises:
             UserInputError: files are damaged, or were not saved together.
         """
-        module: Mapping[str, Tensor] = self.states["module"]
         shards = [read_file(file, self.flag) for file in self.optim_files]
         try:
+            module: Mapping[str, Tensor] = self.states["module"]
             if self.stage == 3:
                 weights = {name: module[name] for name in self.states["buffer_names"]}
                 weights |= self._frozen_pieces()
@@ -86,14 +86,14 @@ class ZeroFolder:
                 weights |= self.states.get("frozen_param_fragments") or {}
             if self.stage:
                 weights |= self._trained([shard["optimizer_state_dict"] for shard in shards])
+            for name, original in self.states["shared_params"].items():
+                if original in weights:
+                    weights[name] = weights[original]
+            return {name: weight.detach() for name, weight in weights.items()}
         except (ValueError, RuntimeError, IndexError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, UserInputError):
                 raise
             raise damaged(self.path, self.flag, f"{type(error).__name__}: {error}") from None
-        for name, original in self.states["shared_params"].items():
-            if original in weights:
-                weights[name] = weights[original]
-        return {name: weight.detach() for name, weight in weights.items()}
 
     def _frozen_pieces(self) -> dict[str, Tensor]:
         """Frozen parameters of stage 3, of which every rank has a piece."""
@@ -179,7 +179,9 @@ def open_zero(path: Path, flag: str) -> ZeroFolder:
     wanted = {"module", "buffer_names", "param_shapes", "shared_params", "dp_world_size"}
     if absent := sorted(wanted - states.keys()):
         raise damaged(path, flag, f"no {', '.join(absent)} in {models[0].name}")
-    ranks, shards = int(states["dp_world_size"]), _by_rank(folder, _OPTIM, path, flag)
+    ranks, shards = states["dp_world_size"], _by_rank(folder, _OPTIM, path, flag)
+    if type(ranks) is not int or ranks < 1:
+        raise damaged(path, flag, f"dp_world_size is {ranks!r}"[:80])
     stage = _stage_of(states, partitioned, bool(shards))
     if partitioned != (stage == 3):
         raise mixed(path, flag, f"they are of ZeRO stage {stage} and of another")
@@ -187,11 +189,13 @@ def open_zero(path: Path, flag: str) -> ZeroFolder:
         ("model states", models, ranks if partitioned else 1),
         ("optimiser states", shards, ranks if stage else 0),
     ):
-        wanted_ranks = set(range(expected))
-        if missing := sorted(wanted_ranks - set(files)):
-            names = ", ".join(map(str, missing[:5]))
+        # However many ranks a file tells of: what is missing shows among the first of them.
+        wanted_ranks = range(expected)
+        first = range(min(expected, len(files) + 5))
+        if missing := [rank for rank in first if rank not in files][:5]:
+            names = ", ".join(map(str, missing))
             raise damaged(path, flag, f"{kind} of rank {names} are missing, of {expected}")
-        if further := sorted(set(files) - wanted_ranks):
+        if further := sorted(rank for rank in files if rank not in wanted_ranks):
             raise damaged(path, flag, f"{kind} of rank {further[0]}, but {expected} saved it")
     for rank in range(1, len(models)):
         other = read_file(models[rank], flag, lazily=True)  # its tensors may be left where they are
@@ -228,7 +232,8 @@ def _stage_of(states: Mapping[str, Any], partitioned: bool, optimised: bool) -> 
     config = states.get("ds_config")
     zero = config.get("zero_optimization") if isinstance(config, Mapping) else None
     if isinstance(zero, Mapping):
-        return int(zero.get("stage", 0))
+        found = zero.get("stage", 0)
+        return found if type(found) is int else -1  # is compared with the files, and refused
     return 3 if partitioned else int(optimised)
 
 

@@ -48,6 +48,12 @@ def build_parser() -> argparse.ArgumentParser:
         "bad frame that is not read is not found)",
     )
     add("--limit", type=int, default=plain.limit, metavar="N", help="only the first N runs")
+    add(
+        "--check_content",
+        action="store_true",
+        help="compare every run's values with the hash of them that its file holds; reads all "
+        "frames, also of runs in the cache",
+    )
     add("--num_workers", type=int, metavar="N", help="processes (default: one per processor)")
     return parser
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
 import socket
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 from neuromamba.common.errors import UserInputError
 
 _HOST = re.sub(r"[^A-Za-z0-9]+", "", socket.gethostname())[:32] or "host"
-_TEMPORARY = re.compile(r".+\.(?P<host>[A-Za-z0-9]+)-(?P<pid>\d+)\.tmp")
+_TEMPORARY = re.compile(r".+\.(?P<host>[A-Za-z0-9]+)-(?P<pid>\d+)(-[0-9a-f]+)?\.tmp")
 _ABANDONED = 24 * 3600.0  # seconds without a write; a run takes minutes
 
 
@@ -22,15 +23,36 @@ def temporary_beside(path: Path) -> Path:
     """A name beside ``path`` that holds machine and process.
 
     So several processes, on several machines of a cluster, may write one file or one folder at
-    once, and a later call can tell which names are left over from a process that was killed.
+    once, and a later call can tell which names are left over from a process that was killed. The
+    rest of the name is random: in a folder that others can write, nobody can put a link there
+    beforehand. ``new_temporary_file`` and ``new_temporary_folder`` make what has the name.
     """
-    return path.with_name(f"{path.name}.{_HOST}-{os.getpid()}.tmp")
+    return path.with_name(f"{path.name}.{_HOST}-{os.getpid()}-{secrets.token_hex(6)}.tmp")
+
+
+def new_temporary_file(path: Path) -> Path:
+    """Make an empty file beside ``path``, which was not there before; permissions by the umask.
+
+    Raises:
+        OSError: it cannot be made, or something has its name: no link is followed.
+    """
+    temporary = temporary_beside(path)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+    os.close(os.open(temporary, flags, 0o666))
+    return temporary
+
+
+def new_temporary_folder(path: Path) -> Path:
+    """Make a folder as ``new_temporary_file`` makes a file."""
+    temporary = temporary_beside(path)
+    os.mkdir(temporary)
+    return temporary
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; it takes its place if the block succeeds."""
-    temporary = temporary_beside(path)
+    """Give a new, empty file beside ``path``; it takes its place if the block succeeds."""
+    temporary = new_temporary_file(path)
     try:
         yield temporary
         os.replace(temporary, path)
@@ -76,8 +98,9 @@ def remove_abandoned(folder: Path, folders: bool = False) -> list[str]:
     removed = []
     for path in sorted(folder.glob("*.tmp")):
         try:
-            if (folders or path.is_file()) and _is_abandoned(path):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            is_folder = path.is_dir() and not path.is_symlink()
+            if (folders or not is_folder) and _is_abandoned(path):
+                shutil.rmtree(path) if is_folder else path.unlink()
                 removed.append(path.name)
         except FileNotFoundError:
             continue  # another process was faster
@@ -88,7 +111,7 @@ def _is_abandoned(path: Path) -> bool:
     found = _TEMPORARY.fullmatch(path.name)
     if found and found["host"] == _HOST:
         return not process_runs(int(found["pid"]))
-    return time.time() - path.stat().st_mtime > _ABANDONED
+    return time.time() - path.lstat().st_mtime > _ABANDONED
 
 
 def process_runs(pid: int) -> bool:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.metrics import roc_curve
 
+from neuromamba.common.errors import UserInputError
+
 BINS = 10
 
 
@@ -27,6 +29,8 @@ class Reliability(NamedTuple):
     def expected_calibration_error(self) -> float:
         """Mean distance of confidence and accuracy (Guo et al. 2017, ICML, equation 3)."""
         filled = self.size > 0
+        if not filled.any():
+            return float("nan")
         gaps = np.abs(self.confidence - self.accuracy)[filled]
         return float((gaps * self.size[filled]).sum() / self.size.sum())
 
@@ -38,7 +42,13 @@ def reliability(probability: np.ndarray, target: np.ndarray, bins: int = BINS) -
         probability: [S, classes].
         target: int [S].
         bins: their number.
+
+    Returns:
+        Empty bins where a probability is not finite.
     """
+    if not np.isfinite(probability).all():
+        nothing = np.full(bins, np.nan)
+        return Reliability(nothing, nothing, np.zeros(bins, dtype=int))
     confidence, hit = probability.max(axis=1), probability.argmax(axis=1) == target
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     size = np.bincount(place, minlength=bins)
@@ -49,7 +59,12 @@ def reliability(probability: np.ndarray, target: np.ndarray, bins: int = BINS) -
 
 
 def brier_score(probability: np.ndarray, target: np.ndarray) -> float:
-    """Mean squared distance from the true class's unit vector; 0 to 2 (Brier 1950)."""
+    """Mean squared distance from the true class's unit vector; 0 to 2 (Brier 1950).
+
+    NaN where a probability is not finite.
+    """
+    if not np.isfinite(probability).all():
+        return float("nan")
     truth = np.eye(probability.shape[1])[target]
     return float(((probability - truth) ** 2).sum(axis=1).mean())
 
@@ -63,7 +78,15 @@ def best_threshold(probability: np.ndarray, target: np.ndarray) -> float:
     Args:
         probability: [S] of class 1.
         target: int [S], both classes present.
+
+    Raises:
+        UserInputError: a probability is not finite.
     """
+    if not np.isfinite(probability).all():
+        raise UserInputError(
+            "--adjust_thresh: probabilities of validation subjects are not finite, so no threshold "
+            "can be chosen. Leave --adjust_thresh out, and look for what made the model diverge."
+        )
     false, true, at = roc_curve(target, probability, drop_intermediate=False)
     best = np.flatnonzero(np.isclose(true - false, (true - false).max(), atol=1e-12))
     scores = np.concatenate([[1.0], np.sort(np.unique(probability))[::-1], [0.0]])

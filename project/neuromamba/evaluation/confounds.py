@@ -115,8 +115,14 @@ def confound_report(
         seed: of draws and folds.
 
     Raises:
-        UserInputError: too few subjects have values, or a confound is constant.
+        UserInputError: too few subjects have values, a confound is constant, or a score is not
+            finite.
     """
+    if not np.isfinite(scores.score).all():
+        raise UserInputError(
+            "--confounds: scores of test subjects are not finite, so they cannot be compared with "
+            "confounds. Leave --confounds out, and look for what made the model diverge."
+        )
     complete = set.intersection(*(set(values) for values in columns.values()))
     train = [name for name in fitted if name in complete]
     test = [i for i, name in enumerate(scores.subjects) if name in complete]

@@ -75,6 +75,8 @@ def bootstrap_interval(
     """
     value = float(statistic(np.arange(len(strata))))
     parts = [np.flatnonzero(strata == label) for label in np.unique(strata)]
+    if not math.isfinite(value):
+        value = math.nan
     fewest = FEWEST if len(parts) == 1 else FEWEST_IN_CLASS
     if math.isnan(value) or min(map(len, parts)) < fewest:
         return Interval(value, math.nan, math.nan)
@@ -103,7 +105,9 @@ def bootstrap_interval(
             # BCa is undefined where leaving out any one subject changes nothing, as in a perfect
             # score, or where a sample has no value: then percentiles of those that have.
             tail = (1 - confidence) / 2
-            low, high = np.nanquantile(result.bootstrap_distribution, [tail, 1 - tail])
+            drawn = result.bootstrap_distribution
+            drawn = drawn[np.isfinite(drawn)]
+            low, high = np.quantile(drawn, [tail, 1 - tail]) if len(drawn) else (math.nan, math.nan)
     if not has_width(low, high):
         return Interval(value, math.nan, math.nan)
     return Interval(value, float(low), float(high))

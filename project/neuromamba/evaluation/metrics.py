@@ -2,12 +2,14 @@
 
 To add a metric, add its function and a line in ``METRICS``, and its name to a task type in
 ``config.tasks``. Letters in shapes: S subjects, C classes. ``score`` is (S, C), probabilities, or
-(S, 1), predictions; ``target`` is (S,), class indices or values. Each returns a scalar in fp64.
+(S, 1), predictions; ``target`` is (S,), class indices or values. Each returns a scalar in fp64: NaN
+where a score or a target is not finite, because an order of such values has no meaning.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import wraps
 
 import torch
 from torch import Tensor
@@ -15,8 +17,22 @@ from torch import Tensor
 from neuromamba.config.tasks import TASK_TYPES
 
 _ROUNDING = 4 * torch.finfo(torch.float32).eps
+Metric = Callable[[Tensor, Tensor], Tensor]
 
 
+def _of_finite(metric: Metric) -> Metric:
+    """Make a metric NaN where a score or a target is not finite."""
+
+    @wraps(metric)
+    def checked(score: Tensor, target: Tensor) -> Tensor:
+        if not (score.isfinite().all() and target.isfinite().all()):
+            return torch.tensor(float("nan"), dtype=torch.float64)
+        return metric(score, target)
+
+    return checked
+
+
+@_of_finite
 def auroc(score: Tensor, target: Tensor) -> Tensor:
     """Return the area under the ROC curve, macro average of one-vs-rest for several classes.
 
@@ -39,11 +55,13 @@ def _area(score: Tensor, positive: Tensor) -> Tensor:
     return (rank[positive].sum() - ones * (ones + 1) / 2) / (ones * (len(score) - ones))
 
 
+@_of_finite
 def accuracy(score: Tensor, target: Tensor) -> Tensor:
     """Return the share of subjects whose most probable class is the true one."""
     return (score.argmax(1) == target).double().mean()
 
 
+@_of_finite
 def balanced_accuracy(score: Tensor, target: Tensor) -> Tensor:
     """Return the mean recall over the classes that are present."""
     hits = (score.argmax(1) == target).double()
@@ -59,18 +77,21 @@ def _per_class(score: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return hits[present], predictions[present], true[present]
 
 
+@_of_finite
 def macro_precision(score: Tensor, target: Tensor) -> Tensor:
     """Return the mean precision over classes; 0 for a class that is never predicted."""
     hits, predictions, _ = _per_class(score, target)
     return (hits / predictions.clamp(min=1)).mean()
 
 
+@_of_finite
 def macro_recall(score: Tensor, target: Tensor) -> Tensor:
     """Return the mean recall over classes; 0 for a class that is predicted but never true."""
     hits, _, true = _per_class(score, target)
     return (hits / true.clamp(min=1)).mean()
 
 
+@_of_finite
 def macro_f1(score: Tensor, target: Tensor) -> Tensor:
     """Return the mean over classes of the harmonic mean of precision and recall."""
     hits, predictions, true = _per_class(score, target)
@@ -81,6 +102,7 @@ def macro_f1(score: Tensor, target: Tensor) -> Tensor:
 # 1e-4, so that targets in small units get R2 = 1, and its pearson_corrcoef warns instead of NaN.
 
 
+@_of_finite
 def pearson_r(score: Tensor, target: Tensor) -> Tensor:
     """Return the Pearson correlation.
 
@@ -99,6 +121,7 @@ def constant(values: Tensor) -> bool:
     return bool(values.max() - values.min() <= _ROUNDING * values.abs().max())
 
 
+@_of_finite
 def r2(score: Tensor, target: Tensor) -> Tensor:
     """Return 1 - squared error / squared deviation from the mean; NaN if all targets are equal."""
     y = target.double()
@@ -107,15 +130,27 @@ def r2(score: Tensor, target: Tensor) -> Tensor:
     return 1 - (score[:, 0].double() - y).square().sum() / (y - y.mean()).square().sum()
 
 
-METRICS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+@_of_finite
+def mse(score: Tensor, target: Tensor) -> Tensor:
+    """Return the mean squared error."""
+    return (score[:, 0].double() - target).square().mean()
+
+
+@_of_finite
+def mae(score: Tensor, target: Tensor) -> Tensor:
+    """Return the mean absolute error."""
+    return (score[:, 0].double() - target).abs().mean()
+
+
+METRICS: Mapping[str, Metric] = {
     "auroc": auroc,
     "accuracy": accuracy,
     "balanced_accuracy": balanced_accuracy,
     "macro_f1": macro_f1,
     "macro_precision": macro_precision,
     "macro_recall": macro_recall,
-    "mse": lambda score, target: (score[:, 0].double() - target).square().mean(),
-    "mae": lambda score, target: (score[:, 0].double() - target).abs().mean(),
+    "mse": mse,
+    "mae": mae,
     "pearson_r": pearson_r,
     "r2": r2,
 }

@@ -24,8 +24,11 @@ def resampled_metric(name: str, score: np.ndarray, target: np.ndarray) -> Statis
         target: [S].
 
     Returns:
-        [n] indices -> value; equal to that of ``METRICS`` but for rounding in the last digit.
+        [n] indices -> value; equal to that of ``METRICS`` but for rounding in the last digit;
+        NaN if any score or target is not finite.
     """
+    if not (np.isfinite(score).all() and np.isfinite(target).all()):
+        return lambda chosen: float("nan")  # of a resample without them, too: it is not the metric
     if name in _FAST:
         return _FAST[name](score, target)
     scores, targets = torch.from_numpy(score), torch.from_numpy(target)

@@ -55,6 +55,11 @@ class SubjectScores(NamedTuple):
         return "classification" if self.target.dtype.kind in "iu" else "regression"
 
     @property
+    def is_finite(self) -> bool:
+        """Whether every score is a number; otherwise no metric is defined."""
+        return bool(np.isfinite(self.score).all())
+
+    @property
     def metric_names(self) -> tuple[str, ...]:
         """Names of the metrics of the task type."""
         return TASK_TYPES[self.task_type].metrics
@@ -79,6 +84,8 @@ class SubjectScores(NamedTuple):
         Accuracy has the exact one of a proportion. Where the bootstrap gives none because all
         samples are alike, AUROC and balanced accuracy have those of ``exact_intervals``.
         """
+        if not self.is_finite:
+            return Interval(float("nan"), float("nan"), float("nan"))
         if name == "accuracy" and self.task_type == "classification":
             return self.proportion(self.score.argmax(axis=1) == self.target, seed)
         found = self.bootstrap(self.statistic(name), seed)

@@ -133,6 +133,9 @@ def _threshold(validation: SubjectScores | None, test: SubjectScores) -> float:
 
 def _at(test: SubjectScores, threshold: float, seed: int) -> dict[str, Interval]:
     """Accuracy and balanced accuracy of decisions at a threshold."""
+    if not test.is_finite:
+        nothing = Interval(float("nan"), float("nan"), float("nan"))
+        return {"accuracy": nothing, "balanced_accuracy": nothing}
     hit = (test.score[:, 1] >= threshold) == (test.target == 1)
     return {
         "accuracy": test.proportion(hit, seed),
@@ -151,12 +154,17 @@ def subject_header(scores: SubjectScores, unit: str = "") -> list[str]:
 def subject_rows(
     part: str, scores: SubjectScores, threshold: float | None = None, unit: str = ""
 ) -> Iterator[list[Any]]:
-    """Rows of ``subjects.csv``: part, name, target, scores, and the class decided for or unit."""
+    """Rows of ``subjects.csv``: part, name, target, scores, and the class decided for or unit.
+
+    Where a score is not finite, no class is decided for.
+    """
     decided: list[Any] = []
     if scores.task_type == "classification":
         decided = scores.score.argmax(axis=1).tolist()
         if threshold is not None:
             decided = (scores.score[:, 1] >= threshold).astype(int).tolist()
+        known = np.isfinite(scores.score).all(axis=1)
+        decided = [d if k else "" for d, k in zip(decided, known, strict=True)]
     for i, name in enumerate(scores.subjects):
         row = [part, name, scores.target[i], *map(float, scores.score[i])]
         yield [*row, *(decided[i : i + 1] or ([unit] if unit else []))]

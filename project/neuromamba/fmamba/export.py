@@ -93,11 +93,16 @@ def released_state(
         dtype: of everything that is not an integer.
 
     Raises:
-        UserInputError: as ``released_order``.
+        UserInputError: as ``released_order``; or a value is not finite in the precision.
     """
     released = {}
     for name in released_order(state, source):
         tensor = state[name].to(dtype) if state[name].is_floating_point() else state[name]
+        if not tensor.isfinite().all():
+            raise UserInputError(
+                f"--dtype: '{name}' of '{source}' has values that are not finite as {dtype}; the "
+                f"largest is {state[name].abs().max():.3g}. Export it in another precision."
+            )
         key = PREFIX + (name if name.startswith("head.") else f"model.{name}")
         # A view would take the whole memory it looks at along into the file.
         released[key.replace(".conv1d.", f".{conv_name}.")] = tensor.detach().clone().contiguous()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import math
@@ -57,7 +58,12 @@ class RunFolder:
     @cached_property
     def metrics(self) -> dict[str, float]:
         """``metrics.json``; NaN for what is not defined."""
-        return metrics_from(self._json(METRICS))
+        try:
+            return metrics_from(self._json(METRICS))
+        except (TypeError, ValueError) as error:
+            if isinstance(error, UserInputError):
+                raise
+            raise self._damaged(METRICS) from None
 
     @cached_property
     def evaluation(self) -> dict[str, Any]:
@@ -132,7 +138,12 @@ class RunFolder:
 
     def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Optimiser steps [n] and values [n] of a quantity logged in training; empty if never."""
-        steps, values = curve(self._text(str(CURVES)), name)
+        try:
+            steps, values = curve(self._text(str(CURVES)), name)
+        except (ValueError, KeyError, TypeError, OverflowError, csv.Error) as error:
+            if isinstance(error, UserInputError):
+                raise
+            raise self._damaged(CURVES) from None
         # After training the best weights are validated once more, under the step after the last.
         kept = steps <= self.metrics.get("train/steps", math.inf)
         return steps[kept], values[kept]
@@ -140,7 +151,7 @@ class RunFolder:
     def split_records(self) -> Mapping[str, Mapping[str, Any]]:
         """Data set -> its split as written by ``splits.split_record``."""
         found = sorted((self.path / "splits").glob("*/split_fixed_*.json"))
-        return {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in found}
+        return {p.parent.name: self._json(str(p.relative_to(self.path))) for p in found}
 
     def scores(self, part: str = "test") -> SubjectScores:
         """Scores of the test or validation ("val") subjects, averaged over each one's windows."""
@@ -154,15 +165,20 @@ class RunFolder:
         text = self._text(name)
         try:
             found = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
-            raise UserInputError(f"{self.path / name}: damaged. Restore it, or run again.")
+            raise self._damaged(name)
         return found
+
+    def _damaged(self, name: str | Path) -> UserInputError:
+        return UserInputError(f"{self.path / name}: damaged. Restore it, or run again.")
 
     def _text(self, name: str) -> str:
         try:
             return (self.path / name).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise self._damaged(name) from None
         except OSError as error:
             raise UserInputError(
                 f"{self.path / name}: cannot be read ({error.strerror}). Give the folder of a "

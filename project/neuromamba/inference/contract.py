@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from neuromamba.common.errors import UserInputError
 from neuromamba.config.data import DataConfig
 from neuromamba.config.model import ModelConfig
 from neuromamba.config.names import ORIENTATION, VOXEL_SCALINGS
@@ -58,18 +61,24 @@ class InputContract:
         """
         data = metadata["data"]
         config = from_dict(DataConfig, data["config"], source)
-        inputs = data.get(METADATA_KEY, {})
+        inputs = data.get(METADATA_KEY) or {}
+        model = from_dict(ModelConfig, metadata["model"], source)
+        if wrong := _why_damaged(inputs, model):
+            raise UserInputError(
+                f"{source}: its measures of the training's scans are damaged "
+                f"({wrong}). Use another checkpoint."
+            )
         affine = inputs.get("grid_affine")
         return cls(
-            model=from_dict(ModelConfig, metadata["model"], source),
+            model=model,
             data=dataclasses.replace(
                 config, dataset_name=("Own",), image_path=("",), dataset_weights=(), num_workers=0
             ),
-            native="native" in data.get("spaces", ()),
+            native="native" in (data.get("spaces") or ()),
             grid_affine=affine and tuple(tuple(map(float, row)) for row in affine),
-            tr=tuple(tr for tr in data.get("tr", ()) if np.isfinite(tr)),
+            tr=tuple(tr for tr in data.get("tr") or () if np.isfinite(tr)),
             inputs=inputs,
-            contents=frozenset(data.get("training_contents", ())),
+            contents=frozenset(data.get("training_contents") or ()),
             supervised="downstream" in metadata,
             knows_training=knows_training_subjects(data),
         )
@@ -109,3 +118,40 @@ class InputContract:
     def by_voxel(self) -> bool:
         """Whether the scaling takes the mean image out."""
         return self.data.input_scaling_method in VOXEL_SCALINGS
+
+
+def _why_damaged(inputs: Any, model: ModelConfig) -> str:
+    """What is wrong with ``inputs`` of the metadata (``fmamba.training_inputs``); "" if nothing."""
+    if not isinstance(inputs, Mapping):
+        return f"inputs are {type(inputs).__name__}"
+    measures = inputs.get("measures") or {}
+    if not isinstance(measures, Mapping) or not all(
+        _are_numbers(three, 3, or_none=True) for three in measures.values()
+    ):
+        return "measures are not three numbers each"
+    affine = inputs.get("grid_affine")
+    if affine is not None:
+        rows = isinstance(affine, list | tuple) and len(affine) == 4
+        if not rows or not all(_are_numbers(row, 4) for row in affine):
+            return "grid_affine is not 4 x 4 numbers"
+        if abs(np.linalg.det(np.asarray(affine, dtype=float)[:3, :3])) < 1e-12:
+            return "grid_affine has no inverse"
+    gain = inputs.get("mirror_gain")
+    if gain is not None and not _are_numbers(gain, 3):
+        return "mirror_gain is not three numbers"
+    mean = inputs.get("mean")
+    if mean is not None:
+        patches = math.prod(model.token_grid[:3])
+        if not isinstance(mean, str) or not re.fullmatch(rf"[0-9a-f]{{{2 * patches}}}", mean):
+            return f"mean is not {patches} bytes"
+    return ""
+
+
+def _are_numbers(values: Any, count: int, or_none: bool = False) -> bool:
+    if not isinstance(values, list | tuple) or len(values) != count:
+        return False
+    return all(
+        (value is None and or_none)
+        or (isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value))
+        for value in values
+    )

@@ -9,6 +9,7 @@ base (Yarkoni et al. 2011; Salo et al. 2023).
 from __future__ import annotations
 
 import difflib
+import gzip
 import hashlib
 import json
 import logging
@@ -23,7 +24,7 @@ from typing import Any
 
 import nibabel as nib
 
-from neuromamba.common.atomic_files import write_text_atomically
+from neuromamba.common.atomic_files import atomic_path, write_text_atomically
 from neuromamba.common.errors import UserInputError
 from neuromamba.training.strategies import installed
 
@@ -194,9 +195,8 @@ class Database:
         if not path.is_file():
             image = self._associate(term)
             path.parent.mkdir(exist_ok=True)
-            temporary = path.with_name(f"writing-{path.name}")
-            nib.save(image, temporary)
-            temporary.replace(path)
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(gzip.compress(image.to_bytes(), mtime=0))
         return nib.load(path)  # type: ignore[return-value]
 
     def _associate(self, term: str) -> nib.Nifti1Image:

@@ -105,7 +105,7 @@ def roc_figure(scores: Mapping[str, SubjectScores], positive: str = "class 1") -
     for (label, one), (color, line) in zip(scores.items(), _LINES, strict=False):
         if one.score.shape[1] != 2:
             raise UserInputError("ROC: drawn for two classes only.")
-        if len(np.unique(one.target)) < 2 or not np.ptp(one.score[:, 1]):
+        if not one.is_finite or len(np.unique(one.target)) < 2 or not np.ptp(one.score[:, 1]):
             continue  # not defined, or the line of chance
         false, true, _ = roc_curve(one.target, one.score[:, 1], drop_intermediate=False)
         label = f"{label}: {one.metrics()['auroc']:.3f}"
@@ -148,7 +148,7 @@ def precision_recall_figure(scores: Mapping[str, SubjectScores], positive: str) 
     figure, axes = new_axes(5.0, 5.8)
     first = next(iter(scores.values()))
     for (label, one), (color, line) in zip(scores.items(), _LINES, strict=False):
-        if len(np.unique(one.target)) < 2 or not np.ptp(one.score[:, 1]):
+        if not one.is_finite or len(np.unique(one.target)) < 2 or not np.ptp(one.score[:, 1]):
             continue
         precision, recall, _ = precision_recall_curve(one.target, one.score[:, 1])
         label = f"{label}: {average_precision_score(one.target, one.score[:, 1]):.3f}"
@@ -220,7 +220,8 @@ def confusion_figure(
     """Confusion matrix: subjects (``what``), and per cent of the row (the true class)."""
     classes = len(class_names)
     counts = np.zeros((classes, classes), dtype=int)
-    np.add.at(counts, (scores.target, scores.score.argmax(axis=1)), 1)
+    known = np.isfinite(scores.score).all(axis=1)  # the others have no predicted class
+    np.add.at(counts, (scores.target[known], scores.score[known].argmax(axis=1)), 1)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     many = classes > 3  # names no longer fit beside each other
     figure, axes = new_axes(*((2.6 + 0.62 * classes, 2.0 + 0.6 * classes) if many else (5.0, 4.4)))

@@ -85,6 +85,11 @@ def prediction_figures(
         unit: of the values of a regression.
     """
     name, first = next(iter(scores.items()))
+    if not first.is_finite:
+        lost = int((~np.isfinite(first.score).all(axis=1)).sum())
+        text = f"Scores of {name} are not finite for {lost} of {len(first.target)} subjects, so no "
+        return Section(title, (text + "metric is defined and no curve can be drawn.",))
+    scores = {label: one for label, one in scores.items() if one.is_finite}
 
     def picture(figure: Figure, file: str, caption: str) -> Picture:
         path = save_figure(figure, folder / f"{file}.png", for_paper=True)
@@ -185,6 +190,8 @@ def subject_cells(scores: SubjectScores, row: int, classes: Sequence[str]) -> tu
     """True and predicted class with p(true), or true and predicted value with the error."""
     if classes:
         true, told = int(scores.target[row]), int(scores.score[row].argmax())
+        if not np.isfinite(scores.score[row]).all():
+            return classes[true], "not defined", "not defined"
         return classes[true], classes[told], f"{scores.score[row, true]:.3f}"
     truth, guess = float(scores.target[row]), float(scores.score[row, 0])
     return f"{truth:.4g}", f"{guess:.4g}", f"{abs(guess - truth):.4g}"

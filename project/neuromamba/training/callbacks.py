@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
-from neuromamba.common.atomic_files import atomic_path, temporary_beside
+from neuromamba.common.atomic_files import atomic_path, new_temporary_folder
 from neuromamba.common.seeds import stream
 
 # What a line of progress shows, in this order, as far as it is there; logs/metrics.csv has it all.
@@ -145,8 +145,8 @@ def _copy_whole(old: Path, new: Path) -> None:
         with atomic_path(new) as temporary:
             shutil.copyfile(old, temporary)
         return
-    temporary = temporary_beside(new)
-    shutil.copytree(old, temporary)
+    temporary = new_temporary_folder(new)
+    shutil.copytree(old, temporary, dirs_exist_ok=True)
     if new.exists():
         shutil.rmtree(new)
     os.replace(temporary, new)

@@ -51,7 +51,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
         target = Path(path)
         temporary = temporary_beside(target)
         with written(temporary, target):
-            with open(temporary, "wb") as stream:
+            with open(temporary, "xb") as stream:
                 torch.save(dict(checkpoint), stream)
                 stream.flush()
                 os.fsync(stream.fileno())

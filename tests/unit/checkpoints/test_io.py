@@ -430,9 +430,10 @@ def test_pretrained_module_goes_into_a_task(path: Path) -> None:
         assert torch.equal(value, head[key]), key
 
 
-def test_a_card_of_another_kind_is_left_aside(path: Path) -> None:
+def test_metadata_of_another_kind_are_refused(path: Path) -> None:
     torch.save({"norm.weight": torch.ones(2), CHECKPOINT_KEY: [1]}, path)
-    assert read_checkpoint(path).metadata == {}
+    with pytest.raises(UserInputError, match="its metadata are list"):
+        read_checkpoint(path)
 
 
 class AsPython311Stored:

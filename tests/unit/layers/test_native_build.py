@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import shutil
@@ -257,3 +259,63 @@ def test_the_log_says_which_passes_run(
     with caplog.at_level(logging.INFO, logger=registry.__name__):
         select_backend("cpu", torch.device("cpu"))
     assert f"torch passes; C passes: {native.SWITCH}=0" in caplog.text
+
+
+# ------------------------------------------------------------------ folders that others can write
+
+
+def planted(folder: Path) -> tuple[Path, Path, Path]:
+    """A library with its record, as somebody could put them there: folder, library, record."""
+    place = folder / "built"
+    place.mkdir(mode=0o755)
+    path = place / build._name("DEFAULT")
+    path.write_bytes(b"code")
+    record = build._record(path)
+    digest = hashlib.sha256(b"code").hexdigest()
+    record.write_text(json.dumps({"sha256": digest, "openmp": True}))
+    return place, path, record
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("mode", [0o020, 0o002, 0o022])
+def test_what_others_can_write_is_not_loaded(folder: Path, which: int, mode: int) -> None:
+    path = planted(folder)[which]
+    assert build.built("DEFAULT", folder / "built") is not None
+    path.chmod(path.stat().st_mode | mode)
+    assert build.built("DEFAULT", folder / "built") is None
+    assert build.find_library("DEFAULT") is None
+    assert f"{path} can be written by others" in build.untrusted_library()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files to another user")
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_what_belongs_to_another_user_is_not_loaded(folder: Path, which: int) -> None:
+    path = planted(folder)[which]
+    os.chown(path, 12345, 12345)
+    assert build.built("DEFAULT", folder / "built") is None
+    assert "belongs to another user (12345)" in build.untrusted_library()
+
+
+def test_links_are_not_loaded(folder: Path) -> None:
+    _, path, _ = planted(folder)
+    path.rename(folder / "elsewhere.so")
+    path.symlink_to(folder / "elsewhere.so")
+    assert build.built("DEFAULT", folder / "built") is None
+    assert "is a link" in build.untrusted_library()
+
+
+@compiler
+@pytest.mark.parametrize("there", [None, 0o777, 0o775])
+def test_folders_are_made_for_their_owner(folder: Path, there: int | None) -> None:
+    """Under any umask; one of ours that others could write is mended."""
+    if there is not None:
+        (folder / "built").mkdir()
+        (folder / "built").chmod(there)
+    before = os.umask(0)
+    try:
+        build.build()
+    finally:
+        os.umask(before)
+    assert (folder / "built").stat().st_mode & 0o777 == 0o755
+    assert all(not path.stat().st_mode & 0o022 for path in made(folder / "built"))
+    assert build.find_library("DEFAULT") is not None

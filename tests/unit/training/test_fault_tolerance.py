@@ -134,7 +134,7 @@ def test_leftovers_of_killed_runs_go(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     own = checkpoint_writer.temporary_beside(tmp_path / "last.ckpt")
-    theirs = own.with_name(own.name.replace(f"-{os.getpid()}.", f"-{dead.pid}."))
+    theirs = own.with_name(own.name.replace(f"-{os.getpid()}-", f"-{dead.pid}-"))
     make(own, "folder", "new")
     make(theirs, "folder", "new")
     make(tmp_path / "last.ckpt", "folder", "old")

@@ -28,6 +28,7 @@ from neuromamba.data.ingest.single_precision import SignalPrecision
 from neuromamba.data.store.header import Triple
 
 # What reading a damaged file raises; BadGzipFile is an OSError.
+_MOST_PACKED = 1100  # times; deflate packs zeros 1032 times
 READ_ERRORS: tuple[type[Exception], ...] = (*gzip_errors, EOFError, OSError)
 
 
@@ -97,7 +98,7 @@ class NiftiRun:
         shape = image.shape
         if len(shape) > 4 and len(several) < 2:
             shape = (*shape[:3], *(several or [1]))
-        if len(shape) != 4 or 0 in shape:
+        if len(shape) != 4 or min(shape) < 1:
             raise UserInputError(
                 f"{path}: {len(shape)}D image of {' x '.join(map(str, shape))}, expected a 4D run "
                 f"(X, Y, Z, T). Remove it from the input folder, or merge the volumes of the run "
@@ -129,7 +130,13 @@ class NiftiRun:
 
     def _compare_forms(self, header: Any) -> None:
         """The two affines of a header may differ, but not in what is left and right."""
-        forms = [header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]]
+        try:
+            forms = [header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]]
+        except ValueError as error:
+            raise UserInputError(
+                f"{self.path}: its qform is no rotation ({error}). Copy the sform over it if that "
+                f"is right (fslorient -copysform2qform), or write the file again."
+            ) from None
         if any(form is None for form in forms):
             return
         q, s = (form[:3, :3] / np.linalg.norm(form[:3, :3], axis=0) for form in forms)
@@ -145,13 +152,13 @@ class NiftiRun:
         )
 
     def _check_size(self) -> None:
-        """A file without compression must have the size that its header implies."""
-        if self.path.name.endswith(".gz"):
-            return
+        """A file must have, or be able to unpack to, the size that its header implies."""
         try:
             size = self.path.stat().st_size
         except OSError as error:
             raise damaged(self.path, error) from None
+        if self.path.name.endswith(".gz"):
+            size *= _MOST_PACKED  # before memory is taken for a frame that cannot be there
         expected = self._start + math.prod(self.shape) * self.n_frames * self._dtype.itemsize
         if size < expected:
             raise damaged(
@@ -315,7 +322,11 @@ def load_image(path: Path) -> Any:
                 f"file. {_AGAIN}"
             )
         image = nibabel.load(path)
+    except UserInputError:
+        raise
     except READ_ERRORS as error:
+        raise damaged(path, error) from None
+    except (ValueError, OverflowError) as error:  # numbers that no header has
         raise damaged(path, error) from None
     except (nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError) as error:
         if "intercept" in str(error) or "slope" in str(error):

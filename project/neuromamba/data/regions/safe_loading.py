@@ -1,48 +1,25 @@
 """Files of Python objects, ``.npy`` with objects and ``.pickle``, without running their code.
 
-A pickle is a program. Here it may call what builds numpy arrays and numbers, and nothing else;
-lists, tuples, dictionaries, strings and numbers need no call.
+``checked_pickle`` says what such a file may hold.
 """
 
 from __future__ import annotations
 
-import importlib
-import pickle
+import math
+import stat
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.data.regions.checked_pickle import (
+    CheckedUnpickler,
+    Refused,
+    check_characters,
+)
 
-# (module, name); numpy 2 has moved its core, and files of either version are about.
-_ARRAYS = ("_reconstruct", "scalar")
-ALLOWED = {
-    *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in _ARRAYS),
-    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("collections", "OrderedDict"),
-    ("_codecs", "encode"),  # bytes in protocol 2
-}
-
-
-class _Refused(Exception):
-    """The name of what a pickle wanted to call."""
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ALLOWED:
-            raise _Refused(f"{module}.{name}")
-        # numpy 1 has no numpy._core, and numpy 2 warns of numpy.core.
-        parts = module.split(".")
-        if len(parts) > 1 and parts[1] in ("core", "_core"):
-            parts[1] = "_core" if hasattr(np, "_core") else "core"
-        return getattr(importlib.import_module(".".join(parts)), name)
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise _Refused("an object outside the file")
+_KINDS = "biufcSU"  # numpy's letters of numbers, booleans and texts of a fixed width
 
 
 def load_objects(path: Path, flag: str) -> Any:
@@ -57,9 +34,11 @@ def load_objects(path: Path, flag: str) -> Any:
             containers.
     """
     try:
+        if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+            raise ValueError("not a file that can be read twice")
         with open(path, "rb") as stream:
             return _read(stream, path.suffix == ".npy")
-    except _Refused as refused:
+    except Refused as refused:
         raise UserInputError(
             f"{flag}: '{path}' wants to call {refused} when it is read, which could run any code. "
             f"Expected numpy arrays, lists, dictionaries, strings and numbers only; save it again "
@@ -80,7 +59,7 @@ def load_objects(path: Path, flag: str) -> Any:
 
 def _read(stream: IO[bytes], is_npy: bool) -> Any:
     if not is_npy:
-        return _Unpickler(stream).load()
+        return CheckedUnpickler(stream).load()
     version = np.lib.format.read_magic(stream)
     read = (
         np.lib.format.read_array_header_1_0
@@ -88,10 +67,20 @@ def _read(stream: IO[bytes], is_npy: bool) -> Any:
         else np.lib.format.read_array_header_2_0
     )
     shape, _, dtype = read(stream)
-    if not dtype.hasobject:
-        stream.seek(0)
-        return np.lib.format.read_array(stream, allow_pickle=False)
-    found = _Unpickler(stream).load()  # what np.save writes after the header: the array
-    if not isinstance(found, np.ndarray) or found.shape != shape:
-        raise ValueError("its content is not the array of its header")
-    return found.item() if shape == () else list(found)
+    if any(n < 0 for n in shape):
+        raise ValueError(f"an array of shape {shape}")
+    if dtype.kind == "O":
+        found = CheckedUnpickler(stream).load()  # what np.save writes after the header: the array
+        if not isinstance(found, np.ndarray) or found.shape != shape:
+            raise ValueError("its content is not the array of its header")
+        return found.item() if shape == () else list(found)
+    if dtype.kind not in _KINDS or dtype.subdtype is not None:
+        raise ValueError(f"an array of {dtype}, expected numbers or texts")
+    here = stream.tell()
+    size, holds = math.prod(shape) * dtype.itemsize, stream.seek(0, 2) - here
+    if size > holds:  # before numpy makes room for it
+        raise ValueError(f"its header promises {size} bytes, it holds {holds}")
+    stream.seek(0)
+    array: np.ndarray = np.lib.format.read_array(stream, allow_pickle=False)
+    check_characters(array)
+    return array

@@ -41,6 +41,7 @@ from neuromamba.data.store.header import (
     Triple,
     run_file_name,
 )
+from neuromamba.data.store.own_bytes import why_no_grid, why_not_own
 from neuromamba.data.store.raw_run import RawLayout, check_frames, identity_of, unreadable
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
 CONVERT = "neuromamba preprocess"
 _CONVERT_REFERENCE = "neuromamba convert-reference"
 
+_DATA = ("bold", "vox", "voxel_mean", "voxel_std")
 _VALUES_AT_ONCE = 1 << 21  # quantised or hashed at a time, to bound the memory
 _COUNT_UP_TO = 1000  # a message need not walk a whole file system
 
@@ -156,6 +158,13 @@ def _checked_header(file: h5py.File, path: Path) -> RunHeader:
             f"{path}: an attribute is damaged ({reason_of(error)}). {again}"
         ) from None
     header = RunHeader(**values)
+    lost = [name for name in ("scale", "offset", "mean", "std") if not np.isfinite(values[name])]
+    wrong = f"not finite: {', '.join(lost)}" if lost else ""
+    if wrong := wrong or why_no_grid(header.grid, header.n_voxels):
+        raise UserInputError(f"{path}: an attribute is damaged ({wrong}). {again}")
+    for name in _DATA:
+        if name in file and (wrong := why_not_own(file, name)):
+            raise UserInputError(f"{path}: not a file of this store ({wrong}). {again}")
     expected = {
         "bold": ((header.n_frames, header.n_voxels), np.dtype("<i2")),
         "vox": ((header.n_voxels,), np.dtype("<i4")),
@@ -254,7 +263,10 @@ class RunFile:
         with _reading(self.path):
             if "voxel_mean" not in self._file or "voxel_std" not in self._file:
                 return None
-            return self._file["voxel_mean"][:], self._file["voxel_std"][:]
+            found = self._file["voxel_mean"], self._file["voxel_std"]
+            if any(one.shape != self._file["vox"].shape for one in found):
+                raise ValueError("statistics of other voxels")
+            return found[0][:], found[1][:]
 
     def content_sha256(self) -> str:
         """The hash of ``RunHeader.content_sha256``, computed from the file as it is now."""

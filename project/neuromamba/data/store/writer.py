@@ -199,7 +199,7 @@ def _write_file(
         layout = {"chunks": (rows, header.n_voxels), "compression": hdf5plugin.Bitshuffle()}
     content = hashlib.sha256(vox.data)
     spool.seek(0)
-    with h5py.File(path, "w") as file:
+    with h5py.File(path, "x") as file:  # new: no link that others have put there is followed
         file.create_dataset("vox", data=vox)
         bold = file.create_dataset("bold", (header.n_frames, header.n_voxels), "<i2", **layout)
         for rows_of in row_blocks(header):

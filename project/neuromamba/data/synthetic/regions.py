@@ -12,6 +12,7 @@ has variance 1 at the end: neither correlations nor variances tell the classes a
 
 from __future__ import annotations
 
+import gzip
 import json
 import pickle
 from pathlib import Path
@@ -171,9 +172,8 @@ def write_atlas(path: Path, rois: int) -> None:
     labels[tuple(brain.T)] = nearest + 1
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
-        named = temporary.with_name(temporary.name + ".nii.gz")  # nibabel goes by the suffix
-        nib.save(nib.Nifti1Image(labels, mask.affine), named)
-        named.replace(temporary)
+        image = nib.Nifti1Image(labels, mask.affine)
+        temporary.write_bytes(gzip.compress(image.to_bytes(), mtime=0))
     rows = ["index,name", *(f"{i},synthetic-{i}" for i in range(1, rois + 1))]
     table = path.with_name(path.name.removesuffix(".nii.gz") + ".csv")
     write_text_atomically(table, "\n".join(rows) + "\n")

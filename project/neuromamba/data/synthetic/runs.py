@@ -26,7 +26,7 @@ import nibabel
 import numpy as np
 from tqdm import tqdm
 
-from neuromamba.common.atomic_files import atomic_path
+from neuromamba.common.atomic_files import atomic_path, temporary_beside
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.workers import available_cpus
 from neuromamba.data.ingest.convert import ConversionOptions
@@ -149,9 +149,11 @@ def ensure_dummy_store(
         _check_store(path, record)
         return
     workers = workers or available_cpus()
-    work = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    work = temporary_beside(path)
     try:
-        (work / "metadata").mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        work.mkdir()
+        (work / "metadata").mkdir()
         write_nifti_dataset(spec, work / "nifti", workers)
         x, y, z = spec.grid
         outcomes = convert_folder(

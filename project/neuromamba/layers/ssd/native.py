@@ -21,7 +21,12 @@ from torch import Tensor, nn
 from neuromamba.layers.rms_norm import NORM_EPS
 from neuromamba.layers.ssd.passes import Sizes, Totals, Weights
 from neuromamba.layers.ssd.types import CHUNK
-from neuromamba.layers.ssd_native.build import SWITCH, find_library, switched_off
+from neuromamba.layers.ssd_native.build import (
+    SWITCH,
+    find_library,
+    switched_off,
+    untrusted_library,
+)
 
 MAX_TAPS = 8  # as in kernels.c
 _SUFFIX = {torch.float32: "_f32", torch.bfloat16: "_bf16"}
@@ -51,6 +56,8 @@ def _load() -> Status:
     # torch's answer also honours ATEN_CPU_CAPABILITY.
     found = find_library(torch.backends.cpu.get_cpu_capability())
     if found is None:
+        if why := untrusted_library():
+            return Status(None, f"not loaded, because {why}")
         return Status(
             None, "not built (neuromamba build-kernels does it where there is a C compiler)"
         )

@@ -17,6 +17,7 @@ import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -94,12 +95,14 @@ def _record(path: Path) -> Path:
 
 
 def built(variant: str, folder: Path) -> Built | None:
-    """The library of a variant; None if it is missing, of another source, or damaged.
+    """The library of a variant; None if it is missing, untrusted, of another source, or damaged.
 
     Damage (a full disk, an interrupted copy) must be found here: loading such a file can kill the
     process.
     """
     path = folder / _name(variant)
+    if why_untrusted(folder, path, _record(path)):
+        return None
     try:
         record = json.loads(_record(path).read_text(encoding="utf-8"))
         if record["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest():
@@ -107,6 +110,48 @@ def built(variant: str, folder: Path) -> Built | None:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return None
+
+
+def why_untrusted(*paths: Path) -> str:
+    """Why somebody else could have written what would be loaded; "" if nobody could.
+
+    A library is code. It, its record and its folder must belong to the user or to root (in the
+    package also to whom the package belongs, whose code runs anyway), be no links, and not be
+    writable by group or others.
+
+    Args:
+        paths: those that are not there are left out.
+    """
+    if not hasattr(os, "geteuid"):  # Windows
+        return ""
+    for path in paths:
+        try:
+            found = os.lstat(path)
+        except OSError:
+            continue
+        owners = {os.geteuid(), 0}
+        if package_folder() in (path, path.parent):
+            owners.add(os.stat(__file__).st_uid)
+        if stat.S_ISLNK(found.st_mode):
+            if path.is_dir():  # a folder may be kept elsewhere; what it leads to is looked at
+                found = os.stat(path)
+            else:
+                return f"{path} is a link"
+        if found.st_uid not in owners:
+            return f"{path} belongs to another user ({found.st_uid})"
+        if found.st_mode & 0o022:
+            return f"{path} can be written by others (chmod go-w '{path}')"
+    return ""
+
+
+def untrusted_library() -> str:
+    """Why a library that is there is not loaded; "" if there is none, or it may be loaded."""
+    for name in _variants():
+        for folder in folders():
+            path = folder / _name(name)
+            if path.exists() and (why := why_untrusted(folder, path, _record(path))):
+                return why
+    return ""
 
 
 def find_library(capability: str) -> Built | None:
@@ -147,8 +192,10 @@ def _compile(compiler: list[str], options: list[str], target: Path) -> str | Non
             if done.returncode == 0 and half.is_file():
                 digest = hashlib.sha256(half.read_bytes()).hexdigest()
                 record = {"sha256": digest, "openmp": bool(threads), "compiler": compiler}
+                os.chmod(half, 0o755)
                 os.replace(half, target)
                 half.write_text(json.dumps(record), encoding="utf-8")
+                os.chmod(half, 0o644)
                 os.replace(half, _record(target))
                 return None
     return (done.stderr.strip().splitlines() or ["it wrote no file"])[-1]
@@ -168,7 +215,16 @@ def _writable_folder() -> Path:
 
 
 def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
+    before = os.umask(0o022)  # whatever it was: others must not be able to write here
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    finally:
+        os.umask(before)
+    found = folder.stat()
+    if hasattr(os, "geteuid") and found.st_uid == os.geteuid() and found.st_mode & 0o022:
+        folder.chmod(stat.S_IMODE(found.st_mode) & ~0o022)
+    if why := why_untrusted(folder):
+        raise PermissionError(f"{why}; name another folder with {CACHE}")
     tempfile.TemporaryFile(dir=folder).close()
     return folder
 

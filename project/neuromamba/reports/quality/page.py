@@ -38,6 +38,7 @@ class PageContext(NamedTuple):
         available: runs that the store has, of which the page may show fewer.
         scaling: ``--input_scaling_method``; patch_size and sequence_length: of the tokens.
         frames: most frames read of a run, 0 for all.
+        content: whether the values were compared with their hashes, a sentence.
         shorter: what follows on runs that are shorter than a window.
     """
 
@@ -48,6 +49,7 @@ class PageContext(NamedTuple):
     patch_size: Sequence[int]
     sequence_length: int
     frames: int
+    content: str
     shorter: str = ""
 
 
@@ -133,7 +135,7 @@ def _notes(rows: Sequence[Row], context: PageContext) -> list[str]:
     """Sentences on what the numbers rest on, and on what could not be compared."""
     summaries = [row.summary for row in rows if row.summary]
     read = [summary.numbers.frames_read for summary in summaries]
-    notes = []
+    notes = [context.content]
     if len(rows) < context.available:
         notes.append(f"Only the first {len(rows):,} of {context.available:,} runs were measured.")
     if summaries:

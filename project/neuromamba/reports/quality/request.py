@@ -26,6 +26,7 @@ class QualityRequest:
     sequence_length: int = DataConfig.sequence_length
     frames: int = 0
     limit: int = 0
+    check_content: bool = False
     num_workers: int | None = None
 
     def __post_init__(self) -> None:

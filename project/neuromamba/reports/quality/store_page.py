@@ -14,7 +14,7 @@ from neuromamba.common.workers import available_cpus
 from neuromamba.config.data import DataConfig
 from neuromamba.data.store.reader import list_runs, read_header
 from neuromamba.reports.quality.measure import QualityOptions
-from neuromamba.reports.quality.outliers import RunSummary, flag_runs
+from neuromamba.reports.quality.outliers import Flag, RunSummary, flag_runs
 from neuromamba.reports.quality.page import PageContext, write_page
 from neuromamba.reports.quality.request import QualityRequest
 from neuromamba.reports.quality.similarity import compare_images
@@ -45,7 +45,14 @@ def quality(request: QualityRequest, report: Callable[[str], None] = print) -> l
         request.check_grid(grid)
         break
     workers = request.num_workers or available_cpus()
-    runs = survey_store(paths, page.parent / CACHE, options, workers, report)
+    runs = survey_store(
+        paths,
+        page.parent / CACHE,
+        options,
+        workers,
+        report,
+        check_content=request.check_content,
+    )
     rows = judge(runs, request, data)
     context = PageContext(
         store=request.image_path,
@@ -55,13 +62,14 @@ def quality(request: QualityRequest, report: Callable[[str], None] = print) -> l
         patch_size=request.patch_size,
         sequence_length=request.sequence_length,
         frames=request.frames,
+        content=content_note(runs, request.check_content),
         shorter=shorter_runs(
             [run.header.n_frames for run in runs if run.header], request.sequence_length
         ),
     )
     write_tsv(page.with_suffix(".tsv"), rows)
     write_page(page, rows, context)
-    for line in summary(rows, page):
+    for line in [*summary(rows, page), content_note(runs, request.check_content)]:
         report(line)
     return rows
 
@@ -90,6 +98,9 @@ def judge(runs: Sequence[Surveyed], request: QualityRequest, data: DataConfig) -
         for i, similarity in zip(chosen, found, strict=True):
             summaries[i] = replace(summaries[i], similarity=similarity)
     flags, scores = flag_runs(summaries)
+    for run, mine in zip(readable, flags, strict=True):
+        if run.content is False:
+            mine.append(Flag("content", "its values are not those that its hash was made of"))
     return make_rows(runs, summaries, flags, scores)
 
 
@@ -125,7 +136,22 @@ def command_of(request: QualityRequest) -> str:
         value = getattr(request, name)
         if value != getattr(plain, name):
             words += [f"--{name}", *map(str, value if isinstance(value, tuple) else [value])]
+    if request.check_content:
+        words.append("--check_content")
     return shlex.join(words)
+
+
+def content_note(runs: Sequence[Surveyed], compared: bool) -> str:
+    """Say whether the values are those that the files' hashes were made of."""
+    readable = [run for run in runs if run.header is not None]
+    if not compared:
+        return (
+            "The values were not compared with the hashes of them that the files hold; "
+            "--check_content does it."
+        )
+    counts = Counter(run.content for run in readable)
+    note = f"The values of {counts[True]} runs are those of their hashes, of {counts[False]} not"
+    return note + (f"; {counts[None]} files hold no hash." if counts[None] else ".")
 
 
 def summary(rows: Sequence[Row], page: Path) -> list[str]:

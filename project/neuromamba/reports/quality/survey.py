@@ -42,6 +42,8 @@ class Surveyed:
         header, numbers, entry: what was found and the cache's file; None if it cannot be read.
         cached: the entry was there before.
         error: why the file cannot be read, or "".
+        content: whether the values have the hash of the header; None if that was not compared, or
+            the file holds none.
     """
 
     path: Path
@@ -50,6 +52,7 @@ class Surveyed:
     entry: Path | None = None
     cached: bool = False
     error: str = ""
+    content: bool | None = None
 
     def mask(self) -> np.ndarray:
         """The brain mask, bool [voxels of the grid]."""
@@ -85,8 +88,12 @@ def cache_key(path: Path, header: RunHeader, options: QualityOptions) -> str:
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
 
 
-def survey_run(path: Path, folder: Path, options: QualityOptions) -> Surveyed:
+def survey_run(
+    path: Path, folder: Path, options: QualityOptions, check_content: bool = False
+) -> Surveyed:
     """Measure a run, or take it from the cache; a file that cannot be read is a result, too.
+
+    ``check_content`` compares its values with the hash of its header as well.
 
     Raises:
         UserInputError: the cache cannot be written.
@@ -95,9 +102,14 @@ def survey_run(path: Path, folder: Path, options: QualityOptions) -> Surveyed:
     try:
         header = run.header
         entry = folder / f"{cache_key(path, header, options)}.npz"
+        equal = None
+        if check_content and header.content_sha256:
+            equal = run.content_sha256() == header.content_sha256
         known = _numbers_in(entry)
         if known is not None:
-            return Surveyed(path=path, header=header, numbers=known, entry=entry, cached=True)
+            return Surveyed(
+                path=path, header=header, numbers=known, entry=entry, cached=True, content=equal
+            )
         measured = measure_run(run, options)
         picture = picture_of(header, measured, options.patch_size)
     except _UNREADABLE as error:
@@ -118,7 +130,7 @@ def survey_run(path: Path, folder: Path, options: QualityOptions) -> Surveyed:
             f"--output: '{folder}' cannot be written ({error.strerror}). Check the free space and "
             f"the permissions, or choose another place; finished runs are kept."
         ) from error
-    return Surveyed(path=path, header=header, numbers=measured.numbers, entry=entry)
+    return Surveyed(path=path, header=header, numbers=measured.numbers, entry=entry, content=equal)
 
 
 def _as_bytes(value: dict[str, Any]) -> np.ndarray:
@@ -161,6 +173,8 @@ def survey_store(
     options: QualityOptions,
     workers: int,
     report: Callable[[str], None],
+    *,
+    check_content: bool = False,
 ) -> list[Surveyed]:
     """Measure the runs; results in the order of ``paths``, whatever the number of workers.
 
@@ -170,13 +184,16 @@ def survey_store(
         options: what to measure.
         workers: processes; 1 works in this one.
         report: receives the lines of the log.
+        check_content: see ``survey_run``.
 
     Raises:
         UserInputError: the cache cannot be written.
         KeyboardInterrupt: Ctrl-C; entries of finished runs stay.
     """
     make_folder(folder, "--output")
-    task = functools.partial(survey_run, folder=folder, options=options)
+    task = functools.partial(
+        survey_run, folder=folder, options=options, check_content=check_content
+    )
     results = in_processes(task, paths, min(workers, len(paths)), _killed)
     found = {run.path: run for run in _progress(results, len(paths), report)}
     return [found[path] for path in paths]

@@ -31,6 +31,7 @@ from neuromamba.data.ingest.reference.run import (
     volume_shape,
 )
 from neuromamba.data.store.header import Triple
+from neuromamba.data.store.own_bytes import why_not_own
 
 _NUMBERED = re.compile(r"(.*?)(\d+)")
 _VALUES_AT_ONCE = 1 << 24  # of a data set whose last axis is time, read at a time
@@ -153,7 +154,10 @@ class FrameFile:
                         {
                             name: place[name][()]
                             for name in STATISTICS
-                            if isinstance(place.get(name), h5py.Dataset) and place[name].size == 1
+                            if name in place
+                            and not why_not_own(place, name)
+                            and isinstance(place[name], h5py.Dataset)
+                            and place[name].size == 1
                         }
                     )
             return found
@@ -173,6 +177,8 @@ def _candidates(file: h5py.File) -> tuple[dict[str, dict[str, int]], list[str]]:
             if not isinstance(item, h5py.Dataset) or item.dtype.kind not in "iuf":
                 continue
             path = str(item.name)
+            if wrong := why_not_own(group, path.rpartition("/")[2]):
+                raise damaged_source(Path(file.filename), ValueError(wrong))
             parent, _, name = path.rpartition("/")
             match = _NUMBERED.fullmatch(name)
             if match and volume_shape(item.shape):
