@@ -16,6 +16,7 @@ from neuromamba.data.cohorts.registry import DATASETS
 from neuromamba.data.cohorts.split_files import read_split_txt
 from neuromamba.data.store.reader import list_runs
 from neuromamba.data.windows.data_module import FMRIDataModule
+from neuromamba.data.windows.run_data import RunData
 from tests.helpers.tiny import FRAMES, SUBJECTS, CommandLine, write_tiny_run
 
 OWN = "--dataset_name Own --label_csv own.csv --target_column group"
@@ -64,13 +65,15 @@ def test_classes_of_a_table(cli: CommandLine) -> None:
 
 def test_chosen_classes_leave_the_others_out(cli: CommandLine) -> None:
     own_labels(cli)
+    config = cli.planned(OWN).config
+    RunData(config.data, config.downstream, write_split=True)
     data = cli.data(f"{OWN} --target_classes c a")
     kept = {name for part in data.subjects.values() for names in part for name in names}
     assert kept == {f"sub-{i + 1:02d}" for i in range(SUBJECTS) if i % 3 != 1}
     labels = data.stores[0].labels
     assert labels is not None
     assert {labels[name] for name in kept if (int(name[4:]) - 1) % 3 == 2} == {0}
-    # Nobody changes the part by it.
+    # Nobody changes the part by it: the store has a split.
     whole = cli.data(OWN).subjects
     for part, (names,) in data.subjects.items():
         assert set(names) == set(whole[part][0]) & kept
@@ -415,7 +418,7 @@ def test_parts_that_matching_or_the_split_leave_without_a_class(
     with caplog.at_level("WARNING"):
         cli.data("--match_on skew --match_caliper 0.25 --dataset_split_num 4")
     assert "no pair is left in" in caplog.text
-    own_labels(cli, lambda i: "ab"[i < 15])
+    own_labels(cli, lambda i: "ab"[i < 18])  # two cannot be in three parts
     caplog.clear()
     with caplog.at_level("WARNING"):
         for number in range(6):

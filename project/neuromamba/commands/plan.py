@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from neuromamba.common.cli import run_command
-from neuromamba.common.errors import UserInputError
 from neuromamba.common.json_flag import add_json, write_file, write_json
 from neuromamba.config.flag_parser import Parser, parse_arguments
 from neuromamba.config.training import EFFECTIVE_BATCH
@@ -26,24 +25,18 @@ from neuromamba.fmamba.run_config import RunConfig, run_config
 from neuromamba.planning.assumptions import ASSUMED_UTILISATION, CPU, USUAL_FRAMES
 from neuromamba.planning.batch_script import SCHEDULERS, batch_script
 from neuromamba.planning.gpus import GPUS
+from neuromamba.planning.plan_flags import check_flags, refuse_of_training
 
 # Flags that say what is trained; without them a plan is for pre-training.
 _OBJECTIVE = ("pretraining", "downstream_task", "clf_head_version", "label_csv", "events")
-# Flags of a training that the plan answers, or that ask for something it does not do.
-_ANSWERED = ("accelerator", "devices", "num_nodes", "accumulate_grad_batches")
-_REFUSED = (
-    *_ANSWERED,
-    "gradient_accumulation_steps",
-    "test_only",
-    "dry_run",
-    "barebones",
-    "fast_dev_run",
-)
 
 
 def plan_parser() -> Parser:
-    """Build the parser: the flags of ``neuromamba train``, and those of the plan."""
-    parser = build_parser("neuromamba plan", __doc__)
+    """Build the parser: the flags of the plan, and those of ``neuromamba train``."""
+    return build_parser("neuromamba plan", __doc__, _add_own)
+
+
+def _add_own(parser: Parser) -> None:
     group = parser.add_argument_group("plan")
     add = group.add_argument
     add("--gpus", type=int, metavar="N", help="ranks, one for each GPU (on Aurora: tile)")
@@ -72,8 +65,14 @@ def plan_parser() -> Parser:
     add("--script", metavar="NAME", help=f"write the job: {', '.join(SCHEDULERS)}")
     add("--output", metavar="FILE", help="where to; default: printed")
     add("--walltime", metavar="HH:MM:SS", help="of the job; default: by the hours, at most a day")
+    add(
+        "--seeds",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="the job is an array with a task for each seed",
+    )
     add_json(group)
-    return parser
 
 
 def planned_run(argv: Sequence[str]) -> RunConfig:
@@ -83,16 +82,16 @@ def planned_run(argv: Sequence[str]) -> RunConfig:
         UserInputError: as ``neuromamba train``; flags that the plan answers itself.
     """
     args, given = parse_arguments(plan_parser(), argv)
-    for name in _REFUSED:
-        if name in given and getattr(args, name, None) not in (None, False):
-            raise UserInputError(
-                f"--{name}: is what the plan is to say, or not for a plan; give --gpus, "
-                f"--gpus_per_node, --gpu and --effective_batch instead."
-            )
+    refuse_of_training({name: getattr(args, name, None) for name in given})
+    # A configuration file's is that of its paper's machine; the plan looks for a better one.
+    typed = any(word.split("=")[0] == "--batch_size" for word in argv)
+    args.asked_batch_size = args.batch_size if typed else None
     if not any(name in given for name in _OBJECTIVE):
         args.pretraining = args.use_autoregressive = not args.use_mim
         args.pretraining = True
-    return run_config(args, given)
+    config = run_config(args, given)
+    check_flags(config)
+    return config
 
 
 def plan(argv: Sequence[str]) -> int:

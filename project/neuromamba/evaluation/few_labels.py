@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from neuromamba.evaluation.intervals import CONFIDENCE, RESAMPLES, Interval
+from neuromamba.evaluation.intervals import CONFIDENCE, RESAMPLES, Interval, has_width
 from neuromamba.evaluation.scores import Draws, SubjectScores
 
 
@@ -67,7 +67,8 @@ class FewLabelScores:
     def interval(self, seed: int = 0) -> Interval:
         """Mean over draws with its 95 % interval: percentiles over bootstrap samples.
 
-        Its bounds are NaN for a single draw, or where a class has one test subject.
+        Its bounds are NaN for a single draw, where a class has one test
+        subject, or where no sample differs from another.
         """
         return self._interval(self.values, self._resampled(seed), seed)
 
@@ -99,6 +100,8 @@ class FewLabelScores:
         means = np.take_along_axis(resampled, drawn, axis=1).mean(axis=1)
         tail = (1 - CONFIDENCE) / 2
         low, high = np.nanquantile(means, [tail, 1 - tail])
+        if not has_width(low, high):
+            return Interval(value, math.nan, math.nan)
         return Interval(value, float(low), float(high))
 
 

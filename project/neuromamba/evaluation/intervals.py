@@ -4,6 +4,9 @@ A subject is what is drawn: windows of one subject are not independent. Subjects
 drawn among themselves, so that every sample holds all classes and AUROC is defined in it (the
 default of pROC; Robin et al. 2011, BMC Bioinformatics 12:77). Intervals are bias-corrected and
 accelerated (BCa; Efron 1987, JASA 82:171).
+
+An interval without width is none: that no sample differs from another says that there are too few
+subjects, not that the value is known. ``exact_intervals`` has those that hold there.
 """
 
 from __future__ import annotations
@@ -18,6 +21,9 @@ from scipy.stats import bootstrap
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
+FEWEST_IN_CLASS = 2  # subjects that can be drawn within a class
+FEWEST = 4  # subjects of one stratum: Fisher's standard error of a Pearson r is 1 / sqrt(n - 3)
+_ROUNDING = 1e-12  # of bounds that are equal
 Statistic = Callable[[np.ndarray], float]
 
 
@@ -42,6 +48,11 @@ class Interval(NamedTuple):
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
+def has_width(low: float, high: float) -> bool:
+    """Whether two bounds differ by more than rounding; without that they are no interval."""
+    return bool(high - low > _ROUNDING * max(abs(low), abs(high)))
+
+
 def bootstrap_interval(
     statistic: Statistic,
     strata: np.ndarray,
@@ -59,13 +70,15 @@ def bootstrap_interval(
         confidence: share of such intervals that cover the true value.
 
     Returns:
-        Bounds are NaN where a stratum has one subject, or the value is not defined.
+        Bounds are NaN where a stratum has one subject or the only one has three, where no sample
+        differs from another, or where the value is not defined.
     """
     value = float(statistic(np.arange(len(strata))))
     parts = [np.flatnonzero(strata == label) for label in np.unique(strata)]
     if not math.isfinite(value):
         value = math.nan
-    if math.isnan(value) or min(map(len, parts)) < 2:
+    fewest = FEWEST if len(parts) == 1 else FEWEST_IN_CLASS
+    if math.isnan(value) or min(map(len, parts)) < fewest:
         return Interval(value, math.nan, math.nan)
 
     def of_parts(*chosen: np.ndarray, axis: int) -> np.ndarray:
@@ -95,6 +108,8 @@ def bootstrap_interval(
             drawn = result.bootstrap_distribution
             drawn = drawn[np.isfinite(drawn)]
             low, high = np.quantile(drawn, [tail, 1 - tail]) if len(drawn) else (math.nan, math.nan)
+    if not has_width(low, high):
+        return Interval(value, math.nan, math.nan)
     return Interval(value, float(low), float(high))
 
 

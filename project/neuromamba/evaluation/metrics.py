@@ -16,6 +16,7 @@ from torch import Tensor
 
 from neuromamba.config.tasks import TASK_TYPES
 
+_ROUNDING = 4 * torch.finfo(torch.float32).eps
 Metric = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -103,12 +104,21 @@ def macro_f1(score: Tensor, target: Tensor) -> Tensor:
 
 @_of_finite
 def pearson_r(score: Tensor, target: Tensor) -> Tensor:
-    """Return the Pearson correlation; NaN when the predictions or the targets are all equal."""
+    """Return the Pearson correlation.
+
+    NaN when the targets are all equal, or the predictions but for rounding in single precision, and
+    for two subjects, of whom it is 1 or -1 whatever the predictions.
+    """
     x, y = score[:, 0].double(), target.double()
-    if x.max() == x.min() or y.max() == y.min():
+    if len(x) < 3 or constant(x) or y.max() == y.min():
         return torch.tensor(float("nan"))
     x, y = x - x.mean(), y - y.mean()
     return (x * y).sum() / (x.norm() * y.norm())
+
+
+def constant(values: Tensor) -> bool:
+    """Whether values (S,) are all equal, but for rounding in single precision."""
+    return bool(values.max() - values.min() <= _ROUNDING * values.abs().max())
 
 
 @_of_finite

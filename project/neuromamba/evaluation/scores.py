@@ -11,7 +11,14 @@ import torch
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.config.tasks import TASK_TYPES
+from neuromamba.evaluation.exact_intervals import (
+    faultless_area_bounds,
+    mean_proportion_bounds,
+    proportion_bounds,
+)
 from neuromamba.evaluation.intervals import (
+    CONFIDENCE,
+    FEWEST_IN_CLASS,
     Interval,
     Statistic,
     bootstrap_interval,
@@ -72,8 +79,66 @@ class SubjectScores(NamedTuple):
         return {name: float(METRICS[name](score, target)) for name in self.metric_names}
 
     def interval(self, name: str, seed: int = 0) -> Interval:
-        """A metric with its 95 % interval over subjects."""
-        return self.bootstrap(self.statistic(name), seed)
+        """A metric with its 95 % interval over subjects.
+
+        Accuracy has the exact one of a proportion. Where the bootstrap gives none because all
+        samples are alike, AUROC and balanced accuracy have those of ``exact_intervals``.
+        """
+        if not self.is_finite:
+            return Interval(float("nan"), float("nan"), float("nan"))
+        if name == "accuracy" and self.task_type == "classification":
+            return self.proportion(self.score.argmax(axis=1) == self.target, seed)
+        found = self.bootstrap(self.statistic(name), seed)
+        if np.isfinite(found.value) and np.isnan(found.low) and self._countable:
+            if name == "auroc" and found.value in (0.0, 1.0):
+                per_class, wrong = self.per_class, found.value == 0.0
+                return Interval(
+                    found.value,
+                    *faultless_area_bounds(per_class, CONFIDENCE, reversed_order=wrong),
+                )
+            if name == "balanced_accuracy":
+                return self.mean_recall(self.score.argmax(axis=1) == self.target, seed)
+        return found
+
+    def proportion(self, hit: np.ndarray, seed: int = 0) -> Interval:
+        """Share of the rows that ``hit`` [S] is true for, with its interval.
+
+        It is exact where the rows are independent, else by bootstrap of the units.
+        """
+        if self._dependent:
+            return self.bootstrap(lambda chosen: float(hit[chosen].mean()), seed)
+        return Interval(float(hit.mean()), *proportion_bounds(int(hit.sum()), len(hit), CONFIDENCE))
+
+    def mean_recall(self, hit: np.ndarray, seed: int = 0) -> Interval:
+        """Mean over the classes of the share that ``hit`` [S] is true for, with its interval.
+
+        By bootstrap; where all samples are alike, of the exact intervals of the classes.
+        """
+        labels = np.unique(self.target)
+
+        def balanced(chosen: np.ndarray) -> float:
+            of_class = [hit[chosen][self.target[chosen] == label] for label in labels]
+            return float(np.mean([hits.mean() for hits in of_class if len(hits)]))
+
+        found = self.bootstrap(balanced, seed)
+        if np.isfinite(found.low) or not self._countable:
+            return found
+        classes = [hit[self.target == label] for label in labels]
+        counts = [(int(hits.sum()), len(hits)) for hits in classes]
+        return Interval(found.value, *mean_proportion_bounds(counts, CONFIDENCE))
+
+    @property
+    def _dependent(self) -> bool:
+        """Whether several rows belong to one unit of the bootstrap."""
+        unit = self.resampling_unit
+        return unit is not None and len(set(unit)) < len(unit)
+
+    @property
+    def _countable(self) -> bool:
+        """Whether subjects of each class can be counted as independent trials."""
+        if self.task_type != "classification" or self._dependent:
+            return False
+        return min(self.per_class) >= FEWEST_IN_CLASS
 
     def difference(self, other: SubjectScores, name: str, seed: int = 0) -> Interval:
         """This less another model's metric on the same subjects, with its paired interval.
@@ -121,6 +186,15 @@ class SubjectScores(NamedTuple):
         if not np.allclose(found.target, other.target):
             raise UserInputError("the models were not tested with the same targets.")
         return found
+
+    @property
+    def units_per_class(self) -> list[int]:
+        """Units of each class that a bootstrap draws: subjects, or what their rows belong to."""
+        units = self.resampling_unit or self.subjects
+        of_class: list[set[str]] = [set() for _ in range(self.score.shape[1])]
+        for name, label in zip(units, self.target.tolist(), strict=True):
+            of_class[label].add(name)
+        return [len(names) for names in of_class]
 
     @property
     def per_class(self) -> list[int]:

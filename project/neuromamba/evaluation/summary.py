@@ -137,28 +137,24 @@ def _at(test: SubjectScores, threshold: float, seed: int) -> dict[str, Interval]
         nothing = Interval(float("nan"), float("nan"), float("nan"))
         return {"accuracy": nothing, "balanced_accuracy": nothing}
     hit = (test.score[:, 1] >= threshold) == (test.target == 1)
-
-    def balanced(chosen: np.ndarray) -> float:
-        of_class = [hit[chosen][test.target[chosen] == label] for label in (0, 1)]
-        return float(np.mean([hits.mean() for hits in of_class if len(hits)]))
-
-    statistics = {
-        "accuracy": lambda chosen: float(hit[chosen].mean()),
-        "balanced_accuracy": balanced,
+    return {
+        "accuracy": test.proportion(hit, seed),
+        "balanced_accuracy": test.mean_recall(hit, seed),
     }
-    return {name: test.bootstrap(statistic, seed) for name, statistic in statistics.items()}
 
 
-def subject_header(scores: SubjectScores) -> list[str]:
-    """Columns of ``subjects.csv``."""
-    decision = ["decision"] if scores.task_type == "classification" else []
-    return ["part", "subject", "target", *score_columns(scores.target, scores.score), *decision]
+def subject_header(scores: SubjectScores, unit: str = "") -> list[str]:
+    """Columns of ``subjects.csv``; ``unit`` is that of a regression's values."""
+    last = ["unit"] if unit else []
+    if scores.task_type == "classification":
+        last = ["decision"]
+    return ["part", "subject", "target", *score_columns(scores.target, scores.score), *last]
 
 
 def subject_rows(
-    part: str, scores: SubjectScores, threshold: float | None = None
+    part: str, scores: SubjectScores, threshold: float | None = None, unit: str = ""
 ) -> Iterator[list[Any]]:
-    """Rows of ``subjects.csv``: part, name, target, scores, and the class decided for.
+    """Rows of ``subjects.csv``: part, name, target, scores, and the class decided for or unit.
 
     Where a score is not finite, no class is decided for.
     """
@@ -171,4 +167,4 @@ def subject_rows(
         decided = [d if k else "" for d, k in zip(decided, known, strict=True)]
     for i, name in enumerate(scores.subjects):
         row = [part, name, scores.target[i], *map(float, scores.score[i])]
-        yield [*row, *decided[i : i + 1]]
+        yield [*row, *(decided[i : i + 1] or ([unit] if unit else []))]

@@ -53,7 +53,10 @@ def evaluate_run(
         seed=seed,
     )
     parts = {"test": test} if validation is None else {"val": validation, "test": test}
-    rows = [row for part, one in parts.items() for row in subject_rows(part, one, found.threshold)]
-    write_rows(subject_header(test), rows, run.path / SUBJECTS)
+    unit = "" if data.task is None else data.task.unit
+    rows = [
+        row for part, one in parts.items() for row in subject_rows(part, one, found.threshold, unit)
+    ]
+    write_rows(subject_header(test, unit), rows, run.path / SUBJECTS)
     write_record(found.record(seed), run.path / EVALUATION)
     return found

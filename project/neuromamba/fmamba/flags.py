@@ -8,6 +8,7 @@ wrong flag are answered at once.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 from neuromamba.common.cli import ExampleFormatter
 from neuromamba.config import names, tasks
@@ -24,12 +25,17 @@ from neuromamba.fmamba.data_flags import add_data_flags
 from neuromamba.fmamba.trainer_flags import add_trainer_flags
 
 
-def build_parser(prog: str = "neuromamba train", description: str | None = None) -> Parser:
+def build_parser(
+    prog: str = "neuromamba train",
+    description: str | None = None,
+    own: Callable[[Parser], None] | None = None,
+) -> Parser:
     """Build the parser of a training; commands about trainings add flags of their own to it.
 
     Args:
         prog: the command, as ``--help`` calls it.
         description: of the command, with an example.
+        own: adds the command's own flags, which ``--help`` then shows first.
     """
     parser = Parser(
         prog=prog,
@@ -38,6 +44,8 @@ def build_parser(prog: str = "neuromamba train", description: str | None = None)
         allow_abbrev=False,
         formatter_class=ExampleFormatter,
     )
+    if own is not None:
+        own(parser)
     add_run_flags(parser)
     add_data_flags(parser)
     add_model_flags(parser)

@@ -18,6 +18,7 @@ from neuromamba.data.regions.atlases import Atlas
 from neuromamba.data.regions.dataset import Cohort
 from neuromamba.neurossm.attribution import Attribution
 from neuromamba.neurossm.attribution_files import ScanMap, safe_name
+from neuromamba.pages.evidence import ENOUGH
 from neuromamba.pages.figures import BLUE, GREY, ORANGE, save_figure, styled
 from neuromamba.pages.page import Page, Picture, Section, Table, render
 
@@ -86,7 +87,7 @@ def write_pages(
             continue
         own = [i for i, one in enumerate(maps) if one.label == label and one.correct]
         chance = random.cpa[own].mean(0)
-        page = _page(folder, cohort, name, group, chance, maps[own[0]], atlas)
+        page = _page(folder, cohort, name, group, chance, maps, maps[own[0]], atlas)
         path = folder / f"{safe_name(name)}.html"
         write_text_atomically(path, render(page))
         pages.append(path)
@@ -99,19 +100,18 @@ def _page(
     name: str,
     group: GroupMap,
     chance: np.ndarray,
+    maps: Sequence[ScanMap],
     example: ScanMap,
     atlas: Atlas | None,
 ) -> Page:
     pathways = [str(pathway) for pathway in example.pathways]
-    regions = atlas.regions if atlas else tuple(f"region {i}" for i in example.roi_ids)
+    regions = region_names(atlas, example.roi_ids.tolist())
     same = similarity(group.cpa, chance)
     summary = (
         f"Mean Calibrated Pathway Attribution of the {group.scans} holdout scans of {name} that "
         f"were classified correctly. Attribution: {example.gradient} gradients; pathway "
         f"importance: ablation to {example.ablation}.",
-        f"Check with random weights: the map of an untrained model on the same scans has a rank "
-        f"correlation of {same:.2f} with this one. Near 0, the map shows what was learned; near "
-        f"1, it shows the data alone.",
+        _learned(maps, group.scans, same),
     )
     pictures = [
         Picture(
@@ -132,12 +132,70 @@ def _page(
     ]
     header = ("region", "CPA", "dominant pathway", "with random weights")
     note = f"CPA adds up to 1 over the {len(group.cpa)} regions; {1 / len(group.cpa):.4f} is even."
+    if atlas is None:
+        note += " The data set names no atlas, so its regions are numbered (--atlas FILE)."
+    elif any(region.isdigit() for region in atlas.regions):
+        note += (
+            " The atlas has no names of regions: they are given by the centre in mm (MNI). A table "
+            "with the columns index and name beside its image names them."
+        )
     table = Table(rows, header, note=note, numbers=(1, 3))
     sections = [
         Section("Pathways and regions", pictures=pictures),
         Section("Regions with the highest attribution", tables=[table]),
     ]
     return Page(f"CPA: {name} ({cohort.name})", summary, sections)
+
+
+def region_names(atlas: Atlas | None, ids: Sequence[int]) -> tuple[str, ...]:
+    """Names of the regions; of an atlas without names, side and centre in mm.
+
+    Args:
+        atlas: of the data; None: not known.
+        ids: N numbers of the regions.
+    """
+    if atlas is None:
+        return tuple(f"region {i}" for i in ids)
+    names = []
+    for region, (x, y, z) in zip(atlas.regions, atlas.centres(), strict=True):
+        if not region.isdigit():
+            names.append(region)
+        elif np.isnan(x):
+            names.append(f"region {region}, not in the image")
+        else:
+            side = "left" if x < -4 else "right" if x > 4 else "midline"
+            names.append(f"region {region}, {side} ({x:.0f}, {y:.0f}, {z:.0f})")
+    return tuple(names)
+
+
+def _learned(maps: Sequence[ScanMap], explained: int, same: float) -> str:
+    """Whether the map can show what was learned: only of a model that is better than chance.
+
+    Args:
+        maps: of all holdout scans.
+        explained: scans of the class whose mean is shown.
+        same: rank correlation with the map of random weights.
+    """
+    labels = np.array([one.label for one in maps])
+    probability = np.array([one.probs[one.label] for one in maps])
+    loss = float(-np.log(np.clip(probability, 1e-12, None)).mean())
+    share = np.bincount(labels) / len(labels)
+    share = share[share > 0]
+    chance = float(-(share * np.log(share)).sum())
+    check = (
+        f"Check with random weights: the map of an untrained model on the same scans has a rank "
+        f"correlation of {same:.2f} with this one."
+    )
+    if not loss < chance:
+        return (
+            f"{check} On the {len(maps)} holdout scans the model is not better than chance (cross "
+            f"entropy {loss:.3f}; {chance:.3f} for who knows the shares of the classes alone), so "
+            f"this map does not show anything learned, however different it is."
+        )
+    if explained < ENOUGH:
+        scans = "one scan" if explained == 1 else f"{explained} scans"
+        return f"{check} With {scans} this map cannot show what the model has learned."
+    return f"{check} Near 0, the map shows what was learned; near 1, it shows the data alone."
 
 
 def _top(group: GroupMap) -> int:

@@ -16,6 +16,7 @@ from neuromamba.evaluation.result_files import CURVES, curve
 from neuromamba.evaluation.scores import SubjectScores
 from neuromamba.neurossm.holdouts import HoldoutReport
 from neuromamba.neurossm.results import METRIC_NAMES, PARTS, FitResult, Results, summary
+from neuromamba.pages.evidence import ENOUGH
 from neuromamba.pages.figures import BLUE, GREY, ORANGE, confusion_figure, save_figure, styled
 from neuromamba.pages.page import Page, Picture, Section, Table, render
 from neuromamba.pages.score_sections import (
@@ -170,10 +171,22 @@ def _holdout_section(cohort: Cohort, found: HoldoutReport) -> Section:
     )
     text.append(f"Calibration of {found.model}, {calibration}.")
     differences = {name: of[main] for name, of in found.verdict_on.items()}
-    said = verdict(found.model, main, differences)
+    said = verdict(found.model, main, differences, decisive=_decisive(found))
     if said and found.metrics:
         said = [f"Over the {len(found.holdouts)} seeds: {said[0][0].lower()}{said[0][1:]}"]
     return Section("Intervals on the holdouts", [*text, *said], tables)
+
+
+def _decisive(found: HoldoutReport) -> bool:
+    """Whether the holdouts of all seeds together have subjects enough to compare models."""
+    first = found.holdouts[0].scores[found.model]
+    units: list[set[str]] = [set() for _ in range(first.score.shape[1])]
+    for one in found.holdouts:
+        scores = one.scores[found.model]
+        names = scores.resampling_unit or scores.subjects
+        for name, label in zip(names, scores.target.tolist(), strict=True):
+            units[label].add(name)
+    return min(map(len, units)) >= ENOUGH
 
 
 def _names_of_several(found: HoldoutReport) -> Sequence[str]:

@@ -183,17 +183,32 @@ def reliability_figure(found: Reliability) -> Figure:
     return figure
 
 
+def hardly_varies(scores: SubjectScores) -> bool:
+    """Whether the predictions of a regression vary by less than 5 % of the true values' SD."""
+    return bool(scores.score[:, 0].std() < 0.05 * scores.target.std())
+
+
 @styled
-def scatter_figure(scores: SubjectScores, name: str) -> Figure:
-    """Predicted over true values of a regression."""
+def scatter_figure(scores: SubjectScores, name: str, unit: str = "") -> Figure:
+    """Predicted over true values of a regression, in ``unit`` if it has one.
+
+    The title has no Pearson r where the predictions hardly vary: it would be that of their noise.
+    """
     figure, axes = new_axes(5.0, 4.6)
     truth, guess = scores.target, scores.score[:, 0]
     low, high = float(min(truth.min(), guess.min())), float(max(truth.max(), guess.max()))
     axes.plot([low, high], [low, high], color=GREY, linestyle=":", label="equal")
     axes.plot(truth, guess, "o", color=BLUE, ms=5, alpha=0.6)
-    axes.set(xlabel=f"true {name}", ylabel=f"predicted {name}")
+    shown = f" ({unit})" if unit else ""
+    axes.set(xlabel=f"true {name}{shown}", ylabel=f"predicted {name}{shown}")
     found = scores.metrics()
-    axes.set_title(f"Pearson r {found['pearson_r']:.3f}, absolute error {found['mae']:.3g}")
+    error = f"absolute error {found['mae']:.3g}{f' {unit}' if unit else ''}"
+    if hardly_varies(scores):
+        axes.set_title(f"Predictions hardly vary\n{error}")
+    elif np.isnan(found["pearson_r"]):
+        axes.set_title(f"Pearson r not defined\n{error}")
+    else:
+        axes.set_title(f"Pearson r {found['pearson_r']:.3f}\n{error}")
     axes.legend(loc="upper left")
     return figure
 

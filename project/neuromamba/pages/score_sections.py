@@ -16,6 +16,7 @@ from neuromamba.evaluation.scores import SubjectScores
 from neuromamba.pages.figures import (
     class_roc_figure,
     confusion_figure,
+    hardly_varies,
     precision_recall_figure,
     reliability_figure,
     roc_figure,
@@ -28,17 +29,25 @@ from neuromamba.pages.tables import metric_label
 CURVES = 4  # of one figure: as many as colours and line styles keep apart
 
 
-def verdict(name: str, metric: str, differences: Mapping[str, Interval]) -> list[str]:
+def verdict(
+    name: str, metric: str, differences: Mapping[str, Interval], *, decisive: bool = True
+) -> list[str]:
     """State which models another one beats, by the paired intervals.
 
     Args:
         name: of the model.
         metric: name in ``evaluation.metrics``.
         differences: other model -> the model's metric less that of the other.
+        decisive: there are subjects enough to decide (``evidence.decisive``).
 
     Returns:
         One sentence; none without other models.
     """
+    if differences and not decisive:
+        return [
+            f"There are too few held-out subjects to say whether {name} is better or worse than "
+            f"{_listed(list(differences))}."
+        ]
     found = defaultdict(list)
     for other, difference in differences.items():
         if not np.isfinite([difference.low, difference.high]).all():
@@ -60,7 +69,11 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def prediction_figures(
-    title: str, scores: Mapping[str, SubjectScores], classes: Sequence[str], folder: Path
+    title: str,
+    scores: Mapping[str, SubjectScores],
+    classes: Sequence[str],
+    folder: Path,
+    unit: str = "",
 ) -> Section:
     """Draw ROC, precision and recall, confusion and calibration; or the scatter of a regression.
 
@@ -69,6 +82,7 @@ def prediction_figures(
         scores: model -> scores of the same subjects; the first is shown in all figures.
         classes: their names; none for a regression, whose target then has the title's name.
         folder: receives PNG and PDF files.
+        unit: of the values of a regression.
     """
     name, first = next(iter(scores.items()))
     if not first.is_finite:
@@ -83,7 +97,13 @@ def prediction_figures(
 
     if not classes:
         caption = f"{name}: each dot is a held-out subject."
-        figure = scatter_figure(first, title.removeprefix("Prediction of "))
+        if hardly_varies(first):
+            caption += (
+                f" Its predictions hardly vary (standard deviation "
+                f"{first.score[:, 0].std():.2g}, of the true values {first.target.std():.2g}), so "
+                f"that Pearson r says nothing about them."
+            )
+        figure = scatter_figure(first, title.removeprefix("Prediction of "), unit)
         return Section(title, pictures=[picture(figure, "scatter", caption)])
     if len(classes) == 2:
         shown = dict(list(scores.items())[:CURVES])
@@ -182,6 +202,7 @@ def subjects_table(
     classes: Sequence[str],
     note: str,
     more: Sequence[str] = (),
+    unit: str = "",
 ) -> Table:
     """The sortable table of test subjects.
 
@@ -190,8 +211,11 @@ def subjects_table(
         classes: names; none for a regression.
         note: what follows on how the table is sorted.
         more: names of further columns.
+        unit: of the values of a regression.
     """
-    head = ("subject", "true", "predicted", "p(true)" if classes else "error", *more)
+    shown = f" ({unit})" if unit else ""
+    last = "p(true)" if classes else f"error{shown}"
+    head = ("subject", f"true{shown}", f"predicted{shown}", last, *more)
     return Table(
         rows,
         head,

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from neuromamba.evaluation.intervals import CONFIDENCE, RESAMPLES
 from neuromamba.evaluation.scores import SubjectScores
+from neuromamba.pages.evidence import evidence
 from neuromamba.pages.page import Table
 
 _LABELS = {
@@ -36,9 +37,11 @@ PACKAGES = (
 )
 
 
-def metric_label(name: str) -> str:
-    """A metric's name in tables; of one without an entry, its own name: Sensitivity."""
-    return _LABELS.get(name, name.replace("_", " ").capitalize())
+def metric_label(name: str, unit: str = "") -> str:
+    """A metric's name in tables, with its unit; of one without an entry, its own: Sensitivity."""
+    label = _LABELS.get(name, name.replace("_", " ").capitalize())
+    power = {"mae": "", "mse": "²"}.get(name)
+    return label if not unit or power is None else f"{label} ({unit}{power})"
 
 
 def metrics_table(
@@ -51,6 +54,7 @@ def metrics_table(
     units: str = "held-out subjects",
     title: str = "",
     explained: bool = True,
+    unit: str = "",
 ) -> Table:
     """Metrics of a model (first) and of others, with intervals and paired differences.
 
@@ -63,6 +67,7 @@ def metrics_table(
         units: what is counted.
         title: of the table.
         explained: whether the note says what the brackets are; once is enough for several tables.
+        unit: of the values of a regression.
 
     Raises:
         UserInputError: the entries were not scored on the same subjects with the same targets.
@@ -80,24 +85,38 @@ def metrics_table(
         what += "the most probable class decides"
     else:
         what = f"; predictions averaged over each subject's {samples}"
-    note = f"{len(first.target)} {units}{what}."
+    note = " ".join((f"{len(first.target)} {units}{what}.", *evidence(scores, class_names)))
     return Table(
         rows,
-        ("", *(metric_label(name) for name in names), f"{metric_label(main)}: first less this"),
+        (
+            "",
+            *(metric_label(name, unit) for name in names),
+            f"{metric_label(main)}: first less this",
+        ),
         title,
-        note=f"{note} {interval_note(drawn)}" if explained else note,
+        note=f"{note} {interval_note(drawn, classes=bool(class_names))}" if explained else note,
         numbers=range(1, len(names) + 2),
         strong=0,
     )
 
 
-def interval_note(drawn: str) -> str:
-    """Explain the brackets of a table of metrics; ``drawn`` says what the bootstrap draws."""
-    return (
+def interval_note(drawn: str, *, classes: bool = False) -> str:
+    """Explain the brackets of a table of metrics.
+
+    Args:
+        drawn: what the bootstrap draws, in words.
+        classes: the table is of a classification.
+    """
+    note = (
         f"In brackets: {CONFIDENCE:.0%} intervals of {RESAMPLES} bootstrap samples (drawn: "
-        f"{drawn}). Differences are paired; two models differ where the interval excludes 0. Drawn "
-        f"within classes, a model that predicts the same class for everyone always has the same "
-        f"accuracy: its interval has no width."
+        f"{drawn}). Differences are paired; two models differ where the interval excludes 0."
+    )
+    if not classes:
+        return note
+    return (
+        f"{note} Of accuracies of independent subjects the exact interval (Clopper-Pearson); so "
+        f"too where all samples have the same AUROC or balanced accuracy, as those of a perfect "
+        f"model have."
     )
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
-import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from neuromamba.training.strategies import PRECISIONS
 RESERVE = 0.1
 COMPARED = ("ddp", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_3")
 OFFLOADED = ("deepspeed_stage_2_offload", "deepspeed_stage_3_offload")
-MOST_SHOWN = 12  # micro batches
+MOST_TOO_LARGE, MOST_UNKNOWN = 2, 12  # micro batches shown that do not fit, or may not
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,7 @@ class Request:
         gpu_name: for the report.
         memory: bytes of it; None: not known.
         effective_batch: windows of an optimiser step.
+        batch_size: windows of a rank's batch that were asked for; None: as many as fit.
         utilisation: share of the peak rate.
         peak: FLOP/s of a rank; None: not known.
         setting: where and how.
@@ -46,6 +47,7 @@ class Request:
     gpu_name: str
     memory: float | None
     effective_batch: int
+    batch_size: int | None
     utilisation: float
     peak: float | None
     setting: Setting
@@ -159,8 +161,11 @@ def _plan(config: RunConfig, request: Request, work: Workload) -> ClusterPlan:
     # No batch of a rank has more windows than the rank has in an epoch.
     most = math.inf if work.windows is None else windows_each(work.windows, request.ranks)
     pairs = reaching(request.effective_batch, request.ranks)
-    options = [option(*pair) for pair in pairs if pair[0] <= most]
-    chosen = _choose(options, int(min(config.data.batch_size, most)), request, option)
+    options = _shown(option(*pair) for pair in pairs if pair[0] <= most)
+    wanted = config.data.batch_size
+    if request.batch_size is None and request.usable is not None:
+        wanted = request.effective_batch // request.ranks  # whatever fits
+    chosen = _choose(options, int(min(wanted, most)), request, option)
     strategies = ("auto",) if request.ranks == 1 else COMPARED
     by_strategy = {}
     for name in (*strategies, *OFFLOADED):
@@ -201,19 +206,33 @@ def reaching(effective: int, ranks: int) -> list[tuple[int, int]]:
     if effective % ranks:
         return []
     each = effective // ranks
-    pairs = ((micro, each // micro) for micro in range(1, each + 1) if each % micro == 0)
-    return list(itertools.islice(pairs, MOST_SHOWN))
+    return [(micro, each // micro) for micro in range(1, each + 1) if each % micro == 0]
+
+
+def _shown(options: Iterable[Batches]) -> list[Batches]:
+    """All that fit and the first that do not; of an unknown memory the first."""
+    shown: list[Batches] = []
+    for one in options:
+        too_large = sum(o.fits is False for o in shown)
+        unknown = sum(o.fits is None for o in shown)
+        if too_large == MOST_TOO_LARGE or unknown == MOST_UNKNOWN:
+            break
+        shown.append(one)
+    return shown
 
 
 def _choose(
     options: list[Batches], wanted: int, request: Request, option: Callable[[int, int], Batches]
 ) -> Batches:
-    """The micro batch wanted where that reaches the effective batch and fits, else the next."""
+    """The largest micro batch up to the wanted one that reaches the effective batch and fits."""
     if not options:  # the ranks do not divide the effective batch: as near as can be
-        micro = wanted
-        while micro > 1 and option(micro, 1).fits is False:
-            micro -= 1
-        return option(micro, max(1, round(request.effective_batch / request.ranks / micro)))
+        largest = bisect.bisect_left(
+            range(2, wanted + 1), True, key=lambda micro: option(micro, 1).fits is False
+        )
+        each = request.effective_batch / request.ranks
+        sizes = range(1, largest + 2) if request.batch_size is None else [largest + 1]
+        micro = min(sizes, key=lambda m: (abs(m * max(1, round(each / m)) - each), -m))
+        return option(micro, max(1, round(each / micro)))
     fitting = [one for one in options if one.fits is not False]
     below = [one for one in fitting if one.micro <= wanted]
     if below:

@@ -20,6 +20,8 @@ class Gpu(NamedTuple):
         bf16, fp32: FLOP/s.
         per_node: ranks of a usual node.
         source: of the numbers.
+        accelerator: what torch calls its kind.
+        ranks: on one GPU as schedulers count them.
     """
 
     memory: float
@@ -28,6 +30,7 @@ class Gpu(NamedTuple):
     per_node: int
     source: str
     accelerator: str = "cuda"
+    ranks: int = 1
 
 
 def _nvidia(gib: float, bf16: float, fp32: float, per_node: int, source: str) -> Gpu:
@@ -54,6 +57,7 @@ GPUS: dict[str, Gpu] = {
         12,
         "Intel Data Center GPU Max 1550 product page, half of the product",
         "xpu",
+        ranks=2,
     ),
 }
 

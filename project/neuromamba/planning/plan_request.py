@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 
 import torch
 
-from neuromamba.common.errors import UserInputError, look_up
+from neuromamba.common.errors import UserInputError
 from neuromamba.fmamba.run_config import RunConfig
 from neuromamba.planning.assumptions import CPU, USUAL_FRAMES
 from neuromamba.planning.batch_script import (
-    SCHEDULERS,
     Job,
     parse_walltime,
     walltime,
@@ -26,16 +24,11 @@ from neuromamba.planning.cluster_plan import (
 )
 from neuromamba.planning.gpus import GPUS, Gpu, find_gpu
 from neuromamba.planning.memory import Setting
+from neuromamba.planning.plan_flags import check_flags, ranks_per_node
 from neuromamba.planning.workload import Workload, read_workload, windows_of_run
 
 MOST_RUNS = 200  # whose masks a plan looks at
 USUAL_WORKERS = 4  # of a job, as in sample_scripts/common.sh
-# Flags that say something about another one, without which they would do nothing.
-_NEEDED = {
-    "frames": ("subjects", "are those of --subjects; give their number too, or --windows"),
-    "output": ("script", "is where the job goes; give --script slurm or pbs too"),
-    "walltime": ("script", "is the job's; give --script slurm or pbs too"),
-}
 # Flags that are not the run's, or that the plan answers.
 _OWN = (
     "--gpus",
@@ -51,59 +44,12 @@ _OWN = (
     "--script",
     "--output",
     "--walltime",
+    "--seeds",
     "--json",
     "--batch_size",
     "--precision",
     "--strategy",
 )
-
-
-def check_flags(config: RunConfig) -> None:
-    """Refuse flags of the plan that make no sense, by themselves or with each other.
-
-    Raises:
-        UserInputError: names the flag.
-    """
-    flags = config.flags
-    if flags["gpus"] is None:
-        raise UserInputError("--gpus: how many GPUs is the plan for? For example --gpus 8.")
-    for name in ("gpus", "gpus_per_node", "effective_batch", "windows", "subjects", "frames"):
-        if flags[name] is not None and flags[name] < 1:
-            raise UserInputError(f"--{name}: got {flags[name]}, expected 1 or more.")
-    for name in ("gpu_memory", "peak_tflops"):
-        if flags[name] is not None and not flags[name] > 0:
-            raise UserInputError(f"--{name}: got {flags[name]}, expected a number above 0.")
-    if not 0 < flags["utilisation"] <= 1:
-        raise UserInputError(
-            f"--utilisation: got {flags['utilisation']}, expected a share above 0, at most 1."
-        )
-    for name, (other, why) in _NEEDED.items():
-        if flags[name] is not None and flags[other] is None:
-            raise UserInputError(f"--{name}: {why}.")
-    if flags["windows"] is not None and flags["subjects"] is not None:
-        raise UserInputError("--windows and --subjects say the same; give one of them.")
-    if flags["gpus"] > flags["effective_batch"]:
-        raise UserInputError(
-            f"--gpus: each of {flags['gpus']:,} GPUs trains on a window of a step at least, and "
-            f"--effective_batch is {flags['effective_batch']:,}; give fewer GPUs or a larger one."
-        )
-    if flags["script"] is not None:
-        _check_job(config)
-
-
-def _check_job(config: RunConfig) -> None:
-    flags = config.flags
-    look_up(flags["script"], SCHEDULERS, "--script")
-    for path in flags["image_path"] or ():
-        if not re.fullmatch(r"[\w./~+:@%=,-]+", path):
-            raise UserInputError(
-                f"--image_path: '{path}' has characters that a list in the shell cannot hold; "
-                f"rename it or give a link to it."
-            )
-    if flags["json"] == "-" and flags["output"] is None:
-        raise UserInputError("--json: with --script give one of them a file (--output).")
-    if flags["walltime"] is not None:
-        parse_walltime(flags["walltime"])
 
 
 def request_of(config: RunConfig) -> Request:
@@ -116,12 +62,7 @@ def request_of(config: RunConfig) -> Request:
     flags = config.flags
     name, gpu, accelerator, memory = _gpu(flags["gpu"])
     ranks = flags["gpus"]
-    usual = gpu.per_node if gpu is not None else ranks
-    per_node = flags["gpus_per_node"] or _per_node(ranks, usual)
-    if ranks % per_node:
-        raise UserInputError(
-            f"--gpus_per_node: {ranks} GPUs do not fill nodes of {per_node}; give a divisor."
-        )
+    per_node = ranks_per_node(ranks, flags["gpus_per_node"], gpu)
     if flags["gpu_memory"]:
         memory = flags["gpu_memory"] * 1e9
     precision = default_precision(config, accelerator != "cpu")
@@ -144,15 +85,11 @@ def request_of(config: RunConfig) -> Request:
         gpu_name=name,
         memory=memory,
         effective_batch=flags["effective_batch"],
+        batch_size=flags["asked_batch_size"],
         utilisation=flags["utilisation"],
         peak=peak,
         setting=setting,
     )
-
-
-def _per_node(ranks: int, usual: int) -> int:
-    """The largest divisor of the ranks that a usual node has."""
-    return max(n for n in range(1, min(ranks, usual) + 1) if ranks % n == 0)
 
 
 def _gpu(name: str | None) -> tuple[str, Gpu | None, str, float | None]:
@@ -199,7 +136,8 @@ def job_of(
 ) -> Job:
     """The planned run as a job."""
     flags = config.flags
-    own = list(without_settings(argv, _OWN))
+    seeds = tuple(flags["seeds"] or ())
+    own = list(without_settings(argv, (*_OWN, *(("--seed",) if seeds else ()))))
     if "--pretraining" not in own and config.pretrain is not None:
         own += ["--pretraining"]
         if config.pretrain.objective == "autoregressive":
@@ -217,11 +155,18 @@ def job_of(
         seconds = parse_walltime(flags["walltime"])
     host = sum(plan.memory.host.values()) or plan.memory.total
     workers = flags["num_workers"] or USUAL_WORKERS
+    counted = 0
+    if request.setting.accelerator != "cpu":
+        counted = math.ceil(
+            request.per_node / (request.gpu.ranks if request.gpu is not None else 1)
+        )
     return Job(
         name="neuromamba",
         about=about,
         nodes=request.ranks // request.per_node,
         per_node=request.per_node,
+        gpus=counted,
+        seeds=seeds,
         workers=workers,
         host_gb=math.ceil(host / 1e9 + 0.7 * workers) + 4,
         seconds=seconds,

@@ -92,10 +92,10 @@ def training_report(given: ReportInput, figure_dir: Path) -> Page:
         given.title,
         given.summary,
         (
+            Section("What is compared", (*_definitions(given.few_labels), *given.controls_text)),
             *_few_labels(given.few_labels, figure_dir),
             Section(
                 "All labels: results on held-out subjects",
-                given.controls_text,
                 tables=(metrics_table(scores, classes),),
             ),
             _classification(scores, finetuned.task.task, classes, figure_dir),
@@ -121,6 +121,29 @@ def training_report(given: ReportInput, figure_dir: Path) -> Page:
             ),
         ),
         given.notice,
+    )
+
+
+def _definitions(found: FewLabels) -> tuple[str, ...]:
+    """The metric and the models, before their numbers."""
+    meaning = {
+        "auroc": "the probability that a subject of the second class gets a higher score than one "
+        "of the first: 0.5 is chance, 1 is perfect",
+        "balanced_accuracy": "the mean over the classes of the share of subjects told right: 0.5 "
+        "is chance for two classes, 1 is perfect",
+    }
+    text = (
+        f"{metric_label(found.metric)}: {meaning[found.metric]}. "
+        if found.metric in meaning
+        else ""
+    )
+    return (
+        f"{text}Accuracy is the share of subjects told right; balanced accuracy averages it over "
+        f"the classes. Brackets after a number hold its 95 % interval.",
+        f"{MODEL}: pre-trained without labels, then trained further with them. From scratch: the "
+        f"same network without pre-training. Frozen: a linear model of the network's features, "
+        f"pre-trained or untrained. FC: of the correlations between regions of the raw signal. "
+        f"Mean volume: of the temporal mean of the raw signal.",
     )
 
 

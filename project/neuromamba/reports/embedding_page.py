@@ -261,6 +261,7 @@ def _probes(rows: np.ndarray, owners: Sequence[str], labels: Labels) -> Section:
         return Section(title, text)
     kinds = {"linear": "linear probe", "knn": "5 nearest neighbours"}
     first = found["linear"]
+    drawn = "subjects" if classes == 1 else "subjects, within classes"
     table = Table(
         [
             (kinds[name], *(str(one.interval(metric)) for metric in first.metric_names))
@@ -269,7 +270,7 @@ def _probes(rows: np.ndarray, owners: Sequence[str], labels: Labels) -> Section:
         ("probe", *(metric_label(metric) for metric in first.metric_names)),
         note=f"{len(subjects)} subjects, each predicted by a probe that was fitted on others "
         f"({FOLDS} folds; scans of a subject averaged). "
-        f"{interval_note('subjects' if classes == 1 else 'subjects, within classes')} A raw signal "
+        f"{interval_note(drawn, classes=classes > 1)} A raw signal "
         f"may hold as much: neuromamba probe sets features beside those of an untrained backbone "
         f"and of the signal itself.",
         numbers=range(1, len(first.metric_names) + 1),

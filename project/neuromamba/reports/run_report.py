@@ -24,6 +24,7 @@ from neuromamba.evaluation.subject_keys import subject_key
 from neuromamba.fmamba.baselines import Baseline
 from neuromamba.fmamba.flop_formula import window_flops
 from neuromamba.fmamba.run_folder import RunFolder
+from neuromamba.pages.evidence import decisive
 from neuromamba.pages.figures import save_figure
 from neuromamba.pages.page import Link, Page, Picture, Section, Table
 from neuromamba.pages.score_sections import (
@@ -166,12 +167,14 @@ def _results(
     classes = task.class_names
     first = scores[run_name(runs[0])]
     same = {name: one for name, one in scores.items() if _same_subjects(one, first)}
-    tables = [metrics_table(same | {one.name: one.scores for one in baselines}, classes)]
+    shown = same | {one.name: one.scores for one in baselines}
+    tables = [metrics_table(shown, classes, unit=task.unit)]
     others = [run for run in runs if run_name(run) not in same]
     if others:
         note = "Tested on other subjects than the first run, so no difference can be paired."
         rows = [(run_name(r), *_intervals(scores[run_name(r)]), describe(r)) for r in others]
-        head = ("run", *(metric_label(name) for name in first.metric_names), "what it is")
+        labels = [metric_label(name, task.unit) for name in first.metric_names]
+        head = ("run", *labels, "what it is")
         tables.append(Table(rows, head, "Other subjects", note))
     if len(runs) > 1:
         tables.append(_over_runs(runs, scores))
@@ -179,7 +182,7 @@ def _results(
     text += [f"{one.name}: {one.text}" for one in baselines]
     metric = first.main_metric
     differences = {one.name: first.difference(one.scores, metric) for one in baselines}
-    text += verdict(run_name(runs[0]), metric, differences)
+    text += verdict(run_name(runs[0]), metric, differences, decisive=decisive(first))
     return Section("Results on held-out subjects", text, tables)
 
 
@@ -222,7 +225,7 @@ def _figures(
     shown = {k: one for k, one in scores.items() if _same_subjects(one, first)}
     shown |= {one.name: one.scores for one in baselines}
     if task.task_type == "regression":
-        return prediction_figures(f"Prediction of {task.task}", shown, (), folder)
+        return prediction_figures(f"Prediction of {task.task}", shown, (), folder, task.unit)
     return prediction_figures(f"Classification of {task.task}", shown, task.class_names, folder)
 
 
@@ -245,7 +248,8 @@ def _subjects(
             file = folder / "subjects" / f"{rank + 1:02d}.png"
             save_figure(mean_volume_figure(paths[name]), file)
             measure = "p(true)" if classes else "error"
-            caption = f"{name}: true {cells[0]}, predicted {cells[1]}, {measure} {cells[2]}."
+            after = f" {task.unit}" if task.unit else ""
+            caption = f"{name}: true {cells[0]}, predicted {cells[1]}, {measure} {cells[2]}{after}."
             alt = f"Mean volume of {name} in three planes"
             pictures.append(Picture(file, caption, alt, anchor=subject.anchor))
         rows.append((subject, *cells))
@@ -253,7 +257,7 @@ def _subjects(
         f"The first {len(pictures)} lead to the mean volume of their first run, with the mask's "
         f"outline."
     )
-    table = subjects_table(rows, classes, note)
+    table = subjects_table(rows, classes, note, unit=task.unit)
     return Section("Subjects", tables=(table,), pictures=pictures, side_by_side=True)
 
 

@@ -180,6 +180,7 @@ PLAN: dict[str, Any] = {
     "script": None,
     "output": None,
     "walltime": None,
+    "seeds": None,
     "json": None,
 }
 PREPROCESSING: dict[str, Any] = {

@@ -209,7 +209,7 @@ def test_metrics_table_compares_like_with_like() -> None:
     label, *cells, difference = table.rows[0]
     assert label == "model" and difference == ""
     assert [cell.split(" ")[0] for cell in cells] == ["1.000", "0.750", "0.750"]
-    assert table.rows[1][-1] == "0.000 [0.000, 0.000]"
+    assert table.rows[1][-1] == "0.000 [not defined]"
     assert "2 female, 2 male" in table.note
     other = SCORES._replace(subjects=("a", "b", "c", "x"))
     with pytest.raises(UserInputError, match="same subjects"):

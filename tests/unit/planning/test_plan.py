@@ -35,6 +35,7 @@ from neuromamba.planning.step_memory import Step, step_memory
 from tests.helpers.sample_scripts import ROOT, commands_started
 
 BASE = ["--config", str(ROOT / "configs/neuromamba_base.yaml")]
+PAPERS = ["--batch_size", "3"]  # where numbers are compared with the paper's
 
 # --- a step -------------------------------------------------------------------------------------
 
@@ -183,7 +184,7 @@ def test_batches_that_reach_the_effective_batch() -> None:
 def plan_of(
     *words: str, gpu: str = "A5000", gpus: int = 8
 ) -> tuple[Any, cluster_plan.Request, cluster_plan.ClusterPlan]:
-    argv = [*BASE, "--gpus", str(gpus), "--gpu", gpu, *words]
+    argv = [*BASE, *PAPERS, "--gpus", str(gpus), "--gpu", gpu, *words]
     config = plan_command.planned_run(argv)
     request = request_of(config)
     setting = request.setting
@@ -301,6 +302,8 @@ def test_a_step_larger_than_an_epoch(capsys: pytest.CaptureFixture[str]) -> None
     assert "a step of 32 windows" in text and "32 are computed: 2 are repeated" in text
     assert "warning: an epoch has fewer windows than the 1,152 of the effective batch" in text
     assert neuromamba([*words, "--gpus", "5"]) == 0
+    assert "the nearest make 1,150" in capsys.readouterr().out  # 10 x 23 x 5
+    assert neuromamba([*words, *PAPERS, "--gpus", "5"]) == 0
     text = capsys.readouterr().out
     assert "no batches make 1,152 windows a step on 5 ranks" in text
     assert "the nearest make 1,155" in text
@@ -346,7 +349,10 @@ def test_gpus_are_plausible_and_found() -> None:
         ("plan --gpus 0 --gpu A5000", "--gpus: got 0, expected 1 or more"),
         ("plan --gpus 8 --gpus_per_node 3 --gpu A5000", "--gpus_per_node: 8 GPUs do not fill"),
         ("plan --gpus 8 --gpu X9000", "--gpu: unknown name 'X9000'"),
-        ("plan --gpus 8 --gpu A5000 --devices 2", "--devices: is what the plan is to say"),
+        (
+            "plan --gpus 8 --gpu A5000 --devices 2",
+            "--devices: a flag of neuromamba train that neuromamba plan does not take",
+        ),
         ("plan --gpus 8 --gpu A5000 --utilisation 2", "--utilisation: got 2.0"),
         ("plan --gpus 8 --gpu A5000 --script lsf", "--script: unknown name 'lsf'"),
         ("plan --gpus 8 --gpu A5000 --output job.sh", "--output: is where the job goes"),
@@ -356,7 +362,10 @@ def test_gpus_are_plausible_and_found() -> None:
         ("plan --gpus 8 --gpu A5000 --frames 5 --subjects 9", "--frames: 5 are less than a window"),
         ("plan --gpus 8 --gpu A5000 --sequence_length 1210", "--sequence_length: a window spans"),
         ("plan --gpus 8 --gpu A5000 --walltime 05:00:00", "--walltime: is the job's; give"),
-        ("plan --gpus 8 --gpu A5000 --fast_dev_run 2", "--fast_dev_run: is what the plan"),
+        (
+            "plan --gpus 8 --gpu A5000 --fast_dev_run 2",
+            "--fast_dev_run: a flag of neuromamba train that",
+        ),
         ("plan --gpus 1153 --gpu A5000", "--gpus: each of 1,153 GPUs trains on a window"),
         ("plan --gpus 8 --gpu A5000 --ssd_backend reference", "--ssd_backend: reference keeps"),
         ("plan --gpus 8 --gpu CPU --ssd_backend triton", "--ssd_backend: triton needs a CUDA"),
@@ -387,8 +396,8 @@ def test_plan_as_text_and_json(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     printed = json.loads(capsys.readouterr().out)
     assert printed.keys() == found.keys() and printed["chosen"] == found["chosen"]
     assert "pre-training, next token" in text and "3,082,296 parameters" in text
-    assert "*--batch_size 3    --gradient_accumulation_steps 48" in text
-    assert found["effective"] == 1152 and found["chosen"]["micro"] == 3
+    assert "*--batch_size 48   --gradient_accumulation_steps 3 " in text  # the largest that fits
+    assert found["effective"] == 1152 and found["chosen"]["micro"] == 48
     assert sum(found["memory"]["device"].values()) == found["chosen"]["memory"]
     assert found["by_strategy"]["deepspeed_stage_1"][0] == found["chosen"]["memory"]
     assert "the share is an assumption" in text and "NVIDIA A100 datasheet" in text
@@ -446,7 +455,8 @@ def test_a_job_starts_the_planned_run(
     if scheduler == "pbs":
         (tmp_path / "nodes").write_text("a\nb\n")
         environment = {"PBS_NODEFILE": str(tmp_path / "nodes"), "PBS_JOBID": "12.server"}
-        assert "#PBS -l select=2\n" in text and "#PBS -l walltime=12:00:00\n" in text
+        assert "#PBS -l select=2:ncpus=24:ngpus=4:mpiprocs=4:mem=" in text
+        assert "#PBS -l walltime=12:00:00\n" in text
     else:
         assert "#SBATCH --nodes=2\n" in text and "#SBATCH --gres=gpu:4\n" in text
         assert "#SBATCH --time=12:00:00\n" in text and "--signal=USR1" in text
@@ -507,7 +517,7 @@ def test_checkpointing_goes_into_the_job_if_it_is_needed(
 
 def test_words_are_quoted_for_the_shell(tmp_path: Path) -> None:
     made = Job(
-        "name", "about", 1, 1, 4, 8, 3600,
+        "name", "about", 1, 1, 1, (), 4, 8, 3600,
         ("--bad_subj_path", "it's $HOME `id`.txt", "--depth", "2"),
         ("/a b",), ("S1200",), "", "last", "",
     )  # fmt: skip

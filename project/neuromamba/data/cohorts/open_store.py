@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from neuromamba.common.errors import UserInputError
 from neuromamba.config.data import DataConfig
 from neuromamba.config.training import DownstreamConfig
+from neuromamba.data.cohorts.class_balance import with_all_classes
 from neuromamba.data.cohorts.cohort_store import Store, split_unit_name
 from neuromamba.data.cohorts.events import LabelledEvent, label_runs
 from neuromamba.data.cohorts.grouping import matched_split, read_grouping
@@ -60,6 +61,11 @@ def open_store(
         kept = {subject_of[name] for name in admitted}
         runs = [i for i, header in enumerate(headers) if header.subject in kept]
         refuse_copies([paths[i] for i in runs], [headers[i] for i in runs], cohort)
+    labels = _labels(admitted, cohort, image_path, task, subject_of)
+    classes = {name: int(value) for name, value in labels.items()}
+    classified = task if task is not None and task.task_type == "classification" else None
+    if classified is not None and classes:
+        grouping = with_all_classes(grouping, image_path, subject_of, classes, config, classified)
     split = load_or_draw_split(
         image_path,
         dataset,
@@ -71,7 +77,7 @@ def open_store(
         write=write_split,
     ).restricted_to(admitted)
     store = Store(dataset, Path(image_path), tuple(paths), tuple(headers), grouping, split)
-    return store if task is None else _with_targets(store, cohort, config, task, subject_of)
+    return store if task is None else _with_targets(store, cohort, config, task, labels)
 
 
 def _admitted(subject_of: Mapping[str, str], cohort: Cohort, path: str | None) -> list[str]:
@@ -96,12 +102,30 @@ def _admitted(subject_of: Mapping[str, str], cohort: Cohort, path: str | None) -
 # ---------------------------------------------------------------------------------------- targets
 
 
+def _labels(
+    units: Sequence[str],
+    cohort: Cohort,
+    image_path: str,
+    task: DownstreamConfig | None,
+    subject_of: Mapping[str, str],
+) -> dict[str, int | float]:
+    """Split unit -> target; nothing for a pre-training, or where events have the targets."""
+    if task is None or task.events is not None:
+        return {}
+    names = [subject_of[name] for name in units]
+    if task.label_csv is not None:
+        of_subject = read_own_labels(cohort, task, names)
+    else:
+        of_subject = read_labels(cohort, Path(image_path), task.task, names, task.missing_codes)
+    return {name: of_subject[subject_of[name]] for name in units if subject_of[name] in of_subject}
+
+
 def _with_targets(
     store: Store,
     cohort: Cohort,
     config: DataConfig,
     task: DownstreamConfig,
-    subject_of: Mapping[str, str],
+    labels: dict[str, int | float],
 ) -> Store:
     """The store with its targets, and its split without the split units that have none."""
     if task.events is not None:
@@ -114,18 +138,9 @@ def _with_targets(
         if task.shuffle_labels is not None:
             events = _shuffled_events(events, task.shuffle_labels)
         return dataclasses.replace(store, split=store.split.restricted_to(kept), events=events)
-    names = [subject_of[name] for name in store.split.subjects]
-    if task.label_csv is not None:
-        of_subject = read_own_labels(cohort, task, names)
-    else:
-        of_subject = read_labels(cohort, store.image_path, task.task, names, task.missing_codes)
-    labels = {
-        name: of_subject[subject_of[name]]
-        for name in store.split.subjects
-        if subject_of[name] in of_subject
-    }
     store = dataclasses.replace(store, split=store.split.restricted_to(labels), labels=labels)
     if config.match_on:
+        subject_of = {store.split_unit_of(header): header.subject for header in store.headers}
         matched = matched_split(
             store.split, labels, cohort, store.image_path, config, task, subject_of
         )

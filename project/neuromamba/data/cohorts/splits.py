@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +20,7 @@ from neuromamba.common.shares import largest_remainder
 from neuromamba.common.text import names_for_message
 
 PARTS = ("train", "val", "test")
+_MOST_DRAWS = 1000  # in search of one with all classes in all parts
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ class Grouping:
         family_column, stratify_by: columns of the metadata; recorded beside the split.
         family: name -> family, whose members stay in one part; who is not in it stands alone.
         stratum: name -> stratum, which every part gets an equal share of.
+        target, classes: name of a classification, and name -> class, where the parts of a draw
+            without it would lack a class (``class_balance``); recorded beside the split.
     """
 
     split_unit: str = "subject"
@@ -75,6 +78,8 @@ class Grouping:
     stratify_by: tuple[str, ...] = ()
     family: Mapping[str, str] = field(default_factory=dict)
     stratum: Mapping[str, str] = field(default_factory=dict)
+    target: str = ""
+    classes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -83,6 +88,7 @@ class Grouping:
             "unit": self.split_unit,
             "family_column": self.family_column,
             "stratify_by": list(self.stratify_by),
+            **({"stratified_by_target": self.target} if self.target else {}),
         }
 
 
@@ -155,17 +161,60 @@ def draw_split(
         )
     ordered = sorted(set(subjects))
     fractions = (train_fraction, val_fraction, 1 - train_fraction - val_fraction)
-    n_train, n_val, _ = _sizes(len(ordered), fractions)
+    _sizes(len(ordered), fractions)  # refuses what cannot be filled
+    if grouping.classes:
+        return _draw_with_classes(ordered, split_num, fractions, grouping)
+    return _draw_once(ordered, [split_num], fractions, grouping)
+
+
+def _draw_once(
+    names: Sequence[str], seed: Sequence[int], fractions: Sequence[float], grouping: Grouping
+) -> Split:
     if grouping.family or grouping.stratum:
-        return _draw_grouped(ordered, split_num, fractions, grouping)
-    order = np.random.default_rng([split_num]).permutation(len(ordered))
-    shuffled = [ordered[i] for i in order]
-    ends = (0, n_train, n_train + n_val, len(ordered))
+        return _draw_grouped(names, seed, fractions, grouping)
+    n_train, n_val, _ = _sizes(len(names), fractions)
+    order = np.random.default_rng(seed).permutation(len(names))
+    shuffled = [names[i] for i in order]
+    ends = (0, n_train, n_train + n_val, len(names))
     return Split(*(tuple(sorted(shuffled[a:b])) for a, b in pairwise(ends)))
 
 
-def _draw_grouped(
+def absent_classes(split: Split, classes: Mapping[str, int]) -> dict[str, set[int]]:
+    """Part -> classes that none of its labelled subjects has; parts without subjects left out."""
+    found = {}
+    for part in PARTS:
+        present = {classes[name] for name in getattr(split, part) if name in classes}
+        if getattr(split, part) and set(classes.values()) - present:
+            found[part] = set(classes.values()) - present
+    return found
+
+
+def _draw_with_classes(
     names: Sequence[str], split_num: int, fractions: Sequence[float], grouping: Grouping
+) -> Split:
+    """A draw stratified by class; where a part still lacks one, the first of many that does not.
+
+    Where none of them has all classes in all parts, the draw without classes is returned.
+    """
+    by_class = {
+        name: f"{grouping.classes.get(name, '')} / {grouping.stratum.get(name, '')}"
+        for name in names
+    }
+    stratified = replace(grouping, stratum=by_class)
+    tries = [([split_num], stratified)]
+    tries += [([split_num, attempt], grouping) for attempt in range(1, _MOST_DRAWS + 1)]
+    for seed, way in tries:
+        try:
+            found = _draw_once(names, seed, fractions, way)
+        except UserInputError:  # families or strata of this order leave a part empty
+            continue
+        if not absent_classes(found, grouping.classes):
+            return found
+    return _draw_once(names, [split_num], fractions, grouping)
+
+
+def _draw_grouped(
+    names: Sequence[str], seed: Sequence[int], fractions: Sequence[float], grouping: Grouping
 ) -> Split:
     """Families in random order, stratum after stratum, each to the part that lacks most.
 
@@ -182,7 +231,7 @@ def _draw_grouped(
         members = Counter(grouping.stratum.get(name, "") for name in families[key])
         stratum = min(members, key=lambda value: (-members[value], value))
         strata.setdefault(stratum, []).append(families[key])
-    rng = np.random.default_rng([split_num])
+    rng = np.random.default_rng(seed)
     parts: tuple[list[str], ...] = ([], [], [])
     done = 0
     for stratum in sorted(strata):

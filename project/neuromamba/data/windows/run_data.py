@@ -359,7 +359,9 @@ def _check_targets(data: RunData, task: DownstreamConfig) -> None:
         if there and len(there) < len(task.class_names):
             names = [n for c, n in enumerate(task.class_names) if c not in there]
             logger.warning(
-                "warning: the %s set holds no '%s': its AUROC is not defined (nan).",
+                "warning: the %s set holds no '%s': its AUROC is not defined. "
+                "Another --dataset_split_num is drawn with all classes in all parts, if there are "
+                "subjects enough.",
                 {"val": "validation", "test": "test"}[part],
                 ", ".join(names),
             )

@@ -39,6 +39,7 @@ class PageContext(NamedTuple):
         scaling: ``--input_scaling_method``; patch_size and sequence_length: of the tokens.
         frames: most frames read of a run, 0 for all.
         content: whether the values were compared with their hashes, a sentence.
+        shorter: what follows on runs that are shorter than a window.
     """
 
     store: str
@@ -49,6 +50,7 @@ class PageContext(NamedTuple):
     sequence_length: int
     frames: int
     content: str
+    shorter: str = ""
 
 
 def embedded(value: Any) -> Markup:

@@ -63,6 +63,9 @@ def quality(request: QualityRequest, report: Callable[[str], None] = print) -> l
         sequence_length=request.sequence_length,
         frames=request.frames,
         content=content_note(runs, request.check_content),
+        shorter=shorter_runs(
+            [run.header.n_frames for run in runs if run.header], request.sequence_length
+        ),
     )
     write_tsv(page.with_suffix(".tsv"), rows)
     write_page(page, rows, context)
@@ -99,6 +102,21 @@ def judge(runs: Sequence[Surveyed], request: QualityRequest, data: DataConfig) -
         if run.content is False:
             mine.append(Flag("content", "its values are not those that its hash was made of"))
     return make_rows(runs, summaries, flags, scores)
+
+
+def shorter_runs(lengths: Sequence[int], frames: int) -> str:
+    """Say how many runs are shorter than a window, so that they hold none.
+
+    Args:
+        lengths: frames of each run.
+        frames: of a window.
+    """
+    short = [length for length in lengths if length < frames]
+    if not short:
+        return ""
+    longest = f"at most {max(short)}" if len(set(short)) > 1 else str(short[0])
+    which = f"All {len(short)} runs have" if len(short) == len(lengths) else f"{len(short)} have"
+    return f" ({which} {longest} frames and so no window: use a smaller --sequence_length)"
 
 
 def command_of(request: QualityRequest) -> str:

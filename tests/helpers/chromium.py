@@ -1,0 +1,76 @@
+"""Widths of a page as Chromium lays it out."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+# The page is laid out in a frame of the width asked for: a window cannot be arbitrarily narrow.
+_FRAME = """<!DOCTYPE html><meta charset="utf-8"><body style="margin:0">
+<iframe id="page" style="border:0;width:{width}px;height:2000px" srcdoc="{page}"></iframe>
+<pre id="found"></pre>
+<script>
+document.getElementById("page").addEventListener("load", (event) => {{
+  const inner = event.target.contentDocument, width = event.target.clientWidth;
+  const style = (one) => inner.defaultView.getComputedStyle(one);
+  const scrolls = (one) => /auto|scroll|hidden/.test(style(one).overflowX);
+  const cut = [], scrolled = [];
+  for (const one of inner.body.querySelectorAll("*")) {{
+    if (scrolls(one) && one.scrollWidth > one.clientWidth + 1)
+      scrolled.push(one.className || one.tagName);
+    if (one.getBoundingClientRect().right <= width + 1) continue;
+    let around = one.parentElement;
+    while (around && !scrolls(around)) around = around.parentElement;
+    if (!around) cut.push(one.tagName + " " + one.textContent.slice(0, 60));
+  }}
+  document.getElementById("found").textContent = JSON.stringify(
+    {{width: inner.documentElement.scrollWidth, cut: cut, scrolled: scrolled}});
+}});
+</script>"""
+
+
+class Layout(NamedTuple):
+    """A page at a width.
+
+    Attributes:
+        width: of the whole page in pixels, ``scrollWidth``.
+        cut: elements that reach beyond the right edge, and cannot be scrolled to.
+        scrolled: classes (or tags) of the containers that have to be scrolled sideways.
+    """
+
+    width: int
+    cut: list[str]
+    scrolled: list[str]
+
+
+def layout(page: str, width: int, folder: Path) -> Layout:
+    """Lay out the HTML of a page."""
+    assert CHROMIUM is not None
+    frame = folder / f"frame_{width}.html"
+    frame.write_text(_FRAME.format(width=width, page=html.escape(page)), encoding="utf-8")
+    done = subprocess.run(
+        [
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={folder / 'profile'}",
+            "--virtual-time-budget=5000",
+            "--window-size=1600,2100",
+            "--dump-dom",
+            frame.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    (found,) = re.findall(r'<pre id="found">(\{.*?\})</pre>', done.stdout, re.DOTALL)
+    return Layout(**json.loads(html.unescape(found)))
