@@ -210,10 +210,10 @@ def mni_store(
     frames = model.img_size[3] + windows - 1
     noise = np.random.default_rng(0).normal(1000, 100, (frames, len(vox))).astype(np.float32)
     (folder / "hdf5").mkdir(parents=True)
-    for subject in subjects:
+    for number, subject in enumerate(subjects):
         write_run(
             folder / "hdf5" / f"{subject}.h5",
-            noise,
+            np.roll(noise, number, axis=1),  # no scan is another's
             vox,
             grid=model.img_size[:3],
             affine=np.diag([-voxel, voxel, voxel, 1.0]),

@@ -20,6 +20,7 @@ from neuromamba.data.store.reader import RunFile
 
 _SAME = 0.999  # correlation over voxels of the changes between frames
 _VOXELS = 4096  # compared of each run, evenly spaced
+_FEWEST = 64  # values of a run; fewer may agree by chance
 _FRAMES = 3  # read of each run, evenly spaced
 
 
@@ -73,7 +74,8 @@ def near_copies(
 def _fingerprint(path: Path, header: RunHeader) -> np.ndarray:
     """Changes between some frames at some voxels, standardised, as a vector of length 1.
 
-    Of differences, because the mean images of two people are alike. Zeros if nothing changes.
+    Of differences, because the mean images of two people are alike. Zeros if nothing changes, or
+    if there are too few values to tell.
     """
     frames = np.unique(np.linspace(0, header.n_frames - 1, _FRAMES).round().astype(int))
     voxels = np.unique(np.linspace(0, header.n_voxels - 1, _VOXELS).round().astype(int))
@@ -83,4 +85,6 @@ def _fingerprint(path: Path, header: RunHeader) -> np.ndarray:
     changes = np.diff(stored, axis=0)
     changes -= changes.mean()
     length = np.linalg.norm(changes)
-    return (changes / length if length > 0 else changes).ravel().astype(np.float32)
+    if changes.size < _FEWEST or not length > 0:
+        return np.zeros(changes.size, np.float32)
+    return (changes / length).ravel().astype(np.float32)
