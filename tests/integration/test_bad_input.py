@@ -260,6 +260,7 @@ def test_unknown_label(cli: CommandLine, refused: Callable[..., str]) -> None:
 def test_class_absent_from_the_training_subjects(
     cli: CommandLine, refused: Callable[..., str]
 ) -> None:
+    cli.run(NEXT)  # keeps the split: a new one would be drawn with both classes in every part
     training = set(cli.data().subjects["train"][0])
     rewrite_labels(
         cli.store, lambda row: row | ({"sex": "F"} if row["subject"] in training else {})

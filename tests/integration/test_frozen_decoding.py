@@ -64,9 +64,13 @@ def test_features_are_standardised_over_scenes() -> None:
 
 
 def test_values_are_means_over_seeds_and_intervals_over_units() -> None:
-    parts = [{"row": {"a": 0.2, "b": 0.4}}, {"row": {"a": 0.6, "b": 0.4}}, {"row": {"c": 1.0}}]
+    parts = [
+        {"row": {"a": 0.2, "b": 0.4}},
+        {"row": {"a": 0.6, "b": 0.4}},
+        {"row": {"c": 1.0, "d": 0.6}},
+    ]
     values = merged(parts)
-    assert values == {"row": pytest.approx({"a": 0.4, "b": 0.4, "c": 1.0})}
+    assert values == {"row": pytest.approx({"a": 0.4, "b": 0.4, "c": 1.0, "d": 0.6})}
     found = interval(values["row"])
     assert found.value == pytest.approx(0.6) and 0.4 <= found.low < found.value < found.high <= 1
     assert interval(values["row"], values["row"]) == (0, 0, 0)

@@ -118,7 +118,7 @@ def test_the_checkpoint_is_what_is_probed_and_stays_as_it_was(cli: CommandLine) 
 
 def test_labels_are_those_of_a_fine_tuning_unless_flags_name_others(cli: CommandLine) -> None:
     write_tables(cli)
-    done = cli.run(f"{OWN} --limit_train_batches 1")
+    done = cli.run(f"{OWN} --train_split 0.5 --val_split 0.2 --limit_train_batches 1")
     own = probe_request(*parse_probe([str(done.folder)])).config.downstream
     assert own is not None and own.label_csv is not None and own.task == own.target_column
     other = probe_request(*parse_probe([str(done.folder), *["--downstream_task", "sex"]]))

@@ -118,7 +118,7 @@ def test_an_unknown_command_gets_the_nearest(
         ("train --label_smoothing 2 --head_dropout 1", "--label_smoothing"),
         ("train --load_model_path none.ckpt", "--load_model_path: there is no file 'none.ckpt'"),
         ("train --test_only", "--test_only: needs --test_ckpt_path"),
-        ("plan --gpus 8 --test_only", "--test_only: is what the plan"),
+        ("plan --gpus 8 --test_only", "--test_only: a flag of neuromamba train"),
         ("flops --patch_size 7 7 7 2", "--patch_size"),
         ("profile --profile_batches 0", "--profile_batches: got 0"),
         ("preprocess --input in --output out --min_frames 0", "--min_frames: got 0"),
