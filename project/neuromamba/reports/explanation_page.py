@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from neuromamba.common.atomic_files import atomic_path, write_text_atomically
+from neuromamba.common.text import visible
 from neuromamba.inference.batch import Batch, summary
 from neuromamba.inference.explain import ExplainOptions
 from neuromamba.inference.explanation_files import ATTRIBUTION, MEAN, PREDICTED, RANDOM, Group
@@ -22,6 +24,7 @@ from neuromamba.inference.group_maps import MIN_SUBJECTS
 from neuromamba.inference.output_folder import SCANS
 from neuromamba.pages.figures import save_figure, styled
 from neuromamba.pages.page import FileLink, Page, Picture, Section, Table, render, wrap_command
+from neuromamba.pages.policy import with_policy
 from neuromamba.reports.prediction_page import contract_section, scan_sections
 
 PAGE, VIEW = "report.html", "_view.html"
@@ -310,6 +313,11 @@ def map_figure(own: Path, random: Path, title: str, background: Path | None) -> 
     return figure
 
 
+def _title(name: str) -> str:
+    """A name as nilearn may put it into its page: nothing in it can end or begin an element."""
+    return re.sub("[<>&]", lambda found: f"\\u{ord(found[0]):04x}", visible(name))
+
+
 def _write_view(folder: Path, scan: str, native: bool) -> None:
     """Write the interactive page of a scan unless it is there; it needs no network."""
     from nilearn import plotting
@@ -326,8 +334,8 @@ def _write_view(folder: Path, scan: str, native: bool) -> None:
             vmax=end,
             cmap="RdBu_r",
             symmetric_cmap=True,
-            title=scan,
+            title=_title(scan),
             **below,
         )
         with atomic_path(path) as temporary:
-            temporary.write_text(view.get_standalone(), encoding="utf-8")
+            temporary.write_text(with_policy(view.get_standalone()), encoding="utf-8")
