@@ -8,11 +8,11 @@ a folder of safetensors                one file, or those of its model.safetenso
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.json_text import parse_json
 from neuromamba.config.names import SAFETENSORS
 
 FOR_USE = ("best.ckpt", "last.ckpt")
@@ -69,9 +69,9 @@ def safetensors_in(folder: Path, flag: str) -> list[Path]:
     if index.is_file():
         try:
             names = sorted(
-                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+                set(parse_json(index.read_text(encoding="utf-8"))["weight_map"].values())
             )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise damaged(index, flag, "no weight_map in it") from None
         for name in names:
             if len(name) > _LONGEST_NAME:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 from neuromamba.checkpoints.io import CheckpointContents, read_checkpoint
 from neuromamba.checkpoints.paths import find_checkpoint
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.json_text import parse_json
 from neuromamba.config.data import DataConfig
 from neuromamba.config.model import ModelConfig
 from neuromamba.config.serialise import from_dict, read_yaml
@@ -164,8 +164,8 @@ class RunFolder:
     def _json(self, name: str) -> dict[str, Any]:
         text = self._text(name)
         try:
-            found = json.loads(text)
-        except (ValueError, RecursionError):
+            found = parse_json(text)
+        except ValueError:
             found = None
         if not isinstance(found, dict):
             raise self._damaged(name)
