@@ -21,6 +21,9 @@ _LONGEST_NAME = 200  # characters
 _KINDS = (".ckpt", ".pt", ".pth", ".bin", SAFETENSORS)
 
 
+_WITHOUT = "there is no checkpoint in it. Give a checkpoint, or the folder of a finished run"
+
+
 def find_checkpoint(
     path: str | Path, flag: str = "--load_model_path", names: Sequence[str] = FOR_USE
 ) -> Path:
@@ -53,7 +56,7 @@ def find_checkpoint(
     if folder is path and safetensors_in(path, flag):
         return path
     found = sorted(file.name for file in folder.iterdir() if file.suffix in _KINDS)
-    remedy = f"name one of {', '.join(found[:8])}" if found else "there is no checkpoint in it"
+    remedy = f"name one of {', '.join(found[:8])}" if found else _WITHOUT
     raise UserInputError(f"{flag}: '{folder}' is a folder without {' and '.join(names)}; {remedy}.")
 
 

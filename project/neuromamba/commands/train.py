@@ -34,17 +34,21 @@ def run(argv: Sequence[str]) -> dict[str, float]:
 
     args, config = configured_run(build_parser(description=__doc__), argv)
     # Torch and Lightning take seconds: flags have been checked by now.
-    from neuromamba.fmamba.dry_run import describe_plan
+    from neuromamba.fmamba.dry_run import describe_plan, refuse_absent_checkpoints
+    from neuromamba.fmamba.remarks import remarks
     from neuromamba.fmamba.run import Run
     from neuromamba.layers.ssd_native.build import build_for_run
     from neuromamba.training.launch import find_launcher
 
     planned = Run(config)
+    first = find_launcher().rank == 0
+    for remark in remarks(config) if first else ():
+        print(f"warning: {remark}", flush=True)
     if args.dry_run:
-        print(describe_plan(planned))
+        print(describe_plan(planned), flush=True)
+        refuse_absent_checkpoints(config)
         return {}
     logging.basicConfig(format="%(message)s")
-    first = find_launcher().rank == 0
     logging.getLogger("neuromamba").setLevel(logging.INFO if first else logging.WARNING)
     planned.allocator.apply()
     report = print if first else lambda line: None

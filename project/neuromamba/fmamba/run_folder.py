@@ -81,7 +81,10 @@ class RunFolder:
         if self.config.get("test_ckpt_path"):
             return find_checkpoint(self.config["test_ckpt_path"], "run folder")
         if not (self.path / "checkpoints").is_dir():
-            raise UserInputError(f"{self.path}: no checkpoint; the run has not finished.")
+            raise UserInputError(
+                f"{self.path}: no checkpoint; the run has not finished. Start it again with "
+                f"--output_dir {self.path} --resume_ckpt_path last, or give a finished run."
+            )
         return find_checkpoint(self.path, "run folder")
 
     @cached_property
