@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy as np
 
 from neuromamba.checkpoints.io import CheckpointContents, read_checkpoint
 from neuromamba.checkpoints.paths import find_checkpoint
+from neuromamba.common.csv_cells import csv_records
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.json_text import parse_json
 from neuromamba.config.data import DataConfig
@@ -22,7 +24,14 @@ from neuromamba.config.model import ModelConfig
 from neuromamba.config.serialise import from_dict, read_yaml
 from neuromamba.config.training import DownstreamConfig
 from neuromamba.data.windows.run_data import RunData
-from neuromamba.evaluation.result_files import CURVES, METRICS, PREDICTIONS, curve, metrics_from
+from neuromamba.evaluation.result_files import (
+    CURVES,
+    METRICS,
+    PREDICTIONS,
+    SUBJECTS,
+    curve,
+    metrics_from,
+)
 from neuromamba.evaluation.scores import SubjectScores, read_scores
 
 
@@ -159,6 +168,32 @@ class RunFolder:
     def scores(self, part: str = "test") -> SubjectScores:
         """Scores of the test or validation ("val") subjects, averaged over each one's windows."""
         return read_scores(self.path / PREDICTIONS[part])
+
+    def check_subjects(self) -> None:
+        """Compare ``subjects.csv``, which people read beside a page, with the predictions.
+
+        Raises:
+            UserInputError: it is damaged, or of other subjects; a run without it is fine.
+        """
+        if not (self.path / SUBJECTS).is_file():
+            return
+        wanted = set(self.scores().subjects)
+        try:
+            # Not by lines of the text: a name in quotes may hold a line break.
+            rows = list(csv_records(io.StringIO(self._text(SUBJECTS), newline="")))
+            found = {row["subject"] for row in rows if row["part"] == "test"}
+            for row in rows:
+                float(row["target"])
+        except (ValueError, KeyError, TypeError, csv.Error) as error:
+            if isinstance(error, UserInputError):
+                raise
+            raise self._damaged(SUBJECTS) from None
+        if found != wanted:
+            raise UserInputError(
+                f"{self.path / SUBJECTS}: has {len(found)} test subjects, and "
+                f"{PREDICTIONS['test']} beside it {len(wanted)}, {len(found & wanted)} of them the "
+                f"same. Restore it, or run again."
+            )
 
     def has_scores(self, part: str) -> bool:
         """Whether there are predictions of a part."""
