@@ -14,8 +14,8 @@ import itertools
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.common.json_text import read_json_record
 from neuromamba.common.seeds import seed_run
 from neuromamba.common.text import some_of
+from neuromamba.common.workers import available_cpus, in_processes
 from neuromamba.config.serialise import to_dict
 from neuromamba.data.windows.data_module import FMRIDataModule
 from neuromamba.data.windows.run_data import RunData, with_training_subjects
@@ -59,6 +60,7 @@ class Study(NamedTuple):
         steps: optimiser steps of a training.
         scratch_steps: of one from scratch.
         output: folder of the results.
+        at_once: trainings at the same time.
     """
 
     config: RunConfig
@@ -67,6 +69,7 @@ class Study(NamedTuple):
     steps: int
     scratch_steps: int
     output: Path
+    at_once: int = 1
 
 
 class Training(NamedTuple):
@@ -75,6 +78,9 @@ class Training(NamedTuple):
     labels: int
     draw: int
     model: str
+
+    def __str__(self) -> str:
+        return f"{self.labels} a class, draw {self.draw + 1}, {self.model}"
 
     def folder(self, output: Path) -> Path:
         """Where its predictions are."""
@@ -128,47 +134,61 @@ def run_study(study: Study) -> list[Point]:
             study.labels, range(study.draws), (PRETRAINED, SCRATCH)
         )
     ]
-    done = {one for one in wanted if (one.folder(study.output) / PREDICTIONS["test"]).is_file()}
+    done = [one for one in wanted if (one.folder(study.output) / PREDICTIONS["test"]).is_file()]
     tested = sum(map(len, data.subjects["test"]))
     print(
         f"{len(wanted)} trainings, {len(done)} of them done; each is tested on {tested} subjects",
         flush=True,
     )
     metric, units = main_metric(study.config), units_of(data, "test")
-    scores: dict[Training, SubjectScores] = {}
-    with _messages_once():
-        for number, one in enumerate(wanted, start=1):
-            if one not in done:
-                train_once(study, data, hardware, one)
-            found = read_scores(one.folder(study.output) / PREDICTIONS["test"])
-            unit = tuple(units[name] for name in found.subjects)
-            scores[one] = found._replace(resampling_unit=unit)
-            if one not in done:
-                print(
-                    f"[{number}/{len(wanted)}] {one.labels} a class, draw {one.draw + 1}, "
-                    f"{one.model}: {metric} {found.metrics()[metric]:.3f}",
-                    flush=True,
-                )
+    found = {one: _scores_of(study, one, units) for one in done}
+    missing = [one for one in wanted if one not in found]
+    for one in in_processes(partial(_train, study, data, hardware), missing, study.at_once, _ended):
+        found[one] = _scores_of(study, one, units)
+        print(
+            f"[{len(found)}/{len(wanted)}] {one}: {metric} {found[one].metrics()[metric]:.3f}",
+            flush=True,
+        )
+    scores = {one: found[one] for one in wanted}
     points = summarise(scores, metric)
     write_results(study, scores, points)
     return points
 
 
-@contextmanager
-def _messages_once() -> Iterator[None]:
-    """Within it, a message about loaded weights passes once: all load the same checkpoint."""
-    passed: set[str] = set()
+def _scores_of(study: Study, one: Training, units: Mapping[str, str]) -> SubjectScores:
+    """The test scores of a finished training."""
+    found = read_scores(one.folder(study.output) / PREDICTIONS["test"])
+    return found._replace(resampling_unit=tuple(units[name] for name in found.subjects))
 
-    def is_new(record: logging.LogRecord) -> bool:
-        new = record.getMessage() not in passed
-        passed.add(record.getMessage())
-        return new
 
-    weights.logger.addFilter(is_new)
+def _ended(one: Training) -> Training:
+    raise UserInputError(
+        f"--at_once: the process of a training ({one}) was ended from outside, probably for want "
+        f"of memory. Call again with a lower --at_once; finished trainings are kept."
+    )
+
+
+_passed: set[str] = set()  # messages of this process
+
+
+def _is_new(record: logging.LogRecord) -> bool:
+    new = record.getMessage() not in _passed
+    _passed.add(record.getMessage())
+    return new
+
+
+def _train(study: Study, data: RunData, hardware: Hardware, one: Training) -> Training:
+    """Do a training with its share of the processor's threads."""
+    threads = torch.get_num_threads()
+    weights.logger.addFilter(_is_new)  # all load the same checkpoint: what is said is said once
     try:
-        yield
+        if study.at_once > 1:
+            torch.set_num_threads(max(1, available_cpus() // study.at_once))
+        train_once(study, data, hardware, one)
     finally:
-        weights.logger.removeFilter(is_new)
+        torch.set_num_threads(threads)
+        weights.logger.removeFilter(_is_new)
+    return one
 
 
 def check_enough(classes: Mapping[str, int | float], labels: Sequence[int]) -> None:
@@ -204,7 +224,7 @@ def train_once(study: Study, data: RunData, hardware: Hardware, one: Training) -
     chosen = draw_subjects(classes, one.labels, draw=one.draw, seed=seed)
     data = with_training_subjects(data, chosen)
     seed_run(seed + one.draw)
-    module = builders.build_module(config, data, steps)
+    module = builders.build_module(config, data, steps, measured=False)  # writes no checkpoint
     assert isinstance(module, DownstreamModule)
     weights.load_weights(module, config, data)
     trainer = assemble_trainer(
