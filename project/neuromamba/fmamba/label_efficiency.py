@@ -24,6 +24,7 @@ import torch
 from neuromamba.checkpoints.io import read_checkpoint
 from neuromamba.common.atomic_files import make_folder, write_text_atomically
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.json_text import read_json_record
 from neuromamba.common.seeds import seed_run
 from neuromamba.common.text import some_of
 from neuromamba.common.workers import available_cpus, in_processes
@@ -300,7 +301,8 @@ def keep_settings(study: Study, data: RunData) -> None:
     text = json.dumps(settings, indent=1, sort_keys=True, default=list) + "\n"
     path = study.output / SETTINGS
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        remedy = "Choose another folder, or remove that one."
+        before = read_json_record(path, remedy, "--output_dir")
         now = json.loads(text)
         changed = sorted(key for key in now if before.get(key) != now[key])
         if changed:
@@ -335,15 +337,19 @@ def write_results(
 
 def read_points(output: Path) -> tuple[list[Point], str]:
     """The points of ``label_efficiency.json``, and the metric."""
-    record = json.loads((output / RESULT).read_text(encoding="utf-8"))
+    path, remedy = output / RESULT, "Remove it and call neuromamba label-efficiency again."
+    record = read_json_record(path, remedy)
     points = []
-    for point in record["points"]:
-        values = [
-            Interval(*(math.nan if v is None else v for v in point[name].values()))
-            for name in _VALUES
-        ]
-        points.append(Point(point["subjects_a_class"], point["draws"], *values))
-    return points, record["metric"]
+    try:
+        for point in record["points"]:
+            values = [
+                Interval(*(math.nan if v is None else v for v in point[name].values()))
+                for name in _VALUES
+            ]
+            points.append(Point(point["subjects_a_class"], point["draws"], *values))
+        return points, record["metric"]
+    except (KeyError, TypeError, AttributeError):
+        raise UserInputError(f"{path}: is damaged. {remedy}") from None
 
 
 def lines_of(points: Sequence[Point], metric: str) -> list[str]:

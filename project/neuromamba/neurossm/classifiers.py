@@ -17,12 +17,14 @@ from torch import nn
 from neuromamba.common.atomic_files import atomic_path
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.seeds import seed_run
+from neuromamba.data.regions.batches import ScanDataset, ScanLoader
 from neuromamba.data.regions.scan import Scan
+from neuromamba.layers.packing import Packed
 from neuromamba.neurossm.config import FitConfig, NeuroSSMConfig
 from neuromamba.neurossm.gru import GRUClassifier
 from neuromamba.neurossm.linear import FEATURES, features_of, fit_and_predict
 from neuromamba.neurossm.model import NeuroSSM
-from neuromamba.neurossm.module import encoded, score
+from neuromamba.neurossm.module import score
 from neuromamba.neurossm.train import train
 from neuromamba.training.strategies import Hardware
 
@@ -166,8 +168,21 @@ class UntrainedClassifier:
         model = self.network.build()
         assert isinstance(model, NeuroSSM)
         batch, device = self.network.fit.eval_batch_size, self.network.device
-        x, new = (encoded(model, scans, batch, device) for scans in (train_scans, test_scans))
+        x, new = (_encoded(model, scans, batch, device) for scans in (train_scans, test_scans))
         return fit_and_predict(x, new, train_scans, seed)
+
+
+@torch.no_grad()
+def _encoded(
+    model: NeuroSSM, scans: Sequence[Scan], batch_size: int, device: torch.device
+) -> np.ndarray:
+    """What the pathways give for whole scans, float32 [scans, P D]: all of z, side by side."""
+    model = model.eval().to(device)
+    found = []
+    for batch in ScanLoader(ScanDataset(scans), batch_size):
+        packed = Packed(batch["frames"].to(device), batch["lengths"])
+        found.append(model.encode(model.inputs(packed)).flatten(1).float().cpu())
+    return torch.cat(found).numpy()
 
 
 def classifier(name: str, model: NeuroSSMConfig, fit: FitConfig, hardware: Hardware) -> Classifier:

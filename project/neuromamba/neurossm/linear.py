@@ -30,9 +30,7 @@ FEATURES: Mapping[str, Callable[[Scan], np.ndarray]] = {
 }
 
 
-def fit_and_predict(
-    x: np.ndarray, new: np.ndarray, scans: Sequence[Scan], seed: int
-) -> np.ndarray:
+def fit_and_predict(x: np.ndarray, new: np.ndarray, scans: Sequence[Scan], seed: int) -> np.ndarray:
     """Fit on the features of some scans, score others.
 
     The penalty is chosen in inner folds of the training scans that keep groups together.

@@ -14,7 +14,6 @@ from neuromamba.data.regions.batches import ScanDataset, ScanLoader
 from neuromamba.data.regions.scan import Scan
 from neuromamba.layers.packing import Packed
 from neuromamba.neurossm.config import FitConfig
-from neuromamba.neurossm.model import NeuroSSM
 
 
 class ROIModule(LightningModule):
@@ -76,16 +75,3 @@ def score(model: nn.Module, scans: Sequence[Scan], batch_size: int, device: torc
         packed = Packed(batch["frames"].to(device), batch["lengths"])
         found.append(model(packed).float().cpu())
     return Scores(np.array([scan.label for scan in scans]), torch.cat(found).numpy())
-
-
-@torch.no_grad()
-def encoded(
-    model: NeuroSSM, scans: Sequence[Scan], batch_size: int, device: torch.device
-) -> np.ndarray:
-    """What the pathways give for whole scans, float32 [scans, P D]: all of z, side by side."""
-    model = model.eval().to(device)
-    found = []
-    for batch in ScanLoader(ScanDataset(scans), batch_size):
-        packed = Packed(batch["frames"].to(device), batch["lengths"])
-        found.append(model.encode(model.inputs(packed)).flatten(1).float().cpu())
-    return torch.cat(found).numpy()

@@ -15,6 +15,7 @@ from scipy import stats
 from neuromamba.common.atomic_files import write_text_atomically
 from neuromamba.common.csv_cells import CsvWriter
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.json_text import read_json, read_json_record
 from neuromamba.config.names import LAST_LAYER
 from neuromamba.evaluation.intervals import CONFIDENCE, Interval
 from neuromamba.evaluation.probe_rows import PRETRAINED, UNTRAINED
@@ -100,6 +101,9 @@ def study_rows(study: ObjectivesStudy) -> list[StudyRow]:
     return rows
 
 
+_REMEDY = "Remove its folder and call neuromamba reproduce again."
+
+
 def with_added(rows: Sequence[StudyRow], files: Sequence[Path]) -> list[StudyRow]:
     """Add the seeds that were run elsewhere.
 
@@ -130,8 +134,9 @@ def with_added(rows: Sequence[StudyRow], files: Sequence[Path]) -> list[StudyRow
 
 
 def _read_rows(path: Path) -> list[StudyRow]:
+    remedy = "Give study_objectives.json files of this command."
+    record = read_json_record(path, remedy, "--add")
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
         return [
             StudyRow(
                 *(str(row[name]) for name in ("effect", "label", "objective", "model")),
@@ -143,12 +148,8 @@ def _read_rows(path: Path) -> list[StudyRow]:
             )
             for row in record["rows"]
         ]
-    except OSError as error:
-        raise UserInputError(f"--add: '{path}' cannot be read ({error.strerror}).") from None
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
-        raise UserInputError(
-            f"--add: '{path}' is not a study_objectives.json of this command."
-        ) from None
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserInputError(f"--add: '{path}' is another kind of file. {remedy}") from None
 
 
 def _row(places: Sequence[Place], name: str, label: str, model: str) -> StudyRow:
@@ -157,7 +158,10 @@ def _row(places: Sequence[Place], name: str, label: str, model: str) -> StudyRow
     for place in places:
         if not (place.probe(name) / MARKER).is_file():
             continue
-        metrics = json.loads((place.run(name) / "metrics.json").read_text(encoding="utf-8"))
+        path = place.run(name) / "metrics.json"
+        metrics = read_json_record(path, _REMEDY)
+        if not isinstance(metrics.get("train/steps"), int | float):
+            raise UserInputError(f"{path}: is damaged (no train/steps). {_REMEDY}")
         steps[place.seed] = int(metrics["train/steps"])
         found = _probe_values(place.probe(name) / "probe.json", model)
         if model == PRETRAINED:
@@ -170,11 +174,15 @@ def _row(places: Sequence[Place], name: str, label: str, model: str) -> StudyRow
 
 def _probe_values(path: Path, model: str) -> dict[str, float | None]:
     """Linear probes of the last features."""
-    return {
-        f"{row['pool']}/{row['subjects_a_class'] or 'all'}": row["value"]
-        for row in json.loads(path.read_text(encoding="utf-8"))
-        if row["layer"] == LAST_LAYER and row["model"] == model and row["probe"] == "linear"
-    }
+    listed = read_json(path, _REMEDY)
+    try:
+        return {
+            f"{row['pool']}/{row['subjects_a_class'] or 'all'}": row["value"]
+            for row in listed
+            if row["layer"] == LAST_LAYER and row["model"] == model and row["probe"] == "linear"
+        }
+    except (KeyError, TypeError):
+        raise UserInputError(f"{path}: is damaged. {_REMEDY}") from None
 
 
 # ------------------------------------------------------------------------------ writing

@@ -44,6 +44,7 @@ from neuromamba.data.store.header import (
     Triple,
     no_store,
     run_file_name,
+    why_no_name,
 )
 from neuromamba.data.store.own_bytes import why_no_grid, why_not_own
 from neuromamba.data.store.raw_run import (
@@ -188,6 +189,7 @@ def _checked_header(file: h5py.File, path: Path) -> RunHeader:
     header = RunHeader(**values)
     lost = [name for name in ("scale", "offset", "mean", "std") if not np.isfinite(values[name])]
     wrong = f"not finite: {', '.join(lost)}" if lost else ""
+    wrong = wrong or why_no_name(header.subject, header.session, header.task, header.run)
     if wrong := wrong or why_no_grid(header.grid, header.n_voxels):
         raise UserInputError(f"{path}: an attribute is damaged ({wrong}). {again}")
     for name in _DATA:
