@@ -74,3 +74,36 @@ def layout(page: str, width: int, folder: Path) -> Layout:
     )
     (found,) = re.findall(r'<pre id="found">(\{.*?\})</pre>', done.stdout, re.DOTALL)
     return Layout(**json.loads(html.unescape(found)))
+
+
+class Opened(NamedTuple):
+    """A page that was opened: its document afterwards, and what the browser's console says."""
+
+    document: str
+    console: list[str]
+
+
+def opened(page: str, folder: Path) -> Opened:
+    """Open the HTML of a page, and let its scripts run."""
+    assert CHROMIUM is not None
+    file = folder / "opened.html"
+    file.write_text(page, encoding="utf-8")
+    done = subprocess.run(
+        [
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={folder / 'profile'}",
+            "--virtual-time-budget=5000",
+            "--enable-logging=stderr",
+            "--v=0",
+            "--dump-dom",
+            file.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return Opened(done.stdout, re.findall(r"CONSOLE:\d+\] (.*)", done.stderr))

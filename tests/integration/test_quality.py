@@ -27,6 +27,7 @@ from neuromamba.data.ingest.folder import convert_folder
 from neuromamba.data.store.header import RunSource
 from neuromamba.data.store.reader import RunFile
 from neuromamba.data.store.writer import write_run
+from neuromamba.pages.policy import policy
 from neuromamba.reports.quality import survey as store_survey
 from tests.helpers.preloaded import preloaded_python
 from tests.helpers.quality_store import FAULTS, HEALTHY, write_brain, write_store
@@ -483,6 +484,10 @@ def test_page_in_a_browser(finished: Path, width: int, tmp_path: Path) -> None:
         pytest.skip("no chromium on this machine")
     text = (finished / "quality" / "quality.html").read_text(encoding="utf-8")
     page, picture = tmp_path / "page.html", tmp_path / "page.png"
+    # The page's policy admits its own scripts only.
+    admitted = policy([], [PROBE.removeprefix("<script>").removesuffix("</script>")])
+    (source,) = re.findall(r"script-src ('[^']*')", admitted)
+    text = text.replace("script-src ", f"script-src {source} ")
     page.write_text(text.replace("</body>", PROBE + "</body>"), encoding="utf-8")
     # A window has a least width; a frame in it has not.
     frame = f'<iframe src="page.html" style="border:0" width="{width}" height="3000"></iframe>'

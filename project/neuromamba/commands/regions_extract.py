@@ -73,6 +73,7 @@ def run(argv: Sequence[str]) -> int:
         UserInputError: a mistake that the user can correct.
     """
     args = build_parser().parse_args(argv)
+    sources = find_runs(args.input, args.layout, Choice(args.space)).sources
     # Imported here: nilearn takes seconds, and a wrong flag need not wait for it.
     from neuromamba.data.regions.extract_folder import (
         check_output,
@@ -90,7 +91,6 @@ def run(argv: Sequence[str]) -> int:
     extraction = Extraction(
         args.confounds, args.low_pass, args.high_pass, args.tr, args.min_dof, args.space
     )
-    sources = find_runs(args.input, args.layout, Choice(args.space)).sources
     table = None if args.label_csv is None else label_table(Path(args.label_csv), sources)
     atlas = chosen_atlas(args.atlas, Path(args.data_dir))
     make_folder(output.parent, "--output")

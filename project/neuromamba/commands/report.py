@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from neuromamba.common.cli import run_command
+from neuromamba.common.errors import UserInputError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -47,6 +48,19 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def require_run_folder(path: Path) -> None:
+    """Refuse what ``neuromamba train`` has not written, before torch is imported.
+
+    Raises:
+        UserInputError: there is no config.yaml.
+    """
+    if not (path / "config.yaml").is_file():
+        raise UserInputError(
+            f"{path}: no run folder, it has no config.yaml. Give the folder of a finished run of "
+            f"neuromamba train."
+        )
+
+
 def run(argv: Sequence[str]) -> Path:
     """Write the report; returns its path.
 
@@ -54,6 +68,8 @@ def run(argv: Sequence[str]) -> Path:
         UserInputError: a mistake that the user can correct.
     """
     args = build_parser().parse_args(argv)
+    for name in args.runs:
+        require_run_folder(Path(name))
     # Imported here: torch and scikit-learn take seconds, and a wrong flag need not wait for them.
     from neuromamba.common.atomic_files import make_folder, write_text_atomically
     from neuromamba.fmamba.baselines import baselines_of_data

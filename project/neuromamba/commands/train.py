@@ -33,16 +33,18 @@ def run(argv: Sequence[str]) -> dict[str, float]:
     from neuromamba.fmamba.flags import build_parser
 
     args, config = configured_run(build_parser(description=__doc__), argv)
+    if args.dry_run:
+        from neuromamba.fmamba.dry_run import describe_plan
+        from neuromamba.fmamba.planned import PlannedRun
+
+        print(describe_plan(PlannedRun(config)))
+        return {}
     # Torch and Lightning take seconds: flags have been checked by now.
-    from neuromamba.fmamba.dry_run import describe_plan
     from neuromamba.fmamba.run import Run
     from neuromamba.layers.ssd_native.build import build_for_run
     from neuromamba.training.launch import find_launcher
 
     planned = Run(config)
-    if args.dry_run:
-        print(describe_plan(planned))
-        return {}
     logging.basicConfig(format="%(message)s")
     first = find_launcher().rank == 0
     logging.getLogger("neuromamba").setLevel(logging.INFO if first else logging.WARNING)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import errno
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.text import visible
 
 # Exit statuses besides 0, and 1 for "done, but something was found"; docs/fault_tolerance.md is the
 # users' copy.
@@ -49,7 +53,8 @@ def run_command(command: Callable[[], int | None], interrupted: str) -> int:
         interrupted: what the user should know after Ctrl-C.
     """
     try:
-        return command() or 0
+        with visible_output():
+            return command() or 0
     except UserInputError as error:
         message, status = str(error), FAILED
     except OSError as error:
@@ -60,5 +65,50 @@ def run_command(command: Callable[[], int | None], interrupted: str) -> int:
         message, status = f"{place}{error.strerror}; {remedy}, and call again.", FAILED
     except KeyboardInterrupt:
         message, status = f"interrupted; {interrupted}", INTERRUPTED
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print_error(message)
     return status
+
+
+def print_error(message: object) -> None:
+    """Print the one line in which a command that failed ends."""
+    print(f"error: {visible(str(message))}", file=sys.stderr, flush=True)
+
+
+# What progress bars and coloured logs send to a terminal, and nothing else that could change what
+# stands on it: lines, tabs, cursor up, erase, colours.
+_SENT = re.compile(r"(\x1b\[[0-9;]*[AKm]|[\n\r\t\x08]+)")
+
+
+class _VisibleStream:
+    """A text stream that shows characters which cannot be seen by their codes."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        parts = _SENT.split(text)
+        self._stream.write(
+            "".join([visible(part) if i % 2 == 0 else part for i, part in enumerate(parts)])
+        )
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def visible_output() -> Iterator[None]:
+    """Show what cannot be seen in names that a command prints, on a terminal or into a log."""
+    before = sys.stdout, sys.stderr
+    if any(isinstance(stream, _VisibleStream) for stream in before):
+        yield
+        return
+    sys.stdout, sys.stderr = (_VisibleStream(stream) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before

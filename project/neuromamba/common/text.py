@@ -2,7 +2,41 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+
+# Control characters (C0, C1), and characters that show nothing but change what is shown around
+# them: directions of writing, joiners, line separators, tags, halves of characters.
+_INVISIBLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
+    "\u2028-\u202e\u2060-\u206f\u3164\ud800-\udfff\ufeff\uffa0\ufff9-\ufffb"
+    "\U000e0000-\U000e007f]"
+)
+
+
+def is_invisible(character: str) -> bool:
+    """Whether a character is one that ``visible`` shows by its code."""
+    return bool(_INVISIBLE.fullmatch(character))
+
+
+def visible(text: str, keep: str = "") -> str:
+    """Return a text from data with its invisible characters shown by their codes (``\\u202e``).
+
+    A name with a mark that turns the direction of writing, an escape sequence of terminals or a
+    line break could otherwise show something that is not there.
+
+    Args:
+        text: to show.
+        keep: characters to leave, such as a line break of our own text.
+    """
+
+    def code(found: re.Match[str]) -> str:
+        if found[0] in keep:
+            return found[0]
+        number = ord(found[0])
+        return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+    return _INVISIBLE.sub(code, text)
 
 
 def number(text: str) -> float | None:
@@ -28,7 +62,7 @@ def some_of(names: Iterable[object], most: int = 10, hint: str = "") -> str:
         most: how many to list.
         hint: where the others can be found; added in parentheses if there are others.
     """
-    found = list(map(str, names))
+    found = [visible(str(name)) for name in names]
     more = f" and {len(found) - most} more" if len(found) > most else ""
     return ", ".join(found[:most]) + more + (f" ({hint})" if more and hint else "")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.metrics import roc_curve
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.evaluation.curves import roc_points
 
 BINS = 10
 
@@ -87,7 +87,7 @@ def best_threshold(probability: np.ndarray, target: np.ndarray) -> float:
             "--adjust_thresh: probabilities of validation subjects are not finite, so no threshold "
             "can be chosen. Leave --adjust_thresh out, and look for what made the model diverge."
         )
-    false, true, at = roc_curve(target, probability, drop_intermediate=False)
+    false, true, at = roc_points(target, probability)
     best = np.flatnonzero(np.isclose(true - false, (true - false).max(), atol=1e-12))
     scores = np.concatenate([[1.0], np.sort(np.unique(probability))[::-1], [0.0]])
     # Positive is what is at or above a score of the curve; up to halfway to the next lower one

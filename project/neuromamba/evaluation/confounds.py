@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import f as f_distribution
-from sklearn.metrics import r2_score
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.evaluation.confound_columns import regressors
@@ -83,6 +81,10 @@ def explained(x: np.ndarray, value: np.ndarray) -> Explained:
     free = samples - used - 1
     if free < 1 or not used or np.ptp(value) == 0:
         return Explained(float("nan"), float("nan"))
+    # Imported here: both take seconds, and most reports have no confounds.
+    from scipy.stats import f as f_distribution
+    from sklearn.metrics import r2_score
+
     share = r2_score(value, value - _residual(x, value))
     if share >= 1:
         return Explained(1.0, 0.0)

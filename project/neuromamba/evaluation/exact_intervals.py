@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import beta
 
 
 def proportion_bounds(hits: int, trials: int, confidence: float) -> tuple[float, float]:
@@ -20,6 +19,8 @@ def proportion_bounds(hits: int, trials: int, confidence: float) -> tuple[float,
         confidence: the share of such intervals that hold the true proportion, or more.
     """
     tail = (1 - confidence) / 2
+    from scipy.stats import beta  # takes half a second to import
+
     low = float(beta.ppf(tail, hits, trials - hits + 1)) if hits else 0.0
     high = float(beta.isf(tail, hits + 1, trials - hits)) if hits < trials else 1.0
     return low, high

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import bootstrap
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -87,6 +86,8 @@ def bootstrap_interval(
         rows = np.concatenate([np.broadcast_to(c, (*lead, c.shape[-1])) for c in chosen], axis=-1)
         flat = rows.astype(int).reshape(-1, rows.shape[-1])
         return np.array([statistic(row) for row in flat]).reshape(lead)
+
+    from scipy.stats import bootstrap  # takes half a second to import
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tells of what is NaN here

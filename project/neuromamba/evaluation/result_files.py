@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from neuromamba.common.atomic_files import atomic_path, write_text_atomically
+from neuromamba.common.csv_cells import CsvWriter, csv_records
 from neuromamba.common.errors import UserInputError
 
 ValueT = TypeVar("ValueT")
@@ -55,13 +56,13 @@ def score_columns(target: np.ndarray, score: np.ndarray) -> list[str]:
 
 
 @contextmanager
-def _csv_writer(path: Path) -> Iterator[Any]:
+def _csv_writer(path: Path) -> Iterator[CsvWriter]:
     """Open a CSV file for writing atomically."""
     with (
         atomic_path(path) as temporary,
         open(temporary, "w", newline="", encoding="utf-8") as stream,
     ):
-        yield csv.writer(stream, lineterminator="\n")
+        yield CsvWriter(stream)
 
 
 def write_predictions(found: Predictions, path: Path, sample: str = "window") -> None:
@@ -85,7 +86,7 @@ def read_predictions(path: Path, remedy: str) -> Predictions:
     """
     try:
         with open(path, newline="", encoding="utf-8") as stream:
-            rows = list(csv.DictReader(stream))
+            rows = list(csv_records(stream))
     except OSError as error:
         raise UserInputError(f"{path}: cannot be read ({error.strerror}). {remedy}") from None
     except (csv.Error, UnicodeDecodeError):
@@ -170,7 +171,7 @@ def curve(text: str, name: str) -> tuple[np.ndarray, np.ndarray]:
     """
     points = [
         (int(row["step"]) + 1, float(row[name]))
-        for row in map(under_current_names, csv.DictReader(text.splitlines()))
+        for row in map(under_current_names, csv_records(text.splitlines()))
         if row.get(name)
     ]
     steps, values = zip(*points, strict=True) if points else ((), ())

@@ -12,22 +12,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from neuromamba.common.atomic_files import make_folder, write_text_atomically
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.windows.run_data import RunData
-from neuromamba.evaluation.linear_models import fit_linear, fit_svm
 from neuromamba.evaluation.scores import SubjectScores, read_scores, write_scores
-from neuromamba.fmamba.subject_features import (
-    SubjectFeatures,
-    atlas_parcellation,
-    grid_parcellation,
-    subject_features,
-    union_of_masks,
-)
+
+if TYPE_CHECKING:
+    from neuromamba.fmamba.subject_features import SubjectFeatures
 
 FC, MEAN_VOLUME, SVM = "FC", "mean volume", "mean volume, SVM"
 RECORD = "baselines.json"
@@ -66,6 +61,15 @@ def fit_baselines(data: RunData, seed: int = 0, atlas: Path | None = None) -> li
     if not data.windows_in("test"):
         raise UserInputError("baselines: there are no test subjects.")
     parts = ("train",) if data.config.include_valid_to_train else ("train", "val")
+    # Imported here: baselines are kept, and scikit-learn takes seconds to load.
+    from neuromamba.evaluation.linear_models import fit_linear, fit_svm
+    from neuromamba.fmamba.subject_features import (
+        atlas_parcellation,
+        grid_parcellation,
+        subject_features,
+        union_of_masks,
+    )
+
     voxels = union_of_masks(data, parts)
     regions = (
         grid_parcellation(data.config.grid, voxels)

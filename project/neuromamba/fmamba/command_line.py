@@ -6,7 +6,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from neuromamba.common.errors import UserInputError
 from neuromamba.config.flag_parser import Parser, parse_arguments
+from neuromamba.data.store.header import no_store
 from neuromamba.fmamba.checkpoint_flags import apply_checkpoint
 from neuromamba.fmamba.flags import build_parser
 from neuromamba.fmamba.run_config import RunConfig, run_config
@@ -34,4 +36,21 @@ def configured_run(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Namesp
         args, given = apply_checkpoint(
             args, given, args.load_model_path, "--load_model_path", False
         )
-    return args, run_config(args, given)
+    config = run_config(args, given)
+    if not args.dry_run:
+        _require_paths(config)
+    return args, config
+
+
+def _require_paths(config: RunConfig) -> None:
+    """Refuse paths that are not there while it costs no time: a dry run lists them.
+
+    Raises:
+        UserInputError: names the flag and the path.
+    """
+    for path in filter(None, config.data.image_path):
+        if not Path(path).exists():
+            raise no_store(path)
+    resumed = config.flags["resume_ckpt_path"]
+    if resumed and resumed != "last" and not Path(resumed).exists():
+        raise UserInputError(f"--resume_ckpt_path: there is no file '{resumed}'.")

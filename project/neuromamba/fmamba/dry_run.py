@@ -10,15 +10,15 @@ import torch
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.windows.description import describe
 from neuromamba.data.windows.run_data import RunData
-from neuromamba.fmamba import run_outputs as outputs
-from neuromamba.fmamba.builders import build_module, describe_objective, locate_data
-from neuromamba.fmamba.resume import find_resume_point
-from neuromamba.fmamba.run import Run
-from neuromamba.fmamba.trainer import accumulation, epochs, total_steps
+from neuromamba.fmamba.planned import PlannedRun
+from neuromamba.fmamba.run_config import describe_objective
+from neuromamba.fmamba.steps import accumulation, epochs, total_steps
+from neuromamba.fmamba.stores import locate_data
+from neuromamba.fmamba.weight_counts import count_weights
 from neuromamba.layers.ssd import select_backend
 
 
-def _begins(run: Run) -> str:
+def _begins(run: PlannedRun) -> str:
     """Say from which checkpoint the run would resume; "" if that was not asked for.
 
     Raises:
@@ -27,6 +27,10 @@ def _begins(run: Run) -> str:
     config = run.config
     if not config.flags["resume_ckpt_path"]:
         return ""
+    # Imported here: a checkpoint is read as Lightning wrote it, and other plans do without.
+    from neuromamba.fmamba import run_outputs as outputs
+    from neuromamba.fmamba.resume import find_resume_point
+
     run_dir = outputs.choose_run_dir(config, outputs.run_name(config))
     point = find_resume_point(config, run_dir)
     if point is None:
@@ -34,7 +38,7 @@ def _begins(run: Run) -> str:
     return f"after step {point.progress['global_step']:,}, from {point.path}"
 
 
-def describe_plan(run: Run) -> str:
+def describe_plan(run: PlannedRun) -> str:
     """Say what the run would do, and what this machine lacks for it; nothing is written.
 
     Raises:
@@ -67,17 +71,14 @@ def describe_plan(run: Run) -> str:
         path = config.flags[flag]
         if path and not Path(path).exists():
             missing.append(f"--{flag}: there is no file '{path}'.")
-    with torch.device("meta"):
-        module = build_module(config, None, 1)
-    model = config.model
-    trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    weights, model = count_weights(config), config.model
     rows: list[tuple[str, Any]] = [
         ("objective", describe_objective(config)),
         (
             "model",
             f"{model.model} D={model.embed_dim} depth={model.depth} N={model.d_state} "
-            f"headdim={model.headdim}: {sum(p.numel() for p in module.parameters()):,} "
-            f"parameters, {trainable:,} trainable",
+            f"headdim={model.headdim}: {weights.parameters:,} "
+            f"parameters, {weights.trained:,} trainable",
         ),
         (
             "tokens",

@@ -12,7 +12,7 @@ import torch
 from neuromamba.checkpoints.files import why_unwritten
 from neuromamba.common.errors import UserInputError
 from neuromamba.fmamba.run_config import RunConfig
-from neuromamba.fmamba.trainer import accumulation
+from neuromamba.fmamba.steps import accumulation
 from neuromamba.training.checkpoint_writer import UnwrittenError, remove
 from neuromamba.training.fault_tolerance import FaultTolerance
 from neuromamba.training.rank_sync import several_ranks, where

@@ -12,11 +12,13 @@ S places (spatial patches).
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from neuromamba.config.model import HeadConfig, ModelConfig
+from neuromamba.fmamba.run_config import RunConfig
 from neuromamba.layers.ssd.flop_count import scan_products
 from neuromamba.layers.ssd.types import CHUNK
 
@@ -153,3 +155,14 @@ def window_flops(
     backbone = [term for term in terms if not term.name.startswith("output layer")]
     own = 3 * total(head_terms(head, config, tokens))
     return own + (total(backbone) if frozen else training_total(backbone))
+
+
+def flops_of(config: RunConfig) -> Callable[[int], int]:
+    """FLOPs of training on a window, by its tokens."""
+    masked = None
+    if config.pretrain is not None:
+        masked = config.pretrain.predicted_share(config.model.token_grid[3])
+    frozen = config.downstream is not None and config.downstream.freeze_feature_extractor
+    return functools.partial(
+        window_flops, config.model, masked=masked, head=config.head, frozen=frozen
+    )

@@ -38,6 +38,7 @@ from neuromamba.fmamba.downstream import DownstreamModule
 from neuromamba.fmamba.run_config import RunConfig
 from neuromamba.fmamba.run_outputs import write_all_predictions
 from neuromamba.fmamba.sample_rows import units_of
+from neuromamba.fmamba.stores import check_cohorts_have_target, locate_data
 from neuromamba.layers.ssd import select_backend
 from neuromamba.training.fit import assemble_trainer
 from neuromamba.training.strategies import Hardware, resolve_hardware
@@ -109,9 +110,9 @@ def run_study(study: Study) -> list[Point]:
         raise UserInputError(
             f"--devices: got {hardware.ranks} processes, expected 1: these trainings are short."
         )
-    builders.check_cohorts_have_target(study.config)
+    check_cohorts_have_target(study.config)
     select_backend(study.config.flags["ssd_backend"], torch.device(hardware.accelerator))
-    data = RunData(builders.locate_data(study.config, make_dummy=True), study.config.downstream)
+    data = RunData(locate_data(study.config, make_dummy=True), study.config.downstream)
     classes = data.named_targets("train")
     check_enough(classes, study.labels)
     if not data.windows_in("test"):

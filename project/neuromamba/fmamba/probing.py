@@ -29,11 +29,11 @@ from neuromamba.evaluation.probe_rows import (
     ProbeStudy,
     Samples,
 )
-from neuromamba.fmamba.builders import check_cohorts_have_target, locate_data
 from neuromamba.fmamba.frozen_features import frozen_features, untrained_backbone
 from neuromamba.fmamba.layer_outputs import layer_names
 from neuromamba.fmamba.probe_flags import ProbeRequest
 from neuromamba.fmamba.raw_features import CONNECTIVITY, DEVIATION, MEAN_IMAGE, raw_features
+from neuromamba.fmamba.stores import check_cohorts_have_target, locate_data
 from neuromamba.fmamba.weights import check_space
 from neuromamba.layers.ssd import select_backend
 from neuromamba.layers.ssd_native.build import build_for_run

@@ -24,7 +24,7 @@ from neuromamba.config.serialise import to_dict
 from neuromamba.config.training import DownstreamConfig, OptimConfig, PretrainConfig
 from neuromamba.fmamba.module import FMambaModule
 from neuromamba.fmamba.run_config import RunConfig
-from neuromamba.fmamba.trainer import accumulation
+from neuromamba.fmamba.steps import accumulation
 from neuromamba.training import launch
 from neuromamba.training.checkpoint_writer import PREVIOUS
 from neuromamba.training.resume_state import (

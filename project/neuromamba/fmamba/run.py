@@ -22,18 +22,19 @@ from neuromamba.fmamba.downstream import DownstreamModule
 from neuromamba.fmamba.dynamic_skill import missing_dynamics
 from neuromamba.fmamba.failures import explained
 from neuromamba.fmamba.module import FMambaModule
+from neuromamba.fmamba.planned import PlannedRun
 from neuromamba.fmamba.resume import ResumePoint, check_resumable, find_resume_point, step_settings
-from neuromamba.fmamba.run_config import RunConfig
-from neuromamba.fmamba.trainer import build_trainer, check_limits, total_steps
+from neuromamba.fmamba.run_config import RunConfig, describe_objective
+from neuromamba.fmamba.steps import check_limits, total_steps
+from neuromamba.fmamba.stores import locate_data
+from neuromamba.fmamba.trainer import build_trainer
 from neuromamba.layers.ssd import select_backend
 from neuromamba.training import launch
-from neuromamba.training.allocator import choose_allocator
 from neuromamba.training.checkpoint_writer import clean_up
 from neuromamba.training.fault_tolerance import FaultTolerance
 from neuromamba.training.resume_state import count_last_epoch, resume_by_epochs
 from neuromamba.training.run_lock import RunLock
 from neuromamba.training.stopping import seconds_of
-from neuromamba.training.strategies import Hardware, resolve_hardware
 
 
 class Evaluated(NamedTuple):
@@ -48,8 +49,8 @@ class Evaluated(NamedTuple):
     data: RunData
 
 
-class Run:
-    """A run with its configuration checked and its hardware resolved.
+class Run(PlannedRun):
+    """A run that is carried out.
 
     After ``execute``, ``evaluated`` says what there is to evaluate further; None where this is not
     the first rank, or was no downstream task.
@@ -62,18 +63,8 @@ class Run:
     """
 
     def __init__(self, config: RunConfig) -> None:
-        self.hardware: Hardware = resolve_hardware(
-            config.trainer, config.flags["deepspeed_autocast"]
-        )
-        self.allocator = choose_allocator(config.flags["allocator"], self.hardware.accelerator)
-        builders.check_cohorts_have_target(config)
-        self.config = builders.scale_learning_rate(config, self.hardware.ranks)
+        super().__init__(config)
         self.evaluated: Evaluated | None = None
-
-    @property
-    def effective_batch(self) -> int:
-        """Windows of an optimiser step."""
-        return builders.effective_batch(self.config, self.hardware.ranks)
 
     def execute(self) -> dict[str, float]:
         """Carry the run out; return what ``metrics.json`` holds.
@@ -107,7 +98,7 @@ class Run:
     def _execute(self, fault_tolerance: FaultTolerance) -> dict[str, float]:
         config = self.config
         self._prepare_process()
-        data = RunData(builders.locate_data(config, make_dummy=True), config.downstream)
+        data = RunData(locate_data(config, make_dummy=True), config.downstream)
         if config.downstream is not None:
             check_evaluation(data, config.flags)
         loaders = FMRIDataModule(data)
@@ -262,7 +253,7 @@ def opening_lines(
     steps = f", {module.total_steps:,} steps of {run.effective_batch}"
     augment = config.augment
     lines = [
-        f"{builders.describe_objective(config)}: {parameters:,} parameters{some}"
+        f"{describe_objective(config)}: {parameters:,} parameters{some}"
         f"{'' if config.flags['test_only'] else steps}, on "
         f"{hardware.accelerator} ({hardware.precision})",
         *describe(data),

@@ -14,6 +14,7 @@ from neuromamba.config.data import AugmentConfig, DataConfig
 from neuromamba.config.model import HeadConfig, ModelConfig
 from neuromamba.config.training import DownstreamConfig, OptimConfig, PretrainConfig
 from neuromamba.fmamba.trainer_flags import SYNONYMS, TRAINER_FLAGS
+from neuromamba.training.hardware_flags import check_hardware_flags
 from neuromamba.training.job import job_name
 
 # Flags that only one kind of run uses.
@@ -171,6 +172,8 @@ def run_config(args: argparse.Namespace, given: frozenset[str]) -> RunConfig:
         raise UserInputError("--confounds: are of subjects; with --events leave the flag out.")
     if data.balanced_sampling and downstream and downstream.task_type != "classification":
         raise UserInputError("--balanced_sampling: only used with a classification.")
+    trainer = {k: values[k] for k in TRAINER_FLAGS if k in values and k in given}
+    check_hardware_flags(trainer, values["deepspeed_autocast"])
     return RunConfig(
         model=model,
         data=data,
@@ -181,8 +184,19 @@ def run_config(args: argparse.Namespace, given: frozenset[str]) -> RunConfig:
         augment=_augment(values),
         flags=values,
         given=given,
-        trainer={k: values[k] for k in TRAINER_FLAGS if k in values and k in given},
+        trainer=trainer,
     )
+
+
+def describe_objective(config: RunConfig) -> str:
+    """Say in a few words what a run trains or tests."""
+    pretrain, task, head = config.pretrain, config.downstream, config.head
+    if pretrain is not None:
+        return f"pre-training, {pretrain.description}"
+    assert task is not None and head is not None
+    pretrained = bool(config.flags["load_model_path"])
+    mode = "test only" if config.flags["test_only"] else task.mode(pretrained)
+    return f"{task.task} ({task.task_type}), {head.name} head, {mode}"
 
 
 def unused_flags(values: Mapping[str, Any]) -> dict[str, str]:

@@ -8,30 +8,18 @@ for the slowest in that exchange, so it is in there too; the balance of tokens t
 
 from __future__ import annotations
 
-import functools
 import json
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from neuromamba.common.atomic_files import write_text_atomically
-from neuromamba.fmamba.flop_formula import window_flops
+from neuromamba.fmamba.flop_formula import flops_of
 from neuromamba.fmamba.profiling import PHASES, ThroughputCheck
 from neuromamba.fmamba.run_config import RunConfig
 
 FILE = "scalability.json"
-
-
-def flops_of(config: RunConfig) -> Callable[[int], int]:
-    """FLOPs of training on a window, by its tokens."""
-    masked = None
-    if config.pretrain is not None:
-        masked = config.pretrain.predicted_share(config.model.token_grid[3])
-    frozen = config.downstream is not None and config.downstream.freeze_feature_extractor
-    return functools.partial(
-        window_flops, config.model, masked=masked, head=config.head, frozen=frozen
-    )
 
 
 def facts_of(config: RunConfig) -> dict[str, Any]:

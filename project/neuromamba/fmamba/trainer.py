@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,15 +15,16 @@ from neuromamba.common.checkout import repository
 from neuromamba.common.errors import UserInputError
 from neuromamba.config.serialise import read_yaml
 from neuromamba.config.tasks import TASK_TYPES
-from neuromamba.config.training import DOWNSTREAM_EPOCHS, PRETRAIN_EPOCHS
 from neuromamba.fmamba.feature_watch import FeatureWatch
 from neuromamba.fmamba.run_config import RunConfig
 from neuromamba.fmamba.scalability import scalability_check
+from neuromamba.fmamba.steps import accumulation, epochs
 from neuromamba.training.callbacks import BestCheckpoint, EmbeddingWriter, RegularCheckpoint
 from neuromamba.training.curves import curve_logger
 from neuromamba.training.fault_tolerance import FaultTolerance
 from neuromamba.training.fit import assemble_trainer
-from neuromamba.training.strategies import Hardware, installed
+from neuromamba.training.hardware_flags import installed
+from neuromamba.training.strategies import Hardware
 
 WANDB_FILE = Path("configs", "wandb.yaml")  # in the repository, else in the working folder
 
@@ -35,88 +35,6 @@ def monitored(config: RunConfig) -> tuple[str, str]:
         return "val/loss", "min"
     task_type = TASK_TYPES[config.downstream.task_type]
     return task_type.monitor, task_type.monitor_mode
-
-
-def accumulation(config: RunConfig) -> int:
-    """Batches of an optimiser step."""
-    if "accumulate_grad_batches" in config.trainer:
-        return config.trainer["accumulate_grad_batches"]
-    return config.flags["gradient_accumulation_steps"]
-
-
-def epochs(config: RunConfig) -> int:
-    """``--max_epochs``, else the paper's number."""
-    chosen = config.trainer.get("max_epochs")
-    most = config.trainer.get("max_steps", -1)
-    if most == 0 or most < -1:
-        raise UserInputError(
-            f"--max_steps: got {most}, expected 1 or more; leave it out for no limit."
-        )
-    if chosen is not None and chosen < 1 and not (chosen == -1 and most > 0):
-        raise UserInputError(
-            f"--max_epochs: got {chosen}, expected 1 or more, or -1 together with --max_steps."
-        )
-    if chosen is None:
-        return PRETRAIN_EPOCHS if config.pretrain else DOWNSTREAM_EPOCHS
-    return chosen
-
-
-def batches_of_epoch(config: RunConfig, batches: int) -> int:
-    """Number of batches that an epoch trains on, after ``--limit_train_batches`` and the like."""
-    for name in ("limit_train_batches", "overfit_batches"):
-        limit = config.trainer.get(name)
-        if limit:
-            batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    return batches
-
-
-def total_steps(config: RunConfig, batches: int) -> int:
-    """Optimiser steps of the run, of which each epoch has ``batches`` on every rank.
-
-    Counted here: asking Lightning (``estimated_stepping_batches``) would set up the loaders early
-    and disable resuming in the middle of an epoch.
-    """
-    quick, most = config.trainer.get("fast_dev_run", False), config.trainer.get("max_steps", -1)
-    batches = batches_of_epoch(config, batches)
-    if quick:
-        steps = math.ceil(min(batches, int(quick)) / accumulation(config))
-    elif epochs(config) < 0:
-        steps = most
-    else:
-        steps = math.ceil(batches / accumulation(config)) * epochs(config)
-    return max(1, min(steps, most) if most > 0 else steps)
-
-
-def check_limits(config: RunConfig, batches: Mapping[str, int]) -> None:
-    """Refuse a share of the batches that is less than one, and validations that never come.
-
-    Args:
-        config: the run.
-        batches: "train", "val" and "test" -> batches on every rank.
-
-    Raises:
-        UserInputError: names the flag.
-    """
-    flags = {"limit_train_batches": "train", "overfit_batches": "train"}
-    flags |= {"limit_val_batches": "val", "limit_test_batches": "test"}
-    for name, part in flags.items():
-        share, available = config.trainer.get(name), batches[part]
-        if part == "train" and name == "limit_train_batches" and share is not None and share <= 0:
-            raise UserInputError(
-                f"--{name}: got {share:g}, expected a share above 0, or 1 batch or more: nothing "
-                f"would be trained."
-            )
-        if isinstance(share, float) and 0 < share * available < 1:
-            raise UserInputError(
-                f"--{name}: {share:g} of {available} batches is less than one; give a larger "
-                f"share, or a number of batches (an integer)."
-            )
-    interval = config.trainer.get("val_check_interval")
-    if isinstance(interval, int) and not 0 < interval <= batches["train"]:
-        raise UserInputError(
-            f"--val_check_interval: got {interval}, expected 1 to {batches['train']}, the batches "
-            f"of an epoch, or a share of them (a number with a point)."
-        )
 
 
 def build_trainer(

@@ -13,10 +13,8 @@ from neuromamba.config.model import ModelConfig
 from neuromamba.config.names import LAST_LAYER
 from neuromamba.config.serialise import to_dict
 from neuromamba.data.windows.run_data import RunData
-from neuromamba.evaluation.linear_models import fit_linear
 from neuromamba.evaluation.scores import SubjectScores
 from neuromamba.fmamba.baselines import Baseline, data_key, read_baselines, write_baselines
-from neuromamba.fmamba.frozen_features import frozen_features, untrained_backbone
 
 UNTRAINED = "untrained backbone"
 POOL = "mean_sd"  # holds more than the mean
@@ -46,6 +44,10 @@ def untrained_baseline(
     key = data_key(data) | {"seed": seed, "model": to_dict(model)}
     if (found := read_baselines(folder, key)) is not None:
         return found
+    # Imported here: the baseline is kept, and scikit-learn takes seconds to load.
+    from neuromamba.evaluation.linear_models import fit_linear
+    from neuromamba.fmamba.frozen_features import frozen_features, untrained_backbone
+
     assert data.task is not None
     parts = ("train",) if data.config.include_valid_to_train else ("train", "val")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -6,7 +6,6 @@ A record is written when its scan is done, so that an interrupted call continues
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any, Protocol
 
 from neuromamba.checkpoints.io import CheckpointContents
 from neuromamba.common.atomic_files import atomic_path, make_folder, write_text_atomically
+from neuromamba.common.csv_cells import CsvWriter
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.version import code_version
 from neuromamba.inference.loading import checkpoint_sha256, described
@@ -151,6 +151,6 @@ class OutputFolder:
             atomic_path(self.path / name) as temporary,
             open(temporary, "w", newline="", encoding="utf-8") as stream,
         ):
-            writer = csv.writer(stream, lineterminator="\n")
+            writer = CsvWriter(stream)
             writer.writerow(header)
-            writer.writerows([["" if cell is None else cell for cell in row] for row in rows])
+            writer.writerows(rows)

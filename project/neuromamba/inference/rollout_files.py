@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import gzip
 import json
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from neuromamba.common.atomic_files import atomic_path, make_folder, write_text_atomically
+from neuromamba.common.csv_cells import CsvWriter
 from neuromamba.inference.rollout import Rollout
 from neuromamba.inference.source_space import to_source_image
 
@@ -50,9 +50,7 @@ def write_rollout(found: Rollout, folder: Path, more: Mapping[str, Any]) -> list
         atomic_path(folder / TABLE) as temporary,
         open(temporary, "w", newline="", encoding="utf-8") as stream,
     ):
-        table = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)  # None becomes an empty cell
+        CsvWriter(stream).write_records(list(rows[0]), rows)
     text = json.dumps({**more, **found.record()}, indent=1)
     write_text_atomically(folder / RECORD, text + "\n")
     return [*files, folder / TABLE, folder / RECORD]

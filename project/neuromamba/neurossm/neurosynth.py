@@ -26,7 +26,7 @@ import nibabel as nib
 
 from neuromamba.common.atomic_files import atomic_path, write_text_atomically
 from neuromamba.common.errors import UserInputError
-from neuromamba.training.strategies import installed
+from neuromamba.training.hardware_flags import installed
 
 FOLDER = "neurosynth"
 _PREFIX = "data-neurosynth_version-7_"

@@ -16,10 +16,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_curve
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.evaluation.calibration import Reliability
+from neuromamba.evaluation.curves import (
+    area_under_roc,
+    average_precision,
+    precision_recall_points,
+    roc_points,
+)
 from neuromamba.evaluation.scores import SubjectScores
 from neuromamba.pages.slices import slice_letters
 
@@ -107,7 +112,7 @@ def roc_figure(scores: Mapping[str, SubjectScores], positive: str = "class 1") -
             raise UserInputError("ROC: drawn for two classes only.")
         if not one.is_finite or len(np.unique(one.target)) < 2 or not np.ptp(one.score[:, 1]):
             continue  # not defined, or the line of chance
-        false, true, _ = roc_curve(one.target, one.score[:, 1], drop_intermediate=False)
+        false, true, _ = roc_points(one.target, one.score[:, 1])
         label = f"{label}: {one.metrics()['auroc']:.3f}"
         axes.plot(false, true, color=color, linestyle=line, label=label)
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1, label="chance: 0.5")
@@ -129,8 +134,8 @@ def class_roc_figure(scores: SubjectScores, class_names: Sequence[str]) -> Figur
         truth = scores.target == label
         if truth.all() or not truth.any():
             continue  # not defined
-        false, true, _ = roc_curve(truth, scores.score[:, label], drop_intermediate=False)
-        area = auc(false, true)
+        false, true, _ = roc_points(truth, scores.score[:, label])
+        area = area_under_roc(truth, scores.score[:, label])
         axes.plot(false, true, color=colors[label % 20], label=f"{name}: {area:.3f}")
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1, label="chance: 0.5")
     axes.set(
@@ -150,8 +155,8 @@ def precision_recall_figure(scores: Mapping[str, SubjectScores], positive: str) 
     for (label, one), (color, line) in zip(scores.items(), _LINES, strict=False):
         if not one.is_finite or len(np.unique(one.target)) < 2 or not np.ptp(one.score[:, 1]):
             continue
-        precision, recall, _ = precision_recall_curve(one.target, one.score[:, 1])
-        label = f"{label}: {average_precision_score(one.target, one.score[:, 1]):.3f}"
+        precision, recall = precision_recall_points(one.target, one.score[:, 1])
+        label = f"{label}: {average_precision(one.target, one.score[:, 1]):.3f}"
         axes.plot(recall, precision, color=color, linestyle=line, label=label, ds="steps-post")
     share = float(first.target.mean())
     label = f"chance: {share:.3f}"

@@ -18,7 +18,11 @@
     const element = name in { svg: 1, path: 1, line: 1, text: 1, image: 1, g: 1 }
       ? document.createElementNS(SVG, name)
       : document.createElement(name);
-    for (const [key, value] of Object.entries(attributes || {})) element.setAttribute(key, value);
+    for (const [key, value] of Object.entries(attributes || {})) {
+      // The page's policy forbids style attributes, but not styles that its own script sets.
+      if (key === "style") element.style.cssText = value;
+      else element.setAttribute(key, value);
+    }
     element.append(...children);
     return element;
   }

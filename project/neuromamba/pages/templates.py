@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from neuromamba.common.text import visible
+from neuromamba.pages.policy import policy
 
 
 def template(name: str) -> Template:
-    """A template by its file name; every text that it receives is escaped."""
+    """A template by its file name; every text that it receives is escaped.
+
+    Characters that cannot be seen are shown by their codes.
+    """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_shown,
     )
+    environment.globals["policy"] = policy
     return environment.get_template(name)
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, Markup):
+        return Markup(visible(value, keep="\n\t"))
+    return visible(value, keep="\n\t") if isinstance(value, str) else value

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from neuromamba.fmamba.flop_formula import flops_of
 from neuromamba.fmamba.run_config import RunConfig
-from neuromamba.fmamba.scalability import flops_of
 from neuromamba.planning import flops
 from neuromamba.planning.gpus import Gpu
 from neuromamba.planning.memory import MemoryPlan, Setting, model_weights, plan_memory
 from neuromamba.planning.schedule import Schedule, schedule, windows_each
 from neuromamba.planning.workload import Workload
-from neuromamba.training.strategies import PRECISIONS
+from neuromamba.training.hardware_flags import PRECISIONS
 
 # Left of a GPU's memory for its context, collectives and what torch's allocator cannot use.
 RESERVE = 0.1

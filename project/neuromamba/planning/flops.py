@@ -6,14 +6,19 @@ what it cannot see are convolution, norms, decays and other pointwise work.
 
 from __future__ import annotations
 
+import base64
 import bisect
+import contextlib
 import functools
+import importlib.metadata
 import math
+import zlib
 
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from neuromamba.common.user_cache import keep_fact, read_facts
 from neuromamba.config.model import HeadConfig, ModelConfig
 from neuromamba.config.names import SSD_BACKENDS
 from neuromamba.fmamba.backbone import FMamba
@@ -49,6 +54,7 @@ __all__ = [
 
 # Longest side of the MNI152 brain relative to the field of view: 2 mm voxels on a 96^3 grid.
 _FIELD_OF_VIEW = 192.0 / 180.0
+_MASKS = "brain_masks"  # in the user's cache
 
 
 def untrained_window(
@@ -157,11 +163,8 @@ def mni_mask(grid: tuple[int, ...]) -> tuple[np.ndarray, float]:
         bool [X, Y, Z], and the voxel size in mm: 2 for 96 x 96 x 96, proportionally larger for
         coarser grids, so that the brain keeps the same margin.
     """
-    from nilearn.datasets import load_mni152_brain_mask  # takes seconds to import
-
     resolution = 2
-    image = load_mni152_brain_mask(resolution=resolution)
-    template = np.asarray(image.dataobj) > 0
+    template = _mni_template(resolution)
     inside = np.argwhere(template)
     low, high = inside.min(axis=0), inside.max(axis=0)
     extent = (high - low + 1) * resolution
@@ -176,3 +179,24 @@ def mni_mask(grid: tuple[int, ...]) -> tuple[np.ndarray, float]:
         mask &= ((index >= 0) & (index < size)).reshape(shape)
         nearest.append(index.clip(0, size - 1))
     return mask & template[np.ix_(*nearest)], voxel
+
+
+def _mni_template(resolution: int) -> np.ndarray:
+    """nilearn's MNI152 brain mask, bool [X, Y, Z]; kept in the user's cache by nilearn's version.
+
+    Importing nilearn and resampling its mask takes seconds.
+    """
+    key = f"nilearn {importlib.metadata.version('nilearn')}, {resolution} mm"
+    kept = read_facts(_MASKS).get(key, {})
+    with contextlib.suppress(TypeError, ValueError, KeyError, zlib.error):
+        shape = tuple(int(n) for n in kept["shape"])
+        bits = zlib.decompress(base64.b64decode(kept["bits"]))
+        flat = np.unpackbits(np.frombuffer(bits, np.uint8), count=math.prod(shape))
+        return flat.reshape(shape).astype(bool)
+    from nilearn.datasets import load_mni152_brain_mask
+
+    found = np.asarray(load_mni152_brain_mask(resolution=resolution).dataobj) > 0
+    bits = zlib.compress(np.packbits(found).tobytes())
+    packed = {"shape": list(found.shape), "bits": base64.b64encode(bits).decode()}
+    keep_fact(_MASKS, key, packed)
+    return found

@@ -7,7 +7,7 @@ import math
 from typing import NamedTuple
 
 from neuromamba.fmamba.run_config import RunConfig
-from neuromamba.fmamba.trainer import batches_of_epoch, total_steps
+from neuromamba.fmamba.steps import batches_of_epoch, total_steps
 
 
 class Schedule(NamedTuple):

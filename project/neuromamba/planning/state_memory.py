@@ -7,27 +7,14 @@ GPU they are there as a whole, on a CPU only as far as they are written to.
 
 from __future__ import annotations
 
-import inspect
 from typing import NamedTuple
 
-from pytorch_lightning.strategies import DeepSpeedStrategy
+from neuromamba.fmamba.weight_counts import Weights
+from neuromamba.training.hardware_flags import ZERO_STAGES
 
-from neuromamba.training.strategies import ZERO_STAGES
-
+# Lightning's for its DeepSpeedStrategy, which takes seconds to import; a test compares.
+LIGHTNING_DEFAULTS = {"reduce_bucket_size": 200_000_000, "overlap_comm": True}
 _OPTIMIZER_STATES = {"AdamW": 2, "SGD": 1}  # moments, or the momentum
-
-
-class Weights(NamedTuple):
-    """Numbers of weights of a model, by what is done with them.
-
-    Attributes:
-        trained, frozen: parameters.
-        buffers: numbers in buffers (the positional encoding).
-    """
-
-    trained: int
-    frozen: int
-    buffers: int
 
 
 class State(NamedTuple):
@@ -80,8 +67,7 @@ def _part(number: int, ranks: int) -> int:
 
 def _setting(strategy: str, name: str) -> int:
     """An argument of Lightning's strategy, its default where this project does not set it."""
-    default = inspect.signature(DeepSpeedStrategy.__init__).parameters[name].default
-    return int(ZERO_STAGES[strategy].get(name, default))
+    return int(ZERO_STAGES[strategy].get(name, LIGHTNING_DEFAULTS[name]))
 
 
 def _zero(

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.fmamba.flop_formula import flops_of
 from neuromamba.fmamba.profiling import ThroughputCheck
 from neuromamba.fmamba.run import Run
 from neuromamba.fmamba.run_config import RunConfig
-from neuromamba.fmamba.scalability import facts_of, flops_of, summary
-from neuromamba.fmamba.trainer import accumulation
+from neuromamba.fmamba.scalability import facts_of, summary
+from neuromamba.fmamba.steps import accumulation
 from neuromamba.layers.ssd_native.build import build_for_run
 from neuromamba.planning.schedule import windows_each
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +14,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from neuromamba.common.atomic_files import atomic_path
+from neuromamba.common.text import visible
 from neuromamba.inference.explanation_files import ATTRIBUTION, MEAN
 from neuromamba.inference.output_folder import SCANS
 from neuromamba.pages.figures import styled
+from neuromamba.pages.policy import with_policy
 
 VIEW = "_view.html"
 SHOWN = 90  # percentile of absolute values from which the glass brain shows them
@@ -109,6 +112,11 @@ def map_figure(own: Path, random: Path, title: str, background: Path | None) -> 
     return figure
 
 
+def _title(name: str) -> str:
+    """A name as nilearn may put it into its page: nothing in it can end or begin an element."""
+    return re.sub("[<>&]", lambda found: f"\\u{ord(found[0]):04x}", visible(name))
+
+
 def write_view(folder: Path, scan: str, native: bool = False) -> None:
     """Write the interactive page of a scan unless it is there; it needs no network.
 
@@ -131,8 +139,8 @@ def write_view(folder: Path, scan: str, native: bool = False) -> None:
             vmax=end,
             cmap="RdBu_r",
             symmetric_cmap=True,
-            title=scan,
+            title=_title(scan),
             **below,
         )
         with atomic_path(path) as temporary:
-            temporary.write_text(view.get_standalone(), encoding="utf-8")
+            temporary.write_text(with_policy(view.get_standalone()), encoding="utf-8")

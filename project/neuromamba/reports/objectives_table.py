@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import math
@@ -14,6 +13,7 @@ import numpy as np
 from scipy import stats
 
 from neuromamba.common.atomic_files import write_text_atomically
+from neuromamba.common.csv_cells import CsvWriter
 from neuromamba.config.names import LAST_LAYER
 from neuromamba.evaluation.intervals import CONFIDENCE, Interval
 from neuromamba.evaluation.probe_rows import PRETRAINED, UNTRAINED
@@ -174,7 +174,7 @@ def write_study(study: ObjectivesStudy, command: str) -> list[Path]:
         table = table or [["effect", *header]]
         table += [[effect, *line] for line in lines]
     stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows(table)
+    CsvWriter(stream).writerows(table)
     record = {
         "synthetic": True,
         "command": command,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from neuromamba.common.atomic_files import write_text_atomically
+from neuromamba.common.csv_cells import csv_records
 from neuromamba.inference.batch import Batch, summary
 from neuromamba.inference.explanation_files import Group
 from neuromamba.inference.region_explain import RegionExplainOptions
@@ -174,7 +174,7 @@ def _scan(record: Mapping[str, Any], folder: Path, temporary: Path) -> Section:
 
 def _read(path: Path) -> list[dict[str, str]]:
     with open(path, newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
+        return list(csv_records(stream))
 
 
 def _largest(rows: Sequence[Mapping[str, str]], column: str) -> list[Mapping[str, str]]:

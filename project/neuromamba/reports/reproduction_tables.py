@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from neuromamba.common.atomic_files import write_text_atomically
+from neuromamba.common.csv_cells import CsvWriter
 from neuromamba.evaluation.intervals import Interval, bootstrap_interval
 from neuromamba.evaluation.scores import Draws, SubjectScores
 from neuromamba.fmamba.run_folder import RunFolder
@@ -193,7 +193,7 @@ def write_table(
         + "".join(f"| {' | '.join(row)} |\n" for row in rows)
     )
     stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows([header, *rows])
+    CsvWriter(stream).writerows([header, *rows])
     record = [_record(row, found) for row, found in zip(table.rows, measured, strict=True)]
     contents = {
         ".md": text,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.utilities import rank_zero_only
 
 from neuromamba.common.atomic_files import atomic_path
+from neuromamba.common.csv_cells import CsvWriter, csv_records, csv_rows
 from neuromamba.evaluation.result_files import under_current_names
 
 FILE = "metrics.csv"
@@ -30,7 +30,7 @@ class _Writer(ExperimentWriter):
         path = Path(self.metrics_file_path)
         if path.is_file():
             with open(path, newline="", encoding="utf-8") as stream:
-                self.metrics_keys = next(csv.reader(stream), [])
+                self.metrics_keys = next(csv_rows(stream), [])
 
 
 class CurveLogger(CSVLogger):
@@ -88,7 +88,7 @@ def read_rows(path: Path) -> list[Row]:
     whole = text[: text.rfind("\n") + 1]
     return [
         under_current_names({name: value for name, value in row.items() if value})
-        for row in csv.DictReader(whole.splitlines())
+        for row in csv_records(whole.splitlines())
         if row.get("step")
     ]
 
@@ -99,6 +99,4 @@ def write_rows(path: Path, rows: Iterable[Row], columns: list[str]) -> None:
         atomic_path(path) as temporary,
         open(temporary, "w", newline="", encoding="utf-8") as stream,
     ):
-        writer = csv.DictWriter(stream, fieldnames=columns)
-        writer.writeheader()
-        writer.writerows(rows)
+        CsvWriter(stream, lineterminator="\r\n").write_records(columns, rows)

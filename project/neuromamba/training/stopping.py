@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from neuromamba.common.cli import FAILED, INTERRUPTED
+from neuromamba.common.cli import FAILED, INTERRUPTED, print_error, visible_output
 from neuromamba.common.errors import UserInputError
 from neuromamba.training.job import is_first_rank
 
@@ -98,7 +98,7 @@ def exit_status(error: BaseException, patience: float = 5.0) -> int | None:
         return None
     if not first and not isinstance(error, SaidHereError):
         time.sleep(patience)
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    print_error(error)
     return FAILED
 
 
@@ -109,7 +109,8 @@ def run_training(command: Callable[[], object]) -> int:
         Exception: a bug, with its traceback.
     """
     try:
-        command()
+        with visible_output():
+            command()
     except (Exception, KeyboardInterrupt) as error:
         status = exit_status(error)
         if status is None:

@@ -2,42 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pytorch_lightning.plugins import MixedPrecision
-from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
 
-from neuromamba.common.errors import UserInputError, look_up
-from neuromamba.training.xpu import XPUAccelerator
-from neuromamba.training.zero_strategy import ZeroStrategy
-
-ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "xpu")
-# Arguments of ZeroStrategy. "deepspeed" alone is what Lightning makes of it.
-ZERO_STAGES: Mapping[str, Mapping[str, Any]] = {
-    "deepspeed": {"stage": 2},
-    "deepspeed_stage_1": {"stage": 1},
-    "deepspeed_stage_2": {"stage": 2},
-    "deepspeed_stage_2_offload": {"stage": 2, "offload_optimizer": True},
-    "deepspeed_stage_3": {"stage": 3},
-    "deepspeed_stage_3_offload": {
-        "stage": 3,
-        "offload_optimizer": True,
-        "offload_parameters": True,
-    },
-}
-STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "fsdp", *ZERO_STAGES)
-# The short names of the reference's command lines, and what Lightning >= 2 calls them.
-PRECISIONS: Mapping[str, str] = {
-    "bf16": "bf16-mixed",
-    "16": "16-mixed",
-    "32": "32-true",
-    "64": "64-true",
-    **{name: name for name in ("bf16-mixed", "16-mixed", "bf16-true", "32-true", "64-true")},
-}
+from neuromamba.common.errors import UserInputError
+from neuromamba.training.hardware_flags import (
+    ZERO_STAGES,
+    check_hardware_flags,
+    count_devices,
+    installed,
+)
 
 
 @dataclass(frozen=True)
@@ -93,12 +70,17 @@ class Hardware:
             "strategy": self._strategy(),
             "precision": self.precision,
         }
+        # Here and below: Lightning takes seconds to import, and a plan does without it.
         if self.accelerator == "xpu":
+            from neuromamba.training.xpu import XPUAccelerator
+
             arguments["accelerator"] = XPUAccelerator()
         if self.autocast:
             arguments["precision"] = "32-true"
         elif self.accelerator == "xpu" and self.precision.endswith("mixed") and not self.zero_stage:
             # Lightning would take torch.cuda's autocast for everything that is not a CPU.
+            from pytorch_lightning.plugins import MixedPrecision
+
             del arguments["precision"]
             arguments["plugins"] = [MixedPrecision(self.precision, "xpu")]  # type: ignore[arg-type]
         return arguments
@@ -106,6 +88,8 @@ class Hardware:
     def _strategy(self) -> Any:
         backend = process_group_backend(self.accelerator)
         if self.zero_stage:
+            from neuromamba.training.zero_strategy import ZeroStrategy
+
             return ZeroStrategy(
                 autocast=self.autocast,
                 process_group_backend=backend,
@@ -113,6 +97,8 @@ class Hardware:
             )
         if self.accelerator != "xpu":
             return self.strategy
+        from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
+
         if self.strategy == "fsdp":
             return FSDPStrategy(process_group_backend=backend)
         if self.ranks > 1 or self.strategy.startswith("ddp"):
@@ -129,15 +115,6 @@ def process_group_backend(accelerator: str) -> str | None:
     return "xccl" if known else "ccl"  # the latter from oneccl_bindings_for_pytorch
 
 
-def installed(distribution: str) -> bool:
-    """Whether a package is installed; a folder of its name on the path does not count."""
-    try:
-        importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
-
-
 def resolve_hardware(trainer_flags: Mapping[str, Any], autocast: bool = False) -> Hardware:
     """Resolve ``--accelerator --devices --num_nodes --strategy --precision``.
 
@@ -149,16 +126,7 @@ def resolve_hardware(trainer_flags: Mapping[str, Any], autocast: bool = False) -
         UserInputError: an unknown name, or a number that makes no sense. What is merely absent
             on this machine goes to ``Hardware.missing``.
     """
-    accelerator = look_up(
-        str(trainer_flags.get("accelerator", "auto")), ACCELERATORS, "--accelerator"
-    )
-    strategy = look_up(str(trainer_flags.get("strategy", "auto")), STRATEGIES, "--strategy")
-    precision = PRECISIONS[
-        look_up(str(trainer_flags.get("precision", "32")), PRECISIONS, "--precision")
-    ]
-    num_nodes = trainer_flags.get("num_nodes", 1)
-    if num_nodes < 1:
-        raise UserInputError(f"--num_nodes: got {num_nodes}, expected 1 or more.")
+    accelerator, strategy, precision, num_nodes = check_hardware_flags(trainer_flags, autocast)
     present = {
         "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
         "xpu": torch.xpu.device_count() if torch.xpu.is_available() else 0,
@@ -170,7 +138,7 @@ def resolve_hardware(trainer_flags: Mapping[str, Any], autocast: bool = False) -
     missing = []
     here = present[accelerator]
     request = trainer_flags.get("devices", "auto")
-    devices = _count_devices(request, here)
+    devices = count_devices(request, here)
     if accelerator != "cpu" and not here:
         kind = "an Intel GPU (XPU)" if accelerator == "xpu" else "a CUDA GPU"
         missing.append(
@@ -184,14 +152,6 @@ def resolve_hardware(trainer_flags: Mapping[str, Any], autocast: bool = False) -
         missing.append(
             "--strategy: DeepSpeed is not installed; run NEUROMAMBA_DEEPSPEED=1 bash "
             "setup_env.sh, or use --strategy auto."
-        )
-    if strategy in ZERO_STAGES and precision == "64-true":
-        raise UserInputError("--precision: DeepSpeed has no 64; use 32, bf16 or 16.")
-    if autocast and (strategy not in ZERO_STAGES or precision != "bf16-mixed"):
-        raise UserInputError(
-            f"--deepspeed_autocast: belongs to a DeepSpeed strategy with --precision bf16, got "
-            f"--strategy {strategy} --precision {precision}. Leave it out: without DeepSpeed, bf16 "
-            f"keeps its parameters in fp32 anyway."
         )
     if precision == "16-mixed" and accelerator == "cpu":
         missing.append(
@@ -210,22 +170,3 @@ def resolve_hardware(trainer_flags: Mapping[str, Any], autocast: bool = False) -
         device_request=request,
         autocast=autocast,
     )
-
-
-def _count_devices(request: Any, present: int) -> int:
-    """Number of devices in ``--devices``: a count, "auto", -1 (all), or a list such as "0,2"."""
-    text = str(request)
-    if text in ("auto", "-1"):
-        return max(1, present)
-    if "," in text:
-        return len([part for part in text.split(",") if part.strip()])
-    try:
-        count = int(text)
-    except ValueError:
-        count = 0
-    if count < 1:
-        raise UserInputError(
-            f"--devices: got '{request}', expected a number of 1 or more, 'auto', -1 for all, or "
-            f"a list such as 0,2."
-        )
-    return count

@@ -13,13 +13,18 @@ import pytest
 from neuromamba import __version__
 from neuromamba.__main__ import COMMANDS, main
 from tests.helpers.paths import PROJECT
+from tests.helpers.trained_model import Trained
 
 SLOW = (
     *("torch", "pytorch_lightning", "lightning_fabric", "torchmetrics", "scipy", "sklearn"),
     *("nibabel", "nilearn", "h5py", "matplotlib", "pandas"),
 )
 NAMES = [name for group in COMMANDS.values() for name in group]
-# What ``main`` does in a process of its own: its status, and the slow packages it has imported.
+# Modules that Python has loaded when a command has answered without computing anything; a plain
+# interpreter has about 140. Counted, because seconds depend on who else computes.
+MOST_MODULES = 340
+# What ``main`` does in a process of its own: its status, the slow packages it has imported, and the
+# number of modules.
 PROGRAM = f"""
 import json, sys
 sys.path.insert(0, {str(PROJECT)!r})
@@ -28,12 +33,20 @@ try:
     status = main(sys.argv[1:])
 except SystemExit as end:
     status = end.code
-print(json.dumps([status, [name for name in {SLOW!r} if sys.modules.get(name)]]))
+slow = [name for name in {SLOW!r} if sys.modules.get(name)]
+print(json.dumps([status, slow, len(sys.modules)]))
 """
 
 
 def run(*words: str, cwd: Path | None = None) -> tuple[int, list[str], str, str]:
-    """Status, slow packages, output and errors of ``neuromamba WORDS``."""
+    """Status, slow packages, output and errors of ``neuromamba WORDS``, which loads few modules."""
+    status, slow, modules, output, errors = run_and_count(*words, cwd=cwd)
+    assert modules < MOST_MODULES, words
+    return status, slow, output, errors
+
+
+def run_and_count(*words: str, cwd: Path | None = None) -> tuple[int, list[str], int, str, str]:
+    """Status, slow packages, number of modules, output and errors of ``neuromamba WORDS``."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *words],
         cwd=cwd,
@@ -43,8 +56,8 @@ def run(*words: str, cwd: Path | None = None) -> tuple[int, list[str], str, str]
         check=True,
     )
     *output, last = done.stdout.splitlines()
-    status, slow = json.loads(last)
-    return status, slow, "\n".join(output), done.stderr
+    status, slow, modules = json.loads(last)
+    return status, slow, modules, "\n".join(output), done.stderr
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -118,6 +131,16 @@ def test_an_unknown_command_gets_the_nearest(
         ("train --label_smoothing 2 --head_dropout 1", "--label_smoothing"),
         ("train --load_model_path none.ckpt", "--load_model_path: there is no file 'none.ckpt'"),
         ("train --test_only", "--test_only: needs --test_ckpt_path"),
+        ("train --accelerator npu", "--accelerator: unknown name 'npu'"),
+        ("train --precision 8", "--precision: unknown name '8'"),
+        ("train --strategy dp", "--strategy: unknown name 'dp'"),
+        ("train --devices none", "--devices: got 'none'"),
+        ("train --deepspeed_autocast", "--deepspeed_autocast: belongs to a DeepSpeed strategy"),
+        ("train --dataset_name S1200 --image_path none", "--image_path: no folder 'none'"),
+        ("train --resume_ckpt_path none", "--resume_ckpt_path: there is no file 'none'"),
+        ("train --label_csv none --target_column a", "none: cannot read the table"),
+        ("profile --precision 8", "--precision: unknown name '8'"),
+        ("report none", "none: no run folder"),
         ("plan --gpus 8 --test_only", "--test_only: a flag of neuromamba train"),
         ("flops --patch_size 7 7 7 2", "--patch_size"),
         ("profile --profile_batches 0", "--profile_batches: got 0"),
@@ -133,6 +156,7 @@ def test_an_unknown_command_gets_the_nearest(
         ("synthetic --output out --frames 3", "--frames: got 3"),
         ("regions train --dataset HCP", "--dataset: unknown name"),
         ("regions extract --input in", "required: --output, --atlas"),
+        ("regions extract --input in --output o.npy --atlas a", "--input: 'in' does not exist"),
         ("regions synthetic --dataset PPMI --output out --subjects 0", "--subjects: got 0"),
         ("regions explain-reference --root r --out o --draws 0", "--draws: got 0"),
     ],
@@ -144,3 +168,53 @@ def test_a_wrong_flag_is_told_before_anything_slow_is_imported(
     assert message in errors
     assert (status, slow) == (2, [])
     assert "Traceback" not in errors and list(tmp_path.iterdir()) == []
+
+
+LIGHTNING = {"pytorch_lightning", "lightning_fabric", "torchmetrics"}
+MEDICAL = {"nibabel", "nilearn", "pandas", "sklearn"}
+TINY = (
+    "--downstream_task sex --img_size 24 24 24 8 --embed_dim 16 --depth 2 --accelerator cpu "
+    "--max_epochs 1"
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "most", "without"),
+    [
+        (f"train {TINY} --dataset_name Dummy --dry_run", 1350, {*LIGHTNING, *MEDICAL, "scipy"}),
+        (f"train {TINY} --dataset_name S1200 --image_path x --dry_run", 1350, LIGHTNING | MEDICAL),
+        ("train --pretraining --use_mim --dataset_name Dummy --dry_run", 1350, LIGHTNING | MEDICAL),
+        ("doctor", 1350, {*LIGHTNING, *MEDICAL, "scipy", "matplotlib"}),
+        ("doctor --image_path none", 1350, {*LIGHTNING, *MEDICAL, "scipy", "matplotlib"}),
+        ("plan --gpus 8 --gpu A100-80GB", 1350, {*LIGHTNING, *MEDICAL, "scipy", "matplotlib"}),
+    ],
+)
+def test_what_describes_a_training_loads_nothing_that_trains(
+    words: str, most: int, without: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch alone has some 1,120 modules here, Lightning brings 2,600 more."""
+    monkeypatch.setenv("NEUROMAMBA_CACHE", str(tmp_path / "cache"))
+    if words.startswith("plan"):  # the brain mask that takes nilearn is kept from the first call on
+        status, _, _, first, _ = run_and_count(*words.split(), cwd=tmp_path)
+        assert status == 0
+    status, slow, modules, output, errors = run_and_count(*words.split(), cwd=tmp_path)
+    assert status in (0, 1), errors
+    assert not without & set(slow)
+    assert modules < most
+    if words.startswith("plan"):
+        assert _tokens(output) == _tokens(first)
+
+
+def _tokens(plan: str) -> list[str]:
+    return [line for line in plan.splitlines() if "tokens" in line and "voxels" not in line]
+
+
+@pytest.mark.parametrize("name", ["sex", "age", "backbone"])
+def test_a_report_loads_nothing_that_fits_baselines(
+    name: str, trained: Trained, tmp_path: Path
+) -> None:
+    words = ("report", str(getattr(trained, name)), "--output", str(tmp_path), "--no-baselines")
+    status, slow, modules, _, errors = run_and_count(*words)
+    assert status == 0, errors
+    assert not (LIGHTNING | MEDICAL) & set(slow)
+    assert modules < 2400

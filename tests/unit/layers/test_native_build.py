@@ -41,7 +41,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         shutil.copy(build.HERE / name, tmp_path)
     monkeypatch.setattr(build, "HERE", tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv(build.CACHE, raising=False)
+    monkeypatch.delenv(build.VARIABLE, raising=False)
     return tmp_path
 
 
@@ -176,7 +176,7 @@ def test_libraries_of_other_versions_stay_in_the_cache(folder: Path) -> None:
 def test_the_cache_can_be_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even where the package could be written; what was built before is found all the same."""
     build.build()
-    monkeypatch.setenv(build.CACHE, str(folder / "mine"))
+    monkeypatch.setenv(build.VARIABLE, str(folder / "mine"))
     assert build.build()[0].startswith("ready")
     build.build(force=True)
     found = build.find_library("DEFAULT")

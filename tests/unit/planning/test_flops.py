@@ -27,7 +27,7 @@ from neuromamba.data.store.reader import run_file_name
 from neuromamba.data.store.writer import write_run
 from neuromamba.planning import flop_report, flops
 from neuromamba.planning.deepspeed_flops import Comparison
-from neuromamba.training.strategies import installed
+from neuromamba.training.hardware_flags import installed
 from tests.helpers.paths import ROOT
 from tests.helpers.preloaded import preloaded_python
 

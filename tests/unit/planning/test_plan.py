@@ -8,6 +8,7 @@ import os
 import re
 import stat
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,16 @@ from neuromamba.data.windows.loader import EpochSampler
 from neuromamba.fmamba.flags import build_parser
 from neuromamba.fmamba.run import Run
 from neuromamba.fmamba.run_config import run_config
-from neuromamba.fmamba.trainer import batches_of_epoch
+from neuromamba.fmamba.steps import batches_of_epoch
+from neuromamba.fmamba.weight_counts import Weights
 from neuromamba.planning import batch_script, busy_cores, cluster_plan, flops, machine, state_memory
 from neuromamba.planning.batch_script import Job
 from neuromamba.planning.gpus import GPUS, find_gpu
 from neuromamba.planning.memory import Setting, model_weights
 from neuromamba.planning.plan_request import request_of, workload_of
 from neuromamba.planning.schedule import schedule
-from neuromamba.planning.state_memory import Weights
 from neuromamba.planning.step_memory import Step, step_memory
+from tests.helpers.paths import PROJECT
 from tests.helpers.sample_scripts import ROOT, commands_started
 
 BASE = ["--config", str(ROOT / "configs/neuromamba_base.yaml")]
@@ -647,3 +649,20 @@ def test_schedulers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 )
 def test_versions(text: str, expected: tuple[int, ...]) -> None:
     assert machine._numbers(text) == expected
+
+
+def test_a_plan_counts_what_the_training_process_loads_besides() -> None:
+    """Where nothing that trains has been imported, and where all of it has."""
+    program = """
+from neuromamba.planning import memory
+from neuromamba.training.peak_memory import resident_now
+before, planned = resident_now(), memory._process_itself()
+import neuromamba.fmamba.run
+print(planned - before, resident_now() - before, memory._process_itself() - resident_now())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=PROJECT
+    )
+    added, loaded, again = map(int, done.stdout.split())
+    assert added == pytest.approx(loaded, rel=0.25)
+    assert abs(again) < 20_000_000

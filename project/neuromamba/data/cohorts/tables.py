@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neuromamba.common.atomic_files import atomic_path
+from neuromamba.common.csv_cells import as_read
 from neuromamba.common.errors import UserInputError, look_up
 from neuromamba.common.files import without_leftovers
 from neuromamba.common.text import some_of
@@ -69,7 +70,7 @@ def read_table(path: Path) -> Table:
                 stream.readline()
             delimiter = named[1] if named else _delimiter(path, *lines)
             reader = csv.reader(stream, delimiter=delimiter)
-            columns = tuple(name.strip() for name in next(reader, []))
+            columns = tuple(as_read(name.strip()).strip() for name in next(reader, []))
             rows = []
             for row in reader:
                 if any(cell.strip() for cell in row[len(columns) :]):
@@ -79,7 +80,7 @@ def read_table(path: Path) -> Table:
                         f"{len(columns)} as in the first line. Quote the fields that hold a "
                         f"'{delimiter}'."
                     )
-                cells = [cell.strip() for cell in row[: len(columns)]]
+                cells = [as_read(cell.strip()).strip() for cell in row[: len(columns)]]
                 if any(cells):
                     rows.append((*cells, *[""] * (len(columns) - len(cells))))
     except OSError as error:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from neuromamba.common.csv_cells import CsvWriter
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.workers import available_cpus, in_processes
 from neuromamba.data.ingest.report import progress
@@ -175,5 +176,7 @@ def _move(path: Path, destination: Path, reason: str) -> Path:
     with open(listing, "a", encoding="utf-8") as stream:
         if not stream.tell():
             stream.write("file\tmoved_from\treason\n")
-        stream.write(f"{target.name}\thdf5/{path.name}\t{' '.join(reason.split())}\n")
+        CsvWriter(stream, delimiter="\t").writerow(
+            [target.name, f"hdf5/{path.name}", " ".join(reason.split())]
+        )
     return target

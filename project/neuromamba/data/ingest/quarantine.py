@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from neuromamba.common.atomic_files import atomic_path, locked
+from neuromamba.common.csv_cells import CsvWriter, csv_rows
 from neuromamba.common.errors import UserInputError
 
 QUARANTINE = "quarantine.tsv"
@@ -52,7 +53,7 @@ def update_quarantine(
                 atomic_path(path) as temporary,
                 open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as out,
             ):
-                writer = csv.writer(out, delimiter="\t", lineterminator="\n")
+                writer = CsvWriter(out, delimiter="\t")
                 writer.writerow(_COLUMNS)
                 writer.writerows(sorted(rows.items()))
     except OSError as error:
@@ -69,7 +70,7 @@ def read_quarantine(image_path: str | Path) -> dict[str, str]:
     path = Path(image_path) / QUARANTINE
     try:
         with open(path, newline="", encoding="utf-8", errors="surrogateescape") as stream:
-            lines = list(csv.reader(stream, delimiter="\t"))
+            lines = list(csv_rows(stream, delimiter="\t"))
     except FileNotFoundError:
         return {}
     except (OSError, csv.Error) as error:

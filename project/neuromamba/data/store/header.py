@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from neuromamba.common.errors import UserInputError
 
 FORMAT_VERSION = 1
 TOOL_VERSION = "neuromamba-store 1.0"
@@ -14,7 +17,15 @@ COMPRESSIONS = ("none", "lz4")
 Triple = tuple[int, int, int]
 Affine = tuple[tuple[float, ...], ...]
 
+CONVERT = "neuromamba preprocess"
 _ENTITIES = ("ses", "task", "run")
+
+
+def no_store(path: str | Path) -> UserInputError:
+    """The error of ``--image_path`` for a folder that is not there."""
+    return UserInputError(
+        f"--image_path: no folder '{path}'. Give the folder that {CONVERT} wrote."
+    )
 
 
 def run_file_name(subject: str, session: str = "", task: str = "", run: str = "") -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from neuromamba.common.atomic_files import atomic_path
+from neuromamba.common.csv_cells import CsvWriter, csv_rows
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.files import without_leftovers
 from neuromamba.data.store.header import RunHeader
@@ -65,10 +66,10 @@ def write_manifest(image_path: str | Path, rows: Iterable[ManifestRow]) -> Path:
             atomic_path(path) as temporary,
             open(temporary, "w", newline="", encoding="utf-8") as stream,
         ):
-            writer = csv.DictWriter(stream, [f.name for f in dataclasses.fields(ManifestRow)])
-            writer.writeheader()
-            for row in sorted(rows, key=lambda row: row.file):
-                writer.writerow(dataclasses.asdict(row))
+            CsvWriter(stream, lineterminator="\r\n").write_records(
+                [f.name for f in dataclasses.fields(ManifestRow)],
+                map(dataclasses.asdict, sorted(rows, key=lambda row: row.file)),
+            )
     except OSError as error:
         raise UserInputError(f"{path}: cannot be written ({error.strerror}).") from error
     return path
@@ -85,22 +86,26 @@ def read_manifest(image_path: str | Path) -> list[ManifestRow]:
     fields = dataclasses.fields(ManifestRow)
     try:
         with open(path, newline="", encoding="utf-8") as stream:
-            reader = csv.DictReader(stream)
-            missing = {f.name for f in fields} - set(reader.fieldnames or ())
+            reader = csv_rows(stream)
+            columns = next(reader, [])
+            missing = {f.name for f in fields} - set(columns)
             if missing:
                 raise UserInputError(
                     f"{path}: columns missing: {', '.join(sorted(missing))}. Run neuromamba "
                     f"preprocess again on the same folders: it rebuilds the file."
                 )
             return [
-                ManifestRow(**{f.name: convert[str(f.type)](line[f.name]) for f in fields})
+                ManifestRow(
+                    **{f.name: convert[str(f.type)](line[columns.index(f.name)]) for f in fields}
+                )
                 for line in reader
+                if line
             ]
     except OSError as error:
         raise UserInputError(f"{path}: cannot be read ({error.strerror}).") from None
     except UserInputError:
         raise
-    except (TypeError, ValueError) as error:
+    except (IndexError, ValueError, csv.Error) as error:
         raise UserInputError(f"{path}: a line is damaged ({error}).") from None
 
 

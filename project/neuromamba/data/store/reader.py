@@ -35,10 +35,12 @@ import numpy as np
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.files import without_leftovers
 from neuromamba.data.store.header import (
+    CONVERT,
     FORMAT_VERSION,
     Affine,
     RunHeader,
     Triple,
+    no_store,
     run_file_name,
 )
 from neuromamba.data.store.own_bytes import why_no_grid, why_not_own
@@ -52,7 +54,6 @@ __all__ = [
     "run_file_name",
 ]
 
-CONVERT = "neuromamba preprocess"
 _CONVERT_REFERENCE = "neuromamba convert-reference"
 
 _DATA = ("bold", "vox", "voxel_mean", "voxel_std")
@@ -341,9 +342,7 @@ def list_runs(image_path: str | Path) -> list[Path]:
     """
     root = Path(image_path)
     if not root.exists():
-        raise UserInputError(
-            f"--image_path: no folder '{root}'. Give the folder that {CONVERT} wrote."
-        )
+        raise no_store(root)
     if not root.is_dir():
         raise UserInputError(
             f"--image_path: '{root}' is a file; expected a folder that holds hdf5/."

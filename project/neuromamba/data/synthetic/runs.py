@@ -7,7 +7,6 @@ What a run looks like is in ``brain.py``. As a command::
 
 from __future__ import annotations
 
-import csv
 import functools
 import gzip
 import json
@@ -27,6 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from neuromamba.common.atomic_files import atomic_path, temporary_beside
+from neuromamba.common.csv_cells import CsvWriter
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.workers import available_cpus
 from neuromamba.data.ingest.convert import ConversionOptions
@@ -98,9 +98,7 @@ def write_nifti_dataset(
         atomic_path(output_dir / "participants.csv") as temporary,
         open(temporary, "w", newline="", encoding="utf-8") as stream,
     ):
-        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+        CsvWriter(stream, lineterminator="\r\n").write_records(list(rows[0]), rows)
 
 
 def _with_progress(results: Iterator[dict[str, Any]], total: int) -> list[dict[str, Any]]:

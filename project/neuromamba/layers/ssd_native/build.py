@@ -24,11 +24,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from neuromamba.common.user_cache import VARIABLE, user_cache_folder
+
 HERE = Path(__file__).resolve().parent
 SOURCES = ("kernels.c", "kernels_typed.h")
 # Set to 0 (or false, no, off) to compute with the torch passes although the library is there.
 SWITCH = "NEUROMAMBA_NATIVE"
-CACHE = "NEUROMAMBA_CACHE"
 # torch.backends.cpu.get_cpu_capability() -> options, the best first. Spelt out flag by flag:
 # -march=x86-64-v3 is unknown to compilers before 2021.
 _AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi2"]
@@ -51,16 +52,13 @@ def package_folder() -> Path:
 
 def cache_folder() -> Path:
     """Where libraries go that cannot go into the package."""
-    if os.environ.get(CACHE):
-        return Path(os.path.expanduser(os.environ[CACHE])).absolute() / "kernels"
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.path.expanduser(base)).absolute() / "neuromamba" / "kernels"
+    return user_cache_folder() / "kernels"
 
 
 def folders() -> list[Path]:
     """Where libraries are looked for; the first that can be written takes new ones."""
     both = [package_folder(), cache_folder()]
-    return both[::-1] if os.environ.get(CACHE) else both
+    return both[::-1] if os.environ.get(VARIABLE) else both
 
 
 def _digest() -> str:
@@ -224,7 +222,7 @@ def _made(folder: Path) -> Path:
     if hasattr(os, "geteuid") and found.st_uid == os.geteuid() and found.st_mode & 0o022:
         folder.chmod(stat.S_IMODE(found.st_mode) & ~0o022)
     if why := why_untrusted(folder):
-        raise PermissionError(f"{why}; name another folder with {CACHE}")
+        raise PermissionError(f"{why}; name another folder with {VARIABLE}")
     tempfile.TemporaryFile(dir=folder).close()
     return folder
 

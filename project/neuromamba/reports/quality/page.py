@@ -54,7 +54,10 @@ class PageContext(NamedTuple):
 
 
 def embedded(value: Any) -> Markup:
-    """JSON that may stand in a ``<script>``: no character in it can end the element."""
+    """JSON that may stand in a ``<script>``: no character in it can end the element.
+
+    Text in it is shown by the page's script as it is, so it must hold numbers and our own words.
+    """
     text = json.dumps(value, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")

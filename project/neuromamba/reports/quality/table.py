@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from neuromamba.common.atomic_files import write_text_atomically
+from neuromamba.common.csv_cells import written
 from neuromamba.common.errors import UserInputError
 from neuromamba.reports.quality.outliers import (
     MEASURES,
@@ -221,4 +222,4 @@ def _cell(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, float):
         return f"{value:.6g}"
-    return " ".join(str(value).split())
+    return str(written(" ".join(str(value).split())))
