@@ -97,6 +97,41 @@ def test_the_same_command_gives_the_same_numbers(pretrained: CommandLine, finish
     assert (out / "trainings.csv").read_bytes() == (finished / "trainings.csv").read_bytes()
 
 
+def test_trainings_at_the_same_time_give_the_same_results(
+    pretrained: CommandLine, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two processes, each of which trains on one thread: the order and the rounding may differ."""
+    out = pretrained.folder / "at_once"
+    assert main(command(pretrained, out, f"{FLAGS} --at_once 2")) == 0
+    assert rows(out) == rows(finished)
+    record = json.loads((finished / "label_efficiency.json").read_text())
+    assert json.loads((out / "label_efficiency.json").read_text()) == record
+    for row in rows(finished):
+        ours, theirs = (
+            np.loadtxt(predicted(one, row).decode().splitlines()[1:], delimiter=",", usecols=(3, 4))
+            for one in (out, finished)
+        )
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    shown = capsys.readouterr().out
+    assert all(f"[{number}/8] " in shown for number in range(1, 9))
+
+
+def test_a_killed_process_is_named(
+    pretrained: CommandLine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The system ends a process that takes too much memory."""
+
+    def all_killed(task: Any, items: Any, workers: int, killed: Any) -> Any:
+        assert workers == 2
+        return map(killed, items)
+
+    monkeypatch.setattr(study_module, "in_processes", all_killed)
+    assert main(command(pretrained, pretrained.folder / "killed", f"{FLAGS} --at_once 2")) == 2
+    assert "--at_once: the process of a training (1 a class, draw 1, pretrained) was" in (
+        capsys.readouterr().err
+    )
+
+
 def test_only_what_is_missing_is_trained(
     pretrained: CommandLine, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +173,7 @@ def test_scratch_is_not_pretrained(
     [
         ("--labels 9", "--labels: got 9 of each class, but the training subjects have class 0: "),
         ("--labels 0", "--labels: got 0, expected 1 or more"),
+        ("--at_once 0", "--at_once: got 0, expected 1 or more"),
         ("--draws 0", "--draws: got 0, expected 1 or more"),
         ("--downstream_task age", "--downstream_task: age is a regression"),
         ("--confounds age", "--confounds: not used by label-efficiency"),

@@ -75,10 +75,74 @@ def test_dry_run_lists_what_is_missing(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     argv = cli.argv("--accelerator gpu --image_path nowhere --load_model_path none.pt --dry_run")
-    assert main(argv) == 0
-    missing = capsys.readouterr().out.split("missing on this machine:")[1]
+    assert main(argv) == 2
+    said = capsys.readouterr()
+    missing = said.out.split("missing on this machine:")[1]
     for what in ("CUDA GPU was asked for", "no folder 'nowhere'", "no file 'none.pt'"):
         assert what in missing
+    assert said.err == (
+        "error: --load_model_path: there is no file 'none.pt'. Give the file of a checkpoint or "
+        "the folder of a run; the plan does without it.\n"
+    )
+
+
+@pytest.mark.parametrize("path", ["none.pt", "nowhere/checkpoints/best.ckpt", "output/run"])
+def test_a_plan_without_its_checkpoint_fails(
+    cli: CommandLine, path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Data may be elsewhere; the flags that a checkpoint decides must be known."""
+    assert main(cli.argv(f"--load_model_path {path} --dry_run")) == 2
+    said = capsys.readouterr()
+    assert "effective batch" in said.out
+    assert said.err.startswith(f"error: --load_model_path: there is no file '{path}'. Give")
+    assert main(cli.argv("--image_path nowhere --dry_run")) == 0
+
+
+@pytest.mark.parametrize("flag", ["--project_name", "--process_code"])
+@pytest.mark.parametrize(
+    "name",
+    ["..", "../..", "../../etc", "a/../../..", "/tmp/x", "a\u202eb", "a\nb", "", ".", "x" * 10_000],
+)
+def test_a_run_stays_below_output(
+    cli: CommandLine, flag: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(cli.folder.rglob("*")), sorted(cli.folder.parent.iterdir())
+    assert main([*cli.argv(""), flag, name]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {flag}: got '") and len(line) < 300
+    assert (sorted(cli.folder.rglob("*")), sorted(cli.folder.parent.iterdir())) == before
+
+
+def test_names_with_a_folder_are_allowed(cli: CommandLine) -> None:
+    """Below output/, whatever the project is called."""
+    words = ["--project_name", "sex/v1.2", "--process_code", "..a b", "--dry_run"]
+    assert main([*cli.argv(""), *words]) == 0
+
+
+REMARKS = [
+    ("--pretraining --use_autoregressive --downstream_task age", "--downstream_task: has no"),
+    ("--pretraining --use_mim --downstream_task sex", "--downstream_task: has no effect"),
+    ("--freeze_feature_extractor", "--freeze_feature_extractor: the head is trained on a"),
+    ("--freeze_feature_extractor --pool mean", "backbone of random weights"),
+]
+
+
+@pytest.mark.parametrize(("extra", "remark"), REMARKS)
+def test_flags_that_are_perhaps_not_what_was_meant(
+    cli: CommandLine, extra: str, remark: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(cli.argv(f"{extra} --dry_run")) == 0
+    (line,) = [one for one in capsys.readouterr().out.splitlines() if "warning" in one]
+    assert line.startswith("warning: --") and remark in line
+
+
+def test_no_remark_on_what_is_usual(cli: CommandLine, capsys: pytest.CaptureFixture[str]) -> None:
+    done = cli.run()
+    extra = f"--load_model_path {done.folder} --freeze_feature_extractor"
+    capsys.readouterr()
+    for flags in ("", extra):
+        assert main(cli.argv(f"{flags} --dry_run")) == 0
+        assert "warning" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

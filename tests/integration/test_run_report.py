@@ -11,8 +11,10 @@ import pytest
 
 from neuromamba.commands.report import main as report
 from neuromamba.commands.train import main as train
+from neuromamba.common.csv_cells import CsvWriter, csv_records
+from neuromamba.pages.policy import policy
 from tests.helpers.flag_tests import AGE, NEXT, write_tables
-from tests.helpers.tiny import CommandLine, Finished
+from tests.helpers.tiny import CommandLine, Finished, write_tiny_run
 
 FLAGS = "--log_every_n_steps 1 --max_epochs 2"
 
@@ -133,7 +135,12 @@ def test_in_a_browser(cli: CommandLine, tmp_path: Path) -> None:
     done = cli.run(f"{FLAGS} --train_split 0.3 --val_split 0.2")
     assert report([str(done.folder), "--no-baselines"]) == 0
     click = '<script>document.querySelector("table.sortable th button").click()</script></body>'
-    (tmp_path / "p.html").write_text(page_of(done).replace("</body>", click), encoding="utf-8")
+    # The page's policy admits its own script only.
+    (source,) = re.findall(
+        "script-src ('[^']*')", policy([], [re.sub("</?(script|body)>", "", click)])
+    )
+    html = page_of(done).replace("script-src ", f"script-src {source} ")
+    (tmp_path / "p.html").write_text(html.replace("</body>", click), encoding="utf-8")
     shown = subprocess.run(
         [browser, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
          "--dump-dom", str(tmp_path / "p.html")],
@@ -144,33 +151,108 @@ def test_in_a_browser(cli: CommandLine, tmp_path: Path) -> None:
     assert subjects == sorted(subjects) and len(subjects) == 10
 
 
-@pytest.mark.parametrize(
-    ("file", "content", "message"),
-    [
-        ("metrics.json", "{", "metrics.json: damaged. Restore it"),
-        ("evaluation.json", "torn", "evaluation.json: damaged. Restore it"),
-        ("config.yaml", "", "config.yaml: damaged, it lacks batch_size"),
-        ("config.yaml", None, "no run folder, it has no config.yaml"),
-        ("predictions.csv", "half", "the run's data 4 test subjects, 2 of them the same"),
-    ],
-)
-def test_damaged_runs(
-    cli: CommandLine, file: str, content: str | None, message: str,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+DAMAGED: list[tuple[str, str | bytes | None, str]] = [
+    ("metrics.json", "{", "metrics.json: damaged. Restore it"),
+    ("evaluation.json", "torn", "evaluation.json: damaged. Restore it"),
+    ("config.yaml", "", "config.yaml: damaged, it lacks batch_size"),
+    ("config.yaml", None, "no run folder, it has no config.yaml"),
+    ("predictions.csv", "half", "the run's data 4 test subjects, 2 of them the same"),
+    ("subjects.csv", "half", "subjects.csv: has 0 test subjects, and predictions.csv beside"),
+    ("subjects.csv", "", "subjects.csv: has 0 test subjects"),
+    ("subjects.csv", "part,subject,target\ntest,sub-01,x\n", "subjects.csv: damaged."),
+    ("subjects.csv", "part,person\ntest,sub-01\n", "subjects.csv: damaged. Restore it"),
+    ("subjects.csv", "part,subject,target\ntest\n", "subjects.csv: damaged. Restore it"),
+    ("subjects.csv", b"\xff\xfe\x00", "subjects.csv: damaged. Restore it"),
+    ("logs/metrics.csv", "step,train/loss\nx,1\n", "metrics.csv: damaged. Restore it"),
+    ("logs/metrics.csv", "step,train/loss\n1,much\n", "metrics.csv: damaged. Restore it"),
+    ("logs/metrics.csv", "train/loss\n1\n", "metrics.csv: damaged. Restore it"),
+    ("logs/metrics.csv", "step,train/loss\n1e99,1\n", "metrics.csv: damaged. Restore it"),
+    ("logs/metrics.csv", b"step,train/loss\n\xff,1\n", "metrics.csv: damaged. Restore it"),
+    ("logs/metrics.csv", '"' + "x" * 200_000, "metrics.csv: damaged. Restore it"),
+    ("metrics.json", "[" * 100_000, "metrics.json: damaged. Restore it"),
+    ("metrics.json", '{"train/steps": "many"}', "metrics.json: damaged. Restore it"),
+]
+
+
+def test_damaged_runs(cli: CommandLine, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each file that a page needs or stands beside is named, and no page is written."""
     done = cli.run()
-    path = done.folder / file
-    if content == "half":
-        lines = path.read_text().splitlines()
-        path.write_text("\n".join(lines[: len(lines) // 2 + 1]) + "\n")
-    elif content is None:
-        path.unlink()
-    else:
-        path.write_text(content)
+    for file, content, message in DAMAGED:
+        path = done.folder / file
+        before = path.read_bytes()
+        if content == "half":
+            lines = path.read_text().splitlines()
+            path.write_text("\n".join(lines[: len(lines) // 2 + 1]) + "\n")
+        elif content is None:
+            path.unlink()
+        else:
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        capsys.readouterr()
+        assert report([str(done.folder), "--no-baselines"]) == 2, message
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+        path.write_bytes(before)
+    assert not (done.folder / "report" / "report.html").exists()
+    assert report([str(done.folder), "--no-baselines"]) == 0
+
+
+@pytest.mark.parametrize("lost", ["checkpoints", "checkpoints/*"])
+def test_a_run_without_a_checkpoint(
+    cli: CommandLine, lost: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = cli.run()
+    for path in done.folder.glob(lost):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     capsys.readouterr()
-    assert report([str(done.folder)]) == 2
+    assert report([str(done.folder), "--no-baselines"]) == 2
     error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
+    assert "no checkpoint" in error and "finished run" in error and error.count("\n") == 1
+
+
+# Ids that are unusual, but names: each of them must come through as what it is.
+IDS = [
+    "<script>alert(1)<_script>",
+    "<img src=x onerror=alert(1)>",
+    "=1+1",
+    "@SUM(A1)",
+    "'=x",
+    "-sub",
+    "a\u202eb",
+    "a\u200bb",
+    'a,b;c"d',
+    "x" * 150,
+    "{{7*7}}",
+    "%s%n",
+    "$(touch made)",
+    "..",
+    "END",
+    "Müller 被験者",
+]
+
+
+def test_hostile_names_of_subjects(cli: CommandLine, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [*IDS, *(f"sub-{i}" for i in range(len(IDS), 20))]
+    table = cli.store / "metadata" / "participants.csv"
+    with open(table, "w", newline="", encoding="utf-8") as stream:
+        writer = CsvWriter(stream)
+        writer.writerow(["subject", "sex"])
+        for i, name in enumerate(names):
+            write_tiny_run(cli.store / "hdf5" / f"sub-{i + 1:02d}.h5", name, i)
+            writer.writerow([name, "FM"[i % 2]])
+    done = cli.run("--train_split 0.3 --val_split 0.2 --max_epochs 1")
+    assert report([str(done.folder), "--no-baselines"]) == 0
+    html = page_of(done)
+    for text in ("<script>alert", "<img src=x", "\u202e", "\u200b"):
+        assert text not in html, text
+    with open(done.folder / "subjects.csv", newline="", encoding="utf-8") as stream:
+        found = {row["subject"] for row in csv_records(stream)}
+    # They are joined with labels and split by what they are, also after files were read again.
+    assert found <= set(names) and len(found) == 14
+    shown = [name for name in found if "&" not in name and name.isascii() and name.isalnum()]
+    assert all(name in html for name in shown)
+    for line in (done.folder / "subjects.csv").read_text(encoding="utf-8").splitlines():
+        assert line.split(",")[1].strip('"')[:1] not in "=+-@"
+    assert not Path("made").exists() and "Traceback" not in capsys.readouterr().err
 
 
 def test_a_run_that_tested_only(cli: CommandLine) -> None:

@@ -6,7 +6,6 @@ changed bytes inside a tensor; the check sums that its files carry are compared 
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import warnings
@@ -21,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.json_text import parse_json
 from neuromamba.config.names import SAFETENSORS
 
 # How the files of a DeepSpeed folder are named; one of them is not a checkpoint by itself.
@@ -182,8 +182,8 @@ def read_safetensors_entries(path: Path, flag: str) -> dict[str, Any]:
 
 def _decoded(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return text
 
 

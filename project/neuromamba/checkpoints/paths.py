@@ -8,17 +8,20 @@ a folder of safetensors                one file, or those of its model.safetenso
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.json_text import parse_json
 from neuromamba.config.names import SAFETENSORS
 
 FOR_USE = ("best.ckpt", "last.ckpt")
 INDEX = "model.safetensors.index.json"
 _LONGEST_NAME = 200  # characters
 _KINDS = (".ckpt", ".pt", ".pth", ".bin", SAFETENSORS)
+
+
+_WITHOUT = "there is no checkpoint in it. Give a checkpoint, or the folder of a finished run"
 
 
 def find_checkpoint(
@@ -53,7 +56,7 @@ def find_checkpoint(
     if folder is path and safetensors_in(path, flag):
         return path
     found = sorted(file.name for file in folder.iterdir() if file.suffix in _KINDS)
-    remedy = f"name one of {', '.join(found[:8])}" if found else "there is no checkpoint in it"
+    remedy = f"name one of {', '.join(found[:8])}" if found else _WITHOUT
     raise UserInputError(f"{flag}: '{folder}' is a folder without {' and '.join(names)}; {remedy}.")
 
 
@@ -69,9 +72,9 @@ def safetensors_in(folder: Path, flag: str) -> list[Path]:
     if index.is_file():
         try:
             names = sorted(
-                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+                set(parse_json(index.read_text(encoding="utf-8"))["weight_map"].values())
             )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise damaged(index, flag, "no weight_map in it") from None
         for name in names:
             if len(name) > _LONGEST_NAME:

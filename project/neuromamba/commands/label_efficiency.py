@@ -61,6 +61,13 @@ def build_parser() -> Parser:
     add("--draws", type=int, default=10, help="draws of labelled subjects for each number")
     add("--steps", type=int, default=30, help="optimiser steps of a training")
     add("--scratch_steps", type=int, help="of one from scratch; default: as --steps")
+    add(
+        "--at_once",
+        type=int,
+        default=1,
+        metavar="N",
+        help="trainings at the same time, in processes with an equal share of the processor each",
+    )
     add("--seed", type=int, default=default_of(DataConfig, "seed"), help="of draws and trainings")
     for name in ("accelerator", "precision"):  # those not given are not passed on
         add(f"--{name}", default=argparse.SUPPRESS, metavar="NAME", help="as of neuromamba train")
@@ -101,6 +108,7 @@ def run(argv: Sequence[str]) -> None:
         steps=args.steps,
         scratch_steps=args.scratch_steps or args.steps,
         output=Path(args.output_dir),
+        at_once=args.at_once,
     )
     print("\n".join(lines_of(run_study(study), main_metric(config))))
     print(f"results in {study.output}", flush=True)
@@ -118,7 +126,13 @@ def check(args: argparse.Namespace, given: frozenset[str]) -> None:
     for name, reason in _NOT_HERE.items():
         if name in given and getattr(args, name) not in (None, False, []):
             raise UserInputError(f"--{name}: not used by label-efficiency: {reason}.")
-    for name, least in (("labels", 1), ("draws", 1), ("steps", 1), ("scratch_steps", 1)):
+    for name, least in (
+        ("labels", 1),
+        ("draws", 1),
+        ("steps", 1),
+        ("scratch_steps", 1),
+        ("at_once", 1),
+    ):
         values = getattr(args, name)
         for value in values if isinstance(values, list) else [values]:
             if value is not None and value < least:

@@ -31,13 +31,18 @@ def run(argv: Sequence[str]) -> dict[str, float]:
     # Imported here: every loading process imports this file, and needs none of it.
     from neuromamba.fmamba.command_line import configured_run
     from neuromamba.fmamba.flags import build_parser
+    from neuromamba.fmamba.remarks import remarks
+    from neuromamba.training.job import is_first_rank
 
     args, config = configured_run(build_parser(description=__doc__), argv)
+    for remark in remarks(config) if is_first_rank() else ():
+        print(f"warning: {remark}", flush=True)
     if args.dry_run:
-        from neuromamba.fmamba.dry_run import describe_plan
+        from neuromamba.fmamba.dry_run import describe_plan, refuse_absent_checkpoints
         from neuromamba.fmamba.planned import PlannedRun
 
-        print(describe_plan(PlannedRun(config)))
+        print(describe_plan(PlannedRun(config)), flush=True)
+        refuse_absent_checkpoints(config)
         return {}
     # Torch and Lightning take seconds: flags have been checked by now.
     from neuromamba.fmamba.run import Run

@@ -15,6 +15,7 @@ from typing import Any
 
 from neuromamba.common.atomic_files import write_text_atomically
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.json_text import parse_json
 from neuromamba.common.own_command import own_command, own_environment
 
 
@@ -59,7 +60,9 @@ class Pipeline:
         self._keys: dict[str, str] = {}
         try:
             if self.path.is_file():
-                self._stages = dict(json.loads(self.path.read_text(encoding="utf-8"))["stages"])
+                self._stages = dict(parse_json(self.path.read_text(encoding="utf-8"))["stages"])
+                for stage in self._stages.values():
+                    float(stage["seconds"]), stage["key"]
             elif folder.is_dir() and any(folder.iterdir()):
                 raise UserInputError(
                     f"--output_dir: '{folder}' holds something else. Choose a new folder; nothing "
@@ -71,7 +74,9 @@ class Pipeline:
             raise UserInputError(
                 f"--output_dir: cannot write to '{folder}' ({error.strerror}). Choose another one."
             ) from None
-        except (KeyError, TypeError, json.JSONDecodeError):
+        except UserInputError:
+            raise
+        except (KeyError, TypeError, ValueError):
             raise UserInputError(
                 f"--output_dir: '{self.path}' is damaged. Remove the folder or choose another one."
             ) from None

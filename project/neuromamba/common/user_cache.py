@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from neuromamba.common.atomic_files import write_text_atomically
+from neuromamba.common.json_text import parse_json
 
 VARIABLE = "NEUROMAMBA_CACHE"
 
@@ -39,7 +40,7 @@ def read_facts(name: str) -> dict[str, Any]:
                 os.geteuid(),
                 0,
             )
-            found = json.load(stream) if ours else None
+            found = parse_json(stream.read()) if ours else None
         if isinstance(found, dict):
             return found
     return {}

@@ -6,7 +6,6 @@ same samples, in the same inner folds and, where labels are few, on the same dra
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -15,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from neuromamba.common.errors import UserInputError
+from neuromamba.common.json_text import read_json
 from neuromamba.config.names import LAST_LAYER
 from neuromamba.evaluation.few_labels import FewLabelScores, draw_subjects
 from neuromamba.evaluation.intervals import Interval
@@ -100,12 +101,17 @@ class ProbeRow:
 
 def read_rows(path: Path) -> list[ProbeRow]:
     """Read the rows of ``--json``."""
-    listed = json.loads(path.read_text(encoding="utf-8"))
+    remedy = "Remove it and call neuromamba probe again."
+    listed = read_json(path, remedy)
     bounds = ("value", "low", "high")
-    return [
-        ProbeRow(**(row | {name: math.nan if row[name] is None else row[name] for name in bounds}))
-        for row in listed
-    ]
+    try:
+        numbers = [
+            {name: math.nan if row[name] is None else row[name] for name in bounds}
+            for row in listed
+        ]
+        return [ProbeRow(**(row | known)) for row, known in zip(listed, numbers, strict=True)]
+    except (KeyError, TypeError):
+        raise UserInputError(f"{path}: is damaged. {remedy}") from None
 
 
 ROW_KEYS = tuple(field.name for field in fields(ProbeRow))

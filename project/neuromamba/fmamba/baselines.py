@@ -18,6 +18,7 @@ import numpy as np
 
 from neuromamba.common.atomic_files import make_folder, write_text_atomically
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.json_text import parse_json
 from neuromamba.data.windows.run_data import RunData
 from neuromamba.evaluation.scores import SubjectScores, read_scores, write_scores
 
@@ -148,7 +149,7 @@ def write_baselines(folder: Path, found: Sequence[Baseline], key: Mapping[str, A
 def read_baselines(folder: Path, key: Mapping[str, Any]) -> list[Baseline] | None:
     """Those of an earlier call; None if there are none, or they depend on something else."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = parse_json((folder / RECORD).read_text(encoding="utf-8"))
         if record["key"] != json.loads(json.dumps(dict(key))):
             return None
         return [

@@ -14,7 +14,9 @@ from neuromamba.fmamba.training_inputs import METADATA_KEY, training_inputs
 from neuromamba.fmamba.watched_facts import watched_facts
 
 
-def build_module(config: RunConfig, data: RunData | None, total_steps: int) -> FMambaModule:
+def build_module(
+    config: RunConfig, data: RunData | None, total_steps: int, *, measured: bool = True
+) -> FMambaModule:
     """Build the LightningModule with fresh weights.
 
     Args:
@@ -22,10 +24,14 @@ def build_module(config: RunConfig, data: RunData | None, total_steps: int) -> F
         data: its data, which scale the target and weigh the classes; None for a plan, in which
             LoRA's updates are there already.
         total_steps: optimiser steps that the learning-rate schedule spans.
+        measured: whether to measure the training's scans for its checkpoints, which takes seconds;
+            not needed if none are written.
     """
-    described = {}
+    described: dict[str, Any] = {}
     if data is not None:
-        described = data.metadata() | {METADATA_KEY: training_inputs(data, config.model)}
+        described = data.metadata()
+        if measured:
+            described = described | {METADATA_KEY: training_inputs(data, config.model)}
     shared: dict[str, Any] = {
         "model": config.model,
         "optim": config.optim,

@@ -11,7 +11,7 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.data.windows.description import describe
 from neuromamba.data.windows.run_data import RunData
 from neuromamba.fmamba.planned import PlannedRun
-from neuromamba.fmamba.run_config import describe_objective
+from neuromamba.fmamba.run_config import RunConfig, describe_objective
 from neuromamba.fmamba.steps import accumulation, epochs, total_steps
 from neuromamba.fmamba.stores import locate_data
 from neuromamba.fmamba.weight_counts import count_weights
@@ -36,6 +36,27 @@ def _begins(run: PlannedRun) -> str:
     if point is None:
         return f"from the beginning: no checkpoint is in {run_dir} yet"
     return f"after step {point.progress['global_step']:,}, from {point.path}"
+
+
+def _absent(config: RunConfig) -> list[tuple[str, str]]:
+    named = [(flag, config.flags[flag]) for flag in ("load_model_path", "test_ckpt_path")]
+    return [(flag, path) for flag, path in named if path and not Path(path).exists()]
+
+
+def refuse_absent_checkpoints(config: RunConfig) -> None:
+    """Say that a checkpoint is not there, after the plan that had to do without it.
+
+    Data may be elsewhere when a job is planned. Without a checkpoint, the flags that it decides are
+    not known, so that the plan is perhaps that of another model.
+
+    Raises:
+        UserInputError: names the flag.
+    """
+    for flag, path in _absent(config):
+        raise UserInputError(
+            f"--{flag}: there is no file '{path}'. Give the file of a checkpoint or the folder of "
+            f"a run; the plan does without it."
+        )
 
 
 def describe_plan(run: PlannedRun) -> str:
@@ -67,10 +88,7 @@ def describe_plan(run: PlannedRun) -> str:
         begins = _begins(run)
     except UserInputError as error:
         missing.append(str(error))
-    for flag in ("load_model_path", "test_ckpt_path"):
-        path = config.flags[flag]
-        if path and not Path(path).exists():
-            missing.append(f"--{flag}: there is no file '{path}'.")
+    missing += [f"--{flag}: there is no file '{path}'." for flag, path in _absent(config)]
     weights, model = count_weights(config), config.model
     rows: list[tuple[str, Any]] = [
         ("objective", describe_objective(config)),

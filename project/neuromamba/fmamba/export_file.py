@@ -22,6 +22,7 @@ from neuromamba.checkpoints.io import (
 from neuromamba.checkpoints.paths import find_checkpoint
 from neuromamba.common.atomic_files import atomic_path, make_folder, write_text_atomically
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.json_text import read_json_record
 from neuromamba.common.version import code_version
 from neuromamba.fmamba.export import (
     DTYPES,
@@ -116,8 +117,7 @@ def run_metrics(source: Path) -> Mapping[str, Any] | None:
         return None
     if find_checkpoint(run, "CHECKPOINT") != source.resolve():
         return None
-    metrics: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return metrics
+    return read_json_record(path, "Remove it, or restore it; the export goes without metrics.")
 
 
 def write_weights(path: Path, state: dict[str, Tensor], entries: dict[str, str]) -> None:

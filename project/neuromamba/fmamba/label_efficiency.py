@@ -14,8 +14,8 @@ import itertools
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,8 +24,10 @@ import torch
 from neuromamba.checkpoints.io import read_checkpoint
 from neuromamba.common.atomic_files import make_folder, write_text_atomically
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.json_text import read_json_record
 from neuromamba.common.seeds import seed_run
 from neuromamba.common.text import some_of
+from neuromamba.common.workers import available_cpus, in_processes
 from neuromamba.config.serialise import to_dict
 from neuromamba.data.windows.data_module import FMRIDataModule
 from neuromamba.data.windows.run_data import RunData, with_training_subjects
@@ -58,6 +60,7 @@ class Study(NamedTuple):
         steps: optimiser steps of a training.
         scratch_steps: of one from scratch.
         output: folder of the results.
+        at_once: trainings at the same time.
     """
 
     config: RunConfig
@@ -66,6 +69,7 @@ class Study(NamedTuple):
     steps: int
     scratch_steps: int
     output: Path
+    at_once: int = 1
 
 
 class Training(NamedTuple):
@@ -74,6 +78,9 @@ class Training(NamedTuple):
     labels: int
     draw: int
     model: str
+
+    def __str__(self) -> str:
+        return f"{self.labels} a class, draw {self.draw + 1}, {self.model}"
 
     def folder(self, output: Path) -> Path:
         """Where its predictions are."""
@@ -127,47 +134,61 @@ def run_study(study: Study) -> list[Point]:
             study.labels, range(study.draws), (PRETRAINED, SCRATCH)
         )
     ]
-    done = {one for one in wanted if (one.folder(study.output) / PREDICTIONS["test"]).is_file()}
+    done = [one for one in wanted if (one.folder(study.output) / PREDICTIONS["test"]).is_file()]
     tested = sum(map(len, data.subjects["test"]))
     print(
         f"{len(wanted)} trainings, {len(done)} of them done; each is tested on {tested} subjects",
         flush=True,
     )
     metric, units = main_metric(study.config), units_of(data, "test")
-    scores: dict[Training, SubjectScores] = {}
-    with _messages_once():
-        for number, one in enumerate(wanted, start=1):
-            if one not in done:
-                train_once(study, data, hardware, one)
-            found = read_scores(one.folder(study.output) / PREDICTIONS["test"])
-            unit = tuple(units[name] for name in found.subjects)
-            scores[one] = found._replace(resampling_unit=unit)
-            if one not in done:
-                print(
-                    f"[{number}/{len(wanted)}] {one.labels} a class, draw {one.draw + 1}, "
-                    f"{one.model}: {metric} {found.metrics()[metric]:.3f}",
-                    flush=True,
-                )
+    found = {one: _scores_of(study, one, units) for one in done}
+    missing = [one for one in wanted if one not in found]
+    for one in in_processes(partial(_train, study, data, hardware), missing, study.at_once, _ended):
+        found[one] = _scores_of(study, one, units)
+        print(
+            f"[{len(found)}/{len(wanted)}] {one}: {metric} {found[one].metrics()[metric]:.3f}",
+            flush=True,
+        )
+    scores = {one: found[one] for one in wanted}
     points = summarise(scores, metric)
     write_results(study, scores, points)
     return points
 
 
-@contextmanager
-def _messages_once() -> Iterator[None]:
-    """Within it, a message about loaded weights passes once: all load the same checkpoint."""
-    passed: set[str] = set()
+def _scores_of(study: Study, one: Training, units: Mapping[str, str]) -> SubjectScores:
+    """The test scores of a finished training."""
+    found = read_scores(one.folder(study.output) / PREDICTIONS["test"])
+    return found._replace(resampling_unit=tuple(units[name] for name in found.subjects))
 
-    def is_new(record: logging.LogRecord) -> bool:
-        new = record.getMessage() not in passed
-        passed.add(record.getMessage())
-        return new
 
-    weights.logger.addFilter(is_new)
+def _ended(one: Training) -> Training:
+    raise UserInputError(
+        f"--at_once: the process of a training ({one}) was ended from outside, probably for want "
+        f"of memory. Call again with a lower --at_once; finished trainings are kept."
+    )
+
+
+_passed: set[str] = set()  # messages of this process
+
+
+def _is_new(record: logging.LogRecord) -> bool:
+    new = record.getMessage() not in _passed
+    _passed.add(record.getMessage())
+    return new
+
+
+def _train(study: Study, data: RunData, hardware: Hardware, one: Training) -> Training:
+    """Do a training with its share of the processor's threads."""
+    threads = torch.get_num_threads()
+    weights.logger.addFilter(_is_new)  # all load the same checkpoint: what is said is said once
     try:
-        yield
+        if study.at_once > 1:
+            torch.set_num_threads(max(1, available_cpus() // study.at_once))
+        train_once(study, data, hardware, one)
     finally:
-        weights.logger.removeFilter(is_new)
+        torch.set_num_threads(threads)
+        weights.logger.removeFilter(_is_new)
+    return one
 
 
 def check_enough(classes: Mapping[str, int | float], labels: Sequence[int]) -> None:
@@ -203,7 +224,7 @@ def train_once(study: Study, data: RunData, hardware: Hardware, one: Training) -
     chosen = draw_subjects(classes, one.labels, draw=one.draw, seed=seed)
     data = with_training_subjects(data, chosen)
     seed_run(seed + one.draw)
-    module = builders.build_module(config, data, steps)
+    module = builders.build_module(config, data, steps, measured=False)  # writes no checkpoint
     assert isinstance(module, DownstreamModule)
     weights.load_weights(module, config, data)
     trainer = assemble_trainer(
@@ -280,7 +301,8 @@ def keep_settings(study: Study, data: RunData) -> None:
     text = json.dumps(settings, indent=1, sort_keys=True, default=list) + "\n"
     path = study.output / SETTINGS
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        remedy = "Choose another folder, or remove that one."
+        before = read_json_record(path, remedy, "--output_dir")
         now = json.loads(text)
         changed = sorted(key for key in now if before.get(key) != now[key])
         if changed:
@@ -315,15 +337,19 @@ def write_results(
 
 def read_points(output: Path) -> tuple[list[Point], str]:
     """The points of ``label_efficiency.json``, and the metric."""
-    record = json.loads((output / RESULT).read_text(encoding="utf-8"))
+    path, remedy = output / RESULT, "Remove it and call neuromamba label-efficiency again."
+    record = read_json_record(path, remedy)
     points = []
-    for point in record["points"]:
-        values = [
-            Interval(*(math.nan if v is None else v for v in point[name].values()))
-            for name in _VALUES
-        ]
-        points.append(Point(point["subjects_a_class"], point["draws"], *values))
-    return points, record["metric"]
+    try:
+        for point in record["points"]:
+            values = [
+                Interval(*(math.nan if v is None else v for v in point[name].values()))
+                for name in _VALUES
+            ]
+            points.append(Point(point["subjects_a_class"], point["draws"], *values))
+        return points, record["metric"]
+    except (KeyError, TypeError, AttributeError):
+        raise UserInputError(f"{path}: is damaged. {remedy}") from None
 
 
 def lines_of(points: Sequence[Point], metric: str) -> list[str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from neuromamba.common.errors import UserInputError, look_up
+from neuromamba.common.text import visible
 from neuromamba.config import names, tasks
 from neuromamba.config.data import AugmentConfig, DataConfig
 from neuromamba.config.model import HeadConfig, ModelConfig
@@ -17,6 +18,7 @@ from neuromamba.fmamba.trainer_flags import SYNONYMS, TRAINER_FLAGS
 from neuromamba.training.hardware_flags import check_hardware_flags
 from neuromamba.training.job import job_name
 
+_LONGEST_NAME = 200  # of a folder; file systems allow 255 bytes
 # Flags that only one kind of run uses.
 AUGMENT_FLAGS = ("augment_only_affine", "augment_only_intensity", "augment_strength")
 MASKING_FLAGS = ("mask_ratio", "masking_type")
@@ -95,6 +97,8 @@ def run_config(args: argparse.Namespace, given: frozenset[str]) -> RunConfig:
         raise UserInputError("--keep_background contradicts --calc_loss_without_background.")
     if values["keep_background"] and values["union_mask"]:
         raise UserInputError("--union_mask: has no effect with --keep_background; give one.")
+    for name in ("project_name", "process_code"):
+        _check_folder_name(f"--{name}", values[name])
     _at_least_one("--gradient_accumulation_steps", values["gradient_accumulation_steps"])
     _at_least_one("--accumulate_grad_batches", values.get("accumulate_grad_batches"))
     _at_least_one("--every_n_train_steps", values["every_n_train_steps"])
@@ -346,6 +350,23 @@ def _augment(values: Mapping[str, Any]) -> AugmentConfig | None:
 def _background(scaling: str) -> str:
     look_up(scaling, names.SCALING_METHODS, "--input_scaling_method")
     return "zero" if scaling.endswith("zeroback") else "min"
+
+
+def _check_folder_name(flag: str, name: str | None) -> None:
+    """Refuse a name by which a run would be written outside of output/."""
+    if name is None:
+        return
+    parts = name.split("/")
+    if ".." in parts or name.startswith("/") or name != visible(name):
+        raise UserInputError(
+            f"{flag}: got '{name}', expected a name of a folder below output/, without '..'. "
+            f"Another place is chosen with --output_dir DIR."
+        )
+    if not name.strip("/. ") or max(map(len, parts)) > _LONGEST_NAME:
+        raise UserInputError(
+            f"{flag}: got '{name[:40]}' ({len(name)} characters), expected a name of 1 to "
+            f"{_LONGEST_NAME} characters."
+        )
 
 
 def _at_least_one(flag: str, value: int | None) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,13 +16,22 @@ import numpy as np
 
 from neuromamba.checkpoints.io import CheckpointContents, read_checkpoint
 from neuromamba.checkpoints.paths import find_checkpoint
+from neuromamba.common.csv_cells import csv_records
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.json_text import parse_json
 from neuromamba.config.data import DataConfig
 from neuromamba.config.model import ModelConfig
 from neuromamba.config.serialise import from_dict, read_yaml
 from neuromamba.config.training import DownstreamConfig
 from neuromamba.data.windows.run_data import RunData
-from neuromamba.evaluation.result_files import CURVES, METRICS, PREDICTIONS, curve, metrics_from
+from neuromamba.evaluation.result_files import (
+    CURVES,
+    METRICS,
+    PREDICTIONS,
+    SUBJECTS,
+    curve,
+    metrics_from,
+)
 from neuromamba.evaluation.scores import SubjectScores, read_scores
 
 
@@ -81,7 +90,10 @@ class RunFolder:
         if self.config.get("test_ckpt_path"):
             return find_checkpoint(self.config["test_ckpt_path"], "run folder")
         if not (self.path / "checkpoints").is_dir():
-            raise UserInputError(f"{self.path}: no checkpoint; the run has not finished.")
+            raise UserInputError(
+                f"{self.path}: no checkpoint; the run has not finished. Start it again with "
+                f"--output_dir {self.path} --resume_ckpt_path last, or give a finished run."
+            )
         return find_checkpoint(self.path, "run folder")
 
     @cached_property
@@ -157,6 +169,32 @@ class RunFolder:
         """Scores of the test or validation ("val") subjects, averaged over each one's windows."""
         return read_scores(self.path / PREDICTIONS[part])
 
+    def check_subjects(self) -> None:
+        """Compare ``subjects.csv``, which people read beside a page, with the predictions.
+
+        Raises:
+            UserInputError: it is damaged, or of other subjects; a run without it is fine.
+        """
+        if not (self.path / SUBJECTS).is_file():
+            return
+        wanted = set(self.scores().subjects)
+        try:
+            # Not by lines of the text: a name in quotes may hold a line break.
+            rows = list(csv_records(io.StringIO(self._text(SUBJECTS), newline="")))
+            found = {row["subject"] for row in rows if row["part"] == "test"}
+            for row in rows:
+                float(row["target"])
+        except (ValueError, KeyError, TypeError, csv.Error) as error:
+            if isinstance(error, UserInputError):
+                raise
+            raise self._damaged(SUBJECTS) from None
+        if found != wanted:
+            raise UserInputError(
+                f"{self.path / SUBJECTS}: has {len(found)} test subjects, and "
+                f"{PREDICTIONS['test']} beside it {len(wanted)}, {len(found & wanted)} of them the "
+                f"same. Restore it, or run again."
+            )
+
     def has_scores(self, part: str) -> bool:
         """Whether there are predictions of a part."""
         return (self.path / PREDICTIONS[part]).is_file()
@@ -164,8 +202,8 @@ class RunFolder:
     def _json(self, name: str) -> dict[str, Any]:
         text = self._text(name)
         try:
-            found = json.loads(text)
-        except (ValueError, RecursionError):
+            found = parse_json(text)
+        except ValueError:
             found = None
         if not isinstance(found, dict):
             raise self._damaged(name)

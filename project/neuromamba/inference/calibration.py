@@ -6,7 +6,6 @@ read from ``validation_predictions.csv``, if the checkpoint is the one that was 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 
 from neuromamba.checkpoints.paths import find_checkpoint
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.json_text import parse_json
 from neuromamba.evaluation.result_files import EVALUATION, PREDICTIONS, read_predictions
 
 COVERAGE = 0.9  # of the prediction interval
@@ -111,7 +111,7 @@ def evaluation_of(checkpoint: Path, export: Mapping[str, Any]) -> dict[str, Any]
     if run is None:
         return {}
     try:
-        found = json.loads((run / EVALUATION).read_text(encoding="utf-8"))
+        found = parse_json((run / EVALUATION).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

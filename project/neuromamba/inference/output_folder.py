@@ -16,6 +16,7 @@ from neuromamba.checkpoints.io import CheckpointContents
 from neuromamba.common.atomic_files import atomic_path, make_folder, write_text_atomically
 from neuromamba.common.csv_cells import CsvWriter
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.json_text import parse_json
 from neuromamba.common.version import code_version
 from neuromamba.inference.loading import checkpoint_sha256, described
 from neuromamba.inference.many import Outcome
@@ -76,7 +77,7 @@ class OutputFolder:
         if not known.is_file():
             return
         try:
-            before = json.loads(known.read_text(encoding="utf-8"))["key"]
+            before = parse_json(known.read_text(encoding="utf-8"))["key"]
         except (ValueError, KeyError, TypeError):
             before = ""
         if before != self.key:
@@ -100,7 +101,7 @@ class OutputFolder:
     def finished(self, scan: ScanFile) -> dict[str, Any] | None:
         """The record of a scan that an earlier call has answered; None if it is to be done."""
         try:
-            record = json.loads(self._file(scan).read_text(encoding="utf-8"))
+            record = parse_json(self._file(scan).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         fits = isinstance(record, dict) and record.get("key") == self._scan_key(scan)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from neuromamba.checkpoints.io import CheckpointContents
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.json_text import parse_json
 from neuromamba.evaluation.intervals import Interval
 from neuromamba.evaluation.result_files import PREDICTIONS
 from neuromamba.evaluation.scores import SubjectScores, read_scores
@@ -74,7 +74,7 @@ def _baselines(checkpoint: Path, data: Mapping[str, Any]) -> Iterator[dict[str, 
 def _of_same_data(folder: Path, data: Mapping[str, Any]) -> list[Baseline]:
     """Read the baselines of a folder, if they are of the checkpoint's split, images and targets."""
     try:
-        key = json.loads((folder / RECORD).read_text(encoding="utf-8"))["key"]
+        key = parse_json((folder / RECORD).read_text(encoding="utf-8"))["key"]
         same = all(key[name] == data[name] for name in _SAME_DATA)
     except (OSError, ValueError, KeyError, TypeError):
         return []

@@ -22,6 +22,7 @@ from torch import nn
 from neuromamba.checkpoints.files import damaged, first_line, read_safetensors_entries
 from neuromamba.common.atomic_files import atomic_path
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.json_text import parse_json
 from neuromamba.common.version import code_version
 from neuromamba.config.names import SAFETENSORS
 from neuromamba.config.serialise import from_dict
@@ -170,7 +171,7 @@ def _regions(config: EvaluateConfig, cohort: Cohort) -> dict[str, Any]:
     }
     file = config.data_file or config.data_dir / cohort.details.file
     try:
-        record = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+        record = parse_json(file.with_suffix(".json").read_text(encoding="utf-8"))
         if len(record["regions"]) == cohort.rois:
             times = {round(run["tr"], 4) for run in record["runs"] if run["tr"] is not None}
             return {

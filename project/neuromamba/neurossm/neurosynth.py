@@ -26,6 +26,7 @@ import nibabel as nib
 
 from neuromamba.common.atomic_files import atomic_path, write_text_atomically
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.json_text import read_json_record
 from neuromamba.training.hardware_flags import installed
 
 FOLDER = "neurosynth"
@@ -73,7 +74,7 @@ def database(data_dir: Path) -> Database:
     hashes = {name: _sha256(folder / name) for name in FILES.values()}
     noted = folder / "hashes.json"
     if noted.is_file():
-        before = json.loads(noted.read_text(encoding="utf-8"))
+        before = read_json_record(noted, "Remove it.", "--data_dir")
         other = [name for name, value in hashes.items() if before.get(name) != value]
         if other:
             raise UserInputError(

@@ -17,6 +17,7 @@ import numpy as np
 
 from neuromamba.common.atomic_files import make_folder, write_text_atomically
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.json_text import read_json_record
 from neuromamba.data.regions.dataset import Cohort
 from neuromamba.data.regions.holdout import Split, splits_of
 from neuromamba.evaluation.result_files import Predictions
@@ -124,15 +125,8 @@ class Protocol:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise UserInputError(
-            f"--results_dir: '{path}' is damaged. Choose another folder, or remove that one."
-        )
-    return found
+    remedy = "Choose another folder, or remove that one."
+    return read_json_record(path, remedy, "--results_dir")
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], name: str = "") -> str:

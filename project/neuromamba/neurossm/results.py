@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.json_text import parse_json
 from neuromamba.config.tasks import TASK_TYPES
 from neuromamba.data.regions.holdout import HOLDOUT_NAME
 from neuromamba.evaluation import result_files
@@ -141,7 +141,7 @@ def read_fit(folder: Path, seed: int, split: str) -> FitResult | None:
         return None
     try:
         text = (folder / result_files.METRICS).read_text(encoding="utf-8")
-        metrics = result_files.metrics_from(json.loads(text))
+        metrics = result_files.metrics_from(parse_json(text))
         predictions = result_files.read_predictions(folder / PREDICTIONS["test"], "")
         if {*_ALWAYS} - set(metrics):
             raise ValueError

@@ -6,7 +6,6 @@ So each point starts with nothing in memory, and one that runs out of it is a ro
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import signal
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from neuromamba.common.errors import UserInputError, look_up
+from neuromamba.common.json_text import parse_json
 from neuromamba.common.own_command import own_command, own_environment
 from neuromamba.fmamba.run_config import RunConfig
 from neuromamba.planning.busy_cores import busy_cores
@@ -142,7 +142,7 @@ def run_point(
                 _end(process)
         text = log.read_text(encoding="utf-8", errors="replace")
         if path.exists():  # what was written counts, not how the interpreter ended
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            found: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
             return found
     if _OUT_OF_MEMORY.search(text) or status == -signal.SIGKILL or "exitcode: -9" in text.lower():
         return {"failed": "out of memory"}

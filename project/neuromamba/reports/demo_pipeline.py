@@ -104,7 +104,7 @@ def steps_of(args: argparse.Namespace) -> list[Step]:
     probe = ("probe", str(out / "pretrain"), "--downstream_task", "sex", *shuffle)
     add("probe", "probe.json probe.html", after, *probe, *read, *few, *files)
     study = ("label-efficiency", *common, "--load_model_path", backbone, *task, *HEAD)
-    where = ("--steps", steps, "--output_dir", str(out / "labels"))
+    where = ("--steps", steps, "--at_once", str(WORKERS), "--output_dir", str(out / "labels"))
     add("labels", "labels", after, *study, *few, *where)
     return found
 

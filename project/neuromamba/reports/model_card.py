@@ -6,7 +6,6 @@ names and no paths. Sections follow Mitchell et al. (2019, FAT*, "Model Cards fo
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import yaml
 
 from neuromamba.checkpoints.io import CHECKPOINT_KEY, EXPORT_KEY
 from neuromamba.common.atomic_files import write_text_atomically
+from neuromamba.common.json_text import read_json_record
 from neuromamba.config.serialise import from_dict
 from neuromamba.config.training import DownstreamConfig, PretrainConfig
 from neuromamba.evaluation.intervals import CONFIDENCE, Interval
@@ -64,7 +64,7 @@ def write_model_card(folder: Path, license_id: str | None) -> Path:
         folder: with ``config.json``.
         license_id: of the model; None is said to be not stated.
     """
-    record = json.loads((folder / FOLDER_METADATA).read_text(encoding="utf-8"))
+    record = read_json_record(folder / FOLDER_METADATA, "Export the model again.")
     path = folder / FOLDER_CARD
     text = model_card(folder.resolve().name, record[CHECKPOINT_KEY], record[EXPORT_KEY], license_id)
     write_text_atomically(path, text)

@@ -14,6 +14,8 @@ from scipy import stats
 
 from neuromamba.common.atomic_files import write_text_atomically
 from neuromamba.common.csv_cells import CsvWriter
+from neuromamba.common.errors import UserInputError
+from neuromamba.common.json_text import read_json, read_json_record
 from neuromamba.config.names import LAST_LAYER
 from neuromamba.evaluation.intervals import CONFIDENCE, Interval
 from neuromamba.evaluation.probe_rows import PRETRAINED, UNTRAINED
@@ -99,13 +101,19 @@ def study_rows(study: ObjectivesStudy) -> list[StudyRow]:
     return rows
 
 
+_REMEDY = "Remove its folder and call neuromamba reproduce again."
+
+
 def _row(places: Sequence[Place], name: str, label: str, model: str) -> StudyRow:
     values: dict[str, dict[int, float]] = {key: {} for key in COLUMNS}
     steps: dict[int, int] = {}
     for place in places:
         if not (place.probe(name) / MARKER).is_file():
             continue
-        metrics = json.loads((place.run(name) / "metrics.json").read_text(encoding="utf-8"))
+        path = place.run(name) / "metrics.json"
+        metrics = read_json_record(path, _REMEDY)
+        if not isinstance(metrics.get("train/steps"), int | float):
+            raise UserInputError(f"{path}: is damaged (no train/steps). {_REMEDY}")
         steps[place.seed] = int(metrics["train/steps"])
         found = _probe_values(place.probe(name) / "probe.json", model)
         if model == PRETRAINED:
@@ -118,11 +126,15 @@ def _row(places: Sequence[Place], name: str, label: str, model: str) -> StudyRow
 
 def _probe_values(path: Path, model: str) -> dict[str, float | None]:
     """Linear probes of the last features."""
-    return {
-        f"{row['pool']}/{row['subjects_a_class'] or 'all'}": row["value"]
-        for row in json.loads(path.read_text(encoding="utf-8"))
-        if row["layer"] == LAST_LAYER and row["model"] == model and row["probe"] == "linear"
-    }
+    listed = read_json(path, _REMEDY)
+    try:
+        return {
+            f"{row['pool']}/{row['subjects_a_class'] or 'all'}": row["value"]
+            for row in listed
+            if row["layer"] == LAST_LAYER and row["model"] == model and row["probe"] == "linear"
+        }
+    except (KeyError, TypeError):
+        raise UserInputError(f"{path}: is damaged. {_REMEDY}") from None
 
 
 # ------------------------------------------------------------------------------ writing

@@ -119,6 +119,7 @@ def _check_subjects(run: RunFolder, scores: SubjectScores, data: RunData) -> Non
             f"{len(wanted)} test subjects, {len(found & wanted)} of them the same. Restore the "
             f"file, or run again."
         )
+    run.check_subjects()
 
 
 def run_name(run: RunFolder) -> str:

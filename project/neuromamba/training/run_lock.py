@@ -16,6 +16,7 @@ from pathlib import Path
 
 from neuromamba.common.atomic_files import process_runs, write_text_atomically
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.json_text import parse_json
 
 FILE = "run.lock"
 
@@ -124,7 +125,7 @@ class RunLock:
     def _read(self) -> Owner | None:
         """None if there is no lock, or not all of it yet."""
         try:
-            return Owner(**json.loads(self.path.read_text(encoding="utf-8")))
+            return Owner(**parse_json(self.path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
 

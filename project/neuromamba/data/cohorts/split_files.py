@@ -14,6 +14,7 @@ from typing import Any
 
 from neuromamba.common.atomic_files import write_text_atomically
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.json_text import parse_json
 from neuromamba.common.text import names_for_message
 from neuromamba.data.cohorts.splits import (
     BY_SUBJECT,
@@ -102,7 +103,7 @@ def _check_record(
 ) -> None:
     """Compare the JSON beside a split file with the file and with what was asked for."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_json(path.read_text(encoding="utf-8"))
         stored = float(record["train_fraction"]), float(record["val_fraction"])
         stored_hash = record["hash"]
         # Absent in records of older versions, which knew neither.

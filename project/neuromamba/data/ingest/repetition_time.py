@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from pathlib import Path
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.json_text import parse_json
 
 _LONGEST_TR, _SHORTEST_TR = 30.0, 0.05  # seconds; outside, a TR is not believed
 _SECONDS = {"msec": 1e-3, "usec": 1e-6}  # of NIfTI's units
@@ -34,7 +34,7 @@ def read_sidecar_tr(file: Path | None) -> float | None:
     if file is None:
         return None
     try:
-        value = json.loads(file.read_text(encoding="utf-8")).get("RepetitionTime")
+        value = parse_json(file.read_text(encoding="utf-8")).get("RepetitionTime")
         return None if value is None else float(value)
     except FileNotFoundError:
         raise UserInputError(

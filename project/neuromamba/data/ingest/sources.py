@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.text import some_of
-from neuromamba.data.store.header import Affine, run_file_name
+from neuromamba.data.store.header import Affine, run_file_name, why_no_name
 
 SUFFIXES = (".nii.gz", ".nii")
 # Surfaces and CIFTI files: no volumes, though some names end in .nii.
@@ -232,7 +232,7 @@ def is_companion(path: PurePosixPath) -> bool:
 
 
 def refuse_shared_names(sources: list[Source]) -> list[Source]:
-    """The sources; those that would be one run by their names get an error."""
+    """The sources; those that would be one run, or none, by their names get an error."""
     # Without regard to case: some file systems have none.
     by_output: dict[str, list[str]] = {}
     for source in sources:
@@ -240,6 +240,12 @@ def refuse_shared_names(sources: list[Source]) -> list[Source]:
     checked = []
     for source in sources:
         others = [name for name in by_output[source.output.lower()] if name != source.name]
+        wrong = why_no_name(source.subject, source.session, source.task, source.run)
+        if wrong and not source.error:
+            source = source.refused(
+                f"{source.path}: {wrong}, which cannot be in names of a store. Rename the file or "
+                f"its folder."
+            )
         if others:
             source = source.refused(
                 f"{source.path}: by its name the run {Path(source.output).stem}, and so is "

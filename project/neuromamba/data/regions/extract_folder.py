@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from neuromamba.common.atomic_files import atomic_path, write_text_atomically
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.json_text import parse_json
 from neuromamba.common.text import some_of
 from neuromamba.data.cohorts.registry import DATASETS as COHORTS
 from neuromamba.data.ingest.sources import Source
@@ -48,7 +49,7 @@ def check_output(output: Path) -> None:
     if there is None:
         return
     try:
-        record = json.loads(files[1].read_text(encoding="utf-8"))
+        record = parse_json(files[1].read_text(encoding="utf-8"))
     except (OSError, ValueError):
         record = None
     if not (isinstance(record, dict) and "atlas_hash" in record and "left_out" in record):

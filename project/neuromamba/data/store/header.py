@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,32 @@ Triple = tuple[int, int, int]
 Affine = tuple[tuple[float, ...], ...]
 
 CONVERT = "neuromamba preprocess"
+LONGEST_NAME = 200  # bytes; file systems allow 255 with what is added
+# Separator of folders, control characters, what ends a line, halves of characters.
+_NOT_IN_NAMES = re.compile("[/\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _ENTITIES = ("ses", "task", "run")
+
+
+def why_no_name(subject: str, session: str = "", task: str = "", run: str = "") -> str:
+    """Why a run cannot be called so; "" if it can.
+
+    Names are those of files and lines of split files, so they hold neither folders nor line breaks.
+    """
+    names = {"subject": subject, "session": session, "task": task, "run": run}
+    if not subject:
+        return "the subject has no name"
+    for what, name in names.items():
+        if found := _NOT_IN_NAMES.search(name):
+            return f"the {what} '{name[:40]}' holds the character U+{ord(found[0]):04X}"
+        if name != name.strip():
+            return f"the {what} '{name[:40]}' begins or ends with a space"
+    size = sum(len(name.encode()) for name in names.values())
+    if size > LONGEST_NAME:
+        return (
+            f"the subject '{subject[:40]} ...' and its run have names of {size} bytes, more than "
+            f"{LONGEST_NAME}"
+        )
+    return ""
 
 
 def no_store(path: str | Path) -> UserInputError:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from neuromamba.common.atomic_files import write_text_atomically
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.json_text import parse_json
 from neuromamba.data.store.header import RunHeader
 from neuromamba.data.store.reader import read_header
 
@@ -83,7 +84,7 @@ def _header(values: Sequence[Any]) -> RunHeader:
 def _load(cache_path: Path) -> dict[str, tuple[list[int], list[Any]]]:
     """File name -> its stamp and the header's values; empty if the cache cannot be used."""
     try:
-        content = json.loads(cache_path.read_text(encoding="utf-8"))
+        content = parse_json(cache_path.read_text(encoding="utf-8"))
         if content["fields"] != _FIELDS:
             return {}
         return {name: (stamp, values) for name, (stamp, values) in content["runs"].items()}

@@ -55,9 +55,9 @@ def unreadable(path: Path, reason: str) -> UserInputError:
     )
 
 
-def identity_of(path: Path) -> Identity:
-    """Device, number, size and time of the last change of a file."""
-    found = os.stat(path)
+def identity_of(file: Path | int) -> Identity:
+    """Device, number, size and time of the last change (ns) of a file or file descriptor."""
+    found = os.stat(file)
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 

@@ -20,6 +20,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -42,9 +44,16 @@ from neuromamba.data.store.header import (
     Triple,
     no_store,
     run_file_name,
+    why_no_name,
 )
 from neuromamba.data.store.own_bytes import why_no_grid, why_not_own
-from neuromamba.data.store.raw_run import RawLayout, check_frames, identity_of, unreadable
+from neuromamba.data.store.raw_run import (
+    Identity,
+    RawLayout,
+    check_frames,
+    identity_of,
+    unreadable,
+)
 
 __all__ = [
     "RunFile",
@@ -59,6 +68,14 @@ _CONVERT_REFERENCE = "neuromamba convert-reference"
 _DATA = ("bold", "vox", "voxel_mean", "voxel_std")
 _VALUES_AT_ONCE = 1 << 21  # quantised or hashed at a time, to bound the memory
 _COUNT_UP_TO = 1000  # a message need not walk a whole file system
+
+# Reading and checking a header takes 20 times as long as opening the file, and a training opens
+# its files many times.
+_headers: OrderedDict[Identity, RunHeader] = OrderedDict()
+_REMEMBERED = 10_000  # about 3 kB each
+# The clock of a file system ticks every few milliseconds: a file changed later than this may change
+# again without its identity showing it. Nanoseconds.
+_SETTLED = 2_000_000_000
 
 
 def triple(value: Any) -> Triple:
@@ -131,13 +148,23 @@ def _open(path: Path) -> h5py.File:
 
 
 def _header_of(file: h5py.File, path: Path) -> RunHeader:
+    """The header of an open file; that of a file read before and unchanged since is remembered."""
     with _reading(path):
-        return _checked_header(file, path)
+        identity = identity_of(file.id.get_vfd_handle())
+        known = _headers.get(identity)
+        if known is None:
+            known = _checked_header(file, path)
+            if time.time_ns() - identity[-1] > _SETTLED:
+                _headers[identity] = known
+                if len(_headers) > _REMEMBERED:
+                    _headers.popitem(last=False)
+        return known
 
 
 def _checked_header(file: h5py.File, path: Path) -> RunHeader:
     again = f"Convert the run again with {CONVERT} --overwrite."
-    version = file.attrs.get("format_version")
+    attributes = file.attrs  # h5py makes a new object at every access
+    version = attributes.get("format_version")
     if version is None:
         raise UserInputError(
             f"{path}: not a file of this store (no format_version). {again} The reference's files "
@@ -148,12 +175,13 @@ def _checked_header(file: h5py.File, path: Path) -> RunHeader:
             f"{path}: format version {version}, expected {FORMAT_VERSION}. {again}"
         )
     fields = dataclasses.fields(RunHeader)
-    present = [field for field in fields if field.name in file.attrs]
+    names = set(attributes)
+    present = [field for field in fields if field.name in names]
     missing = [f.name for f in fields if f not in present and f.default is dataclasses.MISSING]
     if missing:
         raise UserInputError(f"{path}: attributes missing: {', '.join(missing)}. {again}")
     try:
-        values = {f.name: _READERS[str(f.type)](file.attrs[f.name]) for f in present}
+        values = {f.name: _READERS[str(f.type)](attributes[f.name]) for f in present}
     except (TypeError, ValueError, OSError) as error:
         raise UserInputError(
             f"{path}: an attribute is damaged ({reason_of(error)}). {again}"
@@ -161,6 +189,7 @@ def _checked_header(file: h5py.File, path: Path) -> RunHeader:
     header = RunHeader(**values)
     lost = [name for name in ("scale", "offset", "mean", "std") if not np.isfinite(values[name])]
     wrong = f"not finite: {', '.join(lost)}" if lost else ""
+    wrong = wrong or why_no_name(header.subject, header.session, header.task, header.run)
     if wrong := wrong or why_no_grid(header.grid, header.n_voxels):
         raise UserInputError(f"{path}: an attribute is damaged ({wrong}). {again}")
     for name in _DATA:

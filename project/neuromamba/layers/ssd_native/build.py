@@ -105,7 +105,7 @@ def built(variant: str, folder: Path) -> Built | None:
         record = json.loads(_record(path).read_text(encoding="utf-8"))
         if record["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest():
             return Built(path, bool(record["openmp"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     return None
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from neuromamba.common.atomic_files import atomic_path, make_folder
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.json_text import parse_json
 from neuromamba.common.workers import in_processes
 from neuromamba.data.store.header import RunHeader
 from neuromamba.data.store.reader import RunFile
@@ -66,7 +67,7 @@ class Surveyed:
 
     def picture(self) -> dict[str, Any]:
         """What the page draws (``picture_of``)."""
-        value: dict[str, Any] = json.loads(self._array("picture").tobytes())
+        value: dict[str, Any] = parse_json(self._array("picture").tobytes())
         return value
 
     def _array(self, name: str) -> np.ndarray:
@@ -146,7 +147,7 @@ def _numbers_in(entry: Path) -> RunNumbers | None:
                 return None
             for name in found.files:
                 found[name]  # a damaged member is noticed now
-            return RunNumbers(**json.loads(found["numbers"].tobytes()))
+            return RunNumbers(**parse_json(found["numbers"].tobytes()))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):

@@ -10,7 +10,7 @@ import pytest
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.cohorts.registry import DATASETS
 from neuromamba.data.ingest.layouts import Found, find_runs
-from neuromamba.data.ingest.sources import Choice
+from neuromamba.data.ingest.sources import Choice, Source, refuse_shared_names
 
 MNI = "space-MNI152NLin2009cAsym_res-2_desc-preproc_bold.nii.gz"
 
@@ -362,3 +362,17 @@ def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.Monk
     good, shut = find_runs(tmp_path).sources
     assert good.error == ""
     assert "shut: the folder cannot be read (Permission denied)" in shut.error
+
+
+@pytest.mark.parametrize("name", ["sub-a\nb", "sub-a\x1b[2Jb", "sub-" + "x" * 210, "sub-a\x7f"])
+def test_names_that_a_store_cannot_hold(name: str, tmp_path: Path) -> None:
+    """They are refused one by one, and the others are converted."""
+    names = [name, "sub-01"]
+    sources = refuse_shared_names(
+        [
+            Source(path=tmp_path / f"{i}.nii", name=f"{i}.nii", subject=n)
+            for i, n in enumerate(names)
+        ]
+    )
+    assert "cannot be in names of a store. Rename" in sources[0].error
+    assert sources[1].error == ""

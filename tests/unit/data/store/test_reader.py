@@ -16,10 +16,12 @@ import pytest
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.store import reader as hdf5_store
+from neuromamba.data.store.header import why_no_name
 from neuromamba.data.store.manifest import manifest_row, read_manifest, write_manifest
 from neuromamba.data.store.reader import RunFile, RunHeader, list_runs, read_header, run_file_name
 from tests.helpers.paths import ROOT
 from tests.helpers.store_files import write_store_file
+from tests.helpers.tiny import write_tiny_run
 
 GRID = (6, 5, 4)
 LAS = np.array([[-3.0, 0, 0, 9], [0, 3, 0, -6], [0, 0, 3.5, 1], [0, 0, 0, 1]])
@@ -407,3 +409,51 @@ def test_a_value_that_dwarfs_all_others(tmp_path: Path) -> None:
         else:
             write_store_file(tmp_path / "a.h5", frames, np.arange(40), **given)
             (tmp_path / "a.h5").unlink()
+
+
+NO_NAMES = [
+    "",
+    "../../x",
+    "a/b",
+    "a\nb",
+    "a\rb",
+    "a\x00b",
+    "a\x85b",
+    "a\u2028b",
+    "\x1b[2J",
+    " a",
+    "a ",
+]
+NO_NAMES += ["x" * 10_000, "\u88ab" * 70, "\udcff"]
+NAMES = ["sub-01", "a\u202eb", "<b>", "..", "=1", "x" * 150, "M\u00fcller", "a b"]
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
+def test_names_that_no_file_and_no_split_can_hold(name: str, tmp_path: Path) -> None:
+    """Subjects are lines of split files and begin names of files; the file is named."""
+    assert why_no_name(name)
+    path = tmp_path / "run.h5"
+    write_tiny_run(path, "sub-01", 0)
+    stored = name.replace("\udcff", "\x7f").replace("\x00", "\x01")  # HDF5 ends a text there
+    with h5py.File(path, "r+") as file:
+        file.attrs["subject"] = stored
+    with pytest.raises(UserInputError, match="an attribute is damaged") as found:
+        read_header(path)
+    assert len(str(found.value)) < len(str(path)) + 250
+
+
+@pytest.mark.parametrize("entity", ["session", "task", "run"])
+def test_other_names_have_the_same_rule(entity: str) -> None:
+    assert (
+        why_no_name("sub-01", **{entity: "../x"})
+        == f"the {entity} '../x' holds the character U+002F"
+    )
+    assert why_no_name("x" * 150, **{entity: "y" * 60}) and not why_no_name("a", **{entity: "b"})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unusual_names_are_names(name: str, tmp_path: Path) -> None:
+    assert why_no_name(name) == ""
+    path = tmp_path / "run.h5"
+    write_tiny_run(path, name, 0)
+    assert read_header(path).subject == name
