@@ -552,7 +552,7 @@ def test_folder_of_a_run_that_died_early(cli: CommandLine, refused: Callable[...
     shutil.rmtree(folder / "checkpoints")
     message = refused(f"--output_dir {folder}")
     assert "it has no checkpoint yet" in message and "last.ckpt" not in message
-    assert message.endswith("start it anew with --resume_ckpt_path last.")
+    assert "start it anew with --resume_ckpt_path last. See docs" in message
     again = cli.run(f"--max_steps 1 --output_dir {folder} --resume_ckpt_path last")
     assert again.metrics["train/steps"] == 1
 
