@@ -17,7 +17,8 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.inference.explain import Explanation
 from neuromamba.inference.group_maps import group_map
 from neuromamba.inference.loaded import LoadedModel
-from neuromamba.reports.explanation_page import _notice, map_figure
+from neuromamba.reports.attribution_pictures import map_figure
+from neuromamba.reports.explanation_page import notice
 from tests.helpers.trained_model import Trained
 
 QUICK = ["--method", "gradxinput", "--no-report"]
@@ -182,5 +183,5 @@ def test_the_page_warns_of_maps_like_those_of_random_weights() -> None:
     signed, absolute = "rank_correlation_with_random_weights", "rank_correlation_of_absolute_values"
     results = [(0.1, 0.2), (-0.7, 0.1), (0.0, 0.6), (None, None)]
     answered = [{"result": {signed: one, absolute: other}} for one, other in results]
-    assert _notice(answered).startswith("2 of 4 maps resemble")
-    assert _notice(answered[:1]) == ""
+    assert notice(answered).startswith("2 of 4 maps resemble")
+    assert notice(answered[:1]) == ""

@@ -14,7 +14,7 @@ from neuromamba.commands import quality as quality_command
 from neuromamba.inference.explanation_files import ATTRIBUTION
 from neuromamba.pages.page import Page, Picture, Section, Table, render
 from neuromamba.pages.policy import policy, with_policy
-from neuromamba.reports.explanation_page import VIEW, _write_view
+from neuromamba.reports.attribution_pictures import VIEW, write_view
 from tests.helpers.chromium import CHROMIUM, opened
 from tests.helpers.paths import PACKAGE
 from tests.helpers.quality_store import write_store
@@ -47,7 +47,7 @@ def view(folder: Path) -> str:
     affine[:3, 3] = -90, -126, -72
     image = nibabel.Nifti1Image(rng.normal(size=(23, 27, 23)).astype(np.float32), affine)
     nibabel.save(image, folder / f"{HOSTILE}{ATTRIBUTION}")
-    _write_view(folder, HOSTILE, native=False)
+    write_view(folder, HOSTILE, native=False)
     return (folder / f"{HOSTILE}{VIEW}").read_text(encoding="utf-8")
 
 

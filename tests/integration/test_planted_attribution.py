@@ -17,8 +17,9 @@ from neuromamba.data.ingest.folder import convert_folder
 from neuromamba.data.synthetic.brain import planted_weight
 from neuromamba.data.synthetic.runs import write_nifti_dataset
 from neuromamba.data.synthetic.spec import SyntheticSpec
-from neuromamba.inference.explain import Explanation, rank_correlation
+from neuromamba.inference.explain import Explanation
 from neuromamba.inference.group_maps import group_map
+from neuromamba.inference.score_map import rank_correlation
 from neuromamba.reports.demo_pipeline import CONFIG
 
 GRID = (30, 36, 30)

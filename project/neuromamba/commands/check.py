@@ -15,13 +15,13 @@ import sys
 from collections.abc import Sequence
 
 from neuromamba.common.cli import run_command
-from neuromamba.inference.flags import ATLAS_HELP, check_flags, model_parser
+from neuromamba.inference.flags import add_atlas_flag, check_flags, model_parser
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser: argparse.ArgumentParser = model_parser("check", __doc__, output=False)
-    parser.add_argument("--atlas", metavar="A", help=ATLAS_HELP)
+    add_atlas_flag(parser)
     return parser
 
 

@@ -21,7 +21,14 @@ from pathlib import Path
 from neuromamba.common.cli import run_command
 from neuromamba.common.errors import UserInputError
 from neuromamba.config.names import EMBED_POOLS, EMBED_STATISTICS
-from neuromamba.inference.flags import check_flags, model_parser, result_options
+from neuromamba.inference.flags import (
+    add_report_flag,
+    as_typed,
+    check_flags,
+    model_parser,
+    refuse_changed,
+    result_options,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -61,12 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
         "map of the report and scores probes",
     )
     add("--label_column", metavar="NAME", help="column of --labels")
-    add(
-        "--report",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="write report.html (default: yes)",
-    )
+    add_report_flag(parser)
     return parser
 
 
@@ -80,21 +82,6 @@ def _check(args: argparse.Namespace) -> None:
         raise UserInputError("--labels: not used with --pool token, which has no report.")
 
 
-def _check_regions(args: argparse.Namespace) -> None:
-    """Refuse what belongs to models of volumes; the features of all pathways are written.
-
-    Raises:
-        UserInputError: names the flag.
-    """
-    usual = build_parser()
-    for name in ("layer", "pool", "statistics"):
-        if getattr(args, name) != usual.get_default(name):
-            raise UserInputError(
-                f"--{name}: of models of volumes; of a model of regions the mean over time of "
-                f"every pathway is written."
-            )
-
-
 def run(argv: Sequence[str]) -> int:
     """Do what the flags say; returns the exit status.
 
@@ -104,7 +91,7 @@ def run(argv: Sequence[str]) -> int:
     args = build_parser().parse_args(argv)
     _check(args)
     # Imported here: torch takes seconds, and flags have been checked by now.
-    from neuromamba.inference.batch import open_batch, process, summary
+    from neuromamba.inference.batch import open_batch, run_batch
     from neuromamba.inference.embed import Embedding, embed_scan, layer_name
     from neuromamba.inference.embedding_files import keep_embedding, write_embeddings
     from neuromamba.inference.loaded import LoadedModel
@@ -114,7 +101,13 @@ def run(argv: Sequence[str]) -> int:
 
     model = for_scans(args)
     if isinstance(model, RegionModel):
-        _check_regions(args)
+        refuse_changed(
+            args,
+            build_parser(),
+            ("layer", "pool", "statistics"),
+            "of models of volumes; of a model of regions the mean over time of every pathway is "
+            "written.",
+        )
     else:
         if args.atlas is not None and args.pool != "region":
             raise UserInputError("--atlas: only used with --pool region.")
@@ -134,22 +127,17 @@ def run(argv: Sequence[str]) -> int:
         )
 
     batch = open_batch(model, args, "embed", options)
-    try:
-        process(
-            batch,
-            args,
-            model.embed if isinstance(model, RegionModel) else of_volumes,
-            lambda scan, embedding: keep_embedding(batch.folder, scan, embedding),
-        )
-    finally:  # after Ctrl-C too
-        records = batch.in_order
-        path = write_embeddings(batch.folder, records)
-        batch.folder.write_run(records, passed_over=batch.passed_over)
-    print(f"{summary(batch)}; {path}")
+    run_batch(
+        batch,
+        args,
+        model.embed if isinstance(model, RegionModel) else of_volumes,
+        lambda scan, embedding: keep_embedding(batch.folder, scan, embedding),
+        lambda records: write_embeddings(batch.folder, records),
+    )
     if args.report and args.pool != "token":
         from neuromamba.reports.embedding_page import write_embedding_page
 
-        command = " ".join(["neuromamba embed", *argv])
+        command = as_typed("embed", argv)
         page = write_embedding_page(
             batch, args.model, command, labels=args.labels, column=args.label_column
         )

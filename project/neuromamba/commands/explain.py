@@ -1,12 +1,13 @@
-"""Map which voxels the predictions of a trained model rest on.
+"""Map which voxels or regions the predictions of a trained model rest on.
 
     neuromamba explain output/PROJECT/RUN sub-01_task-rest_bold.nii.gz -o OUT
 
 OUT holds <scan>_attribution.nii.gz with the shape and affine of the scan, the same map of a model
 with random weights (<scan>_attribution_random.nii.gz), which it must differ from to say anything
 about the model, maps of the group where there are several subjects (group_*.nii.gz), pages to look
-at (<scan>_view.html, report.html) and run.json. docs/use_a_model.md says what the values mean.
-Called again, it continues where it stopped.
+at (<scan>_view.html, report.html) and run.json. Of a NeuroSSM the values of the regions are in
+<scan>_attribution.csv and group_*.csv, with maps where --atlas is given. docs/use_a_model.md says
+what the values mean. Called again, it continues where it stopped.
 
 Exit status: 0 if all scans have an answer; 1 if some have none; 2 for a wrong call; 130 after
 Ctrl-C.
@@ -16,14 +17,32 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from neuromamba.common.cli import run_command
 from neuromamba.common.errors import UserInputError
-from neuromamba.config.names import EXPLAIN_METHODS, EXPLAIN_RESOLUTIONS
-from neuromamba.inference.flags import check_flags, model_parser, result_options
+from neuromamba.config.names import EXPLAIN_METHODS, EXPLAIN_RESOLUTIONS, PATHWAY_ABLATIONS
+from neuromamba.inference.flags import (
+    add_atlas_flag,
+    add_report_flag,
+    as_typed,
+    check_flags,
+    model_parser,
+    refuse_changed,
+    result_options,
+)
 
-_RESULT = ("method", "target", "steps", "edge", "windows", "resolution", "seed", "permutations")
+if TYPE_CHECKING:  # torch takes seconds to import
+    from neuromamba.inference.loaded import LoadedModel
+    from neuromamba.inference.region_model import RegionModel
+
+# Flags of the options of explanations.
+_SHARED = ("method", "target", "steps", "seed")
+_OF_VOLUMES = ("edge", "windows", "resolution")
+_OF_REGIONS = ("ablation",)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -72,6 +91,14 @@ def build_parser() -> argparse.ArgumentParser:
         default="patch",
         help="mean over each patch, or every voxel by itself, which is noisier (default: patch)",
     )
+    add(
+        "--ablation",
+        choices=PATHWAY_ABLATIONS,
+        default="mean",
+        help="of a model of regions: a pathway is replaced by its mean over the training scans, or "
+        "by zero (default: mean)",
+    )
+    add_atlas_flag(parser)
     add("--seed", type=int, default=0, metavar="N", help="of random weights and sign flips")
     add(
         "--permutations",
@@ -80,13 +107,85 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="sign flips of the test of group maps (default: 5000)",
     )
-    add(
-        "--report",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="write report.html and <scan>_view.html (default: yes)",
-    )
+    add_report_flag(parser, "report.html and <scan>_view.html")
     return parser
+
+
+class _Family(NamedTuple):
+    """How scans of a family are explained.
+
+    Attributes:
+        options: of the maps, which have been checked.
+        flags: that change a result.
+        explain: prepared scan -> explanation.
+        keep: (folder, scan, explanation) -> what the record says of its files.
+        groups: (folder, records) -> maps of groups, and why there are none.
+        write_page: of ``reports``.
+    """
+
+    options: Any
+    flags: Sequence[str]
+    explain: Callable[[Any], Any]
+    keep: Callable[..., dict[str, Any]]
+    groups: Callable[..., tuple[list[Any], str]]
+    write_page: Callable[..., Path]
+
+
+def _volumes(model: LoadedModel, args: argparse.Namespace) -> _Family:
+    """Refuse flags of the other family; the steps for volumes."""
+    from neuromamba.inference.explain import ExplainOptions, explain_scan
+    from neuromamba.inference.explanation_files import keep_explanation, write_groups
+    from neuromamba.inference.predict import require_head
+
+    require_head(model, "explain")
+    refuse_changed(
+        args, build_parser(), _OF_REGIONS, "of models of regions; this one takes volumes."
+    )
+    options = ExplainOptions(**{name: getattr(args, name) for name in (*_SHARED, *_OF_VOLUMES)})
+
+    def write_page(*of_call: Any) -> Path:
+        from neuromamba.reports.explanation_page import write_explanation_page
+
+        return write_explanation_page(*of_call)
+
+    return _Family(
+        options,
+        (*_SHARED, *_OF_VOLUMES, "permutations"),
+        lambda scan: explain_scan(model, scan, options),
+        keep_explanation,
+        partial(write_groups, native=model.contract.native),
+        write_page,
+    )
+
+
+def _regions(model: RegionModel, args: argparse.Namespace) -> _Family:
+    """Refuse flags of the other family; the steps for series of regions."""
+    from neuromamba.inference.region_explain import RegionExplainOptions
+    from neuromamba.inference.region_explanation_files import (
+        keep_region_explanation,
+        write_region_groups,
+    )
+
+    refuse_changed(
+        args, build_parser(), _OF_VOLUMES, "of models of volumes; this one takes regions."
+    )
+    words = {name: getattr(args, name) for name in (*_SHARED, *_OF_REGIONS)}
+    options = RegionExplainOptions(**words)
+    model.check_explains(options)
+
+    def write_page(*of_call: Any) -> Path:
+        from neuromamba.reports.region_explanation_page import write_region_page
+
+        return write_region_page(*of_call)
+
+    return _Family(
+        options,
+        (*_SHARED, *_OF_REGIONS, "permutations", "atlas"),
+        lambda scan: model.explain(scan, **words),
+        keep_region_explanation,
+        partial(write_region_groups, regions=model.regions, atlas=model.atlas),
+        write_page,
+    )
 
 
 def run(argv: Sequence[str]) -> int:
@@ -100,51 +199,41 @@ def run(argv: Sequence[str]) -> int:
     if args.permutations < 100:
         raise UserInputError(f"--permutations: got {args.permutations}, expected 100 or more.")
     # Imported here: torch takes seconds, and flags have been checked by now.
-    from neuromamba.inference.batch import open_batch, process, summary
-    from neuromamba.inference.explain import ExplainOptions, explain_scan, target_index
-    from neuromamba.inference.explanation_files import keep_explanation, write_groups
-    from neuromamba.inference.loading import load
-    from neuromamba.inference.predict import require_head
+    from neuromamba.inference.batch import open_batch, run_batch
+    from neuromamba.inference.open_model import for_scans
+    from neuromamba.inference.region_model import RegionModel
+    from neuromamba.inference.score_map import target_index
 
-    names = [name for name in _RESULT if name != "permutations"]
-    options = ExplainOptions(**{name: getattr(args, name) for name in names})
-    model = load(args.model, args.device)
-    require_head(model, "explain")
+    model = for_scans(args)
+    family = _regions(model, args) if isinstance(model, RegionModel) else _volumes(model, args)
     if args.target:
-        target_index(model, args.target)
-    batch = open_batch(model, args, "explain", result_options(args, *_RESULT))
-    try:
-        process(
-            batch,
-            args,
-            lambda scan: explain_scan(model, scan, options),
-            lambda scan, found: keep_explanation(batch.folder, scan, found),
-        )
-    finally:  # after Ctrl-C too
-        records = batch.in_order
-        maps = {one["scan"]: one["result"] for one in records if one["result"]}
-        batch.folder.write_run(records, passed_over=batch.passed_over, maps=maps)
-    groups, without = write_groups(
-        batch.folder,
-        records,
-        wanted=args.target,
-        native=model.contract.native,
-        permutations=args.permutations,
-        seed=args.seed,
+        target_index(model.class_names, args.target)
+    batch = open_batch(model, args, "explain", result_options(args, *family.flags))
+
+    def maps(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return {"maps": {one["scan"]: one["result"] for one in records if one["result"]}}
+
+    run_batch(
+        batch,
+        args,
+        family.explain,
+        partial(family.keep, batch.folder),
+        lambda records: batch.folder.path,
+        maps,
     )
+    records = batch.in_order
+    test = {"permutations": args.permutations, "seed": args.seed}
+    groups, without = family.groups(batch.folder, records, wanted=args.target, **test)
     batch.folder.write_run(
         records,
         passed_over=batch.passed_over,
-        maps=maps,
+        **maps(records),
         groups=[group.record() for group in groups],
         no_groups=without,
     )
-    print(f"{summary(batch)}; {batch.folder.path}")
     if args.report:
-        from neuromamba.reports.explanation_page import write_explanation_page
-
-        command = " ".join(["neuromamba explain", *argv])
-        page = write_explanation_page(batch, groups, without, options, args.model, command)
+        command = as_typed("explain", argv)
+        page = family.write_page(batch, groups, without, family.options, args.model, command)
         print(f"page: {page}")
     return batch.status
 

@@ -19,23 +19,21 @@ from collections.abc import Sequence
 
 from neuromamba.common.cli import run_command
 from neuromamba.config.names import SCALING_METHODS
-from neuromamba.inference.flags import ATLAS_HELP, check_flags, model_parser, result_options
+from neuromamba.inference.flags import (
+    add_atlas_flag,
+    add_report_flag,
+    as_typed,
+    check_flags,
+    model_parser,
+    result_options,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = model_parser("predict", __doc__)
-    parser.add_argument(
-        "--report",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="write report.html (default: yes)",
-    )
-    parser.add_argument(
-        "--atlas",
-        metavar="A",
-        help=ATLAS_HELP,
-    )
+    parser: argparse.ArgumentParser = model_parser("predict", __doc__)
+    add_report_flag(parser)
+    add_atlas_flag(parser)
     parser.add_argument(
         "--scaling",
         choices=SCALING_METHODS,
@@ -53,11 +51,11 @@ def run(argv: Sequence[str]) -> int:
     args = build_parser().parse_args(argv)
     check_flags(args)
     # Imported here: torch takes seconds, and flags have been checked by now.
-    from neuromamba.inference.batch import open_batch, process, summary
+    from neuromamba.inference.batch import open_batch, run_batch
     from neuromamba.inference.loaded import LoadedModel
     from neuromamba.inference.open_model import for_scans
     from neuromamba.inference.predict import require_head
-    from neuromamba.inference.prediction_files import PREDICTIONS, write_predictions
+    from neuromamba.inference.prediction_files import write_predictions
 
     model = for_scans(args)
     if isinstance(model, LoadedModel):
@@ -65,23 +63,18 @@ def run(argv: Sequence[str]) -> int:
         if args.scaling is not None:
             model = model.with_scaling(args.scaling)
     batch = open_batch(model, args, "predict", result_options(args, "scaling", "atlas"))
-    try:
-        process(
-            batch,
-            args,
-            model.predict,
-            lambda scan, prediction: prediction.record(),
-        )
-    finally:  # after Ctrl-C too
-        records = batch.in_order
-        write_predictions(batch.folder, records, model.class_names)
-        batch.folder.write_run(records, passed_over=batch.passed_over)
-    print(f"{summary(batch)}; {batch.folder.path / PREDICTIONS}")
+    run_batch(
+        batch,
+        args,
+        model.predict,
+        lambda scan, prediction: prediction.record(),
+        lambda records: write_predictions(batch.folder, records, model.class_names),
+    )
     if args.report:
         from neuromamba.reports.prediction_page import write_prediction_page
 
-        command = " ".join(["neuromamba predict", *argv])
-        print(f"page: {write_prediction_page(batch, args.model, command)}")
+        page = write_prediction_page(batch, args.model, as_typed("predict", argv))
+        print(f"page: {page}")
     return batch.status
 
 

@@ -20,14 +20,13 @@ from pathlib import Path
 
 from neuromamba.common.cli import run_command
 from neuromamba.common.errors import look_up
-from neuromamba.config.names import ROI_ORIENTATIONS, SSD_BACKENDS
+from neuromamba.config.names import PATHWAY_ABLATIONS, ROI_ORIENTATIONS, SSD_BACKENDS
 from neuromamba.data.regions.registry import NAMES as DATASET_NAMES
 from neuromamba.data.regions.registry import OWN, details_of
 from neuromamba.neurossm.config import CPAConfig, EvaluateConfig, Explanation, FitConfig
 
 MODELS = ("NeuroSSM", "GRU", "FC", "MeanVariance")
 BASELINES = ("FC", "MeanVariance")
-ABLATIONS = ("mean", "zero")
 GRADIENTS = ("integrated", "single")
 
 
@@ -120,7 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = cpa.add_argument
     add(
         "--ablation",
-        choices=ABLATIONS,
+        choices=PATHWAY_ABLATIONS,
         default="mean",
         help="a pathway is replaced by its mean over the training scans, or by zero (default: "
         "%(default)s)",

@@ -14,7 +14,6 @@ Exit status: 0; 2 for a wrong call or a scan that cannot be used; 130 after Ctrl
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from pathlib import Path
 from neuromamba.common.cli import run_command
 from neuromamba.common.errors import UserInputError
 from neuromamba.config.names import ROLLOUT_STATISTICS
-from neuromamba.inference.flags import check_flags, model_parser
+from neuromamba.inference.flags import add_report_flag, as_typed, check_flags, model_parser
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,12 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="what the scaling's mean and standard deviation are over: the prompt, or the whole "
         "run, frames to be predicted included (default: prompt)",
     )
-    add(
-        "--report",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="write rollout.gif and report.html (default: yes)",
-    )
+    add_report_flag(parser, "rollout.gif and report.html")
     return parser
 
 
@@ -98,7 +92,7 @@ def run(argv: Sequence[str]) -> int:
                 ],
                 warnings=warnings,
                 doubts=doubts,
-                command=shlex.join(["neuromamba", "rollout", *argv]),
+                command=as_typed("rollout", argv),
             )
     own = found.summary()
     skill = "not defined" if own["skill"] is None else f"{own['skill']:.3f}"

@@ -43,6 +43,7 @@ LAST_LAYER = "features"  # of a backbone: the output of the last block after the
 EMBED_POOLS = ("subject", "window", "region", "token")  # what a row of embeddings stands for
 EMBED_STATISTICS = ("mean", "sd", "lag1")  # over the tokens of a place, in time
 EXPLAIN_METHODS = ("ig", "gradxinput", "occlusion")
+PATHWAY_ABLATIONS = ("mean", "zero")  # what an ablated pathway of NeuroSSM is replaced by
 EXPLAIN_RESOLUTIONS = ("patch", "voxel")  # of a map
 SSD_BACKENDS = ("auto", "reference", "cpu", "triton")
 ALLOCATORS = ("auto", "default", "retain", "compact")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -76,6 +76,32 @@ def open_batch(
     batch = Batch(model=model, scans=scans, folder=folder)
     batch.passed_over = {image.name: image.why for image in passed}
     return batch
+
+
+def run_batch(
+    batch: Batch,
+    args: argparse.Namespace,
+    work: Callable[[Any], ResultT],
+    keep: Callable[[ScanFile, ResultT], Mapping[str, Any]],
+    write: Callable[[Sequence[Mapping[str, Any]]], Path],
+    more: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]] = lambda records: {},
+) -> None:
+    """Do the scans of a call, and write its tables and ``run.json``, after Ctrl-C too.
+
+    Args:
+        batch: of the call.
+        args: of ``flags.model_parser``.
+        work, keep: as of ``process``.
+        write: writes the tables from the records in order; returns what the last line names.
+        more: entries of ``run.json`` besides those of all commands.
+    """
+    try:
+        process(batch, args, work, keep)
+    finally:
+        records = batch.in_order
+        written = write(records)
+        batch.folder.write_run(records, passed_over=batch.passed_over, **more(records))
+    print(f"{summary(batch)}; {written}")
 
 
 def process(

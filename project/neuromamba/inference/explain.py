@@ -9,24 +9,21 @@ voxels, the map shows the input or the architecture and not what the model has l
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import nibabel
 import numpy as np
-from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from neuromamba.common.errors import UserInputError, look_up
 from neuromamba.config.bounds import require_positive
 from neuromamba.config.model import HeadConfig
-from neuromamba.config.names import EXPLAIN_METHODS, EXPLAIN_RESOLUTIONS
+from neuromamba.config.names import EXPLAIN_RESOLUTIONS
 from neuromamba.config.serialise import from_dict
 from neuromamba.data.store.header import RunHeader
 from neuromamba.data.store.reader import RunFile
 from neuromamba.inference.attribution import (
-    STEPS,
     Network,
     Objective,
     WindowAttribution,
@@ -37,83 +34,64 @@ from neuromamba.inference.attribution import (
     token_window,
 )
 from neuromamba.inference.model import TrainedModel
-from neuromamba.inference.predict import Prediction, predict_scan, require_head
+from neuromamba.inference.predict import predict_scan, require_head
 from neuromamba.inference.prepared import PreparedScan
+from neuromamba.inference.score_map import (
+    ScoreMap,
+    ScoreOptions,
+    require_not_negative,
+    target_index,
+    unit_of_class,
+)
 from neuromamba.inference.source_space import to_source_image
 
 _MOST_FRAMES = 40  # of the mean image
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExplainOptions:
-    """How to explain.
+class ExplainOptions(ScoreOptions):
+    """How to explain; see ``ScoreOptions`` for the other attributes.
 
     Attributes:
-        method: "ig" (integrated gradients), "gradxinput" or "occlusion".
-        target: class that is explained; "" for the one that is predicted.
-        steps: points of integrated gradients.
         edge: of an occluded cell, in patches.
         windows: explain only so many of a scan's windows, evenly spaced; 0 for all.
         resolution: "patch", the mean over the voxels of each spatial patch, or "voxel".
-        seed: of the random weights.
 
     Raises:
         UserInputError: a value out of range; names the flag.
     """
 
-    method: str = "ig"
-    target: str = ""
-    steps: int = STEPS
     edge: int = 1
     windows: int = 0
     resolution: str = "patch"
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        look_up(self.method, EXPLAIN_METHODS, "--method")
+        super().__post_init__()
         look_up(self.resolution, EXPLAIN_RESOLUTIONS, "--resolution")
-        require_positive("--steps", self.steps)
         require_positive("--edge", self.edge)
-        for flag, value in (("--windows", self.windows), ("--seed", self.seed)):
-            if value < 0:
-                raise UserInputError(f"{flag}: got {value}, expected 0 or more.")
+        require_not_negative("--windows", self.windows)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Explanation:
+class Explanation(ScoreMap):
     """The explanation of a scan; N brain voxels.
 
+    Scores and maps are means over windows, the completeness error is the mean of the absolute
+    errors over the mean absolute difference; the prediction is over all windows of the scan. See
+    ``ScoreMap`` for the other attributes.
+
     Attributes:
-        scan, subject: names.
         options: how it was made.
-        target: the class that is explained; "" of a regression.
-        unit: of the values: of the logit of the class minus the others', or of the label.
-        prediction: of the scan, over all of its windows.
-        values: float64 [N], signed; they add up to about ``score - baseline_score``.
-        randomised_values: float64 [N], of random weights.
         vox: int32 [N], flat indices into the grid of ``header``.
         mean: float32 [N], mean of some frames of the scan, in its units: anatomy for pictures.
         header: of the prepared run.
-        score, baseline_score: mean over windows.
-        completeness_error: of integrated gradients: mean over windows of what the values miss of
-            score - baseline_score, absolute, over the mean absolute difference; else NaN.
         windows: how many were explained.
     """
 
-    scan: str
-    subject: str
     options: ExplainOptions
-    target: str
-    unit: str
-    prediction: Prediction
-    values: np.ndarray
-    randomised_values: np.ndarray
     vox: np.ndarray
     mean: np.ndarray
     header: RunHeader
-    score: float
-    baseline_score: float
-    completeness_error: float
     windows: int
 
     @property
@@ -126,41 +104,9 @@ class Explanation:
         """The map of random weights, likewise."""
         return to_source_image(self.randomised_values, self.vox, self.header)
 
-    @property
-    def rank_correlation(self) -> float:
-        """Spearman's correlation over voxels with the map of random weights; NaN of a constant."""
-        return rank_correlation(self.values, self.randomised_values)
-
-    @property
-    def rank_correlation_absolute(self) -> float:
-        """The same without the signs."""
-        return rank_correlation(np.abs(self.values), np.abs(self.randomised_values))
-
     def record(self) -> dict[str, Any]:
         """The numbers in plain containers; null where not defined."""
-        numbers = {
-            "score": self.score,
-            "baseline_score": self.baseline_score,
-            "sum_of_values": float(self.values.sum()),
-            "completeness_error": self.completeness_error,
-            "rank_correlation_with_random_weights": self.rank_correlation,
-            "rank_correlation_of_absolute_values": self.rank_correlation_absolute,
-        }
-        return {
-            "target": self.target or None,
-            "unit": self.unit,
-            "predicted": self.prediction.value,
-            "windows": self.windows,
-            "voxels": len(self.vox),
-            **{name: value if math.isfinite(value) else None for name, value in numbers.items()},
-        }
-
-
-def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Spearman's correlation of two maps [N]; NaN where one is constant."""
-    if np.ptp(one) == 0 or np.ptp(other) == 0:
-        return float("nan")
-    return float(spearmanr(one, other).statistic)
+        return super().record() | {"windows": self.windows, "voxels": len(self.vox)}
 
 
 class _Mean(NamedTuple):
@@ -189,7 +135,7 @@ def explain_scan(
     require_head(model, "explain")
     assert model.head is not None
     prediction = predict_scan(model, scan)
-    target = target_index(model, options.target or prediction.value)
+    target = target_index(model.class_names, options.target or prediction.value)
     scaling = model.target_scaling
     objective = Objective(target=target, center=scaling.center, scale=scaling.scale)
     head = from_dict(HeadConfig, model.contents.metadata["head"], str(model.path))
@@ -229,7 +175,7 @@ def explain_scan(
         subject=scan.subject,
         options=options,
         target=name,
-        unit=model.unit if target is None else f"logit of {name} minus the others'",
+        unit=model.unit if target is None else unit_of_class(name),
         prediction=prediction,
         values=shown[0],
         randomised_values=shown[1],
@@ -241,23 +187,6 @@ def explain_scan(
         completeness_error=own.completeness_error,
         windows=len(numbers),
     )
-
-
-def target_index(model: TrainedModel, wanted: str | float) -> int | None:
-    """Index of a class by its name; None for a regression."""
-    names = model.class_names
-    if not names:
-        if isinstance(wanted, str):
-            raise UserInputError(
-                f"--target: got '{wanted}', but the model predicts a value and no classes; leave "
-                f"--target away."
-            )
-        return None
-    if wanted not in names:
-        raise UserInputError(
-            f"--target: got '{wanted}', expected a class of the model: {', '.join(names)}."
-        )
-    return names.index(str(wanted))
 
 
 def _chosen(count: int, wanted: int) -> list[int]:

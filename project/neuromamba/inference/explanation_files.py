@@ -16,9 +16,10 @@ import nibabel
 import numpy as np
 
 from neuromamba.common.atomic_files import atomic_path
-from neuromamba.inference.explain import Explanation, rank_correlation
+from neuromamba.inference.explain import Explanation
 from neuromamba.inference.group_maps import GroupMap, group_map
 from neuromamba.inference.output_folder import SCANS, OutputFolder
+from neuromamba.inference.score_map import ScoreMap, rank_correlation
 from neuromamba.inference.source_space import grid_image, to_source_image
 from neuromamba.inference.sources import ScanFile
 
@@ -47,20 +48,37 @@ def keep_explanation(folder: OutputFolder, scan: ScanFile, found: Explanation) -
     save_image(found.randomised, folder.path / f"{name}{RANDOM}")
     mean = to_source_image(found.mean, found.vox, found.header)
     save_image(mean, folder.path / SCANS / f"{name}{MEAN}")
+    keep_values(
+        folder,
+        name,
+        found,
+        vox=found.vox,
+        grid=np.array(found.header.grid),
+        affine=np.array(found.header.affine),
+        space=np.array(found.header.space),
+    )
+    return found.record() | {"attribution": f"{name}{ATTRIBUTION}", "random": f"{name}{RANDOM}"}
+
+
+def keep_values(folder: OutputFolder, name: str, found: ScoreMap, **more: np.ndarray) -> None:
+    """Write ``scans/<scan>.npz``, from which the maps of groups are made.
+
+    Args:
+        folder: of the call.
+        name: of the scan.
+        found: its map.
+        more: "vox", sorted numbers of the values, by which those of subjects correspond, and what
+            else belongs to them.
+    """
     with (
         atomic_path(folder.path / SCANS / f"{name}.npz") as temporary,
         open(temporary, "wb") as stream,
     ):
-        np.savez_compressed(
-            stream,
-            values=found.values.astype(np.float32),
-            random=found.randomised_values.astype(np.float32),
-            vox=found.vox,
-            grid=np.array(found.header.grid),
-            affine=np.array(found.header.affine),
-            space=np.array(found.header.space),
-        )
-    return found.record() | {"attribution": f"{name}{ATTRIBUTION}", "random": f"{name}{RANDOM}"}
+        arrays: dict[str, Any] = {
+            "values": found.values.astype(np.float32),
+            "random": found.randomised_values.astype(np.float32),
+        }
+        np.savez_compressed(stream, **arrays | more)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +89,16 @@ class Group:
         name: the class that is explained, or ``PREDICTED``, or ``VALUE``.
         found: mean and test.
         random_mean: [M], of random weights.
-        files: "mean", "random" and, if there was a test, "t" and "p" -> file in the folder.
+        files: "mean", "random" and, if there was a test, "t" and "p" -> file in the folder; of
+            regions "table", and "mean" and "random" if there is an atlas.
+        parts: what the map has values for.
     """
 
     name: str
     found: GroupMap
     random_mean: np.ndarray
     files: Mapping[str, str]
+    parts: str = "voxels"
 
     def record(self) -> dict[str, Any]:
         """The numbers in plain containers; null where not defined."""
@@ -85,17 +106,18 @@ class Group:
         return {
             "group": self.name,
             "subjects": one.subjects,
-            "voxels": len(one.vox),
+            self.parts: len(one.vox),
             "permutations": one.permutations,
             "all_permutations": one.exact,
             "smallest_p": None if one.p is None else float(one.p.min()),
-            "voxels_below_0.05": None if one.p is None else int((one.p <= 0.05).sum()),
+            f"{self.parts}_below_0.05": None if one.p is None else int((one.p <= 0.05).sum()),
             "rank_correlation_with_random_weights": alike if np.isfinite(alike) else None,
             "files": dict(self.files),
         }
 
 
-def _read(folder: OutputFolder, name: str) -> dict[str, np.ndarray]:
+def read_values(folder: OutputFolder, name: str) -> dict[str, np.ndarray]:
+    """What ``keep_values`` has written of a scan."""
     with np.load(folder.path / SCANS / f"{name}.npz", allow_pickle=False) as file:
         return {key: file[key] for key in file.files}
 
@@ -149,7 +171,7 @@ def write_groups(
     if native:
         return [], "the model is of native space, where voxels of subjects do not correspond"
     names = {scan for group in found.values() for scans in group.values() for scan in scans}
-    arrays = {name: _read(folder, name) for name in sorted(names)}
+    arrays = {name: read_values(folder, name) for name in sorted(names)}
     first = next(iter(arrays.values()))
     for one in arrays.values():
         if not np.allclose(one["affine"], first["affine"], atol=_SAME_GRID):
@@ -161,12 +183,15 @@ def write_groups(
     return groups, ""
 
 
-def _write_group(
-    folder: OutputFolder,
-    name: str,
-    subjects: Sequence[Sequence[Mapping[str, np.ndarray]]],
-    test: tuple[int, int],
-) -> Group:
+def group_of(
+    subjects: Sequence[Sequence[Mapping[str, np.ndarray]]], permutations: int, seed: int
+) -> tuple[GroupMap, np.ndarray]:
+    """The map of a group, and its mean with random weights [M].
+
+    Args:
+        subjects: of each, the values of its scans (``read_values``), which are averaged first.
+        permutations, seed: of the test.
+    """
     maps: list[np.ndarray] = []
     randoms: list[np.ndarray] = []
     voxels: list[np.ndarray] = []
@@ -180,11 +205,21 @@ def _write_group(
             values = np.stack([scan[key][i] for scan, i in both])
             rows.append(values.mean(axis=0, dtype=np.float64))
         voxels.append(vox)
-    found = group_map(maps, voxels, permutations=test[0], seed=test[1])
+    found = group_map(maps, voxels, permutations=permutations, seed=seed)
     random_mean = np.mean(
         [one[np.searchsorted(vox, found.vox)] for one, vox in zip(randoms, voxels, strict=True)],
         axis=0,
     )
+    return found, random_mean
+
+
+def _write_group(
+    folder: OutputFolder,
+    name: str,
+    subjects: Sequence[Sequence[Mapping[str, np.ndarray]]],
+    test: tuple[int, int],
+) -> Group:
+    found, random_mean = group_of(subjects, *test)
     images = {"mean": found.mean, "random": random_mean}
     if found.t is not None and found.p is not None:
         images |= {"t": found.t, "p": found.p}

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from neuromamba.common.errors import UserInputError
 
-ATLAS_HELP = (
-    "of a model of regions and NIfTI scans: image of labels in MNI space, or Schaefer400, AAL3v2, "
-    "AAL116; the one of the training"
-)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -68,6 +66,55 @@ def model_parser(command: str, description: str | None, *, output: bool = True) 
             help="scans prepared at a time, while the model computes (default: 1)",
         )
     return parser
+
+
+def add_atlas_flag(parser: argparse.ArgumentParser) -> None:
+    """Add ``--atlas``, which a model of regions needs for NIfTI scans."""
+    parser.add_argument(
+        "--atlas",
+        metavar="A",
+        help="of a model of regions and NIfTI scans: image of labels in MNI space, or Schaefer400, "
+        "AAL3v2, AAL116; the one of the training",
+    )
+
+
+def add_report_flag(parser: argparse.ArgumentParser, files: str = "report.html") -> None:
+    """Add ``--report`` and ``--no-report``.
+
+    Args:
+        parser: of the command.
+        files: what is written.
+    """
+    parser.add_argument(
+        "--report",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help=f"write {files} (default: yes)",
+    )
+
+
+def refuse_changed(
+    args: argparse.Namespace, parser: argparse.ArgumentParser, names: Sequence[str], why: str
+) -> None:
+    """Refuse flags that have no effect on the model in use.
+
+    Args:
+        args: of ``parser``.
+        parser: knows the defaults.
+        names: of the flags.
+        why: end of the message.
+
+    Raises:
+        UserInputError: one of them is not at its default; names it.
+    """
+    for name in names:
+        if getattr(args, name) != parser.get_default(name):
+            raise UserInputError(f"--{name}: {why}")
+
+
+def as_typed(command: str, argv: Sequence[str]) -> str:
+    """The command line, for the end of a page."""
+    return shlex.join(["neuromamba", command, *argv])
 
 
 def check_flags(args: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 
 from neuromamba.common.errors import UserInputError
-from neuromamba.inference.sources import ScanFile, source_of_file
+from neuromamba.inference.sources import ScanFile, scan_of, source_of_file
 
 
 @contextmanager
@@ -36,16 +36,7 @@ def scan_of_image(image: Any, affine: Any, tr: float | None) -> Iterator[ScanFil
     with TemporaryDirectory(prefix="neuromamba-") as folder:
         path = Path(folder) / f"{name}.nii"
         nibabel.save(image, path)
-        source = source_of_file(path)
-        run = "-".join(part for part in (source.task, source.run) if part)
-        yield ScanFile(
-            path=path,
-            name=source.output.removesuffix(".h5"),
-            subject=source.subject,
-            session=source.session,
-            run=run,
-            source=source,
-        )
+        yield scan_of(source_of_file(path))
 
 
 def _image_of_array(values: Any, affine: Any, tr: float | None) -> nibabel.Nifti1Image:

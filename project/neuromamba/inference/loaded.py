@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from neuromamba.common.errors import UserInputError
 from neuromamba.data.ingest.sources import PassedOver
 from neuromamba.inference.embed import Embedding, embed_scan
 from neuromamba.inference.explain import ExplainOptions, Explanation, explain_scan
@@ -17,7 +16,7 @@ from neuromamba.inference.predict import Prediction, predict_scan, require_head
 from neuromamba.inference.prepare import prepare_scan
 from neuromamba.inference.prepared import PreparedScan
 from neuromamba.inference.rollout import Rollout, rollout_scan
-from neuromamba.inference.sources import ScanFile, find_scans
+from neuromamba.inference.sources import ScanFile, find_scans, only_scan
 
 
 class LoadedModel(TrainedModel):
@@ -57,12 +56,8 @@ class LoadedModel(TrainedModel):
         if isinstance(bold, ScanFile):
             return prepare_scan(bold, self.contract, tr=tr, mask=mask, strict=strict)
         if isinstance(bold, str | Path):
-            scans, _ = find_scans([bold], native=self.contract.native)
-            if len(scans) != 1:
-                raise UserInputError(
-                    f"prepare: '{bold}' holds {len(scans)} scans, expected one; use predict_many."
-                )
-            return prepare_scan(scans[0], self.contract, tr=tr, mask=mask, strict=strict)
+            scan = only_scan(self.find([bold])[0], bold)
+            return prepare_scan(scan, self.contract, tr=tr, mask=mask, strict=strict)
         with scan_of_image(bold, affine, tr) as scan:
             return prepare_scan(scan, self.contract, tr=tr, mask=mask, strict=strict)
 

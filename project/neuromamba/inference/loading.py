@@ -136,7 +136,7 @@ def _of_volumes(place: Path) -> Path:
     if find_model_file(place) is not None:
         raise UserInputError(
             f"MODEL: '{place}' is a model of regional series (NeuroSSM); only neuromamba check, "
-            f"predict and embed use one."
+            f"predict, embed and explain use one."
         )
     return find_checkpoint(place, "MODEL")
 

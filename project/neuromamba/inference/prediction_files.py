@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from neuromamba.inference.output_folder import OutputFolder
@@ -13,13 +14,16 @@ _NAMES = ("scan", "subject", "session", "run")
 
 def write_predictions(
     folder: OutputFolder, records: Sequence[Mapping[str, Any]], class_names: Sequence[str]
-) -> None:
+) -> Path:
     """Write one row per scan, whatever became of it, and one row per window.
 
     Args:
         folder: of the call.
         records: of its scans, in order.
         class_names: of a classification; () of a regression.
+
+    Returns:
+        The path of the table of scans.
     """
     classes = [f"prob_{name}" for name in class_names]
     header = (*_NAMES, "status", "reason", "windows", "prediction", "spread", "in_range", *classes)
@@ -35,6 +39,7 @@ def write_predictions(
     folder.write_table(
         WINDOWS, (*_NAMES, "window", "first_frame", *(classes or ["prediction"])), rows
     )
+    return folder.path / PREDICTIONS
 
 
 def _row(record: Mapping[str, Any], class_names: Sequence[str]) -> list[Any]:

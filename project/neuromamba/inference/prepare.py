@@ -25,7 +25,7 @@ from neuromamba.data.store.reader import RunFile, read_header
 from neuromamba.data.store.writer import write_run
 from neuromamba.data.windows.dataset import WindowDataset
 from neuromamba.inference.contract import InputContract
-from neuromamba.inference.prepared import PreparedScan, Problem, TemporaryFolder
+from neuromamba.inference.prepared import PreparedScan, Problem, TemporaryFolder, identity_of
 from neuromamba.inference.range_check import compare_with_training, coverage_problems
 from neuromamba.inference.sources import ScanFile
 from neuromamba.inference.time_resampling import resample_time
@@ -97,11 +97,7 @@ def prepare_scan(
         actions.append("note: among the scans of the pre-training (no labels were used)")
     problems += coverage_problems(windows, contract.inputs, contract.model, native=contract.native)
     prepared = PreparedScan(
-        name=scan.name,
-        subject=scan.subject,
-        session=scan.session,
-        run=scan.run,
-        source=str(scan.path),
+        **identity_of(scan),
         header=header,
         windows=windows,
         actions=tuple(actions),

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import weakref
-from collections.abc import Mapping
 from dataclasses import dataclass
 from tempfile import mkdtemp
 from typing import Any
 
 from neuromamba.data.store.header import RunHeader
 from neuromamba.data.windows.dataset import WindowDataset
+from neuromamba.inference.sources import ScanFile
 
 
 class TemporaryFolder:
@@ -62,23 +63,16 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreparedScan:
-    """A scan on the model's grid, cut into windows.
+class Prepared:
+    """What the prepared scans of both families have.
 
     Attributes:
         name, subject, session, run: as in ``ScanFile``.
         source: the file, for records.
-        header: of the prepared run: grid, placement, TR, source's shape and affine.
-        windows: the windows the model sees, scaled as in training.
         actions: what was done to the scan, in order.
         problems: doubts, each with a remedy.
         measures: the scan beside the training runs; empty if the checkpoint records none.
         sha256: of the source file.
-        mirrored: frames at the end that are the mirror image of those before.
-        resampled: whether it was resampled in time.
-        trained_on: whether the model was trained, or pre-trained, on these very values.
-        temporary: folder that holds the prepared run; None for a run of a store. It is removed
-            when the scan is closed or no longer used.
     """
 
     name: str
@@ -86,16 +80,10 @@ class PreparedScan:
     session: str
     run: str
     source: str
-    header: RunHeader
-    windows: WindowDataset
     actions: tuple[str, ...]
     problems: tuple[Problem, ...]
     measures: tuple[Comparison, ...]
     sha256: str
-    mirrored: int = 0
-    resampled: bool = False
-    trained_on: bool = False
-    temporary: TemporaryFolder | None = None
 
     @property
     def in_range(self) -> bool | None:
@@ -107,6 +95,66 @@ class PreparedScan:
     def out_of_range(self) -> tuple[Comparison, ...]:
         """The measures that lie outside the range of the training."""
         return tuple(one for one in self.measures if one.inside is False)
+
+    def record_of(self, *, frames: int, tr: float, windows: int) -> dict[str, Any]:
+        """What was found and done, in plain containers.
+
+        Args:
+            frames: of the scan.
+            tr: seconds; NaN if unknown.
+            windows: that the model sees.
+        """
+        return {
+            "scan": self.name,
+            "source": self.source,
+            "sha256": self.sha256,
+            "frames": frames,
+            "tr": tr if math.isfinite(tr) else None,
+            "windows": windows,
+            "actions": list(self.actions),
+            "problems": [str(problem) for problem in self.problems],
+            "measures": {
+                one.name: {
+                    "value": one.value if math.isfinite(one.value) else None,
+                    "training": [one.low, one.typical, one.high],
+                    "inside": one.inside,
+                }
+                for one in self.measures
+            },
+        }
+
+
+def identity_of(scan: ScanFile) -> dict[str, str]:
+    """The first fields of ``Prepared``, from the file of a scan."""
+    return {
+        "name": scan.name,
+        "subject": scan.subject,
+        "session": scan.session,
+        "run": scan.run,
+        "source": str(scan.path),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedScan(Prepared):
+    """A scan on the model's grid, cut into windows; see ``Prepared`` for the other attributes.
+
+    Attributes:
+        header: of the prepared run: grid, placement, TR, source's shape and affine.
+        windows: the windows the model sees, scaled as in training.
+        mirrored: frames at the end that are the mirror image of those before.
+        resampled: whether it was resampled in time.
+        trained_on: whether the model was trained, or pre-trained, on these very values.
+        temporary: folder that holds the prepared run; None for a run of a store. It is removed
+            when the scan is closed or no longer used.
+    """
+
+    header: RunHeader
+    windows: WindowDataset
+    mirrored: int = 0
+    resampled: bool = False
+    trained_on: bool = False
+    temporary: TemporaryFolder | None = None
 
     def close(self) -> None:
         """Remove the prepared run; the scan cannot be used any more."""
@@ -121,25 +169,9 @@ class PreparedScan:
 
     def record(self) -> dict[str, Any]:
         """What was found and done, in plain containers."""
-        found: Mapping[str, Any] = {
-            "scan": self.name,
-            "source": self.source,
-            "sha256": self.sha256,
-            "frames": self.header.n_frames,
-            "tr": self.header.tr if self.header.tr == self.header.tr else None,
-            "windows": len(self.windows),
-            "actions": list(self.actions),
-            "problems": [str(problem) for problem in self.problems],
-            "measures": {
-                one.name: {
-                    "value": one.value if one.value == one.value else None,
-                    "training": [one.low, one.typical, one.high],
-                    "inside": one.inside,
-                }
-                for one in self.measures
-            },
-        }
-        return dict(found)
+        return self.record_of(
+            frames=self.header.n_frames, tr=self.header.tr, windows=len(self.windows)
+        )
 
 
 def comparison_lines(measures: tuple[Comparison, ...]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from neuromamba.checkpoints.io import CheckpointContents
 from neuromamba.common.errors import UserInputError
@@ -21,6 +21,12 @@ from neuromamba.data.regions.batches import z_scored
 from neuromamba.inference.embed import INDEX, Embedding
 from neuromamba.inference.many import Outcome, each_scan
 from neuromamba.inference.predict import Prediction
+from neuromamba.inference.region_explain import (
+    RegionExplainOptions,
+    RegionExplanation,
+    RegionsToExplain,
+    explain_series,
+)
 from neuromamba.inference.region_series import (
     PreparedSeries,
     check_atlas,
@@ -29,7 +35,7 @@ from neuromamba.inference.region_series import (
     prepare_series,
     prepared_of,
 )
-from neuromamba.inference.sources import ScanFile
+from neuromamba.inference.sources import ScanFile, only_scan
 from neuromamba.layers.packing import pack
 from neuromamba.neurossm.model import NeuroSSM
 from neuromamba.neurossm.model_file import read_model_file
@@ -87,6 +93,7 @@ class RegionModel:
         model: in evaluation mode, on ``device``.
         device: that computes.
         atlas: regions of NIfTI files; None where only series are used.
+        means: float32 [P, D] of the training, for explanations; None if the file holds none.
     """
 
     path: Path
@@ -94,6 +101,7 @@ class RegionModel:
     model: nn.Module
     device: torch.device
     atlas: Atlas | None = None
+    means: Tensor | None = None
     calibration: None = None
 
     @property
@@ -126,6 +134,26 @@ class RegionModel:
         """Results on the holdout: metrics with intervals, number of subjects."""
         found: Mapping[str, Any] = self.metadata["evaluation"]
         return found
+
+    @property
+    def neurossm(self) -> NeuroSSM:
+        """The model, where it has pathways.
+
+        Raises:
+            UserInputError: it is another classifier.
+        """
+        if not isinstance(self.model, NeuroSSM):
+            raise UserInputError(f"MODEL: '{self.path}' is a {self.metadata['name']}, no NeuroSSM.")
+        return self.model
+
+    @property
+    def regions(self) -> tuple[str, ...]:
+        """Names of the regions in their order, of the file, else of the atlas, else numbers."""
+        if self.metadata["regions"]:
+            return tuple(self.metadata["regions"])
+        if self.atlas is not None:
+            return self.atlas.regions
+        return tuple(f"region {i + 1}" for i in range(self.metadata["model"]["rois"]))
 
     def with_atlas(self, atlas: str | Path | None) -> RegionModel:
         """Return the model for NIfTI files too.
@@ -176,10 +204,7 @@ class RegionModel:
         if isinstance(series, ScanFile):
             scan = series
         elif isinstance(series, str | Path):
-            scans, _ = self.find([series])
-            if len(scans) != 1:
-                raise UserInputError(f"prepare: '{series}' holds {len(scans)} scans, expected one.")
-            scan = scans[0]
+            scan = only_scan(self.find([series])[0], series)
         else:
             return self._prepare_array(series, tr, strict)
         return prepare_series(scan, self.metadata, atlas=self.atlas, tr=tr, strict=strict)
@@ -241,18 +266,49 @@ class RegionModel:
         Raises:
             UserInputError: the model has no pathways.
         """
-        if not isinstance(self.model, NeuroSSM):
-            raise UserInputError(f"MODEL: '{self.path}' is a {self.metadata['name']}, no NeuroSSM.")
+        model = self.neurossm
         with torch.inference_mode():
             packed = pack([z_scored(scan.series).to(self.device)])
-            pathways = self.model.encode(self.model.inputs(packed))
-            fused = nn.functional.gelu(self.model.fusion(pathways.flatten(1)))
+            pathways = model.encode(model.inputs(packed))
+            fused = nn.functional.gelu(model.fusion(pathways.flatten(1)))
             values = torch.cat([pathways[0], fused]).float().cpu().numpy()
-        layers = [*self.model.config.pathways, FUSED]
+        layers = [*model.config.pathways, FUSED]
         same = {"scan": scan.name, "subject": scan.subject, "session": scan.session}
         same |= {"run": scan.run, "region": "", "statistic": "mean"}
         index = {name: [same.get(name)] * len(layers) for name in INDEX} | {"layer": layers}
         return Embedding(values=values, index=index, layer=FUSED)
+
+    def check_explains(self, options: RegionExplainOptions) -> None:
+        """Refuse what cannot be explained, before any scan is read.
+
+        Raises:
+            UserInputError: a model without pathways, or without means that the options need.
+        """
+        self._to_explain().replacement(options.ablation)
+
+    def _to_explain(self) -> RegionsToExplain:
+        return RegionsToExplain(
+            model=self.neurossm,
+            device=self.device,
+            class_names=self.class_names,
+            regions=self.regions,
+            means=self.means,
+            path=str(self.path),
+            atlas=self.atlas,
+        )
+
+    def explain(self, scan: PreparedSeries, **options: Any) -> RegionExplanation:
+        """Explain the prediction of a prepared scan.
+
+        Args:
+            scan: prepared.
+            options: fields of ``region_explain.RegionExplainOptions``: method, target, steps ...
+
+        Raises:
+            UserInputError: a wrong option; a model without pathways, or without means.
+        """
+        how = RegionExplainOptions(**options)
+        return explain_series(self._to_explain(), scan, self.predict(scan), how)
 
 
 def load_region_model(path: Path, device: torch.device, ssd_backend: str = "auto") -> RegionModel:
@@ -263,5 +319,9 @@ def load_region_model(path: Path, device: torch.device, ssd_backend: str = "auto
     """
     found = read_model_file(path, ssd_backend)
     return RegionModel(
-        path=path, metadata=found.metadata, model=found.model.to(device), device=device
+        path=path,
+        metadata=found.metadata,
+        model=found.model.to(device),
+        device=device,
+        means=found.means,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,9 +18,9 @@ from neuromamba.data.ingest.sources import SUFFIXES, PassedOver, stem_of
 from neuromamba.data.regions.atlases import Atlas
 from neuromamba.data.regions.series_files import READERS, SeriesFile, read_series_file
 from neuromamba.data.regions.series_measures import measures_of_series
-from neuromamba.inference.prepared import Comparison, Problem
+from neuromamba.inference.prepared import Prepared, Problem, identity_of
 from neuromamba.inference.range_check import compare
-from neuromamba.inference.sources import ScanFile, source_of_file, with_unique_names
+from neuromamba.inference.sources import ScanFile, run_of, source_of_file, with_unique_names
 from neuromamba.inference.time_resampling import resample_time
 
 _TR_TOLERANCE = 0.1  # of the training's; as for volumes
@@ -28,43 +28,31 @@ _SYMMETRIC = 1e-6
 _TURNED = 0.2  # lag-1 autocorrelation that the other axis must have more
 
 
-@dataclass(frozen=True, kw_only=True)
-class PreparedSeries:
-    """A scan as a model of regions takes it.
+class SourceGrid(NamedTuple):
+    """The voxels of a NIfTI file that series come from.
 
     Attributes:
-        name, subject, session, run: as in ``ScanFile``.
-        source: the file, for records.
-        series: float32 [N, T], in the order of the model's regions, before z-scoring.
-        tr: seconds; NaN if unknown.
-        actions: what was done, in order.
-        problems: doubts, each with a remedy.
-        measures: beside those of the training.
-        sha256: of the file.
+        shape: of a frame.
+        affine: [4, 4], voxel indices -> mm.
     """
 
-    name: str
-    subject: str
-    session: str
-    run: str
-    source: str
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedSeries(Prepared):
+    """A scan as a model of regions takes it; see ``Prepared`` for the other attributes.
+
+    Attributes:
+        series: float32 [N, T], in the order of the model's regions, before z-scoring.
+        tr: seconds; NaN if unknown.
+        grid: of a NIfTI file; None of a file of series.
+    """
+
     series: np.ndarray
     tr: float
-    actions: tuple[str, ...]
-    problems: tuple[Problem, ...]
-    measures: tuple[Comparison, ...]
-    sha256: str
-
-    @property
-    def in_range(self) -> bool | None:
-        """Whether all measures lie in the range of the training; None if none can be compared."""
-        known = [one.inside for one in self.measures if one.inside is not None]
-        return all(known) if known else None
-
-    @property
-    def out_of_range(self) -> tuple[Comparison, ...]:
-        """The measures that lie outside the range of the training."""
-        return tuple(one for one in self.measures if one.inside is False)
+    grid: SourceGrid | None = None
 
     @property
     def windows(self) -> range:
@@ -82,24 +70,7 @@ class PreparedSeries:
 
     def record(self) -> dict[str, Any]:
         """What was found and done, in plain containers."""
-        return {
-            "scan": self.name,
-            "source": self.source,
-            "sha256": self.sha256,
-            "frames": self.series.shape[1],
-            "tr": self.tr if np.isfinite(self.tr) else None,
-            "windows": 1,
-            "actions": list(self.actions),
-            "problems": [str(problem) for problem in self.problems],
-            "measures": {
-                one.name: {
-                    "value": one.value if np.isfinite(one.value) else None,
-                    "training": [one.low, one.typical, one.high],
-                    "inside": one.inside,
-                }
-                for one in self.measures
-            },
-        }
+        return self.record_of(frames=self.series.shape[1], tr=self.tr, windows=1)
 
 
 def find_series(places: Sequence[str | Path]) -> tuple[list[ScanFile], list[PassedOver]]:
@@ -133,7 +104,7 @@ def _scan_of(path: Path) -> ScanFile:
         name=stem,
         subject=name.subject,
         session=name.session,
-        run="-".join(part for part in (name.task, name.run) if part),
+        run=run_of(name.task, name.run),
         source=source_of_file(path) if volume and not error else None,
         error=error,
     )
@@ -164,13 +135,21 @@ def prepare_series(
     check_tr(tr)
     actions: list[str] = []
     problems: list[Problem] = []
+    grid = None
     if scan.source is not None:
-        frames_TN, seconds = _extracted(scan, metadata, atlas, tr, actions)
+        frames_TN, seconds, grid = _extracted(scan, metadata, atlas, tr, actions)
     else:
         frames_TN = _ordered(scan, read_series_file(scan.path), metadata, actions, problems)
         seconds = float("nan") if tr is None else tr
     return prepared_of(
-        frames_TN, scan, metadata, tr=seconds, actions=actions, problems=problems, strict=strict
+        frames_TN,
+        scan,
+        metadata,
+        tr=seconds,
+        actions=actions,
+        problems=problems,
+        strict=strict,
+        grid=grid,
     )
 
 
@@ -183,6 +162,7 @@ def prepared_of(
     actions: list[str],
     problems: list[Problem],
     strict: bool,
+    grid: SourceGrid | None = None,
 ) -> PreparedSeries:
     """Check the values of a scan, bring its repetition time to the model's, and compare it.
 
@@ -193,6 +173,7 @@ def prepared_of(
         tr: seconds; NaN if unknown.
         actions, problems: so far; they are added to.
         strict: refuse a scan with any problem.
+        grid: of a NIfTI file.
 
     Raises:
         UserInputError: values that are not finite, too few frames, or a problem with ``strict``.
@@ -232,17 +213,14 @@ def prepared_of(
         doubts = " ".join(map(str, problems))
         raise UserInputError(f"{scan.path}: refused by --strict: {doubts} {see('strict')}")
     return PreparedSeries(
-        name=scan.name,
-        subject=scan.subject,
-        session=scan.session,
-        run=scan.run,
-        source=str(scan.path),
+        **identity_of(scan),
         series=series,
         tr=tr,
         actions=tuple(actions),
         problems=tuple(problems),
         measures=measures,
         sha256=file_sha256(scan.path) if scan.path.is_file() else "",
+        grid=grid,
     )
 
 
@@ -252,8 +230,8 @@ def _extracted(
     atlas: Atlas | None,
     tr: float | None,
     actions: list[str],
-) -> tuple[np.ndarray, float]:
-    """Series [T, N] of a NIfTI file and its TR."""
+) -> tuple[np.ndarray, float, SourceGrid]:
+    """Series [T, N] of a NIfTI file, its TR and its voxels."""
     if atlas is None:
         named = f" ({metadata['atlas']})" if metadata["atlas"] else ""
         raise UserInputError(
@@ -275,7 +253,7 @@ def _extracted(
         + cleaning_of(metadata["extraction"])
     )
     actions += found.notes
-    return found.series.T, found.tr
+    return found.series.T, found.tr, SourceGrid(found.shape, found.affine)
 
 
 def cleaning_of(extraction: Mapping[str, Any] | None) -> str:

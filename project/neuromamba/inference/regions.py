@@ -47,21 +47,14 @@ def regions_on_grid(model: TrainedModel, scan: PreparedScan, atlas: str | Path |
             f"--atlas: {scan.source} is in native space, an atlas in MNI space does not lie on it. "
             f"Leave the flag out."
         )
-    from nilearn.image import resample_img  # takes seconds to import
+    # Imported here: nilearn takes seconds to load.
+    from neuromamba.data.regions.extraction import labels_on
 
     named = str(atlas) in ATLAS_NAMES
     found = find_atlas(
         str(atlas) if named else None, None, Path("data"), None if named else Path(atlas)
     )
-    there = resample_img(
-        found.image,
-        np.asarray(scan.header.affine),
-        tuple(scan.header.grid),
-        interpolation="nearest",
-        force_resample=True,
-        copy_header=True,
-    )
-    labels = np.asarray(there.dataobj).astype(np.int64)
+    labels = labels_on(found, scan.header.grid, np.asarray(scan.header.affine))
     shape = [size for pair in zip(grid, patch, strict=True) for size in pair]
     patches = labels.reshape(shape).transpose(0, 2, 4, 1, 3, 5).reshape(int(np.prod(grid)), -1)
     number = {label: i for i, label in enumerate(found.ids)}

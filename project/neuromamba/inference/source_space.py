@@ -19,7 +19,9 @@ from scipy import ndimage
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.ingest.space import space_kind
+from neuromamba.data.regions.atlases import Atlas
 from neuromamba.data.store.header import RunHeader, Triple
+from neuromamba.inference.region_series import SourceGrid
 
 _AXES_TOLERANCE = 1e-5  # of a direction cosine times a ratio of voxel sizes
 _SHIFT_TOLERANCE = 1e-2  # voxels
@@ -131,6 +133,28 @@ def grid_image(
     volume = np.full(math.prod(grid), outside, np.float32)
     volume[vox] = values
     return _placed(volume.reshape(grid), np.asarray(affine, dtype=np.float64), space)
+
+
+def region_image(values: np.ndarray, atlas: Atlas, grid: SourceGrid | None) -> nibabel.Nifti1Image:
+    """Values of regions as an image: each voxel of a region has the value of the region.
+
+    Args:
+        values: [N].
+        atlas: the regions, in MNI space.
+        grid: voxels of the image; None for those of the atlas.
+
+    Returns:
+        float32 image [X, Y, Z]; 0 outside the regions.
+    """
+    if grid is None:
+        return atlas.image_of(values)
+    # Imported here: nilearn takes seconds to load.
+    from neuromamba.data.regions.extraction import labels_on
+
+    labels = labels_on(atlas, grid.shape, grid.affine)
+    of_label = np.zeros(max(int(labels.max()), *atlas.ids) + 1, np.float32)
+    of_label[list(atlas.ids)] = values
+    return _placed(of_label[labels], np.asarray(grid.affine, dtype=np.float64), "MNI")
 
 
 def _placed(volume: np.ndarray, affine: np.ndarray, space: str) -> nibabel.Nifti1Image:

@@ -47,6 +47,24 @@ class ScanFile:
     error: str = ""
 
 
+def run_of(task: str, run: str) -> str:
+    """``ScanFile.run`` of a task and a run, each of which may be ""."""
+    return "-".join(part for part in (task, run) if part)
+
+
+def only_scan(scans: Sequence[ScanFile], place: str | Path) -> ScanFile:
+    """The scan that a place holds.
+
+    Raises:
+        UserInputError: it holds none, or several.
+    """
+    if len(scans) != 1:
+        raise UserInputError(
+            f"prepare: '{place}' holds {len(scans)} scans, expected one; use predict_many."
+        )
+    return scans[0]
+
+
 def find_scans(
     places: Sequence[str | Path], *, native: bool = False
 ) -> tuple[list[ScanFile], list[PassedOver]]:
@@ -71,12 +89,12 @@ def find_scans(
             found = [_of_store(path) for path in list_runs(place)]
         elif place.is_dir():
             listed = find_runs(place, choice=Choice("native" if native else ""))
-            found = [_of_source(source) for source in listed.sources]
+            found = [scan_of(source) for source in listed.sources]
             passed += listed.passed_over
         elif place.name.endswith(_RUN) and place.is_file():
             found = [_of_store(place)]
         else:
-            found = [_of_source(source_of_file(place))]
+            found = [scan_of(source_of_file(place))]
         for scan in found:
             scans.setdefault(scan.path.resolve(), scan)
     return with_unique_names(list(scans.values())), passed
@@ -91,20 +109,23 @@ def _of_store(path: Path) -> ScanFile:
         header = read_header(path)
     except UserInputError as error:
         return ScanFile(path=path, name=path.stem, subject=path.stem, error=str(error))
-    run = "-".join(part for part in (header.task, header.run) if part)
     return ScanFile(
-        path=path, name=header.label, subject=header.subject, session=header.session, run=run
+        path=path,
+        name=header.label,
+        subject=header.subject,
+        session=header.session,
+        run=run_of(header.task, header.run),
     )
 
 
-def _of_source(source: Source) -> ScanFile:
-    run = "-".join(part for part in (source.task, source.run) if part)
+def scan_of(source: Source) -> ScanFile:
+    """A NIfTI file as a scan."""
     return ScanFile(
         path=source.path,
         name=source.output[: -len(_RUN)],
         subject=source.subject,
         session=source.session,
-        run=run,
+        run=run_of(source.task, source.run),
         source=source,
         error=source.error,
     )

@@ -2,14 +2,14 @@
 
 ``Results/<DATASET>/<MODEL>/seed_<S>/holdout/model.safetensors`` holds, beside the weights, under
 ``METADATA_KEY`` the architecture, classes, regions and atlas, the measures of the training's scans,
-and the holdout's results. It names no subject and no folder.
+the means of their pathways, and the holdout's results. It names no subject and no folder.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,10 +29,13 @@ from neuromamba.config.serialise import from_dict
 from neuromamba.data.regions.atlases import FOLDER, read_atlas
 from neuromamba.data.regions.dataset import Cohort
 from neuromamba.data.regions.holdout import HOLDOUT_NAME
+from neuromamba.data.regions.scan import Scan
 from neuromamba.data.regions.series_measures import measures_of_scans
+from neuromamba.neurossm.attribution import mean_features
 from neuromamba.neurossm.classifiers import TRAINED, WEIGHTS, NetworkClassifier
 from neuromamba.neurossm.config import EvaluateConfig, NeuroSSMConfig
 from neuromamba.neurossm.holdouts import Holdout, HoldoutReport
+from neuromamba.neurossm.model import NeuroSSM
 from neuromamba.neurossm.protocol import Protocol
 
 METADATA_KEY = "neurossm"
@@ -40,6 +43,7 @@ MODEL = "model.safetensors"
 # Of the record of neuromamba regions extract: what was done to the series.
 _EXTRACTION = ("confounds", "low_pass", "high_pass")
 _MEASURED = 200  # scans at most
+MEANS = "pathway_means"  # of the training; not in files that were written before they were kept
 
 
 class RegionModelFile(NamedTuple):
@@ -50,12 +54,15 @@ class RegionModelFile(NamedTuple):
         metadata: plain containers, see ``write_model_files``.
         model: in evaluation mode, on the CPU.
         config: its architecture.
+        means: float32 [P, D] of the training (``attribution.mean_features``); None if the file
+            holds none.
     """
 
     path: Path
     metadata: Mapping[str, Any]
     model: nn.Module
     config: NeuroSSMConfig
+    means: torch.Tensor | None
 
 
 def write_model_files(
@@ -80,6 +87,11 @@ def write_model_files(
         split = next(one for one in splits if one.name == HOLDOUT_NAME)
         place = folder / f"seed_{seed}" / HOLDOUT_NAME
         train = [cohort.scans[i] for i in split.train]
+        try:
+            fitted = classifier.load(place)
+        except UserInputError as error:  # results are complete without them
+            print(f"note: no {MODEL} of seed {seed}: {error}")
+            continue
         step = max(1, -(-len(train) // _MEASURED))
         model = dataclasses.asdict(classifier.model)
         del model["ssd_backend"]
@@ -99,22 +111,24 @@ def write_model_files(
                 "subjects": len({scan.subject for scan in train}),
                 "measures": measures_of_scans(scan.series for scan in train[::step]),
                 "measured": len(train[::step]),
+                MEANS: _pathway_means(fitted, train),
             },
             "evaluation": _evaluation(results[seed]),
             "seed": seed,
             "code_version": code_version(),
         }
-        try:
-            weights = classifier.load(place).state_dict()
-        except UserInputError as error:  # results are complete without them
-            print(f"note: no {MODEL} of seed {seed}: {error}")
-            continue
+        weights = fitted.state_dict()
         state = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
         text = json.dumps(json.loads(json.dumps(metadata)))
         with atomic_path(place / MODEL) as temporary:
             temporary.write_bytes(save(state, {"format": "pt", METADATA_KEY: text}))
         written.append(place / MODEL)
     return written
+
+
+def _pathway_means(model: nn.Module, train: Sequence[Scan]) -> list[list[float]] | None:
+    """[P, D] means over the training scans, which pathways are ablated to; None of a GRU."""
+    return mean_features(model, train).tolist() if isinstance(model, NeuroSSM) else None
 
 
 def _evaluation(one: Holdout) -> dict[str, Any]:
@@ -126,6 +140,16 @@ def _evaluation(one: Holdout) -> dict[str, Any]:
     }
     cleaned: dict[str, Any] = _nulls({**plain, "differences": differences})
     return cleaned
+
+
+def _read_means(values: Any, config: NeuroSSMConfig) -> torch.Tensor | None:
+    """``_pathway_means`` as a tensor; a ValueError says that they do not fit the model."""
+    if values is None:
+        return None
+    found = torch.tensor(values, dtype=torch.float32)
+    if found.shape != (len(config.pathways), config.embed_dim) or not found.isfinite().all():
+        raise ValueError("the means of the pathways do not fit the model")
+    return found
 
 
 def _nulls(value: Any) -> Any:
@@ -218,6 +242,14 @@ def read_model_file(path: Path, ssd_backend: str = "auto") -> RegionModelFile:
         model.load_state_dict(load_file(path))
         if len(metadata["classes"]) != config.classes or metadata["target"] is None:
             raise ValueError("the classes do not fit the model")
+        means = metadata["training"].get(MEANS)
+        if means is not None:
+            means = torch.tensor(means, dtype=torch.float32)
+            if (
+                means.shape != (len(config.pathways), config.embed_dim)
+                or not means.isfinite().all()
+            ):
+                raise ValueError("the means of the pathways do not fit the model")
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise damaged(path, "MODEL", first_line(error)) from None
-    return RegionModelFile(path, metadata, model.eval(), config)
+    return RegionModelFile(path, metadata, model.eval(), config, means)

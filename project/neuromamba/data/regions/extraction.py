@@ -116,6 +116,8 @@ class Extracted(NamedTuple):
         confounds: columns regressed out, the mean not counted.
         dof: residual degrees of freedom.
         notes: what a user should know, a sentence each.
+        shape: voxels of a frame.
+        affine: [4, 4] of the file, voxel indices -> mm.
     """
 
     source: Source
@@ -125,6 +127,8 @@ class Extracted(NamedTuple):
     confounds: int
     dof: float
     notes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    affine: np.ndarray
 
 
 def residual_dof(frames: int, confounds: int, tr: float, extraction: Extraction) -> float:
@@ -189,7 +193,10 @@ def extract(source: Source, atlas: Atlas, extraction: Extraction) -> Extracted:
     empty = [atlas.regions[i] for i in np.flatnonzero(coverage == 0)]
     if empty:
         notes.append(f"{len(empty)} regions without signal: {', '.join(empty[:5])}")
-    return Extracted(source, series, coverage, tr, columns, dof, tuple(notes))
+    x, y, z = run.shape
+    return Extracted(
+        source, series, coverage, tr, columns, dof, tuple(notes), (x, y, z), run.affine
+    )
 
 
 def _image(run: NiftiRun) -> Any:
@@ -230,20 +237,38 @@ def load_confounds(path: Path, name: str) -> pd.DataFrame | None:
     return table
 
 
+def labels_on(atlas: Atlas, shape: tuple[int, int, int], affine: np.ndarray) -> np.ndarray:
+    """The labels of an atlas on a grid, int32 [X, Y, Z], each voxel that of the nearest.
+
+    Args:
+        atlas: to resample.
+        shape: of the grid.
+        affine: [4, 4], voxel indices -> mm.
+    """
+    from nilearn.image import resample_img
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        there = resample_img(
+            atlas.image,
+            affine,
+            shape,
+            interpolation="nearest",
+            copy_header=True,
+            force_resample=True,
+        )
+    return np.asanyarray(there.dataobj).astype(np.int32)
+
+
 def _regions(
     image: Any, atlas: Atlas, confounds: pd.DataFrame | None, extraction: Extraction, tr: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Series [N, T] and coverage [N]; columns stay where they are, whatever is empty."""
-    from nilearn.image import resample_to_img
     from nilearn.maskers import NiftiLabelsMasker
 
-    first = image.slicer[..., 0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        labels_image = resample_to_img(
-            atlas.image, first, interpolation="nearest", copy_header=True, force_resample=True
-        )
-        labels = np.asanyarray(labels_image.dataobj).astype(np.int32)
+        labels = labels_on(atlas, image.shape[:3], image.affine)
         signal = np.ptp(image.get_fdata(dtype=np.float32, caching="unchanged"), axis=3) > 0
         # A voxel outside the field of view is constant and would thin out its region.
         inside = nib.Nifti1Image(np.where(signal, labels, 0), image.affine)

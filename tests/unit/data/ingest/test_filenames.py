@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from neuromamba.data.ingest.filenames import RunName, is_generic, name_run
+from neuromamba.data.ingest.filenames import PATTERNS, NamePattern, RunName, is_generic, name_run
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,13 @@ def test_generic_names(stem: str) -> None:
 @pytest.mark.parametrize("stem", ["alpha", "100307", "rest_01", "Smith_4DVolume"])
 def test_names_of_people(stem: str) -> None:
     assert not is_generic(stem)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: pattern.what[:20])
+def test_examples_of_the_table(pattern: NamePattern) -> None:
+    """Each is recognised by its own row, and by none before it."""
+    earlier = PATTERNS[: PATTERNS.index(pattern)]
+    assert pattern.examples
+    for stem, name in pattern.examples.items():
+        assert name_run(stem) == pattern.read(stem) == name
+        assert [one.what for one in earlier if one.read(stem) is not None] == []

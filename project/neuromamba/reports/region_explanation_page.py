@@ -1,0 +1,207 @@
+"""The page of ``neuromamba explain`` for a model of regions: parts of regions and pathways."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from neuromamba.common.atomic_files import write_text_atomically
+from neuromamba.common.csv_cells import csv_records
+from neuromamba.inference.batch import Batch, summary
+from neuromamba.inference.explanation_files import Group
+from neuromamba.inference.region_explain import RegionExplainOptions
+from neuromamba.inference.region_explanation_files import TABLE
+from neuromamba.pages.figures import BLUE, GREY, save_figure, styled
+from neuromamba.pages.page import FileLink, Page, Picture, Section, Table, render, wrap_command
+from neuromamba.reports.attribution_pictures import VIEW, write_view
+from neuromamba.reports.explanation_page import (
+    HEAD,
+    METHODS,
+    MOST_SCANS,
+    group_picture,
+    group_text,
+    group_title,
+    notice,
+    number,
+    scan_picture,
+    score_cells,
+    score_note,
+)
+from neuromamba.reports.prediction_page import PAGE, contract_section, scan_sections
+
+_SHOWN = 12  # regions of a table
+_CPA = (
+    "CPA (Calibrated Pathway Attribution) adds up to 1 over regions: maps of the pathways, "
+    "weighted by what the logit loses without each; all 0 if it loses nothing without any."
+)
+
+
+def write_region_page(
+    batch: Batch,
+    groups: Sequence[Group],
+    without: str,
+    options: RegionExplainOptions,
+    model_name: str,
+    command: str,
+) -> Path:
+    """Write ``report.html`` and, where there is an atlas, ``<scan>_view.html``.
+
+    Args:
+        batch: finished.
+        groups: maps of groups.
+        without: why there are none.
+        options: of the maps.
+        model_name: as the user gave it.
+        command: for the end of the page.
+
+    Returns:
+        The page's path.
+    """
+    records, folder = batch.in_order, batch.folder.path
+    answered = [record for record in records if record["result"]]
+    refused = [record for record in records if not record["result"]]
+    for record in answered:
+        if "attribution" in record["result"]:
+            write_view(folder, record["scan"])
+    sections: list[Section] = []
+    with tempfile.TemporaryDirectory() as name:
+        temporary = Path(name)
+        if answered:
+            sections.append(_scores(answered, options))
+            sections += [_group(group, folder, temporary) for group in groups]
+            if not groups:
+                sections.append(Section("Group", [f"There is no map of a group: {without}."]))
+            sections += [_scan(record, folder, temporary) for record in answered[:MOST_SCANS]]
+        sections += [*scan_sections(answered, refused), contract_section(batch.model)]
+        sections.append(Section("Command", code=wrap_command(command)))
+        page = Page(
+            f"Which regions predictions of {batch.model.task.task} rest on",
+            _summary(batch, options, model_name, len(answered)),
+            sections,
+            notice=notice(answered),
+        )
+        path = folder / PAGE
+        write_text_atomically(path, render(page))
+    return path
+
+
+def _summary(
+    batch: Batch, options: RegionExplainOptions, model_name: str, answered: int
+) -> list[str]:
+    replaced = "its mean over the training" if options.ablation == "mean" else "zero"
+    text = [
+        f"{model_name} on {summary(batch)}; {METHODS[options.method]}.",
+        f"A positive value speaks for the class that is explained, a negative one against it, "
+        f"compared with a scan whose regions all stay at their mean. It describes what this model "
+        f"uses, which need not be what differs between people. For CPA a pathway is replaced by "
+        f"{replaced}.",
+    ]
+    if answered > MOST_SCANS:
+        text.append(f"The first {MOST_SCANS} of {answered} scans are shown; all have tables.")
+    return text
+
+
+def _scores(answered: Sequence[Mapping[str, Any]], options: RegionExplainOptions) -> Section:
+    # All scans of a call have an image, or none has.
+    images = "attribution" in answered[0]["result"]
+    rows: list[Sequence[str | FileLink]] = [
+        (
+            *score_cells(record),
+            FileLink("table", record["result"]["table"]),
+            *([FileLink("view", f"{record['scan']}{VIEW}")] if images else []),
+        )
+        for record in answered
+    ]
+    head = (*HEAD, "all regions", *(["interactive"] if images else []))
+    note = score_note(answered[0], "regions", options.seed)
+    return Section("Scores", tables=[Table(rows, head, note=note, numbers=range(3, 8))])
+
+
+def _group(group: Group, folder: Path, temporary: Path) -> Section:
+    rows = _largest(_read(folder / group.files["table"]), "mean")
+    names = [name for name in ("region", "mean", "random", "t", "p") if name in rows[0]]
+    cells = [[row["region"], *(number(float(row[name])) for name in names[1:])] for row in rows]
+    table = Table(
+        cells,
+        ["region", *("random weights" if name == "random" else name for name in names[1:])],
+        note=f"The {len(rows)} regions with the largest absolute mean; all are in "
+        f"{group.files['table']}.",
+        numbers=range(1, len(names)),
+    )
+    pictures = [group_picture(group, folder, temporary)] if "mean" in group.files else []
+    return Section(group_title(group), group_text(group), tables=[table], pictures=pictures)
+
+
+def _scan(record: Mapping[str, Any], folder: Path, temporary: Path) -> Section:
+    found = record["result"]
+    everything = _read(folder / found["table"])
+    rows = [
+        [
+            row["region"],
+            number(float(row["value"])),
+            number(float(row["random"])),
+            f"{float(row['cpa']):.4f}",
+            row["dominant_pathway"] or "none",
+        ]
+        for row in _largest(everything, "value")
+    ]
+    table = Table(
+        rows,
+        ("region", "value", "random weights", "CPA", "dominant pathway"),
+        note=f"The {len(rows)} of {len(everything)} regions with the largest absolute value; all "
+        f"are in {record['scan']}{TABLE}. {_CPA}",
+        numbers=range(1, 4),
+    )
+    names = list(found["pathways"])
+    sums = [sum(float(row[f"value_{name}"]) for row in everything) for name in names]
+    weights = [found["pathways"][name]["weight"] for name in names]
+    pictures = [
+        Picture(
+            save_figure(pathway_figure(names, sums, weights), temporary / "pathways.png"),
+            "Left: sum of the regions' values in each pathway. Right: its weight in CPA.",
+            f"Sums of values and weights of the pathways {', '.join(names)}.",
+        )
+    ]
+    if "attribution" in found:
+        pictures.append(scan_picture(record, folder, temporary))
+    return Section(record["scan"], tables=[table], pictures=pictures)
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as stream:
+        return list(csv_records(stream))
+
+
+def _largest(rows: Sequence[Mapping[str, str]], column: str) -> list[Mapping[str, str]]:
+    return sorted(rows, key=lambda row: -abs(float(row[column])))[:_SHOWN]
+
+
+@styled
+def pathway_figure(names: Sequence[str], sums: Sequence[float], weights: Sequence[float]) -> Figure:
+    """Bars of the pathways: the sum of their values, and their weight in CPA.
+
+    Args:
+        names: P pathways.
+        sums: of the values of all regions.
+        weights: of CPA, adding up to 1 or all 0.
+    """
+    figure = Figure(figsize=(6.4, 0.9 + 0.32 * len(names)), layout="constrained")
+    places = np.arange(len(names))
+    for axes, values, label, colour in zip(
+        figure.subplots(1, 2, sharey=True),
+        (sums, weights),
+        ("sum of values (logit)", "weight in CPA"),
+        (BLUE, GREY),
+        strict=True,
+    ):
+        axes.barh(places, values, color=colour)
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.set_xlabel(label)
+        axes.set_yticks(places, names)
+    figure.axes[0].invert_yaxis()
+    return figure
