@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from neuromamba.checkpoints.files import why_unwritten
-from neuromamba.common.errors import UserInputError
+from neuromamba.common.errors import UserInputError, see
 from neuromamba.fmamba.run_config import RunConfig
 from neuromamba.fmamba.steps import accumulation
 from neuromamba.layers import bf16
@@ -121,7 +121,7 @@ def memory_advice(
         more = f" ({amount} {unit} more were asked for)"
     return (
         f"{flag}: {kind} ran short{more}: {at_hand}. Change one: "
-        f"{', '.join(filter(None, changes))}."
+        f"{', '.join(filter(None, changes))}. {see('memory')}"
     )
 
 
