@@ -52,12 +52,13 @@ def done(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         flags = f"--dataset PPMI --data_dir {data} --dynamic_length 40 --seeds 0 3 --analysis"
-        assert run_tester([*flags.split(), *SMALL.split(), "--baselines", "FC", "GRU"]) == 0
+        baselines = ["--baselines", "FC", "GRU", "Untrained"]
+        assert run_tester([*flags.split(), *SMALL.split(), *baselines]) == 0
     return folder
 
 
 def test_files_of_an_evaluation(done: Path) -> None:
-    for model in ("NeuroSSM", "FC", "GRU"):
+    for model in ("NeuroSSM", "FC", "GRU", "Untrained"):
         folder = done / "Results" / "PPMI" / model
         table = pd.read_csv(folder / "results.csv")
         assert table["split"].tolist() == ["fold_1", "fold_2", "holdout"] * 2
@@ -75,7 +76,7 @@ def test_files_of_an_evaluation(done: Path) -> None:
         done / "Results" / "PPMI" / "FC" / "splits.json"
     ).read_bytes()
     page = (own / "report.html").read_text()
-    assert "NeuroSSM on PPMI" in page and "GRU" in page and "http" not in page
+    assert "NeuroSSM on PPMI" in page and "GRU" in page and "http:" not in page
     assert (own / "curves.png").is_file() and (own / "confusion_holdout.png").is_file()
     record = json.loads((own / "evaluation.json").read_text())
     assert set(record["holdouts"]) == {"0", "3"}
@@ -84,9 +85,9 @@ def test_files_of_an_evaluation(done: Path) -> None:
         rows = pd.read_csv(own / f"seed_{seed}" / "holdout" / "predictions.csv")
         wanted = sk.roc_auc_score(rows["target"], rows["prob_1"])
         assert found["metrics"]["auroc"]["value"] == pytest.approx(wanted)
-        assert set(found["differences"]) == {"FC", "GRU"}
+        assert set(found["differences"]) == {"FC", "GRU", "Untrained"}
         assert {"ece", "brier"} == set(found["calibration"])
-    assert set(record["mean_over_seeds"]["differences"]) == {"FC", "GRU"}
+    assert set(record["mean_over_seeds"]["differences"]) == {"FC", "GRU", "Untrained"}
     subjects = pd.read_csv(own / "subjects.csv")
     assert subjects["seed"].tolist() == [0] * 8 + [3] * 8
 

@@ -181,7 +181,7 @@ def tiny_study(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> tuple[list[
 
 
 def test_the_study_from_nothing_and_again(
-    tiny_study: tuple[list[str], list[str]], cli: CommandLine
+    tiny_study: tuple[list[str], list[str]], cli: CommandLine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words, done = tiny_study
     one = [word for word in words if word != "2"]
@@ -200,6 +200,25 @@ def test_the_study_from_nothing_and_again(
     assert line.endswith("| 1 of 2 |")
     assert reproduce.main(words) == 0
     assert done[18:] == ["probe tubes"]
+
+    # The seeds one by one, as of two machines, make the same tables.
+    files = []
+    for seed in ("1", "2"):
+        apart = [word for word in words if word != {"1": "2", "2": "1"}[seed]]
+        apart[apart.index("--paper_dir") + 1] = str(cli.folder / f"paper_{seed}")
+        assert reproduce.main([*apart, "--collect"]) == 0
+        files.append(cli.folder / f"paper_{seed}" / "study_objectives.json")
+    nowhere = f"--output_dir {cli.folder}/none --paper_dir {cli.folder}/both --collect --add"
+    both = ["--study", "objectives", *nowhere.split(), *map(str, files)]
+    assert reproduce.main([*both, "--seeds", "1"]) == 0
+    for name in ("study_objectives.csv", "study_objectives.json"):
+        ours, theirs = ((cli.folder / folder / name).read_text() for folder in ("both", "paper"))
+        if name.endswith("json"):
+            ours, theirs = (json.dumps(json.loads(one)["rows"]) for one in (ours, theirs))
+        assert ours == theirs
+    capsys.readouterr()
+    assert reproduce.main([*both, str(files[0]), "--seeds", "1"]) == 2
+    assert "holds seed 1 of the hard effect, which is there already" in capsys.readouterr().err
 
     record = json.loads((cli.folder / "paper" / "study_objectives.json").read_text())
     rows = {(row["objective"], row["model"]): row for row in record["rows"]}
@@ -299,3 +318,16 @@ def test_one_of_table_and_study(capsys: pytest.CaptureFixture[str]) -> None:
         assert ended.value.code == 2
         assert "--table" in capsys.readouterr().err
     assert reproduction_run.MARKER == objectives_table.MARKER
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"rows": [{}]}', '{"rows": 3}'])
+def test_what_cannot_be_added_is_named(
+    content: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "other.json"
+    if content is not None:
+        path.write_text(content)
+    assert reproduce.main(["--study", "objectives", "--add", str(path)]) == 2
+    assert f"--add: '{path}' " in capsys.readouterr().err
+    assert reproduce.main(["--table", "1", "--add", str(path)]) == 2
+    assert "--add: only used with --study" in capsys.readouterr().err

@@ -14,6 +14,8 @@ interval. With Dummy everything is small and synthetic, takes minutes on a CPU a
 seed and for an easy and a hard effect, ten pre-trainings and probes of their frozen features, about
 half an hour of CPU a seed. Written are study_objectives.md, .csv and .json (docs/pretraining.md).
 
+Seeds can be run on several machines; --collect --add FILE... makes one table of their .json files.
+
 --dry_run shows the jobs, and the cost of those of tables; --script writes an array job for Slurm or
 PBS, each task of which does one job; --collect writes the tables of what exists.
 
@@ -76,6 +78,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--paper_dir", metavar="DIR", help="of the tables; default: paper/<dataset>")
     add("--dry_run", action="store_true", help="show the jobs; of tables, their cost too")
     add("--collect", action="store_true", help="write the tables of what exists, run nothing")
+    add(
+        "--add",
+        nargs="+",
+        metavar="FILE",
+        help="of a study: its .json from other machines, whose seeds are added to the tables",
+    )
     add("--script", metavar="NAME", help=f"write an array job: {', '.join(SCHEDULERS)}")
     add("--job", type=int, metavar="N", help="do the N-th job only, from 0 (for array jobs)")
     add("--gpu", metavar="NAME", help=f"to count hours of (default: {GPU})")
@@ -117,14 +125,15 @@ def _study(args: argparse.Namespace, own: Sequence[str], extra: tuple[str, ...])
     if args.dry_run:
         print("\n".join(job_lines(study)))
         return
-    if args.collect and not study.out.is_dir():
+    from neuromamba.reports.objectives_table import with_added, write_study  # imports SciPy
+
+    with_added((), study.added)  # a file that cannot be read is not found out after hours
+    if args.collect and not study.out.is_dir() and not study.added:
         raise UserInputError(
             f"--output_dir: '{study.out}' does not exist; there is nothing to collect."
         )
     if not args.collect:
         run_study(study)
-    from neuromamba.reports.objectives_table import write_study  # imports SciPy
-
     written = write_study(study, typed_command(own, extra))
     print(written[0].read_text(encoding="utf-8"), flush=True)
     print(f"study objectives: {written[0]}", flush=True)

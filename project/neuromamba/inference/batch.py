@@ -147,4 +147,5 @@ def summary(batch: Batch) -> str:
     counts = dict.fromkeys(("ok", "warned", "refused"), 0)
     for record in batch.records.values():
         counts[record["status"]] += 1
-    return f"{len(batch.scans)} scans: " + ", ".join(f"{n} {name}" for name, n in counts.items())
+    scans = f"{len(batch.scans)} scan{'s' if len(batch.scans) != 1 else ''}"
+    return f"{scans}: " + ", ".join(f"{n} {name}" for name, n in counts.items())

@@ -38,7 +38,8 @@ class Calibration:
             2005; Lei et al. 2018, JASA). None below 9 subjects, where it is not defined.
         power: of a classification, the exponent that makes probabilities p ** power / sum fit the
             validation subjects best, 1 / T of temperature scaling (Guo et al. 2017, ICML). None
-            below 10 subjects of a class.
+            below 10 subjects of a class, and where no power is the best because higher ones always
+            fit better: all subjects are classified correctly.
     """
 
     subjects: int
@@ -88,7 +89,7 @@ def _half_width(errors: np.ndarray) -> float | None:
 
 def _power(probability: np.ndarray, target: np.ndarray) -> float | None:
     counts = np.bincount(target, minlength=probability.shape[1])
-    if counts.min() < _LEAST_PER_CLASS:
+    if counts.min() < _LEAST_PER_CLASS or (probability.argmax(axis=1) == target).all():
         return None
     logs = np.log(np.clip(probability, 1e-12, None))
 
@@ -98,7 +99,7 @@ def _power(probability: np.ndarray, target: np.ndarray) -> float | None:
         total = np.log(np.exp(scaled).sum(axis=1))
         return float((total - scaled[np.arange(len(target)), target]).mean())
 
-    powers = np.geomspace(0.05, 20, 241)
+    powers = np.geomspace(0.05, 1000, 401)
     return float(powers[int(np.argmin([loss(power) for power in powers]))])
 
 

@@ -16,10 +16,13 @@ from torch import nn
 
 from neuromamba.common.atomic_files import atomic_path
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.seeds import seed_run
+from neuromamba.data.regions.batches import ScanDataset, ScanLoader
 from neuromamba.data.regions.scan import Scan
+from neuromamba.layers.packing import Packed
 from neuromamba.neurossm.config import FitConfig, NeuroSSMConfig
 from neuromamba.neurossm.gru import GRUClassifier
-from neuromamba.neurossm.linear import FEATURES, fit_and_predict
+from neuromamba.neurossm.linear import FEATURES, features_of, fit_and_predict
 from neuromamba.neurossm.model import NeuroSSM
 from neuromamba.neurossm.module import score
 from neuromamba.neurossm.train import train
@@ -32,7 +35,8 @@ TRAINED: Mapping[str, Callable[[NeuroSSMConfig], nn.Module]] = {
         config.rois, config.classes, config.embed_dim, config.dropout
     ),
 }
-NAMES = (*TRAINED, *FEATURES)
+UNTRAINED = "Untrained"
+NAMES = (*TRAINED, *FEATURES, UNTRAINED)
 
 
 class Classifier(Protocol):
@@ -135,11 +139,56 @@ class LinearClassifier:
         self, train_scans: Sequence[Scan], test_scans: Sequence[Scan], seed: int, folder: Path
     ) -> np.ndarray:
         """Fit and score."""
-        return fit_and_predict(self.name, train_scans, test_scans, seed)[0]
+        x, new = (features_of(self.name, scans) for scans in (train_scans, test_scans))
+        return fit_and_predict(x, new, train_scans, seed)
+
+
+@dataclass(frozen=True)
+class UntrainedClassifier:
+    """Logistic regression on what NeuroSSM's pathways give with random weights.
+
+    What a trained NeuroSSM gains over it was learned.
+
+    Attributes:
+        network: NeuroSSM as it would be trained.
+    """
+
+    network: NetworkClassifier
+    name: str = UNTRAINED
+
+    def settings(self) -> dict[str, Any]:
+        """The architecture; of the training only what the random weights depend on: nothing."""
+        return {"features": self.name, "model": self.network.settings()["model"]}
+
+    def fit_and_score(
+        self, train_scans: Sequence[Scan], test_scans: Sequence[Scan], seed: int, folder: Path
+    ) -> np.ndarray:
+        """Draw the weights by the seed, as a training does; fit and score."""
+        seed_run(seed)
+        model = self.network.build()
+        assert isinstance(model, NeuroSSM)
+        batch, device = self.network.fit.eval_batch_size, self.network.device
+        x, new = (_encoded(model, scans, batch, device) for scans in (train_scans, test_scans))
+        return fit_and_predict(x, new, train_scans, seed)
+
+
+@torch.no_grad()
+def _encoded(
+    model: NeuroSSM, scans: Sequence[Scan], batch_size: int, device: torch.device
+) -> np.ndarray:
+    """What the pathways give for whole scans, float32 [scans, P D]: all of z, side by side."""
+    model = model.eval().to(device)
+    found = []
+    for batch in ScanLoader(ScanDataset(scans), batch_size):
+        packed = Packed(batch["frames"].to(device), batch["lengths"])
+        found.append(model.encode(model.inputs(packed)).flatten(1).float().cpu())
+    return torch.cat(found).numpy()
 
 
 def classifier(name: str, model: NeuroSSMConfig, fit: FitConfig, hardware: Hardware) -> Classifier:
     """The classifier of a name in ``NAMES``."""
-    return (
-        NetworkClassifier(name, model, fit, hardware) if name in TRAINED else LinearClassifier(name)
-    )
+    if name == UNTRAINED:
+        return UntrainedClassifier(NetworkClassifier("NeuroSSM", model, fit, hardware))
+    if name in TRAINED:
+        return NetworkClassifier(name, model, fit, hardware)
+    return LinearClassifier(name)

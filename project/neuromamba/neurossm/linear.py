@@ -30,24 +30,25 @@ FEATURES: Mapping[str, Callable[[Scan], np.ndarray]] = {
 }
 
 
-def fit_and_predict(
-    name: str, train: Sequence[Scan], test: Sequence[Scan], seed: int
-) -> tuple[np.ndarray, float]:
-    """Fit on some scans, score others.
+def fit_and_predict(x: np.ndarray, new: np.ndarray, scans: Sequence[Scan], seed: int) -> np.ndarray:
+    """Fit on the features of some scans, score others.
 
     The penalty is chosen in inner folds of the training scans that keep groups together.
 
     Args:
-        name: of ``FEATURES``.
-        train, test: scans.
+        x: [training scans, features].
+        new: [test scans, features].
+        scans: those of ``x``.
         seed: of the inner folds.
 
     Returns:
-        Probabilities [test scans, classes], and C.
+        Probabilities [test scans, classes].
     """
-    features = FEATURES[name]
-    x = np.stack([features(scan) for scan in train])
-    labels = np.array([scan.label for scan in train])
-    groups = np.array([scan.group for scan in train])
-    pipeline, penalty = fit_logistic(x, labels, seed, groups)
-    return pipeline.predict_proba(np.stack([features(scan) for scan in test])), penalty
+    labels = np.array([scan.label for scan in scans])
+    groups = np.array([scan.group for scan in scans])
+    return fit_logistic(x, labels, seed, groups)[0].predict_proba(new)
+
+
+def features_of(name: str, scans: Sequence[Scan]) -> np.ndarray:
+    """[scans, features] of ``FEATURES``."""
+    return np.stack([FEATURES[name](scan) for scan in scans])

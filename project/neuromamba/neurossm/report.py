@@ -250,7 +250,9 @@ def _results_section(results: Results) -> Section:
     text = (
         "All models see the same scans in the same splits. FC: logistic regression on the "
         "correlations between regions (Fisher's z). MeanVariance: on each region's mean and "
-        "variance, which NeuroSSM does not see. Their penalty is chosen in inner folds.",
+        "variance, which NeuroSSM does not see. Untrained: on the features of a NeuroSSM with "
+        "random weights, over which a trained one gains what it has learned. Their penalty is "
+        "chosen in inner folds.",
     )
     return Section("Results", text, tables)
 

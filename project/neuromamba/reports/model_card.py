@@ -236,8 +236,8 @@ def _calibration(
             f"{known.subjects} validation subjects of the same population."
         )
     return (
-        f"{shown}No calibration: there are too few validation subjects, or their predictions are "
-        f"not recorded."
+        f"{shown}No calibration: there are too few validation subjects, the model gets none of "
+        f"them wrong, or their predictions are not recorded."
     )
 
 

@@ -141,12 +141,14 @@ class ObjectivesStudy(NamedTuple):
         out: folder of the runs.
         folder: of the tables.
         extra: flags for every pre-training.
+        added: results of seeds that were run elsewhere.
     """
 
     seeds: tuple[int, ...]
     out: Path
     folder: Path
     extra: tuple[str, ...]
+    added: tuple[Path, ...] = ()
 
     def places(self) -> Iterator[Place]:
         """Every effect of the first seed, then of the next."""
@@ -192,6 +194,7 @@ def checked_study(args: argparse.Namespace, extra: tuple[str, ...]) -> Objective
         out=Path(args.output_dir or "output/study_objectives"),
         folder=Path(args.paper_dir or paper_folder() / "synthetic"),
         extra=extra,
+        added=tuple(map(Path, args.add or ())),
     )
 
 

@@ -104,6 +104,57 @@ def study_rows(study: ObjectivesStudy) -> list[StudyRow]:
 _REMEDY = "Remove its folder and call neuromamba reproduce again."
 
 
+def with_added(rows: Sequence[StudyRow], files: Sequence[Path]) -> list[StudyRow]:
+    """Add the seeds that were run elsewhere.
+
+    Args:
+        rows: of the jobs here.
+        files: ``study_objectives.json`` of others.
+
+    Raises:
+        UserInputError: a file is not one of the study, or holds a seed that is there already.
+    """
+    for path in files:
+        others = {(one.effect, one.objective, one.model): one for one in _read_rows(path)}
+        merged = []
+        for row in rows:
+            other = others.get((row.effect, row.objective, row.model))
+            if other is None:
+                merged.append(row)
+                continue
+            if twice := sorted(row.steps.keys() & other.steps.keys()):
+                raise UserInputError(
+                    f"--add: '{path}' holds seed {twice[0]} of the {row.effect} effect, which is "
+                    f"there already. Give each seed once."
+                )
+            values = {key: {**row.values[key], **other.values.get(key, {})} for key in COLUMNS}
+            merged.append(row._replace(values=values, steps={**row.steps, **other.steps}))
+        rows = merged
+    return list(rows)
+
+
+def _read_rows(path: Path) -> list[StudyRow]:
+    remedy = "Give study_objectives.json files of this command."
+    record = read_json_record(path, remedy, "--add")
+    try:
+        return [
+            StudyRow(
+                effect=str(row["effect"]),
+                label=str(row["label"]),
+                objective=str(row["objective"]),
+                model=str(row["model"]),
+                values={
+                    str(key): {int(seed): float(v) for seed, v in value["seeds"].items()}
+                    for key, value in row["values"].items()
+                },
+                steps={int(seed): int(count) for seed, count in row["steps"].items()},
+            )
+            for row in record["rows"]
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserInputError(f"--add: '{path}' is another kind of file. {remedy}") from None
+
+
 def _row(places: Sequence[Place], name: str, label: str, model: str) -> StudyRow:
     values: dict[str, dict[int, float]] = {key: {} for key in COLUMNS}
     steps: dict[int, int] = {}
@@ -173,10 +224,11 @@ def cells(rows: Sequence[StudyRow], planned: int) -> tuple[list[str], list[list[
 
 def write_study(study: ObjectivesStudy, command: str) -> list[Path]:
     """Write ``study_objectives.md``, ``.csv`` and ``.json``; returns the paths."""
-    rows = study_rows(study)
-    planned = len(study.seeds)
+    rows = with_added(study_rows(study), study.added)
+    seeds = sorted({*study.seeds, *(seed for row in rows for seed in row.steps)})
+    planned = len(seeds)
     steps = {n for row in rows if row.objective != "untrained" for n in row.steps.values()}
-    text = _introduction(command, study, steps)
+    text = _introduction(command, planned, steps)
     table: list[list[str]] = []
     for effect, flags in EFFECTS.items():
         header, lines = cells([row for row in rows if row.effect == effect], planned)
@@ -190,7 +242,7 @@ def write_study(study: ObjectivesStudy, command: str) -> list[Path]:
     record = {
         "synthetic": True,
         "command": command,
-        "seeds": list(study.seeds),
+        "seeds": seeds,
         "rows": [_record(row, rows) for row in rows],
     }
     study.folder.mkdir(parents=True, exist_ok=True)
@@ -206,9 +258,8 @@ def write_study(study: ObjectivesStudy, command: str) -> list[Path]:
     return paths
 
 
-def _introduction(command: str, study: ObjectivesStudy, steps: set[int]) -> str:
+def _introduction(command: str, seeds: int, steps: set[int]) -> str:
     counts = ", ".join(map(str, sorted(steps))) or "no"
-    seeds = len(study.seeds)
     bounds = (
         "95 % interval over seeds by Student's t. It is not cut off at 1, and has no width where "
         "all seeds agree"

@@ -189,7 +189,11 @@ def _trust(model: TrainedModel | RegionModel) -> Section:
             " It was trained without validation subjects, so there are no calibrated probabilities."
         )
     else:
-        after += " Its validation subjects are too few for intervals or calibrated probabilities."
+        after += (
+            " Its validation subjects define no interval or calibrated probabilities: an interval "
+            "needs 9 of them, calibrated probabilities need 10 of each class and some whom the "
+            "model gets wrong."
+        )
     table = Table(rows, ("metric", "value with 95 % interval"), note=after)
     return Section("How good the model is", tested, [table])
 

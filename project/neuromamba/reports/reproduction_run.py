@@ -85,6 +85,8 @@ def checked(args: argparse.Namespace, extra: tuple[str, ...]) -> Reproduction:
     for name in tables:
         look_up(name, (*TABLES, "all"), "--table")
     check_seeds(args.seeds)
+    if args.add is not None:
+        raise UserInputError("--add: only used with --study; tables are made of their runs.")
     if args.script is not None and args.job is not None:
         raise UserInputError("--job: each task of a --script has its own; leave it out.")
     refuse_owned(extra)

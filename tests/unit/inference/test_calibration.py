@@ -94,6 +94,20 @@ def test_few_of_a_class_define_no_calibration(tmp_path: Path) -> None:
     assert prediction("a", {"a": 0.6, "b": 0.4}, found).calibrated is None
 
 
+@pytest.mark.parametrize("confidence", [0.51, 0.7, 0.999])
+def test_no_subject_wrong_defines_no_calibration(tmp_path: Path, confidence: float) -> None:
+    """Ever higher powers fit such subjects better, whatever the model's confidence."""
+    target = np.repeat([0, 1], 12)
+    score = np.where(np.arange(2) == target[:, None], confidence, 1 - confidence)
+    found = calibration_of(run_with(tmp_path / "run", target, score), {})
+    assert found is not None
+    assert found.power is None
+    score[0] = 1 - score[0]  # one of them wrong
+    found = calibration_of(run_with(tmp_path / "wrong", target, score), {})
+    assert found is not None
+    assert found.power is not None
+
+
 def test_another_checkpoint_of_the_run_has_none(tmp_path: Path) -> None:
     """The predictions are of the weights that were evaluated, and of no others."""
     checkpoint = run_with(tmp_path / "run", np.zeros(19), np.ones((19, 1)))
