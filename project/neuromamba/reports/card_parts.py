@@ -63,12 +63,12 @@ def licence(license_id: str | None) -> str:
 def hub_head(
     kind: str, datasets: Iterable[str], metrics: Iterable[str], license_id: str | None
 ) -> str:
-    """The head of the card, which the hub reads as YAML.
+    """The head of the model card, which the hub reads as YAML.
 
     Args:
         kind: of the model: "classification", "regression" or "feature-extraction".
         datasets: names of the data sets.
-        metrics: names of the metrics that the card reports.
+        metrics: names of the metrics that the model card reports.
         license_id: of the model; None: not stated.
     """
     tags = ["neuroimaging", "fmri", "brain", "state-space-model", "mamba2", "neuromamba", kind]
