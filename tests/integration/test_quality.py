@@ -33,6 +33,7 @@ from neuromamba.pages.policy import policy
 from neuromamba.reports.quality import survey as store_survey
 from tests.helpers.preloaded import preloaded_python
 from tests.helpers.quality_store import FAULTS, HEALTHY, write_brain, write_store
+from tests.helpers.shared_files import GIFT, linked
 
 HOSTILE = "sub-<script>alert(1)<img src=x onerror=alert(2)>&'\""
 VOID = {"meta", "link", "input", "br", "img", "hr"}
@@ -444,7 +445,7 @@ def test_store_without_a_readable_run(tmp_path: Path) -> None:
 def test_flipped_copy_of_a_real_run_is_found(shared_data: Path, tmp_path: Path) -> None:
     """Four subjects and one of them with left and right exchanged."""
     convert_folder(
-        shared_data / "gift_mni_bold",
+        linked(shared_data / "gift_mni_bold", GIFT, tmp_path / "in"),
         tmp_path,
         ConversionOptions(img_size=(30, 36, 30)),
         num_workers=1,
