@@ -68,7 +68,7 @@ def run_command(command: Callable[[], int | None], interrupted: str) -> int:
 
 
 def of_machine(error: BaseException) -> str | None:
-    """Say what the machine has answered, if a user can mend it; None for another error."""
+    """Say what the machine has answered, if a user can correct it; None for another error."""
     if not isinstance(error, OSError) or error.errno not in _MENDABLE:
         return None
     place = f"'{error.filename}': " if error.filename else ""
