@@ -4,7 +4,8 @@
 
 "before" computes with bf16 operands on every processor; "after" is what ``--precision bf16`` does
 now: fp32 where the processor has no instructions for bf16 or where a measured product says that
-they do not pay (``neuromamba doctor`` prints the judgement). All three run in turns in one process.
+they do not pay (``neuromamba doctor`` prints the judgement). All three run in one process: fp32
+and "after" in turns, "before", which can take minutes, once.
 ``block`` is one of the model's blocks and ``window`` all of them with embedding and output layer,
 forward and backward; ``predict`` is a window without gradients, ``Mamba head`` the head alone,
 forward and backward. ``ONEDNN_MAX_CPU_ISA=AVX512_CORE`` makes a processor with bf16 instructions
@@ -103,18 +104,21 @@ def times(
     """Seconds of the three, and how far bf16's outputs are from fp32's."""
     run_it = work(from_dict(ModelConfig, config, "--config"), part, tokens, ssd_backend)
     contenders = {name: computing(name, run_it) for name in CONTENDERS}
-    wide = contenders["fp32"]().double()
-    apart = {
-        name: float((contenders[name]().double() - wide).norm() / wide.norm())
-        for name in CONTENDERS[1:]
-    }
-    seconds = interleaved(contenders, repeats, warmup=0)  # the comparison was the warm-up
+    wide, apart = contenders["fp32"]().double(), {}
+    for name in CONTENDERS[1:]:  # a warm-up, too
+        started = time.perf_counter()
+        out = contenders[name]()
+        if name == "bf16 before":
+            once = time.perf_counter() - started
+        apart[name] = float((out.double() - wide).norm() / wide.norm())
+    seconds = interleaved({n: contenders[n] for n in ("fp32", "bf16 after")}, repeats, warmup=0)
+    seconds["bf16 before"] = {"median": once, "min": once, "max": once, "runs": 1}
     return {"part": part, "tokens": tokens, "seconds": seconds, "apart": apart}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the table and write it."""
-    flags = parser("bf16_on_cpu", __doc__ or "", repeats=3)
+    flags = parser("bf16_on_cpu", __doc__ or "", repeats=5)
     args = flags.parse_args(argv)
     config, started = prepare(args), time.perf_counter()
     rows = []
