@@ -345,7 +345,9 @@ optional() { # step, detail, remedy, function that installs
 build_tools() { pip_install setuptools wheel packaging ninja -c "$STATE/constraints.txt"; }
 
 # Only mamba-ssm's Triton kernels are of use here: these need no compiler. The switches leave out
-# its CUDA extension (Mamba-1; nvcc and half an hour) and a download from GitHub.
+# its CUDA extension (Mamba-1; nvcc and half an hour) and a download from GitHub. With them the wheel
+# of 2.3.2.post1 is pure Python; its setup.py, the only thing on PyPI, fails without them where
+# there is no nvcc.
 install_mamba_ssm() {
     build_tools && MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE \
         pip_install --no-deps --no-build-isolation mamba-ssm

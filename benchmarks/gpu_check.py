@@ -62,7 +62,7 @@ from neuromamba.fmamba.pretrain import PretrainModule
 from neuromamba.fmamba.tokenizer import patchify, plan_compact, tokens_off_background
 from neuromamba.layers.mamba2 import Mamba2
 from neuromamba.layers.rms_norm import RMSNorm
-from neuromamba.layers.ssd import native, select_backend
+from neuromamba.layers.ssd import BACKENDS, kernel_check, native, select_backend
 from neuromamba.layers.ssd import triton as triton_backend
 from neuromamba.planning.flops import forward_terms, mni_mask, training_total
 from neuromamba.planning.step_memory import Step, step_memory
@@ -473,8 +473,23 @@ def environment(device: torch.device) -> dict[str, Any]:
             "compute_capability": f"{card.major}.{card.minor}",
             "multiprocessors": card.multi_processor_count,
         }
-    facts["triton backend"] = triton_backend.why_not(device) or triton_backend._detail()
+    missing = triton_backend.why_not(device)
+    facts["triton backend"] = missing or triton_backend._detail()
+    if device.type == "cuda" and missing is None:
+        facts |= compared_kernels(device)
     return facts
+
+
+def compared_kernels(device: torch.device) -> dict[str, str]:
+    """How far the kernels are from the reference here, by way and tokens; measured anew."""
+    ways, portable = triton_backend.ways_to_call(), BACKENDS["cpu"].run
+    found = kernel_check.compare(device, ways, portable)
+    return {
+        f"kernels, {one.way}, {one.tokens:,} tokens": (
+            f"differ from the reference by {one.difference:.0e} at most ({one.where})"
+        )
+        for one in found
+    }
 
 
 def report(facts: dict[str, Any], rows: list[dict[str, Any]]) -> str:

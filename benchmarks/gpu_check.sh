@@ -72,6 +72,7 @@ SITE=$WORK/site CONV=$WORK/conv
 mkdir -p "$SITE" "$CONV"
 export PYTHONPATH=$SITE:$ROOT:$ROOT/project PYTHONUNBUFFERED=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 export TRITON_CACHE_DIR=$WORK/triton # shared by the processes below
+export NEUROMAMBA_CACHE=$WORK/cache  # the kernels are compared with the reference here, every time
 
 install() { # module, distribution as in the file's name
     has "$1" && return

@@ -31,6 +31,14 @@ def _loading_of_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _bf16_operands_on_every_processor() -> Iterator[None]:
+    """What is tested must not depend on the processor; ``test_bf16`` is about the judgement."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NEUROMAMBA_BF16", "1")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _end_of_the_preloaded_python() -> Iterator[None]:
     """Whichever test has started it."""
     yield

@@ -5,7 +5,7 @@
 #     qsub -A PROJECT -q QUEUE -v IMAGE_PATH=/path/to/store sample_scripts/pretraining/small_32nodes.sh
 
 #PBS -N pretrain_small
-#PBS -l select=32
+#PBS -l select=32:ncpus=72:ngpus=6:mpiprocs=12
 #PBS -l place=scatter
 #PBS -l walltime=06:00:00
 #PBS -j oe

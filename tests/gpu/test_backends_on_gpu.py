@@ -16,7 +16,13 @@ from torch import Tensor
 from neuromamba.config.model import ModelConfig
 from neuromamba.fmamba.build import build_model
 from neuromamba.fmamba.tokenizer import PackedTokens
-from neuromamba.layers.ssd import BACKENDS, MixerParams, mixer_core
+from neuromamba.layers.ssd import (
+    BACKENDS,
+    MixerParams,
+    kernel_check,
+    mixer_core,
+    select_backend,
+)
 from neuromamba.layers.ssd import triton as triton_backend
 
 pytestmark = [
@@ -209,3 +215,14 @@ def test_validation_then_training_then_checkpointing() -> None:
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))  # type: ignore[union-attr]
     assert gradients[0].isfinite().all() and gradients[0].abs().max() > 0
     torch.testing.assert_close(gradients[0], gradients[1], rtol=2e-2, atol=1e-4)
+
+
+def test_the_comparison_before_the_first_use() -> None:
+    """Short and long case, in each way that the installed packages offer; auto then takes them."""
+    require("triton")
+    device = torch.device(DEVICE)
+    found = kernel_check.compare(device, triton_backend.ways_to_call(), BACKENDS["cpu"].run)
+    assert {one.tokens for one in found} >= {sum(kernel_check.SHORT)}
+    assert max(one.difference for one in found) < 1e-3, found
+    assert kernel_check.judged(found) == ""
+    assert select_backend("auto", device).name == "triton"

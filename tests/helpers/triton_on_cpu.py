@@ -1,11 +1,15 @@
 """Runs mamba_ssm's Triton kernels on a CPU and saves what the `triton` backend returns.
 
     TRITON_INTERPRET=1 python tests/helpers/triton_on_cpu.py {fused,split} IN.pt OUT.pt
+    TRITON_INTERPRET=1 python tests/helpers/triton_on_cpu.py {fused,split} {check,broken} OUT.pt
 
 A program of its own because Triton reads TRITON_INTERPRET while it is imported. What a CUDA build
 of torch would offer, and the host code of the kernels asks for, is put in place here; the package
 knows nothing of it. For "fused", causal_conv1d's CUDA extension is replaced as well: by torch, with
 the checks on shapes and strides that its C++ makes.
+
+"check" compares the kernels as ``kernel_check`` does on a new device, "broken" after the order of
+the convolution's taps has been turned round, and OUT.pt is then (verdict, comparisons).
 
 IN.pt: a list of (dtype, zxbcdt, parameters as a dict, lengths, cotangent). OUT.pt: for each of them
 the output and the gradients by name, in float64.
@@ -134,6 +138,22 @@ def pretend_causal_conv1d() -> None:
     sys.modules |= {"causal_conv1d": package, "causal_conv1d.cpp_functions": functions}
 
 
+def break_the_convolution(backend: Any) -> None:
+    """As if it had been compiled for another card: results that are wrong without an error."""
+    global _convolve
+    right, layer = _convolve, backend.CausalConvSiLU
+
+    def wrong(x: torch.Tensor, weight: torch.Tensor, *rest: Any) -> torch.Tensor:
+        return right(x, weight.flip(1), *rest)
+
+    class Wrong:
+        @staticmethod
+        def apply(x: torch.Tensor, weight: torch.Tensor, *rest: Any) -> torch.Tensor:
+            return layer.apply(x, weight.flip(1), *rest)
+
+    _convolve, backend.CausalConvSiLU = wrong, Wrong
+
+
 # --------------------------------------------------------------------------------------- program
 
 
@@ -143,8 +163,16 @@ def main(way: str, source: str, target: str) -> None:
         pretend_causal_conv1d()
     else:
         sys.modules["causal_conv1d"] = None
-    from neuromamba.layers.ssd import MixerParams, mixer_core
+    from neuromamba.layers.ssd import BACKENDS, MixerParams, kernel_check, mixer_core
     from neuromamba.layers.ssd import triton as backend
+
+    if source in ("check", "broken"):
+        if source == "broken":
+            break_the_convolution(backend)
+        ways = backend.ways_to_call()
+        found = kernel_check.compare(torch.device("cpu"), ways, BACKENDS["cpu"].run)
+        torch.save((kernel_check.judged(found), [tuple(one) for one in found]), target)
+        return
 
     results: list[Any] = []
     for dtype, zxbcdt, parameters, lengths, cotangent in torch.load(source):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from neuromamba.commands.train import main
 from tests.helpers.forked import Nursery
 from tests.helpers.tiny import SUBJECTS, CommandLine, write_tiny_run
 from tests.helpers.tiny_runs import Runs
@@ -65,3 +66,32 @@ def cli(
     level = logging.getLogger("neuromamba").level
     yield CommandLine(tmp_path / "store", tmp_path / "work")
     logging.getLogger("neuromamba").setLevel(level)
+
+
+@pytest.fixture
+def refused(cli: CommandLine, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs flags that must be refused; returns the message after the checks of all cases."""
+
+    def check(extra: str, argv: list[str] | None = None) -> str:
+        before = contents(cli.folder)
+        runs = {path: path.read_bytes() for path in (cli.store / "hdf5").glob("*")}
+        capsys.readouterr()
+        status = main(cli.argv(extra) if argv is None else argv)
+        captured = capsys.readouterr()
+        assert status == 2
+        lines = [line for line in captured.err.splitlines() if line.startswith("error:")]
+        assert len(lines) == 1 and captured.err.rstrip().endswith(lines[0]), captured.err
+        assert "Traceback" not in captured.err + captured.out
+        assert contents(cli.folder) == before, "something was written"
+        assert {path: path.read_bytes() for path in (cli.store / "hdf5").glob("*")} == runs
+        assert not list(cli.store.rglob("*.tmp"))
+        return lines[0].removeprefix("error: ")
+
+    return check
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }

@@ -337,3 +337,19 @@ def test_quick_run(name: str, tmp_path: Path) -> None:
         for row in record[rows]:
             assert all(0 < s["min"] <= s["median"] <= s["max"] for s in row["seconds"].values())
             assert row["difference"] <= BOUND[row["precision"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "rows", "column"),
+    [("bf16_on_cpu", "times", "after/fp32"), ("start_up", "commands", "now modules")],
+)
+def test_quick_run_of_the_smaller_ones(name: str, rows: str, column: str, tmp_path: Path) -> None:
+    path = tmp_path / f"{name}.json"
+    flags = ["--quick", "--json", str(path)]
+    done = subprocess.run(
+        [sys.executable, f"benchmarks/{name}.py", *flags], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    record = json.loads(path.read_text())
+    assert len(record[rows]) > 2 and column in path.with_suffix(".md").read_text()

@@ -12,15 +12,14 @@ import pytest
 from neuromamba.commands.explain import main as explain
 from neuromamba.commands.preprocess import main as preprocess
 from neuromamba.commands.train import run
+from tests.helpers.shared_files import GIFT, linked
 
 pytestmark = [pytest.mark.real_data, pytest.mark.slow]
 GRID = ("30", "36", "24")
 
 
 def test_maps_of_real_runs(shared_data: Path, tmp_path: Path) -> None:
-    folder = shared_data / "gift_mni_bold"
-    if not folder.is_dir():
-        pytest.skip(f"no real data: {folder} is absent")
+    folder = linked(shared_data / "gift_mni_bold", GIFT, tmp_path / "scans")
     scans, store = sorted(folder.glob("*.nii")), tmp_path / "store"
     arguments = ["--input", str(folder), "--output", str(store), "--img_size", *GRID]
     assert preprocess([*arguments, "--num_workers", "1"]) == 0

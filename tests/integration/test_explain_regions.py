@@ -385,6 +385,8 @@ def test_what_is_refused(
         (["--edge", "2"], "--edge: of models of volumes; this one takes regions"),
         (["--windows", "3"], "--windows: of models of volumes"),
         (["--resolution", "voxel"], "--resolution: of models of volumes"),
+        (["--smooth", "5"], "--smooth: of models of volumes"),
+        (["--references", str(files[1])], "--references: of models of volumes"),
         (["--mask", "nonzero"], "--mask: of models of volumes"),
         (["--target", "Parkinson"], "--target: got 'Parkinson', expected a class of the model"),
         (["--permutations", "10"], "--permutations: got 10, expected 100 or more"),

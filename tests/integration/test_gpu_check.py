@@ -14,6 +14,7 @@ import torch
 
 from benchmarks import gpu_check
 from neuromamba.fmamba.build import load_model_config
+from neuromamba.layers.ssd import BACKENDS
 from tests.helpers.paths import ROOT
 from tests.helpers.preloaded import preloaded_python
 
@@ -229,3 +230,19 @@ def test_script_from_end_to_end(tmp_path: Path) -> None:
     assert "ours, all" in result.stdout and "done, status 0" in result.stdout
     assert (results / "gpu_check.log").read_text() == result.stdout
     assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.5])
+def test_the_kernels_of_a_card_are_in_the_table(
+    factor: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By how much they differ from the reference; torch stands in for them."""
+    right = BACKENDS["cpu"].run
+    ways = {"split": lambda x, params, lengths: factor * right(x, params, lengths)}
+    monkeypatch.setattr(gpu_check.triton_backend, "ways_to_call", lambda: ways)
+    facts = gpu_check.compared_kernels(torch.device("cpu"))
+    ((name, text),) = facts.items()
+    assert name == "kernels, split, 256 tokens"
+    difference = float(text.split(" by ")[1].split()[0])
+    assert difference < 1e-4 if factor == 1 else difference == pytest.approx(0.5, rel=0.1)
+    assert text in gpu_check.report(facts, [])

@@ -215,6 +215,20 @@ def test_shards_at_once(folder: Path, undisturbed: dict[str, bytes], tmp_path: P
     assert len(read_manifest(tmp_path)) == RUNS
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_same_conversion_several_times_at_once(
+    folder: Path, undisturbed: dict[str, bytes], tmp_path: Path, count: int
+) -> None:
+    """Two people, or a job that was started twice, convert all runs into one store."""
+    processes = [ingest(folder, tmp_path) for _ in range(count)]
+    for process in processes:
+        out, err = process.communicate()
+        assert "Traceback" not in out + err
+        assert process.returncode == 1  # the file that is no image
+    check_what_is_there(tmp_path)
+    assert contents(tmp_path) == undisturbed
+
+
 def test_array_job(folder: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
     """preprocessing.slurm under bash: as the tasks 1 to 2 of an array, and without Slurm."""
     root = SCRIPT.parents[4]

@@ -24,6 +24,7 @@ from neuromamba.reports.demo_pipeline import CONFIG
 
 GRID = (30, 36, 30)
 PATCH = 3  # voxels; with the 6 of the demo, 35 mm, no map could reach an AUC above 0.92
+SMOOTH = 20.0  # mm, a little more than a patch
 FOUND, LOST = 0.9, 0.65
 
 
@@ -36,6 +37,9 @@ class Maps(NamedTuple):
         single: of the maps of single subjects, their mean.
         agreement: rank correlation of integrated gradients and occlusion over cells.
         completeness: largest error.
+        compared: of the maps of single subjects, compared with eight training subjects and
+            smoothed; their mean.
+        compared_random: the same of random weights.
     """
 
     group: float
@@ -43,6 +47,8 @@ class Maps(NamedTuple):
     single: float
     agreement: float
     completeness: float
+    compared: float
+    compared_random: float
 
 
 def trained_on_planted(folder: Path, seed: int) -> SyntheticSpec:
@@ -79,7 +85,9 @@ def measured(folder: Path, spec: SyntheticSpec) -> Maps:
     model = neuromamba.load(folder / "run", "cpu")
     rows = (folder / "run" / "predictions.csv").read_text().splitlines()[1:]
     subjects = sorted({row.split(",")[0] for row in rows})
-    found, weights, agreement, others = [], [], [], []
+    found, weights, agreement, others, compared = [], [], [], [], []
+    runs = sorted((folder / "store" / "hdf5").glob("*.h5"))
+    references = [model.prepare(p) for p in runs if p.stem.split("_")[0] not in subjects][:8]
     for number, subject in enumerate(subjects):
         # The store is LAS; the spec's volumes are RAS.
         weights.append(planted_weight(spec, int(subject.split("-")[1]) - 1)[::-1])
@@ -90,6 +98,10 @@ def measured(folder: Path, spec: SyntheticSpec) -> Maps:
                 fine = model.explain(scan, steps=4, windows=1)
                 sums = [cell_sums(one, 2 * PATCH) for one in (fine, coarse)]
                 agreement.append(rank_correlation(*sums))
+            if number % 2:  # subjects of both classes
+                one = model.explain(scan, references=references, steps=8, smooth=SMOOTH)
+                both = (one.values, one.randomised_values)
+                compared.append([auc(values, weights[-1], one.vox) for values in both])
             if number < 6:
                 others += [model.explain(scan, method="gradxinput", seed=s) for s in (1, 2)]
     voxels = [one.vox for one in found]
@@ -108,6 +120,8 @@ def measured(folder: Path, spec: SyntheticSpec) -> Maps:
         ),
         agreement=float(np.mean(agreement)),
         completeness=max(one.completeness_error for one in found),
+        compared=float(np.mean(compared, axis=0)[0]),
+        compared_random=float(np.mean(compared, axis=0)[1]),
     )
 
 
@@ -121,5 +135,7 @@ def test_maps_find_the_planted_region(tmp_path: Path, seed: int) -> None:
     assert maps.group >= FOUND
     assert maps.random <= LOST
     assert maps.group > maps.single > maps.random
+    assert maps.compared >= FOUND
+    assert maps.compared_random <= LOST
     assert maps.agreement >= 0.5
     assert maps.completeness < 0.02  # with 4 steps

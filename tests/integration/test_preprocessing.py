@@ -32,6 +32,7 @@ from neuromamba.data.ingest.repetition_time import resolve_tr
 from neuromamba.data.store.manifest import read_manifest
 from neuromamba.data.store.reader import RunFile, list_runs
 from tests.helpers.paths import DATA_SCRIPTS
+from tests.helpers.shared_files import EDGE_CASES, GIFT, linked
 
 SCRIPT = DATA_SCRIPTS / "preprocessing.py"
 SHAPE = (9, 10, 8)
@@ -625,9 +626,10 @@ def test_without_isal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_gift_mni_bold(shared_data: Path, tmp_path: Path) -> None:
     options = ConversionOptions(img_size=(30, 36, 24))
-    outcomes = convert_folder(shared_data / "gift_mni_bold", tmp_path, options, num_workers=1)
-    assert [outcome.status for outcome in outcomes] == ["converted"] * 4
-    for path in list_runs(tmp_path):
+    folder = linked(shared_data / "gift_mni_bold", GIFT, tmp_path / "in")
+    outcomes = convert_folder(folder, tmp_path / "out", options, num_workers=1)
+    assert [outcome.status for outcome in outcomes] == ["converted"] * len(GIFT)
+    for path in list_runs(tmp_path / "out"):
         run = RunFile(path)
         assert run.header.mask_source == "computed_epi"
         assert run.header.crop_offset == (2, 2, 1)
@@ -635,7 +637,7 @@ def test_gift_mni_bold(shared_data: Path, tmp_path: Path) -> None:
         kept = len(np.unique(np.stack([x // 6, y // 6, z // 6]), axis=1).T)
         assert 0.2 < kept / (5 * 6 * 4) < 0.7
         # Against nibabel, voxel by voxel through the world.
-        image = nibabel.Nifti1Image.from_filename(shared_data / "gift_mni_bold" / run.header.source)
+        image = nibabel.Nifti1Image.from_filename(folder / run.header.source)
         source = np.rint(
             np.linalg.inv(image.affine)
             @ np.asarray(run.header.affine)
@@ -647,7 +649,7 @@ def test_gift_mni_bold(shared_data: Path, tmp_path: Path) -> None:
 
 
 def test_edge_cases(shared_data: Path, tmp_path: Path) -> None:
-    folder = shared_data / "edge_cases"
+    folder = linked(shared_data / "edge_cases", EDGE_CASES, tmp_path / "in")
     for outcome in convert_folder(folder, tmp_path / "mni", num_workers=1):
         assert outcome.status == "failed"
         assert "not in MNI space by its header" in outcome.message
@@ -655,7 +657,7 @@ def test_edge_cases(shared_data: Path, tmp_path: Path) -> None:
     # On purpose, and each alone: their voxels differ.
     found: dict[str, Outcome] = {}
     again = {}
-    for path in sorted(folder.glob("*.nii.gz")):
+    for path in map(folder.joinpath, EDGE_CASES):
         name = path.name.split(".")[0]
         (tmp_path / name).mkdir()
         (tmp_path / name / path.name).symlink_to(path)

@@ -13,10 +13,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -31,6 +33,7 @@ from neuromamba.pages.policy import policy
 from neuromamba.reports.quality import survey as store_survey
 from tests.helpers.preloaded import preloaded_python
 from tests.helpers.quality_store import FAULTS, HEALTHY, write_brain, write_store
+from tests.helpers.shared_files import GIFT, linked
 
 HOSTILE = "sub-<script>alert(1)<img src=x onerror=alert(2)>&'\""
 VOID = {"meta", "link", "input", "br", "img", "hr"}
@@ -236,6 +239,42 @@ def test_copy_of_a_file_is_named(store: Path) -> None:
     assert table["sub-02_copy.h5"]["reasons"] == "the same data as sub-02"
 
 
+def scaled(file: h5py.File) -> None:
+    """Times 2 plus 5."""
+    for name in ("scale", "offset", "min", "max", "mean", "std"):
+        file.attrs[name] = file.attrs[name] * 2 + (5 if name not in ("scale", "std") else 0)
+
+
+def moved(file: h5py.File) -> None:
+    for name in ("offset", "min", "max", "mean"):
+        file.attrs[name] = file.attrs[name] + 1e4
+
+
+def rounded(file: h5py.File) -> None:
+    file["bold"][:] = file["bold"][:] // 16 * 16
+
+
+@pytest.mark.parametrize("change", [scaled, moved, rounded])
+@pytest.mark.parametrize(("subject", "found"), [("sub-77", True), ("2", False)])
+def test_a_near_copy_of_another_subject_is_flagged(
+    store: Path, change: Callable[[h5py.File], None], subject: str, found: bool
+) -> None:
+    """As in a split; a second run of the same person is none."""
+    other = store / "hdf5" / "other.h5"
+    shutil.copy(store / "hdf5" / "sub-02.h5", other)
+    with h5py.File(other, "r+") as file:
+        file.attrs["subject"] = subject
+        file.attrs["content_sha256"] = "0" * 64
+        change(file)
+    assert run(store) == 0
+    table = table_of(store)
+    flagged = {name for name, row in table.items() if "copy" in row["flags"].split("; ")}
+    assert flagged == ({"other.h5", "sub-02.h5"} if found else set())
+    if found:
+        assert "the same scan as sub-77, of another subject" in table["sub-02.h5"]["reasons"]
+        assert "the same scan as sub-02, of another subject" in table["other.h5"]["reasons"]
+
+
 # --- cache --------------------------------------------------------------------------------------
 
 
@@ -406,7 +445,7 @@ def test_store_without_a_readable_run(tmp_path: Path) -> None:
 def test_flipped_copy_of_a_real_run_is_found(shared_data: Path, tmp_path: Path) -> None:
     """Four subjects and one of them with left and right exchanged."""
     convert_folder(
-        shared_data / "gift_mni_bold",
+        linked(shared_data / "gift_mni_bold", GIFT, tmp_path / "in"),
         tmp_path,
         ConversionOptions(img_size=(30, 36, 30)),
         num_workers=1,

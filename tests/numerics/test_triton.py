@@ -120,3 +120,31 @@ def test_interpreted_kernels(way: str, tmp_path: Path) -> None:
         if max(errors.values()) > bound:
             too_far[name] = {key: f"{error:.1e}" for key, error in errors.items()}
     assert not too_far
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("way", ["split", "fused"])
+@pytest.mark.parametrize("state", ["check", "broken"])
+def test_the_comparison_before_the_first_use(way: str, state: str, tmp_path: Path) -> None:
+    """mamba_ssm's own kernels agree with the reference; a broken convolution is found."""
+    for package in ("triton", "mamba_ssm"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed (`bash setup_env.sh --kernels-test`)")
+    program = ROOT / "tests" / "helpers" / "triton_on_cpu.py"
+    result = subprocess.run(
+        [sys.executable, str(program), way, state, str(tmp_path / "out.pt")],
+        env={**os.environ, "TRITON_INTERPRET": "1", "NEUROMAMBA_CACHE": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=550,
+    )
+    assert result.returncode == 0, result.stdout[-1000:] + result.stderr[-3000:]
+    verdict, found = torch.load(tmp_path / "out.pt")
+    names = [name for name, *_ in found]
+    assert names == (["fused", "split"] if way == "fused" else ["split"])
+    differences = [difference for _, _, difference, _ in found]
+    if state == "check":
+        assert verdict == "" and max(differences) < 1e-3
+    else:
+        assert "other results than the reference" in verdict and min(differences) > 0.05

@@ -37,11 +37,12 @@ from neuromamba.inference.flags import (
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from neuromamba.inference.loaded import LoadedModel
+    from neuromamba.inference.references import Reference
     from neuromamba.inference.region_model import RegionModel
 
 # Flags of the options of explanations.
 _SHARED = ("method", "target", "steps", "seed")
-_OF_VOLUMES = ("edge", "windows", "resolution")
+_OF_VOLUMES = ("edge", "windows", "resolution", "smooth")
 _OF_REGIONS = ("ablation",)
 
 
@@ -99,6 +100,20 @@ def build_parser() -> argparse.ArgumentParser:
         "by zero (default: mean)",
     )
     add_atlas_flag(parser)
+    add(
+        "--references",
+        nargs="+",
+        metavar="BOLD",
+        help="scans of other people, of all classes, to compare each scan with: clearer maps of "
+        "single scans; 8 of them are used (default: each scan's mean)",
+    )
+    add(
+        "--smooth",
+        type=float,
+        default=0.0,
+        metavar="MM",
+        help="smooth maps by a Gaussian of this full width at half maximum (default: 0, not)",
+    )
     add("--seed", type=int, default=0, metavar="N", help="of random weights and sign flips")
     add(
         "--permutations",
@@ -148,14 +163,38 @@ def _volumes(model: LoadedModel, args: argparse.Namespace) -> _Family:
 
         return write_explanation_page(*of_call)
 
+    references = _references(model, args)
     return _Family(
         options,
-        (*_SHARED, *_OF_VOLUMES, "permutations"),
-        lambda scan: explain_scan(model, scan, options),
+        (*_SHARED, *_OF_VOLUMES, "permutations", "references"),
+        lambda scan: explain_scan(model, scan, options, references),
         keep_explanation,
         partial(write_groups, native=model.contract.native),
         write_page,
     )
+
+
+def _references(model: LoadedModel, args: argparse.Namespace) -> list[Reference]:
+    """Windows of the scans of ``--references``.
+
+    Raises:
+        UserInputError: none there, or one that cannot be used.
+    """
+    if args.references is None:
+        return []
+    from neuromamba.inference.references import evenly, reference_of
+
+    scans, _ = model.find(args.references)
+    if not scans:
+        raise UserInputError(f"--references: no scan in {', '.join(args.references[:3])}.")
+    found = []
+    for number in evenly(len(scans)):
+        try:
+            with model.prepare(scans[number], args.tr, args.mask) as prepared:
+                found.append(reference_of(model, prepared))
+        except UserInputError as error:
+            raise UserInputError(f"--references: {error}") from None
+    return found
 
 
 def _regions(model: RegionModel, args: argparse.Namespace) -> _Family:

@@ -5,7 +5,8 @@
     neuromamba export output/PROJECT/RUN/checkpoints/last.ckpt weights.pt
 
 CHECKPOINT is a run folder (its best.ckpt, else last.ckpt), a DeepSpeed folder of any stage and
-number of ranks, a Lightning .ckpt, a released .pt or a safetensors file. OUTPUT ends in
+number of ranks, a Lightning .ckpt, a released .pt or a safetensors file; or a model of regions that
+neuromamba regions train wrote, which is exported as it is. OUTPUT ends in
 
     nothing        a folder: model.safetensors, config.json (the metadata), and README.md, the
                    model card of the Hugging Face hub
@@ -23,9 +24,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from neuromamba.checkpoints.paths import find_checkpoint
 from neuromamba.common.cli import run_command
+from neuromamba.common.errors import UserInputError
 from neuromamba.config.names import CONV_NAMES, EXPORT_DTYPES
 from neuromamba.fmamba.export_request import ExportRequest
 
@@ -69,13 +72,46 @@ def export_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _export_regions(path: Path, request: ExportRequest) -> None:
+    """Export a NeuroSSM, or the GRU beside it."""
+    from neuromamba.common.atomic_files import write_text_atomically
+    from neuromamba.neurossm.export import export_model_file
+    from neuromamba.neurossm.model_file import read_model_file
+    from neuromamba.reports.region_model_card import region_model_card
+
+    usual = export_parser()
+    for name in ("backbone_only", "conv_name", "dtype", "keep_subject_keys"):
+        if getattr(request, name) != usual.get_default(name):
+            raise UserInputError(
+                f"--{name}: of models of volumes; a model of regions is exported as it is. Leave "
+                f"the flag out."
+            )
+    found = read_model_file(path)
+    print("\n".join(export_model_file(found, request.path, request.metadata_path)))
+    if request.folder is not None:
+        name = request.folder.resolve().name
+        (card,) = request.card_paths
+        text = region_model_card(name, found.metadata, request.license)
+        write_text_atomically(card, text)
+        print(f"wrote   {card}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     values = vars(export_parser().parse_args(argv))
 
     def export() -> None:
         request = ExportRequest(**values)
-        find_checkpoint(request.checkpoint, "CHECKPOINT")  # a missing file, before torch is loaded
+        source = Path(request.checkpoint)
+        if not source.exists():  # before torch is loaded
+            find_checkpoint(source, "CHECKPOINT")
+        from neuromamba.neurossm.model_file import find_model_file
+
+        regions = find_model_file(source, "CHECKPOINT")
+        if regions is not None:
+            _export_regions(regions, request)
+            return
+        find_checkpoint(source, "CHECKPOINT")
         from neuromamba.fmamba.export_file import export_checkpoint
         from neuromamba.inference.sharing import facts_of_run
 

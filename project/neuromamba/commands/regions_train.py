@@ -49,7 +49,11 @@ def build_parser() -> argparse.ArgumentParser:
     data = parser.add_argument_group("data")
     add = data.add_argument
     add("--data_dir", default="Dataset/Data", metavar="DIR", help="default: %(default)s")
-    add("--data_file", metavar="FILE", help="scans, in place of the data set's file")
+    add(
+        "--data_file",
+        metavar="FILE",
+        help="scans, in place of the data set's file: .pickle, .npy, .csv, .tsv or a folder",
+    )
     add("--target", metavar="KEY", help=f"of a scan's pheno: its class (--dataset {OWN})")
     add(
         "--group_column",

@@ -58,15 +58,21 @@ def run_command(command: Callable[[], int | None], interrupted: str) -> int:
     except UserInputError as error:
         message, status = str(error), FAILED
     except OSError as error:
-        remedy = _MENDABLE.get(error.errno or 0)
-        if remedy is None:
+        if (found := of_machine(error)) is None:
             raise
-        place = f"'{error.filename}': " if error.filename else ""
-        message, status = f"{place}{error.strerror}; {remedy}, and call again.", FAILED
+        message, status = found, FAILED
     except KeyboardInterrupt:
         message, status = f"interrupted; {interrupted}", INTERRUPTED
     print_error(message)
     return status
+
+
+def of_machine(error: BaseException) -> str | None:
+    """Say what the machine has answered, if a user can correct it; None for another error."""
+    if not isinstance(error, OSError) or error.errno not in _MENDABLE:
+        return None
+    place = f"'{error.filename}': " if error.filename else ""
+    return f"{place}{error.strerror}; {_MENDABLE[error.errno]}, and call again."
 
 
 def print_error(message: object) -> None:

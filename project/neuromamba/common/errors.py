@@ -14,6 +14,49 @@ class UserInputError(ValueError):
     """
 
 
+# Anchors of docs/troubleshooting.md, which explains the messages that users meet most.
+TOPICS = frozenset(
+    {
+        "mni-space",
+        "qform-sform",
+        "truncated",
+        "nan-values",
+        "boxes",
+        "mask-volume",
+        "tr-placeholder",
+        "not-fetched",
+        "no-label",
+        "missing-codes",
+        "classes-by-case",
+        "classes-or-values",
+        "one-subject",
+        "copies",
+        "trained-on",
+        "turned-matrices",
+        "events",
+        "patch-size",
+        "grid",
+        "trained-with",
+        "weights-only",
+        "dynamic-skill",
+        "memory",
+        "holds-a-run",
+        "holds-results",
+        "strict",
+    }
+)
+
+
+def see(topic: str) -> str:
+    """Return the sentence at the end of a message that says where its cause is explained.
+
+    Args:
+        topic: an anchor of docs/troubleshooting.md, of ``TOPICS``.
+    """
+    assert topic in TOPICS, topic
+    return f"See docs/troubleshooting.md#{topic}."
+
+
 def look_up(name: str, options: Iterable[str], what: str) -> str:
     """Return ``name`` if it is one of ``options``, else raise with the nearest spelling.
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from neuromamba.common.errors import UserInputError, look_up
+from neuromamba.common.errors import UserInputError, look_up, see
 from neuromamba.config.bounds import require_positive
 from neuromamba.config.names import (
     HEAD_NAMES,
@@ -66,7 +66,8 @@ class ModelConfig:
                 below, above = size // patch * patch, -(-size // patch) * patch
                 raise UserInputError(
                     f"--img_size: axis {axis} has {size}, which --patch_size {patch} does not "
-                    f"divide. Use {f'{below} or ' if below else ''}{above}, or another patch size."
+                    f"divide. Use {f'{below} or ' if below else ''}{above}, or another patch size. "
+                    f"{see('patch-size')}"
                 )
         for flag, value in (
             ("--in_chans", self.in_chans),

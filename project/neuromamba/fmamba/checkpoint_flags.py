@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from neuromamba.checkpoints.paths import find_checkpoint
-from neuromamba.common.errors import UserInputError
+from neuromamba.common.errors import UserInputError, see
 from neuromamba.config import names
 from neuromamba.config.data import DataConfig
 from neuromamba.config.model import HeadConfig
@@ -166,7 +166,8 @@ def apply_checkpoint(
         elif name not in free and not _same(name, values[name], recorded):
             raise UserInputError(
                 f"--{name}: got {values[name]}, but '{path}' was trained with {recorded}. Leave "
-                f"--{name} out to use the checkpoint's, or choose another checkpoint."
+                f"--{name} out to use the checkpoint's, or choose another checkpoint. "
+                f"{see('trained-with')}"
             )
     return argparse.Namespace(**values), given | set(flags_of_metadata(metadata, whole_run))
 

@@ -103,7 +103,7 @@ def describe_plan(run: PlannedRun) -> str:
             f"{model.num_tokens:,} of {model.token_dim} values a window"
             + (", all kept" if model.keep_background else ", background dropped"),
         ),
-        ("hardware", f"{hardware.accelerator}, precision {hardware.precision}"),
+        ("hardware", f"{hardware.accelerator}, precision {hardware.precision_text}"),
         ("strategy", hardware.strategy),
         ("state-space scan", f"{backend} backend"),
         ("memory", f"{run.allocator.name} allocator: {run.allocator.why}"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from neuromamba.common.errors import see
 from neuromamba.config.names import RUN_SCALINGS
 
 METADATA_KEY = "dynamic_skill"  # in the metadata of a pre-training's checkpoint; None: unknown
@@ -27,5 +28,5 @@ def missing_dynamics(skill: float | None, scaling: str) -> str | None:
     return (
         f"the pre-training has not learned how the signal changes over time: its dynamic skill on "
         f"the validation subjects is {skill:.2f}, and below 0 each voxel's mean or the token "
-        f"before is the better prediction; {remedy(scaling)} ({_DOCUMENT})."
+        f"before is the better prediction; {remedy(scaling)} ({_DOCUMENT}). {see('dynamic-skill')}"
     )

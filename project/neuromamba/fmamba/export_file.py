@@ -21,7 +21,7 @@ from neuromamba.checkpoints.io import (
 )
 from neuromamba.checkpoints.paths import find_checkpoint
 from neuromamba.common.atomic_files import atomic_path, make_folder, write_text_atomically
-from neuromamba.common.errors import UserInputError
+from neuromamba.common.errors import UserInputError, see
 from neuromamba.common.json_text import read_json_record
 from neuromamba.common.version import code_version
 from neuromamba.fmamba.export import (
@@ -64,7 +64,8 @@ def export_checkpoint(request: ExportRequest, facts: Facts | None = None) -> lis
     elif request.folder is not None:
         raise UserInputError(
             f"CHECKPOINT: '{source}' holds weights only, it does not say how the model was "
-            f"trained, which a folder is to tell. Name an OUTPUT that ends in .pt or .safetensors."
+            f"trained, which a folder is to tell. Name an OUTPUT that ends in .pt or .safetensors. "
+            f"{see('weights-only')}"
         )
     released = released_state(state, str(source), request.conv_name, DTYPES[request.dtype])
     origin = origin_of(source, contents, request)

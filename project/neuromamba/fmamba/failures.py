@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from neuromamba.checkpoints.files import why_unwritten
-from neuromamba.common.errors import UserInputError
+from neuromamba.common.errors import UserInputError, see
 from neuromamba.fmamba.run_config import RunConfig
 from neuromamba.fmamba.steps import accumulation
+from neuromamba.layers import bf16
 from neuromamba.training.checkpoint_writer import UnwrittenError, remove
 from neuromamba.training.fault_tolerance import FaultTolerance
 from neuromamba.training.rank_sync import several_ranks, where
@@ -103,7 +104,8 @@ def memory_advice(
     if not evaluating:
         if not config.flags["activation_checkpointing"]:
             changes.append("--activation_checkpointing")
-        if hardware.precision == "32-true" and not hardware.autocast:
+        narrower = hardware.accelerator != "cpu" or bf16.judge().pays
+        if hardware.precision == "32-true" and not hardware.autocast and narrower:
             changes.append("--precision bf16")
         if hardware.ranks > 1 and hardware.zero_stage < 3:
             changes.append(f"--strategy deepspeed_stage_{hardware.zero_stage + 1}")
@@ -119,7 +121,7 @@ def memory_advice(
         more = f" ({amount} {unit} more were asked for)"
     return (
         f"{flag}: {kind} ran short{more}: {at_hand}. Change one: "
-        f"{', '.join(filter(None, changes))}."
+        f"{', '.join(filter(None, changes))}. {see('memory')}"
     )
 
 

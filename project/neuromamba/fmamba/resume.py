@@ -25,6 +25,7 @@ from neuromamba.config.training import DownstreamConfig, OptimConfig, PretrainCo
 from neuromamba.fmamba.module import FMambaModule
 from neuromamba.fmamba.run_config import RunConfig
 from neuromamba.fmamba.steps import accumulation
+from neuromamba.layers import bf16
 from neuromamba.training import launch
 from neuromamba.training.checkpoint_writer import PREVIOUS
 from neuromamba.training.resume_state import (
@@ -38,6 +39,7 @@ from neuromamba.training.strategies import Hardware
 
 FLAG = "--resume_ckpt_path"
 LAST = "last"
+COMPUTED = "computed in"  # beside the settings of a checkpoint; it may change
 _LATER_FACTS = ("images of hash", "targets of hash")  # not in the first version's checkpoints
 # Settings of the data that change how fast a run is, not what it computes.
 LOADING = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "window_cache")
@@ -180,6 +182,29 @@ def _check_position(point: ResumePoint, config: RunConfig, steps: int) -> None:
             f"{FLAG}: '{point.path}' was taken inside an epoch, {why}. Resume from a checkpoint "
             f"that was taken at the end of an epoch."
         )
+
+
+def computed_in(hardware: Hardware) -> dict[str, str]:
+    """Say in which precision and on what a run computes; a resumed run may do so in another."""
+    device = hardware.accelerator
+    processor = bf16.processor_name() if device == "cpu" else device
+    return {"precision": hardware.computed, "processor": processor}
+
+
+def change_of_machine(point: ResumePoint, hardware: Hardware) -> list[str]:
+    """Say that the next steps are computed in another precision than those of a checkpoint.
+
+    The flags are the same: ``--precision bf16`` depends on the processor.
+    """
+    before = point.progress.get("settings", {}).get(COMPUTED, {})
+    now = computed_in(hardware)
+    if not before or before.get("precision") == now["precision"]:
+        return []
+    return [
+        f"the steps so far were computed in {before.get('precision')} on "
+        f"{before.get('processor')}, the next in {now['precision']} on {now['processor']}: the "
+        f"numbers differ from those of one machine by rounding"
+    ]
 
 
 def step_settings(config: RunConfig, hardware: Hardware) -> dict[str, Any]:

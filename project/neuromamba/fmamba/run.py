@@ -23,7 +23,15 @@ from neuromamba.fmamba.dynamic_skill import missing_dynamics
 from neuromamba.fmamba.failures import explained
 from neuromamba.fmamba.module import FMambaModule
 from neuromamba.fmamba.planned import PlannedRun
-from neuromamba.fmamba.resume import ResumePoint, check_resumable, find_resume_point, step_settings
+from neuromamba.fmamba.resume import (
+    COMPUTED,
+    ResumePoint,
+    change_of_machine,
+    check_resumable,
+    computed_in,
+    find_resume_point,
+    step_settings,
+)
 from neuromamba.fmamba.run_config import RunConfig, describe_objective
 from neuromamba.fmamba.steps import check_limits, total_steps
 from neuromamba.fmamba.stores import locate_data
@@ -180,7 +188,7 @@ class Run(PlannedRun):
         keeps = options.get("enable_checkpointing", True) and not options.get("fast_dev_run")
         fault_tolerance.describe_run(
             run_dir,
-            step_settings(self.config, self.hardware),
+            step_settings(self.config, self.hardware) | {COMPUTED: computed_in(self.hardware)},
             keeps_checkpoints=bool(keeps) and not flags["test_only"],
             resumes=flags["resume_ckpt_path"] == "last",
             names_folder=bool(flags["output_dir"] or flags["process_code"]),
@@ -255,13 +263,14 @@ def opening_lines(
     lines = [
         f"{describe_objective(config)}: {parameters:,} parameters{some}"
         f"{'' if config.flags['test_only'] else steps}, on "
-        f"{hardware.accelerator} ({hardware.precision})",
+        f"{hardware.accelerator} ({hardware.precision_text})",
         *describe(data),
         *([f"augmentation: {augment.describe()}"] if augment else []),
         f"writing to {run_dir}",
     ]
     if point is not None:
         lines.append(f"continuing after step {point.progress['global_step']:,}, from {point.path}")
+        lines += change_of_machine(point, hardware)
     elif config.flags["resume_ckpt_path"]:
         lines.append("no checkpoint yet: starting from the beginning")
     return "\n".join(lines)

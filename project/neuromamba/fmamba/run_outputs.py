@@ -18,7 +18,7 @@ import yaml
 from pytorch_lightning.utilities import rank_zero_only
 
 from neuromamba.common.atomic_files import write_text_atomically
-from neuromamba.common.errors import UserInputError
+from neuromamba.common.errors import UserInputError, see
 from neuromamba.data.windows.run_data import RunData
 from neuromamba.evaluation import result_files
 from neuromamba.evaluation.result_files import PREDICTIONS, Predictions
@@ -75,7 +75,7 @@ def choose_run_dir(config: RunConfig, name: str) -> Path:
     if first and _holds_a_run(path) and not resumed:
         raise UserInputError(
             f"{folder_flag(config)}: '{path}' already holds a run. Choose another folder, or "
-            f"remove that one{_going_on(config, path)}."
+            f"remove that one{_going_on(config, path)}. {see('holds-a-run')}"
         )
     return path
 

@@ -48,6 +48,8 @@ from neuromamba.fmamba.tokenizer import CompactPlan, PackedTokens, plan_compact
 from neuromamba.fmamba.window_tokens import pack_batch
 
 STEPS = 32  # points on the line of integrated gradients
+# Added to the seed of random weights: a training with the same seed began with others.
+RANDOM_SEED = 10_000
 _TOKENS_AT_ONCE = 16_384  # of occluded copies of a window
 Score = Callable[[PackedTokens], Tensor]
 
@@ -104,7 +106,7 @@ def randomised_network(
     model has learned. The state of torch's global generator is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(RANDOM_SEED + seed)
         backbone = build_model(config, output_layer=False)
         made = build_head(head, config)
     return Network(backbone.to(device).eval(), made.to(device).eval())

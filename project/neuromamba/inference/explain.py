@@ -9,6 +9,8 @@ voxels, the map shows the input or the architecture and not what the model has l
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -36,6 +38,7 @@ from neuromamba.inference.attribution import (
 from neuromamba.inference.model import TrainedModel
 from neuromamba.inference.predict import predict_scan, require_head
 from neuromamba.inference.prepared import PreparedScan
+from neuromamba.inference.references import Reference, compared_with, of_others, smoothed
 from neuromamba.inference.score_map import (
     ScoreMap,
     ScoreOptions,
@@ -56,6 +59,7 @@ class ExplainOptions(ScoreOptions):
         edge: of an occluded cell, in patches.
         windows: explain only so many of a scan's windows, evenly spaced; 0 for all.
         resolution: "patch", the mean over the voxels of each spatial patch, or "voxel".
+        smooth: full width at half maximum, in mm, of a Gaussian that the maps are smoothed by.
 
     Raises:
         UserInputError: a value out of range; names the flag.
@@ -64,12 +68,15 @@ class ExplainOptions(ScoreOptions):
     edge: int = 1
     windows: int = 0
     resolution: str = "patch"
+    smooth: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         look_up(self.resolution, EXPLAIN_RESOLUTIONS, "--resolution")
         require_positive("--edge", self.edge)
         require_not_negative("--windows", self.windows)
+        if not 0 <= self.smooth < math.inf:
+            raise UserInputError(f"--smooth: got {self.smooth:g}, expected mm, 0 or more.")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,6 +93,7 @@ class Explanation(ScoreMap):
         mean: float32 [N], mean of some frames of the scan, in its units: anatomy for pictures.
         header: of the prepared run.
         windows: how many were explained.
+        references: scans of other people that were the baselines; 0: the mean.
     """
 
     options: ExplainOptions
@@ -93,6 +101,7 @@ class Explanation(ScoreMap):
     mean: np.ndarray
     header: RunHeader
     windows: int
+    references: int = 0
 
     @property
     def image(self) -> nibabel.Nifti1Image:
@@ -106,7 +115,11 @@ class Explanation(ScoreMap):
 
     def record(self) -> dict[str, Any]:
         """The numbers in plain containers; null where not defined."""
-        return super().record() | {"windows": self.windows, "voxels": len(self.vox)}
+        return super().record() | {
+            "windows": self.windows,
+            "references": self.references,
+            "voxels": len(self.vox),
+        }
 
 
 class _Mean(NamedTuple):
@@ -119,7 +132,10 @@ class _Mean(NamedTuple):
 
 
 def explain_scan(
-    model: TrainedModel, scan: PreparedScan, options: ExplainOptions | None = None
+    model: TrainedModel,
+    scan: PreparedScan,
+    options: ExplainOptions | None = None,
+    references: Sequence[Reference] = (),
 ) -> Explanation:
     """Explain the prediction of a prepared scan.
 
@@ -127,9 +143,12 @@ def explain_scan(
         model: of a task.
         scan: prepared for it.
         options: how; default: integrated gradients of the predicted class.
+        references: what the scan is compared with, those of its own subject left out; without any
+            it is compared with its mean. ``steps`` is shared out among them.
 
     Raises:
-        UserInputError: the model has no task; a class that it does not know.
+        UserInputError: the model has no task; a class that it does not know; no reference of
+            another person.
     """
     options = options or ExplainOptions()
     require_head(model, "explain")
@@ -144,21 +163,25 @@ def explain_scan(
         randomised_network(model.contract.model, head, options.seed, model.device),
     )
     numbers = _chosen(len(scan.windows), options.windows)
+    others = of_others(references, scan) if references else []
     found: tuple[list[WindowAttribution], ...] = ([], [])
     baseline = baseline_value(scan.header, model.contract.data.input_scaling_method)
     for number in tqdm(numbers, desc=scan.name, unit="window", disable=None):
         window = token_window(scan.windows[number], model.contract.model, model.device, baseline)
+        compared = [compared_with(window, one.window) for one in others] or [window]
         for network, maps in zip(networks, found, strict=True):
-            maps.append(
+            parts = [
                 explain_window(
                     network,
                     objective,
-                    window,
+                    one,
                     options.method,
-                    steps=options.steps,
+                    steps=-(-options.steps // len(compared)),
                     edge=options.edge,
                 )
-            )
+                for one in compared
+            ]
+            maps.append(_mean_of_references(parts))
     own, random = (_mean(maps, options.method) for maps in found)
     vox = scan.windows.voxels(0)
     if not np.isfinite(own.values).all():
@@ -169,6 +192,7 @@ def explain_scan(
     shown = [own.values, random.values]
     if options.resolution == "patch":
         shown = [patch_means(one, vox, model.contract.model) for one in shown]
+    shown = [smoothed(one, vox, scan.header, options.smooth) for one in shown]
     name = "" if target is None else model.class_names[target]
     return Explanation(
         scan=scan.name,
@@ -186,6 +210,7 @@ def explain_scan(
         baseline_score=own.baseline_score,
         completeness_error=own.completeness_error,
         windows=len(numbers),
+        references=len(others),
     )
 
 
@@ -203,6 +228,15 @@ def _mean_image(scan: PreparedScan) -> np.ndarray:
     stored = file.read(range(0, header.n_frames, step)).mean(axis=0, dtype=np.float64)
     file.close()
     return (stored * header.scale + header.offset).astype(np.float32)
+
+
+def _mean_of_references(parts: list[WindowAttribution]) -> WindowAttribution:
+    """One window's map over several baselines; the sum of its parts is compared with their mean."""
+    return WindowAttribution(
+        np.mean([one.values for one in parts], axis=0),
+        parts[0].score,
+        float(np.mean([one.baseline_score for one in parts])),
+    )
 
 
 def _mean(maps: list[WindowAttribution], method: str) -> _Mean:

@@ -15,6 +15,7 @@ from neuromamba.inference.model import TrainedModel
 from neuromamba.inference.predict import Prediction, predict_scan, require_head
 from neuromamba.inference.prepare import prepare_scan
 from neuromamba.inference.prepared import PreparedScan
+from neuromamba.inference.references import evenly, reference_of
 from neuromamba.inference.rollout import Rollout, rollout_scan
 from neuromamba.inference.sources import ScanFile, find_scans, only_scan
 
@@ -96,14 +97,19 @@ class LoadedModel(TrainedModel):
         """Embed a prepared scan; see ``embed.embed_scan``."""
         return embed_scan(self, scan, **options)
 
-    def explain(self, scan: PreparedScan, **options: Any) -> Explanation:
+    def explain(
+        self, scan: PreparedScan, *, references: Sequence[PreparedScan] = (), **options: Any
+    ) -> Explanation:
         """Explain the prediction of a prepared scan.
 
         Args:
             scan: prepared.
+            references: prepared scans to compare it with, in place of its mean: several people, of
+                all classes; those of its own subject are left out.
             options: fields of ``explain.ExplainOptions``: method, target, steps ...
         """
-        return explain_scan(self, scan, ExplainOptions(**options))
+        windows = [reference_of(self, references[i]) for i in evenly(len(references))]
+        return explain_scan(self, scan, ExplainOptions(**options), windows)
 
     def rollout(self, scan: PreparedScan, frames: int, **options: Any) -> Rollout:
         """Generate the frames after the first of a prepared scan; see ``rollout.rollout_scan``."""

@@ -18,7 +18,7 @@ from neuromamba.checkpoints.io import (
     read_checkpoint,
 )
 from neuromamba.checkpoints.paths import find_checkpoint
-from neuromamba.common.errors import UserInputError
+from neuromamba.common.errors import UserInputError, see
 from neuromamba.config.model import HeadConfig
 from neuromamba.config.names import ORIENTATION
 from neuromamba.config.serialise import from_dict
@@ -58,7 +58,7 @@ def load(model: str | Path, device: str = "auto", *, ssd_backend: str = "auto") 
         raise UserInputError(
             f"MODEL: '{path}' holds weights only, it does not say how the model was trained (grid, "
             f"scaling, window). Give the run folder or a checkpoint of neuromamba train, or what "
-            f"neuromamba export makes of it."
+            f"neuromamba export makes of it. {see('weights-only')}"
         )
     if metadata["orientation"] != ORIENTATION:
         raise UserInputError(

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from neuromamba.checkpoints.io import CheckpointContents
 from neuromamba.common.atomic_files import atomic_path, make_folder, write_text_atomically
 from neuromamba.common.csv_cells import CsvWriter
-from neuromamba.common.errors import UserInputError
+from neuromamba.common.errors import UserInputError, see
 from neuromamba.common.json_text import parse_json
 from neuromamba.common.version import code_version
 from neuromamba.inference.loading import checkpoint_sha256, described
@@ -83,7 +83,7 @@ class OutputFolder:
         if before != self.key:
             raise UserInputError(
                 f"-o: '{self.path}' holds the results of another model, command or other options. "
-                f"Choose another folder, or remove that one."
+                f"Choose another folder, or remove that one. {see('holds-results')}"
             )
 
     def _file(self, scan: ScanFile) -> Path:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import nibabel
 import numpy as np
 
-from neuromamba.common.errors import UserInputError
+from neuromamba.common.errors import UserInputError, see
 from neuromamba.data.ingest.convert import convert_run
 from neuromamba.data.ingest.nifti import file_sha256
 from neuromamba.data.ingest.options import ConversionOptions
@@ -110,7 +110,9 @@ def prepare_scan(
         temporary=temporary,
     )
     if strict and (prepared.problems or prepared.out_of_range):
-        raise UserInputError(f"{scan.path}: refused by --strict: {doubts(prepared)}")
+        raise UserInputError(
+            f"{scan.path}: refused by --strict: {doubts(prepared)} {see('strict')}"
+        )
     return prepared
 
 

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neuromamba.inference.attribution import STEPS, Objective
+from neuromamba.inference.attribution import RANDOM_SEED, STEPS, Objective
 from neuromamba.layers.packing import Packed
 from neuromamba.neurossm.attribution import calibrated, pathway_drops, pathway_maps
 from neuromamba.neurossm.config import NeuroSSMConfig
@@ -75,7 +75,7 @@ def randomised_model(config: NeuroSSMConfig, seed: int, device: torch.device) ->
     The state of torch's global generator is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(RANDOM_SEED + seed)
         return NeuroSSM(config).to(device).eval()
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from neuromamba.common.errors import UserInputError
+from neuromamba.common.errors import UserInputError, see
 from neuromamba.common.text import some_of
 from neuromamba.data.ingest.filenames import name_run
 from neuromamba.data.ingest.nifti import file_sha256
@@ -210,7 +210,8 @@ def prepared_of(
         if name in values and None not in ends
     )
     if strict and problems:
-        raise UserInputError(f"{scan.path}: {' '.join(map(str, problems))} (--strict)")
+        doubts = " ".join(map(str, problems))
+        raise UserInputError(f"{scan.path}: refused by --strict: {doubts} {see('strict')}")
     return PreparedSeries(
         **identity_of(scan),
         series=series,

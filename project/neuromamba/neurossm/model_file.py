@@ -191,8 +191,12 @@ def _regions(config: EvaluateConfig, cohort: Cohort) -> dict[str, Any]:
     return found
 
 
-def find_model_file(path: Path) -> Path | None:
+def find_model_file(path: Path, flag: str = "MODEL") -> Path | None:
     """The model file that a path means: itself, in a fit's folder, or in one of results.
+
+    Args:
+        path: what the user gave.
+        flag: that it was given to.
 
     Returns:
         None if the path is no model of regions.
@@ -207,10 +211,10 @@ def find_model_file(path: Path) -> Path | None:
     found = sorted(path.glob(f"seed_*/{HOLDOUT_NAME}/{MODEL}")) if path.is_dir() else []
     if len(found) > 1:
         listed = ", ".join(str(one.parent) for one in found[:4])
-        raise UserInputError(f"MODEL: '{path}' holds the models of several seeds; name {listed}.")
+        raise UserInputError(f"{flag}: '{path}' holds the models of several seeds; name {listed}.")
     if not found and path.is_dir() and next(path.glob(f"seed_*/*/{WEIGHTS}"), None) is not None:
         raise UserInputError(
-            f"MODEL: '{path}' was written before models were kept in one file. Give the command "
+            f"{flag}: '{path}' was written before models were kept in one file. Give the command "
             f"of neuromamba regions train again: finished fits are kept, and {MODEL} is added."
         )
     return found[0] if found else None

@@ -7,12 +7,16 @@ folder. The text and pictures of a particular report are put together by its ent
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from neuromamba.pages.templates import template
+
+# Words of a command; quotes hold a word together.
+_WORDS = re.compile(r"""(?:[^\s'"]|'[^']*'|"[^"]*")+""")
 
 
 class Link(NamedTuple):
@@ -106,12 +110,19 @@ class Page:
 
 
 def wrap_command(command: str, width: int = 88) -> str:
-    """A command on several lines that a shell takes as one, broken before flags."""
+    """A command on several lines that a shell takes as one.
+
+    It is broken before flags where that is enough, else between any two words, but not in quotes.
+    """
     lines = [""]
     for part in command.replace(" --", "\n--").replace(" && ", "\n&& ").split("\n"):
-        if lines[-1] and len(lines[-1]) + len(part) > width:
-            lines.append("   ")
-        lines[-1] = f"{lines[-1]} {part}" if lines[-1] else part
+        words = _WORDS.findall(part)
+        if len(part) <= width or " ".join(words) != part:  # short, or cut within quotes
+            words = [part]
+        for word in words:
+            if lines[-1] and len(lines[-1]) + len(word) > width:
+                lines.append("   ")
+            lines[-1] = f"{lines[-1]} {word}" if lines[-1] else word
     return " \\\n".join(lines)
 
 

@@ -19,7 +19,8 @@ import torch
 
 from neuromamba.common.checkout import repository
 from neuromamba.data.windows.cache import free_memory
-from neuromamba.layers.ssd import BACKENDS, native
+from neuromamba.layers import bf16
+from neuromamba.layers.ssd import BACKENDS, kernel_check, native
 from neuromamba.planning.busy_cores import busy_cores
 
 OLDEST_PYTHON = (3, 10)
@@ -56,6 +57,7 @@ def check_machine() -> list[Check]:
         _devices,
         _backends,
         _kernels,
+        _precision,
         _deepspeed,
         _loggers,
         _schedulers,
@@ -251,11 +253,23 @@ def _backends() -> Iterator[Check]:
     for name, backend in BACKENDS.items():
         reason = backend.why_not(device)
         if reason is None:
-            yield Check(f"scan: {name}", "ok", f"works on {kind}")
+            yield _working_backend(name, backend.doubt is not None, device)
             continue
         found, _, remedy = reason.partition(". ")
         here = kind == "cuda"
         yield Check(f"scan: {name}", "note" if here else "ok", found, remedy if here else "")
+
+
+def _working_backend(name: str, compared: bool, device: torch.device) -> Check:
+    """A backend that runs, and what a comparison with the reference has found, if it needs one."""
+    found, verdict = f"works on {device.type}", kernel_check.kept_verdict(device)
+    if not compared:
+        return Check(f"scan: {name}", "ok", found)
+    if verdict:
+        remedy = "update torch and mamba-ssm; until then the portable backend runs in its place"
+        return Check(f"scan: {name}", "note", f"{found}, but {verdict}", remedy)
+    when = "agrees with the reference" if verdict == "" else "not yet compared with the reference"
+    return Check(f"scan: {name}", "ok", f"{found}, {when}")
 
 
 def _kernels() -> Iterator[Check]:
@@ -269,6 +283,11 @@ def _kernels() -> Iterator[Check]:
         if compiled
         else "neuromamba build-kernels compiles them where there is cc, gcc or clang (CC)",
     )
+
+
+def _precision() -> Iterator[Check]:
+    """Whether bf16 operands are worth asking for on the CPU."""
+    yield Check("precision", "ok", bf16.advice())
 
 
 def _host() -> Iterator[Check]:

@@ -16,6 +16,7 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.fmamba.run_config import RunConfig
 from neuromamba.fmamba.stores import check_cohorts_have_target
 from neuromamba.fmamba.weight_counts import Weights, count_weights
+from neuromamba.layers import bf16
 from neuromamba.layers.ssd import native
 from neuromamba.planning.state_memory import state_memory
 from neuromamba.planning.step_memory import GROUPS, Step, step_memory
@@ -46,11 +47,16 @@ class Setting:
 
     @property
     def numbers(self) -> tuple[int, int]:
-        """Bytes of a parameter in the model, and of what enters matrix products."""
+        """Bytes of a parameter in the model, and of what enters matrix products.
+
+        A plan for a CPU is one for this machine's.
+        """
         if self.precision in _TRUE:
             return _TRUE[self.precision], _TRUE[self.precision]
         casts = self.strategy in ZERO_STAGES or self.strategy == "fsdp"
-        return (2 if casts and not self.autocast else 4), 2
+        slow = self.accelerator == "cpu" and self.precision.startswith("bf16")
+        operand = 4 if slow and not bf16.judge().pays else 2
+        return (2 if casts and not self.autocast else 4), operand
 
     @property
     def hooked(self) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from neuromamba.config.training import MODE_NAMES
 from neuromamba.fmamba.run_config import RunConfig
+from neuromamba.layers import bf16
 from neuromamba.planning.assumptions import ASSUMED_UTILISATION
 from neuromamba.planning.cluster_plan import (
     RESERVE,
@@ -51,6 +52,7 @@ def plan_text(config: RunConfig, request: Request, work: Workload, plan: Cluster
         + (", activation checkpointing" if plan.checkpointing else ""),
         f"window of {'x'.join(map(str, model.img_size))}: {work.tokens_brain:,.0f} of "
         f"{model.num_tokens:,} tokens, at most {work.most_tokens:,}; {work.tokens_source}",
+        *([bf16.advice()] if setting.accelerator == "cpu" else []),
         "",
         *_batches(request, plan),
         "",

@@ -93,6 +93,7 @@ def map_figure(own: Path, random: Path, title: str, background: Path | None) -> 
                 figure=figure,
                 axes=(left, 1 - height, 0.49, height * 0.97),
                 draw_cross=False,
+                symmetric_cbar=True,  # a map of one sign keeps red for and blue against
                 alpha=0.8,
                 **below,
             )

@@ -77,21 +77,23 @@ def write_explanation_page(
 
 
 def _summary(batch: Batch, options: ExplainOptions, model_name: str) -> list[str]:
-    by_voxel = batch.model.contract.by_voxel
-    baseline = (
-        "each voxel at its temporal mean" if by_voxel else "all brain voxels at the run's mean"
-    )
+    baseline = "a baseline scan (all brain voxels at the run's mean)"
+    if batch.model.contract.by_voxel:
+        baseline = "a baseline scan (each voxel at its temporal mean)"
+    if batch.folder.options.get("references"):
+        baseline = "scans of other people (expected gradients, Erion et al. 2021)"
     where = (
         "each patch, whose voxels share its part evenly"
         if options.resolution == "patch"
         else ("each voxel")
     )
+    smooth = f", smoothed by {options.smooth:g} mm" if options.smooth else ""
     return [
         f"{model_name} on {summary(batch)}; {METHODS[options.method]}.",
-        f"Red speaks for what is explained, blue against it, compared with a baseline scan "
-        f"({baseline}). A map shows {where}, summed over the frames of a window and averaged over "
-        f"windows. It describes what this model uses, which need not be what differs between "
-        f"people: noise that looks like a class speaks for it too.",
+        f"Red speaks for what is explained, blue against it, compared with {baseline}. "
+        f"A map shows {where}, summed over the frames of a window and averaged over "
+        f"windows{smooth}. It describes what this model uses, which need not be what differs "
+        f"between people: noise that looks like a class speaks for it too.",
     ]
 
 

@@ -7,18 +7,16 @@ names and no paths. Sections follow Mitchell et al. (2019, FAT*, "Model Cards fo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from neuromamba.checkpoints.io import CHECKPOINT_KEY, EXPORT_KEY
 from neuromamba.common.atomic_files import write_text_atomically
 from neuromamba.common.json_text import read_json_record
 from neuromamba.config.serialise import from_dict
 from neuromamba.config.training import DownstreamConfig, PretrainConfig
-from neuromamba.evaluation.intervals import CONFIDENCE, Interval
+from neuromamba.evaluation.intervals import CONFIDENCE
 from neuromamba.evaluation.result_files import metrics_from
 from neuromamba.fmamba.export_request import FOLDER_CARD, FOLDER_METADATA
 from neuromamba.inference.calibration import (
@@ -30,6 +28,16 @@ from neuromamba.inference.calibration import (
 from neuromamba.inference.contract import InputContract
 from neuromamba.inference.sharing import BASELINES_KEY
 from neuromamba.pages.tables import metric_label
+from neuromamba.reports.card_parts import (
+    FOLDER,
+    bullets,
+    how_to_use,
+    hub_head,
+    interval,
+    licence,
+    section,
+    table,
+)
 from neuromamba.reports.skill_text import skill_text
 
 # The entry of CITATION.bib.
@@ -41,20 +49,8 @@ CITATION = """\
   year      = {2025},
   url       = {https://openreview.net/forum?id=kftg4lmQi8}
 }"""  # noqa: E501
-# Name of a metric here -> on the hub.
-_HUB_METRICS = {
-    "auroc": "roc_auc",
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced_accuracy",
-    "macro_f1": "f1",
-    "mse": "mse",
-    "mae": "mae",
-    "pearson_r": "pearsonr",
-    "r2": "r_squared",
-}
 _SYNTHETIC = "Dummy"
 _FEW = 20  # test subjects
-_NAME = "MODEL_FOLDER"  # stands for the folder in commands
 
 
 def write_model_card(folder: Path, license_id: str | None) -> Path:
@@ -87,38 +83,20 @@ def model_card(
     if "downstream" in metadata:
         task = from_dict(DownstreamConfig, metadata["downstream"], name)
     evaluation = export.get(EVALUATION_KEY, {})
-    head = yaml.safe_dump(_hub_head(metadata, task, evaluation, license_id), sort_keys=False)
     parts = [
-        f"---\n{head}---",
+        _hub_head(metadata, task, evaluation, license_id),
         f"# {name}",
         _summary(metadata, contract, task),
-        *_section("Intended use", _use(task)),
-        *_section("Training data", _training_data(metadata, task)),
-        *_section("What it expects of a scan", [_table(contract.describe()), _EXPECTS]),
-        *_section("Evaluation", _evaluation(export, task)),
-        *_section("Limits", [_bullets([*_limits(metadata, export, contract, task)])]),
-        *_section("How to use it", _how_to_use(task)),
-        *_section("Licence", [_licence(license_id)]),
-        *_section("How to cite", ["The architecture:", f"```bibtex\n{CITATION}\n```"]),
+        *section("Intended use", _use(task)),
+        *section("Training data", _training_data(metadata, task)),
+        *section("What it expects of a scan", [table(contract.describe()), _EXPECTS]),
+        *section("Evaluation", _evaluation(export, task)),
+        *section("Limits", [bullets([*_limits(metadata, export, contract, task)])]),
+        *section("How to use it", _how_to_use(task)),
+        *section("Licence", [licence(license_id)]),
+        *section("How to cite", ["The architecture:", f"```bibtex\n{CITATION}\n```"]),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _section(title: str, paragraphs: Sequence[str]) -> list[str]:
-    return [f"## {title}", *paragraphs]
-
-
-def _table(rows: Sequence[Sequence[str]], head: Sequence[str] = ("", "")) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in lines)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _bullets(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
 
 
 def _hub_head(
@@ -126,17 +104,13 @@ def _hub_head(
     task: DownstreamConfig | None,
     evaluation: Mapping[str, Any],
     license_id: str | None,
-) -> dict[str, Any]:
-    tags = ["neuroimaging", "fmri", "brain", "state-space-model", "mamba2", "neuromamba"]
-    tags += ["feature-extraction"] if task is None else [task.task_type]
-    head: dict[str, Any] = {"library_name": "neuromamba", "tags": tags}
-    if license_id is not None:
-        head["license"] = license_id
-    head["datasets"] = list(dict.fromkeys(metadata["data"]["config"].get("dataset_name", ())))
-    named = [_HUB_METRICS[one] for one in evaluation.get("metrics", {}) if one in _HUB_METRICS]
-    if named:
-        head["metrics"] = named
-    return head
+) -> str:
+    return hub_head(
+        "feature-extraction" if task is None else task.task_type,
+        metadata["data"]["config"].get("dataset_name", ()),
+        evaluation.get("metrics", {}),
+        license_id,
+    )
 
 
 def _summary(
@@ -185,7 +159,7 @@ def _training_data(metadata: Mapping[str, Any], task: DownstreamConfig | None) -
     times = [f"{tr:g}" for tr in data.get("tr", ()) if math.isfinite(tr)]
     rows.append(("repetition time", f"{', '.join(times)} s" if times else "not recorded"))
     rows.append(("scaling", data["scaling"]))
-    text = [_table(rows)]
+    text = [table(rows)]
     if _SYNTHETIC in config.get("dataset_name", ()):
         text.append("If these are the data of `make demo`, they are synthetic, not of people.")
     if task is not None and task.shuffle_labels is not None:
@@ -197,11 +171,6 @@ _EXPECTS = (
     "`neuromamba check` says whether a scan fits; `neuromamba predict` and `embed` bring it to "
     "this (axes, grid, repetition time, scaling), and list what was done."
 )
-
-
-def _interval(one: Mapping[str, Any]) -> str:
-    values = (one.get(end) for end in ("value", "low", "high"))
-    return str(Interval(*(math.nan if value is None else float(value) for value in values)))
 
 
 def _evaluation(export: Mapping[str, Any], task: DownstreamConfig | None) -> list[str]:
@@ -218,10 +187,10 @@ def _evaluation(export: Mapping[str, Any], task: DownstreamConfig | None) -> lis
         return ["No test of these weights is recorded, so nothing is known about their errors."]
     names = list(found["metrics"])
     baselines = found.get(BASELINES_KEY, ())
-    rows = [["this model", *(_interval(found["metrics"][name]) for name in names), ""]]
+    rows = [["this model", *(interval(found["metrics"][name]) for name in names), ""]]
     for one in baselines:
-        cells = (_interval(one["metrics"][n]) if n in one["metrics"] else "" for n in names)
-        rows.append([one["name"], *cells, _interval(one["difference"])])
+        cells = (interval(one["metrics"][n]) if n in one["metrics"] else "" for n in names)
+        rows.append([one["name"], *cells, interval(one["difference"])])
     main = "AUROC" if task.task_type == "classification" else "Pearson r"
     head = ["", *map(metric_label, names), f"{main}: model less this"]
     if not baselines:
@@ -229,10 +198,10 @@ def _evaluation(export: Mapping[str, Any], task: DownstreamConfig | None) -> lis
     text = [
         f"On {found.get('subjects', 'an unknown number of')} held-out test subjects of the same "
         f"data, with {found.get('confidence', CONFIDENCE):.0%} bootstrap intervals over subjects:",
-        _table(rows, head),
+        table(rows, head),
     ]
     if baselines:
-        text.append(_bullets([f"{one['name']}: {one['text']}" for one in baselines]))
+        text.append(bullets([f"{one['name']}: {one['text']}" for one in baselines]))
         text.append(
             "The baselines were scored on the same test subjects; differences are paired. Two "
             "models differ where the interval of the difference excludes 0."
@@ -327,9 +296,9 @@ def _how_to_use(task: DownstreamConfig | None) -> list[str]:
     verb = "embed" if task is None else "predict"
     result = "print(scan.problems, scan.in_range)"
     shell = [
-        f"hf download ORGANISATION/NAME --local-dir {_NAME}  # or copy the folder",
-        f"neuromamba check {_NAME} sub-01_task-rest_bold.nii.gz",
-        f"neuromamba {verb} {_NAME} sub-01_task-rest_bold.nii.gz -o OUT",
+        f"hf download ORGANISATION/NAME --local-dir {FOLDER}  # or copy the folder",
+        f"neuromamba check {FOLDER} sub-01_task-rest_bold.nii.gz",
+        f"neuromamba {verb} {FOLDER} sub-01_task-rest_bold.nii.gz -o OUT",
     ]
     last = (
         'model.embed(scan).to_parquet("embedding.parquet")'
@@ -338,25 +307,9 @@ def _how_to_use(task: DownstreamConfig | None) -> list[str]:
     )
     python = [
         "import neuromamba",
-        f'model = neuromamba.load("{_NAME}")',
+        f'model = neuromamba.load("{FOLDER}")',
         'scan = model.prepare("sub-01_task-rest_bold.nii.gz")',
         result,
         last,
     ]
-    return [
-        "With [NeuroMamba](https://openreview.net/forum?id=kftg4lmQi8) installed from its "
-        "repository, in a shell:",
-        "```bash\n" + "\n".join(shell) + "\n```",
-        "or in Python:",
-        "```python\n" + "\n".join(python) + "\n```",
-        "No code of the folder is executed: weights are safetensors, all else is text.",
-    ]
-
-
-def _licence(license_id: str | None) -> str:
-    if license_id is None:
-        return (
-            "Not stated. Ask the people who share the model; the licence of NeuroMamba's code "
-            "(Apache-2.0) does not extend to it, and the terms of the training data may apply."
-        )
-    return f"{license_id}, of the weights. The terms of the training data may apply as well."
+    return how_to_use(shell, python)

@@ -139,7 +139,10 @@ def _read_rows(path: Path) -> list[StudyRow]:
     try:
         return [
             StudyRow(
-                *(str(row[name]) for name in ("effect", "label", "objective", "model")),
+                effect=str(row["effect"]),
+                label=str(row["label"]),
+                objective=str(row["objective"]),
+                model=str(row["model"]),
                 values={
                     str(key): {int(seed): float(v) for seed, v in value["seeds"].items()}
                     for key, value in row["values"].items()

@@ -49,8 +49,9 @@ def error_figure(found: Rollout) -> Figure:
             end = (found.first_window + 0.5) * (found.seconds if known else 1)
             axes.axvline(end, color=GREY, linewidth=1)
         text = "  later windows: extrapolation"
+        # At the bottom, which the errors seldom reach: the axis begins at 0.
         above.text(
-            end, 1, text, transform=above.get_xaxis_transform(), va="top", color=GREY, size=9
+            end, 0.03, text, transform=above.get_xaxis_transform(), va="bottom", color=GREY, size=9
         )
     above.set(ylabel="mean squared error\n(scaled units)")
     above.set_ylim(bottom=0)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from neuromamba.common.cli import FAILED, INTERRUPTED, print_error, visible_output
+from neuromamba.common.cli import FAILED, INTERRUPTED, of_machine, print_error, visible_output
 from neuromamba.common.errors import UserInputError
 from neuromamba.training.job import is_first_rank
 
@@ -94,11 +94,12 @@ def exit_status(error: BaseException, patience: float = 5.0) -> int | None:
         return error.status
     if isinstance(error, EndedElsewhereError):
         return FAILED
-    if not isinstance(error, UserInputError):
+    machine = of_machine(error)
+    if not isinstance(error, UserInputError) and machine is None:
         return None
     if not first and not isinstance(error, SaidHereError):
         time.sleep(patience)
-    print_error(error)
+    print_error(machine or error)
     return FAILED
 
 

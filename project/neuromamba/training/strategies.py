@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.layers import bf16
 from neuromamba.training.hardware_flags import (
     ZERO_STAGES,
     check_hardware_flags,
@@ -30,6 +31,8 @@ class Hardware:
         missing: what the request needs and this machine does not have, a sentence each.
         device_request: ``--devices`` as given, which may name single devices.
         autocast: DeepSpeed keeps its parameters in fp32 and computes in bf16.
+        slow_bf16: why bf16 operands, which were asked for, are not used on this CPU; "" where they
+            are, or were not asked for.
     """
 
     accelerator: str
@@ -40,6 +43,19 @@ class Hardware:
     missing: tuple[str, ...]
     device_request: Any
     autocast: bool = False
+    slow_bf16: str = ""
+
+    @property
+    def computed(self) -> str:
+        """The precision that is computed in: fp32 where bf16 was asked for and would be slower."""
+        return "32-true" if self.slow_bf16 else self.precision
+
+    @property
+    def precision_text(self) -> str:
+        """The precision asked for, and the one computed in if that is another."""
+        if not self.slow_bf16:
+            return self.precision
+        return f"{self.precision}, computed in fp32, which is faster here ({self.slow_bf16})"
 
     @property
     def ranks(self) -> int:
@@ -68,7 +84,7 @@ class Hardware:
             "devices": self.device_request if self.accelerator != "cpu" else self.devices,
             "num_nodes": self.num_nodes,
             "strategy": self._strategy(),
-            "precision": self.precision,
+            "precision": self.computed,
         }
         # Here and below: Lightning takes seconds to import, and a plan does without it.
         if self.accelerator == "xpu":
@@ -160,6 +176,10 @@ def resolve_hardware(trainer_flags: Mapping[str, Any], autocast: bool = False) -
         )
     if strategy == "fsdp" and accelerator == "cpu":
         missing.append("--strategy: torch offers fsdp on GPUs only; use --strategy auto.")
+    slow_bf16 = ""
+    if accelerator == "cpu" and precision == "bf16-mixed" and strategy not in ZERO_STAGES:
+        judged = bf16.judge()
+        slow_bf16 = "" if judged.pays else judged.found
     return Hardware(
         accelerator=accelerator,
         devices=devices,
@@ -169,4 +189,5 @@ def resolve_hardware(trainer_flags: Mapping[str, Any], autocast: bool = False) -
         missing=tuple(missing),
         device_request=request,
         autocast=autocast,
+        slow_bf16=slow_bf16,
     )

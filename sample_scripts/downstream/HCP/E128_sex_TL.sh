@@ -4,7 +4,7 @@
 
 #PBS -N E128_sex_TL
 #PBS -J 0-2
-#PBS -l select=2
+#PBS -l select=2:ncpus=72:ngpus=6:mpiprocs=12
 #PBS -l place=scatter
 #PBS -l walltime=06:00:00
 #PBS -j oe

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -290,3 +291,12 @@ def test_a_folder_of_others_is_not_touched(tmp_path: Path) -> None:
         Pipeline(tmp_path, "record.json")
     with pytest.raises(UserInputError, match="cannot write"):
         Pipeline(tmp_path / "thesis.tex" / "below", "record.json")
+
+
+def test_many_files_of_a_command_are_wrapped_too() -> None:
+    """Between words, not within quotes; a shell reads the same words."""
+    files = [f"/data/derivatives/sub-{i:02d}_task-rest_bold.nii.gz" for i in range(7)]
+    command = shlex.join(["neuromamba", "predict", "run", *files, "a b' c.nii.gz", "-o", "out"])
+    wrapped = wrap_command(f"{command} --tr 2")
+    assert max(map(len, wrapped.split("\n"))) <= 92
+    assert shlex.split(wrapped.replace("\\\n", "")) == [*shlex.split(command), "--tr", "2"]

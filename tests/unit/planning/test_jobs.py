@@ -247,3 +247,35 @@ def test_batches_that_are_shown() -> None:
 
     assert len(_shown(option(n, n <= 20) for n in range(1, 40))) == 22
     assert len(_shown(option(n, None) for n in range(1, 40))) == 12
+
+
+PBS_SCRIPTS = sorted(
+    path for path in (ROOT / "sample_scripts").rglob("*.sh") if "#PBS -l" in path.read_text()
+)
+
+
+@pytest.mark.parametrize("path", PBS_SCRIPTS, ids=lambda path: path.stem)
+def test_scripts_of_the_repository_ask_for_what_a_plan_would(path: Path) -> None:
+    """Cores, GPUs and processes of a node: ``select=2`` alone is one core and no GPU."""
+    job = read_directives(path.read_text(), [])
+    (chunk,) = job.chunks
+    scripts = ROOT / "sample_scripts"
+    files = (
+        path,
+        path.parent / "common.sh",
+        scripts / "common.sh",
+    )  # the first that sets it counts
+    settings = "".join(one.read_text() for one in files if one.is_file())
+    processes, workers = (
+        int(re.findall(rf"^{name}=\$\{{{name}:-(\d+)\}}", settings, re.MULTILINE)[0])
+        for name in ("DEVICES", "NUM_WORKERS")
+    )
+    assert chunk.number("mpiprocs") == processes == 12
+    assert chunk.number("ngpus") == 6  # of two tiles
+    assert chunk.number("ncpus") == processes * (workers + 2)  # as in batch_script.py
+    assert len(job.node_file().splitlines()) == chunk.count * processes
+    assert job.walltime and job.rerunnable
+
+
+def test_there_are_scripts_for_pbs() -> None:
+    assert len(PBS_SCRIPTS) == 31

@@ -30,7 +30,7 @@ def read(script: str) -> str:
 
 
 def nodes_asked_for(script: str) -> int:
-    (nodes,) = re.findall(r"(?m)^#PBS -l select=(\d+)$", read(script))
+    (nodes,) = re.findall(r"(?m)^#PBS -l select=(\d+):ncpus=72:ngpus=6:mpiprocs=12$", read(script))
     return int(nodes)
 
 

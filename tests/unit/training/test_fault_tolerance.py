@@ -17,7 +17,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 
 from neuromamba.common.atomic_files import remove_abandoned
-from neuromamba.common.errors import UserInputError
+from neuromamba.common.errors import UserInputError, see
 from neuromamba.config.flag_parser import parse_arguments
 from neuromamba.fmamba import failures, resume
 from neuromamba.fmamba.flags import build_parser
@@ -423,7 +423,7 @@ def test_what_to_change_for_memory(extra: str, doing: str, expected: str) -> Non
     hardware = resolve_hardware(config.trainer)
     message = failures.memory_advice(error, fault_tolerance, config, hardware)
     assert "memory ran short (6.00 GiB more were asked for): " in message
-    assert message.split("Change one: ")[1] == expected
+    assert message.split("Change one: ")[1] == f"{expected} {see('memory')}"
 
 
 @pytest.mark.parametrize(

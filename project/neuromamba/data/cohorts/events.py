@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from neuromamba.common.errors import UserInputError
+from neuromamba.common.errors import UserInputError, see
 from neuromamba.common.files import without_leftovers
 from neuromamba.common.text import category, names_for_message, number, some_of
 from neuromamba.config.data import DataConfig
@@ -332,7 +332,8 @@ def label_runs(
         raise UserInputError(
             f"--events: none of the {len(files.labels)} events in '{task.events}' belongs to a run "
             f"of the store ({names_for_message(header.label for header in headers)}). The columns "
-            f"subject, session, task and run, or the names of the files, must agree with these."
+            f"subject, session, task and run, or the names of the files, must agree with these. "
+            f"{see('events')}"
         )
     if not found:
         raise UserInputError(

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from neuromamba.common.errors import UserInputError, look_up
+from neuromamba.common.errors import UserInputError, look_up, see
 from neuromamba.common.text import category, names_for_message, number, some_of
 from neuromamba.config.tasks import TASKS
 from neuromamba.config.training import DownstreamConfig
@@ -165,7 +165,7 @@ def _convert(
         raise UserInputError(
             f"{where}: column '{columns[0]}' has no label for {len(missing)} of {len(names)} "
             f"subjects: {names_for_message(missing)}{_spellings(tables, cohort, missing, names)}. "
-            f"Complete the CSV, or {_EXCLUDE}."
+            f"Complete the CSV, or {_EXCLUDE}. {see('no-label')}"
         )
     labels: dict[str, int | float] = {}
     unknown: list[str] = []
@@ -233,7 +233,8 @@ def own_task(
     if not task_type and numeric:
         raise UserInputError(
             f"--downstream_task_type: the column '{column}' holds numbers ({len(distinct)} "
-            f"different ones), which may be classes or values; say classification or regression."
+            f"different ones), which may be classes or values; say classification or regression. "
+            f"{see('classes-or-values')}"
         )
     if len(distinct) > MOST_CLASSES:
         raise UserInputError(

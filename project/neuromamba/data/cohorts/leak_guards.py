@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from neuromamba.common.errors import UserInputError
+from neuromamba.common.errors import UserInputError, see
 from neuromamba.common.text import names_for_message
 from neuromamba.config.training import DownstreamConfig
 from neuromamba.data.cohorts.cohort_store import Store
@@ -196,7 +196,7 @@ def refuse_trained_subjects(
     message = (
         f"{flag}: {len(shared)} subject(s) held out here were trained on in '{path}': "
         f"{names_for_message(shared)}. Use its split (--dataset_split_num, --train_split, "
-        f"--val_split), or exclude them with --bad_subj_path FILE."
+        f"--val_split), or exclude them with --bad_subj_path FILE. {see('trained-on')}"
     )
     if supervised:
         raise UserInputError(message)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
-from neuromamba.common.errors import UserInputError
+from neuromamba.common.errors import UserInputError, see
 from neuromamba.common.text import names_for_message, number, some_of
 
 # -9999, -999, -99, -9, 9, 99, 999, 9999 and the like, and those of REDCap and HCP.
@@ -56,7 +56,7 @@ def check_values(values: Mapping[str, float], column: str, where: str) -> str:
             f"{where}: the column '{column}' holds {some_of(counted)}, and otherwise "
             f"{_short(min(kept))} to {_short(max(kept))}: probably codes for a missing value. "
             f"Leave those subjects out with --missing_codes {' '.join(map(_short, codes))}, or "
-            f"empty the cells."
+            f"empty the cells. {see('missing-codes')}"
         )
     array = np.array(list(values.values()), dtype=float)
     if len(array) < 2 * _FEWEST:
@@ -90,7 +90,7 @@ def check_classes(classes: Collection[str], column: str, where: str, remedy: str
     if twice:
         raise UserInputError(
             f"{where}: classes of '{column}' differ only by case: {names_for_message(twice)}. "
-            f"Write each class in one way."
+            f"Write each class in one way. {see('classes-by-case')}"
         )
     numbers = {value: name for name in classes if (value := number(name)) is not None}
     codes = probable_codes(numbers) if len(numbers) == len(classes) else []

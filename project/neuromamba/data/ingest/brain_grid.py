@@ -16,7 +16,7 @@ import nibabel
 import numpy as np
 from nibabel import orientations
 
-from neuromamba.common.errors import UserInputError
+from neuromamba.common.errors import UserInputError, see
 from neuromamba.data.ingest.nifti import READ_ERRORS, NiftiRun, damaged, las_transform, load_image
 from neuromamba.data.ingest.space import OBLIQUE_NOTED, field_of_view, oblique_angle
 from neuromamba.data.store.header import Triple
@@ -149,7 +149,7 @@ def implausible_volume(mask: np.ndarray, affine: np.ndarray, source: str) -> str
     kind = "less" if volume < low else "more"
     return (
         f"the mask ({source}) holds {volume:.0f} cm3, {kind} than a brain ({low:.0f} to {high:.0f} "
-        f"cm3); check it: it may be empty, inverted or all ones"
+        f"cm3); check it: it may be empty, inverted or all ones. {see('mask-volume')}"
     )
 
 

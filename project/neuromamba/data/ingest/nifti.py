@@ -19,7 +19,7 @@ import nibabel
 import numpy as np
 from nibabel import orientations
 
-from neuromamba.common.errors import UserInputError
+from neuromamba.common.errors import UserInputError, see
 from neuromamba.config.names import ORIENTATION
 from neuromamba.data.ingest.gzip_stream import START as _GZIP_START
 from neuromamba.data.ingest.gzip_stream import GzipStream
@@ -148,7 +148,7 @@ class NiftiRun:
         raise UserInputError(
             f"{self.path}: qform and sform contradict each other: {what}, so the orientation is "
             f"unknown. Find out which is right and copy it (fslorient -copysform2qform or "
-            f"-copyqform2sform)."
+            f"-copyqform2sform). {see('qform-sform')}"
         )
 
     def _check_size(self) -> None:
@@ -222,7 +222,7 @@ class NiftiRun:
             raise UserInputError(
                 f"{self.path}: {bad_values} NaN or infinite values in {bad_frames} of "
                 f"{self.n_frames - first} frames, expected finite numbers. Repair the "
-                f"preprocessing, or set them to 0 (fslmaths IN -nan OUT)."
+                f"preprocessing, or set them to 0 (fslmaths IN -nan OUT). {see('nan-values')}"
             )
         precision.check(self.path)
 
@@ -283,7 +283,7 @@ def damaged(path: Path, error: BaseException) -> UserInputError:
     if isinstance(error, FileNotFoundError) and path.is_symlink():
         return UserInputError(
             f"{path}: a link to '{os.readlink(path)}', which is not there. Fetch the file (datalad "
-            f"get, git annex get) or remove the link."
+            f"get, git annex get) or remove the link. {see('not-fetched')}"
         )
     if isinstance(error, PermissionError):
         return UserInputError(
@@ -293,7 +293,7 @@ def damaged(path: Path, error: BaseException) -> UserInputError:
         return UserInputError(f"{path}: cannot be read ({error.strerror}).")
     return UserInputError(
         f"{path}: truncated or corrupt ({error}). Copy or download the file again "
-        f"(gzip -t tests a .gz file)."
+        f"(gzip -t tests a .gz file). {see('truncated')}"
     )
 
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from neuromamba.common.errors import see
 from neuromamba.data.ingest.brain_grid import resampled_grid
 from neuromamba.data.ingest.options import ConversionOptions
 from neuromamba.data.ingest.preflight import RunPlan
@@ -93,5 +94,5 @@ def _reason(plan: RunPlan, options: ConversionOptions, target: Affine) -> str:
         remedy = f"Give --resample {round(size, 2):g}, which puts all runs on one grid"
     return (
         f"{plan.source.path}: its voxels would lie {beside:.1f} mm beside those of the other runs "
-        f"of this store. {remedy}, or another --output."
+        f"of this store. {remedy}, or another --output. {see('boxes')}"
     )

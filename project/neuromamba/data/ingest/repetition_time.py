@@ -6,7 +6,7 @@ import math
 import os
 from pathlib import Path
 
-from neuromamba.common.errors import UserInputError
+from neuromamba.common.errors import UserInputError, see
 from neuromamba.common.json_text import parse_json
 
 _LONGEST_TR, _SHORTEST_TR = 30.0, 0.05  # seconds; outside, a TR is not believed
@@ -39,7 +39,7 @@ def read_sidecar_tr(file: Path | None) -> float | None:
     except FileNotFoundError:
         raise UserInputError(
             f"{file}: a link to '{os.readlink(file)}', which is not there. Fetch the file (datalad "
-            f"get, git annex get) or remove the link and give --tr SECONDS."
+            f"get, git annex get) or remove the link and give --tr SECONDS. {see('not-fetched')}"
         ) from None
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserInputError(
@@ -76,7 +76,10 @@ def resolve_tr(
     if not math.isfinite(tr) or tr <= 0:
         return math.nan, "unknown", f"TR of the header is {header_tr:g}; give --tr SECONDS"
     if _SHORTEST_TR <= tr <= _LONGEST_TR:
-        note = "TR of the header is 1 s, often a placeholder; check it" if tr == 1 else ""
+        placeholder = (
+            f"TR of the header is 1 s, often a placeholder; check it. {see('tr-placeholder')}"
+        )
+        note = placeholder if tr == 1 else ""
         return tr, "header", note
     for other, converted in (("msec", header_tr * 1e-3), ("sec", header_tr)):
         if _SHORTEST_TR <= converted <= _LONGEST_TR:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from neuromamba.common.errors import UserInputError
+from neuromamba.common.errors import UserInputError, see
 from neuromamba.data.store.header import Triple
 
 if TYPE_CHECKING:
@@ -184,6 +184,6 @@ def _check_geometry(run: NiftiRun, name: str, remedy: str) -> str:
         raise UserInputError(
             f"{run.path}: not in MNI space by its header: the field of view is {spans} mm around "
             f"({', '.join(f'{value:.0f}' for value in centre)}) and holds {share:.0%} of the MNI "
-            f"brain, expected {_COVERED:.0%} around (0, -18, 18). {remedy}"
+            f"brain, expected {_COVERED:.0%} around (0, -18, 18). {remedy} {see('mni-space')}"
         )
     return "field of view"

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from neuromamba.common.errors import see
 from neuromamba.common.text import some_of
 from neuromamba.data.regions.scan import Scan
 from neuromamba.data.regions.scan_files import ScanFile
@@ -48,7 +49,8 @@ def check_axes(scans: Sequence[Scan], file: ScanFile, *, told: bool) -> None:
             f"holds matrices that look like time x regions: neighbouring values are more alike "
             f"along the first axis (correlation {regions:.2f}) than along the second ({time:.2f}) "
             f"in {turned:.0%} of the scans, and time series are smooth in time. Give --orientation "
-            f"time_by_regions, or regions_by_time if the second axis is time indeed."
+            f"time_by_regions, or regions_by_time if the second axis is time indeed. "
+            f"{see('turned-matrices')}"
         )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from neuromamba.common.errors import see
 from neuromamba.common.text import plain_subject, some_of
 from neuromamba.data.regions.scan import Scan
 from neuromamba.data.regions.scan_files import ScanFile
@@ -65,10 +66,10 @@ def _same(one: Scan, other: Scan, file: ScanFile) -> None:
     if one.group == other.group:
         return
     same = np.array_equal(one.series, other.series)
-    how = "the same values" if same else "the same values but for their offset and unit"
+    but = "" if same else " but for their offset and unit"
     raise file.error(
-        f"has {how} in scans {one.scan} and {other.scan}. One of them would be trained on and the "
-        f"other tested; remove one."
+        f"has the same values{but} in scans {one.scan} and {other.scan}. One of them would be "
+        f"trained on and the other tested; remove one. {see('copies')}"
     )
 
 
@@ -86,5 +87,5 @@ def check_spellings(scans: Sequence[Scan], file: ScanFile) -> None:
             raise file.error(
                 f"has scans of '{other.subject}' and '{scan.subject}', who seem to be one subject: "
                 f"one would be trained on and the other tested. Write the name in one way, or tell "
-                f"two subjects apart by more than 'sub-', zeros and case."
+                f"two subjects apart by more than 'sub-', zeros and case. {see('one-subject')}"
             )

@@ -1,7 +1,8 @@
-"""Files of scans, read without changes: a list, ``{id: matrix}``, or the columns of CNI."""
+"""Files of scans, read without changes: lists, dictionaries, tables, or the columns of CNI."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,12 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.common.text import category
 from neuromamba.data.cohorts.tables import ABSENT
 from neuromamba.data.regions.safe_loading import load_objects
+from neuromamba.data.regions.scan_tables import SUFFIXES, read_scan_folder, read_scan_table
+
+logger = logging.getLogger(__name__)
+# Names of the arrays of a dictionary; "timeseires" is how a widely used script spells it.
+_SERIES = ("timeseries", "time_series", "timeseires", "roitimeseries", "series")
+_SUBJECTS = ("subject", "subjectid", "subject_id", "sub_id", "id")
 
 
 class ScanFile(NamedTuple):
@@ -54,18 +61,24 @@ def read_scans(file: ScanFile, subjects: Iterable[str] | None) -> list[RawScan]:
     Raises:
         UserInputError: there is no such file, it is damaged, or holds something else.
     """
+    if file.path.is_dir():
+        return [RawScan(*scan) for scan in read_scan_folder(file.path, file.flag)]
+    if file.path.suffix.lower() in SUFFIXES:
+        return [RawScan(*scan) for scan in read_scan_table(file.path, file.flag)]
     if file.path.suffix == ".npz":
         return _read_columns(file, subjects)
     return _read_list(file)
 
 
 def _read_list(file: ScanFile) -> list[RawScan]:
-    """A list of ``{"roiTimeseries": ..., "pheno": {...}}``, or ``{id: array}``."""
+    """A list of ``{"roiTimeseries": ..., "pheno": {...}}``, ``{id: matrix}``, or arrays."""
     found = load_objects(file.path, file.flag)
     if not isinstance(found, Mapping | Sequence | np.ndarray) or isinstance(found, str | bytes):
         raise file.error(f"holds {type(found).__name__}, expected a list of scans.")
     if not len(found):
         raise file.error("holds no scan.")
+    if isinstance(found, Mapping) and (name := _name_of(found, _SERIES)) is not None:
+        return _read_arrays(file, found, name)
     if isinstance(found, Mapping):
         return [RawScan(str(key), {}, value) for key, value in found.items()]
     raw = []
@@ -80,6 +93,45 @@ def _read_list(file: ScanFile) -> list[RawScan]:
             )
         raw.append(RawScan(str(pheno["subjectId"]), pheno, item["roiTimeseries"]))
     return raw
+
+
+def _name_of(found: Mapping[Any, Any], names: Iterable[str]) -> Any:
+    """The key that is one of ``names``, without regard to case; None if there is none."""
+    lower = {str(key).lower(): key for key in found}
+    return next((lower[name] for name in names if name in lower), None)
+
+
+def _read_arrays(file: ScanFile, found: Mapping[Any, Any], name: Any) -> list[RawScan]:
+    """``{"timeseries": [S, regions, frames], "label": [S], ...}``, an array for each quantity."""
+    series = found[name]
+    count = len(series) if isinstance(series, Sequence | np.ndarray) else 0
+    if not count:
+        raise file.error(f"holds no scan under '{name}'.")
+    pheno: dict[str, Sequence[Any]] = {}
+    for key, values in found.items():
+        flat = isinstance(values, Sequence | np.ndarray) and np.ndim(values[:1]) == 1
+        if key == name or not flat or isinstance(values, str | bytes):
+            continue  # other matrices, such as correlations
+        if len(values) != count:
+            raise file.error(
+                f"holds {count} scans under '{name}' and {len(values)} values under '{key}', "
+                f"expected as many."
+            )
+        pheno[str(key)] = values.tolist() if isinstance(values, np.ndarray) else values
+    subject = _name_of(pheno, _SUBJECTS)
+    if subject is None:
+        logger.warning(
+            "warning: %s: '%s' does not say whose scans they are; each counts as another person, "
+            "and two scans of one may be trained on and tested. Add an array 'subject'.",
+            file.flag,
+            file.path,
+        )
+    rows = []
+    for i in range(count):
+        who = str(i + 1) if subject is None else str(pheno[subject][i])
+        row = {key: values[i] for key, values in pheno.items()}
+        rows.append(RawScan(who, {**row, "subjectId": who}, series[i]))
+    return rows
 
 
 def _read_columns(file: ScanFile, subjects: Iterable[str] | None) -> list[RawScan]:

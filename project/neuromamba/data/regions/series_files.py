@@ -17,7 +17,7 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.common.text import number
 
 # Columns that count frames and are no region, in lower case.
-_NO_REGION = ("", "time", "frame", "frames", "volume", "tr", "index", "t", "unnamed: 0")
+NO_REGION = ("", "time", "frame", "frames", "volume", "tr", "index", "t", "unnamed: 0")
 _COMMENT = "#"
 
 
@@ -101,7 +101,7 @@ def _numbers(
 
 def _without_counter(values: np.ndarray, names: tuple[str, ...] | None) -> SeriesFile:
     """Leave out a first column that counts frames."""
-    if names and names[0].lower() in _NO_REGION:
+    if names and names[0].lower() in NO_REGION:
         return SeriesFile(values[:, 1:], names[1:])
     return SeriesFile(values, names)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.text import visible
 
 FORMAT_VERSION = 1
 TOOL_VERSION = "neuromamba-store 1.0"
@@ -35,14 +36,14 @@ def why_no_name(subject: str, session: str = "", task: str = "", run: str = "") 
         return "the subject has no name"
     for what, name in names.items():
         if found := _NOT_IN_NAMES.search(name):
-            return f"the {what} '{name[:40]}' holds the character U+{ord(found[0]):04X}"
+            return f"the {what} '{visible(name[:40])}' holds the character U+{ord(found[0]):04X}"
         if name != name.strip():
-            return f"the {what} '{name[:40]}' begins or ends with a space"
+            return f"the {what} '{visible(name[:40])}' begins or ends with a space"
     size = sum(len(name.encode()) for name in names.values())
     if size > LONGEST_NAME:
         return (
-            f"the subject '{subject[:40]} ...' and its run have names of {size} bytes, more than "
-            f"{LONGEST_NAME}"
+            f"the subject '{visible(subject[:40])} ...' and its run have names of {size} bytes, "
+            f"more than {LONGEST_NAME}"
         )
     return ""
 

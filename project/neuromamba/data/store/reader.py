@@ -377,8 +377,8 @@ def list_runs(image_path: str | Path) -> list[Path]:
             f"--image_path: '{root}' is a file; expected a folder that holds hdf5/."
         )
     folder = root / "hdf5" if (root / "hdf5").is_dir() else root
-    runs = without_leftovers(folder.glob("*.h5"))
-    if runs:
+    # Unlike glob, listdir says that a folder cannot be read.
+    if runs := without_leftovers(folder / n for n in os.listdir(folder) if n.endswith(".h5")):
         return runs
     found = "hdf5/ is empty" if folder != root else "no folder hdf5/"
     images = (path for suffix in ("*.nii", "*.nii.gz") for path in root.rglob(suffix))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from neuromamba.common.errors import UserInputError
+from neuromamba.common.errors import UserInputError, see
 from neuromamba.common.text import names_for_message
 from neuromamba.config.data import DataConfig
 from neuromamba.config.names import ORIENTATION, VOXEL_SCALINGS
@@ -334,7 +334,7 @@ def _check_runs(paths: Sequence[Path], headers: Sequence[RunHeader], config: Dat
             raise UserInputError(
                 f"--img_size: the run '{path}' has the grid {found}, expected "
                 f"{' '.join(str(n) for n in size)}. Give --img_size {found} "
-                f"{config.sequence_length}, or convert the data to the other grid."
+                f"{config.sequence_length}, or convert the data to the other grid. {see('grid')}"
             )
         if header.orientation != ORIENTATION:
             raise UserInputError(

@@ -37,6 +37,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from neuromamba.layers import bf16
 from neuromamba.layers.ssd import buffers as memory
 from neuromamba.layers.ssd import native
 from neuromamba.layers.ssd import passes as torch_passes
@@ -46,11 +47,17 @@ from neuromamba.layers.ssd.types import BlockParams, MixerParams
 
 
 def operand_type(tensor: Tensor) -> torch.dtype:
-    """bf16 for bf16 input and under autocast to it; fp16 has too small a range and becomes fp32."""
-    kind = tensor.device.type
+    """bf16 for bf16 input and under autocast to it, where the device multiplies it fast.
+
+    fp16 has too small a range and becomes fp32.
+    """
+    kind, asked = tensor.device.type, tensor.dtype
     if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16:
-        return torch.bfloat16
-    return torch.float32 if tensor.dtype == torch.float16 else tensor.dtype
+        asked = torch.bfloat16
+    if asked == torch.bfloat16 and not bf16.pays_on(tensor.device):
+        bf16.say_once()
+        return torch.float32
+    return torch.float32 if asked == torch.float16 else asked
 
 
 # -------------------------------------------------------------------------------------- autograd
@@ -337,11 +344,19 @@ def _layer(x: Tensor, params: MixerParams, lengths: tuple[int, ...]) -> Layer:
     return Layer(heads, params.headdim, params.d_state, taps, lengths, operand_type(x))
 
 
+def _widened(x: Tensor, layer: Layer) -> Tensor:
+    """bf16 input in fp32, where the products are."""
+    if x.dtype == torch.bfloat16 and layer.operand == torch.float32:
+        x = x.float()
+    return x.contiguous()
+
+
 def mix(zxbcdt: Tensor, params: MixerParams, lengths: tuple[int, ...]) -> Tensor:
     """The mixer of packed sequences; see ``api.mixer_core``."""
     layer = _layer(zxbcdt, params, lengths)
-    graph = torch.is_grad_enabled()
-    return _Blockwise.apply(layer, graph, False, zxbcdt.contiguous(), None, None, None, *params[:6])
+    graph, asked = torch.is_grad_enabled(), zxbcdt.dtype
+    x = _widened(zxbcdt, layer)
+    return _Blockwise.apply(layer, graph, False, x, None, None, None, *params[:6]).to(asked)
 
 
 def residual_block(
@@ -352,4 +367,6 @@ def residual_block(
     ``sparing``: keep nothing for the backward pass but the input and the states between blocks.
     """
     layer, graph = _layer(x, block.mixer, lengths), torch.is_grad_enabled()
-    return _Blockwise.apply(layer, graph, sparing, x.contiguous(), *block[:3], *block.mixer[:6])
+    wide = _widened(x, layer)
+    out = _Blockwise.apply(layer, graph, sparing, wide, *block[:3], *block.mixer[:6])
+    return out.to(x.dtype)

@@ -26,6 +26,8 @@ class Backend(NamedTuple):
             ``x + out_proj(mixer(in_proj(rmsnorm(x))))`` in one go, for backends that gain by it;
             ``sparing`` asks to keep no more for the backward pass than activation checkpointing.
         detail: a word on how it will run here, for the log.
+        doubt: given a device on which the backend works, None if its results are right there, else
+            what is wrong: "auto" does not take it then.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Backend(NamedTuple):
     why_not: Callable[[torch.device], str | None]
     block: BlockFunction | None
     detail: Callable[[], str] | None
+    doubt: Callable[[torch.device], str | None] | None = None
 
 
 BACKENDS: dict[str, Backend] = {}
@@ -44,12 +47,13 @@ def register_backend(
     why_not: Callable[[torch.device], str | None] = lambda device: None,
     block: BlockFunction | None = None,
     detail: Callable[[], str] | None = None,
+    doubt: Callable[[torch.device], str | None] | None = None,
 ) -> Callable[[MixerFunction], MixerFunction]:
     """Decorator that enters a mixer function into ``BACKENDS`` under ``name``."""
     assert name in SSD_BACKENDS and name not in BACKENDS, name
 
     def enter(run: MixerFunction) -> MixerFunction:
-        BACKENDS[name] = Backend(name, run, why_not, block, detail)
+        BACKENDS[name] = Backend(name, run, why_not, block, detail, doubt)
         return run
 
     return enter
@@ -57,6 +61,8 @@ def register_backend(
 
 def select_backend(requested: str, device: torch.device) -> Backend:
     """Choose the backend for a device; ``auto`` takes the first of triton, cpu that works.
+
+    And whose results are right there: see ``Backend.doubt``.
 
     The choice and its reason are logged once for each kind of device.
 
@@ -69,6 +75,8 @@ def select_backend(requested: str, device: torch.device) -> Backend:
         for name in ("triton", "cpu") if device.type == "cuda" else ("cpu",):
             chosen = BACKENDS[name]
             reason = chosen.why_not(device)
+            if reason is None and chosen.doubt is not None:
+                reason = chosen.doubt(device)
             if reason is None:
                 break
             refused.append(f"{name}: {reason}")

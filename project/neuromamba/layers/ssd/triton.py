@@ -8,7 +8,8 @@ Nothing of mamba_ssm, causal_conv1d or Triton is imported before the first call.
 
 The first call for a shape runs it once beforehand, forward and backward. There Triton compiles and
 tunes, and a GPU whose shared memory is too small for the kernels shows it, while the portable
-backend can still take over.
+backend can still take over. Whether the results are right is found out before that, by
+``kernel_check``.
 
 Facts about mamba_ssm 2.3.2 and causal_conv1d 1.7 that the code below relies on:
 
@@ -40,6 +41,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from neuromamba.layers.rms_norm import NORM_EPS
+from neuromamba.layers.ssd import kernel_check
 from neuromamba.layers.ssd.packed_convolution import CausalConvSiLU, packed_layout
 from neuromamba.layers.ssd.registry import BACKENDS, register_backend
 from neuromamba.layers.ssd.types import MixerFunction, MixerParams
@@ -356,7 +358,27 @@ def _mix_group(zxbcdt: Tensor, params: MixerParams, lengths: tuple[int, ...], mo
     return _working[key](zxbcdt, params, lengths)
 
 
-@register_backend("triton", why_not, detail=_detail)
+@functools.lru_cache(maxsize=16)
+def doubt(device: torch.device) -> str | None:
+    """None if the kernels agree with the reference on this device, else what differs; said once."""
+    wrong = kernel_check.why_wrong(device, ways_to_call(), BACKENDS["cpu"].run)
+    if wrong is not None:
+        _say_once(
+            logging.WARNING,
+            f"{wrong}; the portable backend 'cpu' runs in their place, on the GPU, slower. Update "
+            f"torch and mamba-ssm, or take the kernels all the same with --ssd_backend triton "
+            f"({kernel_check.describe(device)})",
+        )
+    return wrong
+
+
+def ways_to_call() -> dict[str, MixerFunction]:
+    """The ways to call the kernels that the installed packages offer, by name."""
+    fused: dict[str, MixerFunction] = {"fused": _mix_fused}
+    return (fused if _require_kernels().fused is not None else {}) | {"split": _mix_split}
+
+
+@register_backend("triton", why_not, detail=_detail, doubt=doubt)
 def mix_triton(zxbcdt: Tensor, params: MixerParams, lengths: tuple[int, ...]) -> Tensor:
     """mamba_ssm's kernels on packed sequences; see ``mixer_core``. Computes in fp32 at most."""
     dtype, most = zxbcdt.dtype, most_tokens(params)

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.text import plain_subject
 from neuromamba.common.workers import available_cpus
 from neuromamba.config.data import DataConfig
+from neuromamba.data.store.near_copies import near_copies
 from neuromamba.data.store.reader import list_runs, read_header
 from neuromamba.reports.quality.measure import QualityOptions
 from neuromamba.reports.quality.outliers import Flag, RunSummary, flag_runs
@@ -101,7 +103,26 @@ def judge(runs: Sequence[Surveyed], request: QualityRequest, data: DataConfig) -
     for run, mine in zip(readable, flags, strict=True):
         if run.content is False:
             mine.append(Flag("content", "its values are not those that its hash was made of"))
+    _flag_copies(readable, flags)
     return make_rows(runs, summaries, flags, scores)
+
+
+def _flag_copies(runs: Sequence[Surveyed], flags: Sequence[list[Flag]]) -> None:
+    """Flag both runs of each pair that is one scan under the names of two people."""
+    headers = [run.header for run in runs if run.header]
+    place = {id(header): i for i, header in enumerate(headers)}
+    # People as splits tell them apart: sub-01 and 1 are one.
+    for copy in near_copies([run.path for run in runs], headers, plain_subject):
+        if copy.one.content_sha256 and copy.one.content_sha256 == copy.other.content_sha256:
+            continue  # flagged as a duplicate
+        for mine, other in ((copy.one, copy.other), (copy.other, copy.one)):
+            flags[place[id(mine)]].append(
+                Flag(
+                    "copy",
+                    f"the same scan as {other.label}, of another subject, but for offset, unit or "
+                    f"rounding; remove one",
+                )
+            )
 
 
 def shorter_runs(lengths: Sequence[int], frames: int) -> str:

@@ -1,4 +1,7 @@
-"""A folder of bad inputs: one call reports each by name with the remedy, and converts the rest."""
+"""The corpus of bad inputs: each is reported in one line with what was found and what to do.
+
+A folder of images is converted by one call, which reports each by name and converts the rest.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,20 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nilearn.masking  # noqa: F401  (loaded before the rights to read it may be given up)
 import pytest
 
 from neuromamba.commands.preprocess import main
+from neuromamba.common.errors import UserInputError
 from neuromamba.data.ingest.quarantine import read_quarantine
 from neuromamba.data.store.manifest import read_manifest
-from tests.helpers.bad_inputs import BAD_INPUTS, GOOD, BadInput, write_corpus, write_good
+from tests.helpers.corpus import CORPUS
+from tests.helpers.corpus.files import BAD_FILES, BadFile
+from tests.helpers.corpus.flags import FLAGS
+from tests.helpers.corpus.images import BAD_INPUTS, GOOD, BadInput, write_corpus, write_good
 from tests.helpers.scans import GRID, names_in, save, scan
 
 _NOBODY = 65534
@@ -60,11 +67,6 @@ def report(root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         status = ingest(root / "in", root / "store")
     assert status == 1
     return log.read_text().splitlines()
-
-
-def test_the_corpus_is_large() -> None:
-    assert len(BAD_INPUTS) >= 50
-    assert len({bad.file for bad in BAD_INPUTS}) == len(BAD_INPUTS)
 
 
 @pytest.mark.parametrize("bad", BAD_INPUTS, ids=lambda bad: bad.file)
@@ -141,3 +143,39 @@ def test_a_mended_file_leaves_the_list(report: list[str], root: Path) -> None:
     finally:
         mended.write_bytes(before[0])
         gone.write_bytes(before[1])
+
+
+# Other files, each given to its reader -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", BAD_FILES, ids=lambda bad: bad.name)
+def test_files_are_refused_in_one_line(
+    bad: BadFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserInputError) as found:
+        bad.read(tmp_path)
+    message = str(found.value)
+    assert bad.found in message, message
+    assert "\n" not in message and len(message) < 1500
+    assert not (tmp_path / "evil").exists()
+
+
+# Flags -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("extra", FLAGS)
+def test_flags(refused: Callable[..., str], extra: str) -> None:
+    message = refused(extra)
+    for part in FLAGS[extra]:
+        assert part in message
+
+
+def test_the_corpus_is_one_table(capsys: pytest.CaptureFixture[str]) -> None:
+    """The last test of the module, which prints how many entries there are."""
+    parts = {"images": len(BAD_INPUTS), "files": len(BAD_FILES), "flags": len(FLAGS)}
+    assert len(CORPUS) == sum(parts.values())  # no name twice
+    assert min(parts["images"], parts["files"]) >= 60 and len(CORPUS) >= 240
+    listed = ", ".join(f"{count} {kind}" for kind, count in parts.items())
+    with capsys.disabled():
+        print(f"\ncorpus of bad inputs: {len(CORPUS)} entries ({listed})")
