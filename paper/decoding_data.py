@@ -20,9 +20,9 @@ from neuromamba.data.store.header import RunSource, WriteOptions, run_file_name
 from neuromamba.data.store.writer import write_run
 from neuromamba.data.windows.run_data import RunData
 from neuromamba.evaluation.probe_rows import LAST_LAYER, PRETRAINED, UNTRAINED
-from neuromamba.fmamba.builders import locate_data
 from neuromamba.fmamba.frozen_features import frozen_features, untrained_backbone
 from neuromamba.fmamba.probe_flags import parse_probe, probe_request
+from neuromamba.fmamba.stores import locate_data
 from neuromamba.fmamba.subject_features import grid_parcellation, subject_features, union_of_masks
 
 POOLS = ("places", "mean")

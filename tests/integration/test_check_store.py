@@ -201,7 +201,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "offset": (scaled("offset", 1.001), "scale and offset do not lead to the max"),
     "max": (scaled("max", 1.01), "do not lead to the max"),
     "std 0": (attribute("std", 0.0), "do not belong to a run that varies"),
-    "subject": (attribute("subject", "a/b"), "not a file name"),
+    "subject": (attribute("subject", "a/b"), "the subject 'a/b' holds the character U+002F"),
     "outlier": (unhashed_outlier, "1 values lie below the min"),
     "mean": (scaled("mean", 1.001), "is stored, the frames give"),
     "std": (scaled("std", 1.001), "is stored, the frames give"),

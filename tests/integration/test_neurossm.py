@@ -159,8 +159,8 @@ def test_the_same_command_does_nothing_twice_and_adds_a_seed(
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("settings.json", '{"x', "settings.json' is damaged. Choose another folder"),
-        ("settings.json", "[]", "settings.json' is damaged. Choose another folder"),
+        ("settings.json", '{"x', "settings.json' is damaged (Unterminated string"),
+        ("settings.json", "[]", "settings.json' is damaged (found list, expected names"),
         ("seed_0/fold_1/metrics.json", "{}", "has damaged metrics or predictions. Remove it"),
         ("seed_0/fold_1/metrics.json", "3", "has damaged metrics or predictions. Remove it"),
         ("seed_0/fold_1/predictions.csv", "a,b\n1,2\n", "has damaged metrics or predictions"),

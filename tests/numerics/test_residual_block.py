@@ -23,7 +23,7 @@ def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     monkeypatch.setenv(native.SWITCH, "0" if request.param == "torch passes" else "1")
     if request.param == "C passes" and native.status().library is None:
         pytest.skip(native.status().detail)
-    # Several blocks in a sequence, as for windows of real size.
+    # Several blocks in a sequence, as for windows of real size; the three short ones share one.
     monkeypatch.setitem(memory.BLOCK, "cpu", 256)
     return request.param
 

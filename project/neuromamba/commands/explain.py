@@ -206,7 +206,10 @@ def _regions(model: RegionModel, args: argparse.Namespace) -> _Family:
     )
 
     refuse_changed(
-        args, build_parser(), _OF_VOLUMES, "of models of volumes; this one takes regions."
+        args,
+        build_parser(),
+        (*_OF_VOLUMES, "references"),
+        "of models of volumes; this one takes regions.",
     )
     words = {name: getattr(args, name) for name in (*_SHARED, *_OF_REGIONS)}
     options = RegionExplainOptions(**words)

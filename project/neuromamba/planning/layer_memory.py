@@ -18,6 +18,7 @@ import torch
 from neuromamba.config.model import HeadConfig, ModelConfig
 from neuromamba.layers.ssd import buffers as memory
 from neuromamba.layers.ssd import triton
+from neuromamba.layers.ssd.blocks import capacity, walk
 from neuromamba.layers.ssd.passes import Layer
 from neuromamba.layers.ssd.types import CHUNK
 
@@ -100,7 +101,7 @@ def _scan_layer(step: Step, d_state: int) -> Layer:
 def _block_buffers(step: Step, d_state: int, backward: bool, projections: bool) -> int:
     """Buffers for a block of tokens: ``ssd.memory.Buffers`` itself says how large."""
     device = torch.device(step.device)
-    rows = min(memory.block_rows(device), math.ceil(max(step.lengths) / CHUNK) * CHUNK)
+    rows = capacity(step.lengths, memory.block_rows(device))
     width = step.model.embed_dim if projections else None
     found = memory.Buffers(_scan_layer(step, d_state), rows, width, device)
     shapes = found._shapes(backward).values()
@@ -116,8 +117,8 @@ def held_buffers(step: Step, d_state: int, trained: bool, projections: bool) -> 
 
 def _borders(step: Step, d_state: int) -> int:
     """What ``blockwise`` keeps at the start of each block of tokens."""
-    rows = memory.block_rows(torch.device(step.device))
-    blocks, model = sum(math.ceil(n / rows) for n in step.lengths), step.model
+    walks = walk(step.lengths, memory.block_rows(torch.device(step.device)))
+    blocks, model = sum(map(len, walks)), step.model
     wide = max(4, step.operand)
     states = blocks * model.nheads * d_state * model.headdim * wide
     return states + (blocks + 1) * (model.d_conv - 1) * (model.d_inner + 2 * d_state) * step.operand
@@ -129,7 +130,7 @@ def _torch_passes(step: Step, in_one_go: bool) -> int:
     if step.native and step.device == "cpu" and (step.parameter == 4 or not in_one_go):
         return 0
     model, rows = step.model, memory.block_rows(torch.device(step.device))
-    rows = min(rows, max(step.lengths))
+    rows = min(sum(step.lengths), capacity(step.lengths, rows))
     # weights_backward: the differences in fp64, their exponentials, and three products in fp32.
     decays = rows * model.nheads * CHUNK * (8 + 4 * 4)
     # convolution_backward: inputs, output, sigmoid, gradient, its shifted copy and the sum.

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from neuromamba.config.names import LAST_LAYER
-from neuromamba.fmamba import untrained_baseline as module
+from neuromamba.fmamba import frozen_features as features_module
 from neuromamba.fmamba.frozen_features import frozen_features, untrained_backbone
 from neuromamba.fmamba.untrained_baseline import POOL, untrained_baseline
 from tests.helpers.tiny import CommandLine, write_tiny_run
@@ -58,13 +58,13 @@ def test_kept_for_the_same_data_and_architecture(
 ) -> None:
     data, config = line.data("--downstream_task sex"), line.planned().config.model
     folder, calls = line.folder / "kept", []
-    real = module.frozen_features
+    real = features_module.frozen_features
 
     def counted(*arguments: object, **named: object) -> object:
         calls.append(arguments)
         return real(*arguments, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "frozen_features", counted)
+    monkeypatch.setattr(features_module, "frozen_features", counted)
     first = untrained_baseline(config, data, folder)
     again = untrained_baseline(config, data, folder)
     assert len(calls) == 2  # fitted, tested

@@ -2,9 +2,10 @@
 
 State-space duality (Dao & Gu 2024, section 6): inside a chunk of Q tokens the output is a masked
 product as in attention, across chunks only the states [N, P] of the heads are carried. Here a
-sequence is walked in blocks of some chunks, all steps of a block one after the other; the backward
-pass walks it in reverse and computes what lies between again. So nothing of a layer but its input,
-the states at the borders and (see ``memory.Pool``) the in-projection's output exists as a whole.
+sequence is walked in blocks of some chunks, all steps of a block one after the other; short
+sequences share a block (``blocks``). The backward pass walks it in reverse and computes what lies
+between again. So nothing of a layer but its input, the states at the borders and (see
+``memory.Pool``) the in-projection's output exists as a whole.
 
 With a = running sum of dt A inside a chunk, G = C B^T (one for all heads), S the state before it:
 
@@ -40,6 +41,7 @@ from neuromamba.layers import bf16
 from neuromamba.layers.ssd import buffers as memory
 from neuromamba.layers.ssd import native
 from neuromamba.layers.ssd import passes as torch_passes
+from neuromamba.layers.ssd.blocks import Block, walk
 from neuromamba.layers.ssd.passes import Layer, Totals, Weights
 from neuromamba.layers.ssd.types import BlockParams, MixerParams
 
@@ -145,14 +147,9 @@ class _Call:
             self.passes = native
         self.buffers = memory.buffers(layer, x, projections=in_proj is not None)
 
-    def blocks(self) -> list[list[tuple[int, int]]]:
-        """(first, past the last) token of each block, sequence by sequence."""
-        found, start, step = [], 0, memory.block_rows(self.x.device)
-        for length in self.layer.lengths:
-            end = start + length
-            found.append([(at, min(at + step, end)) for at in range(start, end, step)])
-            start = end
-        return found
+    def walks(self) -> tuple[tuple[Block, ...], ...]:
+        """The blocks of all tokens; see ``blocks.walk``."""
+        return walk(self.layer.lengths, memory.block_rows(self.x.device))
 
     def zero_state(self) -> Tensor:
         """[H, N, P]."""
@@ -212,19 +209,19 @@ class _Call:
         inner, channels, before = w.norm.numel(), w.conv_bias.numel(), self.layer.taps - 1
         out = x.new_empty(x.shape[0], inner if self.out_proj is None else x.shape[1])
         kept = self.kept(lent)
-        sequences = self.blocks()
-        count = sum(map(len, sequences))
+        walks = self.walks()
+        count = sum(map(len, walks))
         state = self.zero_state()
         borders = _Borders(
             states=state.new_empty(count if backward else 1, *state.shape),
             tails=x.new_empty(count + 1, before, channels, dtype=self.layer.operand),
         )
         at = 0
-        for blocks in sequences:
+        for blocks in walks:
             state.zero_()
             borders.tails[at].zero_()
-            for first, last in blocks:
-                v = self.buffers.block(last - first, backward=False)
+            for first, last, lengths in blocks:
+                v = self.buffers.block(lengths, backward=False)
                 zx = self.project_in(v, x[first:last], None if kept is None else kept[first:last])
                 if backward:
                     borders.states[at].copy_(state)
@@ -236,7 +233,7 @@ class _Call:
                     torch.mm(v.gated, self.out_proj.t(), out=v.projected)
                     self.passes.add(x[first:last], v.projected, out[first:last])
                 at += 1
-                if last - first >= before:  # else the sequence ends here
+                if last - first >= before:  # else the walk ends here
                     end = last - first
                     borders.tails[at].copy_(zx[end - before :, inner : inner + channels])
         return out, borders
@@ -281,12 +278,12 @@ class _Call:
         at = len(borders.states)
         state, dstate = self.zero_state(), self.zero_state()
         carry = torch.zeros_like(w.conv_weight[1:])
-        for blocks in reversed(self.blocks()):
+        for blocks in reversed(self.walks()):
             dstate.zero_()
             carry.zero_()
-            for first, last in reversed(blocks):
+            for first, last, lengths in reversed(blocks):
                 at -= 1
-                v, tail = self.buffers.block(last - first, backward=True), borders.tails[at]
+                v, tail = self.buffers.block(lengths, backward=True), borders.tails[at]
                 state.copy_(borders.states[at])
                 x_rows, dx_rows, dout_rows = x[first:last], dx[first:last], dout[first:last]
                 if kept is None:

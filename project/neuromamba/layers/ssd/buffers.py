@@ -15,8 +15,8 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
+from neuromamba.layers.ssd.blocks import capacity
 from neuromamba.layers.ssd.passes import Layer, finest, wide_type
-from neuromamba.layers.ssd.types import CHUNK
 
 # Tokens of a block: on a CPU its buffers should stay in the cache, elsewhere few launches count.
 BLOCK = {"cpu": 2048}
@@ -42,7 +42,7 @@ BY_HEAD = ("xs", "wc", "bw", "added", "y", "x_rest")
 
 
 class Buffers:
-    """Buffers for a block of one kind of layer, of at most ``rows`` tokens.
+    """Buffers for a block of one kind of layer, of at most ``rows`` tokens with filled up chunks.
 
     ``width`` is D where the layer runs with its projections; None for the mixer alone.
     """
@@ -50,26 +50,26 @@ class Buffers:
     def __init__(self, layer: Layer, rows: int, width: int | None, device: torch.device) -> None:
         self.rows, self._layer, self._width, self._device = rows, layer, width, device
         self._memory: dict[str, Tensor] = {}
-        self._cuts: dict[tuple[int, bool], SimpleNamespace] = {}
+        self._cuts: dict[tuple[tuple[int, ...], bool], SimpleNamespace] = {}
 
-    def block(self, rows: int, backward: bool) -> SimpleNamespace:
-        """The buffers cut to a block of so many tokens; their content is undefined.
+    def block(self, lengths: tuple[int, ...], backward: bool) -> SimpleNamespace:
+        """The buffers cut to a block of such sequences; their content is undefined.
 
         Those of gradients, with a d before the name, are there if ``backward`` is set. A buffer of
         K H matrices is there as [K, H, ...] too, with a 4 behind its name; ``x`` are the first Q
         rows of ``xs``.
         """
-        if (rows, backward) not in self._cuts:
+        if (lengths, backward) not in self._cuts:
             if len(self._cuts) >= CUTS:
                 self._cuts.clear()
             with torch.inference_mode(
                 False
             ):  # a validation may come before the first training step
-                self._cuts[rows, backward] = self._cut(rows, backward)
-        return self._cuts[rows, backward]
+                self._cuts[lengths, backward] = self._cut(lengths, backward)
+        return self._cuts[lengths, backward]
 
     def _shapes(self, backward: bool) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        s, operand = self._layer.sizes(self.rows), self._layer.operand
+        s, operand = self._layer.sizes((self.rows,)), self._layer.operand
         k, q, n, p, tokens = s.chunks, s.q, s.state, s.headdim, s.chunks * s.q
         mixed = (tokens, s.inner + s.channels + s.heads)
         matrices: dict[str, tuple[int, ...]] = {
@@ -96,8 +96,8 @@ class Buffers:
             shapes["dlast"] = (k, s.heads, n), wide_type(operand)
         return shapes
 
-    def _cut(self, rows: int, backward: bool) -> SimpleNamespace:
-        s = self._layer.sizes(rows)
+    def _cut(self, lengths: tuple[int, ...], backward: bool) -> SimpleNamespace:
+        s = self._layer.sizes(lengths)
         cut = SimpleNamespace(s=s)
         for name, (shape, dtype) in self._shapes(backward).items():
             if name not in self._memory:
@@ -107,7 +107,7 @@ class Buffers:
                 own = whole[: s.chunks * s.heads]
                 setattr(cut, name + "4", own.unflatten(0, (s.chunks, s.heads)))
             else:
-                own = whole[: rows if whole.dim() == 2 else s.chunks]
+                own = whole[: s.rows if whole.dim() == 2 else s.chunks]
             setattr(cut, name, own)
         cut.x = cut.xs[:, : s.q]
         return cut
@@ -118,7 +118,7 @@ _local = threading.local()
 
 def buffers(layer: Layer, x: Tensor, projections: bool) -> Buffers:
     """Return this thread's buffers, or new ones, for input ``x`` with or without projections."""
-    rows = min(block_rows(x.device), -(-max(layer.lengths) // CHUNK) * CHUNK)
+    rows = capacity(layer.lengths, block_rows(x.device))
     width = x.shape[1] if projections else None
     if not _keeps(x):
         return Buffers(layer, rows, width, x.device)

@@ -85,14 +85,26 @@ class _Shape(ctypes.Structure):
     """Keep in step with Shape in kernels.c."""
 
     _fields_ = [
-        (name, ctypes.c_int64)
-        for name in ("rows", "chunks", "q", "heads", "headdim", "state", "taps", "threads")
+        *(
+            (name, ctypes.c_int64)
+            for name in ("rows", "chunks", "q", "heads", "headdim", "state", "taps", "threads")
+        ),
+        *((name, ctypes.c_void_p) for name in ("start", "stop", "base", "end")),
     ]
 
 
 @functools.lru_cache(maxsize=64)
 def _shape(sizes: Sizes, threads: int) -> _Shape:
-    return _Shape(*sizes, threads)
+    rows: list[tuple[int, int, int, int]] = []
+    base = 0
+    for length in sizes.lengths:
+        end = base + length
+        rows += [(at, min(at + sizes.q, end), base, end) for at in range(base, end, sizes.q)]
+        base = end
+    kept = [(ctypes.c_int64 * len(rows))(*column) for column in zip(*rows, strict=True)]
+    shape = _Shape(*sizes[:7], threads, *map(ctypes.addressof, kept))
+    shape.kept = kept  # the struct holds their addresses only
+    return shape
 
 
 @functools.lru_cache(maxsize=64)

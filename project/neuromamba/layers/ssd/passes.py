@@ -5,11 +5,15 @@ C; ``blockwise`` holds the algorithm and explains the letters. Sums of decays ar
 counts are their differences, and fp32 loses digits there when decays are fast.
 
 Shapes: R tokens of a block (``rows``), K chunks of Q tokens, H heads of P, N state size, I = H P,
-W = I + 2N channels of the convolution. Tokens past R, which fill the last chunk, count as zeros.
+W = I + 2N channels of the convolution. A block holds a piece of one sequence, or several whole
+sequences, each of which begins with a chunk of its own; what fills up a sequence's last chunk
+counts as zeros.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -17,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import pad, softplus
 
 from neuromamba.layers.rms_norm import NORM_EPS
+from neuromamba.layers.ssd.blocks import chunks_of
 from neuromamba.layers.ssd.types import CHUNK
 
 
@@ -53,7 +58,10 @@ class Totals(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Sizes of a block: ``rows`` tokens in ``chunks`` chunks of ``q``, and of the layer."""
+    """Sizes of a block: ``rows`` tokens in ``chunks`` chunks of ``q``, and of the layer.
+
+    ``lengths`` are those of the block's sequences (``blocks.Block``).
+    """
 
     rows: int
     chunks: int
@@ -62,6 +70,12 @@ class Sizes(NamedTuple):
     headdim: int
     state: int
     taps: int
+    lengths: tuple[int, ...]
+
+    @property
+    def starts(self) -> list[int]:
+        """The first chunk of each sequence but the first."""
+        return list(accumulate(map(chunks_of, self.lengths)))[:-1]
 
     @property
     def inner(self) -> int:
@@ -90,9 +104,9 @@ class Layer(NamedTuple):
     lengths: tuple[int, ...]
     operand: torch.dtype
 
-    def sizes(self, rows: int) -> Sizes:
-        """Return the sizes of a block of ``rows`` tokens."""
-        return Sizes(rows, -(-rows // CHUNK), CHUNK, *self[:4])
+    def sizes(self, lengths: tuple[int, ...]) -> Sizes:
+        """Return the sizes of a block of such sequences."""
+        return Sizes(sum(lengths), sum(map(chunks_of, lengths)), CHUNK, *self[:4], lengths)
 
 
 def wide_type(dtype: torch.dtype) -> torch.dtype:
@@ -112,16 +126,38 @@ def finest(device: torch.device) -> torch.dtype:
 
 def _chunked(s: Sizes, values: Tensor) -> Tensor:
     """[R, ...] -> [K, Q, ...], filled up with zeros."""
-    padding = (0, 0) * (values.dim() - 1) + (0, s.chunks * s.q - s.rows)
-    return pad(values, padding).unflatten(0, (s.chunks, s.q))
+    parts = []
+    for part in values.split(s.lengths):
+        padding = (0, 0) * (values.dim() - 1) + (0, -len(part) % s.q)
+        parts.append(pad(part, padding))
+    return _joined(parts).unflatten(0, (s.chunks, s.q))
 
 
-def _convolution(s: Sizes, zx: Tensor, tail: Tensor, w: Weights) -> tuple[Tensor, Tensor]:
-    """Inputs [R + taps - 1, W] of the convolution and its output [R, W] before the activation."""
-    inputs = wide(torch.cat([tail, zx[:, s.inner : s.inner + s.channels]]))
+def _unchunked(s: Sizes, values: Tensor) -> Tensor:
+    """[K, Q, ...] -> [R, ...], without what fills up."""
+    parts = values.split([chunks_of(length) for length in s.lengths])
+    return _joined(
+        [part.flatten(0, 1)[:length] for part, length in zip(parts, s.lengths, strict=True)]
+    )
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _convolution(s: Sizes, zx: Tensor, tail: Tensor, w: Weights) -> tuple[list[Tensor], Tensor]:
+    """Inputs of the convolution, [R, W] for each tap, and its output before the activation."""
+    before = s.taps - 1
+    padded = [
+        wide(torch.cat([tail, part]))
+        for part in zx[:, s.inner : s.inner + s.channels].split(s.lengths)
+    ]
+    inputs = [
+        _joined([part[tap : len(part) - before + tap] for part in padded]) for tap in range(s.taps)
+    ]
     out = w.conv_bias.expand(s.rows, -1).clone()
-    for tap in range(s.taps):
-        out.addcmul_(inputs[tap : tap + s.rows], w.conv_weight[tap])
+    for shifted, weight in zip(inputs, w.conv_weight, strict=True):
+        out.addcmul_(shifted, weight)
     return inputs, out
 
 
@@ -168,7 +204,8 @@ def prepare(
 
     Args:
         zx: [R, 2I + 2N + H], output of the in-projection.
-        tail: [taps - 1, W], the inputs of the convolution before the block.
+        tail: [taps - 1, W], the inputs of the convolution before the block; zeros where it holds
+            whole sequences.
         xs: [K, H, Q + N, P]; x goes into the first Q rows.
         b, c: [K, Q, N].
         dt: [K, H, Q].
@@ -208,15 +245,17 @@ def scan(s: Sizes, added: Tensor, a: Tensor, state: Tensor, xs: Tensor) -> None:
     Args:
         added: [K, H, N, P], what each chunk adds to the state.
     """
-    decay = a[..., -1].exp().to(state.dtype)
+    decay, starts = a[..., -1].exp().to(state.dtype), s.starts
     for k in range(s.chunks):
+        if k in starts:
+            state.zero_()
         xs[k, :, s.q :].copy_(state)
         state.mul_(decay[k][:, None, None]).add_(added[k])
 
 
 def _rows_of(s: Sizes, y: Tensor) -> Tensor:
     """[K, H, Q, P] -> [R, I]."""
-    return y.transpose(1, 2).reshape(s.chunks * s.q, s.inner)[: s.rows]
+    return _unchunked(s, y.transpose(1, 2)).flatten(1)
 
 
 def gate(s: Sizes, y: Tensor, zx: Tensor, weight: Tensor, out: Tensor) -> None:
@@ -255,8 +294,10 @@ def scan_backward(
         dadded: [K, H, N, P].
         dlast: [K, H, N], the summands of d a_last.
     """
-    decay = a[..., -1].exp().to(dstate.dtype)
+    decay, starts = a[..., -1].exp().to(dstate.dtype), s.starts
     for k in reversed(range(s.chunks)):
+        if k + 1 in starts:
+            dstate.zero_()
         dadded[k].copy_(dstate)
         dlast[k].copy_(decay[k][:, None] * (dstate * xs[k, :, s.q :]).sum(-1))
         dstate.mul_(decay[k][:, None, None]).add_(dxs[k, :, s.q :])
@@ -295,7 +336,7 @@ def weights_backward(
     running = da.flip(-1).cumsum(-1).flip(-1)
     ddt = by_column + to_end * dot_b + running.to(dt.dtype) * w.A[:, None]
     raw = wide(zx[:, s.inner + s.channels :]) + w.dt_bias
-    draw = ddt.transpose(1, 2).flatten(0, 1)[: s.rows] * torch.sigmoid(raw)
+    draw = _unchunked(s, ddt.transpose(1, 2)) * torch.sigmoid(raw)
     dzx[:, s.inner + s.channels :].copy_(draw)
     total.heads[0] += (running * dt).sum((0, 2))
     total.heads[1] += dw.diagonal(dim1=-2, dim2=-1).to(a.dtype).sum((0, 2))
@@ -312,21 +353,22 @@ def convolution_backward(
     Args:
         dxs, dx_rest: [K, H, Q + N, P], its first Q rows, and [K, H, Q, P]; summands of d x.
         db, db_rest, dc, dc_rest: [K, Q, N], summands of d B and d C.
-        carry: [taps - 1, W], gradient before the activation of the first tokens after the block;
-            becomes that of this block's first tokens.
+        carry: [taps - 1, W], gradient before the activation of the first tokens after the block,
+            zeros where it holds whole sequences; becomes that of this block's first tokens.
         total: ``conv`` is added to.
     """
     inputs, v = _convolution(s, zx, tail, w)
     dx = _rows_of(s, wide(dxs[:, :, : s.q]) + dx_rest)
-    dbc = [(wide(a) + b).flatten(0, 1)[: s.rows] for a, b in ((db, db_rest), (dc, dc_rest))]
+    dbc = [_unchunked(s, wide(a) + b) for a, b in ((db, db_rest), (dc, dc_rest))]
     sigmoid = torch.sigmoid(v)
     dv = torch.cat([dx, *dbc], -1) * sigmoid * (1 + v * (1 - sigmoid))
-    later = torch.cat([dv, carry])
+    later = [torch.cat([part, carry]) for part in dv.split(s.lengths)]
     dinputs = torch.zeros_like(dv)
     for tap in range(s.taps):
-        shift = s.taps - 1 - tap
-        dinputs.addcmul_(later[shift : shift + s.rows], w.conv_weight[tap])
-        total.conv[tap] += (dv * inputs[tap : tap + s.rows]).sum(0)
-    carry.copy_(later[: s.taps - 1])
+        shifted = [part[s.taps - 1 - tap : len(part) - tap] for part in later]
+        dinputs.addcmul_(_joined(shifted), w.conv_weight[tap])
+        total.conv[tap] += (dv * inputs[tap]).sum(0)
+    if len(later) == 1:
+        carry.copy_(later[0][: s.taps - 1])
     total.conv[-1] += dv.sum(0)
     dzx[:, s.inner : s.inner + s.channels].copy_(dinputs)

@@ -15,7 +15,7 @@
 
 /* Keep in step with _Shape in __init__.py. */
 typedef struct {
-    int64_t rows;    /* tokens of the block; the last chunk is filled up with zeros */
+    int64_t rows;    /* tokens of the block */
     int64_t chunks;  /* K */
     int64_t q;       /* tokens of a chunk */
     int64_t heads;   /* H */
@@ -23,7 +23,13 @@ typedef struct {
     int64_t state;   /* N */
     int64_t taps;    /* of the convolution */
     int64_t threads;
+    /* Of each chunk: its first row and the one past its last (what fills it up counts as zeros), and those
+     * of its sequence. */
+    const int64_t *start, *stop, *base, *end;
 } Shape;
+
+/* Whether a chunk is the first of a sequence that begins within the block. */
+static inline int begins(const Shape *s, int64_t k) { return k > 0 && s->start[k] == s->base[k]; }
 
 typedef uint16_t bf16;
 

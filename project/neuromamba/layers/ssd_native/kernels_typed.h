@@ -153,26 +153,28 @@ static inline void NAME(convolve_one)(const float *weight, const float *bias, in
 /* Convolution, SiLU, step sizes and summed log decays of a block.
  *
  * zx [rows, ld]: z (I), x (I), B (N), C (N), dt (H). Into xs [K, H, Q + N, P], its first Q rows of each
- * head; b, c [K, Q, N]; dt, a [K, H, Q]. Tokens past the end become 0, with dt = 0: they neither
- * decay the state nor add to it. */
+ * head; b, c [K, Q, N]; dt, a [K, H, Q]. What fills up a chunk becomes 0, with dt = 0: it neither
+ * decays the state nor adds to it. `tail` is zero where the block holds whole sequences. */
 void NAME(prepare)(const Shape *s, const OP *zx, int64_t ld, const OP *tail,
                    const float *conv_weight, const float *conv_bias, const float *dt_bias,
                    const float *A, OP *xs, OP *b, OP *c, float *dt, double *a) {
     const int64_t H = s->heads, P = s->headdim, N = s->state, Q = s->q, I = H * P, W = I + 2 * N;
 #pragma omp parallel for schedule(static) num_threads(s->threads)
     for (int64_t k = 0; k < s->chunks; k++) {
-        const int64_t from = k * Q, to = from + Q < s->rows ? from + Q : s->rows;
-        NAME(fetch)(zx + I, ld, from, to, W);
+        /* Rows count from the start of the sequence. */
+        const OP *own = zx + s->base[k] * ld;
+        const int64_t from = s->start[k] - s->base[k], to = s->stop[k] - s->base[k];
+        NAME(fetch)(own + I, ld, from, to, W);
         for (int64_t part = 0; part < H + 2; part++) {
             const int64_t first = part < H ? part * P : I + (part - H) * N, size = part < H ? P : N;
             const NAME(Place) place = NAME(place)(s, part, xs, Q + N, b, c);
             OP *out = NAME(row)(place, k, 0);
             int64_t done = 0;
             for (; s->taps == 4 && done + LANES <= size; done += LANES)
-                NAME(convolve_vec)(conv_weight, conv_bias, W, first + done, zx + I, ld, tail, from, to,
+                NAME(convolve_vec)(conv_weight, conv_bias, W, first + done, own + I, ld, tail, from, to,
                                    out + done, place.ld);
             for (; done < size; done++)
-                NAME(convolve_one)(conv_weight, conv_bias, s->taps, W, first + done, zx + I, ld, tail,
+                NAME(convolve_one)(conv_weight, conv_bias, s->taps, W, first + done, own + I, ld, tail,
                                    from, to, out + done, place.ld);
             memset(out + (to - from) * place.ld, 0, (size_t)((Q - (to - from)) * size) * sizeof(OP));
         }
@@ -182,7 +184,7 @@ void NAME(prepare)(const Shape *s, const OP *zx, int64_t ld, const OP *tail,
                 const int64_t t = from + i;
                 float step = 0.0f;
                 if (t < to) {
-                    float raw = LOAD(zx[t * ld + I + W + h]) + dt_bias[h];
+                    float raw = LOAD(own[t * ld + I + W + h]) + dt_bias[h];
                     step = raw > 20.0f ? raw : log1pf(expf(raw));
                 }
                 sum += (double)step * (double)A[h];
@@ -234,6 +236,7 @@ void NAME(scan)(const Shape *s, const OP *added, const double *a, float *state, 
         float *restrict carry = state + hn * P;
         for (int64_t k = 0; k < s->chunks; k++) {
             const int64_t kh = k * H + h;
+            if (begins(s, k)) memset(carry, 0, (size_t)P * sizeof *carry);
             const float decay = exp_clamped((float)a[kh * Q + Q - 1]);
             const OP *restrict plus = added + (kh * N + n) * P;
             OP *restrict to = xs + (kh * (Q + N) + Q + n) * P;
@@ -250,25 +253,27 @@ void NAME(gate)(const Shape *s, float eps, const OP *y, const OP *zx, int64_t ld
                 const float *restrict weight, OP *out, int64_t ld_out) {
     const int64_t H = s->heads, P = s->headdim, Q = s->q, I = H * P;
 #pragma omp parallel for schedule(static) num_threads(s->threads)
-    for (int64_t t = 0; t < s->rows; t++) {
-        float v[I];
-        float sum = 0.0f;
-        for (int64_t h = 0; h < H; h++) {
-            const OP *restrict from = y + (((t / Q) * H + h) * Q + t % Q) * P;
-            const OP *restrict z = zx + t * ld + h * P;
-            float *restrict to = v + h * P;
+    for (int64_t k = 0; k < s->chunks; k++) {
+        for (int64_t t = s->start[k]; t < s->stop[k]; t++) {
+            float v[I];
+            float sum = 0.0f;
+            for (int64_t h = 0; h < H; h++) {
+                const OP *restrict from = y + ((k * H + h) * Q + t - s->start[k]) * P;
+                const OP *restrict z = zx + t * ld + h * P;
+                float *restrict to = v + h * P;
 #pragma omp simd reduction(+ : sum)
-            for (int64_t p = 0; p < P; p++) {
-                float gate = LOAD(z[p]);
-                float value = LOAD(from[p]) * gate * sigmoid(gate);
-                to[p] = value;
-                sum += value * value;
+                for (int64_t p = 0; p < P; p++) {
+                    float gate = LOAD(z[p]);
+                    float value = LOAD(from[p]) * gate * sigmoid(gate);
+                    to[p] = value;
+                    sum += value * value;
+                }
             }
-        }
-        float scale = 1.0f / sqrtf(sum / (float)I + eps);
-        OP *restrict to = out + t * ld_out;
+            float scale = 1.0f / sqrtf(sum / (float)I + eps);
+            OP *restrict to = out + t * ld_out;
 #pragma omp simd
-        for (int64_t c = 0; c < I; c++) to[c] = STORE(v[c] * scale * weight[c]);
+            for (int64_t c = 0; c < I; c++) to[c] = STORE(v[c] * scale * weight[c]);
+        }
     }
 }
 
@@ -284,8 +289,8 @@ void NAME(gate_backward)(const Shape *s, float eps, const OP *y, const OP *zx, i
         float *restrict dweight = partial + k * I;
         memset(dweight, 0, (size_t)I * sizeof *dweight);
         for (int64_t i = 0; i < Q; i++) {
-            const int64_t t = k * Q + i;
-            if (t >= s->rows) {
+            const int64_t t = s->start[k] + i;
+            if (t >= s->stop[k]) {
                 for (int64_t h = 0; h < H; h++)
                     memset(dy + ((k * H + h) * Q + i) * P, 0, (size_t)P * sizeof(OP));
                 continue;
@@ -350,6 +355,7 @@ void NAME(scan_backward)(const Shape *s, const OP *dxs, const OP *xs, const doub
         float *restrict carry = dstate + hn * P;
         for (int64_t k = s->chunks - 1; k >= 0; k--) {
             const int64_t kh = k * H + h, row = (kh * (Q + N) + Q + n) * P;
+            if (k + 1 < s->chunks && begins(s, k + 1)) memset(carry, 0, (size_t)P * sizeof *carry);
             const float decay = exp_clamped((float)a[kh * Q + Q - 1]);
             const OP *restrict state = xs + row, *restrict plus = dxs + row;
             OP *restrict to = dadded + (kh * N + n) * P;
@@ -414,10 +420,10 @@ void NAME(weights_backward)(const Shape *s, const OP *dwc, const OP *dbw, const 
                 ddt[j] = column[j];
             }
             for (int64_t i = 0; i < Q; i++) {
-                const int64_t t = k * Q + i;
+                const int64_t at = k * Q + i;
                 const OP *restrict dcw = dwc + (kh * Q + i) * (Q + N) + Q;
                 const OP *restrict dbw_row = dbw + (kh * Q + i) * N;
-                const OP *restrict b_row = b + t * N, *restrict c_row = c + t * N;
+                const OP *restrict b_row = b + at * N, *restrict c_row = c + at * N;
                 float *restrict to_b = sum_b + i * N, *restrict to_c = sum_c + i * N;
                 const float decay = exp_clamped((float)sum[i]);
                 const float rest = exp_clamped((float)(sum[Q - 1] - sum[i])), weight = rest * step[i];
@@ -439,9 +445,9 @@ void NAME(weights_backward)(const Shape *s, const OP *dwc, const OP *dbw, const 
             /* a is a running sum of dt A: its gradient runs back from the end. */
             double running = 0.0, sum_a = 0.0, sum_bias = 0.0;
             for (int64_t i = Q - 1; i >= 0; i--) {
-                const int64_t t = k * Q + i;
+                const int64_t t = s->start[k] + i;
                 running += da[i];
-                if (t >= s->rows) continue;
+                if (t >= s->stop[k]) continue;
                 sum_a += running * (double)step[i];
                 float raw = LOAD(zx[t * ld + 2 * I + 2 * N + h]) + dt_bias[h];
                 float draw = (float)((double)ddt[i] + running * (double)A[h]) / (1.0f + expf(-raw));
@@ -464,15 +470,16 @@ void NAME(weights_backward)(const Shape *s, const OP *dwc, const OP *dbw, const 
 /* Gradient of SiLU and convolution for LANES channels from `c` on and chunk k: four taps.
  *
  * The gradient before the activation is needed for the chunk's tokens and the three after them: those are
- * computed here as well as in the next chunk, or stand in `carry` past the block's end. The incoming
- * gradient is grad + rest. */
+ * computed here as well as in the next chunk, or stand in `carry` past the sequence's end in the block.
+ * The incoming gradient is grad + rest. Rows count from the start of the sequence. */
 static inline void NAME(unconvolve_vec)(const Shape *s, int64_t k, int64_t c, NAME(Place) grad,
                                         NAME(Place) rest, const OP *xbc, int64_t ld,
                                         const OP *tail, const float *weight, const float *bias_of,
                                         const float *carry, float *first_dv, OP *dxbc,
                                         int64_t ld_dxbc, float *partial) {
-    const int64_t Q = s->q, W = s->heads * s->headdim + 2 * s->state;
-    const int64_t from = k * Q, to = from + Q < s->rows ? from + Q : s->rows;
+    const int64_t W = s->heads * s->headdim + 2 * s->state;
+    const int64_t from = s->start[k] - s->base[k], to = s->stop[k] - s->base[k];
+    const int64_t rows = s->end[k] - s->base[k];
     const vec w0 = load_vec_f32(weight + c), w1 = load_vec_f32(weight + W + c);
     const vec w2 = load_vec_f32(weight + 2 * W + c), w3 = load_vec_f32(weight + 3 * W + c);
     const vec bias = load_vec_f32(bias_of + c), zero = {0};
@@ -486,7 +493,7 @@ static inline void NAME(unconvolve_vec)(const Shape *s, int64_t k, int64_t c, NA
         const vec incoming = LOAD_VEC(NAME(row)(grad, k, t - from)) + LOAD_VEC(NAME(row)(rest, k, t - from));
         const vec d3 = incoming * silu_slope_vec(bias + w0 * x0 + w1 * x1 + w2 * x2 + w3 * x3);
         dw0 += d3 * x0, dw1 += d3 * x1, dw2 += d3 * x2, dw3 += d3 * x3, dbias += d3;
-        if (t < 3) store_vec_f32(first_dv + t * W + c, d3);
+        if (first_dv && t < 3) store_vec_f32(first_dv + t * W + c, d3);
         if (t - 3 >= from)
             STORE_VEC(dxbc + (t - 3) * ld_dxbc + c, w3 * d0 + w2 * d1 + w1 * d2 + w0 * d3);
         x0 = x1, x1 = x2, x2 = x3, d0 = d1, d1 = d2, d2 = d3;
@@ -494,9 +501,9 @@ static inline void NAME(unconvolve_vec)(const Shape *s, int64_t k, int64_t c, NA
     for (int64_t t = to; t < to + 3; t++) {
         vec d3;
         vec x3 = zero;
-        if (t >= s->rows) {
-            d3 = load_vec_f32(carry + (t - s->rows) * W + c);
-            if (t < 3) store_vec_f32(first_dv + t * W + c, d3);
+        if (t >= rows) {
+            d3 = load_vec_f32(carry + (t - rows) * W + c);
+            if (first_dv && t < 3) store_vec_f32(first_dv + t * W + c, d3);
         } else { /* the chunk is full: row t - to of the next one */
             const vec incoming =
                 LOAD_VEC(NAME(row)(grad, k + 1, t - to)) + LOAD_VEC(NAME(row)(rest, k + 1, t - to));
@@ -521,11 +528,12 @@ static inline void NAME(unconvolve_one)(const Shape *s, int64_t k, int64_t c, NA
                                         const float *carry, float *first_dv, OP *dxbc,
                                         int64_t ld_dxbc, float *partial) {
     const int64_t Q = s->q, W = s->heads * s->headdim + 2 * s->state, taps = s->taps;
-    const int64_t from = k * Q, to = from + Q < s->rows ? from + Q : s->rows;
+    const int64_t from = s->start[k] - s->base[k], to = s->stop[k] - s->base[k];
+    const int64_t rows = s->end[k] - s->base[k];
     float dv[Q + MAX_TAPS], dweight[MAX_TAPS + 1] = {0};
     for (int64_t t = from; t < to + taps - 1; t++) {
-        if (t >= s->rows) {
-            dv[t - from] = carry[(t - s->rows) * W + c];
+        if (t >= rows) {
+            dv[t - from] = carry[(t - rows) * W + c];
         } else {
             float v = bias[c], x[MAX_TAPS];
             for (int64_t j = 0; j < taps; j++) {
@@ -541,7 +549,7 @@ static inline void NAME(unconvolve_one)(const Shape *s, int64_t k, int64_t c, NA
                 dweight[taps] += d;
             }
         }
-        if (t < taps - 1) first_dv[t * W + c] = dv[t - from];
+        if (first_dv && t < taps - 1) first_dv[t * W + c] = dv[t - from];
     }
     for (int64_t t = from; t < to; t++) {
         float sum = 0.0f;
@@ -555,8 +563,8 @@ static inline void NAME(unconvolve_one)(const Shape *s, int64_t k, int64_t c, NA
  *
  * The incoming ones come in two summands: dxs [K, H, Q + N, P], its first Q rows, and dx_rest
  * [K, H, Q, P]; db, dc [K, Q, N] and their rests. carry [taps - 1, W] are the gradients before the
- * activation of the first tokens after the block, first_dv receives those of this block's first
- * tokens. d weight and d bias are added to total [taps + 1, W]. partial: room for
+ * activation of the first tokens after the block (zeros where it holds whole sequences), first_dv receives
+ * those of this block's first tokens. d weight and d bias are added to total [taps + 1, W]. partial: room for
  * [K, taps + 1, W]. */
 void NAME(convolution_backward)(const Shape *s, OP *dxs, OP *dx_rest, OP *db, OP *db_rest, OP *dc,
                                 OP *dc_rest, const OP *zx, int64_t ld, const OP *tail,
@@ -567,7 +575,11 @@ void NAME(convolution_backward)(const Shape *s, OP *dxs, OP *dx_rest, OP *db, OP
 #pragma omp parallel for schedule(static) num_threads(s->threads)
     for (int64_t k = 0; k < s->chunks; k++) {
         float *to = partial + k * (s->taps + 1) * W;
-        NAME(fetch)(zx + I, ld, k * Q, (k + 1) * Q < s->rows ? (k + 1) * Q : s->rows, W);
+        const int64_t base = s->base[k];
+        const OP *xbc = zx + base * ld + I;
+        OP *dxbc = dzx + base * ld_dzx + I;
+        float *first_of_block = base == 0 ? first_dv : NULL;
+        NAME(fetch)(xbc, ld, s->start[k] - base, s->stop[k] - base, W);
         for (int64_t part = 0; part < H + 2; part++) {
             const int64_t first = part < H ? part * P : I + (part - H) * N, size = part < H ? P : N;
             const NAME(Place) grad = NAME(place)(s, part, dxs, Q + N, db, dc);
@@ -575,12 +587,12 @@ void NAME(convolution_backward)(const Shape *s, OP *dxs, OP *dx_rest, OP *db, OP
             int64_t done = 0;
             for (; s->taps == 4 && done + LANES <= size; done += LANES)
                 NAME(unconvolve_vec)(s, k, first + done, NAME(after)(grad, done),
-                                     NAME(after)(rest, done), zx + I, ld, tail, conv_weight,
-                                     conv_bias, carry, first_dv, dzx + I, ld_dzx, to);
+                                     NAME(after)(rest, done), xbc, ld, tail, conv_weight,
+                                     conv_bias, carry, first_of_block, dxbc, ld_dzx, to);
             for (; done < size; done++)
                 NAME(unconvolve_one)(s, k, first + done, NAME(after)(grad, done),
-                                     NAME(after)(rest, done), zx + I, ld, tail, conv_weight,
-                                     conv_bias, carry, first_dv, dzx + I, ld_dzx, to);
+                                     NAME(after)(rest, done), xbc, ld, tail, conv_weight,
+                                     conv_bias, carry, first_of_block, dxbc, ld_dzx, to);
         }
     }
     NAME(collect)(s->chunks, (s->taps + 1) * W, partial, (s->taps + 1) * W, total);
