@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,8 +17,26 @@ from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, Str
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import LinearSVC
+from threadpoolctl import ThreadpoolController
 
 from neuromamba.common.errors import UserInputError
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+def on_one_thread() -> AbstractContextManager[Any]:
+    """Within it, BLAS uses one thread.
+
+    A fit of a few hundred samples consists of thousands of products that take microseconds each.
+    The threads of OpenBLAS wait for each other between them: with two, such a fit took seven times
+    as long as with one (AMD EPYC, two cores, other programs partly running).
+    """
+    found: AbstractContextManager[Any] = _libraries().limit(limits=1, user_api="blas")
+    return found
+
 
 PENALTIES = tuple(float(c) for c in np.logspace(-3, 3, 7))  # C: the inverse of the L2 penalty
 _FOLDS = 5
@@ -72,12 +92,15 @@ def _searched(
     for fold, (train, test) in enumerate(folds.split(x, y, groups)):
         rotation = build(1.0)[:-1]
         rotated, other = rotation.fit_transform(x[train]), rotation.transform(x[test])
-        for number, penalty in enumerate(PENALTIES):
-            try:
-                fitted = build(penalty)[-1].fit(rotated, y[train])
-                scores[number, fold] = scorer(fitted, other, y[test])
-            except ValueError as error:
-                warnings.warn(f"a fold of {len(test)} samples has no score: {error}", stacklevel=2)
+        with on_one_thread():
+            for number, penalty in enumerate(PENALTIES):
+                try:
+                    fitted = build(penalty)[-1].fit(rotated, y[train])
+                    scores[number, fold] = scorer(fitted, other, y[test])
+                except ValueError as error:
+                    warnings.warn(
+                        f"a fold of {len(test)} samples has no score: {error}", stacklevel=2
+                    )
     means = np.average(scores, axis=1)
     known = np.flatnonzero(~np.isnan(means))
     best = PENALTIES[known[np.argmax(means[known])]] if len(known) else PENALTIES[0]

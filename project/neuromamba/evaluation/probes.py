@@ -15,7 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
-from neuromamba.evaluation.linear_models import PENALTIES
+from neuromamba.evaluation.linear_models import PENALTIES, on_one_thread
 from neuromamba.evaluation.resampled import resampled_metric
 
 FOLDS = 5
@@ -53,9 +53,10 @@ def linear_probe(
         seed: of the folds.
     """
     fit = _logistic if classes > 1 else _ridge
-    chosen = _chosen_penalty(x, y, classes, unit, seed, fit)
-    design, rotated = _rotated(x, new)
-    return Fitted(fit(design, y, rotated, chosen, classes), chosen)
+    with on_one_thread():
+        chosen = _chosen_penalty(x, y, classes, unit, seed, fit)
+        design, rotated = _rotated(x, new)
+        return Fitted(fit(design, y, rotated, chosen, classes), chosen)
 
 
 Fit = Callable[[np.ndarray, np.ndarray, np.ndarray, float, int], np.ndarray]

@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from neuromamba.config.names import LAST_LAYER
+from neuromamba.evaluation import linear_models, probes
 from neuromamba.evaluation.linear_models import PENALTIES, logistic_pipeline, ridge_pipeline
 from neuromamba.evaluation.probe_rows import (
     PRETRAINED,
@@ -285,3 +288,30 @@ def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
     found = read_rows(path)
     assert found[:-1] == rows
     assert math.isnan(found[-1].low) and found[-1].value == rows[0].value
+
+
+def blas_threads() -> set[int]:
+    return {one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"}
+
+
+def test_small_fits_use_one_thread_of_blas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With more, its threads wait for each other most of the time."""
+    seen: list[set[int]] = []
+
+    class Watched(LogisticRegression):
+        def fit(self, *arguments: Any) -> Any:
+            seen.append(blas_threads())
+            return super().fit(*arguments)
+
+    for module in (probes, linear_models):
+        monkeypatch.setattr(module, "LogisticRegression", Watched)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(24, 5)), np.arange(24) % 2
+    with threadpool_limits(2, "blas"):
+        before = blas_threads()
+        probes.linear_probe(x, y, x, classes=2, unit=np.arange(24), seed=0)
+        assert set.union(*seen) == {1}
+        seen.clear()
+        linear_models.fit_logistic(x, y)
+        assert set.union(*seen[:-1]) == {1}  # the last one is the fit on everything
+        assert blas_threads() == before
