@@ -64,8 +64,9 @@ def run(argv: Sequence[str]) -> int:
     from neuromamba.fmamba.rollout import refuse_unless_generative
     from neuromamba.inference.loading import load
     from neuromamba.inference.rollout import doubts_of, objective_of
-    from neuromamba.inference.rollout_files import write_rollout
+    from neuromamba.inference.rollout_files import refuse_others, write_rollout
 
+    refuse_others(Path(args.output))
     model = load(args.model, args.device)
     refuse_unless_generative(model.backbone, objective_of(model))
     with model.prepare(args.bold[0], tr=args.tr, mask=args.mask, strict=args.strict) as scan:
@@ -94,6 +95,8 @@ def run(argv: Sequence[str]) -> int:
                 doubts=doubts,
                 command=as_typed("rollout", argv),
             )
+    for text in warnings:
+        print(f"doubt: {text}", file=sys.stderr)
     own = found.summary()
     skill = "not defined" if own["skill"] is None else f"{own['skill']:.3f}"
     print(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
+
+from neuromamba.common.errors import UserInputError
 
 
 def free_bytes(folder: Path) -> int:
@@ -17,3 +19,23 @@ def free_bytes(folder: Path) -> int:
 def without_leftovers(paths: Iterable[Path]) -> list[Path]:
     """Sort paths, without what other systems leave beside files: ``._name`` and ``~$name``."""
     return sorted(path for path in paths if not path.name.startswith(("._", "~$")))
+
+
+def refuse_other_content(folder: Path, own: Collection[str], flag: str) -> None:
+    """Refuse a folder that holds files of others, which ours could replace.
+
+    Args:
+        folder: may be absent or empty.
+        own: names of which an earlier call of the same command has left at least one.
+        flag: that named the folder.
+
+    Raises:
+        UserInputError: it holds something, and none of ``own``.
+    """
+    if not folder.is_dir() or any((folder / name).exists() for name in own):
+        return
+    if any(folder.iterdir()):
+        raise UserInputError(
+            f"{flag}: '{folder}' holds something else. Choose a new folder; nothing in this one "
+            f"was touched."
+        )

@@ -14,7 +14,7 @@ from neuromamba.inference.many import Outcome, each_scan
 from neuromamba.inference.model import TrainedModel
 from neuromamba.inference.predict import Prediction, predict_scan, require_head
 from neuromamba.inference.prepare import prepare_scan
-from neuromamba.inference.prepared import PreparedScan
+from neuromamba.inference.prepared import PreparedScan, require_prepared
 from neuromamba.inference.references import evenly, reference_of
 from neuromamba.inference.rollout import Rollout, rollout_scan
 from neuromamba.inference.sources import ScanFile, find_scans, only_scan
@@ -64,6 +64,7 @@ class LoadedModel(TrainedModel):
 
     def predict(self, scan: PreparedScan) -> Prediction:
         """Predict of a prepared scan; see ``Prediction``."""
+        require_prepared(scan, "predict")
         return predict_scan(self, scan)
 
     def predict_many(
@@ -95,6 +96,7 @@ class LoadedModel(TrainedModel):
 
     def embed(self, scan: PreparedScan, **options: Any) -> Embedding:
         """Embed a prepared scan; see ``embed.embed_scan``."""
+        require_prepared(scan, "embed")
         return embed_scan(self, scan, **options)
 
     def explain(
@@ -108,9 +110,11 @@ class LoadedModel(TrainedModel):
                 all classes; those of its own subject are left out.
             options: fields of ``explain.ExplainOptions``: method, target, steps ...
         """
+        require_prepared(scan, "explain")
         windows = [reference_of(self, references[i]) for i in evenly(len(references))]
         return explain_scan(self, scan, ExplainOptions(**options), windows)
 
     def rollout(self, scan: PreparedScan, frames: int, **options: Any) -> Rollout:
         """Generate the frames after the first of a prepared scan; see ``rollout.rollout_scan``."""
+        require_prepared(scan, "rollout")
         return rollout_scan(self, scan, frames=frames, **options)

@@ -16,6 +16,7 @@ from neuromamba.checkpoints.io import CheckpointContents
 from neuromamba.common.atomic_files import atomic_path, make_folder, write_text_atomically
 from neuromamba.common.csv_cells import CsvWriter
 from neuromamba.common.errors import UserInputError, see
+from neuromamba.common.files import refuse_other_content
 from neuromamba.common.json_text import parse_json
 from neuromamba.common.version import code_version
 from neuromamba.inference.loading import checkpoint_sha256, described
@@ -52,8 +53,8 @@ class OutputFolder:
         options: name -> value.
 
     Raises:
-        UserInputError: it cannot be written, or holds the results of another model, command or
-            options.
+        UserInputError: it cannot be written, or holds something else: the results of another model,
+            command or options, a training run, files of others.
     """
 
     def __init__(
@@ -69,11 +70,13 @@ class OutputFolder:
         }
         facts = [self.model["sha256"], command, self.options]
         self.key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-        make_folder(path / SCANS, "-o")
         self._refuse_another()
+        make_folder(path / SCANS, "-o")
 
     def _refuse_another(self) -> None:
         known = self.path / RUN
+        # A call that was killed leaves its records of scans, without run.json.
+        refuse_other_content(self.path, (RUN, SCANS), "-o")
         if not known.is_file():
             return
         try:

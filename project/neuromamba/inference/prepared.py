@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from tempfile import mkdtemp
 from typing import Any
 
+from neuromamba.common.errors import UserInputError
 from neuromamba.data.store.header import RunHeader
 from neuromamba.data.windows.dataset import WindowDataset
 from neuromamba.inference.sources import ScanFile
@@ -181,3 +182,16 @@ def comparison_lines(measures: tuple[Comparison, ...]) -> list[str]:
         f"{'   out of range' if one.inside is False else ''}"
         for one in measures
     ]
+
+
+def require_prepared(scan: Any, method: str) -> None:
+    """Refuse what a method of a model cannot take, such as a path.
+
+    Raises:
+        UserInputError: it is no prepared scan; names the method.
+    """
+    if not isinstance(scan, Prepared):
+        raise UserInputError(
+            f"{method}: got {type(scan).__name__}, expected a prepared scan. Give what "
+            f"model.prepare(BOLD) returns; model.predict_many([BOLD, ...]) takes paths."
+        )

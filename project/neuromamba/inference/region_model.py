@@ -21,6 +21,7 @@ from neuromamba.data.regions.batches import z_scored
 from neuromamba.inference.embed import INDEX, Embedding
 from neuromamba.inference.many import Outcome, each_scan
 from neuromamba.inference.predict import Prediction
+from neuromamba.inference.prepared import require_prepared
 from neuromamba.inference.region_explain import (
     RegionExplainOptions,
     RegionExplanation,
@@ -233,6 +234,7 @@ class RegionModel:
         Raises:
             UserInputError: a prediction that is not finite.
         """
+        require_prepared(scan, "predict")
         with torch.inference_mode():
             logits = self.model(pack([z_scored(scan.series).to(self.device)]))
             probability = torch.softmax(logits.float().cpu().double(), 1).numpy()
@@ -266,6 +268,7 @@ class RegionModel:
         Raises:
             UserInputError: the model has no pathways.
         """
+        require_prepared(scan, "embed")
         model = self.neurossm
         with torch.inference_mode():
             packed = pack([z_scored(scan.series).to(self.device)])
@@ -307,6 +310,7 @@ class RegionModel:
         Raises:
             UserInputError: a wrong option; a model without pathways, or without means.
         """
+        require_prepared(scan, "explain")
         how = RegionExplainOptions(**options)
         return explain_series(self._to_explain(), scan, self.predict(scan), how)
 

@@ -13,11 +13,21 @@ import numpy as np
 
 from neuromamba.common.atomic_files import atomic_path, make_folder, write_text_atomically
 from neuromamba.common.csv_cells import CsvWriter
+from neuromamba.common.files import refuse_other_content
 from neuromamba.inference.rollout import Rollout
 from neuromamba.inference.source_space import to_source_image
 
 PREDICTED, TRUE = "predicted.nii.gz", "true.nii.gz"
 TABLE, RECORD = "rollout.csv", "rollout.json"
+
+
+def refuse_others(folder: Path) -> None:
+    """Refuse a folder with anything but the files of an earlier rollout.
+
+    Raises:
+        UserInputError: names it.
+    """
+    refuse_other_content(folder, (RECORD, TABLE, PREDICTED), "-o")
 
 
 def write_rollout(found: Rollout, folder: Path, more: Mapping[str, Any]) -> list[Path]:
@@ -35,8 +45,9 @@ def write_rollout(found: Rollout, folder: Path, more: Mapping[str, Any]) -> list
         The files.
 
     Raises:
-        UserInputError: the folder cannot be written.
+        UserInputError: the folder cannot be written, or holds something else.
     """
+    refuse_others(folder)
     make_folder(folder, "-o")
     files = [folder / PREDICTED]
     _write_image(found, found.predicted, folder / PREDICTED)

@@ -80,9 +80,11 @@ class NeuroMambaEmbedder(TransformerMixin, BaseEstimator):
             float32 [n, D * statistics (* regions)].
 
         Raises:
-            UserInputError: a scan cannot be used; scans of different regions.
+            UserInputError: no scans; a scan cannot be used; scans of different regions.
         """
         self.fit(X)
+        if not len(X):
+            raise UserInputError("NeuroMambaEmbedder: got no scans, expected one or more.")
         model = self.model if isinstance(self.model, LoadedModel) else load(self.model)
         assert isinstance(model, LoadedModel)
         rows = []

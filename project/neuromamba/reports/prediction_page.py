@@ -188,11 +188,12 @@ def _trust(model: TrainedModel | RegionModel) -> Section:
         after += (
             " It was trained without validation subjects, so there are no calibrated probabilities."
         )
+    elif model.task is not None and model.task.task_type == "regression":
+        after += " Its validation subjects are too few for an interval, which needs 9 of them."
     else:
         after += (
-            " Its validation subjects define no interval or calibrated probabilities: an interval "
-            "needs 9 of them, calibrated probabilities need 10 of each class and some whom the "
-            "model gets wrong."
+            " Its validation subjects define no calibrated probabilities: these need 10 of each "
+            "class, and some whom the model gets wrong."
         )
     table = Table(rows, ("metric", "value with 95 % interval"), note=after)
     return Section("How good the model is", tested, [table])

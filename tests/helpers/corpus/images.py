@@ -457,7 +457,12 @@ BAD_INPUTS = (
     BadInput("after.nii.gz", bytes_after_the_stream, "35 bytes after the last", "alone", True),
     BadInput("inter.nii.gz", intercept_that_is_no_number, "is no number", "nifti_tool -mod_hdr"),
     BadInput("int32.nii.gz", large_integers, "single precision cannot hold", "Subtract a constant"),
-    BadInput("double.nii.gz", large_doubles, "single precision cannot hold", "fslmaths IN -sub"),
+    BadInput(
+        "double.nii.gz",
+        large_doubles,
+        "single precision cannot hold",
+        "fslmaths -dt double IN -sub",
+    ),
     BadInput("turned.nii.gz", turned_qform, "an axis differs by 180 degrees", "fslorient"),
     BadInput("swapped.nii.gz", swapped_qform, "an axis differs by 90 degrees", "fslorient"),
     BadInput("sub-m1_bold.nii.gz", mask_of_all_ones, "more than a brain", "all ones", True),

@@ -68,6 +68,6 @@ class SignalPrecision:
             raise UserInputError(
                 f"{path}: values up to {self.largest:.4g} change by {self.typical_change:.3g} from "
                 f"frame to frame, which single precision cannot hold (its step there is "
-                f"{self.step:.3g}). Subtract a constant from all values first (fslmaths IN -sub "
-                f"{self.largest:.4g} OUT -odt double)."
+                f"{self.step:.3g}). Subtract a constant from all values first (fslmaths -dt "
+                f"double IN -sub {self.largest:.4g} OUT -odt double)."
             )
