@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from neuromamba.common.errors import UserInputError
-from neuromamba.common.text import some_of
+from neuromamba.common.text import number, some_of
 from neuromamba.data.regions.axes import check_axes
 from neuromamba.data.regions.leaks import FAMILY_COLUMNS, check_copies, check_spellings
 from neuromamba.data.regions.registry import DatasetDetails
 from neuromamba.data.regions.scan import Scan
-from neuromamba.data.regions.scan_files import RawScan, ScanFile, read_scans
+from neuromamba.data.regions.scan_files import RawScan, ScanFile, read_scans, spelling
 from neuromamba.data.regions.subjects import (
     confound_values,
     families,
@@ -42,6 +42,7 @@ class Cohort:
         notes: what a user should know of them, a sentence each.
         group_column: whose values are not split; None if subjects are not.
         confounds: column -> subject -> text; subjects without a value are absent.
+        rows: of each scan, what its pheno and the row of its subject in the table say.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Cohort:
     notes: tuple[str, ...] = ()
     group_column: str | None = None
     confounds: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    rows: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def rois(self) -> int:
@@ -65,6 +67,33 @@ class Cohort:
     def groups(self) -> np.ndarray:
         """str [scans]."""
         return np.array([scan.group for scan in self.scans])
+
+    @property
+    def tr(self) -> np.ndarray:
+        """Repetition times in seconds, float64 [scans], of the key ``tr``; NaN where unknown."""
+        found = [number(spelling(row.get("tr"))) for row in self.rows]
+        return np.array([np.nan if value is None else value for value in found])
+
+    def column(self, name: str, flag: str) -> np.ndarray:
+        """Texts of a column of the subject table, or of a key of ``pheno``.
+
+        Args:
+            name: of the column, such as ``site`` (docs/region_series.md lists the usual ones).
+            flag: that named it.
+
+        Returns:
+            str [scans]; "" where a scan has no value.
+
+        Raises:
+            UserInputError: no scan has such a column.
+        """
+        if not any(name in row for row in self.rows):
+            known = dict.fromkeys(str(key) for row in self.rows for key in row)
+            raise UserInputError(
+                f"{flag}: there is no column '{name}' in the subject table or the scans' pheno "
+                f"({some_of(known, 12) or 'which have none'})."
+            )
+        return np.array([spelling(row.get(name)) for row in self.rows])
 
     @property
     def hash(self) -> str:
@@ -123,7 +152,7 @@ def load_cohort(
     if orientation == "time_by_regions":
         raw = [item._replace(series=_matrix(item.series, item.subject, file).T) for item in raw]
     rois = details.rois or _common_rois(raw, file)
-    scans, bad = [], []
+    scans, rows, bad = [], [], []
     names = scan_names(raw, label_of)
     for item, label, scan in zip(raw, label_of, names, strict=True):
         series = _oriented(item.series, rois, scan, file)
@@ -131,6 +160,7 @@ def load_cohort(
             bad.append(scan)
             continue
         scans.append(Scan(item.subject, scan, classes.index(label), series, group_of[item.subject]))
+        rows.append({**item.pheno, **({} if table is None else table.loc[item.subject].to_dict())})
     if bad and not drop_bad_scans:
         raise file.error(
             f"has values that are not finite in single precision in {len(bad)} scans "
@@ -166,6 +196,7 @@ def load_cohort(
         tuple(notes),
         group_column,
         confound_values([r for r in raw if r.subject in kept], table, details, confounds),
+        tuple(rows),
     )
 
 
