@@ -260,7 +260,7 @@ TESTER_DEFAULTS: dict[str, Any] = {
     "batch_size": None,
     "learning_rate": 2e-4,
     "max_learning_rate": 4e-4,
-    "baselines": ["FC", "MeanVariance", "Untrained"],
+    "baselines": ["FC", "Tangent", "MeanVariance", "Untrained"],
     "results_dir": "Results",
     "ablation": "mean",
     "cpa_gradient": "integrated",

@@ -25,8 +25,8 @@ from neuromamba.data.regions.registry import NAMES as DATASET_NAMES
 from neuromamba.data.regions.registry import OWN, details_of
 from neuromamba.neurossm.config import CPAConfig, EvaluateConfig, Explanation, FitConfig
 
-MODELS = ("NeuroSSM", "GRU", "FC", "MeanVariance", "Untrained")
-BASELINES = ("FC", "MeanVariance", "Untrained")
+MODELS = ("NeuroSSM", "GRU", "FC", "PartialCorrelation", "Tangent", "MeanVariance", "Untrained")
+BASELINES = ("FC", "Tangent", "MeanVariance", "Untrained")
 GRADIENTS = ("integrated", "single")
 
 

@@ -22,7 +22,7 @@ from neuromamba.data.regions.scan import Scan
 from neuromamba.layers.packing import Packed
 from neuromamba.neurossm.config import FitConfig, NeuroSSMConfig
 from neuromamba.neurossm.gru import GRUClassifier
-from neuromamba.neurossm.linear import FEATURES, features_of, fit_and_predict
+from neuromamba.neurossm.linear import MEASURES, LinearClassifier, fit_and_predict
 from neuromamba.neurossm.model import NeuroSSM
 from neuromamba.neurossm.module import score
 from neuromamba.neurossm.train import train
@@ -36,7 +36,7 @@ TRAINED: Mapping[str, Callable[[NeuroSSMConfig], nn.Module]] = {
     ),
 }
 UNTRAINED = "Untrained"
-NAMES = (*TRAINED, *FEATURES, UNTRAINED)
+NAMES = (*TRAINED, *MEASURES, UNTRAINED)
 
 
 class Classifier(Protocol):
@@ -123,24 +123,6 @@ class NetworkClassifier:
                 f"({' '.join(str(error).split())[:200]}). Remove '{folder}' to do that fit again."
             ) from None
         return model.eval().to(self.device)
-
-
-@dataclass(frozen=True)
-class LinearClassifier:
-    """Logistic regression on features of a scan; ``name`` of ``FEATURES``."""
-
-    name: str
-
-    def settings(self) -> dict[str, Any]:
-        """The features; nothing else can be chosen."""
-        return {"features": self.name}
-
-    def fit_and_score(
-        self, train_scans: Sequence[Scan], test_scans: Sequence[Scan], seed: int, folder: Path
-    ) -> np.ndarray:
-        """Fit and score."""
-        x, new = (features_of(self.name, scans) for scans in (train_scans, test_scans))
-        return fit_and_predict(x, new, train_scans, seed)
 
 
 @dataclass(frozen=True)
