@@ -16,7 +16,8 @@ import torch
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.regions.batches import ScanDataset, ScanLoader, check_lengths, z_scored
-from neuromamba.data.regions.dataset import Cohort, load_cohort
+from neuromamba.data.regions.cohort import Cohort
+from neuromamba.data.regions.dataset import load_cohort
 from neuromamba.data.regions.holdout import splits_of
 from neuromamba.data.regions.registry import DATASETS, DatasetDetails, details_of
 from neuromamba.data.regions.safe_loading import load_objects
