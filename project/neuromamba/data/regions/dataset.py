@@ -78,7 +78,7 @@ def load_cohort(
     if orientation == "time_by_regions":
         raw = [item._replace(series=_matrix(item.series, item.subject, file).T) for item in raw]
     rois = details.rois or _common_rois(raw, file)
-    scans, bad = [], []
+    scans, rows, bad = [], [], []
     names = scan_names(raw, label_of)
     for item, label, scan in zip(raw, label_of, names, strict=True):
         series = _oriented(item.series, rois, scan, file)
@@ -86,6 +86,7 @@ def load_cohort(
             bad.append(scan)
             continue
         scans.append(Scan(item.subject, scan, classes.index(label), series, group_of[item.subject]))
+        rows.append({**item.pheno, **({} if table is None else table.loc[item.subject].to_dict())})
     if bad and not drop_bad_scans:
         raise file.error(
             f"has values that are not finite in single precision in {len(bad)} scans "
@@ -121,6 +122,7 @@ def load_cohort(
         tuple(notes),
         group_column,
         confound_values([r for r in raw if r.subject in kept], table, details, confounds),
+        tuple(rows),
     )
 
 
