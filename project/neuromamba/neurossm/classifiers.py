@@ -25,6 +25,7 @@ from neuromamba.neurossm.gru import GRUClassifier
 from neuromamba.neurossm.linear import MEASURES, LinearClassifier, fit_and_predict
 from neuromamba.neurossm.model import NeuroSSM
 from neuromamba.neurossm.module import score
+from neuromamba.neurossm.results import BASELINE_TEXTS
 from neuromamba.neurossm.train import train
 from neuromamba.training.strategies import Hardware
 
@@ -36,7 +37,9 @@ TRAINED: Mapping[str, Callable[[NeuroSSMConfig], nn.Module]] = {
     ),
 }
 UNTRAINED = "Untrained"
+LATER = {"region_dropout", "members", "weight_decay", "label_smoothing"}  # than the first results
 NAMES = (*TRAINED, *MEASURES, UNTRAINED)
+assert {*MEASURES, UNTRAINED} == BASELINE_TEXTS.keys()
 
 
 class Classifier(Protocol):
@@ -84,12 +87,19 @@ class NetworkClassifier:
         return TRAINED[self.name](self.model)
 
     def settings(self) -> dict[str, Any]:
-        """Architecture and training; the backend of the scan changes no more than rounding."""
-        model = dataclasses.asdict(self.model)
+        """Architecture and training; the backend of the scan changes no more than rounding.
+
+        What came later is named only where it is used, so that older results can be continued.
+        """
+        model, fit = dataclasses.asdict(self.model), dataclasses.asdict(self.fit)
         del model["ssd_backend"]
+        for record, one in ((model, self.model), (fit, self.fit)):
+            for name in LATER & record.keys():
+                if record[name] == type(one).__dataclass_fields__[name].default:
+                    del record[name]
         if self.name != "NeuroSSM":
             model = {key: model[key] for key in ("rois", "classes", "embed_dim", "dropout")}
-        return {"model": model, "training": dataclasses.asdict(self.fit)}
+        return {"model": model, "training": fit}
 
     def fit_and_score(
         self, train_scans: Sequence[Scan], test_scans: Sequence[Scan], seed: int, folder: Path
