@@ -17,9 +17,8 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.common.seeds import stream
 from neuromamba.data.regions.dataset import Cohort
 from neuromamba.data.regions.scan import Scan
+from neuromamba.data.regions.series_measures import ROUNDING
 from neuromamba.layers.packing import pack
-
-ROUNDING = 1e-6  # of the largest value: some steps of single precision
 
 
 def z_scored(series: np.ndarray) -> Tensor:
