@@ -70,8 +70,8 @@ def test_two_commands_from_nilearns_folder_to_a_page(run: Run, tmp_path: Path) -
     place = Path("Results/Own/NeuroSSM")
     assert (place / "report.html").is_file()
     assert len(pd.read_csv(place / "results.csv")) == 3
-    (holdout,) = json.loads((place / "evaluation.json").read_text())["holdouts"]
-    assert set(holdout["confounds"]["columns"]) == {"age", "sex", "motion"}
+    (holdout,) = json.loads((place / "evaluation.json").read_text())["holdouts"].values()
+    assert set(holdout["confounds"]["of_target"]) == {"age", "sex", "motion"}
     details = details_of("Own", "abide.pickle", "sex", 30)
     cohort = load_cohort("Own", details, tmp_path, data_file=Path("abide.pickle"))
     assert cohort.details.classes == ("female", "male")

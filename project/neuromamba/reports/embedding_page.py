@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 
 from neuromamba.common.atomic_files import write_text_atomically
 from neuromamba.common.errors import UserInputError
-from neuromamba.common.text import category, names_for_message, number
-from neuromamba.data.cohorts.tables import ABSENT, read_table
+from neuromamba.common.text import ABSENT, category, names_for_message, number
 from neuromamba.data.cohorts.tables import Table as Cells
+from neuromamba.data.cohorts.tables import read_table
 from neuromamba.evaluation.cross_validated import FOLDS, LEAST, cross_validated
 from neuromamba.inference.batch import Batch, summary
 from neuromamba.inference.embedding_files import EMBEDDINGS

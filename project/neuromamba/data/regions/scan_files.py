@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from neuromamba.common.errors import UserInputError
-from neuromamba.common.text import category
-from neuromamba.data.cohorts.tables import ABSENT
+from neuromamba.common.text import spelling
 from neuromamba.data.regions.concatenated import read_concatenated
 from neuromamba.data.regions.safe_loading import load_objects
 from neuromamba.data.regions.scan_tables import SUFFIXES, read_scan_folder, read_scan_table
@@ -144,15 +143,3 @@ def _read_columns(file: ScanFile, subjects: Iterable[str] | None) -> list[RawSca
     if len(found.lengths) != len(names):
         raise file.error(f"has {len(found.lengths)} scans, expected {len(names)} as in its table.")
     return [RawScan(name, {}, one) for name, one in zip(names, found.scans(), strict=True)]
-
-
-def spelling(value: Any) -> str:
-    """Return the text of a cell, where 1.0 is 1; "" if it is missing."""
-    found = "" if value is None else category(str(value).strip())
-    return "" if found.lower() in ABSENT else found
-
-
-def some_of(values: Iterable[Any], most: int = 5) -> str:
-    """A few of them, for a message."""
-    found = list(map(str, values))
-    return ", ".join(found[:most]) + (" ..." if len(found) > most else "")

@@ -15,13 +15,14 @@ import pytest
 import torch
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.text import spelling
 from neuromamba.data.regions.batches import ScanDataset, ScanLoader, check_lengths, z_scored
-from neuromamba.data.regions.dataset import Cohort, load_cohort
+from neuromamba.data.regions.cohort import Cohort
+from neuromamba.data.regions.dataset import load_cohort
 from neuromamba.data.regions.holdout import splits_of
 from neuromamba.data.regions.registry import DATASETS, DatasetDetails, details_of
 from neuromamba.data.regions.safe_loading import load_objects
 from neuromamba.data.regions.scan import Scan
-from neuromamba.data.regions.scan_files import spelling
 
 ROIS = 6
 TASK = dataclasses.replace(DATASETS["HCP_TASK"], rois=ROIS)
