@@ -16,8 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.seeds import stream
 from neuromamba.data.regions.cohort import Cohort
-from neuromamba.data.regions.scan import Scan
-from neuromamba.data.regions.series_measures import ROUNDING
+from neuromamba.data.regions.scan import ROUNDING, Scan
 from neuromamba.layers.packing import pack
 
 

@@ -1,9 +1,9 @@
 """Scans in one ``.npz`` file: the frames of all of them in one array, one scan after the other.
 
-The arrays of a file are told by their shapes: S scans, T frames of all scans together, R regions.
-``ts`` [T, R] (there may be several, one for each atlas), ``length`` [S], which sums to T, texts or
-numbers [S] that say whose scans they are (``file_id``, or ``subject`` and ``session``), and ``roi``
-[R], the labels of the regions.
+The arrays of a file are recognised by their shapes: S scans, T frames of all scans together, R
+regions. ``ts`` [T, R] (there may be several, one for each atlas), ``length`` [S], which sums to T,
+texts or numbers [S] that say whose scans they are (``file_id``, or ``subject`` and ``session``), and
+``roi`` [R], the labels of the regions.
 """
 
 from __future__ import annotations

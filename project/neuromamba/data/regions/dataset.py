@@ -19,9 +19,8 @@ from neuromamba.data.regions.axes import check_axes
 from neuromamba.data.regions.cohort import Cohort
 from neuromamba.data.regions.leaks import FAMILY_COLUMNS, check_copies, check_spellings
 from neuromamba.data.regions.registry import DatasetDetails
-from neuromamba.data.regions.scan import Scan
+from neuromamba.data.regions.scan import Scan, constant_regions
 from neuromamba.data.regions.scan_files import RawScan, ScanFile, read_scans
-from neuromamba.data.regions.series_measures import constant_regions
 from neuromamba.data.regions.subjects import (
     confound_values,
     families,

@@ -113,7 +113,7 @@ def _cells(line: str, separator: str | None) -> list[str]:
 def _are_labels(first: Sequence[str], second: Sequence[str], separator: str | None) -> bool:
     """Whether a line of numbers is no frame: labels of an atlas, or pandas' count of columns.
 
-    These are whole numbers that increase, and the first frame is not of whole numbers.
+    Such a line holds increasing integers, and the first frame holds other numbers, too.
     """
     cells = [cell.strip() for cell in first]
     if len(cells) < 3 or not all(cell.isdecimal() for cell in cells):

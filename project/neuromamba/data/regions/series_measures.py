@@ -16,22 +16,6 @@ MEASURES = {
     "correlation": "mean absolute correlation between regions",
     "constant": "share of regions without signal",
 }
-ROUNDING = 1e-6  # of the largest value: some steps of single precision
-
-
-def constant_regions(series: np.ndarray) -> np.ndarray:
-    """Regions without signal, bool [N]: their changes over time are rounding errors.
-
-    Args:
-        series: float32 [N, T].
-    """
-    largest = np.abs(series).max(axis=1)
-    found = np.zeros(len(series), dtype=bool)
-    near = np.flatnonzero(np.ptp(series, axis=1) <= 1e3 * ROUNDING * largest)  # quick to have
-    for region in near:
-        deviation = series[region].astype(np.float64).std()
-        found[region] = deviation <= ROUNDING * largest[region]
-    return found
 
 
 def measures_of_series(series: np.ndarray) -> dict[str, float]:

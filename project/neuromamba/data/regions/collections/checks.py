@@ -14,8 +14,8 @@ from neuromamba.common.errors import UserInputError, see
 from neuromamba.common.text import some_of
 from neuromamba.data.regions.axes import is_symmetric, looks_turned
 from neuromamba.data.regions.collections.found import Collection, FoundScan
+from neuromamba.data.regions.scan import constant_regions
 from neuromamba.data.regions.series_files import SeriesFile
-from neuromamba.data.regions.series_measures import constant_regions
 
 _FEWEST_FRAMES = 8  # as of neuromamba regions extract
 _MOST_ABSENT = 0.5  # of the regions: a scan that lacks more is of another atlas
@@ -133,21 +133,25 @@ def _check_axes(files: Sequence[SeriesFile], collection: Collection) -> None:
     usual, other = "time_by_regions", "regions_by_time"
     if by_row:
         usual, other = other, usual
-    where = f"--orientation: the matrices of '{collection.root}' look like {other} (rows x columns)"
-    remedy = f"Give --orientation {other}, or {usual} if that is right. {see('turned-matrices')}"
+    why = ""
     rows = {one.values.shape[0] for one in files}
     columns = {one.values.shape[1] for one in files}
     if len(rows) == 1 and len(columns) > 2:
-        raise UserInputError(
-            f"{where}: all of them have {rows.pop()} along the axis that would be time, and "
-            f"{min(columns)} to {max(columns)} along that of the regions, which do not differ "
-            f"between scans. {remedy}"
+        why = (
+            f"all of them have {rows.pop()} along the axis that would be time, and {min(columns)} "
+            f"to {max(columns)} along that of the regions, which do not differ between scans"
         )
-    if turned := looks_turned([np.nan_to_num(one.values.T) for one in files]):
-        raise UserInputError(
-            f"{where}: neighbouring values are more alike along the axis that would be the regions "
+    elif turned := looks_turned([np.nan_to_num(one.values.T) for one in files]):
+        why = (
+            f"neighbouring values are more alike along the axis that would be the regions "
             f"(correlation {turned.regions:.2f}) than along that of time ({turned.time:.2f}) in "
-            f"{turned.share:.0%} of the scans, and time series are smooth in time. {remedy}"
+            f"{turned.share:.0%} of the scans, and time series are smooth in time"
+        )
+    if why:
+        raise UserInputError(
+            f"--orientation: the matrices of '{collection.root}' look like {other} (rows x "
+            f"columns): {why}. Give --orientation {other}, or {usual} if that is right. "
+            f"{see('turned-matrices')}"
         )
 
 

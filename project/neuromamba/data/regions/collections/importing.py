@@ -234,9 +234,9 @@ def _refused_duplicates(duplicates: Sequence[Duplicate]) -> UserInputError:
         (f"{one.kept} and {one.dropped}" for one in duplicates if not one.same_subject), 5
     )
     return UserInputError(
-        f"{FLAG}: scans of different subjects have the same values: {pairs}. One of two would be "
-        f"trained on and the other tested. Give --drop_duplicates to import the first of them "
-        f"only. {see('copies')}"
+        f"{FLAG}: a scan of one subject has the same values as one of another: {pairs}. One of "
+        f"them would be trained on and the other tested. Give --drop_duplicates to import the "
+        f"first of them only. {see('copies')}"
     )
 
 
