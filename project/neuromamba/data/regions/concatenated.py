@@ -2,8 +2,8 @@
 
 The arrays of a file are recognised by their shapes: S scans, T frames of all scans together, R
 regions. ``ts`` [T, R] (there may be several, one for each atlas), ``length`` [S], which sums to T,
-texts or numbers [S] that say whose scans they are (``file_id``, or ``subject`` and ``session``), and
-``roi`` [R], the labels of the regions.
+texts or numbers [S] that say whose scans they are (``file_id``, or ``subject`` and ``session``),
+and ``roi`` [R], the labels of the regions.
 """
 
 from __future__ import annotations
