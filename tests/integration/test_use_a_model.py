@@ -469,8 +469,11 @@ def test_layers_by_number(trained: Trained, sex: LoadedModel) -> None:
     scan = sex.prepare(trained.scan(0))
     assert sex.embed(scan, layer=-1).layer == "features"
     assert sex.embed(scan, layer=-2).layer == sex.embed(scan, layer=1).layer == "block 1"
-    with pytest.raises(UserInputError, match="--layer"):
-        sex.embed(scan, layer=3)
+    for absent in (3, -4):
+        with pytest.raises(
+            UserInputError, match=rf"no layer {absent}\. Its layers are 0 .*, 1 to 2"
+        ):
+            sex.embed(scan, layer=absent)
     with pytest.raises(UserInputError, match="--atlas"):
         sex.embed(scan, atlas="Schaefer400")
 

@@ -40,7 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
         type=int,
         default=-1,
         metavar="N",
-        help="0 embedding, 1 ... blocks, -1 the features after the final norm (default: -1)",
+        help="0 embedding, 1 ... blocks, -1 the features after the final norm, -2 ... blocks from "
+        "the last but one back (default: -1)",
     )
     add(
         "--pool",
@@ -78,8 +79,14 @@ def _check(args: argparse.Namespace) -> None:
         raise UserInputError("--labels and --label_column belong together; give both or neither.")
     if args.labels is not None and not Path(args.labels).is_file():
         raise UserInputError(f"--labels: there is no file '{args.labels}'.")
-    if args.labels is not None and args.pool == "token":
-        raise UserInputError("--labels: not used with --pool token, which has no report.")
+    if args.labels is None:
+        return
+    if args.pool == "token" or not args.report:
+        other = "--pool token, which has no report" if args.pool == "token" else "--no-report"
+        raise UserInputError(f"--labels: not used with {other}.")
+    from neuromamba.data.cohorts.tables import read_table
+
+    read_table(Path(args.labels)).column(args.label_column, "--label_column")
 
 
 def run(argv: Sequence[str]) -> int:
@@ -98,6 +105,8 @@ def run(argv: Sequence[str]) -> int:
     from neuromamba.inference.open_model import for_scans
     from neuromamba.inference.prepared import PreparedScan
     from neuromamba.inference.region_model import RegionModel
+    from neuromamba.inference.sources import ScanFile
+    from neuromamba.inference.subject_labels import SubjectLabels, read_subject_labels
 
     model = for_scans(args)
     if isinstance(model, RegionModel):
@@ -126,7 +135,15 @@ def run(argv: Sequence[str]) -> int:
             statistics=statistics,
         )
 
-    batch = open_batch(model, args, "embed", options)
+    labels: SubjectLabels | None = None
+
+    def read_labels(scans: Sequence[ScanFile]) -> None:
+        nonlocal labels
+        if args.labels is not None:
+            subjects = sorted({scan.subject for scan in scans})
+            labels = read_subject_labels(Path(args.labels), args.label_column, subjects)
+
+    batch = open_batch(model, args, "embed", options, check=read_labels)
     run_batch(
         batch,
         args,
@@ -138,9 +155,7 @@ def run(argv: Sequence[str]) -> int:
         from neuromamba.reports.embedding_page import write_embedding_page
 
         command = as_typed("embed", argv)
-        page = write_embedding_page(
-            batch, args.model, command, labels=args.labels, column=args.label_column
-        )
+        page = write_embedding_page(batch, args.model, command, labels)
         print(f"page: {page}")
     return batch.status
 

@@ -80,8 +80,9 @@ def layer_name(number: int, depth: int) -> str:
     """
     if not -depth - 1 <= number <= depth:
         raise UserInputError(
-            f"--layer: got {number}, expected 0 (embedding) to {depth} (last block), or -1 (the "
-            f"features after the final norm) to {-depth - 1}."
+            f"--layer: the model has no layer {number}. Its layers are 0 (the embedding), 1 to "
+            f"{depth} (the blocks) and -1 (the features after the final norm), from which -2 to "
+            f"{-depth - 1} count back."
         )
     if number == -1:
         return LAST_LAYER
