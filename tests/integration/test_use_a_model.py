@@ -465,6 +465,14 @@ def test_embed_writes_parquet_and_a_page(trained: Trained, tmp_path: Path) -> No
     assert (out / "embeddings.parquet").read_bytes() == before
 
 
+def test_doubts_are_sentences(trained: Trained, sex: LoadedModel, tmp_path: Path) -> None:
+    """A note of the converter that leads to docs/troubleshooting.md has its full stop already."""
+    one_second = save(tmp_path / "sub-01_bold.nii.gz", bold(1), LAS, tr=1)
+    doubts = [str(one) for one in sex.prepare(one_second).problems]
+    assert any("#tr-placeholder" in one for one in doubts)
+    assert all(one.endswith(".") and not one.endswith("..") for one in doubts)
+
+
 def test_layers_by_number(trained: Trained, sex: LoadedModel) -> None:
     scan = sex.prepare(trained.scan(0))
     assert sex.embed(scan, layer=-1).layer == "features"

@@ -98,6 +98,7 @@ def run(argv: Sequence[str]) -> int:
     args = build_parser().parse_args(argv)
     _check(args)
     # Imported here: torch takes seconds, and flags have been checked by now.
+    from neuromamba.data.regions.atlases import Atlas, chosen_atlas
     from neuromamba.inference.batch import open_batch, run_batch
     from neuromamba.inference.embed import Embedding, embed_scan, layer_name
     from neuromamba.inference.embedding_files import keep_embedding, write_embeddings
@@ -105,10 +106,12 @@ def run(argv: Sequence[str]) -> int:
     from neuromamba.inference.open_model import for_scans
     from neuromamba.inference.prepared import PreparedScan
     from neuromamba.inference.region_model import RegionModel
+    from neuromamba.inference.regions import refuse_atlas_in_native_space
     from neuromamba.inference.sources import ScanFile
     from neuromamba.inference.subject_labels import SubjectLabels, read_subject_labels
 
     model = for_scans(args)
+    atlas: Atlas | None = None
     if isinstance(model, RegionModel):
         refuse_changed(
             args,
@@ -121,6 +124,9 @@ def run(argv: Sequence[str]) -> int:
         if args.atlas is not None and args.pool != "region":
             raise UserInputError("--atlas: only used with --pool region.")
         layer_name(args.layer, model.contract.model.depth)
+        if args.atlas is not None:  # one that cannot be had is no fault of the scans
+            refuse_atlas_in_native_space(model.contract.native, "the model")
+            atlas = chosen_atlas(args.atlas)
     statistics = tuple(dict.fromkeys(args.statistics))
     options = result_options(args, "layer", "pool", "atlas") | {"statistics": list(statistics)}
 
@@ -131,7 +137,7 @@ def run(argv: Sequence[str]) -> int:
             scan,
             layer=args.layer,
             pool=args.pool,
-            atlas=args.atlas,
+            atlas=atlas,
             statistics=statistics,
         )
 

@@ -16,6 +16,7 @@ import nibabel
 import numpy as np
 
 from neuromamba.common.errors import UserInputError, see
+from neuromamba.common.text import sentence
 from neuromamba.data.ingest.convert import convert_run
 from neuromamba.data.ingest.nifti import file_sha256
 from neuromamba.data.ingest.options import ConversionOptions
@@ -182,7 +183,7 @@ def _convert(
         if note.startswith("oblique") or "bytes after" in note:
             actions.append(note)
         else:
-            problems.append(Problem(f"{note}."))
+            problems.append(Problem(sentence(note)))
     if contract.grid_affine is None and not contract.native:
         size = " x ".join(f"{edge:.3g}" for edge in voxel_sizes(np.asarray(header.affine)))
         problems.append(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from neuromamba.common.errors import UserInputError
-from neuromamba.common.text import category, names_for_message, number
+from neuromamba.common.text import category, names_for_message, number, plain_subject
 from neuromamba.data.cohorts.tables import ABSENT, Table, read_table
 
 MOST_CLASSES = 8  # that a figure can tell apart
@@ -39,28 +39,29 @@ class SubjectLabels(NamedTuple):
 
 
 def read_subject_labels(path: Path, column: str, subjects: Sequence[str]) -> SubjectLabels:
-    """Read a column of a table of subjects; ``sub-`` in front of a name does not matter.
+    """Read a column of a table of subjects, whose names are compared as ``plain_subject`` does.
 
     A column of numbers with more than eight different values is a regression, others are classes.
     Subjects without a value are left out.
 
     Raises:
-        UserInputError: no such column; no column of subjects; no value for anybody; too many
-            classes.
+        UserInputError: no such column; no column of subjects; no value for anybody; two values for
+            one subject; too many classes.
     """
     table = read_table(path)
     texts = table.column(column, "--label_column")
-    wanted = {_bare(subject): subject for subject in subjects}
-    found: dict[str, str] = {}
-    for name, text in zip(_subject_column(table, set(wanted)), texts, strict=True):
-        subject = wanted.get(_bare(name))
-        if subject is None or text.lower() in ABSENT:
+    wanted = {plain_subject(subject): subject for subject in subjects}
+    text_of: dict[str, str] = {}
+    for name, text in zip(_subject_column(table, wanted), texts, strict=True):
+        if name not in wanted or text.lower() in ABSENT:
             continue
-        if found.setdefault(subject, text) != text:
+        if text_of.setdefault(name, text) != text:
             raise UserInputError(
-                f"--labels: '{path}' has two values of {column} for {subject}: {found[subject]} "
-                f"and {text}. Keep one row."
+                f"--labels: '{path}' has two values of {column} for {wanted[name]}: "
+                f"{text_of[name]} and {text}. Keep one row."
             )
+    plain = {subject: plain_subject(subject) for subject in subjects}
+    found = {subject: text_of[name] for subject, name in plain.items() if name in text_of}
     if not found:
         raise UserInputError(
             f"--labels: '{path}' has no value of {column} for any of the {len(subjects)} subjects: "
@@ -80,17 +81,15 @@ def read_subject_labels(path: Path, column: str, subjects: Sequence[str]) -> Sub
     return SubjectLabels(column, index, classes)
 
 
-def _bare(name: str) -> str:
-    return name.removeprefix("sub-")
-
-
-def _subject_column(table: Table, wanted: set[str]) -> list[str]:
-    """The column in which most of the subjects are found."""
-    columns = [table.column(name, "--labels") for name in table.columns]
-    hits = [len({_bare(cell) for cell in cells} & wanted) for cells in columns]
+def _subject_column(table: Table, wanted: Mapping[str, str]) -> list[str]:
+    """The column in which most of the subjects are found; their plain names."""
+    columns = [
+        [plain_subject(cell) for cell in table.column(name, "--labels")] for name in table.columns
+    ]
+    hits = [len(set(cells) & wanted.keys()) for cells in columns]
     if not hits or max(hits) == 0:
         raise UserInputError(
             f"--labels: no column of {table.summary} holds the names of the subjects, such as "
-            f"{min(wanted)}."
+            f"{min(wanted.values())}."
         )
     return columns[hits.index(max(hits))]

@@ -1,4 +1,4 @@
-"""``neuromamba embed --labels``: checked before anything is computed; the page without labels."""
+"""What ``neuromamba embed`` checks before it computes (--labels, --atlas), and its page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.helpers.trained_model import Trained, bold
         ("subject,sex\nsub-00,F\n", "gender", "--label_column: "),
         ("subject,sex\nsub-77,F\n", "sex", "--labels: no column of "),
         ("subject,sex\nsub-00,n/a\n", "sex", "has no value of sex for any of the 10 subjects"),
-        ("subject,sex\nsub-00,F\nsub-00,M\n", "sex", "two values of sex for sub-00"),
+        ("subject,sex\nsub-00,F\n00,M\n", "sex", "two values of sex for sub-00: F and M"),
         ("".join(["subject,sex\n", *(f"sub-0{i},{'abcdefghij'[i]}\n" for i in range(10))]),
          "sex", "has 10 different texts"),
     ],
@@ -58,3 +58,22 @@ def test_labels_of_subjects_whose_scans_are_all_refused(trained: Trained, tmp_pa
     assert "Not drawn for fewer than 3 scans" in page
     assert "a scan (the mean over the brain and over all windows)" in page
     assert "of the variance" not in page
+
+
+@pytest.mark.parametrize("pool", ["region", "subject"])
+def test_an_atlas_that_cannot_be_had(
+    trained: Trained,
+    tmp_path: Path,
+    pool: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """One line about the atlas, before a scan is read: no scan is refused for it."""
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("NILEARN_DATA", str(tmp_path / "nilearn"))
+    scans = [str(trained.backbone), str(trained.nifti), "-o", str(tmp_path / "out")]
+    assert embed.main([*scans, "--pool", pool, "--atlas", "AAL116"]) == 2
+    told = capfd.readouterr()
+    assert told.out == "" and told.err.startswith("error: --atlas: ") and told.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
