@@ -61,8 +61,8 @@ def regions_on_grid(
             of_patch[i] = number[int(kinds[counts.argmax()])]
     if len(set(of_patch.tolist()) - {-1}) < 2:
         raise UserInputError(
-            f"--atlas: '{found.name}' does not overlap with the grid of {scan.source}. Is it in MNI "
-            f"space?"
+            f"--atlas: '{found.name}' does not overlap with the grid of {scan.source}. Is it in "
+            f"MNI space?"
         )
     return Regions(of_patch, found.regions)
 
