@@ -145,9 +145,12 @@ def _check_grid(scan: ScanFile, header: RunHeader, contract: InputContract) -> N
     if contract.grid_affine is not None and not native:
         offset = whole_voxel_offset(np.asarray(header.affine), np.asarray(contract.grid_affine))
         if offset != (0, 0, 0):
+            beside = "differ from those of the training in size, direction or by part of a voxel"
+            if offset is not None:
+                beside = f"lie {' '.join(map(str, offset))} voxels beside those of the training"
             raise UserInputError(
-                f"{scan.path}: its voxels lie elsewhere than in the training (offset {offset} "
-                f"voxels, None if they have another size). Give the NIfTI file instead."
+                f"{scan.path}: its voxels {beside}, so positions differ. Give the NIfTI file "
+                f"instead."
             )
 
 

@@ -228,9 +228,7 @@ def test_files_remember_what_was_grouped(tmp_path: Path) -> None:
 
     drawn = load(family)
     assert load(family) == drawn
-    with pytest.raises(
-        UserInputError, match=r"drawn with --family_column Family_ID, but .* no --"
-    ):
+    with pytest.raises(UserInputError, match=r"drawn with --family_column Family_ID, but .* no --"):
         load(Grouping())
     with pytest.raises(UserInputError, match=r"no --stratify_by, but .* --stratify_by SITE\."):
         load(dataclasses.replace(family, stratify_by=("SITE",)))
