@@ -30,12 +30,13 @@ from safetensors.torch import save as save_safetensors
 from neuromamba.checkpoints.io import read_checkpoint
 from neuromamba.checkpoints.paths import safetensors_in
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.text import spelling
 from neuromamba.config.serialise import read_yaml
 from neuromamba.data.cohorts.tables import read_table
 from neuromamba.data.ingest.nifti import NiftiRun
 from neuromamba.data.ingest.repetition_time import read_sidecar_tr
 from neuromamba.data.regions.safe_loading import load_objects
-from neuromamba.data.regions.scan_files import ScanFile, read_scans, spelling
+from neuromamba.data.regions.scan_files import ScanFile, read_scans
 from neuromamba.data.store.reader import RunFile
 from neuromamba.evaluation.result_files import read_predictions
 from tests.helpers.store_files import write_store_file

@@ -14,6 +14,7 @@ from neuromamba.commands.train import main
 from tests.helpers.forked import Nursery
 from tests.helpers.tiny import SUBJECTS, CommandLine, write_tiny_run
 from tests.helpers.tiny_runs import Runs
+from tests.helpers.trained_regions import TrainedRegions, train_regions
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +31,12 @@ def pristine_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.append(f"{subject},{'FM'[i % 2]},{20 + 2 * i},{100 + i % 7},{diagnosis}")
     (root / "metadata" / "participants.csv").write_text("\n".join(rows) + "\n")
     return root
+
+
+@pytest.fixture(scope="session")
+def trained_regions(tmp_path_factory: pytest.TempPathFactory) -> TrainedRegions:
+    """A small NeuroSSM; see ``tests.helpers.trained_regions``."""
+    return train_regions(tmp_path_factory.mktemp("private_place"))
 
 
 @pytest.fixture(scope="module")

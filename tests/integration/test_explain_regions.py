@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import pickle
 import re
 from pathlib import Path
 
@@ -18,10 +16,8 @@ from safetensors.torch import load_file, save
 
 import neuromamba
 from neuromamba.commands.explain import main as explain
-from neuromamba.commands.regions_synthetic import run as make_data
 from neuromamba.commands.regions_train import main as train
 from neuromamba.common.errors import UserInputError
-from neuromamba.data.regions.atlases import read_atlas
 from neuromamba.data.regions.batches import z_scored
 from neuromamba.inference.attribution import Objective
 from neuromamba.inference.group_maps import group_map
@@ -30,64 +26,36 @@ from neuromamba.inference.region_explain import RegionExplanation
 from neuromamba.inference.region_model import RegionModel
 from neuromamba.layers.packing import Packed, pack
 from neuromamba.neurossm.attribution_files import read_scan_map
+from tests.helpers.trained_regions import TRAINING, TrainedRegions, rows, volumes_of
 
 QUICK = ["--method", "gradxinput", "--no-report"]
 PATHWAYS = [f"{signal}_{scale}" for signal in ("raw", "diff") for scale in (1, 2, 4)]
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``data`` with synthetic PPMI and its atlas, ``results`` of a small model, ``cpa`` maps."""
-    folder = tmp_path_factory.mktemp("explained")
-    make_data(f"--dataset PPMI --output {folder / 'data'} --subjects 40 --frames 60".split())
-    flags = (
-        f"--dataset PPMI --dynamic_length 40 --epochs 2 --embed_dim 32 --depth 1 --device cpu "
-        f"--data_dir {folder / 'data'} --results_dir {folder / 'results'} --baselines "
-        f"--skip_cross_validation --analysis --analysis_dir {folder / 'cpa'} --learning_rate 1e-3 "
-        f"--max_learning_rate 2e-3"
-    )
-    assert train(flags.split()) == 0
-    return folder
+def fit(trained_regions: TrainedRegions) -> Path:
+    return trained_regions.fit
 
 
 @pytest.fixture(scope="module")
-def fit(root: Path) -> Path:
-    return root / "results" / "PPMI" / "NeuroSSM" / "seed_0" / "holdout"
+def model(trained_regions: TrainedRegions) -> RegionModel:
+    return trained_regions.model
 
 
 @pytest.fixture(scope="module")
-def model(fit: Path) -> RegionModel:
-    loaded = neuromamba.load(fit, device="cpu")
-    assert isinstance(loaded, RegionModel)
-    return loaded
+def scans(trained_regions: TrainedRegions) -> dict[str, np.ndarray]:
+    return trained_regions.scans
 
 
 @pytest.fixture(scope="module")
-def scans(root: Path) -> dict[str, np.ndarray]:
-    """Series [N, T] of all subjects, by name."""
-    with open(next((root / "data").glob("*.pickle")), "rb") as stream:
-        everything = pickle.load(stream)
-    found = {}
-    for one in everything:
-        series = np.asarray(one["roiTimeseries"])  # some are time x regions
-        found[str(one["pheno"]["subjectId"])] = series if len(series) == 166 else series.T
-    return found
-
-
-@pytest.fixture(scope="module")
-def files(root: Path, scans: dict[str, np.ndarray]) -> list[Path]:
+def files(trained_regions: TrainedRegions, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Eight scans as CSV with the names of their regions."""
-    names = ",".join(read_atlas(root / "data" / "atlases" / "AAL3v2.nii.gz").regions)
-    found = []
-    for name, series in list(scans.items())[:8]:
-        found.append(root / f"sub-{name}_series.csv")
+    names = ",".join(trained_regions.atlas.regions)
+    folder, found = tmp_path_factory.mktemp("series"), []
+    for name, series in list(trained_regions.scans.items())[:8]:
+        found.append(folder / f"sub-{name}_series.csv")
         np.savetxt(found[-1], series.T, delimiter=",", header=names, comments="", fmt="%.9g")
     return found
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
 
 
 def column(path: Path, name: str) -> np.ndarray:
@@ -104,10 +72,10 @@ def called(fit: Path, files: list[Path], out: Path, *flags: str) -> dict:
 
 
 def test_cpa_is_that_of_the_training(
-    root: Path, model: RegionModel, scans: dict[str, np.ndarray]
+    trained_regions: TrainedRegions, model: RegionModel, scans: dict[str, np.ndarray]
 ) -> None:
     """Of holdout scans, from the model file alone, as ``--analysis`` wrote it with the data."""
-    maps = sorted((root / "cpa" / "PPMI" / "seed_0").glob("subj_*.npz"))
+    maps = sorted(trained_regions.maps.glob("subj_*.npz"))
     assert len(maps) == 8
     for path in maps:
         expected = read_scan_map(path)
@@ -261,9 +229,13 @@ def test_what_a_call_writes(
 
 
 def test_groups_of_subjects(
-    root: Path, fit: Path, files: list[Path], model: RegionModel, tmp_path: Path
+    trained_regions: TrainedRegions,
+    fit: Path,
+    files: list[Path],
+    model: RegionModel,
+    tmp_path: Path,
 ) -> None:
-    atlas = root / "data" / "atlases" / "AAL3v2.nii.gz"
+    atlas = trained_regions.atlas_file
     run = called(fit, files, tmp_path, *QUICK, "--target", "PD", "--atlas", str(atlas))
     (group,) = run["groups"]
     assert group["group"] == "PD" and group["regions"] == 166 and group["permutations"] == 128
@@ -274,7 +246,7 @@ def test_groups_of_subjects(
     np.testing.assert_allclose(column(table, "mean"), np.mean(maps, axis=0), rtol=1e-4, atol=1e-8)
     np.testing.assert_allclose(column(table, "t"), found.t, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(column(table, "p"), found.p, atol=0.02)
-    labels = read_atlas(atlas)
+    labels = trained_regions.atlas
     image = nibabel.load(tmp_path / "group_PD_mean.nii.gz")
     volume = np.asarray(image.dataobj)
     np.testing.assert_allclose(image.affine, labels.image.affine)
@@ -289,22 +261,12 @@ def test_groups_of_subjects(
 
 
 def test_maps_lie_on_the_scan(
-    root: Path, fit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained_regions: TrainedRegions, fit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of NIfTI files, with their shape and affine, in whatever order of axes."""
-    path = root / "data" / "atlases" / "AAL3v2.nii.gz"
-    atlas = read_atlas(path)
+    path, atlas = trained_regions.atlas_file, trained_regions.atlas
     labels = atlas.labels()
-    rng = np.random.default_rng(5)
-    series = (100 + rng.normal(size=(len(atlas.ids), 20)).cumsum(axis=1)).astype(np.float32)
-    volume = np.zeros((*labels.shape, 20), np.float32)
-    for value, region in zip(series, atlas.ids, strict=True):
-        volume[labels == region] = value
-    image = nibabel.Nifti1Image(volume, atlas.image.affine)
-    image.header.set_xyzt_units("mm", "sec")
-    image.header["pixdim"][4] = 2.0
-    image.set_sform(atlas.image.affine, 4)
-    image.set_qform(atlas.image.affine, 4)
+    image, _ = volumes_of(atlas)
     now = orientations.io_orientation(image.affine)
     files = []
     for number, codes in enumerate(("LAS", "RAS", "PSR")):
@@ -374,7 +336,7 @@ def test_a_file_without_means(
 
 
 def test_what_is_refused(
-    root: Path,
+    trained_regions: TrainedRegions,
     fit: Path,
     files: list[Path],
     tmp_path: Path,
@@ -395,8 +357,8 @@ def test_what_is_refused(
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     flags = (
-        f"--dataset PPMI --model GRU --dynamic_length 40 --epochs 1 --embed_dim 32 --device cpu "
-        f"--data_dir {root / 'data'} --results_dir {tmp_path / 'gru'} --baselines "
+        f"{TRAINING} --model GRU --epochs 1 "
+        f"--data_dir {trained_regions.data} --results_dir {tmp_path / 'gru'} --baselines "
         f"--skip_cross_validation"
     )
     assert train(flags.split()) == 0
@@ -407,14 +369,13 @@ def test_what_is_refused(
 
 
 def test_an_explanation_has_its_own_type(
-    model: RegionModel, scans: dict[str, np.ndarray], root: Path
+    model: RegionModel, scans: dict[str, np.ndarray], trained_regions: TrainedRegions
 ) -> None:
     """In Python: with the atlas it has images, on the atlas's grid for a series in memory."""
-    path = root / "data" / "atlases" / "AAL3v2.nii.gz"
-    with_atlas = model.with_atlas(path)
+    with_atlas = model.with_atlas(trained_regions.atlas_file)
     found = with_atlas.explain(with_atlas.prepare(next(iter(scans.values()))), steps=2)
     assert isinstance(found, RegionExplanation)
-    atlas = read_atlas(path)
+    atlas = trained_regions.atlas
     assert found.regions == atlas.regions
     assert found.image.shape == found.randomised.shape == atlas.labels().shape
     inside = np.asarray(found.image.dataobj)[atlas.labels() == atlas.ids[2]]

@@ -24,7 +24,7 @@ from neuromamba.evaluation.scores import read_scores
 from neuromamba.fmamba.baselines import baselines_of_data
 from neuromamba.fmamba.run_folder import RunFolder
 from neuromamba.inference.loaded import LoadedModel
-from neuromamba.reports.model_card import CITATION
+from neuromamba.reports.citations import FMAMBA, NEUROSSM
 from tests.helpers.paths import ROOT
 from tests.helpers.trained_model import Trained
 
@@ -191,7 +191,7 @@ def test_card(runs: dict[str, Path], shared: dict[str, Path], tmp_path: Path) ->
     assert "No baselines were fitted" in sections["Evaluation"]
     assert "no medical device" in sections["Intended use"]
     assert "guard against testing on training subjects is lost" in sections["Limits"]
-    assert CITATION in sections["How to cite"]
+    assert FMAMBA in sections["How to cite"]
     assert export([str(runs["age"]), str(tmp_path / "free"), "--license", "cc-by-4.0"]) == 0
     head, sections = parts((tmp_path / "free" / "README.md").read_text())
     assert head["license"] == "cc-by-4.0" and "cc-by-4.0" in sections["Licence"]
@@ -252,8 +252,10 @@ def test_commands_of_the_card(
             assert module.main(words) == 0
 
 
-def test_citation_is_the_repositorys() -> None:
-    assert CITATION in (ROOT / "CITATION.bib").read_text()
+def test_citations_are_the_repositorys() -> None:
+    assert f"{FMAMBA}\n\n{NEUROSSM}\n" == (ROOT / "CITATION.bib").read_text()
+    readme = (ROOT / "README.md").read_text()
+    assert FMAMBA in readme
 
 
 # --- refusals -----------------------------------------------------------------------------------

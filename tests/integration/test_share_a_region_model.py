@@ -12,43 +12,34 @@ import yaml
 
 import neuromamba
 from neuromamba.commands.export import main as export
-from neuromamba.commands.regions_synthetic import run as make_data
-from neuromamba.commands.regions_train import main as train
 from neuromamba.data.synthetic.regions import Recipe, scan
+from neuromamba.evaluation.scores import read_scores
 from neuromamba.inference.region_model import RegionModel
-from neuromamba.reports.region_model_card import CITATION
-from tests.helpers.paths import ROOT
+from neuromamba.reports.citations import NEUROSSM
+from neuromamba.reports.region_model_card import region_model_card
+from tests.helpers.trained_regions import TrainedRegions
 
 SCANS = [scan(Recipe(166, 60, ("slow", "fast")), i % 2, 100 + i) for i in range(3)]
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``data``, ``results`` of a NeuroSSM with a baseline, and ``shared``, its exported folder."""
-    folder = tmp_path_factory.mktemp("private_place")
-    make_data(f"--dataset PPMI --output {folder / 'data'} --subjects 30 --frames 60".split())
-    flags = (
-        f"--dataset PPMI --dynamic_length 40 --epochs 1 --embed_dim 32 --depth 1 --device cpu "
-        f"--data_dir {folder / 'data'} --results_dir {folder / 'results'} --baselines FC "
-        f"--skip_cross_validation"
-    )
-    assert train(flags.split()) == 0
-    assert export([str(folder / "results" / "PPMI" / "NeuroSSM"), str(folder / "shared")]) == 0
-    return folder
+def model(trained_regions: TrainedRegions) -> RegionModel:
+    return trained_regions.model
 
 
 @pytest.fixture(scope="module")
-def model(root: Path) -> RegionModel:
-    loaded = neuromamba.load(root / "results" / "PPMI" / "NeuroSSM", device="cpu")
-    assert isinstance(loaded, RegionModel)
-    return loaded
+def shared(trained_regions: TrainedRegions, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The exported folder."""
+    folder = tmp_path_factory.mktemp("exported") / "shared"
+    assert export([str(trained_regions.results), str(folder)]) == 0
+    return folder
 
 
-def test_a_folder_equals_the_run(root: Path, model: RegionModel) -> None:
+def test_a_folder_equals_the_run(shared: Path, model: RegionModel) -> None:
     """Predictions, embeddings, explanations and measures, to the last bit."""
-    other = neuromamba.load(root / "shared", device="cpu")
+    other = neuromamba.load(shared, device="cpu")
     assert isinstance(other, RegionModel)
-    names = sorted(path.name for path in (root / "shared").iterdir())
+    names = sorted(path.name for path in shared.iterdir())
     assert names == ["README.md", "config.json", "model.safetensors"]
     for series in SCANS:
         both = [(one, one.prepare(series)) for one in (model, other)]
@@ -64,7 +55,7 @@ def test_a_folder_equals_the_run(root: Path, model: RegionModel) -> None:
     assert other.contract.describe() == model.contract.describe()
 
 
-def test_a_file_equals_the_run(root: Path, model: RegionModel, tmp_path: Path) -> None:
+def test_a_file_equals_the_run(shared: Path, model: RegionModel, tmp_path: Path) -> None:
     out = tmp_path / "mine.safetensors"
     assert export([str(model.path), str(out)]) == 0
     other = neuromamba.load(out, device="cpu")
@@ -74,19 +65,19 @@ def test_a_file_equals_the_run(root: Path, model: RegionModel, tmp_path: Path) -
     assert record["neurossm"] == model.metadata
 
 
-def test_nothing_names_people_or_places(root: Path) -> None:
-    splits = (root / "results" / "PPMI" / "NeuroSSM" / "splits.json").read_text()
+def test_nothing_names_people_or_places(trained_regions: TrainedRegions, shared: Path) -> None:
+    splits = (trained_regions.results / "splits.json").read_text()
     subjects = sorted(set(re.findall(r"1000\d\d", splits)))
     assert len(subjects) >= 6
-    hidden = [*subjects, "private_place", str(root)]
-    for path in (root / "shared").iterdir():
+    hidden = [*subjects, "private_place", str(trained_regions.root)]
+    for path in shared.iterdir():
         content = path.read_bytes()
         assert [text for text in hidden if text.encode() in content] == [], path.name
 
 
-def test_model_card(root: Path, model: RegionModel, tmp_path: Path) -> None:
+def test_model_card(shared: Path, model: RegionModel, tmp_path: Path) -> None:
     """Its head, its sections, and the numbers of the holdout."""
-    card = (root / "shared" / "README.md").read_text()
+    card = (shared / "README.md").read_text()
     _, head, text = card.split("---\n", 2)
     found = yaml.safe_load(head)
     assert found["library_name"] == "neuromamba" and found["datasets"] == ["PPMI"]
@@ -103,14 +94,12 @@ def test_model_card(root: Path, model: RegionModel, tmp_path: Path) -> None:
     shown = " ".join(f"{auroc[end]:.3f}" for end in ("value", "low", "high"))
     numbers = re.search(r"this model \| ([\d.]+) \[([\d.]+), ([\d.]+)\]", parts["Evaluation"])
     assert numbers is not None and " ".join(numbers.groups()) == shown
-    assert "| less FC |" in parts["Evaluation"]
     tested = model.evaluation["subjects"]
     assert f"On the {tested} subjects of the holdout" in parts["Evaluation"]
     assert f"With {tested} test subjects the results decide nothing" in parts["Limits"]
     assert f"{model.metadata['training']['subjects']} subjects" in parts["Training data"]
     assert "Not stated" in parts["Licence"]
-    assert CITATION in parts["How to cite"]
-    assert CITATION in (ROOT / "CITATION.bib").read_text()
+    assert NEUROSSM in parts["How to cite"]
     out = tmp_path / "licensed"
     assert export([str(model.path), str(out), "--license", "cc-by-nc-4.0"]) == 0
     licensed = (out / "README.md").read_text()
@@ -118,12 +107,38 @@ def test_model_card(root: Path, model: RegionModel, tmp_path: Path) -> None:
     assert "cc-by-nc-4.0, of the weights" in licensed
 
 
-def test_lines_of_the_card_run(root: Path, tmp_path: Path) -> None:
+def test_the_card_shows_baselines_of_the_same_subjects(
+    trained_regions: TrainedRegions, shared: Path, model: RegionModel
+) -> None:
+    """Their own metrics, from their predictions, and the paired difference."""
+    own = read_scores(trained_regions.fit / "predictions.csv")
+    text = (shared / "README.md").read_text()
+    lines = text.splitlines()
+    for name in ("FC", "MeanVariance", "Untrained"):
+        place = trained_regions.results.parent / name / "seed_0" / "holdout"
+        scores = read_scores(place / "predictions.csv")
+        (row,) = (line for line in lines if line.startswith(f"| {name} |"))
+        cells = [cell.strip() for cell in row.split("|")[2:-1]]
+        metrics = map(scores.interval, ("auroc", "accuracy", "balanced_accuracy"))
+        assert cells == [*map(str, metrics), str(own.difference(scores, "auroc"))]
+        assert any(line.startswith(f"- {name}: logistic regression") for line in lines)
+    # A file from before the metrics of baselines were kept: their cells are empty.
+    metadata = json.loads(json.dumps(model.metadata))
+    del metadata["evaluation"]["baselines"]
+    older = region_model_card("older", metadata, None)
+    difference = own.difference(read_scores(place / "predictions.csv"), "auroc")
+    assert f"| Untrained |  |  |  | {difference} |" in older
+    metadata["evaluation"]["differences"] = {}
+    alone = region_model_card("alone", metadata, None)
+    assert "No baselines were fitted" in alone and "model less this" not in alone
+
+
+def test_lines_of_the_card_run(shared: Path, tmp_path: Path) -> None:
     """The Python lines, with the folder and a scan in place."""
     np.savetxt(tmp_path / "sub-01_series.csv", SCANS[0].T, delimiter=",")
-    card = (root / "shared" / "README.md").read_text()
+    card = (shared / "README.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
-    code = code.replace("MODEL_FOLDER", str(root / "shared"))
+    code = code.replace("MODEL_FOLDER", str(shared))
     code = code.replace("sub-01_series.csv", str(tmp_path / "sub-01_series.csv"))
     names: dict[str, object] = {}
     exec(code, names)
@@ -154,7 +169,7 @@ def test_what_is_refused(
 
 
 def test_nothing_is_replaced_unasked(
-    root: Path, model: RegionModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shared: Path, model: RegionModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     assert export([str(model.path), str(out)]) == 0

@@ -560,7 +560,14 @@ def test_a_transformer_of_scikit_learn(trained: Trained, sex: LoadedModel) -> No
     assert np.array_equal(rows[2], expected)
     pipeline = make_pipeline(embedder, LogisticRegression())
     scores = cross_val_score(pipeline, scans, [0, 1, 0, 1, 0, 1], cv=3)
+    once = cross_val_score(LogisticRegression(), rows, [0, 1, 0, 1, 0, 1], cv=3)
     assert scores.shape == (3,)
+    assert np.array_equal(scores, once)  # nothing is fitted to the scans of a fold
     assert pipeline.set_params(neuromambaembedder__layer=1)[0].layer == 1
     with pytest.raises(UserInputError, match="pool 'token'"):
         neuromamba.NeuroMambaEmbedder(sex, pool="token").fit(scans)
+    for one in (scans[0], trained.scan(0)):  # a name is a sequence too, of letters
+        with pytest.raises(UserInputError, match="got one scan, expected a list"):
+            embedder.transform(one)
+    with pytest.raises(UserInputError, match="got a model of type dict"):
+        neuromamba.NeuroMambaEmbedder({"model": sex}).fit(scans)  # type: ignore[arg-type]

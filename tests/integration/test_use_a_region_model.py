@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import pickle
 from pathlib import Path
@@ -19,60 +18,31 @@ from safetensors.torch import load_file
 
 import neuromamba
 from neuromamba.commands import check, embed, explain, predict
-from neuromamba.commands.regions_synthetic import run as make_data
 from neuromamba.commands.regions_train import main as train
 from neuromamba.common.errors import UserInputError
-from neuromamba.data.regions.atlases import read_atlas
 from neuromamba.inference.region_model import RegionModel
-
-FLAGS = "--dataset PPMI --dynamic_length 40 --epochs 1 --embed_dim 32 --depth 1 --device cpu"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``data`` with synthetic PPMI, ``results`` of one seed without cross-validation."""
-    root = tmp_path_factory.mktemp("regions")
-    make_data(
-        ["--dataset", "PPMI", "--output", str(root / "data"), "--subjects", "40", "--frames", "60"]
-    )
-    words = f"--data_dir {root / 'data'} --results_dir {root / 'results'} --skip_cross_validation"
-    assert train(f"{FLAGS} {words} --baselines FC".split()) == 0
-    return root
+from tests.helpers.trained_regions import TrainedRegions, rows, volumes_of
 
 
 @pytest.fixture(scope="module")
-def fit(folder: Path) -> Path:
-    return folder / "results" / "PPMI" / "NeuroSSM" / "seed_0" / "holdout"
+def fit(trained_regions: TrainedRegions) -> Path:
+    return trained_regions.fit
 
 
 @pytest.fixture(scope="module")
-def scans(folder: Path, fit: Path) -> dict[str, np.ndarray]:
-    """Series [N, T] of the holdout's subjects, by the name of the scan in its predictions."""
-    with open(next((folder / "data").glob("*.pickle")), "rb") as stream:
-        everything = pickle.load(stream)
-    held = {row["scan"] for row in rows(fit / "predictions.csv")}
-    found = {}
-    for one in everything:
-        series = np.asarray(one["roiTimeseries"])  # some are time x regions
-        found[str(one["pheno"]["subjectId"])] = series if len(series) == 166 else series.T
-    return {name: series for name, series in found.items() if name in held}
+def scans(trained_regions: TrainedRegions) -> dict[str, np.ndarray]:
+    """Of the holdout."""
+    return trained_regions.held_out
 
 
 @pytest.fixture(scope="module")
-def model(fit: Path) -> RegionModel:
-    loaded = neuromamba.load(fit, device="cpu")
-    assert isinstance(loaded, RegionModel)
-    return loaded
+def model(trained_regions: TrainedRegions) -> RegionModel:
+    return trained_regions.model
 
 
 @pytest.fixture(scope="module")
-def regions(folder: Path) -> tuple[str, ...]:
-    return read_atlas(folder / "data" / "atlases" / "AAL3v2.nii.gz").regions
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
+def regions(trained_regions: TrainedRegions) -> tuple[str, ...]:
+    return trained_regions.atlas.regions
 
 
 def write(path: Path, series: np.ndarray, names: Any = None) -> Path:
@@ -102,7 +72,9 @@ def test_file_of_a_model(fit: Path, regions: tuple[str, ...]) -> None:
     assert found["training"]["scans"] == 32 and found["training"]["measures"]["frames"] == [60] * 3
     record = json.loads((fit.parents[1] / "evaluation.json").read_text())["holdouts"]["0"]
     assert found["evaluation"]["metrics"] == record["metrics"]
-    assert found["evaluation"]["differences"].keys() == {"FC"}
+    baselines = {"FC", "MeanVariance", "Untrained"}
+    assert found["evaluation"]["differences"].keys() == baselines
+    assert found["evaluation"]["baselines"].keys() == baselines
     ours, weights = (load_file(fit / n) for n in ("model.safetensors", "weights.safetensors"))
     assert ours.keys() == weights.keys()
     assert all(torch.equal(ours[name], tensor) for name, tensor in weights.items())
@@ -110,13 +82,14 @@ def test_file_of_a_model(fit: Path, regions: tuple[str, ...]) -> None:
     assert "/" not in text.replace("AAL3v2", "") and not any(name in text for name in names)
 
 
-def test_results_mean_their_only_seed(folder: Path, fit: Path, model: RegionModel) -> None:
-    results = folder / "results" / "PPMI" / "NeuroSSM"
-    for place in (results, fit, fit / "model.safetensors"):
+def test_results_mean_their_only_seed(
+    trained_regions: TrainedRegions, fit: Path, model: RegionModel
+) -> None:
+    for place in (trained_regions.results, fit, fit / "model.safetensors"):
         assert neuromamba.load(place, device="cpu").path == fit / "model.safetensors"
     assert model.contract.describe()[0] == ("series", "166 regions, AAL3v2")
     with pytest.raises(UserInputError, match="no file"):
-        neuromamba.load(folder / "nothing", device="cpu")
+        neuromamba.load(fit / "nothing", device="cpu")
 
 
 def test_results_of_several_seeds_and_old_ones(
@@ -346,22 +319,11 @@ def test_embeddings_are_the_pathways(
 
 
 def test_volumes_with_the_atlas(
-    folder: Path, fit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained_regions: TrainedRegions, fit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A 4D NIfTI file gives the prediction of its regional means."""
-    path = folder / "data" / "atlases" / "AAL3v2.nii.gz"
-    atlas = read_atlas(path)
-    labels = atlas.labels()
-    rng = np.random.default_rng(5)
-    series = (100 + rng.normal(size=(len(atlas.ids), 20)).cumsum(axis=1)).astype(np.float32)
-    volume = np.zeros((*labels.shape, 20), np.float32)
-    for value, region in zip(series, atlas.ids, strict=True):
-        volume[labels == region] = value
-    image = nibabel.Nifti1Image(volume, atlas.image.affine)
-    image.header.set_xyzt_units("mm", "sec")
-    image.header["pixdim"][4] = 2.0
-    image.set_sform(atlas.image.affine, 4)
-    image.set_qform(atlas.image.affine, 4)
+    path, atlas = trained_regions.atlas_file, trained_regions.atlas
+    image, series = volumes_of(atlas)
     scan = tmp_path / "sub-01_space-MNI152NLin6Asym_bold.nii.gz"
     nibabel.save(image, scan)
     model = neuromamba.load(fit, device="cpu")
@@ -374,15 +336,17 @@ def test_volumes_with_the_atlas(
     with pytest.raises(UserInputError, match="no file and none of"):
         model.with_atlas("AAL99")
     other = tmp_path / "other.nii.gz"
-    moved = nibabel.Nifti1Image(np.roll(labels, 1, axis=0), atlas.image.affine)
+    moved = nibabel.Nifti1Image(np.roll(atlas.labels(), 1, axis=0), atlas.image.affine)
     nibabel.save(moved, other)
     with pytest.raises(UserInputError, match="other voxels or labels"):
         model.with_atlas(other)
 
 
-def test_extraction_of_the_training_is_recorded(folder: Path, tmp_path: Path) -> None:
+def test_extraction_of_the_training_is_recorded(
+    trained_regions: TrainedRegions, tmp_path: Path
+) -> None:
     """Of series by ``neuromamba regions extract``: atlas, names, cleaning, repetition time."""
-    source = next((folder / "data").glob("*.pickle"))
+    source = next(trained_regions.data.glob("*.pickle"))
     data = tmp_path / "mine.pickle"
     data.write_bytes(source.read_bytes())
     with open(source, "rb") as stream:

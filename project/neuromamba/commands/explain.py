@@ -36,6 +36,7 @@ from neuromamba.inference.flags import (
 )
 
 if TYPE_CHECKING:  # torch takes seconds to import
+    from neuromamba.inference.explanation_files import ExplainedCall
     from neuromamba.inference.loaded import LoadedModel
     from neuromamba.inference.references import Reference
     from neuromamba.inference.region_model import RegionModel
@@ -143,7 +144,7 @@ class _Family(NamedTuple):
     explain: Callable[[Any], Any]
     keep: Callable[..., dict[str, Any]]
     groups: Callable[..., tuple[list[Any], str]]
-    write_page: Callable[..., Path]
+    write_page: Callable[[ExplainedCall], Path]
 
 
 def _volumes(model: LoadedModel, args: argparse.Namespace) -> _Family:
@@ -158,10 +159,10 @@ def _volumes(model: LoadedModel, args: argparse.Namespace) -> _Family:
     )
     options = ExplainOptions(**{name: getattr(args, name) for name in (*_SHARED, *_OF_VOLUMES)})
 
-    def write_page(*of_call: Any) -> Path:
+    def write_page(call: ExplainedCall) -> Path:
         from neuromamba.reports.explanation_page import write_explanation_page
 
-        return write_explanation_page(*of_call)
+        return write_explanation_page(call)
 
     references = _references(model, args)
     return _Family(
@@ -215,10 +216,10 @@ def _regions(model: RegionModel, args: argparse.Namespace) -> _Family:
     options = RegionExplainOptions(**words)
     model.check_explains(options)
 
-    def write_page(*of_call: Any) -> Path:
+    def write_page(call: ExplainedCall) -> Path:
         from neuromamba.reports.region_explanation_page import write_region_page
 
-        return write_region_page(*of_call)
+        return write_region_page(call)
 
     return _Family(
         options,
@@ -242,6 +243,7 @@ def run(argv: Sequence[str]) -> int:
         raise UserInputError(f"--permutations: got {args.permutations}, expected 100 or more.")
     # Imported here: torch takes seconds, and flags have been checked by now.
     from neuromamba.inference.batch import open_batch, run_batch
+    from neuromamba.inference.explanation_files import ExplainedCall
     from neuromamba.inference.open_model import for_scans
     from neuromamba.inference.region_model import RegionModel
     from neuromamba.inference.score_map import target_index
@@ -274,9 +276,15 @@ def run(argv: Sequence[str]) -> int:
         no_groups=without,
     )
     if args.report:
-        command = as_typed("explain", argv)
-        page = family.write_page(batch, groups, without, family.options, args.model, command)
-        print(f"page: {page}")
+        call = ExplainedCall(
+            batch=batch,
+            groups=groups,
+            no_groups=without,
+            options=family.options,
+            model_name=args.model,
+            command=as_typed("explain", argv),
+        )
+        print(f"page: {family.write_page(call)}")
     return batch.status
 
 

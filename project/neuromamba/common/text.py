@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+# Texts of cells, in small letters, that say that there is no value.
+ABSENT = frozenset({"", "na", "n/a", "#n/a", "nan", "none", "null", "-", "--", "."})
 # Control characters (C0, C1), and characters that show nothing but change what is shown around
 # them: directions of writing, joiners, line separators, tags, halves of characters.
 _INVISIBLE = re.compile(
@@ -62,6 +64,12 @@ def category(text: str) -> str:
     """Normalise the name of a class; a spreadsheet may have turned 1 into 1.0."""
     head, _, zeros = text.partition(".")
     return head if head.lstrip("-").isdecimal() and zeros and not zeros.strip("0") else text
+
+
+def spelling(value: object) -> str:
+    """Return the text of a cell, where 1.0 is 1; "" if it is missing."""
+    found = "" if value is None else category(str(value).strip())
+    return "" if found.lower() in ABSENT else found
 
 
 def some_of(names: Iterable[object], most: int = 10, hint: str = "") -> str:

@@ -13,12 +13,14 @@ class TaskType:
     Attributes:
         loss: name in ``losses.LOSSES``.
         metrics: names of the subject-level metrics written as ``val/<name>`` and ``test/<name>``.
+        main_metric: the one of ``metrics`` that models are compared by.
         monitor: validation metric that chooses the best checkpoint.
         monitor_mode: "max" or "min".
     """
 
     loss: str
     metrics: tuple[str, ...]
+    main_metric: str
     monitor: str
     monitor_mode: str
 
@@ -27,6 +29,7 @@ TASK_TYPES: Mapping[str, TaskType] = {
     "classification": TaskType(
         loss="cross_entropy",
         metrics=("auroc", "accuracy", "balanced_accuracy"),
+        main_metric="auroc",
         # Cross entropy, because the AUROC of a few validation subjects ties at 1.
         monitor="val/loss",
         monitor_mode="min",
@@ -34,6 +37,7 @@ TASK_TYPES: Mapping[str, TaskType] = {
     "regression": TaskType(
         loss="mse",
         metrics=("mse", "mae", "pearson_r", "r2"),
+        main_metric="pearson_r",
         monitor="val/mse",
         monitor_mode="min",
     ),

@@ -67,7 +67,7 @@ class SubjectScores(NamedTuple):
     @property
     def main_metric(self) -> str:
         """The one that models are compared by."""
-        return "auroc" if self.task_type == "classification" else "pearson_r"
+        return TASK_TYPES[self.task_type].main_metric
 
     def statistic(self, name: str) -> Statistic:
         """A metric as a function of the indices of subjects."""

@@ -16,6 +16,7 @@ import nibabel
 import numpy as np
 
 from neuromamba.common.atomic_files import atomic_path
+from neuromamba.inference.batch import Batch
 from neuromamba.inference.explain import Explanation
 from neuromamba.inference.group_maps import GroupMap, group_map
 from neuromamba.inference.output_folder import SCANS, OutputFolder
@@ -114,6 +115,37 @@ class Group:
             "rank_correlation_with_random_weights": alike if np.isfinite(alike) else None,
             "files": dict(self.files),
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainedCall:
+    """A call of ``neuromamba explain`` whose maps are written, for its page.
+
+    Attributes:
+        batch: finished.
+        groups: maps of groups.
+        no_groups: why there are none; "" if there are.
+        options: of the maps: ``ExplainOptions`` or ``RegionExplainOptions``.
+        model_name: as the user gave it.
+        command: as it was typed.
+    """
+
+    batch: Batch
+    groups: Sequence[Group]
+    no_groups: str
+    options: Any
+    model_name: str
+    command: str
+
+    @property
+    def answered(self) -> list[dict[str, Any]]:
+        """Records of the scans that have a map."""
+        return [record for record in self.batch.in_order if record["result"]]
+
+    @property
+    def refused(self) -> list[dict[str, Any]]:
+        """Records of the others."""
+        return [record for record in self.batch.in_order if not record["result"]]
 
 
 def read_values(folder: OutputFolder, name: str) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ from neuromamba.inference.prepare import prepare_scan
 from neuromamba.inference.prepared import PreparedScan, require_prepared
 from neuromamba.inference.references import evenly, reference_of
 from neuromamba.inference.rollout import Rollout, rollout_scan
-from neuromamba.inference.sources import ScanFile, find_scans, only_scan
+from neuromamba.inference.sources import Places, ScanFile, find_scans, only_scan
 
 
 class LoadedModel(TrainedModel):
@@ -28,7 +28,7 @@ class LoadedModel(TrainedModel):
     print(model.predict(scan))
     """
 
-    def find(self, places: Sequence[str | Path]) -> tuple[list[ScanFile], list[PassedOver]]:
+    def find(self, places: Places) -> tuple[list[ScanFile], list[PassedOver]]:
         """List the scans of files, folders and stores; see ``sources.find_scans``."""
         return find_scans(places, native=self.contract.native)
 
@@ -71,7 +71,7 @@ class LoadedModel(TrainedModel):
 
     def predict_many(
         self,
-        bold: Sequence[str | Path],
+        bold: Places,
         *,
         tr: float | None = None,
         mask: str | Path | None = None,
@@ -81,7 +81,7 @@ class LoadedModel(TrainedModel):
         """Predict of many scans with the model that is loaded once.
 
         Args:
-            bold: files, folders or stores, see ``find_scans``.
+            bold: files, folders or stores, one or a list; see ``find_scans``.
             tr, mask, strict: as of ``prepare_scan``.
             workers: scans that are prepared ahead at a time.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from neuromamba.inference.region_series import (
     prepare_series,
     prepared_of,
 )
-from neuromamba.inference.sources import ScanFile, only_scan
+from neuromamba.inference.sources import Places, ScanFile, only_scan
 from neuromamba.layers.packing import pack
 from neuromamba.neurossm.model import NeuroSSM
 from neuromamba.neurossm.model_file import read_model_file
@@ -170,7 +170,7 @@ class RegionModel:
         check_atlas(found, self.metadata)
         return dataclasses.replace(self, atlas=found)
 
-    def find(self, places: Sequence[str | Path]) -> tuple[list[ScanFile], list[PassedOver]]:
+    def find(self, places: Places) -> tuple[list[ScanFile], list[PassedOver]]:
         """List the scans of files and folders, see ``region_series.find_series``."""
         return find_series(places)
 
@@ -247,9 +247,7 @@ class RegionModel:
             unit="",
         )
 
-    def predict_many(
-        self, places: Sequence[str | Path], **options: Any
-    ) -> list[Outcome[Prediction]]:
+    def predict_many(self, places: Places, **options: Any) -> list[Outcome[Prediction]]:
         """Predict of many scans; options as of ``many.each_scan``."""
         scans, _ = self.find(places)
         return list(each_scan(self, scans, self.predict, **options))

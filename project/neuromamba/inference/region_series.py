@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,14 @@ from neuromamba.data.regions.series_files import READERS, SeriesFile, read_serie
 from neuromamba.data.regions.series_measures import measures_of_series
 from neuromamba.inference.prepared import Prepared, Problem, identity_of
 from neuromamba.inference.range_check import compare
-from neuromamba.inference.sources import ScanFile, run_of, source_of_file, with_unique_names
+from neuromamba.inference.sources import (
+    Places,
+    ScanFile,
+    listed,
+    run_of,
+    source_of_file,
+    with_unique_names,
+)
 from neuromamba.inference.time_resampling import resample_time
 
 _TR_TOLERANCE = 0.1  # of the training's; as for volumes
@@ -73,14 +80,14 @@ class PreparedSeries(Prepared):
         return self.record_of(frames=self.series.shape[1], tr=self.tr, windows=1)
 
 
-def find_series(places: Sequence[str | Path]) -> tuple[list[ScanFile], list[PassedOver]]:
+def find_series(places: Places) -> tuple[list[ScanFile], list[PassedOver]]:
     """List the scans that files and folders hold, each once, in the order given.
 
     Args:
-        places: files of series (``READERS``) or 4D NIfTI files, or folders of them.
+        places: files of series (``READERS``) or 4D NIfTI files, or folders of them. One, or a list.
     """
     scans: dict[Path, ScanFile] = {}
-    for place in map(Path, places):
+    for place in listed(places):
         files = [place]
         if place.is_dir():
             files = [path for path in sorted(place.rglob("*")) if _is_scan(path)]

@@ -62,8 +62,14 @@ class NeuroMambaEmbedder(TransformerMixin, BaseEstimator):
         """Do nothing but check the settings.
 
         Raises:
-            UserInputError: a pool without one row per scan.
+            UserInputError: no model of volumes; a pool without one row per scan.
         """
+        if not isinstance(self.model, LoadedModel | str | Path):
+            raise UserInputError(
+                f"NeuroMambaEmbedder: got a model of type {type(self.model).__name__}, expected a "
+                f"model of volumes that neuromamba.load gives, or its path. A model of regions "
+                f"gives the features of a scan by model.embed(scan).values."
+            )
         if self.pool not in _POOLS:
             raise UserInputError(
                 f"NeuroMambaEmbedder: got pool '{self.pool}', expected {' or '.join(_POOLS)}."
@@ -80,9 +86,11 @@ class NeuroMambaEmbedder(TransformerMixin, BaseEstimator):
             float32 [n, D * statistics (* regions)].
 
         Raises:
-            UserInputError: no scans; a scan cannot be used; scans of different regions.
+            UserInputError: no list of scans; a scan cannot be used; scans of different regions.
         """
         self.fit(X)
+        if isinstance(X, str | Path):
+            raise UserInputError(f"NeuroMambaEmbedder: got one scan, expected a list: ['{X}'].")
         if not len(X):
             raise UserInputError("NeuroMambaEmbedder: got no scans, expected one or more.")
         model = self.model if isinstance(self.model, LoadedModel) else load(self.model)

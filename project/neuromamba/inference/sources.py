@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TypeAlias
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.ingest.bids import parse, sibling_mask, sidecar
@@ -23,6 +24,7 @@ from neuromamba.data.ingest.sources import (
 )
 from neuromamba.data.store.reader import list_runs, read_header
 
+Places: TypeAlias = str | Path | Sequence[str | Path]  # of scans: one, or a list
 _RUN = ".h5"
 
 
@@ -65,14 +67,17 @@ def only_scan(scans: Sequence[ScanFile], place: str | Path) -> ScanFile:
     return scans[0]
 
 
-def find_scans(
-    places: Sequence[str | Path], *, native: bool = False
-) -> tuple[list[ScanFile], list[PassedOver]]:
+def listed(places: Places) -> list[Path]:
+    """Places as paths; a single one is a list of one, and not of its letters."""
+    return [Path(places)] if isinstance(places, str | Path) else [*map(Path, places)]
+
+
+def find_scans(places: Places, *, native: bool = False) -> tuple[list[ScanFile], list[PassedOver]]:
     """List the scans that files and folders hold, each once, in the order given.
 
     Args:
         places: NIfTI files; folders of them (the layouts of the converter: BIDS derivatives, HCP,
-            any folder); stores, and runs of a store.
+            any folder); stores, and runs of a store. One, or a list.
         native: whether the model is of native space, so that native versions of runs are taken.
 
     Returns:
@@ -83,14 +88,14 @@ def find_scans(
     """
     scans: dict[Path, ScanFile] = {}
     passed: list[PassedOver] = []
-    for place in map(Path, places):
+    for place in listed(places):
         found: list[ScanFile]
         if place.is_dir() and _is_store(place):
             found = [_of_store(path) for path in list_runs(place)]
         elif place.is_dir():
-            listed = find_runs(place, choice=Choice("native" if native else ""))
-            found = [scan_of(source) for source in listed.sources]
-            passed += listed.passed_over
+            runs = find_runs(place, choice=Choice("native" if native else ""))
+            found = [scan_of(source) for source in runs.sources]
+            passed += runs.passed_over
         elif place.name.endswith(_RUN) and place.is_file():
             found = [_of_store(place)]
         else:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from neuromamba.common.errors import UserInputError
-from neuromamba.common.text import category, names_for_message, number, plain_subject
-from neuromamba.data.cohorts.tables import ABSENT, Table, read_table
+from neuromamba.common.text import ABSENT, category, names_for_message, number, plain_subject
+from neuromamba.data.cohorts.tables import Table, read_table
 
 MOST_CLASSES = 8  # that a figure can tell apart
 

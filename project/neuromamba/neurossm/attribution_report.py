@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 
 from neuromamba.common.atomic_files import write_text_atomically
 from neuromamba.data.regions.atlases import Atlas
-from neuromamba.data.regions.dataset import Cohort
+from neuromamba.data.regions.cohort import Cohort
 from neuromamba.neurossm.attribution import Attribution
 from neuromamba.neurossm.attribution_files import ScanMap, safe_name
 from neuromamba.pages.evidence import ENOUGH

@@ -25,6 +25,7 @@ from neuromamba.neurossm.gru import GRUClassifier
 from neuromamba.neurossm.linear import FEATURES, features_of, fit_and_predict
 from neuromamba.neurossm.model import NeuroSSM
 from neuromamba.neurossm.module import score
+from neuromamba.neurossm.results import BASELINE_TEXTS
 from neuromamba.neurossm.train import train
 from neuromamba.training.strategies import Hardware
 
@@ -37,6 +38,7 @@ TRAINED: Mapping[str, Callable[[NeuroSSMConfig], nn.Module]] = {
 }
 UNTRAINED = "Untrained"
 NAMES = (*TRAINED, *FEATURES, UNTRAINED)
+assert {*FEATURES, UNTRAINED} == BASELINE_TEXTS.keys()
 
 
 class Classifier(Protocol):

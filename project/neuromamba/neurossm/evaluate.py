@@ -6,7 +6,8 @@ import torch
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.regions.batches import check_lengths
-from neuromamba.data.regions.dataset import Cohort, load_cohort
+from neuromamba.data.regions.cohort import Cohort
+from neuromamba.data.regions.dataset import load_cohort
 from neuromamba.layers.ssd import select_backend
 from neuromamba.neurossm.classifiers import NetworkClassifier, classifier
 from neuromamba.neurossm.config import EvaluateConfig

@@ -15,7 +15,7 @@ from neuromamba.common.atomic_files import make_folder, write_text_atomically
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.seeds import seed_run
 from neuromamba.data.regions.atlases import Atlas, find_atlas, spare_collections
-from neuromamba.data.regions.dataset import Cohort
+from neuromamba.data.regions.cohort import Cohort
 from neuromamba.data.regions.holdout import HOLDOUT_NAME
 from neuromamba.data.regions.scan import Scan
 from neuromamba.neurossm.attribution import Attribution, attribute, mean_features

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from neuromamba.common.errors import UserInputError
-from neuromamba.data.regions.dataset import Cohort
+from neuromamba.data.regions.cohort import Cohort
 from neuromamba.data.regions.holdout import HOLDOUT_NAME, Split
 from neuromamba.evaluation.confound_columns import check_confounds
 from neuromamba.evaluation.confounds import confound_report

@@ -27,14 +27,14 @@ from neuromamba.common.version import code_version
 from neuromamba.config.names import SAFETENSORS
 from neuromamba.config.serialise import from_dict
 from neuromamba.data.regions.atlases import FOLDER, read_atlas
-from neuromamba.data.regions.dataset import Cohort
+from neuromamba.data.regions.cohort import Cohort
 from neuromamba.data.regions.holdout import HOLDOUT_NAME
 from neuromamba.data.regions.scan import Scan
 from neuromamba.data.regions.series_measures import measures_of_scans
 from neuromamba.neurossm.attribution import mean_features
 from neuromamba.neurossm.classifiers import TRAINED, WEIGHTS, NetworkClassifier
 from neuromamba.neurossm.config import EvaluateConfig, NeuroSSMConfig
-from neuromamba.neurossm.holdouts import Holdout, HoldoutReport
+from neuromamba.neurossm.holdouts import BOOTSTRAP_SEED, Holdout, HoldoutReport
 from neuromamba.neurossm.model import NeuroSSM
 from neuromamba.neurossm.protocol import Protocol
 
@@ -132,13 +132,17 @@ def _pathway_means(model: nn.Module, train: Sequence[Scan]) -> list[list[float]]
 
 
 def _evaluation(one: Holdout) -> dict[str, Any]:
-    record = one.evaluation.record(0)
+    record = one.evaluation.record(BOOTSTRAP_SEED)
     plain = {name: record[name] for name in ("metrics", "subjects", "confidence", "calibration")}
+    baselines = {
+        name: {m: one.scores[name].interval(m, BOOTSTRAP_SEED)._asdict() for m in of}
+        for name, of in one.differences.items()
+    }
     differences = {
         name: {metric: interval._asdict() for metric, interval in of.items()}
         for name, of in one.differences.items()
     }
-    cleaned: dict[str, Any] = _nulls({**plain, "differences": differences})
+    cleaned: dict[str, Any] = _nulls({**plain, "baselines": baselines, "differences": differences})
     return cleaned
 
 

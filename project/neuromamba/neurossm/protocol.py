@@ -18,7 +18,7 @@ import numpy as np
 from neuromamba.common.atomic_files import make_folder, write_text_atomically
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.json_text import read_json_record
-from neuromamba.data.regions.dataset import Cohort
+from neuromamba.data.regions.cohort import Cohort
 from neuromamba.data.regions.holdout import Split, splits_of
 from neuromamba.evaluation.result_files import Predictions
 from neuromamba.neurossm.classifiers import Classifier

@@ -10,12 +10,19 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from neuromamba.common.atomic_files import write_text_atomically
-from neuromamba.data.regions.dataset import Cohort
+from neuromamba.data.regions.cohort import Cohort
 from neuromamba.data.regions.holdout import HOLDOUT_NAME
 from neuromamba.evaluation.result_files import CURVES, curve
 from neuromamba.evaluation.scores import SubjectScores
 from neuromamba.neurossm.holdouts import HoldoutReport
-from neuromamba.neurossm.results import METRIC_NAMES, PARTS, FitResult, Results, summary
+from neuromamba.neurossm.results import (
+    BASELINE_TEXTS,
+    METRIC_NAMES,
+    PARTS,
+    FitResult,
+    Results,
+    summary,
+)
 from neuromamba.pages.evidence import ENOUGH
 from neuromamba.pages.figures import BLUE, GREY, ORANGE, confusion_figure, save_figure, styled
 from neuromamba.pages.page import Page, Picture, Section, Table, render
@@ -247,13 +254,10 @@ def _results_section(results: Results) -> Section:
         for part in PARTS
         if (rows := _rows(results, part))
     ]
-    text = (
-        "All models see the same scans in the same splits. FC: logistic regression on the "
-        "correlations between regions (Fisher's z). MeanVariance: on each region's mean and "
-        "variance, which NeuroSSM does not see. Untrained: on the features of a NeuroSSM with "
-        "random weights, over which a trained one gains what it has learned. Their penalty is "
-        "chosen in inner folds.",
-    )
+    text = ["All models see the same scans in the same splits."]
+    explained = [f"{name}: {BASELINE_TEXTS[name]}." for name in results if name in BASELINE_TEXTS]
+    if explained:
+        text.append(f"{' '.join(explained)} Their penalty is chosen in inner folds.")
     return Section("Results", text, tables)
 
 

@@ -33,6 +33,14 @@ _ALWAYS = (
 )
 # With those that a classification has been given since, which results of before do not hold.
 METRIC_NAMES = tuple(dict.fromkeys((*_ALWAYS, *TASK_TYPES["classification"].metrics)))
+# What the baselines are, for pages and model cards.
+BASELINE_TEXTS = {
+    "FC": "logistic regression on the correlations between regions (Fisher's z)",
+    "MeanVariance": "logistic regression on each region's mean and variance, which NeuroSSM does "
+    "not see",
+    "Untrained": "logistic regression on the features of a NeuroSSM with random weights, over "
+    "which a trained one gains what it has learned",
+}
 PARTS = ("cross_validation", HOLDOUT_NAME)
 
 

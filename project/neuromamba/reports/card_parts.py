@@ -9,8 +9,10 @@ from typing import Any
 import yaml
 
 from neuromamba.evaluation.intervals import Interval
+from neuromamba.pages.tables import metric_label
 
 FOLDER = "MODEL_FOLDER"  # stands for the folder in commands
+NOT_COMPARED = "so it is not known whether a simple model does as well."
 # Name of a metric here -> on the hub.
 HUB_METRICS = {
     "auroc": "roc_auc",
@@ -48,6 +50,46 @@ def interval(one: Mapping[str, Any]) -> str:
     """A value with its interval, from plain containers."""
     values = (one.get(end) for end in ("value", "low", "high"))
     return str(Interval(*(math.nan if value is None else float(value) for value in values)))
+
+
+def results(
+    metrics: Mapping[str, Any], baselines: Sequence[Mapping[str, Any]], main: str, without: str
+) -> list[str]:
+    """The metrics of a test in a table, a row each for the model and its baselines.
+
+    Args:
+        metrics: of the model, name -> value with interval.
+        baselines: each with "name", "text" (what it is; None is left out), "metrics" ({} where
+            they are not known) and "difference", paired, of ``main``: model less baseline.
+        main: metric that models are compared by.
+        without: what is said if there are no baselines.
+    """
+    rows = [["this model", *map(interval, metrics.values())]]
+    head = ["", *map(metric_label, metrics)]
+    if not baselines:
+        return [table(rows, head), without]
+    rows[0].append("")
+    for one in baselines:
+        known = one["metrics"]
+        cells = (interval(known[name]) if name in known else "" for name in metrics)
+        rows.append([one["name"], *cells, interval(one["difference"])])
+    explained = [f"{one['name']}: {one['text']}" for one in baselines if one["text"]]
+    return [
+        table(rows, [*head, f"{metric_label(main)}: model less this"]),
+        *([bullets(explained)] if explained else []),
+        "The baselines were scored on the same test subjects; differences are paired. Two models "
+        "differ where the interval of the difference excludes 0.",
+    ]
+
+
+def calibration_errors(found: Mapping[str, Any]) -> str:
+    """A sentence, with a space behind it, about errors of calibration; "" if none is known."""
+    words = [
+        f"{label} {found[name]:.3f}"
+        for name, label in (("ece", "expected calibration error"), ("brier", "Brier score"))
+        if isinstance(found.get(name), float)
+    ]
+    return f"Calibration on the test subjects: {', '.join(words)}. " if words else ""
 
 
 def licence(license_id: str | None) -> str:

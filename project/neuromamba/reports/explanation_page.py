@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from neuromamba.common.atomic_files import write_text_atomically
-from neuromamba.inference.batch import Batch, summary
+from neuromamba.inference.batch import summary
 from neuromamba.inference.explain import ExplainOptions
-from neuromamba.inference.explanation_files import ATTRIBUTION, MEAN, PREDICTED, RANDOM, Group
+from neuromamba.inference.explanation_files import (
+    ATTRIBUTION,
+    MEAN,
+    PREDICTED,
+    RANDOM,
+    ExplainedCall,
+    Group,
+)
 from neuromamba.inference.group_maps import MIN_SUBJECTS
 from neuromamba.inference.output_folder import SCANS
 from neuromamba.pages.figures import save_figure
@@ -27,56 +35,71 @@ METHODS = {
 }
 
 
-def write_explanation_page(
-    batch: Batch,
-    groups: Sequence[Group],
-    without: str,
-    options: ExplainOptions,
-    model_name: str,
-    command: str,
-) -> Path:
-    """Write ``report.html`` and ``<scan>_view.html`` into the folder of a call.
-
-    Args:
-        batch: finished.
-        groups: maps of groups.
-        without: why there are none.
-        options: of the maps.
-        model_name: as the user gave it.
-        command: for the end of the page.
+def write_explanation_page(call: ExplainedCall) -> Path:
+    """Write ``report.html`` and ``<scan>_view.html`` of volumes into the folder of a call.
 
     Returns:
         The page's path.
     """
-    records = batch.in_order
-    answered = [record for record in records if record["result"]]
-    refused = [record for record in records if not record["result"]]
-    folder, native = batch.folder.path, batch.model.contract.native
-    for record in answered:
-        write_view(folder, record["scan"], native)
+    native = call.batch.model.contract.native
+    for record in call.answered:
+        write_view(call.batch.folder.path, record["scan"], native)
+
+    def maps(temporary: Path) -> list[Section]:
+        return [
+            _table(call.answered, call.options),
+            *group_sections(call, partial(_group, temporary=temporary)),
+            _scans(call, temporary, native),
+        ]
+
+    title = f"Which voxels predictions of {call.batch.model.task.task} rest on"
+    return write_page(call, title, _summary(call), maps)
+
+
+def write_page(
+    call: ExplainedCall,
+    title: str,
+    text: Sequence[str],
+    maps: Callable[[Path], Sequence[Section]],
+) -> Path:
+    """Write ``report.html``, with what the pages of both families have below their maps.
+
+    Args:
+        call: of the page.
+        title: of the page.
+        text: below the title.
+        maps: folder for pictures -> sections of the maps; not called if no scan has one.
+
+    Returns:
+        The page's path.
+    """
     with tempfile.TemporaryDirectory() as temporary:
-        sections = []
-        if answered:
-            sections.append(_table(answered, options))
-            sections += [_group(group, folder, Path(temporary)) for group in groups]
-            if not groups:
-                sections.append(Section("Group", [f"There is no map of a group: {without}."]))
-            sections.append(_scans(answered, folder, Path(temporary), native))
-        sections += [*scan_sections(answered, refused), contract_section(batch.model)]
-        sections.append(Section("Command", code=wrap_command(command)))
-        assert batch.model.task is not None
-        page = Page(
-            f"Which voxels predictions of {batch.model.task.task} rest on",
-            _summary(batch, options, model_name),
-            sections,
-            notice=notice(answered),
-        )
-        path = folder / PAGE
+        sections = [
+            *(maps(Path(temporary)) if call.answered else ()),
+            *scan_sections(call.answered, call.refused),
+            contract_section(call.batch.model),
+            Section("Command", code=wrap_command(call.command)),
+        ]
+        page = Page(title, text, sections, notice=notice(call.answered))
+        path = call.batch.folder.path / PAGE
         write_text_atomically(path, render(page))
     return path
 
 
-def _summary(batch: Batch, options: ExplainOptions, model_name: str) -> list[str]:
+def group_sections(call: ExplainedCall, drawn: Callable[[Group, Path], Section]) -> list[Section]:
+    """The sections of the groups, or one that says why there are none.
+
+    Args:
+        call: of the page.
+        drawn: (group, folder of the call) -> its section.
+    """
+    if not call.groups:
+        return [Section("Group", [f"There is no map of a group: {call.no_groups}."])]
+    return [drawn(group, call.batch.folder.path) for group in call.groups]
+
+
+def _summary(call: ExplainedCall) -> list[str]:
+    batch, options = call.batch, call.options
     baseline = "a baseline scan (all brain voxels at the run's mean)"
     if batch.model.contract.by_voxel:
         baseline = "a baseline scan (each voxel at its temporal mean)"
@@ -89,7 +112,7 @@ def _summary(batch: Batch, options: ExplainOptions, model_name: str) -> list[str
     )
     smooth = f", smoothed by {options.smooth:g} mm" if options.smooth else ""
     return [
-        f"{model_name} on {summary(batch)}; {METHODS[options.method]}.",
+        f"{call.model_name} on {summary(batch)}; {METHODS[options.method]}.",
         f"Red speaks for what is explained, blue against it, compared with {baseline}. "
         f"A map shows {where}, summed over the frames of a window and averaged over "
         f"windows{smooth}. It describes what this model uses, which need not be what differs "
@@ -254,9 +277,8 @@ def scan_picture(
     )
 
 
-def _scans(
-    answered: Sequence[Mapping[str, Any]], folder: Path, temporary: Path, native: bool
-) -> Section:
+def _scans(call: ExplainedCall, temporary: Path, native: bool) -> Section:
+    answered, folder = call.answered, call.batch.folder.path
     pictures = []
     for record in answered[:MOST_SCANS]:
         mean = folder / SCANS / f"{record['scan']}{MEAN}" if native else None

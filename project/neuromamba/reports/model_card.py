@@ -15,6 +15,7 @@ from neuromamba.checkpoints.io import CHECKPOINT_KEY, EXPORT_KEY
 from neuromamba.common.atomic_files import write_text_atomically
 from neuromamba.common.json_text import read_json_record
 from neuromamba.config.serialise import from_dict
+from neuromamba.config.tasks import TASK_TYPES
 from neuromamba.config.training import DownstreamConfig, PretrainConfig
 from neuromamba.evaluation.intervals import CONFIDENCE
 from neuromamba.evaluation.result_files import metrics_from
@@ -27,28 +28,21 @@ from neuromamba.inference.calibration import (
 )
 from neuromamba.inference.contract import InputContract
 from neuromamba.inference.sharing import BASELINES_KEY
-from neuromamba.pages.tables import metric_label
 from neuromamba.reports.card_parts import (
     FOLDER,
+    NOT_COMPARED,
     bullets,
+    calibration_errors,
     how_to_use,
     hub_head,
-    interval,
     licence,
+    results,
     section,
     table,
 )
+from neuromamba.reports.citations import FMAMBA
 from neuromamba.reports.skill_text import skill_text
 
-# The entry of CITATION.bib.
-CITATION = """\
-@inproceedings{choi2025neuromamba,
-  title     = {NeuroMamba: A State-Space Foundation Model for Functional MRI},
-  author    = {Choi, Jubin and Park, David Keetae and Kwon, Junbeom and Yoo, Shinjae and Cha, Jiook},
-  booktitle = {39th Conference on Neural Information Processing Systems (NeurIPS 2025) Workshop: Foundation Models for the Brain and Body},
-  year      = {2025},
-  url       = {https://openreview.net/forum?id=kftg4lmQi8}
-}"""  # noqa: E501
 _SYNTHETIC = "Dummy"
 _FEW = 20  # test subjects
 
@@ -94,7 +88,7 @@ def model_card(
         *section("Limits", [bullets([*_limits(metadata, export, contract, task)])]),
         *section("How to use it", _how_to_use(task)),
         *section("Licence", [licence(license_id)]),
-        *section("How to cite", ["The architecture:", f"```bibtex\n{CITATION}\n```"]),
+        *section("How to cite", ["The architecture:", f"```bibtex\n{FMAMBA}\n```"]),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -185,45 +179,24 @@ def _evaluation(export: Mapping[str, Any], task: DownstreamConfig | None) -> lis
     found = export.get(EVALUATION_KEY, {})
     if not found.get("metrics"):
         return ["No test of these weights is recorded, so nothing is known about their errors."]
-    names = list(found["metrics"])
-    baselines = found.get(BASELINES_KEY, ())
-    rows = [["this model", *(interval(found["metrics"][name]) for name in names), ""]]
-    for one in baselines:
-        cells = (interval(one["metrics"][n]) if n in one["metrics"] else "" for n in names)
-        rows.append([one["name"], *cells, interval(one["difference"])])
-    main = "AUROC" if task.task_type == "classification" else "Pearson r"
-    head = ["", *map(metric_label, names), f"{main}: model less this"]
-    if not baselines:
-        rows, head = [row[:-1] for row in rows], head[:-1]
-    text = [
+    main = TASK_TYPES[task.task_type].main_metric
+    without = (
+        f"No baselines were fitted on these subjects (`neuromamba report` of the run fits them), "
+        f"{NOT_COMPARED}"
+    )
+    return [
         f"On {found.get('subjects', 'an unknown number of')} held-out test subjects of the same "
         f"data, with {found.get('confidence', CONFIDENCE):.0%} bootstrap intervals over subjects:",
-        table(rows, head),
+        *results(found["metrics"], found.get(BASELINES_KEY, ()), main, without),
+        _calibration(export, task, found.get("calibration", {})),
     ]
-    if baselines:
-        text.append(bullets([f"{one['name']}: {one['text']}" for one in baselines]))
-        text.append(
-            "The baselines were scored on the same test subjects; differences are paired. Two "
-            "models differ where the interval of the difference excludes 0."
-        )
-    else:
-        text.append(
-            "No baselines were fitted on these subjects (`neuromamba report` of the run fits "
-            "them), so it is not known whether a simple model does as well."
-        )
-    return [*text, _calibration(export, task, found.get("calibration", {}))]
 
 
 def _calibration(
     export: Mapping[str, Any], task: DownstreamConfig, measured: Mapping[str, Any]
 ) -> str:
     known = calibration_of(Path(), export) if CALIBRATION_KEY in export else None
-    words = [
-        f"{label} {measured[name]:.3f}"
-        for name, label in (("ece", "expected calibration error"), ("brier", "Brier score"))
-        if isinstance(measured.get(name), float)
-    ]
-    shown = f"Calibration on the test subjects: {', '.join(words)}. " if words else ""
+    shown = calibration_errors(measured)
     if known is not None and known.half_width is not None:
         return (
             f"{shown}{COVERAGE:.0%} prediction interval: the value ± {known.half_width:.3g}"

@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from neuromamba.common.atomic_files import write_text_atomically
 from neuromamba.common.csv_cells import csv_records
-from neuromamba.inference.batch import Batch, summary
-from neuromamba.inference.explanation_files import Group
+from neuromamba.inference.batch import summary
+from neuromamba.inference.explanation_files import ExplainedCall, Group
 from neuromamba.inference.region_explain import RegionExplainOptions
 from neuromamba.inference.region_explanation_files import TABLE
 from neuromamba.pages.figures import BLUE, GREY, save_figure, styled
-from neuromamba.pages.page import FileLink, Page, Picture, Section, Table, render, wrap_command
+from neuromamba.pages.page import FileLink, Picture, Section, Table
 from neuromamba.reports.attribution_pictures import VIEW, write_view
 from neuromamba.reports.explanation_page import (
     HEAD,
     METHODS,
     MOST_SCANS,
     group_picture,
+    group_sections,
     group_text,
     group_title,
-    notice,
     number,
     scan_picture,
     score_cells,
     score_note,
+    write_page,
 )
-from neuromamba.reports.prediction_page import PAGE, contract_section, scan_sections
 
 _SHOWN = 12  # regions of a table
 _CPA = (
@@ -41,61 +40,33 @@ _CPA = (
 )
 
 
-def write_region_page(
-    batch: Batch,
-    groups: Sequence[Group],
-    without: str,
-    options: RegionExplainOptions,
-    model_name: str,
-    command: str,
-) -> Path:
+def write_region_page(call: ExplainedCall) -> Path:
     """Write ``report.html`` and, where there is an atlas, ``<scan>_view.html``.
-
-    Args:
-        batch: finished.
-        groups: maps of groups.
-        without: why there are none.
-        options: of the maps.
-        model_name: as the user gave it.
-        command: for the end of the page.
 
     Returns:
         The page's path.
     """
-    records, folder = batch.in_order, batch.folder.path
-    answered = [record for record in records if record["result"]]
-    refused = [record for record in records if not record["result"]]
-    for record in answered:
+    folder = call.batch.folder.path
+    for record in call.answered:
         if "attribution" in record["result"]:
             write_view(folder, record["scan"])
-    sections: list[Section] = []
-    with tempfile.TemporaryDirectory() as name:
-        temporary = Path(name)
-        if answered:
-            sections.append(_scores(answered, options))
-            sections += [_group(group, folder, temporary) for group in groups]
-            if not groups:
-                sections.append(Section("Group", [f"There is no map of a group: {without}."]))
-            sections += [_scan(record, folder, temporary) for record in answered[:MOST_SCANS]]
-        sections += [*scan_sections(answered, refused), contract_section(batch.model)]
-        sections.append(Section("Command", code=wrap_command(command)))
-        page = Page(
-            f"Which regions predictions of {batch.model.task.task} rest on",
-            _summary(batch, options, model_name, len(answered)),
-            sections,
-            notice=notice(answered),
-        )
-        path = folder / PAGE
-        write_text_atomically(path, render(page))
-    return path
+
+    def maps(temporary: Path) -> list[Section]:
+        return [
+            _scores(call.answered, call.options),
+            *group_sections(call, partial(_group, temporary=temporary)),
+            *(_scan(record, folder, temporary) for record in call.answered[:MOST_SCANS]),
+        ]
+
+    title = f"Which regions predictions of {call.batch.model.task.task} rest on"
+    return write_page(call, title, _summary(call), maps)
 
 
-def _summary(
-    batch: Batch, options: RegionExplainOptions, model_name: str, answered: int
-) -> list[str]:
+def _summary(call: ExplainedCall) -> list[str]:
+    options, answered = call.options, len(call.answered)
     replaced = "its mean over the training" if options.ablation == "mean" else "zero"
     text = [
-        f"{model_name} on {summary(batch)}; {METHODS[options.method]}.",
+        f"{call.model_name} on {summary(call.batch)}; {METHODS[options.method]}.",
         f"A positive value speaks for the class that is explained, a negative one against it, "
         f"compared with a scan whose regions all stay at their mean. It describes what this model "
         f"uses, which need not be what differs between people. For CPA a pathway is replaced by "

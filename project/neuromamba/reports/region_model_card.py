@@ -9,33 +9,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from neuromamba.config.tasks import TASK_TYPES
 from neuromamba.evaluation.intervals import CONFIDENCE
 from neuromamba.inference.region_model import RegionContract
 from neuromamba.neurossm.model_file import MEANS
-from neuromamba.pages.tables import metric_label
+from neuromamba.neurossm.results import BASELINE_TEXTS
 from neuromamba.reports.card_parts import (
     FOLDER,
+    NOT_COMPARED,
     bullets,
+    calibration_errors,
     how_to_use,
     hub_head,
-    interval,
     licence,
+    results,
     section,
     table,
 )
+from neuromamba.reports.citations import NEUROSSM
 
-# The entry of CITATION.bib.
-CITATION = """\
-@misc{neurossm2026,
-  title         = {NeuroSSM: Multiscale Differential State-Space Modeling for Context-Aware fMRI Analysis},
-  author        = {{NeuroSSM authors}},
-  year          = {2026},
-  eprint        = {2601.01229},
-  archivePrefix = {arXiv},
-  url           = {https://arxiv.org/abs/2601.01229},
-  note          = {Take the list of authors from the arXiv page}
-}"""  # noqa: E501
 _PAPER = "https://arxiv.org/abs/2601.01229"
+_MAIN = TASK_TYPES["classification"].main_metric
 _FEW = 20  # test subjects
 
 
@@ -67,7 +61,7 @@ def region_model_card(name: str, metadata: Mapping[str, Any], license_id: str | 
         *section("Limits", [bullets([*_limits(metadata)])]),
         *section("How to use it", _how_to_use()),
         *section("Licence", [licence(license_id)]),
-        *section("How to cite", ["The architecture:", f"```bibtex\n{CITATION}\n```"]),
+        *section("How to cite", ["The architecture:", f"```bibtex\n{NEUROSSM}\n```"]),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -104,37 +98,24 @@ def _training(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _evaluation(found: Mapping[str, Any]) -> list[str]:
     if not found.get("metrics"):
         return ["No test of these weights is recorded, so nothing is known about their errors."]
-    names = list(found["metrics"])
-    rows = [["this model", *(interval(found["metrics"][name]) for name in names)]]
-    rows += [
-        [f"less {one}", *(interval(of[name]) if name in of else "" for name in names)]
-        for one, of in found.get("differences", {}).items()
+    differences, own = found.get("differences", {}), found.get("baselines", {})
+    baselines = [
+        {
+            "name": name,
+            "text": BASELINE_TEXTS.get(name),
+            "metrics": own.get(name, {}),  # none in files from before they were kept
+            "difference": of[_MAIN],
+        }
+        for name, of in differences.items()
+        if _MAIN in of
     ]
-    text = [
+    without = f"No baselines were fitted on these subjects, {NOT_COMPARED}"
+    return [
         f"On the {found['subjects']} subjects of the holdout, from the same data, with "
         f"{found.get('confidence', CONFIDENCE):.0%} bootstrap intervals over subjects:",
-        table(rows, ["", *map(metric_label, names)]),
-    ]
-    if found.get("differences"):
-        text.append(
-            '"less" a baseline: the paired difference on the same subjects, this model minus the '
-            "baseline. Two models differ where its interval excludes 0."
-        )
-    else:
-        text.append(
-            "No baselines were fitted on these subjects, so it is not known whether a simple model "
-            "does as well."
-        )
-    words = [
-        f"{label} {found['calibration'][name]:.3f}"
-        for name, label in (("ece", "expected calibration error"), ("brier", "Brier score"))
-        if isinstance(found.get("calibration", {}).get(name), float)
-    ]
-    shown = f"Calibration on these subjects: {', '.join(words)}. " if words else ""
-    return [
-        *text,
-        f"{shown}It was trained without validation subjects, so its probabilities are not "
-        f"calibrated.",
+        *results(found["metrics"], baselines, _MAIN, without),
+        f"{calibration_errors(found.get('calibration', {}))}It was trained without validation "
+        f"subjects, so its probabilities are not calibrated.",
     ]
 
 

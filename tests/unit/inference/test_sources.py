@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.inference.region_series import find_series
 from neuromamba.inference.sources import find_scans, source_of_file
 from tests.helpers.scans import save, save_mask, scan, write_json
 
@@ -31,6 +32,14 @@ def test_files_of_one_name_in_two_folders_are_two_scans(tmp_path: Path) -> None:
     paths = [save(tmp_path / name / "run1.nii.gz", scan(frames=4)) for name in ("a", "b")]
     scans, _ = find_scans([*paths, paths[0]])
     assert [one.name for one in scans] == ["run1", "run1_2"]  # the third is the first again
+
+
+def test_a_single_place_is_a_list_of_one(tmp_path: Path) -> None:
+    """And not of the letters of its name, whose first, "/", is every file of the machine."""
+    path = save(tmp_path / "run1.nii.gz", scan(frames=4))
+    for find in (find_scans, find_series):
+        for place in (path, str(path), tmp_path, str(tmp_path)):
+            assert [one.path for one in find(place)[0]] == [path]
 
 
 @pytest.mark.parametrize(

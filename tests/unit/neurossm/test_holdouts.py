@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from neuromamba.common.errors import UserInputError
-from neuromamba.data.regions.dataset import Cohort
+from neuromamba.data.regions.cohort import Cohort
 from neuromamba.data.regions.holdout import Split, splits_of
 from neuromamba.data.regions.registry import DatasetDetails
 from neuromamba.data.regions.scan import Scan

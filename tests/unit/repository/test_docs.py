@@ -478,6 +478,7 @@ def placeholders(tmp_path_factory: pytest.TempPathFactory, trained: Trained) -> 
         "output/demo/finetune": trained.sex,
         "output/demo/pretrain": trained.backbone,
         "output/demo/nifti/sub-0001_task-rest_bold.nii.gz": trained.scan(1),
+        "output/demo/nifti": trained.nifti,
     }
 
 

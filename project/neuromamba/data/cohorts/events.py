@@ -18,11 +18,11 @@ from typing import NamedTuple
 
 from neuromamba.common.errors import UserInputError, see
 from neuromamba.common.files import without_leftovers
-from neuromamba.common.text import category, names_for_message, number, some_of
+from neuromamba.common.text import ABSENT, category, names_for_message, number, some_of
 from neuromamba.config.data import DataConfig
 from neuromamba.config.training import DownstreamConfig
 from neuromamba.data.cohorts.labels import own_task
-from neuromamba.data.cohorts.tables import ABSENT, Table, read_table
+from neuromamba.data.cohorts.tables import Table, read_table
 from neuromamba.data.store.header import RunHeader
 
 logger = logging.getLogger(__name__)

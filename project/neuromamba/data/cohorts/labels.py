@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from neuromamba.common.errors import UserInputError, look_up, see
-from neuromamba.common.text import category, names_for_message, number, some_of
+from neuromamba.common.text import ABSENT, category, names_for_message, number, some_of
 from neuromamba.config.tasks import TASKS
 from neuromamba.config.training import DownstreamConfig
 from neuromamba.data.cohorts.registry import Cohort, Target
 from neuromamba.data.cohorts.suspicious import check_classes, check_values
-from neuromamba.data.cohorts.tables import ABSENT, Table, read_table, tables_of, values_of_subjects
+from neuromamba.data.cohorts.tables import Table, read_table, tables_of, values_of_subjects
 
 logger = logging.getLogger(__name__)
 MOST_CLASSES = 50  # a column of text with more values is names or remarks

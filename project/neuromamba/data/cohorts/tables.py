@@ -16,9 +16,8 @@ from neuromamba.common.atomic_files import atomic_path
 from neuromamba.common.csv_cells import as_read
 from neuromamba.common.errors import UserInputError, look_up
 from neuromamba.common.files import without_leftovers
-from neuromamba.common.text import some_of
+from neuromamba.common.text import ABSENT, some_of
 
-ABSENT = frozenset({"", "na", "n/a", "#n/a", "nan", "none", "null", "-", "--", "."})
 _DELIMITERS = ",;\t|"
 _SHOWN = 20  # columns named in a message
 

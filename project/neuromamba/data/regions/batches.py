@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.seeds import stream
-from neuromamba.data.regions.dataset import Cohort
+from neuromamba.data.regions.cohort import Cohort
 from neuromamba.data.regions.scan import Scan
 from neuromamba.layers.packing import pack
 

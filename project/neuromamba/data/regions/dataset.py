@@ -1,14 +1,13 @@
-"""A data set of ROI time series in memory: read, oriented, labelled and checked.
+"""Read a data set of ROI time series: oriented, labelled and checked.
 
 Shapes: N regions, T frames.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.text import some_of
 from neuromamba.data.regions.axes import check_axes
+from neuromamba.data.regions.cohort import Cohort
 from neuromamba.data.regions.leaks import FAMILY_COLUMNS, check_copies, check_spellings
 from neuromamba.data.regions.registry import DatasetDetails
 from neuromamba.data.regions.scan import Scan
@@ -29,51 +29,6 @@ from neuromamba.data.regions.subjects import (
     scan_names,
     subject_table,
 )
-
-
-@dataclass(frozen=True)
-class Cohort:
-    """A data set.
-
-    Attributes:
-        name: ``--dataset``.
-        details: its entry, classes filled in.
-        scans: all of them.
-        notes: what a user should know of them, a sentence each.
-        group_column: whose values are not split; None if subjects are not.
-        confounds: column -> subject -> text; subjects without a value are absent.
-    """
-
-    name: str
-    details: DatasetDetails
-    scans: tuple[Scan, ...]
-    notes: tuple[str, ...] = ()
-    group_column: str | None = None
-    confounds: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-
-    @property
-    def rois(self) -> int:
-        """N."""
-        return self.scans[0].series.shape[0]
-
-    @property
-    def labels(self) -> np.ndarray:
-        """int [scans]."""
-        return np.array([scan.label for scan in self.scans])
-
-    @property
-    def groups(self) -> np.ndarray:
-        """str [scans]."""
-        return np.array([scan.group for scan in self.scans])
-
-    @property
-    def hash(self) -> str:
-        """Hash of all that training and testing see."""
-        digest = hashlib.blake2b(digest_size=16)
-        for scan in self.scans:
-            digest.update(repr((*scan[:3], scan.group, scan.series.shape)).encode())
-            digest.update(scan.series.tobytes())
-        return digest.hexdigest()
 
 
 def load_cohort(
@@ -123,7 +78,7 @@ def load_cohort(
     if orientation == "time_by_regions":
         raw = [item._replace(series=_matrix(item.series, item.subject, file).T) for item in raw]
     rois = details.rois or _common_rois(raw, file)
-    scans, bad = [], []
+    scans, rows, bad = [], [], []
     names = scan_names(raw, label_of)
     for item, label, scan in zip(raw, label_of, names, strict=True):
         series = _oriented(item.series, rois, scan, file)
@@ -131,6 +86,7 @@ def load_cohort(
             bad.append(scan)
             continue
         scans.append(Scan(item.subject, scan, classes.index(label), series, group_of[item.subject]))
+        rows.append({**item.pheno, **({} if table is None else table.loc[item.subject].to_dict())})
     if bad and not drop_bad_scans:
         raise file.error(
             f"has values that are not finite in single precision in {len(bad)} scans "
@@ -167,6 +123,7 @@ def load_cohort(
         tuple(notes),
         group_column,
         confound_values([r for r in raw if r.subject in kept], table, details, confounds),
+        tuple(rows),
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
 from neuromamba.common.errors import UserInputError
-from neuromamba.data.regions.dataset import Cohort
+from neuromamba.data.regions.cohort import Cohort
 
 HOLDOUT = 5  # one in so many groups
 HOLDOUT_NAME = "holdout"

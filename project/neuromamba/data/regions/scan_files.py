@@ -11,8 +11,7 @@ import numpy as np
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.json_text import parse_json
-from neuromamba.common.text import category
-from neuromamba.data.cohorts.tables import ABSENT
+from neuromamba.common.text import spelling
 from neuromamba.data.regions.safe_loading import load_objects
 from neuromamba.data.regions.scan_tables import SUFFIXES, read_scan_folder, read_scan_table
 
@@ -170,15 +169,3 @@ def _read_columns(file: ScanFile, subjects: Iterable[str] | None) -> list[RawSca
         )
     parts = np.split(series, np.cumsum(lengths)[:-1])
     return [RawScan(name, {}, part) for name, part in zip(names, parts, strict=True)]
-
-
-def spelling(value: Any) -> str:
-    """Return the text of a cell, where 1.0 is 1; "" if it is missing."""
-    found = "" if value is None else category(str(value).strip())
-    return "" if found.lower() in ABSENT else found
-
-
-def some_of(values: Iterable[Any], most: int = 5) -> str:
-    """A few of them, for a message."""
-    found = list(map(str, values))
-    return ", ".join(found[:most]) + (" ..." if len(found) > most else "")

@@ -13,11 +13,11 @@ from pathlib import Path
 import pandas as pd
 
 from neuromamba.common.errors import UserInputError
-from neuromamba.common.text import category, number, some_of
+from neuromamba.common.text import category, number, some_of, spelling
 from neuromamba.data.cohorts.suspicious import check_classes
 from neuromamba.data.cohorts.tables import read_table
 from neuromamba.data.regions.registry import DatasetDetails
-from neuromamba.data.regions.scan_files import RawScan, ScanFile, spelling
+from neuromamba.data.regions.scan_files import RawScan, ScanFile
 
 MOST_NUMBERS = 12  # that can be classes; more are ages, scores ...
 SUBJECT_COLUMNS = ("Subject", "subjectId", "subject", "participant_id", "Subj")

@@ -13,7 +13,8 @@ import torch
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.regions.batches import z_scored
-from neuromamba.data.regions.dataset import Cohort, load_cohort
+from neuromamba.data.regions.cohort import Cohort
+from neuromamba.data.regions.dataset import load_cohort
 from neuromamba.data.regions.registry import DATASETS
 
 OWN = replace(

@@ -15,13 +15,15 @@ import pytest
 import torch
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.text import spelling
 from neuromamba.data.regions.batches import ScanDataset, ScanLoader, check_lengths, z_scored
-from neuromamba.data.regions.dataset import Cohort, load_cohort
+from neuromamba.data.regions.cohort import Cohort
+from neuromamba.data.regions.dataset import load_cohort
 from neuromamba.data.regions.holdout import splits_of
 from neuromamba.data.regions.registry import DATASETS, DatasetDetails, details_of
 from neuromamba.data.regions.safe_loading import load_objects
 from neuromamba.data.regions.scan import Scan
-from neuromamba.data.regions.scan_files import ScanFile, spelling
+from neuromamba.data.regions.scan_files import ScanFile
 from neuromamba.data.synthetic.regions import Recipe, write_dataset
 
 ROIS = 6
@@ -471,3 +473,26 @@ def test_synthetic_scans_raise_no_doubt_about_their_frames(tmp_path: Path, synth
         ScanFile(path).truth.unlink()
     notes = load_cohort("PPMI", DATASETS["PPMI"], tmp_path).notes
     assert any("do not have the usual 210 frames" in note for note in notes) == (not synthetic)
+
+
+# ------------------------------------------------------------------------------ columns
+
+
+def test_columns_and_repetition_times_of_the_scans(tmp_path: Path) -> None:
+    own = details_of("Own", "x.pickle", "dx", 10)
+    samples = [sample(str(i), dx=str(i % 2), site="A" if i < 3 else None) for i in range(1, 5)]
+    samples[0]["pheno"]["tr"] = 2.5
+    samples[1]["pheno"]["tr"] = None
+    (tmp_path / "x.pickle").write_bytes(pickle.dumps(samples))
+    cohort = load_cohort("Own", own, tmp_path)
+    assert cohort.column("site", "--leave_out").tolist() == ["A", "A", "", ""]
+    np.testing.assert_array_equal(cohort.tr, [2.5, np.nan, np.nan, np.nan])
+    with pytest.raises(UserInputError, match="--leave_out: there is no column 'scanner'"):
+        cohort.column("scanner", "--leave_out")
+
+
+def test_columns_of_the_table_and_of_the_file(tmp_path: Path) -> None:
+    write(tmp_path, TASK, [sample("1", task="MOTOR"), sample("2", task="WM")])
+    cohort = load_cohort("HCP_TASK", TASK, tmp_path)
+    assert cohort.column("Gender", "--x").tolist() == ["F", "M"]
+    assert cohort.column("task", "--x").tolist() == ["MOTOR", "WM"]

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from neuromamba.common.errors import UserInputError
-from neuromamba.data.regions.dataset import Cohort, load_cohort
+from neuromamba.data.regions.cohort import Cohort
+from neuromamba.data.regions.dataset import load_cohort
 from neuromamba.data.regions.registry import details_of
 from tests.helpers.corpus.files import smooth
 
