@@ -75,8 +75,8 @@ def run(argv: Sequence[str]) -> int:
     args = build_parser().parse_args(argv)
     sources = find_runs(args.input, args.layout, Choice(args.space)).sources
     # Imported here: nilearn takes seconds, and a wrong flag need not wait for it.
+    from neuromamba.data.regions.atlases import chosen_atlas
     from neuromamba.data.regions.extract_folder import (
-        chosen_atlas,
         extract_folder,
         label_table,
         write_record,

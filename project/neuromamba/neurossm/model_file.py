@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
-from neuromamba.checkpoints.files import damaged, first_line, read_safetensors_entries
+from neuromamba.checkpoints.files import damaged, read_safetensors_entries, why_unread
 from neuromamba.common.atomic_files import atomic_path
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.json_text import parse_json
@@ -262,5 +262,5 @@ def read_model_file(path: Path, ssd_backend: str = "auto") -> RegionModelFile:
             ):
                 raise ValueError("the means of the pathways do not fit the model")
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise damaged(path, "MODEL", first_line(error)) from None
+        raise damaged(path, "MODEL", why_unread(error)) from None
     return RegionModelFile(path, metadata, model.eval(), config, means)

@@ -107,7 +107,8 @@ def load_cohort(
             f"there is a column '{found[0]}', but families may be split; --group_column {found[0]} "
             f"keeps them together."
         )
-    other = [s.scan for s in scans if details.frames and s.series.shape[1] not in details.frames]
+    expected = details.frames and (*details.frames, *file.synthetic_frames)
+    other = [s.scan for s in scans if expected and s.series.shape[1] not in expected]
     if other:
         usual = " or ".join(map(str, details.frames))
         notes.append(f"{len(other)} scans do not have the usual {usual} frames ({some_of(other)}).")

@@ -18,13 +18,7 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.common.text import some_of
 from neuromamba.data.cohorts.registry import DATASETS as COHORTS
 from neuromamba.data.ingest.sources import Source
-from neuromamba.data.regions.atlases import (
-    ATLASES,
-    Atlas,
-    find_atlas,
-    read_atlas,
-    spare_collections,
-)
+from neuromamba.data.regions.atlases import Atlas, spare_collections
 from neuromamba.data.regions.extraction import Extracted, Extraction, extract
 from neuromamba.data.regions.scan_output import write_scan_file
 from neuromamba.data.regions.subjects import read_subjects
@@ -63,19 +57,6 @@ def label_table(path: Path, sources: Sequence[Source]) -> pd.DataFrame:
             f"without a label will do."
         )
     return table
-
-
-def chosen_atlas(name: str, data_dir: Path) -> Atlas:
-    """The atlas of ``--atlas``: one by name, or an image of labels.
-
-    Raises:
-        UserInputError: there is no such atlas or file.
-    """
-    if name in ATLASES or not name.endswith((".nii", ".nii.gz")):
-        return find_atlas(name, None, data_dir)
-    if not Path(name).is_file():
-        raise UserInputError(f"--atlas: '{name}' does not exist.")
-    return read_atlas(Path(name))
 
 
 def write_scans(output: Path, runs: Sequence[Extracted], table: pd.DataFrame | None) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.json_text import parse_json
 from neuromamba.common.text import spelling
 from neuromamba.data.regions.concatenated import read_concatenated
 from neuromamba.data.regions.safe_loading import load_objects
@@ -35,6 +36,19 @@ class ScanFile(NamedTuple):
     def error(self, what: str) -> UserInputError:
         """``--data_dir: '/path/to/file' what``."""
         return UserInputError(f"{self.flag}: '{self.path}' {what}")
+
+    @property
+    def truth(self) -> Path:
+        """What ``neuromamba regions synthetic`` planted into the scans, if it wrote them."""
+        return self.path.with_name(f"{self.path.name}.truth.json")
+
+    @property
+    def synthetic_frames(self) -> tuple[int, ...]:
+        """The frames of synthetic scans, which are as many as were asked for; () of real ones."""
+        try:
+            return (int(parse_json(self.truth.read_text(encoding="utf-8"))["synthetic"]["frames"]),)
+        except (OSError, ValueError, KeyError, TypeError):
+            return ()
 
 
 class RawScan(NamedTuple):
