@@ -140,6 +140,18 @@ def build_parser() -> argparse.ArgumentParser:
     fit = parser.add_argument_group("protocol and training")
     add = fit.add_argument
     add("--folds", type=int, default=5, help="default: %(default)s")
+    add(
+        "--stratify_by",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="columns (site) that holdout and folds have the same shares of, as of the classes",
+    )
+    add(
+        "--leave_out",
+        metavar="NAME",
+        help="column (site) whose values are left out in turn, in place of the folds",
+    )
     add("--epochs", type=int, help="default: 20")
     add("--batch_size", type=int, help="default: 32")
     add("--learning_rate", type=float, help=f"at the start; {_default('learning_rate')}")
@@ -236,6 +248,8 @@ def config_of(args: argparse.Namespace) -> EvaluateConfig:
         seeds=tuple(args.seeds),
         folds=args.folds,
         cross_validation=not args.skip_cross_validation,
+        stratify_by=tuple(dict.fromkeys(args.stratify_by)),
+        leave_out=args.leave_out,
         results_dir=Path(args.results_dir),
         explanation=explanation,
         flags={

@@ -222,6 +222,8 @@ class EvaluateConfig:
         seeds: of splits and fits.
         folds: of the cross-validation.
         cross_validation: without it there are holdouts only.
+        stratify_by: columns that holdout and folds have the same shares of, beside the class.
+        leave_out: column whose values are left out in turn, in place of the folds.
         results_dir: receives results, below the name of the data set.
         explanation: of the holdouts' predictions; None for none.
         flags: as they were given, for the page.
@@ -249,6 +251,8 @@ class EvaluateConfig:
     seeds: tuple[int, ...] = (0,)
     folds: int = 5
     cross_validation: bool = True
+    stratify_by: tuple[str, ...] = ()
+    leave_out: str | None = None
     explanation: Explanation | None = None
     flags: Mapping[str, str] = field(default_factory=dict)
 
@@ -258,6 +262,11 @@ class EvaluateConfig:
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise UserInputError(
                 f"--seeds: got {list(self.seeds)}, expected different numbers from 0 on."
+            )
+        if self.leave_out is not None and not self.cross_validation:
+            raise UserInputError(
+                "--leave_out: takes the place of the folds, which --skip_cross_validation leaves "
+                "out. Give one of the two."
             )
         if self.explanation is not None and self.model != "NeuroSSM":
             raise UserInputError(f"--analysis: explains NeuroSSM, got --model {self.model}.")
