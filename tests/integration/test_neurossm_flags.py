@@ -225,7 +225,7 @@ TESTER: dict[str, Case] = {
     "members": Case("--members 2", values),
     "ssd_backend": Case("--ssd_backend reference", weights),
     "folds": Case("--folds 3", splits_of_folds),
-    "stratify_by": Case("--stratify_by third", splits),
+    "stratify_by": Case("--stratify_by third", splits, "--data_file many.pickle"),
     "leave_out": Case("--leave_out third", splits_of_folds, "--target half"),
     "epochs": Case("--epochs 3", values),
     "batch_size": Case("--batch_size 7", values),
