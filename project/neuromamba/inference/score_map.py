@@ -59,6 +59,9 @@ class ScoreMap:
     Attributes:
         scan, subject: names.
         target: the class that is explained; "" of a regression.
+        randomised_target: the same with random weights: the class that these predict themselves,
+            unless one class is asked for. A map of the class that the trained model predicts would
+            hold its knowledge of the classes, and the mean of a group their difference in the data.
         unit: of the values: of the logit of the class minus the others', or of the label.
         prediction: of the scan.
         values: float64 [N], signed.
@@ -71,6 +74,7 @@ class ScoreMap:
     scan: str
     subject: str
     target: str
+    randomised_target: str
     unit: str
     prediction: Prediction
     values: np.ndarray
@@ -101,6 +105,7 @@ class ScoreMap:
         }
         return {
             "target": self.target or None,
+            "target_of_random_weights": self.randomised_target or None,
             "unit": self.unit,
             "predicted": self.prediction.value,
             **{name: value if math.isfinite(value) else None for name, value in numbers.items()},
