@@ -282,6 +282,8 @@ def test_repetition_time(fit: Path, scans: dict[str, np.ndarray], tmp_path: Path
 def test_out_of_range(model: RegionModel, scans: dict[str, np.ndarray]) -> None:
     noise = np.random.default_rng(0).normal(size=next(iter(scans.values())).shape)
     smooth = model.prepare(np.cumsum(noise, axis=1))
+    assert repr(model).startswith("<RegionModel: NeuroSSM, model of disease, ")
+    assert repr(smooth).endswith("out of the range of the training>")
     assert smooth.in_range is False
     assert "lag1" in {one.name for one in smooth.out_of_range}
 

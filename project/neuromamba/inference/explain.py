@@ -82,7 +82,7 @@ class ExplainOptions(ScoreOptions):
             raise UserInputError(f"--smooth: got {self.smooth:g}, expected mm, 0 or more.")
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Explanation(ScoreMap):
     """The explanation of a scan; N brain voxels.
 

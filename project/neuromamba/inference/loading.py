@@ -6,9 +6,7 @@ import hashlib
 import importlib.util
 import logging
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -170,12 +168,3 @@ def checkpoint_sha256(path: Path) -> str:
             while block := stream.read(_BLOCK):
                 digest.update(block)
     return digest.hexdigest()
-
-
-def described(metadata: Mapping[str, Any]) -> str:
-    """What a checkpoint is, in a few words: its task, or its objective."""
-    if "target" in metadata:
-        return f"{metadata['name']}, model of {metadata['target']}"
-    if "downstream" in metadata:
-        return f"model of {metadata['downstream']['task']}"
-    return "pre-trained backbone"

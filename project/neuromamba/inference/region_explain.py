@@ -59,7 +59,7 @@ class RegionExplainOptions(ScoreOptions):
         return "single" if self.method == "gradxinput" else "integrated"
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class RegionExplanation(ScoreMap):
     """The explanation of a scan; N regions, P pathways. See ``ScoreMap`` for other attributes.
 

@@ -17,7 +17,7 @@ from neuromamba.data.ingest.repetition_time import check_tr
 from neuromamba.data.ingest.sources import SUFFIXES, PassedOver, stem_of
 from neuromamba.data.regions.atlases import Atlas
 from neuromamba.data.regions.series_files import READERS, SeriesFile, read_series_file
-from neuromamba.data.regions.series_measures import measures_of_series
+from neuromamba.data.regions.series_measures import MEASURES, measures_of_series
 from neuromamba.inference.prepared import Prepared, Problem, identity_of
 from neuromamba.inference.range_check import compare
 from neuromamba.inference.sources import (
@@ -47,7 +47,7 @@ class SourceGrid(NamedTuple):
     affine: np.ndarray
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class PreparedSeries(Prepared):
     """A scan as a model of regions takes it; see ``Prepared`` for the other attributes.
 
@@ -212,7 +212,7 @@ def prepared_of(
     training = metadata["training"]
     values = measures_of_series(series)
     measures = tuple(
-        compare(name, values[name], ends, training["measured"])
+        compare((name, MEASURES[name]), values[name], ends, training["measured"])
         for name, ends in training["measures"].items()
         if name in values and None not in ends
     )

@@ -14,6 +14,7 @@ from neuromamba.common.errors import UserInputError, look_up
 from neuromamba.config.bounds import require_positive
 from neuromamba.config.names import EXPLAIN_METHODS
 from neuromamba.inference.attribution import STEPS
+from neuromamba.inference.brief import Brief
 from neuromamba.inference.predict import Prediction
 
 
@@ -52,8 +53,8 @@ def require_not_negative(flag: str, value: int) -> None:
         raise UserInputError(f"{flag}: got {value}, expected 0 or more.")
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ScoreMap:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class ScoreMap(Brief):
     """Parts of a scan's score; N voxels or regions.
 
     Attributes:
@@ -82,6 +83,14 @@ class ScoreMap:
     score: float
     baseline_score: float
     completeness_error: float
+
+    @property
+    def brief(self) -> str:
+        """Of which scan, what is explained, and whether random weights give the same."""
+        return (
+            f"{self.scan}, {self.target or 'value'}, {len(self.values)} parts, rank correlation "
+            f"with random weights {self.rank_correlation:.2f}"
+        )
 
     @property
     def rank_correlation(self) -> float:
