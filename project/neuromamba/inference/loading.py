@@ -13,6 +13,7 @@ import torch
 from neuromamba.checkpoints.io import (
     CheckpointContents,
     load_strictly,
+    of_regions,
     read_checkpoint,
 )
 from neuromamba.checkpoints.paths import find_checkpoint
@@ -132,10 +133,7 @@ def _of_volumes(place: Path) -> Path:
         UserInputError: nothing there, or a NeuroSSM.
     """
     if find_model_file(place) is not None:
-        raise UserInputError(
-            f"MODEL: '{place}' is a model of regional series (NeuroSSM); only neuromamba check, "
-            f"predict, embed and explain use one."
-        )
+        raise of_regions(place, "MODEL")
     return find_checkpoint(place, "MODEL")
 
 

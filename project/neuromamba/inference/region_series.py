@@ -85,12 +85,20 @@ def find_series(places: Places) -> tuple[list[ScanFile], list[PassedOver]]:
 
     Args:
         places: files of series (``READERS``) or 4D NIfTI files, or folders of them. One, or a list.
+
+    Raises:
+        UserInputError: a folder without any.
     """
     scans: dict[Path, ScanFile] = {}
     for place in listed(places):
         files = [place]
         if place.is_dir():
             files = [path for path in sorted(place.rglob("*")) if _is_scan(path)]
+            if not files:
+                raise UserInputError(
+                    f"BOLD: no file of series ({', '.join(READERS)}) and no NIfTI file in "
+                    f"'{place}' or below."
+                )
         for path in files:
             scans.setdefault(path.resolve(), _scan_of(path))
     return with_unique_names(list(scans.values())), []
