@@ -133,7 +133,7 @@ def test_run_of_another_grid(cli: CommandLine, refused: Callable[..., str]) -> N
 def test_split_of_other_fractions(cli: CommandLine, refused: Callable[..., str]) -> None:
     cli.run("--max_steps 1")
     message = refused("--train_split 0.7")
-    assert "--train_split/--val_split" in message and "drawn with 0.6 and 0.2" in message
+    assert message.startswith("--train_split: ") and "drawn with --train_split 0.6" in message
 
 
 # Checkpoints ------------------------------------------------------------------------------------
@@ -208,6 +208,14 @@ def test_checkpoint_of_another_size(
     message = refused(f"--load_model_path {pretrained} {extra}")
     flag = extra.split()[0]
     assert message.startswith(f"{flag}: got") and "was trained with" in message
+
+
+def test_all_flags_that_differ_from_the_checkpoint(
+    refused: Callable[..., str], pretrained: Path
+) -> None:
+    message = refused(f"--load_model_path {pretrained} --depth 2 --embed_dim 32")
+    assert message.startswith("--embed_dim: got 32, --depth: got 2, but '")
+    assert "trained with 16 (--embed_dim), 1 (--depth). Leave --embed_dim and --depth" in message
 
 
 def test_scaling_other_than_the_checkpoints(refused: Callable[..., str], pretrained: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -77,6 +78,13 @@ def test_each_is_reported_by_name_with_the_remedy(report: list[str], bad: BadInp
     assert bad.found in about[0], about[0]
     assert bad.remedy in about[0], about[0]
     assert "unexpected" not in about[0]
+
+
+def test_sentences_have_one_full_stop(report: list[str]) -> None:
+    """Notes that lead to docs/troubleshooting.md are sentences, and are put into others."""
+    pointers = [line for line in report if "docs/troubleshooting.md#" in line]
+    assert len(pointers) >= 10
+    assert not [line for line in report if re.search(r"[a-z)]\.[.;,]", line)]
 
 
 def named(line: str, bad: BadInput) -> bool:

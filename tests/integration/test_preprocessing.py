@@ -236,6 +236,15 @@ def test_masks_that_do_not_fit(tmp_path: Path) -> None:
         ConversionOptions(mask="nonzer")
 
 
+@pytest.mark.parametrize("value", [0, 100])
+@pytest.mark.parametrize("rule", ["auto", "nonzero", "computed"])
+def test_a_run_of_one_value_is_no_matter_of_the_mask(tmp_path: Path, rule: str, value: int) -> None:
+    save(tmp_path / "in" / "a_bold.nii", np.full((*SHAPE, 6), value, np.int16))
+    (outcome,) = convert(tmp_path / "in", replace(SMALL, mask=rule))
+    assert f"every voxel has the value {value} in every frame" in outcome.message
+    assert "--mask" not in outcome.message
+
+
 # Values, frames and TR -----------------------------------------------------------------------
 
 
@@ -396,7 +405,7 @@ def test_bad_files_are_named_and_the_others_converted(
         "flat.nii": "3D image of 9 x 10 x 8, expected a 4D run",
         "one.nii": "1 frame(s), expected at least 2",
         "nan.nii": "3 NaN or infinite values in 2 of 6 frames",
-        "zeros.nii": "mask (nonzero) is empty",
+        "zeros.nii": "every voxel has the value 0 in every frame",
         "constant.nii": "all brain voxels have the value 1 in every frame",
         "complex.nii": "the values are complex64",
     }

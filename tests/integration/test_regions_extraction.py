@@ -138,7 +138,7 @@ def test_degrees_of_freedom() -> None:
 BAD = [
     ("--output x.txt", "--output: got 'x.txt', expected a name in .pickle or .npy"),
     ("--atlas nothing.nii.gz", "--atlas: 'nothing.nii.gz' does not exist"),
-    ("--atlas Schaefer", "--atlas: Schaefer is none of Schaefer400"),
+    ("--atlas Schaefer", "--atlas: 'Schaefer' is no file and none of Schaefer400"),
     ("--low_pass 0", "--low_pass: got 0.0, expected a number above 0"),
     ("--low_pass 0.1 --high_pass 0.2", "--high_pass: got 0.2, expected less than"),
     ("--label_csv nothing.csv", "--label_csv: 'nothing.csv' does not exist"),

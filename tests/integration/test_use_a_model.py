@@ -16,7 +16,9 @@ import neuromamba
 from neuromamba.commands import check, embed, predict
 from neuromamba.common.errors import UserInputError
 from neuromamba.inference.loaded import LoadedModel
+from neuromamba.inference.output_folder import OutputFolder
 from tests.helpers.scans import LAS, RAS, SHAPE, brain, save, save_mask
+from tests.helpers.store_files import write_store_file
 from tests.helpers.trained_model import Trained, bold
 
 
@@ -274,6 +276,53 @@ def test_a_scan_of_the_training_is_told(trained: Trained, sex: LoadedModel) -> N
     assert not any("trained" in str(one) for one in backbone.prepare(trained.scan(1)).problems)
 
 
+def test_errors_of_what_is_in_memory_name_no_temporary_file(
+    trained: Trained, sex: LoadedModel
+) -> None:
+    image = nibabel.load(trained.scan(0))
+    short, zeros = image.slicer[..., :3], nibabel.Nifti1Image(bold(0) * 0, LAS, image.header)
+    for scan, options, name in (
+        (bold(0, frames=3), {"tr": 2.0, "affine": LAS}, "array in memory: "),
+        (bold(0) * 0, {"tr": 2.0, "affine": LAS}, "array in memory: "),
+        (short, {}, "image in memory: "),
+        (zeros, {}, "image in memory: "),
+        (image, {"strict": True, "tr": 3.0}, f"image in memory ({trained.scan(0).name}): "),
+    ):
+        with pytest.raises(UserInputError) as found:
+            sex.prepare(scan, **options)
+        message = str(found.value)
+        assert message.startswith(name) and "neuromamba-" not in message
+    assert sex.prepare(image).source == f"image in memory ({trained.scan(0).name})"
+    assert image.get_filename() == str(trained.scan(0))  # saving has not changed it
+
+
+@pytest.mark.parametrize(
+    ("affine", "words"),
+    [
+        (np.diag([-16.0, 16, 16, 1]), "differ from those of the training in size, direction"),
+        (LAS, "voxels beside those of the training, so positions differ"),
+        (LAS @ np.diag([0.5, 1, 1, 1]), "differ from those of the training in size, direction"),
+    ],
+)
+def test_runs_of_a_store_on_another_grid(
+    trained: Trained, sex: LoadedModel, tmp_path: Path, affine: np.ndarray, words: str
+) -> None:
+    vox = np.arange(1728)
+    values = np.random.default_rng(0).normal(900, 20, (24, len(vox)))
+    there = {"grid": (12, 12, 12), "affine": affine, "tr": 2.0, "space": "MNI152"}
+    write_store_file(tmp_path / "a.h5", values.astype(np.float32), vox, subject="a", **there)
+    with pytest.raises(UserInputError, match=words) as found:
+        sex.prepare(tmp_path / "a.h5")
+    assert "None" not in str(found.value)
+
+
+def test_numbers_of_tables_have_no_digits_beyond_single_precision(tmp_path: Path) -> None:
+    folder = OutputFolder.__new__(OutputFolder)
+    folder.path = tmp_path
+    folder.write_table("a.csv", ["a", "b", "c"], [[20.470000000000002, 1e-12 / 3, None]])
+    assert (tmp_path / "a.csv").read_text().splitlines() == ["a,b,c", "20.47,3.33333333e-13,"]
+
+
 def test_images_and_arrays(trained: Trained, sex: LoadedModel) -> None:
     expected = sex.predict(sex.prepare(trained.scan(0))).windows
     image = nibabel.load(trained.scan(0))
@@ -457,12 +506,23 @@ def test_embed_writes_parquet_and_a_page(trained: Trained, tmp_path: Path) -> No
     assert (out / "embeddings.parquet").read_bytes() == before
 
 
+def test_doubts_are_sentences(trained: Trained, sex: LoadedModel, tmp_path: Path) -> None:
+    """A note of the converter that leads to docs/troubleshooting.md has its full stop already."""
+    one_second = save(tmp_path / "sub-01_bold.nii.gz", bold(1), LAS, tr=1)
+    doubts = [str(one) for one in sex.prepare(one_second).problems]
+    assert any("#tr-placeholder" in one for one in doubts)
+    assert all(one.endswith(".") and not one.endswith("..") for one in doubts)
+
+
 def test_layers_by_number(trained: Trained, sex: LoadedModel) -> None:
     scan = sex.prepare(trained.scan(0))
     assert sex.embed(scan, layer=-1).layer == "features"
     assert sex.embed(scan, layer=-2).layer == sex.embed(scan, layer=1).layer == "block 1"
-    with pytest.raises(UserInputError, match="--layer"):
-        sex.embed(scan, layer=3)
+    for absent in (3, -4):
+        with pytest.raises(
+            UserInputError, match=rf"no layer {absent}\. Its layers are 0 .*, 1 to 2"
+        ):
+            sex.embed(scan, layer=absent)
     with pytest.raises(UserInputError, match="--atlas"):
         sex.embed(scan, atlas="Schaefer400")
 

@@ -119,7 +119,7 @@ def read_file(
             ) from None
         raise UserInputError(f"{flag}: '{path}' is not a torch checkpoint or is damaged.") from None
     except Exception as error:  # damaged bytes make the readers raise nearly anything
-        raise damaged(path, flag, first_line(error)) from None
+        raise damaged(path, flag, why_unread(error)) from None
     if not isinstance(loaded, dict):
         raise UserInputError(
             f"{flag}: '{path}' holds a {type(loaded).__name__}, expected a state dict."
@@ -153,7 +153,7 @@ def check_file(path: Path, flag: str) -> None:
     except UserInputError:
         raise
     except Exception as error:  # names that are no text, offsets before the file, passwords ...
-        raise damaged(path, flag, first_line(error)) from None
+        raise damaged(path, flag, why_unread(error)) from None
     if wrong:
         raise damaged(path, flag, f"the check sum of '{wrong}' is wrong")
 
@@ -176,7 +176,7 @@ def read_safetensors_entries(path: Path, flag: str) -> dict[str, Any]:
         with safe_open(path, "pt") as file:
             entries: Mapping[str, str] = file.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise damaged(path, flag, first_line(error)) from None
+        raise damaged(path, flag, why_unread(error)) from None
     return {key: _decoded(value) for key, value in entries.items()}
 
 
@@ -213,3 +213,13 @@ def why_unwritten(error: BaseException) -> str | None:
 def first_line(error: BaseException) -> str:
     """What an exception says, on one line."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def why_unread(error: BaseException) -> str:
+    """Why a file of weights could not be read: what an error of a reader says, or plain words.
+
+    Of bytes that are no pickle Python says things like "101" or "pop from empty list".
+    """
+    if isinstance(error, OSError | RuntimeError | SafetensorError | zipfile.BadZipFile):
+        return first_line(error)
+    return f"its bytes cannot be decoded, {type(error).__name__}"

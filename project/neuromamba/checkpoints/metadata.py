@@ -60,7 +60,8 @@ def checked_metadata(
         if state:
             _check_size(found, state)
     except (ValueError, TypeError, KeyError, OverflowError) as error:
-        raise damaged(path, flag, f"metadata: {str(error)[:200]}") from None
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise damaged(path, flag, f"metadata: {reason[:200]}") from None
     where = f"{flag}: '{path}'"
     parts = {
         key: Metadata(value, where) if key in _MAPPINGS and isinstance(value, Mapping) else value

@@ -40,7 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
         type=int,
         default=-1,
         metavar="N",
-        help="0 embedding, 1 ... blocks, -1 the features after the final norm (default: -1)",
+        help="0 embedding, 1 ... blocks, -1 the features after the final norm, -2 ... blocks from "
+        "the last but one back (default: -1)",
     )
     add(
         "--pool",
@@ -78,8 +79,14 @@ def _check(args: argparse.Namespace) -> None:
         raise UserInputError("--labels and --label_column belong together; give both or neither.")
     if args.labels is not None and not Path(args.labels).is_file():
         raise UserInputError(f"--labels: there is no file '{args.labels}'.")
-    if args.labels is not None and args.pool == "token":
-        raise UserInputError("--labels: not used with --pool token, which has no report.")
+    if args.labels is None:
+        return
+    if args.pool == "token" or not args.report:
+        other = "--pool token, which has no report" if args.pool == "token" else "--no-report"
+        raise UserInputError(f"--labels: not used with {other}.")
+    from neuromamba.data.cohorts.tables import read_table
+
+    read_table(Path(args.labels)).column(args.label_column, "--label_column")
 
 
 def run(argv: Sequence[str]) -> int:
@@ -91,6 +98,7 @@ def run(argv: Sequence[str]) -> int:
     args = build_parser().parse_args(argv)
     _check(args)
     # Imported here: torch takes seconds, and flags have been checked by now.
+    from neuromamba.data.regions.atlases import Atlas, chosen_atlas
     from neuromamba.inference.batch import open_batch, run_batch
     from neuromamba.inference.embed import Embedding, embed_scan, layer_name
     from neuromamba.inference.embedding_files import keep_embedding, write_embeddings
@@ -98,8 +106,12 @@ def run(argv: Sequence[str]) -> int:
     from neuromamba.inference.open_model import for_scans
     from neuromamba.inference.prepared import PreparedScan
     from neuromamba.inference.region_model import RegionModel
+    from neuromamba.inference.regions import refuse_atlas_in_native_space
+    from neuromamba.inference.sources import ScanFile
+    from neuromamba.inference.subject_labels import SubjectLabels, read_subject_labels
 
     model = for_scans(args)
+    atlas: Atlas | None = None
     if isinstance(model, RegionModel):
         refuse_changed(
             args,
@@ -112,6 +124,9 @@ def run(argv: Sequence[str]) -> int:
         if args.atlas is not None and args.pool != "region":
             raise UserInputError("--atlas: only used with --pool region.")
         layer_name(args.layer, model.contract.model.depth)
+        if args.atlas is not None:  # one that cannot be had is no fault of the scans
+            refuse_atlas_in_native_space(model.contract.native, "the model")
+            atlas = chosen_atlas(args.atlas)
     statistics = tuple(dict.fromkeys(args.statistics))
     options = result_options(args, "layer", "pool", "atlas") | {"statistics": list(statistics)}
 
@@ -122,11 +137,19 @@ def run(argv: Sequence[str]) -> int:
             scan,
             layer=args.layer,
             pool=args.pool,
-            atlas=args.atlas,
+            atlas=atlas,
             statistics=statistics,
         )
 
-    batch = open_batch(model, args, "embed", options)
+    labels: SubjectLabels | None = None
+
+    def read_labels(scans: Sequence[ScanFile]) -> None:
+        nonlocal labels
+        if args.labels is not None:
+            subjects = sorted({scan.subject for scan in scans})
+            labels = read_subject_labels(Path(args.labels), args.label_column, subjects)
+
+    batch = open_batch(model, args, "embed", options, check=read_labels)
     run_batch(
         batch,
         args,
@@ -138,9 +161,7 @@ def run(argv: Sequence[str]) -> int:
         from neuromamba.reports.embedding_page import write_embedding_page
 
         command = as_typed("embed", argv)
-        page = write_embedding_page(
-            batch, args.model, command, labels=args.labels, column=args.label_column
-        )
+        page = write_embedding_page(batch, args.model, command, labels)
         print(f"page: {page}")
     return batch.status
 

@@ -75,15 +75,15 @@ def run(argv: Sequence[str]) -> int:
     args = build_parser().parse_args(argv)
     sources = find_runs(args.input, args.layout, Choice(args.space)).sources
     # Imported here: nilearn takes seconds, and a wrong flag need not wait for it.
+    from neuromamba.data.regions.atlases import chosen_atlas
     from neuromamba.data.regions.extract_folder import (
-        check_output,
-        chosen_atlas,
         extract_folder,
         label_table,
         write_record,
         write_scans,
     )
     from neuromamba.data.regions.extraction import Extraction
+    from neuromamba.data.regions.scan_output import check_output
     from neuromamba.reports.extraction_page import write_page
 
     output, page = Path(args.output), Path(args.output).with_suffix(".html")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_ALIKE = 0.55  # share of letters that two spellings have in common
 
 
 class UserInputError(ValueError):
@@ -71,9 +74,24 @@ def look_up(name: str, options: Iterable[str], what: str) -> str:
     known = list(options)
     if name in known:
         return name
-    lowered = {option.lower(): option for option in known}
-    close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
-    hint = f" Did you mean '{lowered[close[0]]}'?" if close else ""
+    nearest = " or ".join(f"'{option}'" for option in _nearest(name, known))
+    hint = f" Did you mean {nearest}?" if nearest else ""
     # A list longer than this (all flags, say) hides the hint instead of helping.
     listing = f" Known: {', '.join(known)}." if len(known) <= 20 or not hint else ""
     raise UserInputError(f"{what}: unknown name '{name}'.{hint}{listing}")
+
+
+def _nearest(name: str, options: Iterable[str]) -> list[str]:
+    """The options that a name probably stands for; dashes in front and case say nothing.
+
+    Those with the name as one of their words ("task" of "downstream_task"), at most three; else the
+    one that is spelt most like it, if any is.
+    """
+    bare = {option.lstrip("-").lower(): option for option in options}
+    typed = name.lstrip("-").lower()
+    with_word = [one for one in bare if typed in re.split("[-_]", one) and typed not in bare]
+    if with_word:
+        close = difflib.get_close_matches(typed, with_word, n=3, cutoff=0.0)
+    else:
+        close = difflib.get_close_matches(typed, bare, n=1, cutoff=_ALIKE)
+    return [bare[one] for one in close]

@@ -41,6 +41,16 @@ def visible(text: str, keep: str = "") -> str:
     return _INVISIBLE.sub(code, text)
 
 
+def sentence(text: str) -> str:
+    """Return a note as a sentence: with a full stop, unless it has one at its end already."""
+    return text if text.endswith(".") else f"{text}."
+
+
+def clause(text: str) -> str:
+    """Return a note for the middle of a sentence: without a full stop at its end."""
+    return text.removesuffix(".")
+
+
 def number(text: str) -> float | None:
     """Parse a finite number; None if the text is none."""
     try:

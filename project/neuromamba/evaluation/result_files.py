@@ -48,6 +48,10 @@ class Predictions(NamedTuple):
     score: np.ndarray
 
 
+_EXPECTED = "the columns subject, target and prob_0, prob_1 ... or prediction, with numbers"
+_AGAIN = "Restore it, or evaluate again (neuromamba train --test_only)."
+
+
 def score_columns(target: np.ndarray, score: np.ndarray) -> list[str]:
     """Name the columns of scores: ``prob_0``, ... of classes, ``prediction`` of a regression."""
     if target.dtype.kind in "iu":
@@ -100,7 +104,7 @@ def read_predictions(path: Path, remedy: str) -> Predictions:
     except (KeyError, TypeError, ValueError):
         raise _damaged(path) from None
     if not columns:
-        raise UserInputError(f"{path}: no predictions in it.")
+        raise UserInputError(f"{path}: no predictions in it, expected {_EXPECTED}. {_AGAIN}")
     sample = next((name for name in ("window", "scan") if name in rows[0]), None)
     samples = ["" if sample is None else row[sample] for row in rows]
     return Predictions(subjects, samples, target, score)
@@ -111,7 +115,9 @@ def _is_score(name: str | None) -> bool:
 
 
 def _damaged(path: Path) -> UserInputError:
-    return UserInputError(f"{path}: damaged, or no file of predictions.")
+    return UserInputError(
+        f"{path}: damaged, or no file of predictions: expected {_EXPECTED}. {_AGAIN}"
+    )
 
 
 def write_metrics(metrics: Mapping[str, float], path: Path) -> None:

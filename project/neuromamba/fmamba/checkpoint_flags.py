@@ -160,15 +160,21 @@ def apply_checkpoint(
             f"{ORIENTATION}."
         )
     free = {*_TEST_FLAGS, *_LABEL_FLAGS, "missing_codes", "match_caliper", "shuffle_labels"}
+    contradicted = {}
     for name, recorded in flags_of_metadata(metadata, whole_run).items():
         if name not in given:
             values[name] = recorded
         elif name not in free and not _same(name, values[name], recorded):
-            raise UserInputError(
-                f"--{name}: got {values[name]}, but '{path}' was trained with {recorded}. Leave "
-                f"--{name} out to use the checkpoint's, or choose another checkpoint. "
-                f"{see('trained-with')}"
-            )
+            contradicted[name] = recorded
+    if contradicted:
+        got = ", ".join(f"--{name}: got {values[name]}" for name in contradicted)
+        flags = " and ".join(f"--{name}" for name in contradicted)
+        of_flags = ", ".join(f"{value} (--{name})" for name, value in contradicted.items())
+        recorded = of_flags if len(contradicted) > 1 else next(iter(contradicted.values()))
+        raise UserInputError(
+            f"{got}, but '{path}' was trained with {recorded}. Leave {flags} out to use the "
+            f"checkpoint's, or choose another checkpoint. {see('trained-with')}"
+        )
     return argparse.Namespace(**values), given | set(flags_of_metadata(metadata, whole_run))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.config.flag_parser import Parser, parse_arguments
-from neuromamba.data.store.header import no_store
+from neuromamba.data.store.no_store import no_store
 from neuromamba.fmamba.checkpoint_flags import apply_checkpoint
 from neuromamba.fmamba.flags import build_parser
 from neuromamba.fmamba.run_config import RunConfig, run_config

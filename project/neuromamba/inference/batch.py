@@ -57,6 +57,7 @@ def open_batch(
     args: argparse.Namespace,
     command: str,
     options: Mapping[str, Any],
+    check: Callable[[Sequence[ScanFile]], object] = lambda scans: None,
 ) -> Batch:
     """Find the scans of a call and open its folder.
 
@@ -65,13 +66,16 @@ def open_batch(
         args: of ``flags.model_parser``.
         command: its name.
         options: flags that change a result.
+        check: raises a ``UserInputError`` for scans that another flag does not fit, before the
+            folder is made.
 
     Raises:
-        UserInputError: no scans; a folder that cannot be used.
+        UserInputError: no scans; a folder that cannot be used; what ``check`` raises.
     """
     scans, passed = model.find(args.bold)
     if not scans:
         raise UserInputError(f"BOLD: no scan in {some_of(args.bold, 3)}.")
+    check(scans)
     folder = OutputFolder(Path(args.output), model, command, options)
     batch = Batch(model=model, scans=scans, folder=folder)
     batch.passed_over = {image.name: image.why for image in passed}

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from neuromamba.common.errors import UserInputError, look_up
 from neuromamba.config.names import EMBED_POOLS, EMBED_STATISTICS, LAST_LAYER
+from neuromamba.data.regions.atlases import Atlas
 from neuromamba.fmamba.layer_outputs import EMBEDDING, layer_output
 from neuromamba.fmamba.pooling import deviation_over_time, group_mean, places_of
 from neuromamba.fmamba.tokenizer import PackedTokens, in_raster_order
@@ -87,8 +88,9 @@ def layer_name(number: int, depth: int) -> str:
     """
     if not -depth - 1 <= number <= depth:
         raise UserInputError(
-            f"--layer: got {number}, expected 0 (embedding) to {depth} (last block), or -1 (the "
-            f"features after the final norm) to {-depth - 1}."
+            f"--layer: the model has no layer {number}. Its layers are 0 (the embedding), 1 to "
+            f"{depth} (the blocks) and -1 (the features after the final norm), from which -2 to "
+            f"{-depth - 1} count back."
         )
     if number == -1:
         return LAST_LAYER
@@ -102,7 +104,7 @@ def embed_scan(
     *,
     layer: int = -1,
     pool: str = "subject",
-    atlas: str | Path | None = None,
+    atlas: Atlas | str | Path | None = None,
     statistics: Sequence[str] = ("mean", "sd"),
 ) -> Embedding:
     """Embed a prepared scan.
@@ -113,8 +115,8 @@ def embed_scan(
         layer: see ``layer_name``.
         pool: "subject" (all windows of the scan), "window", "region" (of an atlas or a coarse grid,
             all windows) or "token" (no pooling, no statistics).
-        atlas: for "region": an image of labels in MNI space, or the name of an atlas; None takes
-            the coarse grid of the pool "regions" (27 cells).
+        atlas: for "region": an image of labels in MNI space, the name of an atlas, or one that was
+            read before; None takes the coarse grid of the pool "regions" (27 cells).
         statistics: of ``EMBED_STATISTICS``, over the tokens of a place.
 
     Raises:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import dataclasses
+import re
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,31 +13,42 @@ import nibabel
 import numpy as np
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.inference.prepared import PreparedScan
 from neuromamba.inference.sources import ScanFile, scan_of, source_of_file
 
 
-@contextmanager
-def scan_of_image(image: Any, affine: Any, tr: float | None) -> Iterator[ScanFile]:
-    """Make a file of an image or array for as long as it is prepared.
+def prepare_in_memory(
+    image: Any, affine: Any, tr: float | None, prepare: Callable[[ScanFile], PreparedScan]
+) -> PreparedScan:
+    """Prepare an image or array, which is a file for as long as that takes.
 
     Args:
         image: nibabel image, or array [X, Y, Z, T] of real numbers.
         affine: [4, 4] of an array; None for an image.
         tr: repetition time in seconds; needed for an array.
+        prepare: of a file.
 
     Raises:
-        UserInputError: something else; an array without affine or repetition time.
+        UserInputError: something else; an array without affine or repetition time; what
+            ``prepare`` raises, without the file, of which the user knows nothing.
     """
     if isinstance(image, nibabel.spatialimages.SpatialImage):
-        name = Path(image.get_filename() or "image.nii").name
+        name = Path(image.get_filename() or "").name
+        what = f"image in memory ({name})" if name else "image in memory"
+        # ``save`` would give the user's own image the name of the temporary file.
+        image = type(image)(image.dataobj, image.affine, image.header)
     else:
-        image, name = _image_of_array(image, affine, tr), "array.nii"
-    for suffix in (".nii.gz", ".nii"):
-        name = name.removesuffix(suffix)
+        image, name, what = _image_of_array(image, affine, tr), "array", "array in memory"
+    stem = name.removesuffix(".gz").removesuffix(".nii") or "image"
     with TemporaryDirectory(prefix="neuromamba-") as folder:
-        path = Path(folder) / f"{name}.nii"
+        path = Path(folder) / f"{stem}.nii"
         nibabel.save(image, path)
-        yield scan_of(source_of_file(path))
+        try:
+            prepared = prepare(scan_of(source_of_file(path)))
+        except UserInputError as error:
+            named = f"{re.escape(str(path))}|{re.escape(path.name)}"
+            raise UserInputError(re.sub(named, lambda _: what, str(error))) from None
+    return dataclasses.replace(prepared, source=what)
 
 
 def _image_of_array(values: Any, affine: Any, tr: float | None) -> nibabel.Nifti1Image:

@@ -9,7 +9,7 @@ from typing import Any
 from neuromamba.data.ingest.sources import PassedOver
 from neuromamba.inference.embed import Embedding, embed_scan
 from neuromamba.inference.explain import ExplainOptions, Explanation, explain_scan
-from neuromamba.inference.images import scan_of_image
+from neuromamba.inference.images import prepare_in_memory
 from neuromamba.inference.many import Outcome, each_scan
 from neuromamba.inference.model import TrainedModel
 from neuromamba.inference.predict import Prediction, predict_scan, require_head
@@ -54,13 +54,15 @@ class LoadedModel(TrainedModel):
         Raises:
             UserInputError: it cannot be used; names the reason and a remedy.
         """
+
+        def prepare(scan: ScanFile) -> PreparedScan:
+            return prepare_scan(scan, self.contract, tr=tr, mask=mask, strict=strict)
+
         if isinstance(bold, ScanFile):
-            return prepare_scan(bold, self.contract, tr=tr, mask=mask, strict=strict)
+            return prepare(bold)
         if isinstance(bold, str | Path):
-            scan = only_scan(self.find([bold])[0], bold)
-            return prepare_scan(scan, self.contract, tr=tr, mask=mask, strict=strict)
-        with scan_of_image(bold, affine, tr) as scan:
-            return prepare_scan(scan, self.contract, tr=tr, mask=mask, strict=strict)
+            return prepare(only_scan(self.find([bold])[0], bold))
+        return prepare_in_memory(bold, affine, tr, prepare)
 
     def predict(self, scan: PreparedScan) -> Prediction:
         """Predict of a prepared scan; see ``Prediction``."""

@@ -151,11 +151,16 @@ class OutputFolder:
         write_text_atomically(self.path / RUN, json.dumps(found, indent=1) + "\n")
 
     def write_table(self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-        """Write a CSV file; None becomes an empty cell."""
+        """Write a CSV file; None becomes an empty cell, 20.470000000000002 is written as 20.47."""
         with (
             atomic_path(self.path / name) as temporary,
             open(temporary, "w", newline="", encoding="utf-8") as stream,
         ):
             writer = CsvWriter(stream)
             writer.writerow(header)
-            writer.writerows(rows)
+            writer.writerows([_short(cell) for cell in row] for row in rows)
+
+
+def _short(cell: Any) -> Any:
+    """A number with as many digits as single precision has, in which models compute."""
+    return float(f"{cell:.9g}") if isinstance(cell, float) else cell

@@ -48,7 +48,7 @@ class Prediction(Brief):
 
     @property
     def brief(self) -> str:
-        """Of which scan, and what."""
+        """Name of the scan and what is predicted."""
         return f"{self.scan}, {self}"
 
     @property

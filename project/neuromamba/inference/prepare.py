@@ -16,6 +16,7 @@ import nibabel
 import numpy as np
 
 from neuromamba.common.errors import UserInputError, see
+from neuromamba.common.text import sentence
 from neuromamba.data.ingest.convert import convert_run
 from neuromamba.data.ingest.nifti import file_sha256
 from neuromamba.data.ingest.options import ConversionOptions
@@ -151,9 +152,12 @@ def _check_grid(scan: ScanFile, header: RunHeader, contract: InputContract) -> N
     if contract.grid_affine is not None and not native:
         offset = whole_voxel_offset(np.asarray(header.affine), np.asarray(contract.grid_affine))
         if offset != (0, 0, 0):
+            beside = "differ from those of the training in size, direction or by part of a voxel"
+            if offset is not None:
+                beside = f"lie {' '.join(map(str, offset))} voxels beside those of the training"
             raise UserInputError(
-                f"{scan.path}: its voxels lie elsewhere than in the training (offset {offset} "
-                f"voxels, None if they have another size). Give the NIfTI file instead."
+                f"{scan.path}: its voxels {beside}, so positions differ. Give the NIfTI file "
+                f"instead."
             )
 
 
@@ -189,7 +193,7 @@ def _convert(
         if note.startswith("oblique") or "bytes after" in note:
             actions.append(note)
         else:
-            problems.append(Problem(f"{note.removesuffix('.')}."))
+            problems.append(Problem(sentence(note)))
     if contract.grid_affine is None and not contract.native:
         size = " x ".join(f"{edge:.3g}" for edge in voxel_sizes(np.asarray(header.affine)))
         problems.append(

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from neuromamba.checkpoints.io import CheckpointContents
 from neuromamba.common.errors import UserInputError
-from neuromamba.config.names import ATLAS_NAMES
 from neuromamba.data.ingest.sources import PassedOver
-from neuromamba.data.regions.atlases import Atlas
+from neuromamba.data.regions.atlases import Atlas, chosen_atlas
 from neuromamba.data.regions.batches import z_scored
 from neuromamba.inference.brief import Brief
 from neuromamba.inference.contract import described
@@ -174,12 +173,7 @@ class RegionModel(Brief):
         """
         if atlas is None:
             return self
-        # Imported here: pandas and nilearn take seconds to load.
-        from neuromamba.data.regions.extract_folder import chosen_atlas
-
-        if str(atlas) not in ATLAS_NAMES and not Path(atlas).is_file():
-            raise UserInputError(f"--atlas: '{atlas}' is no file and none of {ATLAS_NAMES}.")
-        found = chosen_atlas(str(atlas), Path("Dataset/Data"))
+        found = chosen_atlas(atlas)
         check_atlas(found, self.metadata)
         return dataclasses.replace(self, atlas=found)
 

@@ -9,8 +9,7 @@ import numpy as np
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.config.model import REGION_CELLS
-from neuromamba.config.names import ATLAS_NAMES
-from neuromamba.data.regions.atlases import find_atlas
+from neuromamba.data.regions.atlases import Atlas, chosen_atlas
 from neuromamba.inference.model import TrainedModel
 from neuromamba.inference.prepared import PreparedScan
 
@@ -28,13 +27,16 @@ class Regions:
     names: tuple[str, ...]
 
 
-def regions_on_grid(model: TrainedModel, scan: PreparedScan, atlas: str | Path | None) -> Regions:
+def regions_on_grid(
+    model: TrainedModel, scan: PreparedScan, atlas: Atlas | str | Path | None
+) -> Regions:
     """Give each patch the region that most of its voxels belong to.
 
     Args:
         model: grid and patch size.
         scan: where the grid lies.
-        atlas: image of labels in MNI space or the name of an atlas; None for the coarse grid.
+        atlas: image of labels in MNI space, the name of an atlas, or one read before; None
+            for the coarse grid.
 
     Raises:
         UserInputError: no such atlas; a scan in native space; no overlap.
@@ -42,18 +44,11 @@ def regions_on_grid(model: TrainedModel, scan: PreparedScan, atlas: str | Path |
     grid, patch = model.contract.model.token_grid[:3], model.contract.model.patch_size[:3]
     if atlas is None:
         return _coarse(grid)
-    if scan.header.space == "native":
-        raise UserInputError(
-            f"--atlas: {scan.source} is in native space, an atlas in MNI space does not lie on it. "
-            f"Leave the flag out."
-        )
+    refuse_atlas_in_native_space(scan.header.space == "native", str(scan.source))
     # Imported here: nilearn takes seconds to load.
     from neuromamba.data.regions.extraction import labels_on
 
-    named = str(atlas) in ATLAS_NAMES
-    found = find_atlas(
-        str(atlas) if named else None, None, Path("data"), None if named else Path(atlas)
-    )
+    found = atlas if isinstance(atlas, Atlas) else chosen_atlas(atlas)
     labels = labels_on(found, scan.header.grid, np.asarray(scan.header.affine))
     shape = [size for pair in zip(grid, patch, strict=True) for size in pair]
     patches = labels.reshape(shape).transpose(0, 2, 4, 1, 3, 5).reshape(int(np.prod(grid)), -1)
@@ -66,10 +61,23 @@ def regions_on_grid(model: TrainedModel, scan: PreparedScan, atlas: str | Path |
             of_patch[i] = number[int(kinds[counts.argmax()])]
     if len(set(of_patch.tolist()) - {-1}) < 2:
         raise UserInputError(
-            f"--atlas: '{atlas}' does not overlap with the grid of {scan.source}. Is it in MNI "
-            f"space?"
+            f"--atlas: '{found.name}' does not overlap with the grid of {scan.source}. Is it in "
+            f"MNI space?"
         )
     return Regions(of_patch, found.regions)
+
+
+def refuse_atlas_in_native_space(native: bool, what: str) -> None:
+    """Refuse an atlas, which is in MNI space, for what is in native space.
+
+    Raises:
+        UserInputError: ``native`` is true; names ``what``.
+    """
+    if native:
+        raise UserInputError(
+            f"--atlas: {what} is in native space, where an atlas in MNI space does not fit. Leave "
+            f"the flag out."
+        )
 
 
 def _coarse(grid: tuple[int, int, int]) -> Regions:

@@ -76,7 +76,7 @@ class Rollout(Brief):
 
     @property
     def brief(self) -> str:
-        """Of which run, and how many frames."""
+        """Name of the run and numbers of frames."""
         return (
             f"{self.header.label}, {len(self.predicted)} frames after {len(self.prompt)}, "
             f"{len(self.true)} of them with a true one"

@@ -86,7 +86,7 @@ class ScoreMap(Brief):
 
     @property
     def brief(self) -> str:
-        """Of which scan, what is explained, and whether random weights give the same."""
+        """Name of the scan, what is explained, and whether random weights give the same."""
         return (
             f"{self.scan}, {self.target or 'value'}, {len(self.values)} parts, rank correlation "
             f"with random weights {self.rank_correlation:.2f}"

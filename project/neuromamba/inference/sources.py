@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.ingest.bids import parse, sibling_mask, sidecar
-from neuromamba.data.ingest.filenames import name_run
+from neuromamba.data.ingest.filenames import RunName, name_run
 from neuromamba.data.ingest.layouts import find_runs
 from neuromamba.data.ingest.sources import (
     SUFFIXES,
@@ -127,13 +127,26 @@ def scan_of(source: Source) -> ScanFile:
     """A NIfTI file as a scan."""
     return ScanFile(
         path=source.path,
-        name=source.output[: -len(_RUN)],
+        name=_name_of(source),
         subject=source.subject,
         session=source.session,
         run=run_of(source.task, source.run),
         source=source,
         error=source.error,
     )
+
+
+def _name_of(source: Source) -> str:
+    """The name of a scan's files: of BIDS entities, else that of the file if it tells whose it is.
+
+    A store names runs by entities. Here ``f64_1e8_x`` would become ``f64_run-1e8-x``, and its
+    attribution would no longer be found beside it.
+    """
+    stem = stem_of(source.path)
+    of_file = RunName(source.subject, source.session, source.task, source.run)
+    if parse(PurePosixPath(source.path.name)) is None and name_run(stem) == of_file:
+        return stem
+    return source.output[: -len(_RUN)]
 
 
 def source_of_file(path: Path) -> Source:

@@ -23,6 +23,7 @@ from neuromamba.pages.figures import BLUE, GREY, ORANGE, save_figure, styled
 from neuromamba.pages.page import Page, Picture, Section, Table, render
 
 SHOWN = 15  # regions in the table
+_DPI = 120  # of pictures of the brain
 
 
 class GroupMap(NamedTuple):
@@ -261,7 +262,7 @@ def glass_brain(image: object, path: Path, title: str, signed: bool = False) -> 
             symmetric_cbar=signed,
             title=title,
         )
-        display.savefig(str(path), dpi=120)
+        save_figure(display.frame_axes.figure, path, dpi=_DPI)
         display.close()
 
 
@@ -288,7 +289,7 @@ def pathway_slices(image: object, path: Path, pathways: Sequence[str], title: st
         )
         handles = [Patch(color=c, label=p) for c, p in zip(colors, pathways, strict=True)]
         figure.legend(handles=handles, loc="lower center", ncols=len(pathways), fontsize=9)
-        figure.savefig(path, dpi=120)
+        save_figure(figure, path, dpi=_DPI)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
-from neuromamba.checkpoints.files import damaged, first_line, read_safetensors_entries
+from neuromamba.checkpoints.files import damaged, read_safetensors_entries, why_unread
 from neuromamba.checkpoints.io import REGIONS_KEY
 from neuromamba.common.atomic_files import atomic_path
 from neuromamba.common.errors import UserInputError
@@ -177,17 +177,20 @@ def _regions(config: EvaluateConfig, cohort: Cohort) -> dict[str, Any]:
     file = config.data_file or config.data_dir / cohort.details.file
     try:
         record = parse_json(file.with_suffix(".json").read_text(encoding="utf-8"))
-        if len(record["regions"]) == cohort.rois:
+        if record["regions"] is None or len(record["regions"]) == cohort.rois:
             times = {round(run["tr"], 4) for run in record["runs"] if run["tr"] is not None}
             return {
                 "atlas": record["atlas"],
                 "atlas_hash": record["atlas_hash"],
                 "regions": record["regions"],
                 "tr": sorted(times),
-                "extraction": {name: record[name] for name in _EXTRACTION},
+                # An import does not know how its collection was cleaned.
+                "extraction": None
+                if record["confounds"] is None
+                else {name: record[name] for name in _EXTRACTION},
             }
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # no record of neuromamba regions extract
+        pass  # no record of neuromamba regions extract or import
     local = config.data_dir / FOLDER / f"{cohort.details.atlas}.nii.gz"
     if local.is_file():
         atlas = read_atlas(local)
@@ -260,5 +263,5 @@ def read_model_file(path: Path, ssd_backend: str = "auto") -> RegionModelFile:
             ):
                 raise ValueError("the means of the pathways do not fit the model")
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise damaged(path, "MODEL", first_line(error)) from None
+        raise damaged(path, "MODEL", why_unread(error)) from None
     return RegionModelFile(path, metadata, model.eval(), config, means)

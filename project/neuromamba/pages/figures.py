@@ -6,6 +6,7 @@ style. ``Figure`` is used without pyplot, so nothing is global and no display is
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
@@ -15,9 +16,11 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.text import Text
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.text import visible
 from neuromamba.evaluation.calibration import Reliability
 from neuromamba.evaluation.curves import (
     area_under_roc,
@@ -63,13 +66,33 @@ def styled(draw: DrawT) -> DrawT:
     return wrapped  # type: ignore[return-value]
 
 
-def save_figure(figure: Figure, path: Path, for_paper: bool = False) -> Path:
-    """Write a PNG (or the format of the suffix), and a PDF ``for_paper``; returns the path."""
+def save_figure(figure: Figure, path: Path, for_paper: bool = False, dpi: float = _DPI) -> Path:
+    """Write a PNG (or the format of the suffix), and a PDF ``for_paper``; returns the path.
+
+    Names from data are in all kinds of texts of a figure, which become ``visible`` here.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=_DPI)
+    _show_names(figure)
+    figure.savefig(path, dpi=dpi)
     if for_paper:
         figure.savefig(path.with_suffix(".pdf"))
     return path
+
+
+def _show_names(figure: Figure) -> None:
+    """Make the texts of a figure visible, and what is between dollar signs no formula."""
+
+    def shown(text: str) -> str:
+        return re.sub(r"(?<!\\)\$", r"\\$", visible(text, keep="\n"))
+
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_text(shown(text.get_text()))
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if isinstance(axis.get_major_locator(), FixedLocator):  # they are names, not numbers
+                labels = [shown(label.get_text()) for label in axis.get_ticklabels()]
+                axis.set_ticklabels(labels)
 
 
 def new_axes(width: float, height: float) -> tuple[Figure, Axes]:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from neuromamba.common.atomic_files import write_text_atomically
-from neuromamba.common.errors import UserInputError
-from neuromamba.common.text import ABSENT, category, names_for_message, number
-from neuromamba.data.cohorts.tables import Table as Cells
-from neuromamba.data.cohorts.tables import read_table
+from neuromamba.config.names import LAST_LAYER
 from neuromamba.evaluation.cross_validated import FOLDS, LEAST, cross_validated
+from neuromamba.fmamba.layer_outputs import EMBEDDING
 from neuromamba.inference.batch import Batch, summary
+from neuromamba.inference.embed import layer_name
 from neuromamba.inference.embedding_files import EMBEDDINGS
 from neuromamba.inference.region_model import RegionModel
+from neuromamba.inference.subject_labels import MOST_CLASSES, SubjectLabels
 from neuromamba.pages.figures import (
     BLUE,
     GREEN,
@@ -35,25 +34,18 @@ from neuromamba.reports.prediction_page import PAGE, contract_section, scan_sect
 
 _COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", "#000000", GREY)
 _MARKERS = "osD^vP*X"
-_MOST_CLASSES = len(_COLOURS)
-
-
-class Labels(NamedTuple):
-    """Labels of subjects.
-
-    Attributes:
-        column: its name.
-        of_subject: subject -> class index or value.
-        classes: names; () of values.
-    """
-
-    column: str
-    of_subject: Mapping[str, int | float]
-    classes: tuple[str, ...]
+_LAYERS = {LAST_LAYER: "features after the final norm", EMBEDDING: "embedded tokens"}
+_POOLS = {
+    "subject": "a scan (the mean over the brain and over all windows)",
+    "window": "a window of a scan (the mean over the brain)",
+    "region": "a region of a scan (the mean over all windows)",
+}
+_FEWEST = 3  # scans on a map
+assert len(_COLOURS) == len(_MARKERS) == MOST_CLASSES
 
 
 def write_embedding_page(
-    batch: Batch, model_name: str, command: str, *, labels: str | None, column: str | None
+    batch: Batch, model_name: str, command: str, labels: SubjectLabels | None = None
 ) -> Path:
     """Write ``report.html`` into the folder of a call; returns its path.
 
@@ -61,10 +53,7 @@ def write_embedding_page(
         batch: finished.
         model_name: as the user gave it.
         command: for the end of the page.
-        labels, column: table of subjects and its column to colour and probe by; or None.
-
-    Raises:
-        UserInputError: the table does not fit the subjects.
+        labels: of the subjects, to colour and probe by; or None.
     """
     records = batch.in_order
     answered = [record for record in records if record["result"]]
@@ -75,23 +64,33 @@ def write_embedding_page(
         if answered:
             names, rows = scan_rows(batch.folder.path / EMBEDDINGS)
             subjects = {record["scan"]: record["subject"] for record in answered}
-            found = None
-            if labels is not None and column is not None:
-                found = read_labels_of(Path(labels), column, sorted(set(subjects.values())))
             owners = [subjects[name] for name in names]
-            sections.append(_map(rows, owners, found, Path(folder)))
-            if found is not None:
-                sections.append(_probes(rows, owners, found))
+            known = None if labels is None else labels.among(owners)
+            if labels is not None and known is None:
+                text = f"No scan with an answer is of a subject with a value of {labels.column}."
+                sections.append(Section("Labels", (text,)))
+            sections.append(_map(rows, owners, known, Path(folder)))
+            if known is not None:
+                sections.append(_probes(rows, owners, known))
         sections += [*scan_sections(answered, refused), contract_section(batch.model)]
         sections.append(Section("Command", code=wrap_command(command)))
-        options = batch.folder.options
-        text = f"Layer {options['layer']}, rows of kind {options['pool']}"
-        text += f", statistics over time: {', '.join(options['statistics'])}."
-        if isinstance(batch.model, RegionModel):
-            text = "Means over time of every pathway, and their fusion, one after the other."
-        page = Page("Embeddings", (f"{model_name} on {summary(batch)}.", text), sections)
+        intro = (f"{model_name} on {summary(batch)}.", _what_a_row_is(batch))
+        page = Page("Embeddings", intro, sections)
         write_text_atomically(path, render(page))
     return path
+
+
+def _what_a_row_is(batch: Batch) -> str:
+    """Which features the rows of embeddings.parquet hold, in one sentence."""
+    if isinstance(batch.model, RegionModel):
+        return "A row holds the means over time of every pathway and of their fusion."
+    options = batch.folder.options
+    layer = layer_name(options["layer"], batch.model.contract.model.depth)
+    features = _LAYERS.get(layer, f"outputs of {layer}")
+    return (
+        f"A row of {EMBEDDINGS} holds the {features}, for {_POOLS[options['pool']]}. Statistics "
+        f"over time, a row each: {', '.join(options['statistics'])}."
+    )
 
 
 def scan_rows(path: Path) -> tuple[list[str], np.ndarray]:
@@ -122,77 +121,28 @@ def scan_rows(path: Path) -> tuple[list[str], np.ndarray]:
     return scans, np.stack([np.concatenate([sums[k] / counts[k] for k in one]) for one in whole])
 
 
-def read_labels_of(path: Path, column: str, subjects: Sequence[str]) -> Labels:
-    """Read a column of a table of subjects; ``sub-`` in front of a name does not matter.
-
-    A column of numbers with more than eight different values is a regression, others are classes.
-    Subjects without a value are left out.
-
-    Raises:
-        UserInputError: no such column; no column of subjects; no value for anybody; too many
-            classes.
-    """
-    table = read_table(path)
-    texts = table.column(column, "--label_column")
-    wanted = {_bare(subject): subject for subject in subjects}
-    found: dict[str, str] = {}
-    for name, text in zip(_subject_column(table, set(wanted)), texts, strict=True):
-        subject = wanted.get(_bare(name))
-        if subject is None or text.lower() in ABSENT:
-            continue
-        if found.setdefault(subject, text) != text:
-            raise UserInputError(
-                f"--labels: '{path}' has two values of {column} for {subject}: {found[subject]} "
-                f"and {text}. Keep one row."
-            )
-    if not found:
-        raise UserInputError(
-            f"--labels: '{path}' has no value of {column} for any of the {len(subjects)} subjects: "
-            f"{names_for_message(subjects)}. Check the column of subjects."
+def _map(
+    rows: np.ndarray, owners: Sequence[str], labels: SubjectLabels | None, folder: Path
+) -> Section:
+    title = "Map of the scans"
+    if len(rows) < _FEWEST:
+        text = (
+            f"Not drawn for fewer than {_FEWEST} scans: a map would only show whether they differ."
         )
-    values = {subject: number(text) for subject, text in found.items()}
-    numbers = {subject: value for subject, value in values.items() if value is not None}
-    if len(numbers) == len(found) and len(set(numbers.values())) > _MOST_CLASSES:
-        return Labels(column, numbers, ())
-    classes = tuple(sorted({category(text) for text in found.values()}))
-    if len(classes) > _MOST_CLASSES:
-        raise UserInputError(
-            f"--label_column: '{column}' has {len(classes)} different texts, expected numbers or "
-            f"at most {_MOST_CLASSES} classes."
-        )
-    index = {subject: classes.index(category(text)) for subject, text in found.items()}
-    return Labels(column, index, classes)
-
-
-def _bare(name: str) -> str:
-    return name.removeprefix("sub-")
-
-
-def _subject_column(table: Cells, wanted: set[str]) -> list[str]:
-    """The column in which most of the subjects are found."""
-    columns = [table.column(name, "--labels") for name in table.columns]
-    hits = [len({_bare(cell) for cell in cells} & wanted) for cells in columns]
-    if not hits or max(hits) == 0:
-        raise UserInputError(
-            f"--labels: no column of {table.summary} holds the names of the subjects, such as "
-            f"{min(wanted)}."
-        )
-    return columns[hits.index(max(hits))]
-
-
-def _map(rows: np.ndarray, owners: Sequence[str], labels: Labels | None, folder: Path) -> Section:
+        return Section(title, (text,))
     points, shares = principal_components(rows)
     figure = map_figure(points, shares, owners, labels)
     coloured = f"Colours: {labels.column}." if labels else "Scans of a subject share a colour."
-    kept = shares.sum()
+    held = f"which hold {shares.sum():.0%} of the variance"
+    if len(rows) == _FEWEST:
+        held = f"which always hold all of the variance of {_FEWEST} scans"
     picture = Picture(
         save_figure(figure, folder / "map.png"),
         f"Each point is a scan: its standardised features on their first two principal "
-        f"components, which hold {kept:.0%} of the variance. {coloured} Distances along other "
-        f"directions do not show.",
+        f"components, {held}. {coloured} Distances along other directions do not show.",
         "Scans on the first two principal components of their features.",
     )
-    return Section("Map of the scans", pictures=[picture])
+    return Section(title, pictures=[picture])
 
 
 def principal_components(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -215,7 +165,7 @@ def principal_components(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @styled
 def map_figure(
-    points: np.ndarray, shares: np.ndarray, owners: Sequence[str], labels: Labels | None
+    points: np.ndarray, shares: np.ndarray, owners: Sequence[str], labels: SubjectLabels | None
 ) -> Figure:
     """Draw the points [S, 2], coloured by label or subject."""
     figure, axes = new_axes(6.0, 5.2)
@@ -243,7 +193,7 @@ def map_figure(
     return figure
 
 
-def _probes(rows: np.ndarray, owners: Sequence[str], labels: Labels) -> Section:
+def _probes(rows: np.ndarray, owners: Sequence[str], labels: SubjectLabels) -> Section:
     """Linear and nearest-neighbour probes over subjects, by cross-validation."""
     subjects = tuple(name for name in dict.fromkeys(owners) if name in labels.of_subject)
     x = np.stack([rows[[owner == name for owner in owners]].mean(axis=0) for name in subjects])

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from neuromamba.common.atomic_files import write_text_atomically
+from neuromamba.common.text import clause
 from neuromamba.data.regions.atlases import Atlas
 from neuromamba.data.regions.extraction import Extracted, Extraction
 from neuromamba.pages.figures import BLUE, GREY, save_figure, styled
@@ -35,7 +36,7 @@ def write_page(
             f"{one.dof:.0f}",
             str(int((one.coverage == 0).sum())),
             str(int(((one.coverage > 0) & (one.coverage < POOR)).sum())),
-            "; ".join(one.notes),
+            "; ".join(map(clause, one.notes)),
         ]
         for one in sorted(runs, key=lambda one: one.dof)
     ]

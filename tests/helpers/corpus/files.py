@@ -351,6 +351,8 @@ def index(content: bytes) -> Callable[[Path], object]:
 _NAN = torch.tensor([1.0, float("nan")])
 CHECKPOINTS = (
     BadFile("empty checkpoint", checkpoint(b""), "m.ckpt"),
+    BadFile("text as checkpoint", checkpoint(b"hello"), "its bytes cannot be decoded, KeyError)"),
+    BadFile("letter as checkpoint", checkpoint(b"e"), "its bytes cannot be decoded, IndexError)"),
     BadFile("page of a login as checkpoint", checkpoint(b"<html>Login</html>"), "m.ckpt"),
     BadFile("checkpoint that runs a program", checkpoint(pickle.dumps(_Call())), "m.ckpt"),
     BadFile("safetensors cut off", checkpoint(b"\xff" * 9, "m.safetensors"), "m.safetensors"),
@@ -407,7 +409,7 @@ SETTINGS = (
     BadFile("sidecar that is a list", text_file("a.json", json.dumps([2.0]), read_sidecar_tr),
             "not a JSON sidecar"),
     BadFile("predictions of text", text_file("p.csv", "subject,target,prob_0\na,b,c\n",
-            lambda p: read_predictions(p, "")), "damaged"),
+            lambda p: read_predictions(p, "")), "with numbers. Restore it, or evaluate again"),
     BadFile("predictions without scores", text_file("p.csv", "subject,target\na,1\n",
             lambda p: read_predictions(p, "")), "no predictions in it"),
     BadFile("manifest without columns", text_file(MANIFEST, "file\nx\n",

@@ -31,6 +31,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "--token_order space": ("--token_order: unknown name 'space'", "'space_first'"),
     f"{NEXT} --predict same_plaec": ("--predict", "Did you mean 'same_place'?"),
     f"{NEXT} --predict same_place --loss_on differences": ("Did you mean 'difference'?",),
+    "--task sex": ("unknown name '--task'", "'--downstream_task'"),
     "--embed_dimm 16": ("unknown name '--embed_dimm'", "Did you mean '--embed_dim'?"),
     "--embed_dim=16 stray": ("unexpected argument 'stray'",),
     # numbers

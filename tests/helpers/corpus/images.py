@@ -424,7 +424,7 @@ BAD_INPUTS = (
     BadInput("nan.nii.gz", nan, "3 NaN or infinite values in 3 of 24", "fslmaths IN -nan OUT"),
     BadInput("inf.nii.gz", infinite, "1 NaN or infinite values in 1 of 24", "Repair"),
     BadInput("slope.nii.gz", overflowing_slope, "NaN or infinite values", "Repair"),
-    BadInput("zeros.nii.gz", zeros, "mask (nonzero) is empty", "--mask PATH"),
+    BadInput("zeros.nii.gz", zeros, "every voxel has the value 0", "origin again"),
     BadInput("onevalue.nii.gz", one_value, "all brain voxels have the value", "origin again"),
     BadInput("frozen.nii.gz", frozen, "brain voxels have one value each in every frame", "--mask"),
     BadInput("freezing.nii.gz", partly_frozen, "have one value in every frame", "check run", True),

@@ -57,6 +57,23 @@ def test_unknown_name_gets_the_nearest_one(typed: str, options: tuple[str, ...],
     assert message.endswith(f"Known: {', '.join(options)}.")
 
 
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        ("--task", "Did you mean '--downstream_task'?"),  # and not '--fc_atlas', of like letters
+        ("--split", "Did you mean '--val_split' or '--train_split'?"),
+        ("--fc_atls", "Did you mean '--fc_atlas'?"),
+        ("--TRAIN_SPLIT", "Did you mean '--train_split'?"),
+        ("--xyz", "Known: --fc_atlas"),
+    ],
+)
+def test_a_word_of_a_flag_is_nearer_than_its_letters(typed: str, hint: str) -> None:
+    flags = ("--fc_atlas", "--downstream_task", "--val_split", "--train_split", "--pools")
+    with pytest.raises(UserInputError) as caught:
+        look_up(typed, flags, "flag")
+    assert f"flag: unknown name '{typed}'. {hint}" in str(caught.value)
+
+
 def test_unknown_name_without_a_neighbour_gets_the_list_only() -> None:
     with pytest.raises(UserInputError) as caught:
         look_up("qqqq", ("linear", "mamba"), "--flag")

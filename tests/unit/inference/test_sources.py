@@ -52,6 +52,27 @@ def test_a_folder_without_scans_is_named_as_it_was_given(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        # No entity is made of a name that has none.
+        ("f64_1e8_x.nii.gz", "f64_1e8_x"),
+        ("100307_rfMRI_REST1_LR.nii.gz", "100307_rfMRI_REST1_LR"),
+        ("7T_alpha.nii", "7T_alpha"),
+        ("alpha_run2.nii.gz", "alpha_run2"),
+        ("A01_bold.nii.gz", "A01_bold"),
+        # Of BIDS the entities that tell runs apart; of a generic name the folder's.
+        (f"sub-01/{NAME}", "sub-01_ses-2_task-rest"),
+        ("Sub_000/Filtered_4DVolume.nii", "Sub_000"),
+    ],
+)
+@pytest.mark.parametrize("whole", [False, True], ids=["file", "folder"])
+def test_names_of_scans(tmp_path: Path, file: str, name: str, whole: bool) -> None:
+    path = save(tmp_path / file, scan(frames=4))
+    (one,), _ = find_scans([tmp_path if whole else path])
+    assert one.name == (name if whole or "Filtered" not in file else "Filtered_4DVolume")
+
+
+@pytest.mark.parametrize(
     ("name", "reason"),
     [
         ("gone.nii.gz", "no such file"),

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from neuromamba.common.errors import TOPICS, UserInputError, see
+from neuromamba.common.text import clause, sentence
 from neuromamba.config.model import ModelConfig
 from neuromamba.data.cohorts.leak_guards import refuse_trained_subjects
 from neuromamba.data.cohorts.suspicious import check_classes, check_values
@@ -133,3 +134,11 @@ def test_what_the_code_says(name: str, tmp_path: Path) -> None:
         said = str(error)
     assert str(said).endswith(see(topic))
     assert re.search(re.escape(rows()[topic]).replace(re.escape("..."), ".*"), said)
+
+
+@pytest.mark.parametrize("topic", sorted(TOPICS))
+def test_a_pointer_has_one_full_stop(topic: str) -> None:
+    """Also where a note becomes a sentence, or a part of a list."""
+    note = f"check it. {see(topic)}"
+    assert sentence(note) == note and sentence(clause(note)) == note
+    assert not clause(note).endswith(".")

@@ -112,19 +112,22 @@ def _check_record(
         raise UserInputError(
             f"{path}: damaged ({error!r}). Delete it to use the text file beside it as it is."
         ) from None
-    if max(abs(stored[0] - train_fraction), abs(stored[1] - val_fraction)) > 1e-9:
+    drawn = {"--train_split": stored[0], "--val_split": stored[1]}
+    wanted = {"--train_split": train_fraction, "--val_split": val_fraction}
+    other = [flag for flag in drawn if abs(drawn[flag] - wanted[flag]) > 1e-9]
+    texts = [{flag: f"{flag} {value:g}" for flag, value in one.items()} for one in (drawn, wanted)]
+    asked = grouping.family_column, grouping.stratify_by
+    for flag, old, new in zip(("--family_column", "--stratify_by"), columns, asked, strict=True):
+        other += [flag] if old != new else []
+        for text, value in zip(texts, (old, new), strict=True):
+            names = [value] if isinstance(value, str) else value
+            text[flag] = " ".join([flag, *names]) if value else f"no {flag}"
+    if other:
+        old, new = (", ".join(text[flag] for flag in other) for text in texts)
         raise UserInputError(
-            f"--train_split/--val_split: {path} holds a split drawn with {stored[0]:g} and "
-            f"{stored[1]:g}, but {train_fraction:g} and {val_fraction:g} were asked for. Use "
-            f"those fractions, another --dataset_split_num, or delete the split's files."
+            f"{'/'.join(other)}: {path} holds a split drawn with {old}, but asked for was {new}. "
+            f"Give the flags of that split, another --dataset_split_num, or delete its files."
         )
-    wanted = grouping.family_column, grouping.stratify_by
-    for flag, old, new in zip(("--family_column", "--stratify_by"), columns, wanted, strict=True):
-        if old != new:
-            raise UserInputError(
-                f"{flag}: {path} holds a split drawn with {old or 'none'}, but {new or 'none'} was "
-                f"asked for. Use that, another --dataset_split_num, or delete the split's files."
-            )
     if stored_hash != split.hash:
         raise UserInputError(
             f"{path}: the hash {stored_hash} is not that of the text file beside it "

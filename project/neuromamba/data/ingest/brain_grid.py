@@ -88,7 +88,7 @@ def choose_mask(
         saved as scaled integers are another value near 0, which then is the background.
 
     Raises:
-        UserInputError: an empty mask, or whatever reading a file raises.
+        UserInputError: an empty mask, a run of one value, or whatever reading a file raises.
     """
     path = sibling if rule == "auto" else None if rule in ("nonzero", "computed") else Path(rule)
     if path is not None:
@@ -104,6 +104,11 @@ def choose_mask(
             start = start if start.size else frame.copy()
             nonzero |= frame != 0
             changes |= frame != start
+        if not changes.any() and (start == start[0]).all():
+            raise UserInputError(
+                f"{run.path}: every voxel has the value {start[0]:g} in every frame, expected "
+                f"BOLD. Take the file from its origin again."
+            )
         background = _constant_background(start, changes)
         signal = nonzero if background == 0 else changes | (start != background)
         masked_before = np.count_nonzero(signal) < NONZERO_LIMIT * signal.size
@@ -114,9 +119,11 @@ def choose_mask(
             mean = run.unflatten(total / (run.n_frames - first))
             mask, source = epi_mask(mean, run.las_affine), "computed_epi"
     if not mask.any():
+        # "nonzero" is never empty here: a run of one value has been refused above.
+        other = "" if source == "computed_epi" else " or --mask computed"
         raise UserInputError(
-            f"{run.path}: the brain mask ({source}) is empty. Give a mask image on the run's grid "
-            f"with --mask PATH, or --mask nonzero."
+            f"{run.path}: the brain mask ({source}) is empty. Give another mask image on the run's "
+            f"grid with --mask PATH, or --mask nonzero{other}."
         )
     return mask, source
 

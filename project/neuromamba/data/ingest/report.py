@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 from tqdm import tqdm
 
 from neuromamba.common.files import free_bytes
-from neuromamba.common.text import some_of
+from neuromamba.common.text import clause, some_of
 from neuromamba.data.ingest.convert import Outcome
 from neuromamba.data.ingest.layouts import LAYOUTS, Found
 from neuromamba.data.ingest.options import ConversionOptions, options_for
@@ -145,7 +145,7 @@ def progress(
                 line += (
                     f", {header.n_frames} frames, {header.n_voxels} voxels ({header.mask_source})"
                 )
-            line += "".join(f"; note: {note}" for note in outcome.notes)
+            line += "".join(f"; note: {clause(note)}" for note in outcome.notes)
             quiet = outcome.status in ("converted", "skipped", "ok") and not outcome.notes
             if not (quiet and terminal):
                 bar.clear()

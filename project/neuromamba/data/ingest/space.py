@@ -180,10 +180,17 @@ def _check_geometry(run: NiftiRun, name: str, remedy: str) -> str:
                 f"the MNI brain: the affine is wrong. Correct the header, or write the run again."
             )
         return "name" if name else "header"
-    if share < _COVERED or (np.abs(centre - _CENTRE) > _CENTRE_TOLERANCE).any():
+    doubts = []
+    if share < _COVERED:
+        doubts.append(f"holds {share:.0%} of the MNI brain, expected {_COVERED:.0%} or more")
+    if (np.abs(centre - _CENTRE) > _CENTRE_TOLERANCE).any():
+        ends = zip(_CENTRE, _CENTRE_TOLERANCE, strict=True)
+        near = ", ".join(f"{middle:.0f} +- {width:.0f}" for middle, width in ends)
+        found = ", ".join(f"{value:.0f}" for value in centre)
+        doubts.append(f"has its centre at ({found}) mm, expected ({near}) mm")
+    if doubts:
         raise UserInputError(
-            f"{run.path}: not in MNI space by its header: the field of view is {spans} mm around "
-            f"({', '.join(f'{value:.0f}' for value in centre)}) and holds {share:.0%} of the MNI "
-            f"brain, expected {_COVERED:.0%} around (0, -18, 18). {remedy} {see('mni-space')}"
+            f"{run.path}: not in MNI space by its header: the field of view ({spans} mm) "
+            f"{' and '.join(doubts)}. {remedy} {see('mni-space')}"
         )
     return "field of view"

@@ -18,6 +18,7 @@ from neuromamba.config.names import ATLAS_NAMES
 from neuromamba.data.cohorts.tables import read_table
 from neuromamba.data.ingest.nifti import HIGHEST_LABEL, read_labels
 
+DATA_DIR = Path("Dataset/Data")  # of NeuroSSM, as in the paper's README
 FOLDER = "atlases"
 
 
@@ -82,14 +83,14 @@ class Atlas:
 def _schaefer() -> Any:
     from nilearn.datasets import fetch_atlas_schaefer_2018
 
-    return fetch_atlas_schaefer_2018(n_rois=400, yeo_networks=7, resolution_mm=2)
+    return fetch_atlas_schaefer_2018(n_rois=400, yeo_networks=7, resolution_mm=2, verbose=0)
 
 
 def _aal(version: str) -> Callable[[], Any]:
     def fetch() -> Any:
         from nilearn.datasets import fetch_atlas_aal
 
-        return fetch_atlas_aal(version)
+        return fetch_atlas_aal(version, verbose=0)
 
     return fetch
 
@@ -131,10 +132,8 @@ def find_atlas(
         raise UserInputError(f"--atlas: '{given}' does not exist.")
     elif name is None or name not in ATLASES:
         known = ", ".join(ATLASES)
-        raise UserInputError(
-            f"--atlas: {f'{name} is none of {known}' if name else 'this data set names none'}; "
-            f"give an image of labels."
-        )
+        found = f"'{name}' is no file and none of {known}" if name else "this data set names none"
+        raise UserInputError(f"--atlas: {found}; give an image of labels.")
     else:
         atlas = _download(name, local)
     if rois is not None and len(atlas.ids) != rois:
@@ -142,6 +141,22 @@ def find_atlas(
             f"--atlas: '{atlas.name}' has {len(atlas.ids)} regions, the time series have {rois}."
         )
     return atlas
+
+
+def chosen_atlas(name: str | Path, data_dir: Path = DATA_DIR) -> Atlas:
+    """The atlas of ``--atlas``: one of ``ATLASES`` or of the data folder by name, or an image.
+
+    Raises:
+        UserInputError: there is no such atlas or file, or it cannot be downloaded.
+    """
+    path = Path(name)
+    if str(name) in ATLASES:
+        return find_atlas(str(name), None, data_dir)
+    if path.is_file():
+        return read_atlas(path)
+    if not path.name.endswith((".nii", ".nii.gz")):
+        return find_atlas(str(name), None, data_dir)
+    raise UserInputError(f"--atlas: '{name}' does not exist.")
 
 
 def read_atlas(path: Path) -> Atlas:
@@ -190,8 +205,9 @@ def _download(name: str, local: Path) -> Atlas:
         found = ATLASES[name]()
     except Exception as error:  # requests, urllib and nilearn raise their own
         raise UserInputError(
-            f"--atlas: '{local}' does not exist, and {name} could not be downloaded "
-            f"({type(error).__name__}). Put an image of its labels there, or name one with --atlas."
+            f"--atlas: {name} is not on this machine and could not be downloaded "
+            f"({type(error).__name__}). Give an image of its labels, --atlas FILE.nii.gz, or put "
+            f"one at '{local}'."
         ) from None
     image: Any = nib.load(found.maps) if isinstance(found.maps, str | Path) else found.maps
     data = np.asanyarray(image.dataobj).astype(np.int32)

@@ -19,7 +19,7 @@ from neuromamba.data.regions.axes import check_axes
 from neuromamba.data.regions.cohort import Cohort
 from neuromamba.data.regions.leaks import FAMILY_COLUMNS, check_copies, check_spellings
 from neuromamba.data.regions.registry import DatasetDetails
-from neuromamba.data.regions.scan import Scan
+from neuromamba.data.regions.scan import Scan, constant_regions
 from neuromamba.data.regions.scan_files import RawScan, ScanFile, read_scans
 from neuromamba.data.regions.subjects import (
     confound_values,
@@ -107,7 +107,8 @@ def load_cohort(
             f"there is a column '{found[0]}', but families may be split; --group_column {found[0]} "
             f"keeps them together."
         )
-    other = [s.scan for s in scans if details.frames and s.series.shape[1] not in details.frames]
+    expected = details.frames and (*details.frames, *file.synthetic_frames)
+    other = [s.scan for s in scans if expected and s.series.shape[1] not in expected]
     if other:
         usual = " or ".join(map(str, details.frames))
         notes.append(f"{len(other)} scans do not have the usual {usual} frames ({some_of(other)}).")
@@ -177,7 +178,7 @@ def _constant_regions(scans: Iterable[Scan]) -> list[str]:
     count: Counter[int] = Counter()
     total = 0
     for scan in scans:
-        count.update(np.flatnonzero(np.ptp(scan.series, axis=1) == 0).tolist())
+        count.update(np.flatnonzero(constant_regions(scan.series)).tolist())
         total += 1
     if not count:
         return []

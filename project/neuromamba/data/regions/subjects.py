@@ -227,7 +227,7 @@ def _one_value(column: str, subject: str, texts: Sequence[str]) -> str:
             f"({some_of(sorted(set(texts)))}), expected one value per subject, or numbers. "
             f"Correct the pheno of the scans."
         )
-    return repr(sum(value for value in numbers if value is not None) / len(numbers))
+    return f"{sum(value for value in numbers if value is not None) / len(numbers):.9g}"
 
 
 def scan_names(raw: Sequence[RawScan], labels: Sequence[str]) -> list[str]:

@@ -6,10 +6,8 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from neuromamba.common.errors import UserInputError
 from neuromamba.common.text import visible
 
 FORMAT_VERSION = 1
@@ -20,6 +18,7 @@ Triple = tuple[int, int, int]
 Affine = tuple[tuple[float, ...], ...]
 
 CONVERT = "neuromamba preprocess"
+CONVERT_REFERENCE = "neuromamba convert-reference"
 LONGEST_NAME = 200  # bytes; file systems allow 255 with what is added
 # Separator of folders, control characters, what ends a line, halves of characters.
 _NOT_IN_NAMES = re.compile("[/\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -46,13 +45,6 @@ def why_no_name(subject: str, session: str = "", task: str = "", run: str = "") 
             f"more than {LONGEST_NAME}"
         )
     return ""
-
-
-def no_store(path: str | Path) -> UserInputError:
-    """The error of ``--image_path`` for a folder that is not there."""
-    return UserInputError(
-        f"--image_path: no folder '{path}'. Give the folder that {CONVERT} wrote."
-    )
 
 
 def run_file_name(subject: str, session: str = "", task: str = "", run: str = "") -> str:

@@ -24,7 +24,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +37,15 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.common.files import without_leftovers
 from neuromamba.data.store.header import (
     CONVERT,
+    CONVERT_REFERENCE,
     FORMAT_VERSION,
     Affine,
     RunHeader,
     Triple,
-    no_store,
     run_file_name,
     why_no_name,
 )
+from neuromamba.data.store.no_store import is_a_file, no_runs, no_store
 from neuromamba.data.store.own_bytes import why_no_grid, why_not_own
 from neuromamba.data.store.raw_run import (
     Identity,
@@ -63,11 +63,9 @@ __all__ = [
     "run_file_name",
 ]
 
-_CONVERT_REFERENCE = "neuromamba convert-reference"
 
 _DATA = ("bold", "vox", "voxel_mean", "voxel_std")
 _VALUES_AT_ONCE = 1 << 21  # quantised or hashed at a time, to bound the memory
-_COUNT_UP_TO = 1000  # a message need not walk a whole file system
 
 # Reading and checking a header takes 20 times as long as opening the file, and a training opens
 # its files many times.
@@ -168,7 +166,7 @@ def _checked_header(file: h5py.File, path: Path) -> RunHeader:
     if version is None:
         raise UserInputError(
             f"{path}: not a file of this store (no format_version). {again} The reference's files "
-            f"are converted by {_CONVERT_REFERENCE}."
+            f"are converted by {CONVERT_REFERENCE}."
         )
     if version != FORMAT_VERSION:
         raise UserInputError(
@@ -373,28 +371,9 @@ def list_runs(image_path: str | Path) -> list[Path]:
     if not root.exists():
         raise no_store(root)
     if not root.is_dir():
-        raise UserInputError(
-            f"--image_path: '{root}' is a file; expected a folder that holds hdf5/."
-        )
+        raise is_a_file(root)
     folder = root / "hdf5" if (root / "hdf5").is_dir() else root
     # Unlike glob, listdir says that a folder cannot be read.
     if runs := without_leftovers(folder / n for n in os.listdir(folder) if n.endswith(".h5")):
         return runs
-    found = "hdf5/ is empty" if folder != root else "no folder hdf5/"
-    images = (path for suffix in ("*.nii", "*.nii.gz") for path in root.rglob(suffix))
-    count = sum(1 for _ in islice(images, _COUNT_UP_TO))
-    if count:
-        some = f"{count} or more" if count == _COUNT_UP_TO else str(count)
-        raise UserInputError(
-            f"--image_path: '{root}' holds no runs ({found}), but {some} NIfTI file(s): convert "
-            f"them first with {CONVERT} --input {root} --output FOLDER, and give that FOLDER."
-        )
-    if next(root.rglob("frame_*.pt"), None) is not None:
-        raise UserInputError(
-            f"--image_path: '{root}' holds no runs ({found}), but the reference's frame_<t>.pt: "
-            f"convert them first with {_CONVERT_REFERENCE} --input {root} --output FOLDER --tr "
-            f"SECONDS, and give that FOLDER."
-        )
-    raise UserInputError(
-        f"--image_path: '{root}' holds no runs ({found}). Give the folder that {CONVERT} wrote."
-    )
+    raise no_runs(root, "hdf5/ is empty" if folder != root else "no folder hdf5/")

@@ -23,6 +23,7 @@ import numpy as np
 from neuromamba.common.atomic_files import atomic_path, write_text_atomically
 from neuromamba.data.regions.atlases import FOLDER
 from neuromamba.data.regions.registry import DATASETS, DatasetDetails
+from neuromamba.data.regions.scan_files import ScanFile
 
 PLANTED = 8  # regions of a class
 NETWORKS = 7
@@ -152,7 +153,7 @@ def write_truth(path: Path, details: DatasetDetails, recipe: Recipe) -> None:
         for label in range(len(recipe.kinds))
     }
     text = json.dumps({"synthetic": recipe._asdict(), "classes": truth}, indent=1)
-    write_text_atomically(path.with_name(path.name + ".truth.json"), text + "\n")
+    write_text_atomically(ScanFile(path).truth, text + "\n")
 
 
 def write_atlas(path: Path, rois: int) -> None:

@@ -124,9 +124,24 @@ def test_drawn_once_then_read(tmp_path):
 
 def test_other_fractions_are_refused(tmp_path):
     load_or_draw_split(tmp_path, "Dummy", NAMES, 1, 0.8, 0.1)
-    with pytest.raises(UserInputError, match=r"drawn with 0.8 and 0.1, but 0.7 and 0.1"):
+    with pytest.raises(
+        UserInputError,
+        match=r"^--train_split: .* with --train_split 0.8, but .* 0.7\.",
+    ):
         load_or_draw_split(tmp_path, "Dummy", NAMES, 1, 0.7, 0.1)
     load_or_draw_split(tmp_path, "Dummy", NAMES, 2, 0.7, 0.1)
+
+
+def test_all_that_differs_is_told_at_once(tmp_path):
+    load_or_draw_split(tmp_path, "Dummy", NAMES, 1, 0.8, 0.1)
+    other = Grouping(family_column="Family_ID", stratify_by=("SITE", "SEX"))
+    with pytest.raises(UserInputError) as found:
+        load_or_draw_split(tmp_path, "Dummy", NAMES, 1, 0.7, 0.2, grouping=other)
+    message = str(found.value)
+    assert message.startswith("--train_split/--val_split/--family_column/--stratify_by: ")
+    drawn = "--train_split 0.8, --val_split 0.1, no --family_column, no --stratify_by"
+    asked = "--train_split 0.7, --val_split 0.2, --family_column Family_ID, --stratify_by SITE SEX"
+    assert f"drawn with {drawn}, but asked for was {asked}." in message
 
 
 def test_new_subjects_in_the_store_are_listed(tmp_path):
@@ -213,9 +228,9 @@ def test_files_remember_what_was_grouped(tmp_path: Path) -> None:
 
     drawn = load(family)
     assert load(family) == drawn
-    with pytest.raises(UserInputError, match=r"--family_column.*drawn with Family_ID, but none"):
+    with pytest.raises(UserInputError, match=r"drawn with --family_column Family_ID, but .* no --"):
         load(Grouping())
-    with pytest.raises(UserInputError, match=r"--stratify_by: .*none, but .*SITE"):
+    with pytest.raises(UserInputError, match=r"no --stratify_by, but .* --stratify_by SITE\."):
         load(dataclasses.replace(family, stratify_by=("SITE",)))
     load(Grouping(split_unit="run"))
     assert (tmp_path / "splits" / "split_fixed_1_by_run.txt").exists()

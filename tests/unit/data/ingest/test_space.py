@@ -70,6 +70,28 @@ def test_native_grids_do_not(tmp_path: Path, grid: str) -> None:
     assert space_of_run(run, "T1w", "T1w")[0] == "native"
 
 
+@pytest.mark.parametrize(
+    ("origin", "shape", "said", "unsaid"),
+    [
+        ((-96, -144, -90), (97, 109, 109), "mm) has its centre at (0, -36, 18) mm", "holds"),
+        ((-50, -126, -72), (51, 109, 91), "holds 7", "centre"),
+        ((-90, 0, -72), (91, 109, 91), "brain, expected 85% or more and has its centre", "None"),
+    ],
+)
+def test_only_what_is_wrong_is_told(
+    tmp_path: Path,
+    origin: tuple[float, float, float],
+    shape: tuple[int, int, int],
+    said: str,
+    unsaid: str,
+) -> None:
+    """And not "holds 91% of the MNI brain, expected 85%" where the centre lies elsewhere."""
+    run = run_on(tmp_path, shape, affine_of(2, origin), code=1)
+    with pytest.raises(UserInputError) as found:
+        space_of_run(run, "", "")
+    assert said in str(found.value) and unsaid not in str(found.value)
+
+
 def test_names(tmp_path: Path) -> None:
     run = run_on(tmp_path, SHAPE, LAS, code=4)
     assert space_of_run(run, "", "") == ("MNI152", "header", [])

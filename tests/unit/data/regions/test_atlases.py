@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from neuromamba.common.errors import UserInputError
-from neuromamba.data.regions.atlases import read_atlas
+from neuromamba.data.regions.atlases import ATLASES, chosen_atlas, read_atlas
 
 BAD_NAMES = {
     "index,name\n1,a\n1,b\n2,c\n": "has the index '1' (b); expected whole numbers from 1 on, each",
@@ -61,3 +61,33 @@ def test_images_that_are_no_atlas(tmp_path: Path, name: str) -> None:
         path.write_bytes(path.read_bytes()[:-3000])
     with pytest.raises(UserInputError, match=f"^--atlas: .*{message}"):
         read_atlas(path)
+
+
+@pytest.fixture
+def no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy at which nobody listens, and an empty cache of nilearn."""
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("NILEARN_DATA", str(tmp_path / "nilearn"))
+
+
+@pytest.mark.parametrize("name", ATLASES)
+def test_no_network(
+    name: str, no_network: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    remedy = r"Give an image of its labels, --atlas FILE\.nii\.gz, or put one at '"
+    with pytest.raises(UserInputError, match=f"^--atlas: {name} is not on .*{remedy}"):
+        chosen_atlas(name, tmp_path)
+    assert capfd.readouterr() == ("", "")  # nilearn tells what it tries unless asked not to
+
+
+def test_an_atlas_by_name_or_file(tmp_path: Path) -> None:
+    with pytest.raises(UserInputError, match="'Talairach' is no file and none of Schaefer400, AA"):
+        chosen_atlas("Talairach", tmp_path)
+    with pytest.raises(UserInputError, match=r"'gone\.nii' does not exist"):
+        chosen_atlas("gone.nii", tmp_path)
+    (tmp_path / "atlases").mkdir()
+    nib.save(nib.Nifti1Image(np.arange(3, dtype=np.int16).reshape(3, 1, 1), np.eye(4)),
+             tmp_path / "atlases" / "AAL116.nii.gz")  # fmt: skip
+    assert chosen_atlas("AAL116", tmp_path).name == "AAL116"
+    assert chosen_atlas(tmp_path / "atlases" / "AAL116.nii.gz", tmp_path).name == "AAL116"

@@ -365,8 +365,35 @@ def test_list_runs(tmp_path: Path) -> None:
         list_runs(tmp_path / "img")
     with pytest.raises(UserInputError, match="--image_path: no folder"):
         list_runs(tmp_path / "absent")
-    with pytest.raises(UserInputError, match="is a file"):
+    with pytest.raises(UserInputError, match=r"is a file; expected a folder that holds hdf5/\.$"):
         list_runs(tmp_path / "nifti" / "y.nii")
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (["mine.pickle"], "1 file(s) of series of regions, such as mine.pickle"),
+        (["sub-1/roi.npy", "sub-2/roi.npy"], "2 file(s) of series of regions, such as roi.npy"),
+        (["a.1D", "labels.csv"], "1 file(s) of series of regions, such as a.1D"),
+        (["sub-1.csv", "sub-2.csv"], "2 file(s) that may be series of regions"),
+    ],
+)
+def test_series_of_regions_are_for_other_commands(
+    tmp_path: Path, files: list[str], words: str
+) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    for place, found in ((tmp_path, words), (tmp_path / files[0], "is a file")):
+        with pytest.raises(UserInputError) as raised:
+            list_runs(place)
+        assert str(raised.value).startswith(f"--image_path: '{place}'")
+        assert found in str(raised.value)
+        assert "neuromamba regions train takes them" in str(raised.value)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "participants.csv").write_text("")  # one table tells nothing
+    with pytest.raises(UserInputError, match="Give the folder that neuromamba preprocess wrote"):
+        list_runs(tmp_path / "images")
 
 
 def test_manifest(tmp_path: Path) -> None:
