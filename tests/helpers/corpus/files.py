@@ -28,6 +28,7 @@ from neuromamba.data.cohorts.labels import own_classes
 from neuromamba.data.cohorts.tables import read_table
 from neuromamba.data.ingest.quarantine import QUARANTINE, read_quarantine
 from neuromamba.data.ingest.repetition_time import read_sidecar_tr
+from neuromamba.data.regions.collections.importing import ImportOptions, import_collection
 from neuromamba.data.regions.dataset import load_cohort
 from neuromamba.data.regions.registry import details_of
 from neuromamba.data.store.manifest import MANIFEST, read_manifest
@@ -184,6 +185,33 @@ def regions_file(content: bytes, name: str = "mine.pickle") -> Callable[[Path], 
     return read
 
 
+def concatenated(lengths: list[int] | None, content: bytes = b"") -> Callable[[Path], object]:
+    """``neuromamba regions import`` of an ``.npz`` file of two scans."""
+
+    def read(folder: Path) -> object:
+        path = folder / "mine.npz"
+        if content:
+            path.write_bytes(content)
+        else:
+            known = {} if lengths is None else {"length": lengths}
+            np.savez(path, ts=np.concatenate([smooth(i).T for i in range(2)]), **known)
+        return import_collection(ImportOptions(source=path))
+
+    return read
+
+
+def tables(matrices: list[Any], kinds: str = "") -> Callable[[Path], object]:
+    """``neuromamba regions import`` of a folder with a CSV file for each scan."""
+
+    def read(folder: Path) -> object:
+        for i, matrix in enumerate(matrices):
+            for kind in kinds or [""]:
+                np.savetxt(folder / f"sub-{i}_{kind or 'bold'}.csv", matrix, delimiter=",")
+        return import_collection(ImportOptions(source=folder))
+
+    return read
+
+
 class _Call:
     def __reduce__(self) -> tuple[Any, tuple[str, ...]]:
         import os
@@ -222,6 +250,13 @@ REGIONS = (
     BadFile("pickle cut off", regions_file(pickle.dumps(SERIES)[:99]), "mine.pickle"),
     BadFile("empty pickle", regions_file(b""), "mine.pickle"),
     BadFile("page of a login as pickle", regions_file(b"<html>Login</html>"), "mine.pickle"),
+    BadFile("npz of other lengths", concatenated([40, 41]), "has 2 scans with 81 frames"),
+    BadFile("npz without lengths", concatenated(None), "lacks the array 'length'"),
+    BadFile("page of a login as npz", concatenated([], b"<html>Login</html>"), "is damaged"),
+    BadFile("a folder of turned tables", tables(SERIES), "Give --orientation regions"),
+    BadFile("a folder with a copy", tables([s.T for s in TWICE]), "Give --drop_duplicates"),
+    BadFile("a folder of two atlases", tables([s.T for s in SERIES], "ab"), "Name one of them"),
+    BadFile("an empty folder", tables([]), "has no series of regions"),
 )
 
 
