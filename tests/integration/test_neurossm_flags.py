@@ -223,6 +223,7 @@ TESTER: dict[str, Case] = {
     "dropout": Case("--dropout 0.4", values),
     "region_dropout": Case("--region_dropout 0.4", values),
     "members": Case("--members 2", values),
+    "second_order": Case("--second_order on", values),
     "ssd_backend": Case("--ssd_backend reference", weights),
     "folds": Case("--folds 3", splits_of_folds),
     "stratify_by": Case("--stratify_by third", splits, "--data_file many.pickle"),
@@ -265,6 +266,7 @@ TESTER_DEFAULTS: dict[str, Any] = {
     "dropout": None,
     "region_dropout": None,
     "members": None,
+    "second_order": None,
     "ssd_backend": "auto",
     "folds": 5,
     "stratify_by": [],
@@ -296,7 +298,7 @@ def test_recipes() -> None:
     assert paper.fit == FitConfig(crop=100)
     robust = of("--recipe", "robust", "--members", "2")
     assert robust.architecture["members"] == 2
-    assert {**RECIPES["robust"], "members": 2}.items() == {
+    assert {**RECIPES["robust"], "members": 2, "second_order": True}.items() == {
         name: value
         for name, value in {**robust.architecture, **vars(robust.fit)}.items()
         if name in RECIPES["robust"]

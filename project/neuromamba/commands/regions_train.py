@@ -43,7 +43,7 @@ def _default(flag: str) -> str:
     found = []
     for name, values in RECIPES.items():
         value = values[flag]
-        words = map(str, value) if isinstance(value, tuple) else [f"{value:g}"]
+        words = map(str, value if isinstance(value, tuple) else [value])
         found.append(f"{' '.join(words)} ({name})")
     return f"default: {', '.join(found)}"
 
@@ -134,6 +134,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--members",
         type=int,
         help=f"models with weights of their own, whose logits are averaged; {_default('members')}",
+    )
+    add(
+        "--second_order",
+        choices=["on", "off"],
+        help="add what the baseline Tangent reads in the correlations of the scan, as a pathway; "
+        + _default("second_order"),
     )
     add("--ssd_backend", choices=SSD_BACKENDS, default="auto", help="default: %(default)s")
 
@@ -235,6 +241,7 @@ def config_of(args: argparse.Namespace) -> EvaluateConfig:
             "signals": tuple(chosen["signals"]),
             "scales": tuple(chosen["scales"]),
             **{name: chosen[name] for name in _ARCHITECTURE},
+            "second_order": chosen["second_order"] == "on",
             "ssd_backend": args.ssd_backend,
         },
         fit=FitConfig(

@@ -188,6 +188,23 @@ def fit_ridge(
     return _searched(ridge_pipeline, x, y, cut, "neg_mean_squared_error", groups)
 
 
+def affine(fitted: Pipeline, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Decision values of a fitted pipeline as one affine function of its features.
+
+    Args:
+        fitted: of ``fit_logistic`` or its like.
+        width: number of features.
+
+    Returns:
+        Weights float64 [values, width] and constants [values]: one value for two classes, else one
+        for each class.
+    """
+    scaler, rotation, model = fitted[0], fitted[2], fitted[-1]
+    weight = np.atleast_2d(model.coef_) @ rotation.axes_.T / np.sqrt(width) / scaler.scale_
+    constant = fitted.decision_function(np.zeros((1, width))).reshape(-1)
+    return weight, constant
+
+
 class LinearModel(NamedTuple):
     """A fitted model of either kind.
 

@@ -22,10 +22,11 @@ from neuromamba.data.regions.scan import Scan
 from neuromamba.layers.packing import Packed
 from neuromamba.neurossm.config import FitConfig, NeuroSSMConfig
 from neuromamba.neurossm.gru import GRUClassifier
-from neuromamba.neurossm.linear import MEASURES, LinearClassifier, fit_and_predict
+from neuromamba.neurossm.linear import MEASURES, LinearClassifier, fit_and_predict, fit_second_order
 from neuromamba.neurossm.model import NeuroSSM
 from neuromamba.neurossm.module import score
 from neuromamba.neurossm.results import BASELINE_TEXTS
+from neuromamba.neurossm.second_order import SecondOrder
 from neuromamba.neurossm.train import train
 from neuromamba.training.strategies import Hardware
 
@@ -37,7 +38,8 @@ TRAINED: Mapping[str, Callable[[NeuroSSMConfig], nn.Module]] = {
     ),
 }
 UNTRAINED = "Untrained"
-LATER = {"region_dropout", "members", "weight_decay", "label_smoothing"}  # than the first results
+# Than the first results.
+LATER = {"region_dropout", "members", "second_order", "weight_decay", "label_smoothing"}
 NAMES = (*TRAINED, *MEASURES, UNTRAINED)
 assert {*MEASURES, UNTRAINED} == BASELINE_TEXTS.keys()
 
@@ -113,6 +115,8 @@ class NetworkClassifier:
             seed=seed,
             folder=folder,
         )
+        if isinstance(model, NeuroSSM) and isinstance(model.pathways[-1], SecondOrder):
+            fit_second_order(model.pathways[-1], train_scans, seed)
         state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
         with atomic_path(folder / WEIGHTS) as temporary:
             save_file(state, temporary)
@@ -180,6 +184,8 @@ def _encoded(
 def classifier(name: str, model: NeuroSSMConfig, fit: FitConfig, hardware: Hardware) -> Classifier:
     """The classifier of a name in ``NAMES``."""
     if name == UNTRAINED:
+        # Of the second-order pathway, nothing but the fitted weights could be left out.
+        model = dataclasses.replace(model, second_order=False)
         return UntrainedClassifier(NetworkClassifier("NeuroSSM", model, fit, hardware))
     if name in TRAINED:
         return NetworkClassifier(name, model, fit, hardware)

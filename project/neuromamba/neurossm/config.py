@@ -14,6 +14,7 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.data.regions.registry import DatasetDetails
 
 SIGNALS = ("raw", "diff")
+SECOND_ORDER = "second_order"
 # Defaults of flags. "paper" is for a thousand long scans; "robust" for some hundreds of any length,
 # chosen on ABIDE (docs/results.md).
 RECIPES: Mapping[str, Mapping[str, Any]] = {
@@ -25,6 +26,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "dropout": 0.1,
         "region_dropout": 0.0,
         "members": 1,
+        "second_order": "off",
         "learning_rate": 2e-4,
         "max_learning_rate": 4e-4,
         "weight_decay": 0.0,
@@ -38,6 +40,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "dropout": 0.3,
         "region_dropout": 0.2,
         "members": 5,
+        "second_order": "on",
         "learning_rate": 8e-5,
         "max_learning_rate": 2e-3,
         "weight_decay": 1e-2,
@@ -61,6 +64,7 @@ class NeuroSSMConfig:
         dropout: on the output of each of them.
         region_dropout: share of the regions that a training step does not see.
         members: models with weights of their own, whose logits are averaged.
+        second_order: add a pathway that reads the correlations of the whole scan.
         ssd_backend: see ``ssd.select_backend``.
 
     Raises:
@@ -80,6 +84,7 @@ class NeuroSSMConfig:
     dropout: float = 0.1
     region_dropout: float = 0.0
     members: int = 1
+    second_order: bool = False
     ssd_backend: str = "auto"
 
     def __post_init__(self) -> None:
@@ -98,6 +103,11 @@ class NeuroSSMConfig:
                 f"--embed_dim: {self.expand} x {self.embed_dim} channels cannot be cut into heads "
                 f"of {self.headdim}; choose a multiple of {self.headdim // self.expand or 1}."
             )
+        if self.second_order and self.classes > self.features:
+            raise UserInputError(
+                f"--second_order on: {self.classes} classes need an --embed_dim times --members of "
+                f"as many, got {self.features}."
+            )
         for name in ("dropout", "region_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserInputError(f"--{name}: got {getattr(self, name)}, expected 0 to below 1.")
@@ -105,6 +115,12 @@ class NeuroSSMConfig:
     @property
     def pathways(self) -> tuple[str, ...]:
         """``raw_1``, ``raw_2``, ..., ``diff_1``, ...: the order of everything per pathway."""
+        last = (SECOND_ORDER,) if self.second_order else ()
+        return (*self.first_order, *last)
+
+    @property
+    def first_order(self) -> tuple[str, ...]:
+        """Those that average features over time."""
         return tuple(f"{signal}_{scale}" for signal in self.signals for scale in self.scales)
 
     @property
@@ -115,7 +131,7 @@ class NeuroSSMConfig:
     @property
     def member(self) -> NeuroSSMConfig:
         """One of the members alone."""
-        return replace(self, members=1)
+        return replace(self, members=1, second_order=False)
 
     @property
     def shortest(self) -> int:

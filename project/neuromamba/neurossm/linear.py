@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from neuromamba.data.regions.batches import z_scored
 from neuromamba.data.regions.scan import Scan
@@ -21,7 +22,8 @@ from neuromamba.evaluation.connectivity import (
     partial_correlation,
     shrunk_correlation,
 )
-from neuromamba.evaluation.linear_models import fit_logistic
+from neuromamba.evaluation.linear_models import affine, fit_logistic
+from neuromamba.neurossm.second_order import SecondOrder
 
 
 def region_connectivity(scan: Scan) -> np.ndarray:
@@ -57,6 +59,32 @@ MEASURES: Mapping[str, Callable[[Scan], np.ndarray]] = {
     TANGENT: region_correlation,
     "MeanVariance": mean_and_variance,
 }
+
+
+def fit_second_order(pathway: SecondOrder, scans: Sequence[Scan], seed: int) -> None:
+    """Give NeuroSSM's second-order pathway the weights of the baseline ``Tangent``.
+
+    Args:
+        pathway: changed in place.
+        scans: of the training.
+        seed: of the inner folds in which the penalty is chosen.
+    """
+    matrices = np.stack([region_correlation(scan) for scan in scans])
+    space = TangentSpace(matrices)
+    x = space.transform(matrices)
+    labels = np.array([scan.label for scan in scans])
+    groups = np.array([scan.group for scan in scans])
+    weight, bias = affine(fit_logistic(x, labels, seed, groups)[0], x.shape[1])
+    if len(weight) == 1:  # two classes: one decision value, half of it for either
+        weight, bias = (np.concatenate([-part, part]) / 2 for part in (weight, bias))
+    rois = matrices.shape[1]
+    rows, columns = np.triu_indices(rois)
+    full = np.zeros((len(weight), rois, rois))
+    # A pair's feature is sqrt(2) times its entry, which stands twice in the matrix.
+    full[:, rows, columns] = np.where(rows == columns, 1, np.sqrt(0.5)) * weight
+    full[:, columns, rows] = full[:, rows, columns]
+    for name, value in (("whitening", space.whitening), ("weight", full), ("bias", bias)):
+        getattr(pathway, name).copy_(torch.from_numpy(value))
 
 
 def fit_and_predict(x: np.ndarray, new: np.ndarray, scans: Sequence[Scan], seed: int) -> np.ndarray:

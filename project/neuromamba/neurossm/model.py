@@ -7,8 +7,10 @@ For a scan x [N, T] and the pathways p = (signal, scale s):
     z_p = mean over t of RMSNorm(h_L)
     logits = W_o GELU(W_f [z_1; ...; z_P] + b_f) + b_o
 
-With several members there are as many such models, with weights of their own, and their logits are
-averaged (Lakshminarayanan et al. 2017). Their z_p stand side by side.
+A second-order pathway (``second_order``) adds its own logits to half of these; its row of z holds
+them, and it is fitted apart. With several members there are as many such models, with weights of
+their own, and their logits are averaged (Lakshminarayanan et al. 2017). Their z_p stand side by
+side.
 
 Scans of a batch are packed one after another, so that lengths may differ and no padded frame is
 computed. Shapes: N regions, T frames, B scans, P pathways, M members, D width, L packed frames.
@@ -25,6 +27,9 @@ from neuromamba.layers.mamba2 import Mamba2, ResidualBlock
 from neuromamba.layers.packing import Packed
 from neuromamba.layers.rms_norm import RMSNorm
 from neuromamba.neurossm.config import NeuroSSMConfig
+from neuromamba.neurossm.second_order import SecondOrder
+
+FIRST_ORDER_SHARE = 0.5  # of their logits beside those of the second order; see docs/neurossm.md
 
 
 def pooled(packed: Packed, scale: int) -> Packed:
@@ -116,7 +121,7 @@ class Fusion(nn.Module):
 def fusion_layers(config: NeuroSSMConfig) -> tuple[nn.Linear, nn.Linear]:
     """W_f and W_o."""
     width = config.embed_dim
-    return nn.Linear(len(config.pathways) * width, width), nn.Linear(width, config.classes)
+    return nn.Linear(len(config.first_order) * width, width), nn.Linear(width, config.classes)
 
 
 class NeuroSSM(nn.Module):
@@ -125,36 +130,43 @@ class NeuroSSM(nn.Module):
     def __init__(self, config: NeuroSSMConfig) -> None:
         super().__init__()
         self.config = config
-        self.pathways = nn.ModuleList(Pathway(config) for _ in config.pathways)
+        self.pathways = nn.ModuleList(Pathway(config) for _ in config.first_order)
         self.fusion, self.output = fusion_layers(config)
         self.others = nn.ModuleList(Fusion(config) for _ in range(config.members - 1))
+        if config.second_order:
+            self.pathways.append(SecondOrder(config.rois, config.classes, config.features))
 
     def forward(self, scans: Packed) -> Tensor:
         """Logits [B, classes] of z-scored scans."""
-        return self.each(scans).mean(0)
+        return self.fuse(self.encode(self.inputs(scans)))
 
     def each(self, scans: Packed) -> Tensor:
-        """Logits [M, B, classes] of every member."""
-        return self.fuse_each(self.encode(self.inputs(scans)))
+        """Logits [M, B, classes] of every member, without the second-order pathway: to train."""
+        inputs = self.inputs(scans)[: len(self.config.first_order)]
+        return self.fuse_each(self.encode(inputs))
 
     def inputs(self, scans: Packed) -> list[Packed]:
         """u_p of every pathway."""
         averaged = {scale: pooled(scans, scale) for scale in self.config.scales}
         change = {"raw": lambda packed: packed, "diff": differences}
-        return [
+        found = [
             change[signal](averaged[scale])
             for signal in self.config.signals
             for scale in self.config.scales
         ]
+        return [*found, scans] if self.config.second_order else found
 
     def encode(self, inputs: Sequence[Packed]) -> Tensor:
-        """z [B, P, M D]."""
-        encoded = [pathway(u) for pathway, u in zip(self.pathways, inputs, strict=True)]
+        """z [B, P, M D] of the pathways that ``inputs`` has."""
+        encoded = [pathway(u) for pathway, u in zip(self.pathways, inputs, strict=False)]
         return torch.stack(encoded, dim=1)
 
     def fuse(self, z: Tensor) -> Tensor:
         """Logits [B, classes] from z [B, P, M D]. A pathway is ablated by changing its row."""
-        return self.fuse_each(z).mean(0)
+        logits = self.fuse_each(z).mean(0)
+        if self.config.second_order:
+            return z[:, -1, : self.config.classes] + FIRST_ORDER_SHARE * logits
+        return logits
 
     def fuse_each(self, z: Tensor) -> Tensor:
         """Logits [M, B, classes] of every member from z [B, P, M D]."""
@@ -164,7 +176,7 @@ class NeuroSSM(nn.Module):
 
     def fused(self, z: Tensor) -> Tensor:
         """GELU(W_f z + b_f), [B, M D], what the logits are linear in."""
-        own = z.split(self.config.embed_dim, dim=2)
+        own = z[:, : len(self.config.first_order)].split(self.config.embed_dim, dim=2)
         members = (self, *self.others)
         hidden = [one.fusion(part.flatten(1)) for one, part in zip(members, own, strict=True)]
         return nn.functional.gelu(torch.cat(hidden, dim=1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -14,7 +15,6 @@ from neuromamba.data.regions.cohort import Cohort
 from neuromamba.data.regions.holdout import HOLDOUT_NAME
 from neuromamba.evaluation.result_files import CURVES, curve
 from neuromamba.evaluation.scores import SubjectScores
-from neuromamba.neurossm.comparison import Comparison
 from neuromamba.neurossm.holdouts import HoldoutReport
 from neuromamba.neurossm.results import (
     BASELINE_TEXTS,
@@ -36,6 +36,9 @@ from neuromamba.pages.score_sections import (
     worst_first,
 )
 from neuromamba.pages.tables import metric_label, metrics_table, version_table
+
+if TYPE_CHECKING:
+    from neuromamba.neurossm.comparison import Comparison
 
 _TITLES = {"cross_validation": "Cross-validation", HOLDOUT_NAME: "Holdout"}
 
