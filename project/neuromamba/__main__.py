@@ -28,6 +28,7 @@ COMMANDS: Mapping[str, Mapping[str, Command]] = {
         "check-store": Command("check_store", "find damaged or missing files of a store"),
         "quality": Command("quality", "write a page that shows every run of a store"),
         "synthetic": Command("synthetic", "write synthetic fMRI (NIfTI) with a known class effect"),
+        "regions import": Command("regions_import", "import public collections of region series"),
         "regions extract": Command("regions_extract", "extract time series of regions from NIfTI"),
         "regions synthetic": Command("regions_synthetic", "write synthetic time series of regions"),
     },

@@ -77,13 +77,13 @@ def run(argv: Sequence[str]) -> int:
     # Imported here: nilearn takes seconds, and a wrong flag need not wait for it.
     from neuromamba.data.regions.atlases import chosen_atlas
     from neuromamba.data.regions.extract_folder import (
-        check_output,
         extract_folder,
         label_table,
         write_record,
         write_scans,
     )
     from neuromamba.data.regions.extraction import Extraction
+    from neuromamba.data.regions.scan_output import check_output
     from neuromamba.reports.extraction_page import write_page
 
     output, page = Path(args.output), Path(args.output).with_suffix(".html")

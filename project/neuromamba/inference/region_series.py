@@ -314,6 +314,9 @@ def _ordered(
             + ("It is transposed: turn it." if turned else "Is it of another atlas?")
         )
     names = metadata["regions"]
+    if names and found.names and all(n.isdecimal() for n in found.names):
+        # Labels of an atlas (#2001) are no names; they say something to a model that has labels.
+        found = found if all(n.isdecimal() for n in names) else found._replace(names=None)
     if found.names is None or names is None:
         if values.shape[0] == count and _lag1(values) + _TURNED < _lag1(values.T):
             raise UserInputError(

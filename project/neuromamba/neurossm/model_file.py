@@ -176,17 +176,20 @@ def _regions(config: EvaluateConfig, cohort: Cohort) -> dict[str, Any]:
     file = config.data_file or config.data_dir / cohort.details.file
     try:
         record = parse_json(file.with_suffix(".json").read_text(encoding="utf-8"))
-        if len(record["regions"]) == cohort.rois:
+        if record["regions"] is None or len(record["regions"]) == cohort.rois:
             times = {round(run["tr"], 4) for run in record["runs"] if run["tr"] is not None}
             return {
                 "atlas": record["atlas"],
                 "atlas_hash": record["atlas_hash"],
                 "regions": record["regions"],
                 "tr": sorted(times),
-                "extraction": {name: record[name] for name in _EXTRACTION},
+                # An import does not know how its collection was cleaned.
+                "extraction": None
+                if record["confounds"] is None
+                else {name: record[name] for name in _EXTRACTION},
             }
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # no record of neuromamba regions extract
+        pass  # no record of neuromamba regions extract or import
     local = config.data_dir / FOLDER / f"{cohort.details.atlas}.nii.gz"
     if local.is_file():
         atlas = read_atlas(local)

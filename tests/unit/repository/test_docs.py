@@ -55,6 +55,7 @@ from neuromamba.commands import train as entry
 from neuromamba.commands.export import export_parser
 from neuromamba.commands.flops import flops_parser
 from neuromamba.commands.regions_explain_reference import build_parser as analysis_parser
+from neuromamba.commands.regions_import import build_parser as import_parser
 from neuromamba.commands.regions_synthetic import build_parser as synthetic_roi_parser
 from neuromamba.config.flag_parser import parse_arguments
 from neuromamba.config.model import VARIANTS, ModelConfig
@@ -270,6 +271,7 @@ PARSERS: dict[str, Parse] = {
     "check-store": lambda words: check_and_clean_hdf5.build_parser().parse_args(words),
     "synthetic": lambda words: synthetic_command._parser().parse_args(words),
     "regions train": lambda words: tester.build_parser().parse_args(words),
+    "regions import": lambda words: import_parser().parse_args(words),
     "regions extract": lambda words: roi.build_parser().parse_args(words),
     "regions synthetic": lambda words: synthetic_roi_parser().parse_args(words),
     "regions explain-reference": lambda words: analysis_parser().parse_args(words),
@@ -438,6 +440,7 @@ def known_flags() -> set[str]:
         synthetic_roi_parser(),
         analysis_parser(),
         roi.build_parser(),
+        import_parser(),
     )
     parsers += tuple(script.flags() for script in (training_step, loader, ingest, memory_plan))
     flags = {o for parser in parsers for action in parser._actions for o in action.option_strings}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -164,7 +164,7 @@ def scan(folder: str | Path, exclude: Path | None = None) -> Tree:
         found = "is a file" if root.exists() else "does not exist"
         raise UserInputError(f"--input: '{root}' {found}; expected a folder of 4D NIfTI files.")
     unreadable: list[tuple[str, str]] = []
-    found_names = list(_walk(root, unreadable))
+    found_names = list(walk_files(root, unreadable, _is_listed))
     left_out = exclude.resolve() if exclude else None
     volumes, surfaces, json, pairs, others = [], [], [], [], []
     archives = 0
@@ -194,9 +194,22 @@ def scan(folder: str | Path, exclude: Path | None = None) -> Tree:
     )
 
 
-def _walk(root: Path, unreadable: list[tuple[str, str]]) -> Iterator[PurePosixPath]:
-    """Images, JSON files and archives, relative to ``root``."""
+def _is_listed(name: str) -> bool:
+    """Whether a name is one of an image, a JSON file or an archive."""
     wanted = (*SUFFIXES, *SURFACES, ".json", ".hdr", ".zip", ".tar", ".tar.gz", ".tgz")
+    return name.endswith(wanted) or name.lower().endswith(_OTHER_FORMATS)
+
+
+def walk_files(
+    root: Path, unreadable: list[tuple[str, str]], is_listed: Callable[[str], bool]
+) -> Iterator[PurePosixPath]:
+    """Files below a folder, relative to it; not hidden ones, and each folder once.
+
+    Args:
+        root: the folder.
+        unreadable: gets folders that cannot be listed, and why.
+        is_listed: whether a file of this name is wanted.
+    """
 
     def note(error: OSError) -> None:
         unreadable.append((str(error.filename), error.strerror or str(error)))
@@ -211,9 +224,8 @@ def _walk(root: Path, unreadable: list[tuple[str, str]]) -> Iterator[PurePosixPa
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         relative = PurePosixPath(Path(place).relative_to(root).as_posix())
         for name in files:
-            listed = name.endswith(wanted) or name.lower().endswith(_OTHER_FORMATS)
             # Not what other systems leave beside files: ._name (macOS), ~$name (Office).
-            if listed and not name.startswith((".", "~$")):
+            if is_listed(name) and not name.startswith((".", "~$")):
                 yield relative / name
 
 

@@ -43,7 +43,7 @@ def without_versions(
             steps, base = _split(stem_of(path), stems)
             groups.setdefault(base, []).append((steps, path))
         for base, versions in groups.items():
-            _, chosen = min(versions, key=lambda one: (*_rank(one[0]), one[1].name))
+            _, chosen = min(versions, key=lambda one: (*rank_of_steps(one[0]), one[1].name))
             alone = len(versions) == 1
             taken[chosen] = stem_of(chosen) if alone else base
             why = f"another version of the scan; {chosen.name} is used"
@@ -62,5 +62,6 @@ def _split(stem: str, stems: set[str]) -> tuple[str, str]:
     return stem[: len(stem) - len(base)], base
 
 
-def _rank(steps: str) -> tuple[bool, bool, int]:
+def rank_of_steps(steps: str) -> tuple[bool, bool, int]:
+    """Order of the versions of a scan by the letters of their steps; the smallest is taken."""
     return "w" not in steps, "s" in steps, len(steps)

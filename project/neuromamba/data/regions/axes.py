@@ -7,6 +7,7 @@ less on average. A matrix of correlations is symmetric.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,7 +31,7 @@ def check_axes(scans: Sequence[Scan], file: ScanFile, *, told: bool) -> None:
     Raises:
         UserInputError: names scans and the remedy.
     """
-    symmetric = [scan.scan for scan in scans if _is_symmetric(scan.series)]
+    symmetric = [scan.scan for scan in scans if is_symmetric(scan.series)]
     if symmetric:
         raise file.error(
             f"holds symmetric matrices in {len(symmetric)} scans ({some_of(symmetric, 3)}): "
@@ -38,23 +39,47 @@ def check_axes(scans: Sequence[Scan], file: ScanFile, *, told: bool) -> None:
         )
     if told:
         return
-    chosen = np.unique(np.linspace(0, len(scans) - 1, _SOME).astype(int))
-    along = np.array([[_lag1(scans[i].series), _lag1(scans[i].series.T)] for i in chosen])
-    if not np.isfinite(along).any(axis=0).all():
-        return
-    time, regions = np.nanmedian(along, axis=0)
-    if regions > time + _TURNED and regions > 2 * abs(time):
-        turned = np.nanmean(along[:, 1] > along[:, 0])
+    if turned := looks_turned([scan.series for scan in scans]):
         raise file.error(
             f"holds matrices that look like time x regions: neighbouring values are more alike "
-            f"along the first axis (correlation {regions:.2f}) than along the second ({time:.2f}) "
-            f"in {turned:.0%} of the scans, and time series are smooth in time. Give --orientation "
-            f"time_by_regions, or regions_by_time if the second axis is time indeed. "
-            f"{see('turned-matrices')}"
+            f"along the first axis (correlation {turned.regions:.2f}) than along the second "
+            f"({turned.time:.2f}) in {turned.share:.0%} of the scans, and time series are smooth "
+            f"in time. Give --orientation time_by_regions, or regions_by_time if the second axis "
+            f"is time indeed. {see('turned-matrices')}"
         )
 
 
-def _is_symmetric(series: np.ndarray) -> bool:
+class Turned(NamedTuple):
+    """Why matrices look turned.
+
+    Attributes:
+        time, regions: median lag-1 autocorrelation along what is taken for time, and for regions.
+        share: of the scans in which that along the regions is larger.
+    """
+
+    time: float
+    regions: float
+    share: float
+
+
+def looks_turned(series: Sequence[np.ndarray]) -> Turned | None:
+    """Whether matrices taken as regions x time look like time x regions; None if they do not.
+
+    Args:
+        series: [N, T] of each scan; some of them are looked at.
+    """
+    chosen = np.unique(np.linspace(0, len(series) - 1, _SOME).astype(int))
+    along = np.array([[_lag1(series[i]), _lag1(series[i].T)] for i in chosen])
+    if not np.isfinite(along).any(axis=0).all():
+        return None
+    time, regions = np.nanmedian(along, axis=0)
+    if regions > time + _TURNED and regions > 2 * abs(time):
+        return Turned(time, regions, float(np.nanmean(along[:, 1] > along[:, 0])))
+    return None
+
+
+def is_symmetric(series: np.ndarray) -> bool:
+    """Whether a matrix is one of correlations."""
     square = series.shape[0] == series.shape[1] > 2
     return bool(square and np.allclose(series, series.T, rtol=1e-4, atol=1e-6))
 

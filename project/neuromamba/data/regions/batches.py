@@ -16,10 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.seeds import stream
 from neuromamba.data.regions.cohort import Cohort
-from neuromamba.data.regions.scan import Scan
+from neuromamba.data.regions.scan import ROUNDING, Scan
 from neuromamba.layers.packing import pack
-
-ROUNDING = 1e-6  # of the largest value: some steps of single precision
 
 
 def z_scored(series: np.ndarray) -> Tensor:

@@ -19,7 +19,7 @@ from neuromamba.data.regions.axes import check_axes
 from neuromamba.data.regions.cohort import Cohort
 from neuromamba.data.regions.leaks import FAMILY_COLUMNS, check_copies, check_spellings
 from neuromamba.data.regions.registry import DatasetDetails
-from neuromamba.data.regions.scan import Scan
+from neuromamba.data.regions.scan import Scan, constant_regions
 from neuromamba.data.regions.scan_files import RawScan, ScanFile, read_scans
 from neuromamba.data.regions.subjects import (
     confound_values,
@@ -178,7 +178,7 @@ def _constant_regions(scans: Iterable[Scan]) -> list[str]:
     count: Counter[int] = Counter()
     total = 0
     for scan in scans:
-        count.update(np.flatnonzero(np.ptp(scan.series, axis=1) == 0).tolist())
+        count.update(np.flatnonzero(constant_regions(scan.series)).tolist())
         total += 1
     if not count:
         return []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -14,43 +13,17 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from neuromamba.common.atomic_files import atomic_path, write_text_atomically
+from neuromamba.common.atomic_files import write_text_atomically
 from neuromamba.common.errors import UserInputError
-from neuromamba.common.json_text import parse_json
 from neuromamba.common.text import some_of
 from neuromamba.data.cohorts.registry import DATASETS as COHORTS
 from neuromamba.data.ingest.sources import Source
 from neuromamba.data.regions.atlases import Atlas, spare_collections
 from neuromamba.data.regions.extraction import Extracted, Extraction, extract
+from neuromamba.data.regions.scan_output import write_scan_file
 from neuromamba.data.regions.subjects import read_subjects
 
 OWN_PHENO = ("subjectId", "session", "task")  # what a run's name says
-
-
-def check_output(output: Path) -> None:
-    """Refuse a name that cannot be written, or that others have.
-
-    Raises:
-        UserInputError: it is such a name.
-    """
-    if output.suffix not in (".pickle", ".npy"):
-        raise UserInputError(f"--output: got '{output}', expected a name in .pickle or .npy.")
-    files = [output, output.with_suffix(".json"), output.with_suffix(".html")]
-    for path in files:
-        if path.is_dir():
-            raise UserInputError(f"--output: '{path}' is a folder. Choose another name.")
-    there = next((path for path in files if path.exists()), None)
-    if there is None:
-        return
-    try:
-        record = parse_json(files[1].read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        record = None
-    if not (isinstance(record, dict) and "atlas_hash" in record and "left_out" in record):
-        raise UserInputError(
-            f"--output: '{there}' exists and was not written by this command. Choose another name, "
-            f"or remove it."
-        )
 
 
 def subject_name(name: str) -> str:
@@ -96,13 +69,7 @@ def write_scans(output: Path, runs: Sequence[Extracted], table: pd.DataFrame | N
         if table is not None:
             pheno |= table.loc[subject_name(source.subject)].to_dict()
         scans.append({"roiTimeseries": one.series, "pheno": pheno})
-    with atomic_path(output) as temporary, open(temporary, "wb") as stream:
-        if output.suffix == ".npy":
-            array = np.empty(len(scans), dtype=object)
-            array[:] = scans
-            np.save(stream, array, allow_pickle=True)
-        else:
-            pickle.dump(scans, stream)
+    write_scan_file(output, scans)
 
 
 class ExtractedFolder(NamedTuple):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,8 +24,48 @@ _FEWEST = 64  # values of a scan; fewer may agree by chance, and only equal ones
 FAMILY_COLUMNS = ("Family_ID", "Mother_ID", "rel_family_id", "family_id", "family", "Family")
 
 
-def check_copies(scans: Sequence[Scan], file: ScanFile) -> list[str]:
+class Copy(NamedTuple):
+    """Two scans with the same values.
+
+    Attributes:
+        first, second: their places among the scans, in this order.
+        exact: whether the values are equal; else offset and unit of regions differ.
+    """
+
+    first: int
+    second: int
+    exact: bool
+
+
+def find_copies(series: Sequence[np.ndarray]) -> list[Copy]:
     """Compare the values of all scans, whatever their names, offsets and units.
+
+    Args:
+        series: [N, T] of each scan.
+
+    Returns:
+        For every scan that is a copy of an earlier one, the first of these; in the scans' order.
+    """
+    by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for place, one in enumerate(series):
+        if np.ptp(one):  # nothing but one value is reported as constant
+            by_shape[one.shape].append(place)
+    copies = []
+    for (regions, _), alike in by_shape.items():
+        chosen = np.unique(np.linspace(0, regions - 1, _REGIONS).astype(int))
+        prints = np.stack([_fingerprint(series[place][chosen]) for place in alike])
+        for i in range(1, len(alike)):
+            for j in np.flatnonzero(prints[:i] @ prints[i] > _SAME):
+                one, other = series[alike[j]], series[alike[i]]
+                exact = np.array_equal(one, other)
+                if exact or prints.shape[1] >= _FEWEST:
+                    copies.append(Copy(alike[j], alike[i], exact))
+                    break
+    return sorted(copies, key=lambda copy: copy.second)
+
+
+def check_copies(scans: Sequence[Scan], file: ScanFile) -> list[str]:
+    """Refuse copies in two groups, by ``find_copies``.
 
     Returns:
         Notes about copies within a group, which stay together.
@@ -32,23 +73,11 @@ def check_copies(scans: Sequence[Scan], file: ScanFile) -> list[str]:
     Raises:
         UserInputError: scans of two groups are copies.
     """
-    by_shape: dict[tuple[int, ...], list[Scan]] = defaultdict(list)
-    for scan in scans:
-        if np.ptp(scan.series):  # nothing but one value is reported as constant
-            by_shape[scan.series.shape].append(scan)
-    copies = []
-    for (regions, _), alike in by_shape.items():
-        chosen = np.unique(np.linspace(0, regions - 1, _REGIONS).astype(int))
-        prints = np.stack([_fingerprint(scan.series[chosen]) for scan in alike])
-        for i in range(1, len(alike)):
-            for j in np.flatnonzero(prints[:i] @ prints[i] > _SAME):
-                few = prints.shape[1] < _FEWEST
-                if few and not np.array_equal(alike[j].series, alike[i].series):
-                    continue
-                _same(alike[j], alike[i], file)
-                copies.append(alike[i].scan)
-                break
-    return [f"{len(copies)} scans are copies of others ({some_of(copies)})."] if copies else []
+    copies = find_copies([scan.series for scan in scans])
+    for copy in copies:
+        _same(scans[copy.first], scans[copy.second], file, copy.exact)
+    names = [scans[copy.second].scan for copy in copies]
+    return [f"{len(names)} scans are copies of others ({some_of(names)})."] if names else []
 
 
 def _fingerprint(series: np.ndarray) -> np.ndarray:
@@ -62,14 +91,14 @@ def _fingerprint(series: np.ndarray) -> np.ndarray:
     return (wide / max(float(np.linalg.norm(wide)), 1e-12)).ravel().astype(np.float32)
 
 
-def _same(one: Scan, other: Scan, file: ScanFile) -> None:
+def _same(one: Scan, other: Scan, file: ScanFile, exact: bool) -> None:
     if one.group == other.group:
         return
-    same = np.array_equal(one.series, other.series)
-    but = "" if same else " but for their offset and unit"
+    but = "" if exact else " but for their offset and unit"
     raise file.error(
         f"has the same values{but} in scans {one.scan} and {other.scan}. One of them would be "
-        f"trained on and the other tested; remove one. {see('copies')}"
+        f"trained on and the other tested; remove one (neuromamba regions import "
+        f"--drop_duplicates does). {see('copies')}"
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.json_text import parse_json
 from neuromamba.common.text import spelling
+from neuromamba.data.regions.concatenated import read_concatenated
 from neuromamba.data.regions.safe_loading import load_objects
 from neuromamba.data.regions.scan_tables import SUFFIXES, read_scan_folder, read_scan_table
 
@@ -151,21 +152,8 @@ def _read_columns(file: ScanFile, subjects: Iterable[str] | None) -> list[RawSca
     """The layout of ``cni_roi``: all scans' frames in one array, subjects as in the table."""
     if subjects is None:
         raise file.error("has no table of subjects; expected .npy or .pickle.")
-    try:
-        with np.load(file.path, allow_pickle=False) as archive:
-            missing = {"aal", "length"} - set(archive)
-            if missing:
-                raise file.error(f"lacks {', '.join(sorted(missing))}.")
-            series, lengths = archive["aal"], archive["length"]
-    except FileNotFoundError:
-        raise file.error("does not exist.") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise file.error(f"cannot be read ({' '.join(str(error).split())}).") from None
+    found = read_concatenated(file.path, file.flag, "aal")
     names = list(subjects)
-    if len(lengths) != len(names) or lengths.sum() != len(series):
-        raise file.error(
-            f"has {len(lengths)} scans with {lengths.sum()} frames, expected {len(names)} as in "
-            f"its table and {len(series)} as in its array."
-        )
-    parts = np.split(series, np.cumsum(lengths)[:-1])
-    return [RawScan(name, {}, part) for name, part in zip(names, parts, strict=True)]
+    if len(found.lengths) != len(names):
+        raise file.error(f"has {len(found.lengths)} scans, expected {len(names)} as in its table.")
+    return [RawScan(name, {}, one) for name, one in zip(names, found.scans(), strict=True)]
