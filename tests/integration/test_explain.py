@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import re
 from pathlib import Path
@@ -14,6 +16,9 @@ from nibabel import orientations
 import neuromamba
 from neuromamba.commands.explain import main as explain
 from neuromamba.common.errors import UserInputError
+from neuromamba.config.model import HeadConfig
+from neuromamba.config.serialise import from_dict
+from neuromamba.inference.attribution import randomised_network
 from neuromamba.inference.explain import Explanation
 from neuromamba.inference.group_maps import group_map
 from neuromamba.inference.loaded import LoadedModel
@@ -103,6 +108,27 @@ def test_what_a_call_writes(
     capsys.readouterr()
     called(trained, tmp_path, "--steps", "4", "--no-report")
     assert "1 of 1 scans were finished by an earlier call" in capsys.readouterr().out
+
+
+def test_random_weights_are_explained_for_the_class_that_they_predict(
+    trained: Trained, model: LoadedModel
+) -> None:
+    """For that of the trained model they would hold what it knows of the classes."""
+    config = model.contract.model
+    head = from_dict(HeadConfig, model.contents.metadata["head"], "model")
+    predicted = set()
+    for number, seed in itertools.product(range(4), range(3)):
+        scan = model.prepare(trained.scan(number))
+        network = randomised_network(config, head, seed, model.device)
+        random = dataclasses.replace(model, backbone=network.backbone, head=network.head)
+        found = model.explain(scan, method="gradxinput", seed=seed)
+        assert found.randomised_target == random.predict(scan).value
+        expected = random.explain(scan, method="gradxinput", seed=seed)
+        np.testing.assert_allclose(found.randomised_values, expected.values, atol=1e-9)
+        predicted.add((found.target, found.randomised_target))
+        asked = model.explain(scan, method="gradxinput", seed=seed, target="male")
+        assert asked.target == asked.randomised_target == "male"
+    assert any(own != random for own, random in predicted)
 
 
 def test_groups_are_tested_where_that_is_defined(trained: Trained, tmp_path: Path) -> None:

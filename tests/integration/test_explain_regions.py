@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -21,7 +22,7 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.data.regions.batches import z_scored
 from neuromamba.inference.attribution import Objective
 from neuromamba.inference.group_maps import group_map
-from neuromamba.inference.region_attribution import attribute_regions
+from neuromamba.inference.region_attribution import attribute_regions, randomised_model
 from neuromamba.inference.region_explain import RegionExplanation
 from neuromamba.inference.region_model import RegionModel
 from neuromamba.layers.packing import Packed, pack
@@ -165,6 +166,22 @@ def test_what_an_explanation_holds(
         _ = found.image
 
 
+def test_random_weights_are_explained_for_the_class_that_they_predict(
+    model: RegionModel, scans: dict[str, np.ndarray]
+) -> None:
+    predicted = set()
+    for (_, series), seed in zip(scans.items(), range(12), strict=False):
+        scan = model.prepare(series)
+        weights = randomised_model(model.neurossm.config, seed, model.device)
+        random = dataclasses.replace(model, model=weights)
+        found = model.explain(scan, method="gradxinput", seed=seed)
+        assert found.randomised_target == random.predict(scan).value
+        expected = random.explain(scan, method="gradxinput", seed=seed)
+        np.testing.assert_allclose(found.randomised_values, expected.values, atol=1e-9)
+        predicted.add((found.target, found.randomised_target))
+    assert any(own != random for own, random in predicted)
+
+
 def test_every_option_changes_what_it_should(
     model: RegionModel, scans: dict[str, np.ndarray]
 ) -> None:
@@ -180,6 +197,7 @@ def test_every_option_changes_what_it_should(
     np.testing.assert_array_equal(zero.values, usual.values)
     assert np.abs(zero.pathway.drops - usual.pathway.drops).max() > 0
     both = [model.explain(scan, steps=2, target=name) for name in model.class_names]
+    assert both[0].randomised_target == both[0].target
     np.testing.assert_allclose(both[0].values, -both[1].values, atol=1e-6)
     for options, message in {
         ("method", "saliency"): "--method: unknown name 'saliency'",

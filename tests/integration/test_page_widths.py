@@ -83,6 +83,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> str:
                         Table(rows, head, sortable=True),
                         Table(link, ("file", "number")),
                         Table([("property", LONG)]),
+                        Table([(LONG, LONG, "none")] * 2, ("scan", "what was done", "doubts")),
                     ],
                     side_by_side=True,
                 ),

@@ -144,14 +144,6 @@ def test_store_and_nifti_agree(trained: Trained, sex: LoadedModel) -> None:
     assert np.array_equal(by_file.windows, by_store.windows)
 
 
-def test_predict_many_is_predict(trained: Trained, sex: LoadedModel) -> None:
-    found = sex.predict_many([trained.nifti], workers=2)
-    assert [one.scan.subject for one in found] == [f"sub-{i:02d}" for i in range(10)]
-    assert found[3].result is not None
-    alone = sex.predict(sex.prepare(trained.scan(3)))
-    assert np.array_equal(found[3].result.windows, alone.windows)
-
-
 def test_a_backbone_predicts_nothing(
     trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -540,34 +532,3 @@ def test_a_moved_run_folder_is_still_a_model(trained: Trained, tmp_path: Path) -
     shutil.copytree(trained.sex, tmp_path / "moved")
     model = neuromamba.load(tmp_path / "moved", device="cpu")
     assert np.isfinite(model.predict(model.prepare(trained.scan(0))).windows).all()
-
-
-def test_a_transformer_of_scikit_learn(trained: Trained, sex: LoadedModel) -> None:
-    from sklearn.base import clone
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import cross_val_score
-    from sklearn.pipeline import make_pipeline
-
-    embedder = neuromamba.NeuroMambaEmbedder(sex, statistics=("mean", "lag1"))
-    assert embedder.get_params()["layer"] == -1
-    copy = clone(embedder)
-    assert copy is not embedder
-    assert copy.model is sex  # the weights are shared
-    scans = [str(trained.scan(i)) for i in range(6)]
-    rows = copy.fit_transform(scans)
-    expected = sex.embed(sex.prepare(scans[2]), statistics=("mean", "lag1")).values.ravel()
-    assert rows.shape == (6, 32)
-    assert np.array_equal(rows[2], expected)
-    pipeline = make_pipeline(embedder, LogisticRegression())
-    scores = cross_val_score(pipeline, scans, [0, 1, 0, 1, 0, 1], cv=3)
-    once = cross_val_score(LogisticRegression(), rows, [0, 1, 0, 1, 0, 1], cv=3)
-    assert scores.shape == (3,)
-    assert np.array_equal(scores, once)  # nothing is fitted to the scans of a fold
-    assert pipeline.set_params(neuromambaembedder__layer=1)[0].layer == 1
-    with pytest.raises(UserInputError, match="pool 'token'"):
-        neuromamba.NeuroMambaEmbedder(sex, pool="token").fit(scans)
-    for one in (scans[0], trained.scan(0)):  # a name is a sequence too, of letters
-        with pytest.raises(UserInputError, match="got one scan, expected a list"):
-            embedder.transform(one)
-    with pytest.raises(UserInputError, match="got a model of type dict"):
-        neuromamba.NeuroMambaEmbedder({"model": sex}).fit(scans)  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 import neuromamba
 from neuromamba.commands import check, embed, explain, predict
 from neuromamba.commands.regions_train import main as train
+from neuromamba.commands.train import main as train_volumes
 from neuromamba.common.errors import UserInputError
 from neuromamba.inference.region_model import RegionModel
 from tests.helpers.trained_regions import TrainedRegions, rows, volumes_of
@@ -112,6 +113,22 @@ def test_results_of_several_seeds_and_old_ones(
         neuromamba.load(tmp_path / "cut.safetensors", device="cpu")
     assert explain.main([str(fit), "scan.csv", "-o", str(tmp_path / "out")]) == 2
     assert "BOLD" in capsys.readouterr().err
+
+
+def test_only_some_commands_use_one(
+    trained_regions: TrainedRegions, fit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A training of volumes says what it was given, and not that a grid differs."""
+    for words in (
+        ["--test_only", "--test_ckpt_path", str(fit / "model.safetensors")],
+        ["--pretraining", "--load_model_path", str(fit / "model.safetensors")],
+    ):
+        shared = ["--dataset_name", "Dummy", "--image_path", str(tmp_path), "--accelerator", "cpu"]
+        assert train_volumes([*shared, *words]) == 2
+        message = capsys.readouterr().err
+        assert f"{words[-2]}: " in message and "is a model of regional series" in message
+    with pytest.raises(UserInputError, match="BOLD: no file of series"):
+        neuromamba.load(fit, device="cpu").predict_many(tmp_path)
 
 
 def test_a_shared_file_is_enough(
@@ -282,6 +299,8 @@ def test_repetition_time(fit: Path, scans: dict[str, np.ndarray], tmp_path: Path
 def test_out_of_range(model: RegionModel, scans: dict[str, np.ndarray]) -> None:
     noise = np.random.default_rng(0).normal(size=next(iter(scans.values())).shape)
     smooth = model.prepare(np.cumsum(noise, axis=1))
+    assert repr(model).startswith("<RegionModel: NeuroSSM, model of disease, ")
+    assert repr(smooth).endswith("out of the range of the training>")
     assert smooth.in_range is False
     assert "lag1" in {one.name for one in smooth.out_of_range}
 

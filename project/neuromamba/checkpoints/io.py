@@ -25,6 +25,7 @@ from neuromamba.layers.lora import merged
 
 CHECKPOINT_KEY = "neuromamba"
 EXPORT_KEY = "export"  # where an exported file comes from
+REGIONS_KEY = "neurossm"  # what a model of regional series says of itself (neurossm.model_file)
 # Wrappers put around the backbone by DeepSpeed, DDP, torch.compile, peft, other programs and by
 # our LightningModules.
 _WRAPPERS = ("_forward_module.", "module.", "_orig_mod.", "base_model.", "backbone.", "model.")
@@ -106,6 +107,8 @@ def read_checkpoint(
     elif path.is_dir() or path.suffix == SAFETENSORS:
         files = safetensors_in(path, flag) if path.is_dir() else [path]
         loaded, state = read_safetensors_entries(files[0], flag), {}
+        if REGIONS_KEY in loaded:
+            raise of_regions(path, flag)
         for file in files:
             state |= read_file(file, flag)
         origin = "safetensors"
@@ -125,6 +128,14 @@ def read_checkpoint(
         origin,
         {name: loaded[name] for name in progress if type(loaded.get(name)) is int},
         _containers(loaded, EXPORT_KEY),
+    )
+
+
+def of_regions(path: Path, flag: str) -> UserInputError:
+    """The error that refuses a model of regional series; ``flag`` named it."""
+    return UserInputError(
+        f"{flag}: '{path}' is a model of regional series (NeuroSSM); only neuromamba check, "
+        f"predict, embed, explain and export use one."
     )
 
 

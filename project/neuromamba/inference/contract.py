@@ -155,3 +155,12 @@ def _are_numbers(values: Any, count: int, or_none: bool = False) -> bool:
         or (isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value))
         for value in values
     )
+
+
+def described(metadata: Mapping[str, Any]) -> str:
+    """What a checkpoint is, in a few words: its task, or its objective."""
+    if "target" in metadata:
+        return f"{metadata['name']}, model of {metadata['target']}"
+    if "downstream" in metadata:
+        return f"model of {metadata['downstream']['task']}"
+    return "pre-trained backbone"

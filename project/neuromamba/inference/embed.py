@@ -27,6 +27,7 @@ from neuromamba.data.regions.atlases import Atlas
 from neuromamba.fmamba.layer_outputs import EMBEDDING, layer_output
 from neuromamba.fmamba.pooling import deviation_over_time, group_mean, places_of
 from neuromamba.fmamba.tokenizer import PackedTokens, in_raster_order
+from neuromamba.inference.brief import Brief
 from neuromamba.inference.model import TrainedModel
 from neuromamba.inference.prepared import PreparedScan
 from neuromamba.inference.regions import Regions, regions_on_grid
@@ -36,8 +37,8 @@ INDEX = ("scan", "subject", "session", "run", "window", "region", "statistic", "
 POSITION = ("x", "y", "z", "time")  # mm and seconds, of single tokens
 
 
-@dataclass(frozen=True, kw_only=True)
-class Embedding:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Embedding(Brief):
     """Embeddings of a scan.
 
     Attributes:
@@ -50,6 +51,12 @@ class Embedding:
     values: np.ndarray
     index: dict[str, list[Any]]
     layer: str
+
+    @property
+    def brief(self) -> str:
+        """Its size and layer."""
+        rows, width = self.values.shape
+        return f"{rows} x {width} of the layer {self.layer}"
 
     def to_table(self) -> Any:
         """A pyarrow table: the index, then f0, f1 ..."""

@@ -3,8 +3,9 @@
 The map of a scan is the mean of the maps of its windows (``attribution``): positive where the
 signal speaks for the class that is explained (or raises the value), negative where it speaks
 against it. Beside it stands always the map of a network of the same architecture whose weights are
-random (Adebayo et al. 2018, NeurIPS). Where the two are alike, by their rank correlation over
-voxels, the map shows the input or the architecture and not what the model has learned.
+random (Adebayo et al. 2018, NeurIPS), for the class that these predict. Where the two are alike, by
+their rank correlation over voxels, the map shows the input or the architecture and not what the
+model has learned.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 import nibabel
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from neuromamba.common.errors import UserInputError, look_up
@@ -25,6 +27,7 @@ from neuromamba.config.names import EXPLAIN_RESOLUTIONS
 from neuromamba.config.serialise import from_dict
 from neuromamba.data.store.header import RunHeader
 from neuromamba.data.store.reader import RunFile
+from neuromamba.fmamba.window_tokens import pack_windows
 from neuromamba.inference.attribution import (
     Network,
     Objective,
@@ -79,7 +82,7 @@ class ExplainOptions(ScoreOptions):
             raise UserInputError(f"--smooth: got {self.smooth:g}, expected mm, 0 or more.")
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Explanation(ScoreMap):
     """The explanation of a scan; N brain voxels.
 
@@ -155,21 +158,22 @@ def explain_scan(
     assert model.head is not None
     prediction = predict_scan(model, scan)
     target = target_index(model.class_names, options.target or prediction.value)
-    scaling = model.target_scaling
-    objective = Objective(target=target, center=scaling.center, scale=scaling.scale)
     head = from_dict(HeadConfig, model.contents.metadata["head"], str(model.path))
     networks = (
         Network(model.backbone, model.head),
         randomised_network(model.contract.model, head, options.seed, model.device),
     )
     numbers = _chosen(len(scan.windows), options.windows)
+    targets = (target, target if options.target else _predicted(networks[1], model, scan, numbers))
+    scaling = model.target_scaling
+    objectives = [Objective(target=t, center=scaling.center, scale=scaling.scale) for t in targets]
     others = of_others(references, scan) if references else []
     found: tuple[list[WindowAttribution], ...] = ([], [])
     baseline = baseline_value(scan.header, model.contract.data.input_scaling_method)
     for number in tqdm(numbers, desc=scan.name, unit="window", disable=None):
         window = token_window(scan.windows[number], model.contract.model, model.device, baseline)
         compared = [compared_with(window, one.window) for one in others] or [window]
-        for network, maps in zip(networks, found, strict=True):
+        for network, objective, maps in zip(networks, objectives, found, strict=True):
             parts = [
                 explain_window(
                     network,
@@ -193,12 +197,13 @@ def explain_scan(
     if options.resolution == "patch":
         shown = [patch_means(one, vox, model.contract.model) for one in shown]
     shown = [smoothed(one, vox, scan.header, options.smooth) for one in shown]
-    name = "" if target is None else model.class_names[target]
+    name, random_name = ("" if t is None else model.class_names[t] for t in targets)
     return Explanation(
         scan=scan.name,
         subject=scan.subject,
         options=options,
         target=name,
+        randomised_target=random_name,
         unit=model.unit if target is None else unit_of_class(name),
         prediction=prediction,
         values=shown[0],
@@ -212,6 +217,24 @@ def explain_scan(
         windows=len(numbers),
         references=len(others),
     )
+
+
+@torch.inference_mode()
+def _predicted(
+    network: Network, model: TrainedModel, scan: PreparedScan, numbers: Sequence[int]
+) -> int | None:
+    """The class that a network predicts of some windows, index; None of a regression.
+
+    By the rule of ``predict_scan``: the largest mean probability.
+    """
+    if not model.class_names:
+        return None
+    mean = torch.zeros(len(model.class_names), dtype=torch.float64, device=model.device)
+    for number in numbers:
+        packed = pack_windows([scan.windows[number]], model.contract.model, model.device)
+        features = network.backbone.forward_tokens(packed).features
+        mean += torch.softmax(network.head(features, packed)[0].double(), 0)
+    return int(mean.argmax())
 
 
 def _chosen(count: int, wanted: int) -> list[int]:

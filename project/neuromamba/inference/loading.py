@@ -6,15 +6,14 @@ import hashlib
 import importlib.util
 import logging
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from neuromamba.checkpoints.io import (
     CheckpointContents,
     load_strictly,
+    of_regions,
     read_checkpoint,
 )
 from neuromamba.checkpoints.paths import find_checkpoint
@@ -134,10 +133,7 @@ def _of_volumes(place: Path) -> Path:
         UserInputError: nothing there, or a NeuroSSM.
     """
     if find_model_file(place) is not None:
-        raise UserInputError(
-            f"MODEL: '{place}' is a model of regional series (NeuroSSM); only neuromamba check, "
-            f"predict, embed and explain use one."
-        )
+        raise of_regions(place, "MODEL")
     return find_checkpoint(place, "MODEL")
 
 
@@ -170,12 +166,3 @@ def checkpoint_sha256(path: Path) -> str:
             while block := stream.read(_BLOCK):
                 digest.update(block)
     return digest.hexdigest()
-
-
-def described(metadata: Mapping[str, Any]) -> str:
-    """What a checkpoint is, in a few words: its task, or its objective."""
-    if "target" in metadata:
-        return f"{metadata['name']}, model of {metadata['target']}"
-    if "downstream" in metadata:
-        return f"model of {metadata['downstream']['task']}"
-    return "pre-trained backbone"

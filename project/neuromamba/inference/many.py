@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.inference.brief import Brief
 from neuromamba.inference.prepare import doubts
 from neuromamba.inference.sources import ScanFile
 
 ResultT = TypeVar("ResultT")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcome(Generic[ResultT]):
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Outcome(Brief, Generic[ResultT]):
     """What became of a scan.
 
     Attributes:
@@ -33,6 +34,12 @@ class Outcome(Generic[ResultT]):
     reason: str
     record: dict[str, Any]
     result: ResultT | None
+
+    @property
+    def brief(self) -> str:
+        """Which scan, its status, and the result or why there is none."""
+        found = self.reason if self.result is None else str(self.result)
+        return f"{self.scan.name}, {self.status}: {found}"
 
 
 class Prepares(Protocol):

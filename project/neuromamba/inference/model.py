@@ -20,8 +20,9 @@ from neuromamba.fmamba.backbone import FMamba
 from neuromamba.fmamba.target_scaling import TargetScaling
 from neuromamba.fmamba.tokenizer import PackedTokens
 from neuromamba.fmamba.window_tokens import pack_windows
+from neuromamba.inference.brief import Brief
 from neuromamba.inference.calibration import Calibration
-from neuromamba.inference.contract import InputContract
+from neuromamba.inference.contract import InputContract, described
 from neuromamba.inference.prepared import PreparedScan
 
 ModelT = TypeVar("ModelT", bound="TrainedModel")
@@ -29,8 +30,8 @@ ModelT = TypeVar("ModelT", bound="TrainedModel")
 _TOKENS_AT_ONCE = 16_384
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class TrainedModel:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class TrainedModel(Brief):
     """Backbone, head and what they expect of a scan.
 
     Attributes:
@@ -57,6 +58,11 @@ class TrainedModel:
     device: torch.device
     calibration: Calibration | None = None
     evaluation: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def brief(self) -> str:
+        """What it is, and where."""
+        return f"{described(self.contents.metadata)}, {self.path} on {self.device}"
 
     def with_scaling(self: ModelT, method: str) -> ModelT:
         """The model with another scaling of the input than it was trained with: an experiment.

@@ -19,7 +19,8 @@ from neuromamba.common.errors import UserInputError, see
 from neuromamba.common.files import refuse_other_content
 from neuromamba.common.json_text import parse_json
 from neuromamba.common.version import code_version
-from neuromamba.inference.loading import checkpoint_sha256, described
+from neuromamba.inference.contract import described
+from neuromamba.inference.loading import checkpoint_sha256
 from neuromamba.inference.many import Outcome
 from neuromamba.inference.sources import ScanFile
 

@@ -10,13 +10,14 @@ import torch
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.fmamba.target_scaling import scores_of
+from neuromamba.inference.brief import Brief
 from neuromamba.inference.calibration import Calibration
 from neuromamba.inference.model import TrainedModel
 from neuromamba.inference.prepared import PreparedScan
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Prediction(Brief):
     """What a model says of a scan.
 
     Attributes:
@@ -44,6 +45,11 @@ class Prediction:
     problems: tuple[str, ...]
     unit: str
     calibration: Calibration | None = None
+
+    @property
+    def brief(self) -> str:
+        """Name of the scan and what is predicted."""
+        return f"{self.scan}, {self}"
 
     @property
     def interval(self) -> tuple[float, float] | None:

@@ -26,7 +26,13 @@ from neuromamba.data.store.reader import RunFile, read_header
 from neuromamba.data.store.writer import write_run
 from neuromamba.data.windows.dataset import WindowDataset
 from neuromamba.inference.contract import InputContract
-from neuromamba.inference.prepared import PreparedScan, Problem, TemporaryFolder, identity_of
+from neuromamba.inference.prepared import (
+    PreparedScan,
+    Problem,
+    TemporaryFolder,
+    identity_of,
+    range_text,
+)
 from neuromamba.inference.range_check import compare_with_training, coverage_problems
 from neuromamba.inference.sources import ScanFile
 from neuromamba.inference.time_resampling import resample_time
@@ -121,7 +127,8 @@ def doubts(prepared: PreparedScan) -> str:
     """The problems of a scan, and its measures out of range, in one line; "" if there are none."""
     found = [str(problem) for problem in prepared.problems]
     found += [
-        f"{one.name} is {one.value:.3g}, in the training {one.low:.3g} to {one.high:.3g}."
+        f"{one.name} ({one.meaning}) is {one.value:.3g}, in the training "
+        f"{range_text(one.low, one.high)}."
         for one in prepared.out_of_range
     ]
     return " ".join(found)
@@ -274,8 +281,10 @@ def _in_time(
     if count < span:
         if 2 * count < span:
             raise UserInputError(
-                f"{header.source or path}: {count} frames of {header.tr:g} s, and a window of the "
-                f"model spans {span}; expected at least half of it. Give a longer scan."
+                f"{header.source or path}: {header.n_frames} frames of {header.tr:g} s"
+                f"{'' if wanted is None else f', which are {count} of {wanted:g} s as in training'}"
+                f", and a window of the model spans {span}; expected at least half of it. Give a "
+                f"longer scan."
             )
         frames = _frames(path, header) if frames is None else frames
         frames = np.pad(frames, ((0, span - count), (0, 0)), mode="reflect")

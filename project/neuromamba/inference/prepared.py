@@ -12,6 +12,7 @@ from typing import Any
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.store.header import RunHeader
 from neuromamba.data.windows.dataset import WindowDataset
+from neuromamba.inference.brief import Brief
 from neuromamba.inference.sources import ScanFile
 
 
@@ -47,7 +48,9 @@ class Comparison:
     """A measure of the scan beside those of the training runs.
 
     Attributes:
-        name: key of ``data.windows.input_measures.MEASURES``.
+        name: key of ``MEASURES`` in ``data.windows.input_measures`` or, of regions,
+            ``data.regions.series_measures``.
+        meaning: what the table says of it.
         value: of the scan; NaN if not defined.
         low, typical, high: lowest, median and highest of the training runs.
         inside: whether the value lies within their range, widened on each side by half of it, by
@@ -56,6 +59,7 @@ class Comparison:
     """
 
     name: str
+    meaning: str
     value: float
     low: float
     typical: float
@@ -63,8 +67,8 @@ class Comparison:
     inside: bool | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Prepared(Brief):
     """What the prepared scans of both families have.
 
     Attributes:
@@ -85,6 +89,20 @@ class Prepared:
     problems: tuple[Problem, ...]
     measures: tuple[Comparison, ...]
     sha256: str
+
+    @property
+    def brief(self) -> str:
+        """Its name, and how many doubts there are."""
+        doubts = len(self.problems)
+        compared = {
+            None: "not compared with",
+            True: "in the range of",
+            False: "out of the range of",
+        }
+        return (
+            f"{self.name}, {doubts} problem{'' if doubts == 1 else 's'}, "
+            f"{compared[self.in_range]} the training"
+        )
 
     @property
     def in_range(self) -> bool | None:
@@ -116,6 +134,7 @@ class Prepared:
             "problems": [str(problem) for problem in self.problems],
             "measures": {
                 one.name: {
+                    "meaning": one.meaning,
                     "value": one.value if math.isfinite(one.value) else None,
                     "training": [one.low, one.typical, one.high],
                     "inside": one.inside,
@@ -136,7 +155,7 @@ def identity_of(scan: ScanFile) -> dict[str, str]:
     }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class PreparedScan(Prepared):
     """A scan on the model's grid, cut into windows; see ``Prepared`` for the other attributes.
 
@@ -175,13 +194,20 @@ class PreparedScan(Prepared):
         )
 
 
+def range_text(low: float, high: float, digits: int = 3) -> str:
+    """A range for people; one number where its ends are written alike."""
+    ends = dict.fromkeys(f"{end:.{digits}g}" for end in (low, high))
+    return " to ".join(ends)
+
+
 def comparison_lines(measures: tuple[Comparison, ...]) -> list[str]:
-    """One line per measure: value, range of the training, and whether it lies outside."""
-    return [
-        f"{one.name:<12} {one.value:9.4g}   training {one.low:.4g} to {one.high:.4g}"
-        f"{'   out of range' if one.inside is False else ''}"
-        for one in measures
-    ]
+    """One line per measure: value, range of the training, whether it lies outside, meaning."""
+    found = []
+    for one in measures:
+        values = f"{one.name:<12} {one.value:9.4g}   training {range_text(one.low, one.high, 4)}"
+        outside = "out of range" if one.inside is False else ""
+        found.append(f"{values:<54}{outside:<15}{one.meaning}")
+    return found
 
 
 def require_prepared(scan: Any, method: str) -> None:

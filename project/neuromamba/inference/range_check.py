@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,18 +40,36 @@ def compare_with_training(
         return ()
     found = measures_of_run(windows, 0, model.patch_size)
     return tuple(
-        compare(name, found[name], inputs["measures"][name], inputs["runs"])
+        compare((name, MEASURES[name]), found[name], inputs["measures"][name], inputs["runs"])
         for name in MEASURES
         if name in inputs["measures"] and None not in inputs["measures"][name]
     )
 
 
-def compare(name: str, value: float, training: list[float], runs: int) -> Comparison:
-    """Compare a measure with its lowest, median and highest value over training runs."""
+def compare(
+    measure: tuple[str, str], value: float, training: Sequence[float], runs: int
+) -> Comparison:
+    """Compare a measure with its lowest, median and highest value over training runs.
+
+    Args:
+        measure: its name and meaning, an item of ``MEASURES``.
+        value: of the scan.
+        training: lowest, median and highest.
+        runs: that were measured.
+    """
     low, typical, high = training
     margin = max((_WIDER + _FEW_RUNS / runs) * (high - low), _LEAST * abs(typical))
     inside = bool(low - margin <= value <= high + margin) if np.isfinite(value) else None
-    return Comparison(name=name, value=value, low=low, typical=typical, high=high, inside=inside)
+    name, meaning = measure
+    return Comparison(
+        name=name,
+        meaning=meaning,
+        value=value,
+        low=low,
+        typical=typical,
+        high=high,
+        inside=inside,
+    )
 
 
 def coverage_problems(

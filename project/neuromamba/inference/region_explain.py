@@ -2,7 +2,7 @@
 
 ``region_attribution`` says what the parts are. Beside them stands Calibrated Pathway Attribution
 (CPA) as ``neurossm.attribution`` defines it, and always the parts of a model of the same
-architecture with random weights (Adebayo et al. 2018, NeurIPS).
+architecture with random weights (Adebayo et al. 2018, NeurIPS), for the class that it predicts.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class RegionExplainOptions(ScoreOptions):
         return "single" if self.method == "gradxinput" else "integrated"
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class RegionExplanation(ScoreMap):
     """The explanation of a scan; N regions, P pathways. See ``ScoreMap`` for other attributes.
 
@@ -202,11 +202,13 @@ def explain_series(
     assert target is not None
     inputs = known.model.inputs(pack([z_scored(scan.series).to(known.device)]))
     random = randomised_model(known.model.config, options.seed, known.device)
+    random_target = target
+    if not options.target:
+        with torch.inference_mode():
+            random_target = int(random.fuse(random.encode(inputs)).argmax())
     own, other = (
-        attribute_regions(
-            model, inputs, Objective(target=target), options.method, steps=options.steps
-        )
-        for model in (known.model, random)
+        attribute_regions(model, inputs, Objective(target=t), options.method, steps=options.steps)
+        for model, t in ((known.model, target), (random, random_target))
     )
     if not np.isfinite(own.values).all():
         raise UserInputError(
@@ -219,6 +221,7 @@ def explain_series(
         scan=scan.name,
         subject=scan.subject,
         target=name,
+        randomised_target=known.class_names[random_target],
         unit=unit_of_class(name),
         prediction=prediction,
         values=own.values,

@@ -17,6 +17,8 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.data.ingest.sources import PassedOver
 from neuromamba.data.regions.atlases import Atlas, chosen_atlas
 from neuromamba.data.regions.batches import z_scored
+from neuromamba.inference.brief import Brief
+from neuromamba.inference.contract import described
 from neuromamba.inference.embed import INDEX, Embedding
 from neuromamba.inference.many import Outcome, each_scan
 from neuromamba.inference.predict import Prediction
@@ -80,8 +82,8 @@ class RegionTask:
     task: str
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class RegionModel:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class RegionModel(Brief):
     """A trained model of regional series, loaded once and used on many scans.
 
     model = neuromamba.load("Results/PPMI/NeuroSSM/seed_0/holdout")
@@ -103,6 +105,11 @@ class RegionModel:
     atlas: Atlas | None = None
     means: Tensor | None = None
     calibration: None = None
+
+    @property
+    def brief(self) -> str:
+        """What it is, and where."""
+        return f"{described(self.metadata)}, {self.path} on {self.device}"
 
     @property
     def contents(self) -> CheckpointContents:

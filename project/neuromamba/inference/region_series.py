@@ -17,7 +17,7 @@ from neuromamba.data.ingest.repetition_time import check_tr
 from neuromamba.data.ingest.sources import SUFFIXES, PassedOver, stem_of
 from neuromamba.data.regions.atlases import Atlas
 from neuromamba.data.regions.series_files import READERS, SeriesFile, read_series_file
-from neuromamba.data.regions.series_measures import measures_of_series
+from neuromamba.data.regions.series_measures import MEASURES, measures_of_series
 from neuromamba.inference.prepared import Prepared, Problem, identity_of
 from neuromamba.inference.range_check import compare
 from neuromamba.inference.sources import (
@@ -47,7 +47,7 @@ class SourceGrid(NamedTuple):
     affine: np.ndarray
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class PreparedSeries(Prepared):
     """A scan as a model of regions takes it; see ``Prepared`` for the other attributes.
 
@@ -85,12 +85,20 @@ def find_series(places: Places) -> tuple[list[ScanFile], list[PassedOver]]:
 
     Args:
         places: files of series (``READERS``) or 4D NIfTI files, or folders of them. One, or a list.
+
+    Raises:
+        UserInputError: a folder without any.
     """
     scans: dict[Path, ScanFile] = {}
     for place in listed(places):
         files = [place]
         if place.is_dir():
             files = [path for path in sorted(place.rglob("*")) if _is_scan(path)]
+            if not files:
+                raise UserInputError(
+                    f"BOLD: no file of series ({', '.join(READERS)}) and no NIfTI file in "
+                    f"'{place}' or below."
+                )
         for path in files:
             scans.setdefault(path.resolve(), _scan_of(path))
     return with_unique_names(list(scans.values())), []
@@ -212,7 +220,7 @@ def prepared_of(
     training = metadata["training"]
     values = measures_of_series(series)
     measures = tuple(
-        compare(name, values[name], ends, training["measured"])
+        compare((name, MEASURES[name]), values[name], ends, training["measured"])
         for name, ends in training["measures"].items()
         if name in values and None not in ends
     )

@@ -38,6 +38,7 @@ from neuromamba.fmamba.rollout import (
     RolloutPlan,
     refuse_unless_generative,
 )
+from neuromamba.inference.brief import Brief
 from neuromamba.inference.frame_scaling import FrameScaling, frame_scaling
 from neuromamba.inference.model import TrainedModel
 from neuromamba.inference.prepared import PreparedScan
@@ -46,8 +47,8 @@ MODEL, PERSISTENCE, MEAN, RUN_MEAN = "model", "persistence", "mean", "run_mean"
 BASELINES = (PERSISTENCE, MEAN, RUN_MEAN)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Rollout:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Rollout(Brief):
     """Generated frames of a scan.
 
     Attributes:
@@ -72,6 +73,14 @@ class Rollout:
     seconds: float
     first_window: int
     objective: str
+
+    @property
+    def brief(self) -> str:
+        """Name of the run and numbers of frames."""
+        return (
+            f"{self.header.label}, {len(self.predicted)} frames after {len(self.prompt)}, "
+            f"{len(self.true)} of them with a true one"
+        )
 
     def intensities(self, scaled: np.ndarray) -> np.ndarray:
         """Frames [T, N] in the intensity units of the source file."""

@@ -14,6 +14,7 @@ from neuromamba.common.errors import UserInputError, look_up
 from neuromamba.config.bounds import require_positive
 from neuromamba.config.names import EXPLAIN_METHODS
 from neuromamba.inference.attribution import STEPS
+from neuromamba.inference.brief import Brief
 from neuromamba.inference.predict import Prediction
 
 
@@ -52,13 +53,16 @@ def require_not_negative(flag: str, value: int) -> None:
         raise UserInputError(f"{flag}: got {value}, expected 0 or more.")
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ScoreMap:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class ScoreMap(Brief):
     """Parts of a scan's score; N voxels or regions.
 
     Attributes:
         scan, subject: names.
         target: the class that is explained; "" of a regression.
+        randomised_target: the same with random weights: the class that these predict themselves,
+            unless one class is asked for. A map of the class that the trained model predicts would
+            hold its knowledge of the classes, and the mean of a group their difference in the data.
         unit: of the values: of the logit of the class minus the others', or of the label.
         prediction: of the scan.
         values: float64 [N], signed.
@@ -71,6 +75,7 @@ class ScoreMap:
     scan: str
     subject: str
     target: str
+    randomised_target: str
     unit: str
     prediction: Prediction
     values: np.ndarray
@@ -78,6 +83,14 @@ class ScoreMap:
     score: float
     baseline_score: float
     completeness_error: float
+
+    @property
+    def brief(self) -> str:
+        """Name of the scan, what is explained, and whether random weights give the same."""
+        return (
+            f"{self.scan}, {self.target or 'value'}, {len(self.values)} parts, rank correlation "
+            f"with random weights {self.rank_correlation:.2f}"
+        )
 
     @property
     def rank_correlation(self) -> float:
@@ -101,6 +114,7 @@ class ScoreMap:
         }
         return {
             "target": self.target or None,
+            "target_of_random_weights": self.randomised_target or None,
             "unit": self.unit,
             "predicted": self.prediction.value,
             **{name: value if math.isfinite(value) else None for name, value in numbers.items()},

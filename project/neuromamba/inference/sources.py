@@ -93,7 +93,7 @@ def find_scans(places: Places, *, native: bool = False) -> tuple[list[ScanFile],
         if place.is_dir() and _is_store(place):
             found = [_of_store(path) for path in list_runs(place)]
         elif place.is_dir():
-            runs = find_runs(place, choice=Choice("native" if native else ""))
+            runs = find_runs(place, choice=Choice("native" if native else ""), flag="BOLD")
             found = [scan_of(source) for source in runs.sources]
             passed += runs.passed_over
         elif place.name.endswith(_RUN) and place.is_file():

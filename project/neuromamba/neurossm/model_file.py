@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from neuromamba.checkpoints.files import damaged, read_safetensors_entries, why_unread
+from neuromamba.checkpoints.io import REGIONS_KEY
 from neuromamba.common.atomic_files import atomic_path
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.json_text import parse_json
@@ -38,7 +39,7 @@ from neuromamba.neurossm.holdouts import BOOTSTRAP_SEED, Holdout, HoldoutReport
 from neuromamba.neurossm.model import NeuroSSM
 from neuromamba.neurossm.protocol import Protocol
 
-METADATA_KEY = "neurossm"
+METADATA_KEY = REGIONS_KEY
 MODEL = "model.safetensors"
 # Of the record of neuromamba regions extract: what was done to the series.
 _EXTRACTION = ("confounds", "low_pass", "high_pass")

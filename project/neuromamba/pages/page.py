@@ -16,6 +16,8 @@ from typing import NamedTuple
 from neuromamba.pages.templates import template
 
 # Words of a command; quotes hold a word together.
+_FEW = 5  # columns: with more, the names beside the cells take less room than above them
+_LONG = 40  # characters of a cell, which a narrow screen breaks into many lines
 _WORDS = re.compile(r"""(?:[^\s'"]|'[^']*'|"[^"]*")+""")
 
 
@@ -59,6 +61,15 @@ class Table:
     numbers: Sequence[int] = ()
     strong: int = -1
     sortable: bool = False
+
+    @property
+    def on_phones(self) -> str:
+        """How rows become lists on a narrow screen: "many" cells, long "texts"; "" if they fit."""
+        columns = len(self.header)
+        long = any(len(str(cell)) > _LONG for row in self.rows for cell in row)
+        if long and 3 <= columns <= _FEW:
+            return "texts"
+        return "many" if columns > 3 else ""
 
 
 @dataclass(frozen=True)

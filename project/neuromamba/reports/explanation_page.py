@@ -21,6 +21,7 @@ from neuromamba.inference.explanation_files import (
 )
 from neuromamba.inference.group_maps import MIN_SUBJECTS
 from neuromamba.inference.output_folder import SCANS
+from neuromamba.inference.score_map import ScoreOptions
 from neuromamba.pages.figures import save_figure
 from neuromamba.pages.page import FileLink, Page, Picture, Section, Table, render, wrap_command
 from neuromamba.reports.attribution_pictures import SHOWN, VIEW, map_figure, write_view
@@ -161,23 +162,25 @@ def score_cells(record: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def score_note(record: Mapping[str, Any], parts: str, seed: int) -> str:
+def score_note(record: Mapping[str, Any], parts: str, options: ScoreOptions) -> str:
     """What the columns of ``HEAD`` mean.
 
     Args:
         record: of any scan.
         parts: what the map has values for.
-        seed: of the random weights.
+        options: of the maps.
     """
-    score = "the predicted value"
+    score, of_class = "the predicted value", ""
     if record["result"]["target"]:
         score = "logit of the class that is explained minus the mean of the others'"
+        of_class = ", of the same class" if options.target else ", of the class that these predict"
     over = ", mean over windows" if parts == "voxels" else ""
     return (
         f"Score: {score}{over}; the map adds up to score minus baseline where the completeness "
         f"error is small (its share of that difference; only of integrated gradients). Random "
         f"weights: Spearman's correlation over {parts} with the map of a model with random weights "
-        f"(seed {seed}), near 0 if the map depends on what was learned (Adebayo et al. 2018)."
+        f"(seed {options.seed}){of_class}, near 0 if the map depends on what was learned (Adebayo "
+        f"et al. 2018)."
     )
 
 
@@ -191,7 +194,7 @@ def _table(answered: Sequence[Mapping[str, Any]], options: ExplainOptions) -> Se
         for record in answered
     ]
     head = (*HEAD, "windows", "interactive")
-    note = score_note(answered[0], "voxels", options.seed)
+    note = score_note(answered[0], "voxels", options)
     return Section("Maps", tables=[Table(rows, head, note=note, numbers=range(3, 9))])
 
 

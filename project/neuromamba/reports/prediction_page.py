@@ -12,19 +12,17 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from neuromamba.common.atomic_files import write_text_atomically
-from neuromamba.data.regions.series_measures import MEASURES as SERIES_MEASURES
-from neuromamba.data.windows.input_measures import MEASURES
 from neuromamba.evaluation.intervals import Interval
 from neuromamba.inference.batch import Batch, summary
 from neuromamba.inference.calibration import COVERAGE
 from neuromamba.inference.model import TrainedModel
+from neuromamba.inference.prepared import range_text
 from neuromamba.inference.region_model import RegionModel
 from neuromamba.pages.figures import BLUE, GREY, ORANGE, new_axes, save_figure, styled
 from neuromamba.pages.page import Page, Picture, Section, Table, render, wrap_command
 from neuromamba.pages.tables import metric_label
 
 PAGE = "report.html"
-_MEASURES = {**MEASURES, **SERIES_MEASURES}
 _MOST_SCANS = 40  # in a figure
 
 
@@ -166,7 +164,7 @@ def _trust(model: TrainedModel | RegionModel) -> Section:
         return Section("How good the model is", text)
     rows = [
         (
-            metric_label(name),
+            metric_label(name, model.unit),
             str(Interval(*(_number(one[end]) for end in ("value", "low", "high")))),
         )
         for name, one in found["metrics"].items()
@@ -210,13 +208,17 @@ def _inputs(answered: Sequence[Mapping[str, Any]]) -> list[Section]:
         return []
     first = measured[0]["prepared"]["measures"]
     head = ("scan", *(name.replace("_", " ") for name in first))
-    training = [f"{one['training'][0]:.3g} to {one['training'][2]:.3g}" for one in first.values()]
+    training = [range_text(one["training"][0], one["training"][2]) for one in first.values()]
     rows = [("training", *training)]
     rows += [
         (record["scan"], *(_measure(one) for one in record["prepared"]["measures"].values()))
         for record in measured
     ]
-    explained = "; ".join(f"{name.replace('_', ' ')}: {_MEASURES[name]}" for name in first)
+    explained = "; ".join(
+        f"{name.replace('_', ' ')}: {one['meaning']}"
+        for name, one in first.items()
+        if "meaning" in one  # not in records of an earlier version
+    )
     note = f"{explained}. An exclamation mark: outside the training's range, widened by its half."
     table = Table(rows, head, note=note, numbers=range(1, len(head)), strong=0)
     return [Section("Does the scan look like those of the training?", tables=[table])]

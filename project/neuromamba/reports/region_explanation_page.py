@@ -89,7 +89,7 @@ def _scores(answered: Sequence[Mapping[str, Any]], options: RegionExplainOptions
         for record in answered
     ]
     head = (*HEAD, "all regions", *(["interactive"] if images else []))
-    note = score_note(answered[0], "regions", options.seed)
+    note = score_note(answered[0], "regions", options)
     return Section("Scores", tables=[Table(rows, head, note=note, numbers=range(3, 8))])
 
 

@@ -78,9 +78,8 @@ def _summary(metadata: Mapping[str, Any]) -> str:
     what = f"{name}, for time series of {model['rois']} brain regions"
     if name == "NeuroSSM":
         pathways = len(model["signals"]) * len(model["scales"])
-        what += (
-            f": {pathways} pathways of {model['depth']} Mamba2 layers of width {model['embed_dim']}"
-        )
+        layers = f"{model['depth']} Mamba2 layer{'' if model['depth'] == 1 else 's'}"
+        what += f": {pathways} pathways of {layers} of width {model['embed_dim']}"
     classes = ", ".join(metadata["classes"])
     return f"{what}. It classifies {metadata['target']}: {classes}."
 

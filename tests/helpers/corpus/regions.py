@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from neuromamba.data.regions.collections.importing import ImportOptions, import_collection
 from neuromamba.data.regions.dataset import load_cohort
 from neuromamba.data.regions.registry import details_of
 from tests.helpers.corpus.bad_file import BadFile, Call
@@ -52,6 +53,33 @@ def regions_file(content: bytes, name: str = "mine.pickle") -> Callable[[Path], 
     return read
 
 
+def concatenated(lengths: list[int] | None, content: bytes = b"") -> Callable[[Path], object]:
+    """``neuromamba regions import`` of an ``.npz`` file of two scans."""
+
+    def read(folder: Path) -> object:
+        path = folder / "mine.npz"
+        if content:
+            path.write_bytes(content)
+        else:
+            known = {} if lengths is None else {"length": lengths}
+            np.savez(path, ts=np.concatenate([smooth(i).T for i in range(2)]), **known)
+        return import_collection(ImportOptions(source=path))
+
+    return read
+
+
+def tables(matrices: list[Any], kinds: str = "") -> Callable[[Path], object]:
+    """``neuromamba regions import`` of a folder with a CSV file for each scan."""
+
+    def read(folder: Path) -> object:
+        for i, matrix in enumerate(matrices):
+            for kind in kinds or [""]:
+                np.savetxt(folder / f"sub-{i}_{kind or 'bold'}.csv", matrix, delimiter=",")
+        return import_collection(ImportOptions(source=folder))
+
+    return read
+
+
 SERIES = [smooth(i) for i in range(8)]
 TWICE = [*SERIES[:7], SERIES[0] * 2 + 5]
 REGIONS = (
@@ -83,4 +111,11 @@ REGIONS = (
     BadFile("pickle cut off", regions_file(pickle.dumps(SERIES)[:99]), "mine.pickle"),
     BadFile("empty pickle", regions_file(b""), "mine.pickle"),
     BadFile("page of a login as pickle", regions_file(b"<html>Login</html>"), "mine.pickle"),
+    BadFile("npz of other lengths", concatenated([40, 41]), "has 2 scans with 81 frames"),
+    BadFile("npz without lengths", concatenated(None), "lacks the array 'length'"),
+    BadFile("page of a login as npz", concatenated([], b"<html>Login</html>"), "is damaged"),
+    BadFile("a folder of turned tables", tables(SERIES), "Give --orientation regions"),
+    BadFile("a folder with a copy", tables([s.T for s in TWICE]), "Give --drop_duplicates"),
+    BadFile("a folder of two atlases", tables([s.T for s in SERIES], "ab"), "Name one of them"),
+    BadFile("an empty folder", tables([]), "has no series of regions"),
 )

@@ -42,6 +42,15 @@ def test_a_single_place_is_a_list_of_one(tmp_path: Path) -> None:
             assert [one.path for one in find(place)[0]] == [path]
 
 
+def test_a_folder_without_scans_is_named_as_it_was_given(tmp_path: Path) -> None:
+    """Not by --input, a flag that predict does not have."""
+    (tmp_path / "empty").mkdir()
+    save_mask(tmp_path / "masks" / "sub-01_desc-brain_mask.nii.gz")
+    for folder in ("empty", "masks"):
+        with pytest.raises(UserInputError, match=r"^BOLD: "):
+            find_scans(tmp_path / folder)
+
+
 @pytest.mark.parametrize(
     ("file", "name"),
     [

@@ -300,3 +300,17 @@ def test_many_files_of_a_command_are_wrapped_too() -> None:
     wrapped = wrap_command(f"{command} --tr 2")
     assert max(map(len, wrapped.split("\n"))) <= 92
     assert shlex.split(wrapped.replace("\\\n", "")) == [*shlex.split(command), "--tr", "2"]
+
+
+def test_rows_become_lists_where_a_narrow_screen_would_break_words() -> None:
+    """Beside their heads where there are many, below them where they are long texts."""
+    text = "the scan was resampled in time, and is trusted less"
+    assert Table([("a", "1")], ("name", "value")).on_phones == ""
+    assert Table([(text, text)], ("name", "value")).on_phones == ""
+    assert Table([("a", "1", "2")], ("name", "value", "other")).on_phones == ""
+    assert Table([("a", text, "none")], ("scan", "done", "doubts")).on_phones == "texts"
+    assert Table([("a", "1", "2", "3")], ("a", "b", "c", "d")).on_phones == "many"
+    assert Table([(text, *"12345")], tuple("abcdef")).on_phones == "many"
+    page = Page("t", (), [Section("s", tables=[Table([("a", text, "none")], ("x", "y", "z"))])])
+    shown = render(page)
+    assert ' texts">' in shown and 'data-head="z"' in shown

@@ -149,6 +149,7 @@ def find_runs(
     layout: str = AUTO,
     choice: Choice = BEST,
     exclude: Path | None = None,
+    flag: str = "--input",
 ) -> Found:
     """All runs below a folder.
 
@@ -157,17 +158,18 @@ def find_runs(
         layout: key of ``LAYOUTS``, or "auto": the first that the folder looks like.
         choice: among versions of a run.
         exclude: a file to leave out (the mask of ``--mask``).
+        flag: that named the folder.
 
     Raises:
         UserInputError: no such folder or layout, or no run in it.
     """
     look_up(layout, (AUTO, *LAYOUTS), "--layout")
-    tree = scan(folder, exclude)
+    tree = scan(folder, exclude, flag)
     refused = [_unreadable(tree, place, why) for place, why in tree.unreadable]
     if not tree.volumes and not refused:
         packed = f" Unpack the {tree.archives} archive(s) first." if tree.archives else ""
         raise UserInputError(
-            f"--input: no *.nii or *.nii.gz in '{tree.root}' or below; expected a folder of 4D "
+            f"{flag}: no *.nii or *.nii.gz in '{tree.root}' or below; expected a folder of 4D "
             f"runs.{packed}"
         )
     seems = next(name for name, known in LAYOUTS.items() if known.recognise(tree))
@@ -186,13 +188,14 @@ def find_runs(
     if not sources and not refused:
         if chosen == seems == "plain":
             raise UserInputError(
-                f"--input: only masks, references or anatomical images in '{tree.root}'; expected "
+                f"{flag}: only masks, references or anatomical images in '{tree.root}'; expected "
                 f"4D runs."
             )
+        given = flag if layout == AUTO else f"--layout {chosen}"
+        other = "" if chosen == seems else f" (it looks like --layout {seems})"
         raise UserInputError(
-            f"--layout {chosen}: no run in '{tree.root}', expected {LAYOUTS[chosen].description}. "
-            f"Found {len(passed)} other image(s), such as {passed[0].name if passed else 'none'} "
-            f"(it looks like --layout {seems})."
+            f"{given}: no run in '{tree.root}', expected {LAYOUTS[chosen].description}. Found "
+            f"{len(passed)} other image(s), such as {passed[0].name if passed else 'none'}{other}."
         )
     passed += [PassedOver(path.as_posix(), "surface or CIFTI") for path in tree.surfaces]
     passed += [PassedOver(path.as_posix(), _other_format(path)) for path in tree.others]

@@ -147,7 +147,7 @@ class Tree:
         return next((self.root / name for name in found), None)
 
 
-def scan(folder: str | Path, exclude: Path | None = None) -> Tree:
+def scan(folder: str | Path, exclude: Path | None = None, flag: str = "--input") -> Tree:
     """List a folder and all below it; hidden files and folders (``.git``) are left out.
 
     Links to folders are followed, each folder once.
@@ -155,6 +155,7 @@ def scan(folder: str | Path, exclude: Path | None = None) -> Tree:
     Args:
         folder: the input folder.
         exclude: a file to leave out (the mask of ``--mask``).
+        flag: that named the folder.
 
     Raises:
         UserInputError: no such folder.
@@ -162,7 +163,7 @@ def scan(folder: str | Path, exclude: Path | None = None) -> Tree:
     root = Path(folder)
     if not root.is_dir():
         found = "is a file" if root.exists() else "does not exist"
-        raise UserInputError(f"--input: '{root}' {found}; expected a folder of 4D NIfTI files.")
+        raise UserInputError(f"{flag}: '{root}' {found}; expected a folder of 4D NIfTI files.")
     unreadable: list[tuple[str, str]] = []
     found_names = list(walk_files(root, unreadable, _is_listed))
     left_out = exclude.resolve() if exclude else None

@@ -175,11 +175,16 @@ def extract(source: Source, atlas: Atlas, extraction: Extraction) -> Extracted:
         )
     dof = residual_dof(frames, columns, tr, extraction)
     if dof < extraction.min_dof:
+        remedy = "Take a longer run, or lower --min_dof knowingly."
+        if columns or extraction.filtered:
+            remedy = (
+                "Take fewer confounds (--confounds basic, none) or no filter, or lower --min_dof "
+                "knowingly."
+            )
         raise UserInputError(
             f"--min_dof: '{name}' keeps {dof:.0f} of {frames} degrees of freedom after {columns} "
             f"confounds{' and the filter' if extraction.filtered else ''}, expected "
-            f"{extraction.min_dof:g} or more; its series would be noise. Take fewer confounds "
-            f"(--confounds basic, none) or no filter, or lower --min_dof knowingly."
+            f"{extraction.min_dof:g} or more; its series would be noise. {remedy}"
         )
     try:
         series, coverage = _regions(_image(run), atlas, confounds, extraction, tr)
