@@ -169,6 +169,22 @@ def test_files_of_others_are_never_replaced(run: Run, tmp_path: Path) -> None:
     assert len(np.load("new/out.npy", allow_pickle=True)) == 24
 
 
+def test_one_table_of_all_scans(run: Run, tmp_path: Path) -> None:
+    frames = [
+        ",".join([f"p{i}", *(f"{value:.5f}" for value in row), "ab"[i % 2]])
+        for i in range(4)
+        for row in series(i)
+    ]
+    head = ",".join(["subject", *(f"r{label}" for label in LABELS), "dx"])
+    Path("all.csv").write_text("\n".join([head, *frames]) + "\n")
+    Path("more.tsv").write_text("id\tsite\tage\np0\tA\t9\np1\tB\t8\np2\tA\t7\np3\tB\t6\n")
+    assert run("all.csv -o out.pickle --label_csv more.tsv --tr 2")[0] == 0
+    found = read("out.pickle")
+    assert [one["pheno"]["dx"] for one in found] == [*"abab"]
+    assert [one["pheno"]["site"] for one in found] == [*"ABAB"]
+    np.testing.assert_allclose(found[3]["roiTimeseries"], series(3).T, rtol=1e-5)
+
+
 # ------------------------------------------------------------------------------ flags
 
 CASES: dict[str, tuple[str, str]] = {

@@ -83,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = labels.add_argument
     add(
         "--labels",
+        "--label_csv",
         nargs="+",
         default=[],
         metavar="FILE",
