@@ -84,7 +84,8 @@ def read_all(collection: Collection, orientation: str) -> ReadScans:
             refused[scan.name] = f"{scan.source}: unexpected {type(error).__name__}: {error}"
     notes: list[str] = []
     if orientation == "auto" and not collection.fixed_axes:
-        _check_axes([one for one in read.values() if one.names is None], collection)
+        for by_row in (False, True):
+            _check_axes([one for one in read.values() if one.by_row is by_row], collection)
     regions, named = _regions(read.values(), notes)
     scans = []
     for place, one in list(read.items()):
@@ -133,7 +134,11 @@ def _not_finite(names: Sequence[str] | None, columns: np.ndarray) -> str:
 
 
 def _check_axes(files: Sequence[SeriesFile], collection: Collection) -> None:
-    """Refuse matrices without names of regions that look turned.
+    """Refuse matrices that look turned.
+
+    Args:
+        files: with the same axes by convention (``by_row``); frames x regions by now.
+        collection: for messages.
 
     Raises:
         UserInputError: says why, and gives the flag.
@@ -145,8 +150,9 @@ def _check_axes(files: Sequence[SeriesFile], collection: Collection) -> None:
     if by_row:
         usual, other = other, usual
     why = ""
-    rows = {one.values.shape[0] for one in files}
-    columns = {one.values.shape[1] for one in files}
+    # Columns that are named may be regions of which some scans lack a few.
+    unnamed = [one.values.shape for one in files if one.names is None]
+    rows, columns = {rows for rows, _ in unnamed}, {columns for _, columns in unnamed}
     if len(rows) == 1 and len(columns) > 2:
         why = (
             f"all of them have {rows.pop()} along the axis that would be time, and {min(columns)} "
