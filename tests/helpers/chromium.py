@@ -21,17 +21,25 @@ document.getElementById("page").addEventListener("load", (event) => {{
   const inner = event.target.contentDocument, width = event.target.clientWidth;
   const style = (one) => inner.defaultView.getComputedStyle(one);
   const scrolls = (one) => /auto|scroll|hidden/.test(style(one).overflowX);
-  const cut = [], scrolled = [];
+  const cut = [], scrolled = [], unmarked = [], narrow = [];
   for (const one of inner.body.querySelectorAll("*")) {{
     if (scrolls(one) && one.scrollWidth > one.clientWidth + 1)
       scrolled.push(one.className || one.tagName);
+    const more = one.scrollWidth > one.clientWidth + 1 || one.scrollHeight > one.clientHeight + 1;
+    if (more && /auto|scroll/.test(style(one).overflow) && one.tagName != "SELECT"
+        && !style(one).backgroundAttachment.includes("local"))
+      unmarked.push(one.className || one.tagName);
+    if (style(one).display == "table-cell" && one.clientWidth < 45 && one.clientHeight > 90
+        && one.textContent.trim().length > 12)
+      narrow.push(one.textContent.slice(0, 60));
     if (one.getBoundingClientRect().right <= width + 1) continue;
     let around = one.parentElement;
     while (around && !scrolls(around)) around = around.parentElement;
     if (!around) cut.push(one.tagName + " " + one.textContent.slice(0, 60));
   }}
   document.getElementById("found").textContent = JSON.stringify(
-    {{width: inner.documentElement.scrollWidth, cut: cut, scrolled: scrolled}});
+    {{width: inner.documentElement.scrollWidth, cut: cut, scrolled: scrolled, unmarked: unmarked,
+     narrow: narrow}});
 }});
 </script>"""
 
@@ -43,11 +51,15 @@ class Layout(NamedTuple):
         width: of the whole page in pixels, ``scrollWidth``.
         cut: elements that reach beyond the right edge, and cannot be scrolled to.
         scrolled: classes (or tags) of the containers that have to be scrolled sideways.
+        unmarked: of those that scroll in any direction, without a shadow that says so.
+        narrow: texts of cells of a few letters' width and many lines.
     """
 
     width: int
     cut: list[str]
     scrolled: list[str]
+    unmarked: list[str]
+    narrow: list[str]
 
 
 def layout(page: str, width: int, folder: Path) -> Layout:

@@ -35,8 +35,10 @@ from neuromamba.config.serialise import read_yaml
 from neuromamba.data.cohorts.tables import read_table
 from neuromamba.data.ingest.nifti import NiftiRun
 from neuromamba.data.ingest.repetition_time import read_sidecar_tr
+from neuromamba.data.regions.concatenated import read_concatenated
 from neuromamba.data.regions.safe_loading import load_objects
 from neuromamba.data.regions.scan_files import ScanFile, read_scans
+from neuromamba.data.regions.series_files import read_series_file
 from neuromamba.data.store.reader import RunFile
 from neuromamba.evaluation.result_files import read_predictions
 from tests.helpers.store_files import write_store_file
@@ -96,6 +98,10 @@ def kinds(folder: Path) -> list[Kind]:
     np.save(array, np.array(scans(), dtype=object), allow_pickle=True)
     numbers = io.BytesIO()
     np.save(numbers, np.arange(12.0).reshape(3, 4))
+    archive, packed = io.BytesIO(), io.BytesIO()
+    arrays: dict[str, Any] = {"ts": np.ones((6, 2)), "length": [2, 4], "file_id": ["a", "b"]}
+    np.savez(archive, **arrays)
+    np.savez_compressed(packed, **arrays)
     write_store_file(
         folder / "run.h5",
         np.random.default_rng(0).normal(8000, 900, (6, 20)).astype(np.float32),
@@ -137,6 +143,10 @@ def kinds(folder: Path) -> list[Kind]:
         Kind(
             "flags.yaml", b"a: &x [1, 2]\nb: *x\nc: {d: 'e', f: 1.5}\n", lambda p: read_yaml(p, "x")
         ),
+        Kind("scans.npz", archive.getvalue(), lambda path: read_concatenated(path, "SOURCE")),
+        Kind("packed.npz", packed.getvalue(), lambda path: read_concatenated(path, "SOURCE")),
+        Kind("series.1D", b"#1\t#2\n1.5\t2\n3\t4.25\n", read_series_file),
+        Kind("series.csv", b"a,b\n1.5,2\n3,4.25\n", read_series_file),
         Kind("table.csv", b"subject,age\nsub-1,30\nsub-2,31.5\n", read_table),
         Kind(
             "predictions.csv",

@@ -20,8 +20,8 @@ from neuromamba.commands.preprocess import main
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.ingest.quarantine import read_quarantine
 from neuromamba.data.store.manifest import read_manifest
-from tests.helpers.corpus import CORPUS
-from tests.helpers.corpus.files import BAD_FILES, BadFile
+from tests.helpers.corpus import BAD_FILES, CORPUS
+from tests.helpers.corpus.bad_file import BadFile
 from tests.helpers.corpus.flags import FLAGS
 from tests.helpers.corpus.images import BAD_INPUTS, GOOD, BadInput, write_corpus, write_good
 from tests.helpers.scans import GRID, names_in, save, scan

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from neuromamba.commands import embed, predict
 from neuromamba.commands import quality as quality_command
 from neuromamba.evaluation.scores import SubjectScores
 from neuromamba.pages.page import FileLink, Page, Picture, Section, Table, render
@@ -15,6 +16,7 @@ from neuromamba.pages.score_sections import prediction_figures, subject_cells, s
 from neuromamba.pages.tables import metrics_table, time_table, version_table
 from tests.helpers.chromium import CHROMIUM, Layout, layout
 from tests.helpers.quality_store import write_brain, write_store
+from tests.helpers.trained_model import Trained
 
 WIDTHS = (390, 1280)
 LONG = "sub-a_very_long_name_without_a_break_" * 4
@@ -106,6 +108,7 @@ def quality(tmp_path_factory: pytest.TempPathFactory) -> str:
 def fits(page: str, width: int, folder: Path) -> Layout:
     found = layout(page, width, folder)
     assert found.width <= width and found.cut == []
+    assert found.unmarked == [] and found.narrow == []
     return found
 
 
@@ -131,6 +134,30 @@ def test_the_measure_sees_what_is_too_wide(tmp_path: Path) -> None:
     inside = f"<div style='overflow-x:auto'>{page}</div>"
     found = layout(inside, 390, tmp_path)
     assert found.width == 390 and found.cut == [] and len(found.scrolled) == 1
+    assert found.unmarked == ["DIV"]
+    cell = f"<td style='overflow-wrap:anywhere'>{'word ' * 9}</td>"
+    table = f"<table width=380><tr><td style='min-width:350px'>a</td>{cell}</tr></table>"
+    assert len(layout(table, 390, tmp_path).narrow) == 1
+
+
+@pytest.fixture(scope="module")
+def used(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The pages of predict and embed."""
+    folder = tmp_path_factory.mktemp("used")
+    scans = ["-o", str(folder / "predict")]
+    assert predict.main([str(trained.age), str(trained.nifti), *scans]) == 0
+    scans = ["-o", str(folder / "embed")]
+    assert embed.main([str(trained.backbone), str(trained.nifti), *scans]) == 0
+    return {path.parent.name: path.read_text("utf-8") for path in folder.glob("*/report.html")}
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("command", ["predict", "embed"])
+def test_pages_of_a_model_in_use(
+    used: dict[str, str], command: str, width: int, tmp_path: Path
+) -> None:
+    """What was done to the scans had a column of three letters' width."""
+    assert set(fits(used[command], width, tmp_path).scrolled) <= {"PRE"}
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -132,7 +132,11 @@ def test_a_file_of_regions_train_can_be_cleaned(run: Run, tmp_path: Path) -> Non
     found = read("clean.pickle")
     assert [one["pheno"]["subjectId"] for one in found] == [f"p{i}" for i in range(5)]
     assert [one["pheno"]["dx"] for one in found] == [*"ababa"]
-    assert run("clean.pickle -o again.pickle")[0] == 0
+    record = json.loads(Path("clean.json").read_text())
+    Path("clean.json").write_text(json.dumps(record | {"regions": list(LABELS)}))
+    status, out, _ = run("clean.pickle -o again.pickle")
+    assert (status, "without a value" in out) == (0, False)
+    assert json.loads(Path("again.json").read_text())["regions"] == list(LABELS)
     for one, other in zip(found, read("again.pickle"), strict=True):
         np.testing.assert_array_equal(one["roiTimeseries"], other["roiTimeseries"])
         assert one["pheno"] == other["pheno"]

@@ -97,7 +97,8 @@ def test_numbers_of_a_table(cli: CommandLine) -> None:
     ("text", "extra", "message"),
     [
         ("participant_id,grp\nsub-01,a\n", "", "--target_column: .*'group'.*Did you mean 'grp'"),
-        ("who,group\nsub-01,a\nsub-02,b\n", "", "--subject_column: not given.*participant_id"),
+        ("who,group\nsub-01,a\nsub-02,b\n", "",
+         r"--subject_column: not given.*participant_id.*\); it has who, group\. Name that"),
         ("participant_id,group\nsub-01,a\nsub-02,b\n", "", "no label for 18 of 20"),
         ("participant_id,group\nsub-01,a\nsub-01,b\n", "", "conflicting values"),
         ("participant_id,group\nsub-01,a\nsub-02,a\n", "", "two or more classes, found: a"),
@@ -112,15 +113,24 @@ def test_numbers_of_a_table(cli: CommandLine) -> None:
         (
             "participant_id,group\nsub-01,a\nsub-02,b\n",
             "--downstream_task_type regression",
-            r"holds text \(a, b\)",
+            r"holds text \('a', 'b'\)",
         ),
+        (
+            "participant_id;group\nsub-01;20,5\nsub-02;-21,25\n",
+            "--downstream_task_type regression",
+            r"holds text \('-21,25', '20,5'\).* Write decimals with a point",
+        ),
+        ("participant_id,group\nThe NDAR GUID,Sex at birth\n01,F\n02,M\n", "",
+         r"second line describes the columns \(The NDAR GUID, Sex at birth\).* Remove that line"),
+        ("participant_id,group\n50.002,a\n50.003,b\n", "",
+         r"the table writes them as 50.002, 50.003\). Write them there as in the store"),
         (
             "participant_id,group\n" + "".join(f"sub-{i},v{i}\n" for i in range(60)),
             "",
             "60 different values, more than",
         ),
     ],
-)
+)  # fmt: skip
 def test_bad_tables(
     cli: CommandLine, capsys: pytest.CaptureFixture[str], text: str, extra: str, message: str
 ) -> None:

@@ -136,6 +136,7 @@ def run(argv: Sequence[str]) -> int:
     check_output(output, (".json",))
     options = ImportOptions(
         source=Path(args.source),
+        output=output,
         format=args.format,
         atlas=args.atlas,
         labels=tuple(map(Path, args.labels)),

@@ -7,6 +7,7 @@ different targets of one subject are errors that list the names.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from neuromamba.data.cohorts.tables import Table, read_table, tables_of, values_
 
 logger = logging.getLogger(__name__)
 MOST_CLASSES = 50  # a column of text with more values is names or remarks
+_DECIMAL_COMMA = re.compile(r"'[-+]?\d+,\d+'")
 _EXCLUDE = "exclude the subjects with --bad_subj_path FILE (one name per line)"
 
 
@@ -162,10 +164,12 @@ def _convert(
         names = [name for name in names if cohort.key(name) in cells or name not in declared]
     missing = [name for name in names if cohort.key(name) not in cells]
     if missing:
+        spelt = _spellings(tables, cohort, missing, names)
+        remedy = "Write them there as in the store" if spelt else "Complete the CSV"
         raise UserInputError(
             f"{where}: column '{columns[0]}' has no label for {len(missing)} of {len(names)} "
-            f"subjects: {names_for_message(missing)}{_spellings(tables, cohort, missing, names)}. "
-            f"Complete the CSV, or {_EXCLUDE}. {see('no-label')}"
+            f"subjects: {names_for_message(missing)}{spelt}. "
+            f"{remedy}, or {_EXCLUDE}. {see('no-label')}"
         )
     labels: dict[str, int | float] = {}
     unknown: list[str] = []
@@ -224,10 +228,12 @@ def own_task(
         raise UserInputError(f"{flag}: the column '{column}' holds no value.")
     if task_type == "regression":
         if not numeric:
-            text = [value for value in distinct if number(value) is None]
+            text = [f"'{value}'" for value in distinct if number(value) is None]
+            commas = all(_DECIMAL_COMMA.fullmatch(value) for value in text)
+            remedy = "Write decimals with a point" if commas else "Correct it"
             raise UserInputError(
-                f"{flag}: the column '{column}' holds text ({names_for_message(text)}), a "
-                f"regression needs numbers. Correct it, or leave the cells empty."
+                f"{flag}: the column '{column}' holds text ({some_of(text)}), a regression needs "
+                f"numbers. {remedy}, or leave the cells empty."
             )
         return ()
     if not task_type and numeric:
@@ -279,9 +285,9 @@ def read_own_labels(
         cohort = cohort.with_subject_column(task.subject_column)
     elif not set(cohort.subject_columns) & set(table.columns):
         raise UserInputError(
-            f"--subject_column: not given, and {table.path} has none of the usual columns "
-            f"({', '.join(cohort.subject_columns)}); it has {table.summary}. Name the column of "
-            f"the subjects."
+            f"--subject_column: not given, and {table.path} has none of the usual columns of "
+            f"subjects ({', '.join(cohort.subject_columns)}); it has {some_of(table.columns)}. "
+            f"Name that of the subjects."
         )
     columns, names, codes = (task.target_column,), list(subjects), task.missing_codes
     if task.task_type == "regression":

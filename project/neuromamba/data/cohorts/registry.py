@@ -17,6 +17,8 @@ from neuromamba.common.text import plain_subject
 from neuromamba.config.names import DATASET_NAMES
 from neuromamba.config.tasks import TASKS
 
+BIDS_SUBJECT = "participant_id"  # of any table of subjects
+
 
 @dataclass(frozen=True)
 class Target:
@@ -69,7 +71,8 @@ class Cohort:
     @property
     def subject_columns(self) -> tuple[str, ...]:
         """Admitted names of the subject column."""
-        return (self.subject_column, *self.other_subject_columns)
+        names = (self.subject_column, *self.other_subject_columns, BIDS_SUBJECT)
+        return tuple(dict.fromkeys(names))
 
     def with_subject_column(self, name: str) -> Cohort:
         """The cohort with another subject column and no other names of it."""

@@ -24,9 +24,10 @@ def probable_codes(values: Iterable[float]) -> list[float]:
     """Those of the values that are codes for "not recorded", by their place beside the others."""
     distinct = sorted(set(values))
     found: list[float] = []
+    usual = [one for one in distinct if one not in CODES]
     for value in distinct:
-        others = [one for one in distinct if one != value and one not in CODES]
-        if value not in CODES or len(others) < 2:
+        others = [one for one in usual if one != value] if value in CODES else []
+        if len(others) < 2:
             continue
         low, high = min(others), max(others)
         margin = _APART * max(high - low, 1e-12)

@@ -56,8 +56,8 @@ def read_table(path: Path) -> Table:
     """Read a CSV or TSV file (UTF-8; comma, semicolon, tab or bar).
 
     Raises:
-        UserInputError: unreadable, not UTF-8, empty, a column named twice, or a row that has more
-            fields than there are columns.
+        UserInputError: unreadable, not UTF-8, empty, a column named twice, a row that has more
+            fields than there are columns, or one that describes the columns.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as stream:
@@ -98,7 +98,18 @@ def read_table(path: Path) -> Table:
         raise UserInputError(
             f"{path}: more than one column is called {', '.join(twice)}. Rename all but one."
         )
+    if _describes(rows):
+        raise UserInputError(
+            f"{path}: its second line describes the columns ({some_of(rows[0], 3)}), as files of "
+            f"the NDA do, and is no subject. Remove that line."
+        )
     return Table(path, columns, tuple(rows))
+
+
+def _describes(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether the first row holds phrases in all columns, and later ones none in the first."""
+    phrases = bool(rows) and all(" " in cell for cell in rows[0])
+    return phrases and len(rows) > 1 and not any(" " in row[0] for row in rows[1:])
 
 
 def _delimiter(path: Path, first: str, second: str) -> str:

@@ -8,6 +8,7 @@ and ``roi`` [R], the labels of the regions.
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,10 @@ import numpy as np
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.text import some_of
+from neuromamba.data.regions.checked_pickle import check_characters
+from neuromamba.data.regions.safe_loading import read_array_header
 
+_DEFLATED = 1100  # the most that the compression of .npz files saves, times
 _LENGTHS = ("length", "lengths", "n_frames", "frames")
 _LABELS = ("roi", "rois", "roi_id", "roi_ids", "label", "labels", "region", "regions")
 
@@ -58,27 +62,51 @@ def read_concatenated(path: Path, flag: str, array: str | None = None) -> Concat
     """
     place = f"{flag}: '{path}'"
     try:
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
+        with zipfile.ZipFile(path) as archive:
             return _content(archive, place, array)
     except FileNotFoundError:
         raise UserInputError(f"{place} does not exist.") from None
     except MemoryError:
-        raise UserInputError(f"{place} is larger than the memory, or damaged.") from None
+        raise UserInputError(f"{place} is larger than the memory.") from None
     except UserInputError:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserInputError(f"{place} cannot be read ({reason}).") from None
+    except Exception as error:  # a damaged archive can fail in any way
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserInputError(
+            f"{place} is damaged, or no .npz file of numpy ({reason}). Copy or write it again."
+        ) from None
 
 
-def _content(archive: Mapping[str, np.ndarray], place: str, wanted: str | None) -> Concatenated:
-    names = list(archive)
+def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """An array of numbers or texts; its size is checked before memory is taken for it."""
+    if member.file_size > _DEFLATED * member.compress_size + 1024:
+        raise ValueError(f"{member.filename} promises {member.file_size} bytes")
+    with archive.open(member) as stream:
+        shape, dtype = read_array_header(stream)
+        if dtype.kind not in "biufSU" or dtype.subdtype is not None:
+            raise ValueError(f"{member.filename} is an array of {dtype}")
+        if math.prod(shape) * dtype.itemsize > member.file_size:
+            raise ValueError(f"{member.filename} promises an array of {shape}")
+    with archive.open(member) as stream:
+        array: np.ndarray = np.lib.format.read_array(stream, allow_pickle=False)
+    check_characters(array)
+    return array
+
+
+def _content(archive: zipfile.ZipFile, place: str, wanted: str | None) -> Concatenated:
+    members = {
+        one.filename.removesuffix(".npy"): one
+        for one in archive.infolist()
+        if one.filename.endswith(".npy")
+    }
+    names = list(members)
     length = next((name for name in _LENGTHS if name in names), None)
     if length is None:
         raise UserInputError(
             f"{place} lacks the array 'length', the frames of each scan; it has {some_of(names)}."
         )
-    lengths = archive[length]
+    arrays = {name: _read_array(archive, member) for name, member in members.items()}
+    lengths = arrays.pop(length)
     if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or not lengths.size:
         raise UserInputError(
             f"{place} has '{length}' {lengths.dtype} of shape {lengths.shape}, expected a whole "
@@ -87,7 +115,6 @@ def _content(archive: Mapping[str, np.ndarray], place: str, wanted: str | None) 
     lengths = lengths.astype(np.int64)
     if (lengths < 1).any():
         raise UserInputError(f"{place} has a scan of {lengths.min()} frames in '{length}'.")
-    arrays = {name: archive[name] for name in names if name != length}
     frames = int(lengths.sum())
     series = {
         name: one for name, one in arrays.items() if one.ndim == 2 and one.dtype.kind in "fiu"

@@ -60,15 +60,7 @@ def load_objects(path: Path, flag: str) -> Any:
 def _read(stream: IO[bytes], is_npy: bool) -> Any:
     if not is_npy:
         return CheckedUnpickler(stream).load()
-    version = np.lib.format.read_magic(stream)
-    read = (
-        np.lib.format.read_array_header_1_0
-        if version == (1, 0)
-        else np.lib.format.read_array_header_2_0
-    )
-    shape, _, dtype = read(stream)
-    if any(n < 0 for n in shape):
-        raise ValueError(f"an array of shape {shape}")
+    shape, dtype = read_array_header(stream)
     if dtype.kind == "O":
         found = CheckedUnpickler(stream).load()  # what np.save writes after the header: the array
         if not isinstance(found, np.ndarray) or found.shape != shape:
@@ -84,3 +76,21 @@ def _read(stream: IO[bytes], is_npy: bool) -> Any:
     array: np.ndarray = np.lib.format.read_array(stream, allow_pickle=False)
     check_characters(array)
     return array
+
+
+def read_array_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of an ``.npy`` array, of whose stream the header is read.
+
+    Raises:
+        ValueError: it is none.
+    """
+    version = np.lib.format.read_magic(stream)
+    read = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
+    shape, _, dtype = read(stream)
+    if any(n < 0 for n in shape):
+        raise ValueError(f"an array of shape {shape}")
+    return shape, dtype

@@ -57,6 +57,8 @@ def read_series_file(path: Path, absent: bool = False) -> SeriesFile:
             f"{path}: expected the series of one scan ({', '.join(READERS)}), or a 4D NIfTI file "
             f"with --atlas."
         )
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise UserInputError(f"{path}: is no file, expected the series of one scan.")
     try:
         found = READERS[suffix](path, absent)
     except OSError as error:

@@ -94,7 +94,7 @@ def test_missing_code_of_a_cohort(tmp_path):
         ("subject,age\n1,old\n2,inf\n", "age", "1: 'old', 2: 'inf'.*finite numbers"),
         ("subject,sex\n1,F\n1,M\n2,F\n", "sex", "subject '1' has conflicting values.*'F' and 'M'"),
         ("subject,gender\n1,F\n", "sex", r"column sex\. Found: labels.csv \(subject, gender\)"),
-        ("name,sex\n1,F\n", "sex", r"subject column \(subject\)"),
+        ("name,sex\n1,F\n", "sex", r"subject column \(subject or participant_id\)"),
         ("", "sex", "labels.csv: the file is empty"),
         ("subject,sex\n1\n2,F\n", "sex", "no label for 1 of 2 subjects: 1"),
         ("subject,sex\n1,F,3,4\n2,F\n", "sex", "line 2: found 4 fields, expected 2"),
@@ -123,3 +123,11 @@ def test_task_the_cohort_lacks(tmp_path):
         read_labels(DATASETS["UKB"], tmp_path, "diagnosis", ["1"])
     with pytest.raises(UserInputError, match="Did you mean 'sex'"):
         read_labels(DATASETS["UKB"], tmp_path, "sexx", ["1"])
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_bids_tables_are_read_for_every_cohort(name: str) -> None:
+    """Whatever a cohort's own column is called, its name comes first."""
+    columns = DATASETS[name].subject_columns
+    assert "participant_id" in columns and columns[0] == DATASETS[name].subject_column
+    assert len(set(columns)) == len(columns)

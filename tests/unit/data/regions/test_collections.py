@@ -252,10 +252,10 @@ BAD_NPZ: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no series": (lambda p: np.savez(p, length=[40], x=np.ones(4)), "has no array of series"),
     "objects": (
         lambda p: np.savez(p, ts=np.array([{}], dtype=object), length=[1]),
-        "cannot be read",
+        "is damaged, or no .npz file of numpy",
     ),
-    "text": (lambda p: p.write_text("hello"), "cannot be read"),
-    "cut": (lambda p: (write_npz(p, [series(0)]), os.truncate(p, 900)), "cannot be read"),
+    "text": (lambda p: p.write_text("hello"), "is damaged, or no .npz file of numpy"),
+    "cut": (lambda p: (write_npz(p, [series(0)]), os.truncate(p, 900)), "is damaged"),
     "twice": (
         lambda p: write_npz(p, [series(0), series(1)], subject=["a", "a"]),
         "has several scans called a",
@@ -592,3 +592,57 @@ def test_copies_of_one_subject_are_kept_and_named(tmp_path: Path) -> None:
     lines = summary_of(found, tmp_path / "o.pickle")
     assert any("copy: sub-1_2 has the values of sub-1_1 and is kept" in line for line in lines)
     assert len(imported(folder, drop_duplicates=True).scans) == 2
+
+
+# ------------------------------------------------------------------------------ what is no scan
+
+
+def test_series_of_one_scan_from_two_atlases(tmp_path: Path) -> None:
+    """The last part of a BIDS name says which; neither is taken without a word."""
+    folder = write_tables(
+        tmp_path / "x", [f"sub-{i}_{a}.csv" for i in (1, 2) for a in ("ho", "ez")]
+    )
+    refused(folder, r"--atlas: .*differ in a part of their name: (ho|ez) \(2 files\), ")
+    found = imported(folder, atlas="ho")
+    assert [scan.found.source for scan in found.scans] == ["sub-1_ho.csv", "sub-2_ho.csv"]
+    assert set(passed_over(found)) == {"sub-1_ez.csv", "sub-2_ez.csv"}
+
+
+def test_one_file_name_in_two_folders(tmp_path: Path) -> None:
+    """S01 of one site need not be S01 of another."""
+    folder = write_tables(tmp_path / "x", ["siteA/S01.csv", "siteB/S01.csv"])
+    refused(folder, "has 1 scans in several folders .siteA, siteB., such as S01.csv")
+
+
+def test_a_table_of_subjects_under_any_name(tmp_path: Path) -> None:
+    folder = write_tables(tmp_path / "x", ["s1.npy", "s2.npy"])
+    (folder / "clinic.csv").write_text("subject,dx\ns1,A\ns2,B\n")
+    assert values(imported(folder), "dx") == ["A", "B"]
+    for name in ("s1.npy", "s2.npy"):
+        (folder / name).unlink()
+    refused(folder, "has tables of subjects .clinic.csv. and no series of scans")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    folder = write_tables(tmp_path / "x", ["s1.npy", "s2.npy"])
+    os.mkfifo(folder / "s3.csv")
+    assert "s3.csv: is no file" in imported(folder).left_out["s3"]
+
+
+def test_the_output_is_no_scan(tmp_path: Path) -> None:
+    folder = write_tables(tmp_path / "x", ["s1.npy", "s2.npy"])
+    np.save(folder / "out.npy", series(0))
+    assert len(imported(folder, output=folder / "out.npy").scans) == 2
+
+
+def test_two_subjects_who_seem_to_be_one(tmp_path: Path) -> None:
+    folder = write_tables(tmp_path / "x", ["S01.csv", "S1.csv"])
+    refused(folder, "SOURCE: .*'S01' and 'S1', who seem to be one subject")
+
+
+def test_numbers_in_two_spellings_do_not_contradict(tmp_path: Path) -> None:
+    folder = write_tables(tmp_path / "x", ["s1.csv"])
+    for name, age in (("a.csv", "9.25"), ("b.csv", "9.2500")):
+        (tmp_path / name).write_text(f"id,age\ns1,{age}\n")
+    found = imported(folder, labels=(tmp_path / "a.csv", tmp_path / "b.csv"))
+    assert values(found, "age") == ["9.25"]

@@ -13,7 +13,7 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.data.regions.cohort import Cohort
 from neuromamba.data.regions.dataset import load_cohort
 from neuromamba.data.regions.registry import details_of
-from tests.helpers.corpus.files import smooth
+from tests.helpers.corpus.regions import smooth
 
 SERIES = [smooth(i, 5, 30) for i in range(6)]
 NAMES = [f"sub-{i:02d}" for i in range(6)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.files import without_leftovers
+from neuromamba.common.json_text import parse_json
 from neuromamba.common.text import some_of
 from neuromamba.data.ingest.bids import KNOWN_OUTPUTS, BidsName, parse
 from neuromamba.data.ingest.filenames import is_generic, name_run
@@ -23,6 +24,7 @@ from neuromamba.data.regions.collections.listing import (
     Listing,
     is_label_table,
     of_one_atlas,
+    refuse_repeated,
     tables_near,
     tokens,
 )
@@ -43,6 +45,7 @@ _NOT_RUN = {"sub", "ses", "task", "run", "space", "res", "den", "desc", "cohort"
 # Arrays that say whose scans those of an .npz file are, best first, and which of several.
 _NAMES = ("file_id", "scan", "scan_id")
 _SUBJECTS = ("subject", "subject_id", "subjectid", "participant_id", "sub_id", "subj", "id")
+_SUBJECT_CELLS = {"file_id", "scandir id", "participant_id", *_SUBJECTS} - {"id"}
 _SESSIONS, _RUNS = ("session", "session_id", "ses"), ("run", "run_id")
 _ATLASES = {"cc200", "cc400", "ho", "aal", "ez", "tt", "dosenbach160"}  # of PCP, in file names
 
@@ -59,22 +62,34 @@ def find_files(listing: Listing, atlas: str | None) -> Collection:
         UserInputError: several atlases.
     """
     passed: list[PassedOver] = []
+    tables: list[Path] = []
     by_atlas: dict[str, list[PurePosixPath]] = {}
     for path in listing.series:
         name = parse(PurePosixPath(path.stem))
         if why := _why_no_series(path, name):
             passed.append(PassedOver(str(path), why))
             continue
+        if _names_subjects(listing.root / path):
+            tables.append(listing.root / path)
+            continue
         own = next((name.get(key) for key in _ATLAS_ENTITIES if name and name.get(key)), "")
         if not own and atlas is not None and atlas.lower() in tokens(path.stem):
             own = atlas
         by_atlas.setdefault(own, []).append(path)
+    if not by_atlas:
+        listed = some_of((str(path.relative_to(listing.root)) for path in tables), 3)
+        raise UserInputError(
+            f"{FLAG}: '{listing.root}' has tables of subjects ({listed}) and no series of scans. "
+            f"If such a table holds the frames of all scans, give the file itself."
+        )
     chosen, files = of_one_atlas(by_atlas, atlas, listing.root)
     versions: dict[tuple[str, ...], list[PurePosixPath]] = {}
     for path in files:
         versions.setdefault(_identity(path), []).append(path)
     scans = []
+    _refuse_kinds(versions.values(), listing.root)
     for (subject, session, run), found in versions.items():
+        refuse_repeated(((path.name, path) for path in found), listing.root)
         path, *others = sorted(found, key=_preference)
         if others and _differ_in_more(found):
             taken = {path: path.stem, **{other: other.stem for other in others}}
@@ -100,8 +115,39 @@ def find_files(listing: Listing, atlas: str | None) -> Collection:
         atlas=chosen,
         scans=tuple(sorted(scans, key=lambda scan: scan.name)),
         passed_over=tuple(passed),
-        tables=tables_near(listing),
+        tables=(*tables, *tables_near(listing)),
     )
+
+
+def _names_subjects(path: Path) -> bool:
+    """Whether a file is a table with a column of subjects, and not the series of a scan."""
+    if path.suffix.lower() not in TABLES or not path.is_file():
+        return False
+    with open(path, encoding="utf-8-sig", errors="replace") as stream:
+        cells = re.split(r"[,;\t|]", stream.readline(1 << 16).strip().lower())
+    return any(cell.strip().strip('"') in _SUBJECT_CELLS for cell in cells)
+
+
+def _refuse_kinds(scans: Iterable[Sequence[PurePosixPath]], root: Path) -> None:
+    """Refuse series of one scan that differ in the last part of their name: cc200, aal.
+
+    Raises:
+        UserInputError: names the parts and the remedy.
+    """
+    kinds: Counter[str] = Counter()
+    for paths in scans:
+        names = [parse(PurePosixPath(path.stem)) for path in paths]
+        ends = {"_".join([*name.others, name.suffix]) for name in names if name is not None}
+        if len(ends) > 1:
+            kinds.update(ends)
+    if kinds:
+        counts = some_of(
+            f"{kind or 'no such part'} ({count} files)" for kind, count in kinds.items()
+        )
+        raise UserInputError(
+            f"--atlas: '{root}' has several series of one scan, which differ in a part of their "
+            f"name: {counts}. Name one of them."
+        )
 
 
 def _why_no_series(path: PurePosixPath, name: BidsName | None) -> str:
@@ -229,6 +275,7 @@ def find_list(path: Path) -> Collection:
         UserInputError: see ``read_scans``.
     """
     raw = read_scans(ScanFile(path, FLAG), None)
+    names = _recorded_regions(path)
     seen: dict[str, int] = {}
     scans = []
     for i, item in enumerate(raw):
@@ -245,7 +292,7 @@ def find_list(path: Path) -> Collection:
                 run=run,
                 source=f"{path.name}, scan {i + 1}",
                 path=path,
-                read=partial(_matrix, path, i, item.series),
+                read=partial(_matrix, path, i, item.series, names),
                 columns={str(key): value for key, value in said.items()},
             )
         )
@@ -256,7 +303,16 @@ def find_list(path: Path) -> Collection:
     return Collection(format="list", root=path.parent, atlas="", scans=tuple(scans), tables=tables)
 
 
-def _matrix(path: Path, number: int, series: Any) -> SeriesFile:
+def _recorded_regions(path: Path) -> tuple[str, ...] | None:
+    """Names of the regions in the record beside a file of scans, if there is one."""
+    try:
+        found = parse_json(path.with_suffix(".json").read_text(encoding="utf-8"))["regions"]
+        return tuple(map(str, found)) if isinstance(found, list) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _matrix(path: Path, number: int, series: Any, names: tuple[str, ...] | None) -> SeriesFile:
     try:
         found = np.asarray(series)
     except ValueError:  # rows of different lengths
@@ -266,4 +322,5 @@ def _matrix(path: Path, number: int, series: Any) -> SeriesFile:
             f"{path}: holds as scan {number + 1} {found.dtype} of shape {found.shape}, expected a "
             f"matrix of numbers, regions x time."
         )
-    return SeriesFile(found.T, None, by_row=True)
+    known = names if names is not None and len(names) == len(found) else None
+    return SeriesFile(found.T, known, by_row=True)

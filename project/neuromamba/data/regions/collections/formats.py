@@ -79,7 +79,7 @@ assert (*FORMATS, LIST) == COLLECTION_FORMATS
 
 
 def find_collection(
-    source: Path, format_name: str, atlas: str | None, labels: Sequence[Path]
+    source: Path, format_name: str, atlas: str | None, exclude: Sequence[Path]
 ) -> Collection:
     """The scans of a folder or file.
 
@@ -87,7 +87,7 @@ def find_collection(
         source: folder or file.
         format_name: of ``COLLECTION_FORMATS``, or "auto": the first that fits.
         atlas: ``--atlas``; None takes the only one.
-        labels: of ``--labels``, which are no scans.
+        exclude: files that are no scans: those of ``--labels``, the output.
 
     Raises:
         UserInputError: nothing there can be imported; says what is there, and the remedy.
@@ -99,7 +99,7 @@ def find_collection(
         return _of_file(source, format_name, atlas)
     if format_name == LIST:
         raise UserInputError(f"--format {LIST}: '{source}' is a folder, expected {_lists()}.")
-    listing = list_folder(source, labels)
+    listing = list_folder(source, exclude)
     kinds = {name: one for name, one in FORMATS.items() if one.recognise(listing)}
     if not kinds:
         raise _nothing(listing)

@@ -20,14 +20,18 @@ from neuromamba.data.regions.collections.found import Collection
 from neuromamba.data.regions.collections.labels import Labels, read_labels
 from neuromamba.data.regions.collections.listing import FLAG
 from neuromamba.data.regions.collections.rates import RateFlags, Rates, rates_of
-from neuromamba.data.regions.leaks import find_copies
+from neuromamba.data.regions.leaks import check_spellings, find_copies
+from neuromamba.data.regions.scan import Scan
+from neuromamba.data.regions.scan_files import ScanFile
 
-_OWN = ("subjectId", "scan", "session", "run", "tr")  # keys of pheno that are ours
+OWN_KEYS = ("subjectId", "scan", "session", "run", "tr")  # keys of pheno that are ours
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportOptions:
     """One call of ``neuromamba regions import``; the attributes are its flags.
+
+    ``output`` is no scan if it lies among them.
 
     Raises:
         UserInputError: a share that is none.
@@ -46,6 +50,7 @@ class ImportOptions:
     constant_share: float = 0.05
     drop_duplicates: bool = False
     rates: RateFlags = field(default_factory=RateFlags)
+    output: Path | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.constant_share < 1:
@@ -120,7 +125,10 @@ def import_collection(options: ImportOptions) -> Imported:
     Raises:
         UserInputError: a mistake in flags or tables, or nothing that can be used.
     """
-    collection = find_collection(options.source, options.format, options.atlas, options.labels)
+    exclude = () if options.output is None else (options.output,)
+    collection = find_collection(
+        options.source, options.format, options.atlas, (*options.labels, *exclude)
+    )
     labels = read_labels(
         collection,
         options.labels,
@@ -144,6 +152,13 @@ def import_collection(options: ImportOptions) -> Imported:
             f"({some_of((f'{name}: {why}' for name, why in left_out.items()), 2)})."
         )
     subjects = _subjects(collection, labels.cohort)
+    check_spellings(
+        [
+            Scan(subjects[s.found.name], s.found.name, 0, s.series, subjects[s.found.name])
+            for s in scans
+        ],
+        ScanFile(options.source, FLAG),
+    )
     notes = [*collection.notes, *rates.notes, *read.notes]
     duplicates = _duplicates(scans, subjects, [labels.rows[place_of[s.found.name]] for s in scans])
     if duplicates and options.drop_duplicates:
@@ -155,7 +170,7 @@ def import_collection(options: ImportOptions) -> Imported:
     scans, dropped = _without_constant(scans, read, options)
     regions = tuple(name for name in read.regions if name not in dropped)
     places = [place_of[scan.found.name] for scan in scans]
-    clash = [name for name in _OWN if name in labels.columns and collection.format != "list"]
+    clash = [name for name in OWN_KEYS if name in labels.columns and collection.format != "list"]
     clash = [name for name in clash if name not in collection.scans[0].columns]
     if clash:
         notes.append(f"{', '.join(clash)} of the table is kept as the scans' names say it.")

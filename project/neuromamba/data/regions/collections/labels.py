@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from neuromamba.common.errors import UserInputError, look_up
-from neuromamba.common.text import category, plain_subject, some_of
+from neuromamba.common.text import category, number, plain_subject, some_of
 from neuromamba.data.cohorts.registry import DATASETS, Cohort
 from neuromamba.data.cohorts.tables import ABSENT, Table, read_table
 from neuromamba.data.regions.collections.found import Collection, FoundScan
@@ -270,13 +270,19 @@ def _merged(
     """
     for name, cell in cells.items():
         other = before.get(name)
-        if cell and other and category(cell) != category(other):
+        if cell and other and not _agree(cell, other):
             raise UserInputError(
                 f"--labels: '{table.path}' and another table ({some_of(used[:-1], 3)}) differ in "
                 f"'{name}' of one scan: '{cell}' and '{other}'. Name the table that is right with "
                 f"--labels."
             )
     return {**before, **cells, **{name: cell for name, cell in before.items() if cell}}
+
+
+def _agree(cell: str, other: str) -> bool:
+    """Whether two cells hold the same text or number."""
+    numbers = number(cell), number(other)
+    return category(cell) == category(other) or (numbers[0] is not None and len({*numbers}) == 1)
 
 
 def _nobody(

@@ -50,17 +50,17 @@ def is_label_table(name: str) -> bool:
     return name.lower().endswith(TABLES) and bool(_LABELS.search(name.lower()))
 
 
-def list_folder(root: Path, labels: Sequence[Path]) -> Listing:
+def list_folder(root: Path, exclude: Sequence[Path]) -> Listing:
     """List a folder and all below it.
 
     Args:
         root: the folder.
-        labels: of ``--labels``, which are no scans.
+        exclude: files that are no scans: those of ``--labels``, the output.
     """
     wanted = (*READERS, CONCATENATED, *SUFFIXES)
     unreadable: list[tuple[str, str]] = []
     names = sorted(walk_files(root, unreadable, lambda name: name.lower().endswith(wanted)))
-    given = {path.resolve() for path in labels}
+    given = {path.resolve() for path in exclude}
     series, tables, concatenated, images = [], [], [], 0
     for name in names:
         if (root / name).resolve() in given:

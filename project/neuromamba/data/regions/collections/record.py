@@ -16,7 +16,12 @@ from neuromamba.common.version import code_version
 from neuromamba.data.cohorts.suspicious import probable_codes
 from neuromamba.data.ingest.nifti import file_sha256
 from neuromamba.data.regions.collections.columns import counted
-from neuromamba.data.regions.collections.importing import Imported, rates_by_site, sites_of
+from neuromamba.data.regions.collections.importing import (
+    OWN_KEYS,
+    Imported,
+    rates_by_site,
+    sites_of,
+)
 
 _SOME = 5
 
@@ -95,7 +100,9 @@ def record_of(found: Imported) -> dict[str, Any]:
 def missing_of(found: Imported) -> dict[str, int]:
     """Column -> number of the written scans that have no value in it."""
     counts = {
-        name: sum(not pheno.get(name) for pheno in found.pheno) for name in found.labels.columns
+        name: sum(not pheno.get(name) for pheno in found.pheno)
+        for name in found.labels.columns
+        if name not in OWN_KEYS
     }
     return {name: count for name, count in counts.items() if count}
 
