@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import h5py
 import nibabel
 import numpy as np
+import pandas
 import torch
 from safetensors.torch import save as save_safetensors
 
@@ -102,6 +103,8 @@ def kinds(folder: Path) -> list[Kind]:
     arrays: dict[str, Any] = {"ts": np.ones((6, 2)), "length": [2, 4], "file_id": ["a", "b"]}
     np.savez(archive, **arrays)
     np.savez_compressed(packed, **arrays)
+    columns = io.BytesIO()
+    pandas.DataFrame({"a": [1.5, 2], "b": [3, 4.25]}).to_parquet(columns)
     write_store_file(
         folder / "run.h5",
         np.random.default_rng(0).normal(8000, 900, (6, 20)).astype(np.float32),
@@ -147,6 +150,7 @@ def kinds(folder: Path) -> list[Kind]:
         Kind("packed.npz", packed.getvalue(), lambda path: read_concatenated(path, "SOURCE")),
         Kind("series.1D", b"#1\t#2\n1.5\t2\n3\t4.25\n", read_series_file),
         Kind("series.csv", b"a,b\n1.5,2\n3,4.25\n", read_series_file),
+        Kind("series.parquet", columns.getvalue(), read_series_file),
         Kind("table.csv", b"subject,age\nsub-1,30\nsub-2,31.5\n", read_table),
         Kind(
             "predictions.csv",

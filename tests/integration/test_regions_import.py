@@ -155,6 +155,17 @@ def test_unusable_scans_give_exit_status_1(run: Run, tmp_path: Path) -> None:
     assert "22 of 24 scans in abide.pickle" in out
 
 
+def test_many_unusable_scans_do_not_flood_the_screen(run: Run, tmp_path: Path) -> None:
+    folder = write_nilearn_abide(tmp_path)
+    for i in range(60):
+        (folder / f"cpac/nofilt_noglobal/X_{i:07d}_rois_cc200.1D").write_text("")
+    status, _, err = run("ABIDE_pcp -o abide.pickle")
+    assert status == 1
+    assert len(err.splitlines()) == 51
+    assert err.endswith("left out: 10 more, see abide.json\n")
+    assert len(json.loads(Path("abide.json").read_text())["left_out"]) == 60
+
+
 def test_files_of_others_are_never_replaced(run: Run, tmp_path: Path) -> None:
     write_abide_npz(tmp_path)
     Path("mine.json").write_text("{}")
@@ -167,6 +178,26 @@ def test_files_of_others_are_never_replaced(run: Run, tmp_path: Path) -> None:
     assert "expected a name in .pickle or .npy" in run("abide_cc200_dev.npz -o out.csv")[2]
     assert run("abide_cc200_dev.npz -o new/out.npy")[0] == 0
     assert len(np.load("new/out.npy", allow_pickle=True)) == 24
+    status, out, _ = run("abide_cc200_dev.npz -o folder")
+    assert (status, len(read("folder/scans.pickle"))) == (0, 24)
+    words = "regions train --dataset Own --data_file folder/scans.pickle --target diagnosis"
+    assert out.endswith(f"next: neuromamba {words} --dynamic_length 40\n")
+
+
+def test_one_table_of_all_scans(run: Run, tmp_path: Path) -> None:
+    frames = [
+        ",".join([f"p{i}", *(f"{value:.5f}" for value in row), "ab"[i % 2]])
+        for i in range(4)
+        for row in series(i)
+    ]
+    head = ",".join(["subject", *(f"r{label}" for label in LABELS), "dx"])
+    Path("all.csv").write_text("\n".join([head, *frames]) + "\n")
+    Path("more.tsv").write_text("id\tsite\tage\np0\tA\t9\np1\tB\t8\np2\tA\t7\np3\tB\t6\n")
+    assert run("all.csv -o out.pickle --label_csv more.tsv --tr 2")[0] == 0
+    found = read("out.pickle")
+    assert [one["pheno"]["dx"] for one in found] == [*"abab"]
+    assert [one["pheno"]["site"] for one in found] == [*"ABAB"]
+    np.testing.assert_allclose(found[3]["roiTimeseries"], series(3).T, rtol=1e-5)
 
 
 # ------------------------------------------------------------------------------ flags

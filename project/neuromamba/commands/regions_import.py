@@ -32,6 +32,8 @@ from neuromamba.config.names import (
     ROI_ORIENTATIONS,
 )
 
+_MOST_LINES = 50  # of scans that were left out
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
@@ -43,7 +45,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("source", metavar="SOURCE", help="folder or file")
-    add("-o", "--output", required=True, metavar="FILE", help=".pickle or .npy")
+    add(
+        "-o",
+        "--output",
+        required=True,
+        metavar="FILE",
+        help=".pickle or .npy; a folder gets scans.pickle",
+    )
     add(
         "--format",
         default="auto",
@@ -83,6 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = labels.add_argument
     add(
         "--labels",
+        "--label_csv",
         nargs="+",
         default=[],
         metavar="FILE",
@@ -129,10 +138,12 @@ def run(argv: Sequence[str]) -> int:
     # Imported here: numpy and the readers need a second, and --help need not wait for them.
     from neuromamba.data.regions.collections.importing import ImportOptions, import_collection
     from neuromamba.data.regions.collections.rates import RateFlags
-    from neuromamba.data.regions.collections.record import summary_of, write_record
+    from neuromamba.data.regions.collections.record import next_command, summary_of, write_record
     from neuromamba.data.regions.scan_output import check_output, write_scan_file
 
     output = Path(args.output)
+    if not output.suffix or output.is_dir():
+        output /= "scans.pickle"
     check_output(output, (".json",))
     options = ImportOptions(
         source=Path(args.source),
@@ -158,10 +169,14 @@ def run(argv: Sequence[str]) -> int:
     write_scan_file(output, found.entries())
     copies = {one.dropped for one in found.duplicates}
     unusable = {name: why for name, why in found.left_out.items() if name not in copies}
-    for name, why in unusable.items():
+    for name, why in list(unusable.items())[:_MOST_LINES]:
         print(f"left out: {name}: {why}", file=sys.stderr)
+    if len(unusable) > _MOST_LINES:
+        more = len(unusable) - _MOST_LINES
+        print(f"left out: {more} more, see {output.with_suffix('.json')}", file=sys.stderr)
     print("\n".join(summary_of(found, output)))
     print(f"{len(found.scans)} of {len(found.collection.scans)} scans in {output}")
+    print(f"next: {next_command(found, output)}")
     return 1 if unusable else 0
 
 

@@ -86,7 +86,8 @@ def is_symmetric(series: np.ndarray) -> bool:
 
 def _lag1(series: np.ndarray) -> float:
     """Mean over rows of the lag-1 autocorrelation; NaN if no row varies."""
-    centred = series.astype(np.float64) - series.mean(axis=1, keepdims=True)
+    centred = series.astype(np.float64)
+    centred -= centred.mean(axis=1, keepdims=True)
     power = np.square(centred).sum(axis=1)
     moves = power > 0
     if series.shape[1] < 4 or not moves.any():

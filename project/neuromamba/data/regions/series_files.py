@@ -62,7 +62,8 @@ def read_series_file(path: Path, absent: bool = False) -> SeriesFile:
     try:
         found = READERS[suffix](path, absent)
     except OSError as error:
-        raise UserInputError(f"{path}: cannot be read ({error.strerror or error}).") from None
+        reason = " ".join(str(error.strerror or error).split())
+        raise UserInputError(f"{path}: cannot be read ({reason}).") from None
     except csv.Error as error:
         raise UserInputError(f"{path}: no table of numbers ({error}).") from None
     except MemoryError:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.data.regions.axes import looks_turned
 from neuromamba.data.regions.batches import z_scored
 from neuromamba.data.regions.cohort import Cohort
 from neuromamba.data.regions.dataset import load_cohort
@@ -109,3 +110,9 @@ def test_missing_labels_are_left_out(tmp_path: Path, missing: str) -> None:
     assert cohort.details.classes == ("a", "b")
     assert len(cohort.scans) == 6
     assert any("dx: 3 a, 3 b (scans)." in note for note in cohort.notes)
+
+
+def test_values_near_the_end_of_single_precision() -> None:
+    """Sums of them overflow in single precision; warnings are errors here."""
+    series = (1e38 * np.sin(np.arange(400) / 9)).reshape(10, 40).astype(np.float32)
+    assert looks_turned([series, series]) is None

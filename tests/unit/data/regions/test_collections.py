@@ -381,6 +381,20 @@ def test_axes_by_smoothness_and_by_size(tmp_path: Path) -> None:
     assert len(imported(folder, orientation="regions_by_time").regions) == REGIONS
 
 
+def test_names_of_frames_do_not_hide_that_a_table_is_turned(tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    folder.mkdir()
+    for i in range(4):
+        head = ",".join(f"TR_{t}" for t in range(40 + i))
+        np.savetxt(
+            folder / f"s{i}.csv", series(i, 40 + i).T, delimiter=",", header=head, comments=""
+        )
+    refused(folder, "look like regions_by_time .*Give --orientation regions_by_time")
+    found = imported(folder, orientation="regions_by_time")
+    assert (len(found.regions), found.named) == (REGIONS, False)
+    np.testing.assert_allclose(found.scans[3].series, series(3, 43).T, rtol=1e-6)
+
+
 def test_npy_is_regions_by_time(tmp_path: Path) -> None:
     folder = tmp_path / "x"
     folder.mkdir()

@@ -84,7 +84,8 @@ def read_all(collection: Collection, orientation: str) -> ReadScans:
             refused[scan.name] = f"{scan.source}: unexpected {type(error).__name__}: {error}"
     notes: list[str] = []
     if orientation == "auto" and not collection.fixed_axes:
-        _check_axes([one for one in read.values() if one.names is None], collection)
+        for by_row in (False, True):
+            _check_axes([one for one in read.values() if one.by_row is by_row], collection)
     regions, named = _regions(read.values(), notes)
     scans = []
     for place, one in list(read.items()):
@@ -118,11 +119,26 @@ def _checked(file: SeriesFile, scan: FoundScan) -> SeriesFile:
             f"{scan.source}: {frames} frames of {regions} regions, expected {_FEWEST_FRAMES} "
             f"frames or more."
         )
-    return file
+    with np.errstate(over="ignore"):  # infinite then
+        values = file.values.astype(np.float32) if file.values.itemsize > 4 else file.values
+    if np.isinf(values).any():
+        bad = np.flatnonzero(np.isinf(values).any(axis=0))
+        raise UserInputError(f"{scan.source}: {_not_finite(file.names, bad)}")
+    return file._replace(values=values)
+
+
+def _not_finite(names: Sequence[str] | None, columns: np.ndarray) -> str:
+    """Say which regions have values that are not finite; without names they count from 1."""
+    regions = (names[int(i)] if names else i + 1 for i in columns)
+    return f"values that are not finite in {len(columns)} regions ({some_of(regions, 5)})."
 
 
 def _check_axes(files: Sequence[SeriesFile], collection: Collection) -> None:
-    """Refuse matrices without names of regions that look turned.
+    """Refuse matrices that look turned.
+
+    Args:
+        files: with the same axes by convention (``by_row``); frames x regions by now.
+        collection: for messages.
 
     Raises:
         UserInputError: says why, and gives the flag.
@@ -134,8 +150,9 @@ def _check_axes(files: Sequence[SeriesFile], collection: Collection) -> None:
     if by_row:
         usual, other = other, usual
     why = ""
-    rows = {one.values.shape[0] for one in files}
-    columns = {one.values.shape[1] for one in files}
+    # Columns that are named may be regions of which some scans lack a few.
+    unnamed = [one.values.shape for one in files if one.names is None]
+    rows, columns = {rows for rows, _ in unnamed}, {columns for _, columns in unnamed}
     if len(rows) == 1 and len(columns) > 2:
         why = (
             f"all of them have {rows.pop()} along the axis that would be time, and {min(columns)} "
@@ -209,16 +226,12 @@ def _aligned(
         place = {name: column for column, name in enumerate(file.names)}
         empty = np.zeros(len(values), dtype=values.dtype)
         values = np.stack([values[:, place[n]] if n in place else empty for n in regions], axis=1)
-    with np.errstate(over="ignore"):  # infinite then, and reported
-        series = np.array(values.T, dtype=np.float32, order="C")
+    series = np.array(values.T, dtype=np.float32, order="C")
     # A region without coverage is NaN throughout in the tables of some programs (XCP-D).
     series[np.isnan(series).all(axis=1)] = 0
     if not np.isfinite(series).all():
         bad = np.flatnonzero(~np.isfinite(series).all(axis=1))
-        refused[scan.name] = (
-            f"{scan.source}: values that are not finite in {len(bad)} regions "
-            f"({some_of((regions[int(i)] for i in bad), 5)})."
-        )
+        refused[scan.name] = f"{scan.source}: {_not_finite(regions, bad)}"
         return None
     if not np.ptp(series, axis=1).any():
         refused[scan.name] = f"{scan.source}: no region changes over time."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from neuromamba.data.regions.collections.importing import (
 )
 
 _SOME = 5
+_CROP = 100  # frames of a training crop that most public scans have
 
 
 def write_record(output: Path, found: Imported) -> None:
@@ -142,6 +144,16 @@ def summary_of(found: Imported, output: Path) -> list[str]:
     lines += _constant(found, hint)
     lines += _listed(found, hint)
     return lines
+
+
+def next_command(found: Imported, output: Path) -> str:
+    """The command that trains on the file."""
+    crop = min(_CROP, *(scan.series.shape[1] for scan in found.scans))
+    target = "diagnosis" if "diagnosis" in found.pheno[0] else "COLUMN"
+    return (
+        f"neuromamba regions train --dataset Own --data_file {shlex.quote(str(output))} --target "
+        f"{target} --dynamic_length {crop}"
+    )
 
 
 def _rates(pheno: Sequence[Mapping[str, Any]]) -> str:
