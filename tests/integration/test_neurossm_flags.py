@@ -24,6 +24,7 @@ from neuromamba.commands import regions_train as tester
 from neuromamba.data.regions import atlases
 from neuromamba.neurossm import evaluate, reference_maps
 from neuromamba.neurossm.attribution_files import read_scan_map
+from neuromamba.neurossm.config import RECIPES, FitConfig, NeuroSSMConfig
 from tests.helpers.neurosynth_files import needs_nimare, write_database
 
 ROIS, SUBJECTS = 6, 24
@@ -218,13 +219,21 @@ TESTER: dict[str, Case] = {
     "scales": Case("--scales 1 3", values),
     "embed_dim": Case("--embed_dim 64", values),
     "depth": Case("--depth 2", values),
+    "recipe": Case("--recipe robust", values),
     "dropout": Case("--dropout 0.4", values),
+    "region_dropout": Case("--region_dropout 0.4", values),
+    "members": Case("--members 2", values),
+    "second_order": Case("--second_order on", values),
     "ssd_backend": Case("--ssd_backend reference", weights),
     "folds": Case("--folds 3", splits_of_folds),
+    "stratify_by": Case("--stratify_by third", splits, "--data_file many.pickle"),
+    "leave_out": Case("--leave_out third", splits_of_folds, "--target half"),
     "epochs": Case("--epochs 3", values),
     "batch_size": Case("--batch_size 7", values),
     "learning_rate": Case("--learning_rate 1e-4", values),
     "max_learning_rate": Case("--max_learning_rate 1e-3", values),
+    "weight_decay": Case("--weight_decay 10", values),
+    "label_smoothing": Case("--label_smoothing 0.3", values),
     "baselines": Case("--baselines MeanVariance", places, "--model FC --baselines"),
     "results_dir": Case("--results_dir elsewhere", places, "--model FC --baselines"),
     "ablation": Case("--ablation zero", maps),
@@ -249,23 +258,52 @@ TESTER_DEFAULTS: dict[str, Any] = {
     "dynamic_length": None,
     "short_scans": "pad",
     "atlas": None,
-    "signals": ["raw", "diff"],
-    "scales": [1, 2, 4],
-    "embed_dim": 128,
-    "depth": 2,
-    "dropout": 0.1,
+    "recipe": "paper",
+    "signals": None,
+    "scales": None,
+    "embed_dim": None,
+    "depth": None,
+    "dropout": None,
+    "region_dropout": None,
+    "members": None,
+    "second_order": None,
     "ssd_backend": "auto",
     "folds": 5,
+    "stratify_by": [],
+    "leave_out": None,
     "epochs": None,
     "batch_size": None,
-    "learning_rate": 2e-4,
-    "max_learning_rate": 4e-4,
-    "baselines": ["FC", "MeanVariance", "Untrained"],
+    "learning_rate": None,
+    "max_learning_rate": None,
+    "weight_decay": None,
+    "label_smoothing": None,
+    "baselines": ["FC", "Tangent", "MeanVariance", "Untrained"],
     "results_dir": "Results",
     "ablation": "mean",
     "cpa_gradient": "integrated",
     "analysis_dir": "Analysis/Explainability",
 }
+
+
+def test_recipes() -> None:
+    """The paper's numbers, which are the default, and that a flag wins over its recipe."""
+    needed = ["--dataset", "PPMI"]
+
+    def of(*flags: str) -> Any:
+        return tester.config_of(tester.build_parser().parse_args([*needed, *flags]))
+
+    paper = of()
+    assert paper == of("--recipe", "paper")
+    assert paper.network(rois=400, classes=2) == NeuroSSMConfig(rois=400, classes=2)
+    assert paper.fit == FitConfig(crop=100)
+    robust = of("--recipe", "robust", "--members", "2")
+    assert robust.architecture["members"] == 2
+    assert {**RECIPES["robust"], "members": 2, "second_order": True}.items() == {
+        name: value
+        for name, value in {**robust.architecture, **vars(robust.fit)}.items()
+        if name in RECIPES["robust"]
+    }.items()
+    assert robust.flags["embed_dim"] == "32", "the page shows what the recipe chose"
 
 
 @pytest.mark.parametrize("flag", TESTER)

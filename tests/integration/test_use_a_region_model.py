@@ -73,7 +73,7 @@ def test_file_of_a_model(fit: Path, regions: tuple[str, ...]) -> None:
     assert found["training"]["scans"] == 32 and found["training"]["measures"]["frames"] == [60] * 3
     record = json.loads((fit.parents[1] / "evaluation.json").read_text())["holdouts"]["0"]
     assert found["evaluation"]["metrics"] == record["metrics"]
-    baselines = {"FC", "MeanVariance", "Untrained"}
+    baselines = {"FC", "Tangent", "MeanVariance", "Untrained"}
     assert found["evaluation"]["differences"].keys() == baselines
     assert found["evaluation"]["baselines"].keys() == baselines
     ours, weights = (load_file(fit / n) for n in ("model.safetensors", "weights.safetensors"))

@@ -23,11 +23,29 @@ from neuromamba.common.errors import look_up
 from neuromamba.config.names import PATHWAY_ABLATIONS, ROI_ORIENTATIONS, SSD_BACKENDS
 from neuromamba.data.regions.registry import NAMES as DATASET_NAMES
 from neuromamba.data.regions.registry import OWN, details_of
-from neuromamba.neurossm.config import CPAConfig, EvaluateConfig, Explanation, FitConfig
+from neuromamba.neurossm.config import (
+    RECIPES,
+    CPAConfig,
+    EvaluateConfig,
+    Explanation,
+    FitConfig,
+)
 
-MODELS = ("NeuroSSM", "GRU", "FC", "MeanVariance", "Untrained")
-BASELINES = ("FC", "MeanVariance", "Untrained")
+MODELS = ("NeuroSSM", "GRU", "FC", "PartialCorrelation", "Tangent", "MeanVariance", "Untrained")
+BASELINES = ("FC", "Tangent", "MeanVariance", "Untrained")
 GRADIENTS = ("integrated", "single")
+_ARCHITECTURE = ("embed_dim", "depth", "dropout", "region_dropout", "members")
+_TRAINING = ("learning_rate", "max_learning_rate", "weight_decay", "label_smoothing")
+
+
+def _default(flag: str) -> str:
+    """``default: 128 (paper), 32 (robust)``."""
+    found = []
+    for name, values in RECIPES.items():
+        value = values[flag]
+        words = map(str, value if isinstance(value, tuple) else [value])
+        found.append(f"{' '.join(words)} ({name})")
+    return f"default: {', '.join(found)}"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -95,20 +113,61 @@ def build_parser() -> argparse.ArgumentParser:
 
     model = parser.add_argument_group("model")
     add = model.add_argument
-    add("--signals", nargs="+", default=["raw", "diff"], metavar="NAME", help="default: raw diff")
-    add("--scales", type=int, nargs="+", default=[1, 2, 4], metavar="S", help="default: 1 2 4")
-    add("--embed_dim", type=int, default=128, help="default: %(default)s")
-    add("--depth", type=int, default=2, help="Mamba2 layers of a pathway (default: %(default)s)")
-    add("--dropout", type=float, default=0.1, help="default: %(default)s")
+    add(
+        "--recipe",
+        choices=list(RECIPES),
+        default="paper",
+        help="defaults of the flags below: the paper's, or those for some hundreds of subjects "
+        "(default: %(default)s)",
+    )
+    add("--signals", nargs="+", metavar="NAME", help=_default("signals"))
+    add("--scales", type=int, nargs="+", metavar="S", help=_default("scales"))
+    add("--embed_dim", type=int, help=_default("embed_dim"))
+    add("--depth", type=int, help=f"Mamba2 layers of a pathway; {_default('depth')}")
+    add("--dropout", type=float, help=_default("dropout"))
+    add(
+        "--region_dropout",
+        type=float,
+        help=f"share of the regions that a step does not see; {_default('region_dropout')}",
+    )
+    add(
+        "--members",
+        type=int,
+        help=f"models with weights of their own, whose logits are averaged; {_default('members')}",
+    )
+    add(
+        "--second_order",
+        choices=["on", "off"],
+        help="add what the baseline Tangent reads in the correlations of the scan, as a pathway; "
+        + _default("second_order"),
+    )
     add("--ssd_backend", choices=SSD_BACKENDS, default="auto", help="default: %(default)s")
 
     fit = parser.add_argument_group("protocol and training")
     add = fit.add_argument
     add("--folds", type=int, default=5, help="default: %(default)s")
+    add(
+        "--stratify_by",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="columns (site) that holdout and folds have the same shares of, as of the classes",
+    )
+    add(
+        "--leave_out",
+        metavar="NAME",
+        help="column (site) whose values are left out in turn, in place of the folds",
+    )
     add("--epochs", type=int, help="default: 20")
     add("--batch_size", type=int, help="default: 32")
-    add("--learning_rate", type=float, default=2e-4, help="at the start (default: %(default)s)")
-    add("--max_learning_rate", type=float, default=4e-4, help="default: %(default)s")
+    add("--learning_rate", type=float, help=f"at the start; {_default('learning_rate')}")
+    add("--max_learning_rate", type=float, help=_default("max_learning_rate"))
+    add("--weight_decay", type=float, help=f"of AdamW; {_default('weight_decay')}")
+    add(
+        "--label_smoothing",
+        type=float,
+        help=f"share of a label that is spread over all classes; {_default('label_smoothing')}",
+    )
     add(
         "--baselines",
         nargs="*",
@@ -152,6 +211,11 @@ def config_of(args: argparse.Namespace) -> EvaluateConfig:
     look_up(args.model, MODELS, "--model")
     for name in args.baselines:
         look_up(name, MODELS, "--baselines")
+    given = vars(args)
+    chosen = {
+        name: value if given[name] is None else given[name]
+        for name, value in RECIPES[args.recipe].items()
+    }
     details = details_of(args.dataset, args.data_file, args.target, args.dynamic_length)
     explanation = None
     if args.analysis:
@@ -174,11 +238,10 @@ def config_of(args: argparse.Namespace) -> EvaluateConfig:
         model=args.model,
         baselines=tuple(name for name in dict.fromkeys(args.baselines) if name != args.model),
         architecture={
-            "signals": tuple(args.signals),
-            "scales": tuple(args.scales),
-            "embed_dim": args.embed_dim,
-            "depth": args.depth,
-            "dropout": args.dropout,
+            "signals": tuple(chosen["signals"]),
+            "scales": tuple(chosen["scales"]),
+            **{name: chosen[name] for name in _ARCHITECTURE},
+            "second_order": chosen["second_order"] == "on",
             "ssd_backend": args.ssd_backend,
         },
         fit=FitConfig(
@@ -186,18 +249,19 @@ def config_of(args: argparse.Namespace) -> EvaluateConfig:
             epochs=details.epochs if args.epochs is None else args.epochs,
             batch_size=details.batch_size if args.batch_size is None else args.batch_size,
             eval_batch_size=details.eval_batch_size,
-            learning_rate=args.learning_rate,
-            max_learning_rate=args.max_learning_rate,
+            **{name: chosen[name] for name in _TRAINING},
         ),
         device=args.device,
         seeds=tuple(args.seeds),
         folds=args.folds,
         cross_validation=not args.skip_cross_validation,
+        stratify_by=tuple(dict.fromkeys(args.stratify_by)),
+        leave_out=args.leave_out,
         results_dir=Path(args.results_dir),
         explanation=explanation,
         flags={
-            key: " ".join(map(str, value)) if isinstance(value, list) else str(value)
-            for key, value in sorted(vars(args).items())
+            key: " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+            for key, value in sorted({**given, **chosen}.items())
             if value not in (None, [])
         },
     )

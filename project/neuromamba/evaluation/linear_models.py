@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import softmax
-from sklearn.decomposition import PCA
+from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import get_scorer
 from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
@@ -47,14 +47,40 @@ def _by_sqrt_of_width(x: np.ndarray) -> np.ndarray:
     return x / np.sqrt(x.shape[1])
 
 
-def _pipeline(model: Any) -> Pipeline:
-    """Standardised features -> rotation onto the samples -> model with an L2 penalty.
+class Rotation(TransformerMixin, BaseEstimator):
+    """Onto the principal axes of the samples that it is fitted on, all of them.
 
-    The PCA keeps every component: an L2 penalty does not notice a rotation, so the fit is that on
-    all features, and there are as many coefficients as samples instead of features.
+    An L2 penalty does not notice a rotation, so the fit that follows is that on all features, with
+    as many coefficients as samples instead of features. The axes come from the products of the
+    samples with each other: of 600 samples of 20,000 features in a tenth of the time of a
+    singular value decomposition, such as sklearn's PCA makes.
     """
+
+    def fit(self, x: np.ndarray, y: object = None) -> Rotation:
+        """Find the axes of x [S, N]; directions without variance, up to rounding, are left out."""
+        wide = x.astype(np.float64)
+        self.mean_ = wide.mean(axis=0)
+        wide -= self.mean_
+        few = len(wide) < wide.shape[1]
+        values, vectors = np.linalg.eigh(wide @ wide.T if few else wide.T @ wide)
+        kept = values > np.finfo(x.dtype).eps * len(values) * max(values[-1], 0)
+        if few:
+            self.axes_ = wide.T @ (vectors[:, kept] / np.sqrt(values[kept]))
+        else:
+            self.axes_ = vectors[:, kept]
+        if not kept.any():  # the same sample over and over: one axis, on which all are 0
+            self.axes_ = np.zeros((wide.shape[1], 1))
+        return self
+
+    def transform(self, x: np.ndarray) -> np.ndarray:
+        """Give the places of samples [S, N] on the axes, float64 [S, axes]."""
+        return (x - self.mean_) @ self.axes_
+
+
+def _pipeline(model: Any) -> Pipeline:
+    """Standardised features -> rotation onto the samples -> model with an L2 penalty."""
     return make_pipeline(
-        StandardScaler(), FunctionTransformer(_by_sqrt_of_width), PCA(svd_solver="full"), model
+        StandardScaler(), FunctionTransformer(_by_sqrt_of_width), Rotation(), model
     )
 
 
@@ -160,6 +186,23 @@ def fit_ridge(
         return ridge_pipeline().fit(x, y), 1.0
     cut = KFold(folds, shuffle=True, random_state=seed) if groups is None else GroupKFold(folds)
     return _searched(ridge_pipeline, x, y, cut, "neg_mean_squared_error", groups)
+
+
+def affine(fitted: Pipeline, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Decision values of a fitted pipeline as one affine function of its features.
+
+    Args:
+        fitted: of ``fit_logistic`` or its like.
+        width: number of features.
+
+    Returns:
+        Weights float64 [values, width] and constants [values]: one value for two classes, else one
+        for each class.
+    """
+    scaler, rotation, model = fitted[0], fitted[2], fitted[-1]
+    weight = np.atleast_2d(model.coef_) @ rotation.axes_.T / np.sqrt(width) / scaler.scale_
+    constant = fitted.decision_function(np.zeros((1, width))).reshape(-1)
+    return weight, constant
 
 
 class LinearModel(NamedTuple):

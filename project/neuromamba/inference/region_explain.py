@@ -168,7 +168,7 @@ class RegionsToExplain:
         """
         config = self.model.config
         if ablation == "zero":
-            return torch.zeros(len(config.pathways), config.embed_dim)
+            return torch.zeros(len(config.pathways), config.features)
         if self.means is None:
             raise UserInputError(
                 f"MODEL: '{self.path}' was written before model files held the means of the "

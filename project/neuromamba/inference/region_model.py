@@ -262,7 +262,8 @@ class RegionModel(Brief):
     def embed(self, scan: PreparedSeries) -> Embedding:
         """Return the features of each pathway, the mean over time, and the fused ones.
 
-        Rows are ``layer`` raw_1, raw_2, ..., fused, each of the model's width.
+        Rows are ``layer`` raw_1, raw_2, ..., fused, each of the model's width,
+        all its members side by side.
 
         Raises:
             UserInputError: the model has no pathways.
@@ -272,7 +273,7 @@ class RegionModel(Brief):
         with torch.inference_mode():
             packed = pack([z_scored(scan.series).to(self.device)])
             pathways = model.encode(model.inputs(packed))
-            fused = nn.functional.gelu(model.fusion(pathways.flatten(1)))
+            fused = model.fused(pathways)
             values = torch.cat([pathways[0], fused]).float().cpu().numpy()
         layers = [*model.config.pathways, FUSED]
         same = {"scan": scan.name, "subject": scan.subject, "session": scan.session}

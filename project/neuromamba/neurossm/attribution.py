@@ -71,7 +71,7 @@ def _batches(model: NeuroSSM, scans: Sequence[Scan], batch_size: int) -> list[Pa
 @torch.no_grad()
 def mean_features(model: NeuroSSM, scans: Sequence[Scan], batch_size: int = 16) -> Tensor:
     """[P, D] mean of z over whole scans: what an ablated pathway is replaced by."""
-    total = torch.zeros(len(model.config.pathways), model.config.embed_dim, dtype=torch.float64)
+    total = torch.zeros(len(model.config.pathways), model.config.features, dtype=torch.float64)
     for batch in _batches(model, scans, batch_size):
         total += model.encode(model.inputs(batch)).double().sum(0).cpu()
     return (total / len(scans)).float()

@@ -22,10 +22,11 @@ from neuromamba.data.regions.scan import Scan
 from neuromamba.layers.packing import Packed
 from neuromamba.neurossm.config import FitConfig, NeuroSSMConfig
 from neuromamba.neurossm.gru import GRUClassifier
-from neuromamba.neurossm.linear import FEATURES, features_of, fit_and_predict
+from neuromamba.neurossm.linear import MEASURES, LinearClassifier, fit_and_predict, fit_second_order
 from neuromamba.neurossm.model import NeuroSSM
 from neuromamba.neurossm.module import score
 from neuromamba.neurossm.results import BASELINE_TEXTS
+from neuromamba.neurossm.second_order import SecondOrder
 from neuromamba.neurossm.train import train
 from neuromamba.training.strategies import Hardware
 
@@ -37,8 +38,10 @@ TRAINED: Mapping[str, Callable[[NeuroSSMConfig], nn.Module]] = {
     ),
 }
 UNTRAINED = "Untrained"
-NAMES = (*TRAINED, *FEATURES, UNTRAINED)
-assert {*FEATURES, UNTRAINED} == BASELINE_TEXTS.keys()
+# Than the first results.
+LATER = {"region_dropout", "members", "second_order", "weight_decay", "label_smoothing"}
+NAMES = (*TRAINED, *MEASURES, UNTRAINED)
+assert {*MEASURES, UNTRAINED} == BASELINE_TEXTS.keys()
 
 
 class Classifier(Protocol):
@@ -86,12 +89,19 @@ class NetworkClassifier:
         return TRAINED[self.name](self.model)
 
     def settings(self) -> dict[str, Any]:
-        """Architecture and training; the backend of the scan changes no more than rounding."""
-        model = dataclasses.asdict(self.model)
+        """Architecture and training; the backend of the scan changes no more than rounding.
+
+        What came later is named only where it is used, so that older results can be continued.
+        """
+        model, fit = dataclasses.asdict(self.model), dataclasses.asdict(self.fit)
         del model["ssd_backend"]
+        for record, one in ((model, self.model), (fit, self.fit)):
+            for name in LATER & record.keys():
+                if record[name] == type(one).__dataclass_fields__[name].default:
+                    del record[name]
         if self.name != "NeuroSSM":
             model = {key: model[key] for key in ("rois", "classes", "embed_dim", "dropout")}
-        return {"model": model, "training": dataclasses.asdict(self.fit)}
+        return {"model": model, "training": fit}
 
     def fit_and_score(
         self, train_scans: Sequence[Scan], test_scans: Sequence[Scan], seed: int, folder: Path
@@ -105,6 +115,8 @@ class NetworkClassifier:
             seed=seed,
             folder=folder,
         )
+        if isinstance(model, NeuroSSM) and isinstance(model.pathways[-1], SecondOrder):
+            fit_second_order(model.pathways[-1], train_scans, seed)
         state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
         with atomic_path(folder / WEIGHTS) as temporary:
             save_file(state, temporary)
@@ -125,24 +137,6 @@ class NetworkClassifier:
                 f"({' '.join(str(error).split())[:200]}). Remove '{folder}' to do that fit again."
             ) from None
         return model.eval().to(self.device)
-
-
-@dataclass(frozen=True)
-class LinearClassifier:
-    """Logistic regression on features of a scan; ``name`` of ``FEATURES``."""
-
-    name: str
-
-    def settings(self) -> dict[str, Any]:
-        """The features; nothing else can be chosen."""
-        return {"features": self.name}
-
-    def fit_and_score(
-        self, train_scans: Sequence[Scan], test_scans: Sequence[Scan], seed: int, folder: Path
-    ) -> np.ndarray:
-        """Fit and score."""
-        x, new = (features_of(self.name, scans) for scans in (train_scans, test_scans))
-        return fit_and_predict(x, new, train_scans, seed)
 
 
 @dataclass(frozen=True)
@@ -190,6 +184,8 @@ def _encoded(
 def classifier(name: str, model: NeuroSSMConfig, fit: FitConfig, hardware: Hardware) -> Classifier:
     """The classifier of a name in ``NAMES``."""
     if name == UNTRAINED:
+        # Of the second-order pathway, nothing but the fitted weights could be left out.
+        model = dataclasses.replace(model, second_order=False)
         return UntrainedClassifier(NetworkClassifier("NeuroSSM", model, fit, hardware))
     if name in TRAINED:
         return NetworkClassifier(name, model, fit, hardware)

@@ -6,7 +6,7 @@ No torch here: a wrong flag is refused before it is loaded, which takes seconds.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,39 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.data.regions.registry import DatasetDetails
 
 SIGNALS = ("raw", "diff")
+SECOND_ORDER = "second_order"
+# Defaults of flags. "paper" is for a thousand long scans; "robust" for some hundreds of any length,
+# chosen on ABIDE (docs/results.md).
+RECIPES: Mapping[str, Mapping[str, Any]] = {
+    "paper": {
+        "signals": SIGNALS,
+        "scales": (1, 2, 4),
+        "embed_dim": 128,
+        "depth": 2,
+        "dropout": 0.1,
+        "region_dropout": 0.0,
+        "members": 1,
+        "second_order": "off",
+        "learning_rate": 2e-4,
+        "max_learning_rate": 4e-4,
+        "weight_decay": 0.0,
+        "label_smoothing": 0.0,
+    },
+    "robust": {
+        "signals": ("raw",),
+        "scales": (2,),
+        "embed_dim": 32,
+        "depth": 1,
+        "dropout": 0.3,
+        "region_dropout": 0.2,
+        "members": 5,
+        "second_order": "on",
+        "learning_rate": 8e-5,
+        "max_learning_rate": 2e-3,
+        "weight_decay": 1e-2,
+        "label_smoothing": 0.1,
+    },
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +62,9 @@ class NeuroSSMConfig:
         depth: Mamba2 layers of a pathway.
         d_state, d_conv, expand, headdim: of the Mamba2 layers.
         dropout: on the output of each of them.
+        region_dropout: share of the regions that a training step does not see.
+        members: models with weights of their own, whose logits are averaged.
+        second_order: add a pathway that reads the correlations of the whole scan.
         ssd_backend: see ``ssd.select_backend``.
 
     Raises:
@@ -46,6 +82,9 @@ class NeuroSSMConfig:
     expand: int = 2
     headdim: int = 64
     dropout: float = 0.1
+    region_dropout: float = 0.0
+    members: int = 1
+    second_order: bool = False
     ssd_backend: str = "auto"
 
     def __post_init__(self) -> None:
@@ -56,7 +95,7 @@ class NeuroSSMConfig:
                 raise UserInputError(f"{name}: got {values}, with one of them twice.")
         if not self.scales or min(self.scales) < 1:
             raise UserInputError(f"--scales: got {self.scales}, expected numbers from 1 on.")
-        for name in ("embed_dim", "depth", "headdim"):
+        for name in ("embed_dim", "depth", "headdim", "members"):
             if getattr(self, name) < 1:
                 raise UserInputError(f"--{name}: got {getattr(self, name)}, expected 1 or more.")
         if self.expand * self.embed_dim % self.headdim:
@@ -64,13 +103,35 @@ class NeuroSSMConfig:
                 f"--embed_dim: {self.expand} x {self.embed_dim} channels cannot be cut into heads "
                 f"of {self.headdim}; choose a multiple of {self.headdim // self.expand or 1}."
             )
-        if not 0 <= self.dropout < 1:
-            raise UserInputError(f"--dropout: got {self.dropout}, expected 0 to below 1.")
+        if self.second_order and self.classes > self.features:
+            raise UserInputError(
+                f"--second_order on: {self.classes} classes need an --embed_dim times --members of "
+                f"as many, got {self.features}."
+            )
+        for name in ("dropout", "region_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserInputError(f"--{name}: got {getattr(self, name)}, expected 0 to below 1.")
 
     @property
     def pathways(self) -> tuple[str, ...]:
         """``raw_1``, ``raw_2``, ..., ``diff_1``, ...: the order of everything per pathway."""
+        last = (SECOND_ORDER,) if self.second_order else ()
+        return (*self.first_order, *last)
+
+    @property
+    def first_order(self) -> tuple[str, ...]:
+        """Those that average features over time."""
         return tuple(f"{signal}_{scale}" for signal in self.signals for scale in self.scales)
+
+    @property
+    def features(self) -> int:
+        """M D: the width of a pathway's features."""
+        return self.members * self.embed_dim
+
+    @property
+    def member(self) -> NeuroSSMConfig:
+        """One of the members alone."""
+        return replace(self, members=1, second_order=False)
 
     @property
     def shortest(self) -> int:
@@ -88,6 +149,8 @@ class FitConfig:
         batch_size, eval_batch_size: scans.
         learning_rate, max_learning_rate, min_learning_rate: begin, top and end of the cycle.
         warm_up: share of the steps until the top.
+        weight_decay: of AdamW; with 0 it is Adam.
+        label_smoothing: share of the target that is spread over all classes.
 
     Raises:
         UserInputError: a number that trains nothing.
@@ -101,8 +164,16 @@ class FitConfig:
     max_learning_rate: float = 4e-4
     min_learning_rate: float = 2e-5
     warm_up: float = 0.3
+    weight_decay: float = 0.0
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.weight_decay < 0:
+            raise UserInputError(f"--weight_decay: got {self.weight_decay}, expected 0 or more.")
+        if not 0 <= self.label_smoothing < 1:
+            raise UserInputError(
+                f"--label_smoothing: got {self.label_smoothing}, expected 0 to below 1."
+            )
         for flag in ("epochs", "batch_size"):
             if getattr(self, flag) < 1:
                 raise UserInputError(f"--{flag}: got {getattr(self, flag)}, expected 1 or more.")
@@ -167,6 +238,8 @@ class EvaluateConfig:
         seeds: of splits and fits.
         folds: of the cross-validation.
         cross_validation: without it there are holdouts only.
+        stratify_by: columns that holdout and folds have the same shares of, beside the class.
+        leave_out: column whose values are left out in turn, in place of the folds.
         results_dir: receives results, below the name of the data set.
         explanation: of the holdouts' predictions; None for none.
         flags: as they were given, for the page.
@@ -194,6 +267,8 @@ class EvaluateConfig:
     seeds: tuple[int, ...] = (0,)
     folds: int = 5
     cross_validation: bool = True
+    stratify_by: tuple[str, ...] = ()
+    leave_out: str | None = None
     explanation: Explanation | None = None
     flags: Mapping[str, str] = field(default_factory=dict)
 
@@ -203,6 +278,11 @@ class EvaluateConfig:
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise UserInputError(
                 f"--seeds: got {list(self.seeds)}, expected different numbers from 0 on."
+            )
+        if self.leave_out is not None and not self.cross_validation:
+            raise UserInputError(
+                "--leave_out: takes the place of the folds, which --skip_cross_validation leaves "
+                "out. Give one of the two."
             )
         if self.explanation is not None and self.model != "NeuroSSM":
             raise UserInputError(f"--analysis: explains NeuroSSM, got --model {self.model}.")

@@ -10,6 +10,8 @@ from neuromamba.data.regions.cohort import Cohort
 from neuromamba.data.regions.dataset import load_cohort
 from neuromamba.layers.ssd import select_backend
 from neuromamba.neurossm.classifiers import NetworkClassifier, classifier
+from neuromamba.neurossm.comparison import compare_splits, write_comparison
+from neuromamba.neurossm.comparison import lines as comparison_lines
 from neuromamba.neurossm.config import EvaluateConfig
 from neuromamba.neurossm.holdouts import check_holdouts, evaluate_holdouts
 from neuromamba.neurossm.model_file import write_model_files
@@ -74,6 +76,8 @@ def evaluate(config: EvaluateConfig) -> None:
         folds=config.folds,
         cross_validation=config.cross_validation,
         results=config.results_dir / cohort.name,
+        stratify_by=config.stratify_by,
+        leave_out=config.leave_out,
     )
     check_holdouts(cohort, protocol.splits())  # refuse too few subjects as early
     if config.explanation is not None:
@@ -92,7 +96,10 @@ def evaluate(config: EvaluateConfig) -> None:
         written = write_model_files(config, protocol, main, found)
         print("\n".join(f"model of the holdout: {path}" for path in written))
     print("\n".join(found.lines()))
-    page = write_report(folder, cohort, results, found, config.flags)
+    compared = compare_splits(results)
+    write_comparison(compared, folder)
+    print("\n".join(comparison_lines(compared, main.name)))
+    page = write_report(folder, cohort, results, found, compared, config.flags)
     print(f"results in {folder}, report {page}", flush=True)
     if config.explanation is not None:
         assert isinstance(main, NetworkClassifier)
@@ -108,6 +115,10 @@ def _opening_lines(cohort: Cohort, config: EvaluateConfig, hardware: Hardware, s
         for label, name in enumerate(details.classes)
     )
     splits = f"{config.folds} folds and holdout" if config.cross_validation else "holdout only"
+    if config.leave_out is not None:
+        splits = f"each {config.leave_out} left out, and holdout"
+    if config.stratify_by:
+        splits += f", stratified by {details.target} and {', '.join(config.stratify_by)}"
     lines = [
         f"{cohort.name}: {len(scans)} scans of {subjects} subjects, {cohort.rois} regions, "
         f"{min(frames)} to {max(frames)} frames; {details.target}: {counts}",

@@ -30,3 +30,7 @@ class GRUClassifier(nn.Module):
         states, _ = self.gru(nn.utils.rnn.pack_sequence(parts, enforce_sorted=False))
         found = nn.utils.rnn.unpack_sequence(states)
         return self.output(self.dropout(torch.stack([part.mean(0) for part in found])))
+
+    def each(self, scans: Packed) -> Tensor:
+        """Logits [1, B, classes]: it has a single member."""
+        return self(scans)[None]

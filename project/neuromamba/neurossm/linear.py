@@ -1,20 +1,44 @@
-"""The linear baselines: logistic regression on connectivity, and on means and variances."""
+"""The linear baselines: logistic regression on connectivity, or on means and variances.
+
+They are what a network has to beat, so each gets the best that a linear model can have: features
+that the literature recommends, and a penalty chosen in inner folds of the training scans.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from neuromamba.data.regions.batches import z_scored
 from neuromamba.data.regions.scan import Scan
-from neuromamba.evaluation.connectivity import connectivity
-from neuromamba.evaluation.linear_models import fit_logistic
+from neuromamba.evaluation.connectivity import (
+    TangentSpace,
+    connectivity,
+    partial_correlation,
+    shrunk_correlation,
+)
+from neuromamba.evaluation.linear_models import affine, fit_logistic
+from neuromamba.neurossm.second_order import SecondOrder
 
 
 def region_connectivity(scan: Scan) -> np.ndarray:
     """Fisher's z [N (N - 1) / 2] of the z-scored series that the networks see, too."""
-    return connectivity(z_scored(scan.series).double().numpy().T)
+    return connectivity(_series(scan))
+
+
+def region_partial_correlation(scan: Scan) -> np.ndarray:
+    """Partial correlations [N (N - 1) / 2] of the z-scored series."""
+    return partial_correlation(_series(scan))
+
+
+def region_correlation(scan: Scan) -> np.ndarray:
+    """Shrunk correlations [N, N] of the z-scored series, which the tangent space starts from."""
+    return shrunk_correlation(_series(scan))
 
 
 def mean_and_variance(scan: Scan) -> np.ndarray:
@@ -24,10 +48,43 @@ def mean_and_variance(scan: Scan) -> np.ndarray:
     return np.concatenate([wide.mean(1), np.log(np.maximum(variance, 1e-12))])
 
 
-FEATURES: Mapping[str, Callable[[Scan], np.ndarray]] = {
+def _series(scan: Scan) -> np.ndarray:
+    return z_scored(scan.series).double().numpy().T
+
+
+TANGENT = "Tangent"
+MEASURES: Mapping[str, Callable[[Scan], np.ndarray]] = {
     "FC": region_connectivity,
+    "PartialCorrelation": region_partial_correlation,
+    TANGENT: region_correlation,
     "MeanVariance": mean_and_variance,
 }
+
+
+def fit_second_order(pathway: SecondOrder, scans: Sequence[Scan], seed: int) -> None:
+    """Give NeuroSSM's second-order pathway the weights of the baseline ``Tangent``.
+
+    Args:
+        pathway: changed in place.
+        scans: of the training.
+        seed: of the inner folds in which the penalty is chosen.
+    """
+    matrices = np.stack([region_correlation(scan) for scan in scans])
+    space = TangentSpace(matrices)
+    x = space.transform(matrices)
+    labels = np.array([scan.label for scan in scans])
+    groups = np.array([scan.group for scan in scans])
+    weight, bias = affine(fit_logistic(x, labels, seed, groups)[0], x.shape[1])
+    if len(weight) == 1:  # two classes: one decision value, half of it for either
+        weight, bias = (np.concatenate([-part, part]) / 2 for part in (weight, bias))
+    rois = matrices.shape[1]
+    rows, columns = np.triu_indices(rois)
+    full = np.zeros((len(weight), rois, rois))
+    # A pair's feature is sqrt(2) times its entry, which stands twice in the matrix.
+    full[:, rows, columns] = np.where(rows == columns, 1, np.sqrt(0.5)) * weight
+    full[:, columns, rows] = full[:, rows, columns]
+    for name, value in (("whitening", space.whitening), ("weight", full), ("bias", bias)):
+        getattr(pathway, name).copy_(torch.from_numpy(value))
 
 
 def fit_and_predict(x: np.ndarray, new: np.ndarray, scans: Sequence[Scan], seed: int) -> np.ndarray:
@@ -49,6 +106,44 @@ def fit_and_predict(x: np.ndarray, new: np.ndarray, scans: Sequence[Scan], seed:
     return fit_logistic(x, labels, seed, groups)[0].predict_proba(new)
 
 
-def features_of(name: str, scans: Sequence[Scan]) -> np.ndarray:
-    """[scans, features] of ``FEATURES``."""
-    return np.stack([FEATURES[name](scan) for scan in scans])
+@dataclass(frozen=True)
+class LinearClassifier:
+    """Logistic regression on features of a scan.
+
+    Attributes:
+        name: of ``MEASURES``.
+        measured: what has been computed of scans, which the folds of a run share; with each its
+            scan, so that a key stays the scan's own.
+    """
+
+    name: str
+    measured: dict[int, tuple[Scan, np.ndarray]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    def settings(self) -> dict[str, Any]:
+        """The features; nothing else can be chosen."""
+        return {"features": self.name}
+
+    def fit_and_score(
+        self, train_scans: Sequence[Scan], test_scans: Sequence[Scan], seed: int, folder: Path
+    ) -> np.ndarray:
+        """Fit and score."""
+        x, new = self.features(train_scans, test_scans)
+        return fit_and_predict(x, new, train_scans, seed)
+
+    def features(
+        self, train_scans: Sequence[Scan], test_scans: Sequence[Scan]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """float32 [scans, features] of both; the tangent space is that at the training scans."""
+        x, new = (np.stack([self._measure(s) for s in part]) for part in (train_scans, test_scans))
+        if self.name == TANGENT:
+            space = TangentSpace(x)
+            return space.transform(x), space.transform(new)
+        return x, new
+
+    def _measure(self, scan: Scan) -> np.ndarray:
+        key = id(scan.series)
+        if key not in self.measured:
+            self.measured[key] = scan, MEASURES[self.name](scan).astype(np.float32)
+        return self.measured[key][1]

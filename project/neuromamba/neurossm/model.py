@@ -7,8 +7,13 @@ For a scan x [N, T] and the pathways p = (signal, scale s):
     z_p = mean over t of RMSNorm(h_L)
     logits = W_o GELU(W_f [z_1; ...; z_P] + b_f) + b_o
 
+A second-order pathway (``second_order``) adds its own logits to half of these; its row of z holds
+them, and it is fitted apart. With several members there are as many such models, with weights of
+their own, and their logits are averaged (Lakshminarayanan et al. 2017). Their z_p stand side by
+side.
+
 Scans of a batch are packed one after another, so that lengths may differ and no padded frame is
-computed. Shapes: N regions, T frames, B scans, P pathways, D width, L packed frames.
+computed. Shapes: N regions, T frames, B scans, P pathways, M members, D width, L packed frames.
 """
 
 from __future__ import annotations
@@ -22,6 +27,9 @@ from neuromamba.layers.mamba2 import Mamba2, ResidualBlock
 from neuromamba.layers.packing import Packed
 from neuromamba.layers.rms_norm import RMSNorm
 from neuromamba.neurossm.config import NeuroSSMConfig
+from neuromamba.neurossm.second_order import SecondOrder
+
+FIRST_ORDER_SHARE = 0.5  # of their logits beside those of the second order; see docs/neurossm.md
 
 
 def pooled(packed: Packed, scale: int) -> Packed:
@@ -51,12 +59,28 @@ def mean_over_scans(packed: Packed) -> Tensor:
     return torch.stack([part.mean(0) for part in packed.frames.split(packed.lengths)])
 
 
+class RegionDropout(nn.Module):
+    """Leaves regions of [L, N] out in training: the same ones in all scans of a batch."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """What is kept is scaled up, so that its expectation is what the evaluation sees."""
+        if not self.training or not self.share:
+            return frames
+        kept = torch.rand(frames.shape[-1], device=frames.device) >= self.share
+        return frames * (kept / (1 - self.share))
+
+
 class Pathway(nn.Module):
-    """[L, N] -> z [B, D]."""
+    """[L, N] -> z [B, M D]."""
 
     def __init__(self, config: NeuroSSMConfig) -> None:
         super().__init__()
         width = config.embed_dim
+        self.region_dropout = RegionDropout(config.region_dropout)
         self.embed = nn.Linear(config.rois, width)
         self.embed_norm = RMSNorm(width)
         self.layers = nn.ModuleList(
@@ -75,13 +99,29 @@ class Pathway(nn.Module):
             for _ in range(config.depth)
         )
         self.norm = RMSNorm(width)
+        self.others = nn.ModuleList(Pathway(config.member) for _ in range(config.members - 1))
 
     def forward(self, u: Packed) -> Tensor:
         """z of each scan."""
-        h = self.embed_norm(self.embed(u.frames))
+        h = self.embed_norm(self.embed(self.region_dropout(u.frames)))
         for layer in self.layers:
             h = layer(h, u.lengths)
-        return mean_over_scans(Packed(self.norm(h), u.lengths))
+        own = mean_over_scans(Packed(self.norm(h), u.lengths))
+        return torch.cat([own, *(other(u) for other in self.others)], dim=1)
+
+
+class Fusion(nn.Module):
+    """Features of the pathways [B, P D] -> logits [B, classes], of one more member."""
+
+    def __init__(self, config: NeuroSSMConfig) -> None:
+        super().__init__()
+        self.fusion, self.output = fusion_layers(config)
+
+
+def fusion_layers(config: NeuroSSMConfig) -> tuple[nn.Linear, nn.Linear]:
+    """W_f and W_o."""
+    width = config.embed_dim
+    return nn.Linear(len(config.first_order) * width, width), nn.Linear(width, config.classes)
 
 
 class NeuroSSM(nn.Module):
@@ -90,30 +130,53 @@ class NeuroSSM(nn.Module):
     def __init__(self, config: NeuroSSMConfig) -> None:
         super().__init__()
         self.config = config
-        count, width = len(config.pathways), config.embed_dim
-        self.pathways = nn.ModuleList(Pathway(config) for _ in range(count))
-        self.fusion = nn.Linear(count * width, width)
-        self.output = nn.Linear(width, config.classes)
+        self.pathways = nn.ModuleList(Pathway(config) for _ in config.first_order)
+        self.fusion, self.output = fusion_layers(config)
+        self.others = nn.ModuleList(Fusion(config) for _ in range(config.members - 1))
+        if config.second_order:
+            self.pathways.append(SecondOrder(config.rois, config.classes, config.features))
 
     def forward(self, scans: Packed) -> Tensor:
         """Logits [B, classes] of z-scored scans."""
         return self.fuse(self.encode(self.inputs(scans)))
 
+    def each(self, scans: Packed) -> Tensor:
+        """Logits [M, B, classes] of every member, without the second-order pathway: to train."""
+        inputs = self.inputs(scans)[: len(self.config.first_order)]
+        return self.fuse_each(self.encode(inputs))
+
     def inputs(self, scans: Packed) -> list[Packed]:
         """u_p of every pathway."""
         averaged = {scale: pooled(scans, scale) for scale in self.config.scales}
         change = {"raw": lambda packed: packed, "diff": differences}
-        return [
+        found = [
             change[signal](averaged[scale])
             for signal in self.config.signals
             for scale in self.config.scales
         ]
+        return [*found, scans] if self.config.second_order else found
 
     def encode(self, inputs: Sequence[Packed]) -> Tensor:
-        """z [B, P, D]."""
-        encoded = [pathway(u) for pathway, u in zip(self.pathways, inputs, strict=True)]
+        """z [B, P, M D] of the pathways that ``inputs`` has."""
+        encoded = [pathway(u) for pathway, u in zip(self.pathways, inputs, strict=False)]
         return torch.stack(encoded, dim=1)
 
     def fuse(self, z: Tensor) -> Tensor:
-        """Logits [B, classes] from z [B, P, D]. A pathway is ablated by changing its row."""
-        return self.output(nn.functional.gelu(self.fusion(z.flatten(1))))
+        """Logits [B, classes] from z [B, P, M D]. A pathway is ablated by changing its row."""
+        logits = self.fuse_each(z).mean(0)
+        if self.config.second_order:
+            return z[:, -1, : self.config.classes] + FIRST_ORDER_SHARE * logits
+        return logits
+
+    def fuse_each(self, z: Tensor) -> Tensor:
+        """Logits [M, B, classes] of every member from z [B, P, M D]."""
+        hidden = self.fused(z).split(self.config.embed_dim, dim=1)
+        members = (self, *self.others)
+        return torch.stack([one.output(h) for one, h in zip(members, hidden, strict=True)])
+
+    def fused(self, z: Tensor) -> Tensor:
+        """GELU(W_f z + b_f), [B, M D], what the logits are linear in."""
+        own = z[:, : len(self.config.first_order)].split(self.config.embed_dim, dim=2)
+        members = (self, *self.others)
+        hidden = [one.fusion(part.flatten(1)) for one, part in zip(members, own, strict=True)]
+        return nn.functional.gelu(torch.cat(hidden, dim=1))

@@ -152,7 +152,7 @@ def _read_means(values: Any, config: NeuroSSMConfig) -> torch.Tensor | None:
     if values is None:
         return None
     found = torch.tensor(values, dtype=torch.float32)
-    if found.shape != (len(config.pathways), config.embed_dim) or not found.isfinite().all():
+    if found.shape != (len(config.pathways), config.features) or not found.isfinite().all():
         raise ValueError("the means of the pathways do not fit the model")
     return found
 
@@ -257,10 +257,7 @@ def read_model_file(path: Path, ssd_backend: str = "auto") -> RegionModelFile:
         means = metadata["training"].get(MEANS)
         if means is not None:
             means = torch.tensor(means, dtype=torch.float32)
-            if (
-                means.shape != (len(config.pathways), config.embed_dim)
-                or not means.isfinite().all()
-            ):
+            if means.shape != (len(config.pathways), config.features) or not means.isfinite().all():
                 raise ValueError("the means of the pathways do not fit the model")
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise damaged(path, "MODEL", why_unread(error)) from None

@@ -17,7 +17,13 @@ from neuromamba.neurossm.config import FitConfig
 
 
 class ROIModule(LightningModule):
-    """A classifier of packed scans with cross entropy, Adam and one learning-rate cycle."""
+    """A classifier of packed scans with cross entropy, AdamW and one learning-rate cycle.
+
+    Args:
+        model: gives logits of packed scans, and by ``each`` those of its members [M, B, classes].
+        fit: how it is trained.
+        steps: of the whole training.
+    """
 
     def __init__(self, model: nn.Module, fit: FitConfig, steps: int) -> None:
         super().__init__()
@@ -29,15 +35,22 @@ class ROIModule(LightningModule):
         return logits
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Mean cross entropy of a batch."""
-        loss = nn.functional.cross_entropy(self(batch), batch["label"])
+        """Mean cross entropy of a batch; each member of a model has its own."""
+        packed, labels = Packed(batch["frames"], batch["lengths"]), batch["label"]
+        logits: Tensor = self.model.each(packed)  # type: ignore[operator]  # [M, B, classes]
+        labels = labels.repeat(len(logits))
+        loss = nn.functional.cross_entropy(
+            logits.flatten(0, 1), labels, label_smoothing=self.fit.label_smoothing
+        )
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["label"]))
         return loss
 
     def configure_optimizers(self) -> Any:
-        """Adam; the rate rises to its top and falls, every step."""
+        """AdamW (Adam without weight decay); the rate rises to its top and falls, every step."""
         fit = self.fit
-        optimizer = torch.optim.Adam(self.parameters(), lr=fit.learning_rate)
+        optimizer = torch.optim.AdamW(
+            self.parameters(), lr=fit.learning_rate, weight_decay=fit.weight_decay
+        )
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
             max_lr=fit.max_learning_rate,

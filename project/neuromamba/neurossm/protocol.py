@@ -35,6 +35,7 @@ class Protocol:
         folds: of the cross-validation.
         cross_validation: without it there are holdouts only.
         results: ``Results/<DATASET>``.
+        stratify_by, leave_out: columns, see ``splits_of``.
     """
 
     cohort: Cohort
@@ -42,11 +43,20 @@ class Protocol:
     folds: int
     cross_validation: bool
     results: Path
+    stratify_by: tuple[str, ...] = ()
+    leave_out: str | None = None
 
     def splits(self) -> dict[int, list[Split]]:
         """Seed -> splits."""
         return {
-            seed: splits_of(self.cohort, seed, self.folds, self.cross_validation)
+            seed: splits_of(
+                self.cohort,
+                seed,
+                self.folds,
+                self.cross_validation,
+                stratify_by=self.stratify_by,
+                leave_out=self.leave_out,
+            )
             for seed in self.seeds
         }
 
@@ -111,6 +121,8 @@ class Protocol:
             "data_hash": cohort.hash,
             "classes": list(cohort.details.classes),
             "folds": self.folds,
+            **({"stratify_by": list(self.stratify_by)} if self.stratify_by else {}),
+            **({"leave_out": self.leave_out} if self.leave_out else {}),
             **classifier.settings(),
         }
         settings = json.loads(json.dumps(settings))  # lists for tuples, as in the file

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -35,6 +36,9 @@ from neuromamba.pages.score_sections import (
     worst_first,
 )
 from neuromamba.pages.tables import metric_label, metrics_table, version_table
+
+if TYPE_CHECKING:
+    from neuromamba.neurossm.comparison import Comparison
 
 _TITLES = {"cross_validation": "Cross-validation", HOLDOUT_NAME: "Holdout"}
 
@@ -86,6 +90,7 @@ def write_report(
     cohort: Cohort,
     results: Results,
     holdouts: HoldoutReport,
+    compared: Sequence[Comparison],
     flags: Mapping[str, str],
 ) -> Path:
     """Draw the figures, and write ``report.html``; returns its path.
@@ -96,11 +101,12 @@ def write_report(
         cohort: the data.
         results: the model's first, then those of the baselines.
         holdouts: their evaluation.
+        compared: the model and its baselines over splits.
         flags: of the command line.
     """
     name, own = next(iter(results.items()))
     classes, first = cohort.details.classes, holdouts.holdouts[0]
-    sections = [_results_section(results), _holdout_section(cohort, holdouts)]
+    sections = [_results_section(results, compared), _holdout_section(cohort, holdouts)]
     sections.append(
         prediction_figures(
             f"Holdout of seed {first.seed}", first.scores, classes, folder / "figures"
@@ -248,7 +254,7 @@ def _what(cohort: Cohort, results: Sequence[FitResult]) -> str:
     )
 
 
-def _results_section(results: Results) -> Section:
+def _results_section(results: Results, compared: Sequence[Comparison]) -> Section:
     tables = [
         Table(rows, _HEADER, _TITLES[part], numbers=range(1, len(_HEADER)), strong=0)
         for part in PARTS
@@ -258,6 +264,23 @@ def _results_section(results: Results) -> Section:
     explained = [f"{name}: {BASELINE_TEXTS[name]}." for name in results if name in BASELINE_TEXTS]
     if explained:
         text.append(f"{' '.join(explained)} Their penalty is chosen in inner folds.")
+    model = next(iter(results))
+    for one in compared:
+        names = next(iter(one.differences.values()))
+        rows = [
+            [f"{model} less {name}", *(str(interval) for interval in of.values())]
+            for name, of in one.differences.items()
+        ]
+        tables.append(
+            Table(
+                rows,
+                ("", *(metric_label(name) for name in names)),
+                f"Differences over the {one.splits} splits: {_TITLES[one.part].lower()}",
+                "In brackets: corrected resampled t intervals over splits (Nadeau and Bengio "
+                "2003), which cover the choice of training subjects and seeds.",
+                numbers=range(1, len(names) + 1),
+            )
+        )
     return Section("Results", text, tables)
 
 

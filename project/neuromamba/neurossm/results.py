@@ -36,6 +36,9 @@ METRIC_NAMES = tuple(dict.fromkeys((*_ALWAYS, *TASK_TYPES["classification"].metr
 # What the baselines are, for pages and model cards.
 BASELINE_TEXTS = {
     "FC": "logistic regression on the correlations between regions (Fisher's z)",
+    "PartialCorrelation": "logistic regression on the partial correlations between regions",
+    "Tangent": "logistic regression on the correlation matrix in the tangent space of the training "
+    "scans' mean, mostly the strongest linear model of a diagnosis",
     "MeanVariance": "logistic regression on each region's mean and variance, which NeuroSSM does "
     "not see",
     "Untrained": "logistic regression on the features of a NeuroSSM with random weights, over "

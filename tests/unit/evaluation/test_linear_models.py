@@ -45,11 +45,11 @@ def test_one_subject_of_a_class_leaves_nothing_to_choose() -> None:
 
 
 def test_the_rotation_changes_nothing() -> None:
-    """PCA with all components: the same decision as the penalised fit on all voxels."""
+    """All axes: the same decision as the penalised fit on all voxels."""
     rng = np.random.default_rng(2)
     x, y = rng.normal(size=(30, 80)), np.arange(30) % 2
     new = rng.normal(size=(10, 80))
-    whole = logistic_pipeline(10.0).set_params(pca="passthrough")
+    whole = logistic_pipeline(10.0).set_params(rotation="passthrough")
     whole.set_params(logisticregression__tol=1e-10)
     rotated = logistic_pipeline(10.0).set_params(logisticregression__tol=1e-10)
     # Only what lies in the span of the training subjects can matter to the L2 fit.

@@ -5,13 +5,13 @@ Shapes: N regions, T frames, L packed frames, B scans.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.seeds import stream
@@ -80,29 +80,32 @@ class ScanLoader(DataLoader[dict[str, Any]]):
     """Batches of a ``ScanDataset``; in training in an order that depends on seed and epoch."""
 
     def __init__(self, data: ScanDataset, batch_size: int, shuffle: bool = False) -> None:
-        super().__init__(
-            data, batch_sampler=_Batches(data, batch_size, shuffle), collate_fn=collate
-        )
+        order = _Order(data, shuffle)
+        super().__init__(data, batch_size=batch_size, sampler=order, collate_fn=collate)
 
 
-class _Batches:
-    """Indices of batches. ``set_epoch`` is called by Lightning."""
+class _Order(Sampler[int]):
+    """Indices of an epoch.
 
-    def __init__(self, data: ScanDataset, batch_size: int, shuffle: bool) -> None:
-        self.data, self.batch_size, self.shuffle = data, batch_size, shuffle
+    Lightning calls ``set_epoch`` of a loader's ``sampler``, and of a ``batch_sampler`` only that of
+    a sampler within it: without the call every epoch would have the first one's order and crops.
+    """
+
+    def __init__(self, data: ScanDataset, shuffle: bool) -> None:
+        self.data, self.shuffle = data, shuffle
 
     def set_epoch(self, epoch: int) -> None:
         self.data.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-len(self.data) // self.batch_size)
+        return len(self.data)
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[int]:
         order = torch.arange(len(self.data))
         if self.shuffle:
             places = stream(self.data.seed, 4, self.data.epoch)
             order = torch.randperm(len(self.data), generator=places)
-        return iter(part.tolist() for part in order.split(self.batch_size))
+        return iter(order.tolist())
 
 
 def check_lengths(cohort: Cohort, crop: int, shortest: int, *, refuse: bool) -> int:

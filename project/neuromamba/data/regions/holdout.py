@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.text import number, some_of
 from neuromamba.data.regions.cohort import Cohort
 
 HOLDOUT = 5  # one in so many groups
 HOLDOUT_NAME = "holdout"
+_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")  # in names of folders
+_CATEGORIES = 10  # a column with more different numbers is divided into quarters
 
 
 class Split(NamedTuple):
     """A division of scans.
 
     Attributes:
-        name: ``fold_1`` ... or ``holdout``.
+        name: ``fold_1`` ..., ``without_<value>`` or ``holdout``.
         train, test: int, indices into ``Cohort.scans``.
     """
 
@@ -27,23 +33,39 @@ class Split(NamedTuple):
     test: np.ndarray
 
 
-def splits_of(cohort: Cohort, seed: int, folds: int, cross_validation: bool = True) -> list[Split]:
-    """The folds of a seed, and last its holdout: refitted on all that the folds are made of.
+def splits_of(
+    cohort: Cohort,
+    seed: int,
+    folds: int,
+    cross_validation: bool = True,
+    *,
+    stratify_by: Sequence[str] = (),
+    leave_out: str | None = None,
+) -> list[Split]:
+    """The splits of the cross-validation of a seed, and last its holdout.
 
-    A fifth of the groups, stratified by class, is held out; the rest is cut into stratified folds.
+    A fifth of the groups is held out; the rest, on which the holdout's model is fitted, is cut into
+    folds. Both are stratified by class. With ``leave_out`` the splits of the cross-validation are
+    the values of a column instead (sites): each is tested by a model of all the others.
 
     Args:
         cohort: the data set.
         seed: of the draw.
         folds: of the cross-validation.
         cross_validation: without it there is the holdout only.
+        stratify_by: columns whose values every part has in the same shares, too; numbers count by
+            quarters.
+        leave_out: column whose values are left out in turn.
 
     Raises:
-        UserInputError: too few groups of a class for every side to have it.
+        UserInputError: too few groups of a class for every side to have it; no such column; a group
+            with several values of ``leave_out``.
     """
     everything = np.arange(len(cohort.scans))
+    strata = _strata(cohort, stratify_by)
     fitted, held = _divide(
         cohort,
+        strata,
         everything,
         HOLDOUT,
         seed,
@@ -51,19 +73,42 @@ def splits_of(cohort: Cohort, seed: int, folds: int, cross_validation: bool = Tr
         "More subjects are needed.",
     )[0]
     found = []
-    if cross_validation:
+    if leave_out is not None:
+        found += _left_out(cohort, leave_out)
+    elif cross_validation:
         where = f"outside the holdout, fewer than the {folds} folds"
-        parts = _divide(cohort, fitted, folds, seed, where, "Take fewer folds, or more subjects.")
+        remedy = "Take fewer folds, or more subjects."
+        parts = _divide(cohort, strata, fitted, folds, seed, where, remedy)
         for number, (train, test) in enumerate(parts, start=1):
             found.append(Split(f"fold_{number}", train, test))
-    found.append(Split(HOLDOUT_NAME, fitted, held))
-    for split in found:
+    holdout = Split(HOLDOUT_NAME, fitted, held)
+    for split in [holdout] if leave_out is not None else [*found, holdout]:
         _check(cohort, split)
-    return found
+    return [*found, holdout]
+
+
+def _strata(cohort: Cohort, columns: Sequence[str]) -> np.ndarray:
+    """Text [scans] of what parts have the same shares of: the class, with the columns' values."""
+    found = cohort.labels.astype(str).astype(object)
+    for name in columns:
+        texts = cohort.column(name, "--stratify_by")
+        numbers = [number(text) for text in texts]
+        known = np.array([value for value in numbers if value is not None])
+        if len(np.unique(known)) > _CATEGORIES and len(known) > len(texts) / 2:
+            edges = np.quantile(known, (0.25, 0.5, 0.75))
+            texts = np.array(["" if v is None else str(np.searchsorted(edges, v)) for v in numbers])
+        found = found + "|" + texts.astype(object)
+    return found.astype(str)
 
 
 def _divide(
-    cohort: Cohort, scans: np.ndarray, parts: int, seed: int, where: str, remedy: str
+    cohort: Cohort,
+    strata: np.ndarray,
+    scans: np.ndarray,
+    parts: int,
+    seed: int,
+    where: str,
+    remedy: str,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     labels, groups = cohort.labels[scans], cohort.groups[scans]
     for label in np.unique(labels):
@@ -73,11 +118,56 @@ def _divide(
                 f"--folds: {cohort.details.classes[label]} has scans of {there} subjects (or "
                 f"families) {where}. {remedy}"
             )
+    own = strata[scans]
+    for stratum in np.unique(own):
+        # Too few for every part: those of a class go together, so that their shares are even, too.
+        if len(np.unique(groups[own == stratum])) < parts:
+            own[own == stratum] = f"{stratum.split('|')[0]}|rare"
     divide = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
-    return [
-        (scans[train], scans[test])
-        for train, test in divide.split(np.zeros(len(scans)), labels, groups)
-    ]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class")  # the rare ones together
+        return [
+            (scans[train], scans[test])
+            for train, test in divide.split(np.zeros(len(scans)), own, groups)
+        ]
+
+
+def _left_out(cohort: Cohort, column: str) -> list[Split]:
+    """A split for each value of a column that has scans of every class; the rest is trained on."""
+    values = cohort.column(column, "--leave_out")
+    absent = int((values == "").sum())
+    if absent:
+        raise UserInputError(
+            f"--leave_out {column}: {absent} of {len(values)} scans have no value of it, so that "
+            f"it is unknown what they are to be left out with. Complete the column."
+        )
+    of_group: dict[str, str] = {}
+    for group, value in zip(cohort.groups.tolist(), values.tolist(), strict=True):
+        if of_group.setdefault(group, value) != value:
+            raise UserInputError(
+                f"--leave_out {column}: '{group}' has scans of '{of_group[group]}' and of "
+                f"'{value}', and would be trained on and tested. Leave out what a subject (or "
+                f"family) has one value of."
+            )
+    classes = set(cohort.labels.tolist())
+    found, names = [], set()
+    for value in sorted(set(values.tolist())):
+        test = np.flatnonzero(values == value)
+        train = np.flatnonzero(values != value)
+        if set(cohort.labels[test].tolist()) < classes:
+            continue
+        name = f"without_{_UNSAFE.sub('-', value)}"
+        names.add(name)
+        found.append(Split(name, train, test))
+    if len(found) < 2 or len(names) < len(found):
+        raise UserInputError(
+            f"--leave_out {column}: {len(names)} values have scans of every class and names that "
+            f"differ in letters and digits, expected 2 or more. Its values are "
+            f"{some_of(sorted(set(values.tolist())))}."
+        )
+    for split in found:
+        _check(cohort, split)
+    return found
 
 
 def _check(cohort: Cohort, split: Split) -> None:

@@ -386,7 +386,7 @@ def test_batches_cover_every_scan_once_in_an_order_of_the_epoch() -> None:
     loader = ScanLoader(ScanDataset(scans, seed=1), 3, shuffle=True)
     orders = []
     for epoch in (0, 1, 0):
-        loader.batch_sampler.set_epoch(epoch)
+        loader.sampler.set_epoch(epoch)  # as Lightning does
         batches = list(loader)
         assert [len(batch["label"]) for batch in batches] == [3, 3, 1] and len(loader) == 3
         assert all(len(b["frames"]) == sum(b["lengths"]) for b in batches)

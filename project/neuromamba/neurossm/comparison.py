@@ -1,0 +1,101 @@
+"""The model less each baseline, paired by split, with the corrected resampled t interval.
+
+The bootstrap of ``holdouts`` draws test subjects of finished fits. This one treats splits as the
+sample, and so covers the choice of training subjects and seeds, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from neuromamba.evaluation.corrected_t import corrected_interval
+from neuromamba.evaluation.intervals import Interval
+from neuromamba.evaluation.result_files import write_record
+from neuromamba.neurossm.results import PARTS, FitResult, Results
+
+COMPARISON = "comparison.json"
+_METRICS = ("auroc", "balanced_accuracy", "accuracy")
+
+
+class Comparison(NamedTuple):
+    """Differences over the splits of a part.
+
+    Attributes:
+        part: of ``PARTS``.
+        splits: number of them.
+        ratio: tested over fitted scans, the mean over splits.
+        differences: baseline -> metric -> mean difference with its interval. Metrics are those of
+            subjects, where some have several scans.
+    """
+
+    part: str
+    splits: int
+    ratio: float
+    differences: Mapping[str, Mapping[str, Interval]]
+
+
+def compare_splits(results: Results) -> list[Comparison]:
+    """Compare the first model with all others, in each part with two splits or more."""
+    own, *others = results.values()
+    found = []
+    for part in PARTS:
+        of_part = [fit for fit in own if fit.part == part]
+        if len(of_part) < 2 or not others:
+            continue
+        ratio = float(
+            np.mean([fit.metrics["scans_tested"] / fit.metrics["scans_fitted"] for fit in of_part])
+        )
+        differences = {
+            name: {metric: _difference(of_part, fits, metric, ratio) for metric in _METRICS}
+            for name, fits in zip(list(results)[1:], others, strict=True)
+        }
+        found.append(Comparison(part, len(of_part), ratio, differences))
+    return found
+
+
+def _difference(
+    own: Sequence[FitResult], other: Sequence[FitResult], metric: str, ratio: float
+) -> Interval:
+    by_split = {(fit.seed, fit.split): fit for fit in other}
+    pairs = [(fit, by_split[fit.seed, fit.split]) for fit in own]
+    values = [_value(fit, metric) - _value(same, metric) for fit, same in pairs]
+    return corrected_interval(values, ratio)
+
+
+def _value(fit: FitResult, metric: str) -> float:
+    return fit.metrics.get(f"subject/{metric}", fit.metrics[metric])
+
+
+def record(found: Sequence[Comparison]) -> dict[str, Any]:
+    """Plain containers for ``comparison.json``."""
+    return {
+        one.part: {
+            "splits": one.splits,
+            "tested_over_fitted": one.ratio,
+            "interval": "corrected resampled t (Nadeau and Bengio 2003)",
+            "differences": {
+                name: {metric: interval._asdict() for metric, interval in of.items()}
+                for name, of in one.differences.items()
+            },
+        }
+        for one in found
+    }
+
+
+def write_comparison(found: Sequence[Comparison], folder: Path) -> None:
+    """Write ``comparison.json``."""
+    write_record(record(found), folder / COMPARISON)
+
+
+def lines(found: Sequence[Comparison], model: str) -> list[str]:
+    """Lines for the end of a run."""
+    said = []
+    for one in found:
+        where = one.part.replace("_", "-")
+        said.append(f"{model} less the baselines over {one.splits} splits ({where}), AUROC:")
+        said += [f"  {name:<24}{of['auroc']}" for name, of in one.differences.items()]
+    return said
