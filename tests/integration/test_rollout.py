@@ -89,7 +89,9 @@ def test_a_scan_that_ends_with_the_prompt(
     path, out = save(tmp_path / "short_bold.nii.gz", bold(0, frames=4)), tmp_path / "out"
     argv = [str(trained.backbone), str(path), "-o", str(out), "--frames", "3", "--device", "cpu"]
     assert rollout.main(argv) == 0
-    assert "0 have a true frame, skill not defined" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "0 have a true frame, skill not defined" in said
+    assert f"page: {out / 'report.html'}" in said
     assert not (out / "true.nii.gz").exists()
     record = json.loads((out / "rollout.json").read_text())
     assert record["all"]["model"] is None and record["all"]["skill"] is None

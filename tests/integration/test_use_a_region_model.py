@@ -303,6 +303,8 @@ def test_out_of_range(model: RegionModel, scans: dict[str, np.ndarray]) -> None:
     assert repr(smooth).endswith("out of the range of the training>")
     assert smooth.in_range is False
     assert "lag1" in {one.name for one in smooth.out_of_range}
+    with pytest.raises(UserInputError, match=r"--strict: .*lag1 \(lag-1 autocorrelation"):
+        model.prepare(np.cumsum(noise, axis=1), strict=True)
 
 
 # --- embeddings, NIfTI --------------------------------------------------------------------------

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 
 import neuromamba
 from neuromamba.common.errors import UserInputError
 from neuromamba.inference.loaded import LoadedModel
-from tests.helpers.scans import save
+from tests.helpers.scans import LAS, save
 from tests.helpers.trained_model import Trained, bold
 
 
@@ -80,12 +81,26 @@ def test_a_transformer_of_scikit_learn(trained: Trained, sex: LoadedModel) -> No
         neuromamba.NeuroMambaEmbedder({"model": sex}).fit(scans)  # type: ignore[arg-type]
 
 
-def test_doubts_are_whole_sentences(trained: Trained, sex: LoadedModel, tmp_path: Path) -> None:
-    """With the meaning of a measure, and the scan's own frames where it was resampled."""
-    scan = sex.prepare(save(tmp_path / "quick_bold.nii.gz", bold(0), tr=1.0))
-    texts = [str(problem) for problem in scan.problems]
-    assert any("often a placeholder" in text for text in texts)
-    assert not [text for text in texts if ".." in text or not text.endswith(".")]
+def test_doubts_are_sentences(trained: Trained, sex: LoadedModel, tmp_path: Path) -> None:
+    """A note of the converter that leads to docs/troubleshooting.md has its full stop already."""
+    one_second = save(tmp_path / "sub-01_bold.nii.gz", bold(1), LAS, tr=1)
+    doubts = [str(one) for one in sex.prepare(one_second).problems]
+    assert any("#tr-placeholder" in one for one in doubts)
+    assert all(one.endswith(".") and not one.endswith("..") for one in doubts)
+
+
+def test_images_and_arrays(trained: Trained, sex: LoadedModel) -> None:
+    expected = sex.predict(sex.prepare(trained.scan(0))).windows
+    image = nibabel.load(trained.scan(0))
+    assert np.array_equal(sex.predict(sex.prepare(image)).windows, expected)
+    array = sex.prepare(bold(0), tr=2.0, affine=LAS)
+    assert np.array_equal(sex.predict(array).windows, expected)
+    with pytest.raises(UserInputError, match="affine="):
+        sex.prepare(bold(0))
+
+
+def test_doubts_name_what_they_mean(trained: Trained, sex: LoadedModel, tmp_path: Path) -> None:
+    """The meaning of a measure, and the scan's own frames where it was resampled."""
     loud = bold(0).astype(np.int32)
     loud[..., ::2] *= 3
     (outcome,) = sex.predict_many(save(tmp_path / "loud_bold.nii.gz", loud))

@@ -79,10 +79,11 @@ def run(argv: Sequence[str]) -> int:
         write_rollout(
             found, folder, {"model": str(model.path), "doubts": warnings, "prepared": prepared}
         )
+        page = None
         if args.report:
             from neuromamba.reports.rollout_page import write_rollout_page
 
-            write_rollout_page(
+            page = write_rollout_page(
                 found,
                 folder,
                 scan=scan.name,
@@ -103,6 +104,8 @@ def run(argv: Sequence[str]) -> int:
         f"{args.frames} frames generated after {len(found.prompt)}; {own['frames']} have a true "
         f"frame, skill {skill}; {folder}"
     )
+    if page is not None:
+        print(f"page: {page}")
     return 0
 
 

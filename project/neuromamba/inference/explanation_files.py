@@ -5,14 +5,11 @@
 
 from __future__ import annotations
 
-import gzip
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 
 from neuromamba.common.atomic_files import atomic_path
@@ -21,20 +18,13 @@ from neuromamba.inference.explain import Explanation
 from neuromamba.inference.group_maps import GroupMap, group_map
 from neuromamba.inference.output_folder import SCANS, OutputFolder
 from neuromamba.inference.score_map import ScoreMap, rank_correlation
-from neuromamba.inference.source_space import grid_image, to_source_image
+from neuromamba.inference.source_space import grid_image, save_image, to_source_image
 from neuromamba.inference.sources import ScanFile
 
 ATTRIBUTION, RANDOM, MEAN = "_attribution.nii.gz", "_attribution_random.nii.gz", "_mean.nii.gz"
 PREDICTED = "predicted"  # the group of all subjects, each with the class predicted for it
 VALUE = "value"  # the group of a regression
 _SAME_GRID = 1e-3  # of affines, mm
-
-
-def save_image(image: nibabel.Nifti1Image, path: Path) -> Path:
-    """Write a NIfTI file atomically; equal images give equal files."""
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(gzip.compress(image.to_bytes(), compresslevel=6, mtime=0))
-    return path
 
 
 def safe_name(name: str) -> str:

@@ -11,7 +11,6 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.inference.brief import Brief
-from neuromamba.inference.prepare import doubts
 from neuromamba.inference.sources import ScanFile
 
 ResultT = TypeVar("ResultT")
@@ -99,7 +98,7 @@ def _outcome(
     try:
         with future.result() as prepared:
             result = work(prepared)
-            reason = doubts(prepared)
+            reason = prepared.doubts
             record = prepared.record()
     except UserInputError as error:
         reason = str(error)

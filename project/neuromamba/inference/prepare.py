@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import nibabel
 import numpy as np
 
-from neuromamba.common.errors import UserInputError, see
+from neuromamba.common.errors import UserInputError
 from neuromamba.common.text import sentence
 from neuromamba.data.ingest.convert import convert_run
 from neuromamba.data.ingest.nifti import file_sha256
@@ -31,7 +31,7 @@ from neuromamba.inference.prepared import (
     Problem,
     TemporaryFolder,
     identity_of,
-    range_text,
+    refuse_doubts,
 )
 from neuromamba.inference.range_check import compare_with_training, coverage_problems
 from neuromamba.inference.sources import ScanFile
@@ -116,22 +116,9 @@ def prepare_scan(
         trained_on=bool(known),
         temporary=temporary,
     )
-    if strict and (prepared.problems or prepared.out_of_range):
-        raise UserInputError(
-            f"{scan.path}: refused by --strict: {doubts(prepared)} {see('strict')}"
-        )
+    if strict:
+        refuse_doubts(prepared)
     return prepared
-
-
-def doubts(prepared: PreparedScan) -> str:
-    """The problems of a scan, and its measures out of range, in one line; "" if there are none."""
-    found = [str(problem) for problem in prepared.problems]
-    found += [
-        f"{one.name} ({one.meaning}) is {one.value:.3g}, in the training "
-        f"{range_text(one.low, one.high)}."
-        for one in prepared.out_of_range
-    ]
-    return " ".join(found)
 
 
 def _check_grid(scan: ScanFile, header: RunHeader, contract: InputContract) -> None:

@@ -7,13 +7,15 @@ import shutil
 import weakref
 from dataclasses import dataclass
 from tempfile import mkdtemp
-from typing import Any
+from typing import Any, TypeVar
 
-from neuromamba.common.errors import UserInputError
+from neuromamba.common.errors import UserInputError, see
 from neuromamba.data.store.header import RunHeader
 from neuromamba.data.windows.dataset import WindowDataset
 from neuromamba.inference.brief import Brief
 from neuromamba.inference.sources import ScanFile
+
+PreparedT = TypeVar("PreparedT", bound="Prepared")
 
 
 class TemporaryFolder:
@@ -115,6 +117,26 @@ class Prepared(Brief):
         """The measures that lie outside the range of the training."""
         return tuple(one for one in self.measures if one.inside is False)
 
+    @property
+    def doubts(self) -> str:
+        """The problems, and the measures out of range, in one line; "" if there are none."""
+        found = [str(problem) for problem in self.problems]
+        found += [
+            f"{one.name} ({one.meaning}) is {one.value:.3g}, in the training "
+            f"{range_text(one.low, one.high)}."
+            for one in self.out_of_range
+        ]
+        return " ".join(found)
+
+    def close(self) -> None:
+        """Free what the scan holds outside memory: nothing."""
+
+    def __enter__(self: PreparedT) -> PreparedT:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def record_of(self, *, frames: int, tr: float, windows: int) -> dict[str, Any]:
         """What was found and done, in plain containers.
 
@@ -181,16 +203,22 @@ class PreparedScan(Prepared):
         if self.temporary is not None:
             self.temporary.close()
 
-    def __enter__(self) -> PreparedScan:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
     def record(self) -> dict[str, Any]:
         """What was found and done, in plain containers."""
         return self.record_of(
             frames=self.header.n_frames, tr=self.header.tr, windows=len(self.windows)
+        )
+
+
+def refuse_doubts(prepared: Prepared) -> None:
+    """Do what ``--strict`` says.
+
+    Raises:
+        UserInputError: there are problems, or measures out of range.
+    """
+    if prepared.doubts:
+        raise UserInputError(
+            f"{prepared.source}: refused by --strict: {prepared.doubts} {see('strict')}"
         )
 
 

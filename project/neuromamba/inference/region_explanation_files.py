@@ -22,11 +22,10 @@ from neuromamba.inference.explanation_files import (
     members,
     read_values,
     safe_name,
-    save_image,
 )
 from neuromamba.inference.output_folder import OutputFolder
 from neuromamba.inference.region_explain import RegionExplanation
-from neuromamba.inference.source_space import region_image
+from neuromamba.inference.source_space import region_image, save_image
 from neuromamba.inference.sources import ScanFile
 
 TABLE = "_attribution.csv"

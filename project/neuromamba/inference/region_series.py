@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from neuromamba.common.errors import UserInputError, see
+from neuromamba.common.errors import UserInputError
 from neuromamba.common.text import some_of
 from neuromamba.data.ingest.filenames import name_run
 from neuromamba.data.ingest.nifti import file_sha256
@@ -18,7 +18,7 @@ from neuromamba.data.ingest.sources import SUFFIXES, PassedOver, stem_of
 from neuromamba.data.regions.atlases import Atlas
 from neuromamba.data.regions.series_files import READERS, SeriesFile, read_series_file
 from neuromamba.data.regions.series_measures import MEASURES, measures_of_series
-from neuromamba.inference.prepared import Prepared, Problem, identity_of
+from neuromamba.inference.prepared import Prepared, Problem, identity_of, refuse_doubts
 from neuromamba.inference.range_check import compare
 from neuromamba.inference.sources import (
     Places,
@@ -65,15 +65,6 @@ class PreparedSeries(Prepared):
     def windows(self) -> range:
         """One: a scan is taken as a whole."""
         return range(1)
-
-    def close(self) -> None:
-        """Do nothing: the series is in memory."""
-
-    def __enter__(self) -> PreparedSeries:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     def record(self) -> dict[str, Any]:
         """What was found and done, in plain containers."""
@@ -224,10 +215,7 @@ def prepared_of(
         for name, ends in training["measures"].items()
         if name in values and None not in ends
     )
-    if strict and problems:
-        doubts = " ".join(map(str, problems))
-        raise UserInputError(f"{scan.path}: refused by --strict: {doubts} {see('strict')}")
-    return PreparedSeries(
+    prepared = PreparedSeries(
         **identity_of(scan),
         series=series,
         tr=tr,
@@ -237,6 +225,9 @@ def prepared_of(
         sha256=file_sha256(scan.path) if scan.path.is_file() else "",
         grid=grid,
     )
+    if strict:
+        refuse_doubts(prepared)
+    return prepared
 
 
 def _extracted(

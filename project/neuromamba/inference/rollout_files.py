@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from neuromamba.common.atomic_files import atomic_path, make_folder, write_text_
 from neuromamba.common.csv_cells import CsvWriter
 from neuromamba.common.files import refuse_other_content
 from neuromamba.inference.rollout import Rollout
-from neuromamba.inference.source_space import to_source_image
+from neuromamba.inference.source_space import save_image, to_source_image
 
 PREDICTED, TRUE = "predicted.nii.gz", "true.nii.gz"
 TABLE, RECORD = "rollout.csv", "rollout.json"
@@ -69,6 +68,5 @@ def write_rollout(found: Rollout, folder: Path, more: Mapping[str, Any]) -> list
 
 def _write_image(found: Rollout, scaled: np.ndarray, path: Path) -> None:
     header = dataclasses.replace(found.header, tr=found.seconds)
-    image = to_source_image(found.intensities(scaled), found.voxels, header)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
+    # Whole runs: what a higher level saves in size costs more in time.
+    save_image(to_source_image(found.intensities(scaled), found.voxels, header), path, level=1)

@@ -11,12 +11,15 @@ Voxels that the grid does not hold, outside the mask or cropped away, get ``outs
 
 from __future__ import annotations
 
+import gzip
 import math
+from pathlib import Path
 
 import nibabel
 import numpy as np
 from scipy import ndimage
 
+from neuromamba.common.atomic_files import atomic_path
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.ingest.space import space_kind
 from neuromamba.data.regions.atlases import Atlas
@@ -195,3 +198,19 @@ def _interpolated(
     for t, row in enumerate(rows):
         result[brain, t] = moved(row)[brain] / weight[brain]
     return result
+
+
+def save_image(image: nibabel.Nifti1Image, path: Path, level: int = 6) -> Path:
+    """Write a NIfTI file (``.nii.gz``) atomically; equal images give equal files.
+
+    Args:
+        image: what is written.
+        path: of the file.
+        level: of the compression, 1 (fast) to 9.
+
+    Returns:
+        The path.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(gzip.compress(image.to_bytes(), compresslevel=level, mtime=0))
+    return path

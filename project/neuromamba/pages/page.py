@@ -76,8 +76,7 @@ class Table:
 class Picture:
     """A PNG or GIF file with its caption; ``alt`` says in words what it shows.
 
-    A ``wide`` one is scrolled on a narrow screen instead of shrunk until it cannot be read. Links
-    lead to an ``anchor``.
+    A ``wide`` one takes the whole width of the page. Links lead to an ``anchor``.
     """
 
     path: Path
