@@ -19,7 +19,7 @@ from neuromamba.data.regions.axes import check_axes
 from neuromamba.data.regions.cohort import Cohort
 from neuromamba.data.regions.leaks import FAMILY_COLUMNS, check_copies, check_spellings
 from neuromamba.data.regions.registry import DatasetDetails
-from neuromamba.data.regions.scan import Scan, constant_regions
+from neuromamba.data.regions.scan import Scan, constant_regions, number_matrix
 from neuromamba.data.regions.scan_files import RawScan, ScanFile, read_scans
 from neuromamba.data.regions.subjects import (
     confound_values,
@@ -155,16 +155,7 @@ def _common_rois(raw: Sequence[RawScan], file: ScanFile) -> int:
 
 def _matrix(series: Any, name: str, file: ScanFile) -> np.ndarray:
     """Refuse what is not one, of numbers."""
-    try:
-        found = np.asarray(series)
-    except ValueError:  # rows of different lengths
-        found = np.empty(0, dtype=object)
-    if found.ndim != 2 or found.dtype.kind not in "fiu":
-        raise file.error(
-            f"holds as scan {name} {found.dtype} of shape {found.shape}, expected a matrix of "
-            f"numbers, regions x time."
-        )
-    return found
+    return number_matrix(series, f"{file.flag}: '{file.path}' holds as scan {name}")
 
 
 def _oriented(series: Any, rois: int, scan: str, file: ScanFile) -> np.ndarray:

@@ -14,8 +14,9 @@ _COUNT_UP_TO = 1000  # a message need not walk a whole file system
 _SERIES = (".pickle", ".pkl", ".npy", ".npz", ".1d", ".parquet")
 _TABLES = (".csv", ".tsv")
 _REGIONS = (
-    "Series of regions are for another family of models: neuromamba regions train takes them, and "
-    "neuromamba regions extract makes them, with a page about their quality."
+    "Series of regions are for another family of models: neuromamba regions train takes them, "
+    "neuromamba regions import brings those of a collection into one file, and neuromamba regions "
+    "extract makes them of images. Both check each scan."
 )
 
 

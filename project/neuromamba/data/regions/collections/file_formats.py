@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.files import without_leftovers
 from neuromamba.common.json_text import parse_json
@@ -29,6 +27,7 @@ from neuromamba.data.regions.collections.listing import (
     tokens,
 )
 from neuromamba.data.regions.concatenated import read_concatenated
+from neuromamba.data.regions.scan import number_matrix
 from neuromamba.data.regions.scan_files import ScanFile, read_scans
 from neuromamba.data.regions.scan_tables import SUFFIXES as TABLES
 from neuromamba.data.regions.series_files import SeriesFile, read_series_file
@@ -313,14 +312,6 @@ def _recorded_regions(path: Path) -> tuple[str, ...] | None:
 
 
 def _matrix(path: Path, number: int, series: Any, names: tuple[str, ...] | None) -> SeriesFile:
-    try:
-        found = np.asarray(series)
-    except ValueError:  # rows of different lengths
-        found = np.empty(0, dtype=object)
-    if found.ndim != 2 or found.dtype.kind not in "fiu" or not found.size:
-        raise UserInputError(
-            f"{path}: holds as scan {number + 1} {found.dtype} of shape {found.shape}, expected a "
-            f"matrix of numbers, regions x time."
-        )
+    found = number_matrix(series, f"{path}: holds as scan {number + 1}")
     known = names if names is not None and len(names) == len(found) else None
     return SeriesFile(found.T, known, by_row=True)
