@@ -188,7 +188,8 @@ def _holdout_section(cohort: Cohort, found: HoldoutReport) -> Section:
         if found.metrics:
             text.append(
                 "The interval of the mean over seeds draws subjects; a subject drawn counts for "
-                "the models of all seeds. These intervals do not cover the choice of training subjects."
+                "the models of all seeds. These intervals do not cover the choice of training "
+                "subjects."
             )
     elif found.metrics:
         text.append(
