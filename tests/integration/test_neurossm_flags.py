@@ -67,6 +67,7 @@ def commands(
     write_scans(Path("nan.pickle"), bad=True)
     write_scans(Path("many.pickle"), subjects=60)
     write_scans(Path("turned.pickle"), turned=True)
+    write_scans(Path("strangers.pickle"), seed=2, prefix="x")
     write_atlas(Path("six.nii.gz"))
     Path("data/atlases").mkdir(parents=True)
     shutil.copy("six.nii.gz", "data/atlases/AAL3v2.nii.gz")
@@ -74,7 +75,12 @@ def commands(
 
 
 def write_scans(
-    path: Path, seed: int = 0, bad: bool = False, subjects: int = SUBJECTS, turned: bool = False
+    path: Path,
+    seed: int = 0,
+    bad: bool = False,
+    subjects: int = SUBJECTS,
+    turned: bool = False,
+    prefix: str = "",
 ) -> None:
     """Two scans a subject; a planted difference, two labels that disagree, and families."""
     rng = np.random.default_rng(seed)
@@ -84,7 +90,7 @@ def write_scans(
         for _ in range(2):
             series = rng.standard_normal((ROIS, 24)).cumsum(1) if label else rng.random((ROIS, 24))
             pheno = {
-                "subjectId": f"{number:02d}",
+                "subjectId": f"{prefix}{number:02d}",
                 "group": "ab"[label],
                 "half": "xy"[2 * number // subjects],
                 "third": "pqz"[number % 3],
@@ -204,6 +210,7 @@ TESTER: dict[str, Case] = {
     "analysis": Case("--analysis", places, "--baselines"),
     "data_dir": Case("--data_dir nowhere", answer, f"{SMALL} --dataset PPMI --data_dir data"),
     "data_file": Case("--data_file other.pickle", values),
+    "test_data": Case("--test_data strangers.pickle", values),
     "target": Case("--target half", values),
     "group_column": Case("--group_column family", splits),
     "confounds": Case("--confounds age", evaluation, "--model FC --data_file many.pickle"),
@@ -249,6 +256,7 @@ TESTER_DEFAULTS: dict[str, Any] = {
     "analysis": False,
     "data_dir": "Dataset/Data",
     "data_file": None,
+    "test_data": None,
     "target": None,
     "group_column": None,
     "confounds": [],

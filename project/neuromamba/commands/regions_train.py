@@ -72,6 +72,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="scans, in place of the data set's file: .pickle, .npy, .csv, .tsv or a folder",
     )
+    add(
+        "--test_data",
+        metavar="FILE",
+        help="scans of another cohort, which no split sees: the models of the holdouts are tested "
+        "on them, too",
+    )
     add("--target", metavar="KEY", help=f"of a scan's pheno: its class (--dataset {OWN})")
     add(
         "--group_column",
@@ -229,6 +235,7 @@ def config_of(args: argparse.Namespace) -> EvaluateConfig:
         details=details,
         data_dir=Path(args.data_dir),
         data_file=Path(args.data_file) if args.data_file else None,
+        test_data=Path(args.test_data) if args.test_data else None,
         group_column=args.group_column,
         confounds=tuple(dict.fromkeys(args.confounds)),
         drop_bad_scans=args.drop_bad_scans,

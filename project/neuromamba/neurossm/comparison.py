@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from neuromamba.data.regions.holdout import EXTERNAL
 from neuromamba.evaluation.corrected_t import corrected_interval
 from neuromamba.evaluation.intervals import Interval
 from neuromamba.evaluation.result_files import write_record
@@ -39,10 +40,13 @@ class Comparison(NamedTuple):
 
 
 def compare_splits(results: Results) -> list[Comparison]:
-    """Compare the first model with all others, in each part with two splits or more."""
+    """Compare the first model with all others, in each part with two splits or more.
+
+    Scans of another file are the same in all splits, for which the interval does not hold.
+    """
     own, *others = results.values()
     found = []
-    for part in PARTS:
+    for part in (part for part in PARTS if part != EXTERNAL):
         of_part = [fit for fit in own if fit.part == part]
         if len(of_part) < 2 or not others:
             continue

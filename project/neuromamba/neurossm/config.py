@@ -225,6 +225,7 @@ class EvaluateConfig:
         data_dir: folder of its files.
         data_file: scans, in place of the entry's file.
         group_column: whose values are not split between training and test.
+        test_data: scans that no split has seen, tested by the models of the holdouts.
         confounds: columns that are compared with target and scores of the holdouts.
         drop_bad_scans: leave out scans that are not finite, instead of refusing them.
         missing_codes: labels that mean "not recorded"; their scans are left out.
@@ -257,6 +258,7 @@ class EvaluateConfig:
     baselines: tuple[str, ...] = ()
     architecture: Mapping[str, Any] = field(default_factory=dict)
     data_file: Path | None = None
+    test_data: Path | None = None
     group_column: str | None = None
     confounds: tuple[str, ...] = ()
     drop_bad_scans: bool = False

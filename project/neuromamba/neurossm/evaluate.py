@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from neuromamba.common.atomic_files import make_folder
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.regions.batches import check_lengths
 from neuromamba.data.regions.cohort import Cohort
 from neuromamba.data.regions.dataset import load_cohort
+from neuromamba.data.regions.external import load_external
+from neuromamba.data.regions.holdout import EXTERNAL
 from neuromamba.layers.ssd import select_backend
 from neuromamba.neurossm.classifiers import NetworkClassifier, classifier
 from neuromamba.neurossm.comparison import compare_splits, write_comparison
@@ -61,6 +64,16 @@ def evaluate(config: EvaluateConfig) -> None:
         missing_codes=config.missing_codes,
         orientation=config.orientation,
     )
+    external = None
+    if config.test_data is not None:
+        external = load_external(
+            cohort,
+            config.test_data,
+            config.data_file or config.data_dir / config.details.file,
+            drop_bad_scans=config.drop_bad_scans,
+            missing_codes=config.missing_codes,
+            orientation=config.orientation,
+        )
     network = config.network(rois=cohort.rois, classes=len(cohort.details.classes))
     short = check_lengths(
         cohort, config.fit.crop, network.shortest, refuse=config.refuse_short_scans
@@ -78,6 +91,7 @@ def evaluate(config: EvaluateConfig) -> None:
         results=config.results_dir / cohort.name,
         stratify_by=config.stratify_by,
         leave_out=config.leave_out,
+        external=external,
     )
     check_holdouts(cohort, protocol.splits())  # refuse too few subjects as early
     if config.explanation is not None:
@@ -86,27 +100,39 @@ def evaluate(config: EvaluateConfig) -> None:
         from neuromamba.neurossm.explain import explain_holdouts, plan
 
         explanation = plan(protocol, config.explanation, config.data_dir)
-    print(_opening_lines(cohort, config, hardware, short), flush=True)
+    print(_opening_lines(cohort, external, config, hardware, short), flush=True)
     results: Results = {one.name: protocol.run(one) for one in classifiers}
     print(summary_text(results))
     found = evaluate_holdouts(cohort, protocol.splits(), results)
     folder = protocol.folder(main)
     found.write(folder)
+    reports = [found]
+    if external is not None:
+        other = evaluate_holdouts(external, protocol.splits(), results, EXTERNAL)
+        make_folder(folder / EXTERNAL, "--results_dir")
+        other.write(folder / EXTERNAL)
+        reports.append(other)
     if isinstance(main, NetworkClassifier):
         written = write_model_files(config, protocol, main, found)
         print("\n".join(f"model of the holdout: {path}" for path in written))
-    print("\n".join(found.lines()))
+    print("\n".join(line for report in reports for line in report.lines()))
     compared = compare_splits(results)
     write_comparison(compared, folder)
     print("\n".join(comparison_lines(compared, main.name)))
-    page = write_report(folder, cohort, results, found, compared, config.flags)
+    page = write_report(folder, cohort, results, reports, compared, config.flags)
     print(f"results in {folder}, report {page}", flush=True)
     if config.explanation is not None:
         assert isinstance(main, NetworkClassifier)
         explain_holdouts(protocol, main, explanation)
 
 
-def _opening_lines(cohort: Cohort, config: EvaluateConfig, hardware: Hardware, short: int) -> str:
+def _opening_lines(
+    cohort: Cohort,
+    external: Cohort | None,
+    config: EvaluateConfig,
+    hardware: Hardware,
+    short: int,
+) -> str:
     details, scans = cohort.details, cohort.scans
     frames = [scan.series.shape[1] for scan in scans]
     subjects = len({scan.subject for scan in scans})
@@ -127,4 +153,11 @@ def _opening_lines(cohort: Cohort, config: EvaluateConfig, hardware: Hardware, s
     ]
     if short:
         lines.append(f"note: {short} scans are shorter than a crop and are used completely.")
-    return "\n".join([*lines, *(f"note: {note}" for note in cohort.notes)])
+    lines += [f"note: {note}" for note in cohort.notes]
+    if external is not None:
+        lines.append(
+            f"external cohort '{config.test_data}': {len(external.scans)} scans, which the models "
+            f"of the holdouts are tested on"
+        )
+        lines += [f"note: external cohort: {note}" for note in external.notes]
+    return "\n".join(lines)

@@ -64,6 +64,7 @@ class HoldoutReport:
         model: name of the evaluated model.
         drawn: what the intervals draw, in words.
         holdouts: one a seed.
+        part: ``HOLDOUT_NAME``, or ``EXTERNAL``.
         metrics: means over seeds; empty for a single seed.
         differences: baseline -> metric -> mean difference over seeds; empty for a single seed.
     """
@@ -71,6 +72,7 @@ class HoldoutReport:
     model: str
     drawn: str
     holdouts: Sequence[Holdout]
+    part: str = HOLDOUT_NAME
     metrics: Intervals = field(default_factory=dict)
     differences: Mapping[str, Intervals] = field(default_factory=dict)
 
@@ -78,6 +80,10 @@ class HoldoutReport:
     def verdict_on(self) -> Mapping[str, Intervals]:
         """Differences that a statement about the baselines rests on: over all seeds."""
         return self.differences or self.holdouts[0].differences
+
+    @property
+    def _what(self) -> str:
+        return "holdout" if self.part == HOLDOUT_NAME else "external cohort, models"
 
     def record(self) -> dict[str, Any]:
         """Plain containers for ``evaluation.json``."""
@@ -103,11 +109,11 @@ class HoldoutReport:
         """Lines for the end of a run."""
         lines = []
         for one in self.holdouts:
-            lines.append(f"holdout of seed {one.seed}, {self.model}:")
+            lines.append(f"{self._what} of seed {one.seed}, {self.model}:")
             lines += [f"  {line}" for line in one.evaluation.lines()]
             lines += _difference_lines(one.differences)
         if self.metrics:
-            lines.append(f"mean over the holdouts of {len(self.holdouts)} seeds, {self.model}:")
+            lines.append(f"mean over {len(self.holdouts)} seeds, {self._what}, {self.model}:")
             lines += [f"  {name:<24}{interval}" for name, interval in self.metrics.items()]
             lines += _difference_lines(self.differences)
         return lines
@@ -120,7 +126,7 @@ class HoldoutReport:
 
     def _subjects(self) -> Iterator[list[Any]]:
         for one in self.holdouts:
-            for row in subject_rows(HOLDOUT_NAME, one.scores[self.model]):
+            for row in subject_rows(self.part, one.scores[self.model]):
                 yield [one.seed, *row]
 
 
@@ -170,14 +176,18 @@ def _subjects_of(cohort: Cohort, rows: Any) -> dict[str, int]:
 
 
 def evaluate_holdouts(
-    cohort: Cohort, splits: Mapping[int, Sequence[Split]], results: Results
+    cohort: Cohort,
+    splits: Mapping[int, Sequence[Split]],
+    results: Results,
+    part: str = HOLDOUT_NAME,
 ) -> HoldoutReport:
     """Evaluate the first model on the holdout of every seed, beside the others.
 
     Args:
-        cohort: the data.
+        cohort: the data; with ``EXTERNAL`` the other cohort.
         splits: seed -> splits, the holdout last.
         results: model -> its fits; the evaluated model first.
+        part: ``HOLDOUT_NAME``, or ``EXTERNAL`` for scans of another file by the same models.
     """
     group_of = None
     if cohort.group_column is not None:
@@ -185,7 +195,7 @@ def evaluate_holdouts(
     scores: dict[int, dict[str, SubjectScores]] = {seed: {} for seed in splits}
     for name, of_model in results.items():
         for result in of_model:
-            if result.split == HOLDOUT_NAME:
+            if result.split == part:
                 scores[result.seed][name] = subject_scores(result.predictions, group_of)
     model, *baselines = results
     holdouts = [
@@ -198,12 +208,13 @@ def evaluate_holdouts(
     elif first.resampling_unit is not None:
         drawn = "subjects, each with its scans of all classes"
     if len(holdouts) == 1:
-        return HoldoutReport(model=model, drawn=drawn, holdouts=holdouts)
+        return HoldoutReport(model=model, drawn=drawn, holdouts=holdouts, part=part)
     pooled = {name: Holdouts([one.scores[name] for one in holdouts]) for name in results}
     return HoldoutReport(
         model=model,
         drawn=drawn,
         holdouts=holdouts,
+        part=part,
         metrics={n: pooled[model].interval(n, BOOTSTRAP_SEED) for n in first.metric_names},
         differences={
             name: {

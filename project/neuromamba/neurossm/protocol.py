@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from neuromamba.common.atomic_files import make_folder, write_text_atomically
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.json_text import read_json_record
 from neuromamba.data.regions.cohort import Cohort
-from neuromamba.data.regions.holdout import Split, splits_of
+from neuromamba.data.regions.holdout import EXTERNAL, HOLDOUT_NAME, Split, splits_of
+from neuromamba.data.regions.scan import Scan
 from neuromamba.evaluation.result_files import Predictions
 from neuromamba.neurossm.classifiers import Classifier
 from neuromamba.neurossm.results import FitResult, metrics_of, read_fit, write_fit, write_tables
@@ -36,6 +38,7 @@ class Protocol:
         cross_validation: without it there are holdouts only.
         results: ``Results/<DATASET>``.
         stratify_by, leave_out: columns, see ``splits_of``.
+        external: scans that no split has seen; the models of the holdouts are tested on them.
     """
 
     cohort: Cohort
@@ -45,6 +48,7 @@ class Protocol:
     results: Path
     stratify_by: tuple[str, ...] = ()
     leave_out: str | None = None
+    external: Cohort | None = None
 
     def splits(self) -> dict[int, list[Split]]:
         """Seed -> splits."""
@@ -86,6 +90,10 @@ class Protocol:
                 else:
                     print(f"{where}: done before, {_shown(result.metrics)}", flush=True)
                 results.append(result)
+                if split.name == HOLDOUT_NAME and self.external is not None:
+                    other = read_fit(place.with_name(EXTERNAL), seed, EXTERNAL)
+                    assert other is not None, "written before the holdout's own"
+                    results.append(other)
                 write_tables(folder, classifier.name, results)
         return results
 
@@ -98,19 +106,16 @@ class Protocol:
         place.mkdir(parents=True)
         start = time.monotonic()
         train, test = ([self.cohort.scans[i] for i in part] for part in (split.train, split.test))
-        probability = classifier.fit_and_score(train, test, seed, place)
-        predictions = Predictions(
-            [scan.subject for scan in test],
-            [scan.scan for scan in test],
-            np.array([scan.label for scan in test]),
-            np.asarray(probability, dtype=np.float64),
-        )
-        metrics = metrics_of(predictions)
-        metrics |= {"scans_fitted": float(len(train)), "scans_tested": float(len(test))}
-        metrics["seconds"] = round(time.monotonic() - start, 1)
-        result = FitResult(seed, split.name, predictions, metrics)
+        others = self.external.scans if self.external and split.name == HOLDOUT_NAME else ()
+        probability = classifier.fit_and_score(train, [*test, *others], seed, place)
+        seconds = round(time.monotonic() - start, 1)
+        if others:
+            found = _result(seed, EXTERNAL, others, probability[len(test) :], len(train), seconds)
+            place.with_name(EXTERNAL).mkdir(exist_ok=True)
+            write_fit(found, place.with_name(EXTERNAL))  # first: the holdout's says all is there
+        result = _result(seed, split.name, test, probability[: len(test)], len(train), seconds)
         write_fit(result, place)
-        print(f"{where}: {_shown(metrics)} ({metrics['seconds']:.0f} s)", flush=True)
+        print(f"{where}: {_shown(result.metrics)} ({seconds:.0f} s)", flush=True)
         return result
 
     def _claim(self, folder: Path, classifier: Classifier) -> None:
@@ -123,6 +128,7 @@ class Protocol:
             "folds": self.folds,
             **({"stratify_by": list(self.stratify_by)} if self.stratify_by else {}),
             **({"leave_out": self.leave_out} if self.leave_out else {}),
+            **({"test_data_hash": self.external.hash} if self.external else {}),
             **classifier.settings(),
         }
         settings = json.loads(json.dumps(settings))  # lists for tuples, as in the file
@@ -134,6 +140,25 @@ class Protocol:
                     f"another folder, or remove that one."
                 )
         write_text_atomically(path, json.dumps(settings, indent=1) + "\n")
+
+
+def _result(
+    seed: int,
+    split: str,
+    scans: Sequence[Scan],
+    probability: np.ndarray,
+    fitted: int,
+    seconds: float,
+) -> FitResult:
+    predictions = Predictions(
+        [scan.subject for scan in scans],
+        [scan.scan for scan in scans],
+        np.array([scan.label for scan in scans]),
+        np.asarray(probability, dtype=np.float64),
+    )
+    metrics = metrics_of(predictions)
+    metrics |= {"scans_fitted": float(fitted), "scans_tested": float(len(scans))}
+    return FitResult(seed, split, predictions, metrics | {"seconds": seconds})
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from neuromamba.common.atomic_files import write_text_atomically
 from neuromamba.data.regions.cohort import Cohort
-from neuromamba.data.regions.holdout import HOLDOUT_NAME
+from neuromamba.data.regions.holdout import EXTERNAL, HOLDOUT_NAME
 from neuromamba.evaluation.result_files import CURVES, curve
 from neuromamba.evaluation.scores import SubjectScores
 from neuromamba.neurossm.holdouts import HoldoutReport
@@ -40,7 +40,11 @@ from neuromamba.pages.tables import metric_label, metrics_table, version_table
 if TYPE_CHECKING:
     from neuromamba.neurossm.comparison import Comparison
 
-_TITLES = {"cross_validation": "Cross-validation", HOLDOUT_NAME: "Holdout"}
+_TITLES = {
+    "cross_validation": "Cross-validation",
+    HOLDOUT_NAME: "Holdout",
+    EXTERNAL: "External cohort",
+}
 
 
 def _cell(values: Mapping[str, float] | None) -> str:
@@ -89,7 +93,7 @@ def write_report(
     folder: Path,
     cohort: Cohort,
     results: Results,
-    holdouts: HoldoutReport,
+    reports: Sequence[HoldoutReport],
     compared: Sequence[Comparison],
     flags: Mapping[str, str],
 ) -> Path:
@@ -100,13 +104,15 @@ def write_report(
             ``figures/`` those of the first seed's holdout.
         cohort: the data.
         results: the model's first, then those of the baselines.
-        holdouts: their evaluation.
+        reports: evaluation of the holdouts, and, if there is one, of the external cohort.
         compared: the model and its baselines over splits.
         flags: of the command line.
     """
     name, own = next(iter(results.items()))
+    holdouts = reports[0]
     classes, first = cohort.details.classes, holdouts.holdouts[0]
-    sections = [_results_section(results, compared), _holdout_section(cohort, holdouts)]
+    sections = [_results_section(results, compared)]
+    sections += [_holdout_section(cohort, report) for report in reports]
     sections.append(
         prediction_figures(
             f"Holdout of seed {first.seed}", first.scores, classes, folder / "figures"
@@ -151,6 +157,8 @@ def _holdout_section(cohort: Cohort, found: HoldoutReport) -> Section:
     classes = cohort.details.classes
     main = found.holdouts[0].scores[found.model].main_metric
     several = any("/" in name for name in _names_of_several(found))
+    external = found.part == EXTERNAL
+    subjects = "external subjects" if external else "held-out subjects"
     tables = []
     for number, one in enumerate(found.holdouts, start=1):
         tables.append(
@@ -159,8 +167,10 @@ def _holdout_section(cohort: Cohort, found: HoldoutReport) -> Section:
                 classes,
                 samples="scans",
                 drawn=found.drawn,
-                units="pairs of a held-out subject and a class" if several else "held-out subjects",
-                title=f"Holdout of seed {one.seed}",
+                units=f"pairs of a {subjects[:-1]} and a class" if several else subjects,
+                title=f"{_TITLES[found.part]}, models of seed {one.seed}"
+                if external
+                else f"Holdout of seed {one.seed}",
                 explained=number == len(found.holdouts),
             )
         )
@@ -170,7 +180,17 @@ def _holdout_section(cohort: Cohort, found: HoldoutReport) -> Section:
         "Each seed has a holdout of its own, a fifth of the subjects, on which no model was fitted "
         "and nothing was chosen."
     ]
-    if found.metrics:
+    if external:
+        text = [
+            "Scans of another file (--test_data), which no split holds, scored by the models of "
+            "the holdouts. All seeds are tested on the same subjects."
+        ]
+        if found.metrics:
+            text.append(
+                "The interval of the mean over seeds draws subjects; a subject drawn counts for "
+                "the models of all seeds. No interval covers the choice of training subjects."
+            )
+    elif found.metrics:
         text.append(
             "The holdouts of different seeds overlap in subjects, so that their intervals are not "
             "independent and must not be combined. The interval of the mean over seeds draws from "
@@ -187,7 +207,8 @@ def _holdout_section(cohort: Cohort, found: HoldoutReport) -> Section:
     said = verdict(found.model, main, differences, decisive=_decisive(found))
     if said and found.metrics:
         said = [f"Over the {len(found.holdouts)} seeds: {said[0][0].lower()}{said[0][1:]}"]
-    return Section("Intervals on the holdouts", [*text, *said], tables)
+    title = "Intervals on the external cohort" if external else "Intervals on the holdouts"
+    return Section(title, [*text, *said], tables)
 
 
 def _decisive(found: HoldoutReport) -> bool:

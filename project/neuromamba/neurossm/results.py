@@ -17,7 +17,7 @@ import torch
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.json_text import parse_json
 from neuromamba.config.tasks import TASK_TYPES
-from neuromamba.data.regions.holdout import HOLDOUT_NAME
+from neuromamba.data.regions.holdout import EXTERNAL, HOLDOUT_NAME
 from neuromamba.evaluation import result_files
 from neuromamba.evaluation.metrics import METRICS
 from neuromamba.evaluation.result_files import PREDICTIONS, Predictions
@@ -44,7 +44,8 @@ BASELINE_TEXTS = {
     "Untrained": "logistic regression on the features of a NeuroSSM with random weights, over "
     "which a trained one gains what it has learned",
 }
-PARTS = ("cross_validation", HOLDOUT_NAME)
+_LAST = ("scans_fitted", "scans_tested", "seconds")
+PARTS = ("cross_validation", HOLDOUT_NAME, EXTERNAL)
 
 
 class FitResult(NamedTuple):
@@ -65,7 +66,7 @@ class FitResult(NamedTuple):
     @property
     def part(self) -> str:
         """One of ``PARTS``."""
-        return HOLDOUT_NAME if self.split == HOLDOUT_NAME else PARTS[0]
+        return self.split if self.split in PARTS else PARTS[0]
 
 
 Results = Mapping[str, Sequence[FitResult]]  # model -> its fits
@@ -167,7 +168,12 @@ def read_fit(folder: Path, seed: int, split: str) -> FitResult | None:
 def write_tables(folder: Path, name: str, results: Sequence[FitResult]) -> None:
     """Write ``results.csv``, one row per fit, and ``summary.json``."""
     rows = [{"model": name, "seed": r.seed, "split": r.split, **r.metrics} for r in results]
-    header = list(dict.fromkeys(column for row in rows for column in row))
+    # In one order, whether a fit was made now or read from its files.
+    first = ("model", "seed", "split", *METRIC_NAMES)
+    there = dict.fromkeys(column for row in rows for column in row)
+    header = [name for name in first if name in there]
+    header += [*(name for name in there if "/" in name), *(n for n in _LAST if n in there)]
+    header += [name for name in there if name not in header]
     cells = ([_cell(row.get(column)) for column in header] for row in rows)
     result_files.write_rows(header, cells, folder / "results.csv")
     result_files.write_record(summary(results), folder / "summary.json")

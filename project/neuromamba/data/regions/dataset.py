@@ -37,6 +37,7 @@ def load_cohort(
     data_dir: Path,
     *,
     data_file: Path | None = None,
+    file_flag: str = "--data_file",
     group_column: str | None = None,
     confounds: Sequence[str] = (),
     drop_bad_scans: bool = False,
@@ -49,7 +50,8 @@ def load_cohort(
         name: ``--dataset``.
         details: its entry.
         data_dir: ``--data_dir``.
-        data_file: ``--data_file``, in place of the entry's.
+        data_file: in place of the entry's file.
+        file_flag: that named it.
         group_column: column of the subject table, or key of ``pheno`` where there is none, whose
             values are not split (families).
         confounds: columns, or keys, that are kept for a comparison with the scores.
@@ -61,7 +63,7 @@ def load_cohort(
     Raises:
         UserInputError: names file, scan or column, and what was expected there.
     """
-    file = ScanFile(data_file, "--data_file") if data_file else ScanFile(data_dir / details.file)
+    file = ScanFile(data_file, file_flag) if data_file else ScanFile(data_dir / details.file)
     table = subject_table(details, data_dir, group_column)
     notes: list[str] = []
     raw = read_scans(file, None if table is None else table.index)
@@ -70,6 +72,11 @@ def load_cohort(
     raw, label_of = labelled(raw, table, details, file, notes, missing_codes)
     group_of = families(raw, table, group_column)
     classes = details.classes or tuple(sorted(set(label_of)))
+    if unknown := sorted(set(label_of) - set(classes)):
+        raise file.error(
+            f"has the classes {some_of(unknown)} of '{details.target}', expected those of the data "
+            f"set: {', '.join(classes)}."
+        )
     if len(classes) < 2:
         raise UserInputError(
             f"--target: '{file.path}' has the classes '{details.target}' {list(classes)}; a "

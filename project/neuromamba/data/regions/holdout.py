@@ -16,6 +16,7 @@ from neuromamba.data.regions.cohort import Cohort
 
 HOLDOUT = 5  # one in so many groups
 HOLDOUT_NAME = "holdout"
+EXTERNAL = "external"  # scans of another file, tested by the models of the holdouts
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")  # in names of folders
 _CATEGORIES = 10  # a column with more different numbers is divided into quarters
 
