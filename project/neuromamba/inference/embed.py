@@ -88,8 +88,8 @@ def layer_name(number: int, depth: int) -> str:
     """
     if depth == 0 and number not in (0, -1):
         raise UserInputError(
-            f"--layer: got {number}, but the tokens of this model's blocks are merged; its layers "
-            f"with a row per token are 0 (the embedding) and -1 (the features after the final norm)."
+            f"--layer: got {number}, but the tokens of this model's blocks are merged. Its layers "
+            f"with a row per token are 0 (the embedding) and -1 (features after the final norm)."
         )
     if not -depth - 1 <= number <= depth:
         raise UserInputError(
