@@ -8,7 +8,7 @@ import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,27 +119,37 @@ def shown(command: Sequence[str]) -> str:
     return shlex.join(("neuromamba", *command))
 
 
-def run_stage(stage: str, command: Sequence[str]) -> None:
+def run_stage(
+    stage: str, command: Sequence[str], defaults: Mapping[str, str] | None = None
+) -> None:
     """Print a command of ours, run it with this interpreter and wait.
 
     Args:
         stage: for the message.
         command: name of the command and its flags.
+        defaults: environment variables, where the user has not set them.
 
     Raises:
         StageFailure: it ended with an error, which it has printed itself.
     """
     print(f"$ {shown(command)}", flush=True)
-    run_program(stage, own_command(*command))
+    run_program(stage, own_command(*command), {**(defaults or {}), **own_environment()})
 
 
-def run_program(stage: str, words: Sequence[str]) -> None:
+def run_program(
+    stage: str, words: Sequence[str], environment: Mapping[str, str] | None = None
+) -> None:
     """Run a program and wait; after Ctrl-C let it clean up.
+
+    Args:
+        stage: for the message.
+        words: of the command line.
+        environment: of the program; by default ``own_environment()``.
 
     Raises:
         StageFailure: it ended with an error, which it has printed itself.
     """
-    process = subprocess.Popen(words, env=own_environment())
+    process = subprocess.Popen(words, env=environment or own_environment())
     try:
         status = process.wait()
     except KeyboardInterrupt:  # a terminal sends it to the command as well

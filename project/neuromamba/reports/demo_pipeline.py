@@ -21,6 +21,8 @@ PRETRAIN_EPOCHS, EPOCHS, FRAMES, WORKERS = 6, 2, 40, 2
 QUICK_SUBJECTS, QUICK_FRAMES = 24, 20
 LABELS, DRAWS, STEPS = (4, 8, 16, 32), 3, 30  # of each class; draws of them; optimiser steps
 QUICK_LABELS, QUICK_DRAWS, QUICK_STEPS = (2, 4), 2, 2
+# Its layers are so small that a second thread doubles the CPU time and saves little.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 HEAD = ("--pool", "mean_sd", "--head_norm", "batch")
 
 UNTRAINED = "Same head, untrained backbone"
@@ -117,7 +119,7 @@ def label_copy(out: Path) -> tuple[Path, Path]:
 
 def run_step(step: Step, out: Path) -> None:
     """Run the command; after the conversion, put the labels beside the store."""
-    run_stage(step.stage.name, step.command)
+    run_stage(step.stage.name, step.command, ONE_THREAD)
     if step.stage.name == "convert":
         source, target = label_copy(out)
         print(f"$ {copy_command(out)}", flush=True)
