@@ -81,9 +81,11 @@ class CommandLine:
         """The tiny flags, which ``extra`` may override."""
         flags = (
             f"--dataset_name Dummy --image_path {self.store} --img_size 12 12 12 4 "
-            "--patch_size 6 6 6 2 --embed_dim 16 --depth 1 --train_split 0.6 --val_split 0.2 "
+            "--patch_size 6 6 6 2 --embed_dim 16 --train_split 0.6 --val_split 0.2 "
             "--batch_size 4 --max_epochs 1 --accelerator cpu --devices 1"
         )
+        if "--model swift" not in extra:  # which has no such flag
+            flags += " --depth 1"
         return [*flags.split(), *extra.split()]
 
     def planned(self, extra: str = "") -> Run:

@@ -38,6 +38,7 @@ from tests.helpers.flag_tests import (
     OWN_TESTS,
     SAME_PLACE,
     SGD,
+    SWIFT,
     TWO_STORES,
     VOXELWISE,
     backends,
@@ -168,6 +169,9 @@ CASES: dict[str, Case] = {
     "token_order": Case("--token_order space_first", loss),
     "keep_background": Case("--keep_background", kept, expected=(16, 16, 16, 16)),
     "union_mask": Case("--union_mask", kept, expected=(12, 12, 12, 12)),
+    "swin_depths": Case("--swin_depths 2 1", shapes, SWIFT),
+    "swin_heads": Case("--swin_heads 1 4", loss, SWIFT),
+    "swin_window": Case("--swin_window 1 1 1 1", loss, SWIFT),
     "ssd_backend": Case("--ssd_backend reference", backends, expected={"reference"}),
     # objective
     "pretraining": Case(NEXT, objective, expected="pre-training, next token"),
@@ -406,9 +410,10 @@ def test_accumulated_batches_are_one_large_batch(cli: CommandLine) -> None:
 
 @shows("model")
 def test_model(cli: CommandLine, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(cli.argv("--model swift --dry_run")) == 2
-    assert "--model: unknown name 'swift'. Known: fmamba." in capsys.readouterr().err
+    assert main(cli.argv("--model vit --dry_run")) == 2
+    assert "--model: unknown name 'vit'. Known: fmamba, swift." in capsys.readouterr().err
     assert "fmamba D=16" in describe_plan(cli.planned("--model fmamba"))
+    assert "SwiFT, 1 + 1 4D Swin blocks" in describe_plan(cli.planned(SWIFT))
 
 
 @shows("in_chans")

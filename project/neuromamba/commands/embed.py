@@ -123,7 +123,7 @@ def run(argv: Sequence[str]) -> int:
     else:
         if args.atlas is not None and args.pool != "region":
             raise UserInputError("--atlas: only used with --pool region.")
-        layer_name(args.layer, model.contract.model.depth)
+        layer_name(args.layer, model.contract.model.token_blocks)
         if args.atlas is not None:  # one that cannot be had is no fault of the scans
             refuse_atlas_in_native_space(model.contract.native, "the model")
             atlas = chosen_atlas(args.atlas)

@@ -19,6 +19,7 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.config.flag_parser import Parser, parse_arguments
 from neuromamba.fmamba.flags import build_parser
 from neuromamba.fmamba.run_config import run_config
+from neuromamba.planning.plan_flags import refuse_other_models
 
 
 def flops_parser() -> Parser:
@@ -48,6 +49,7 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
     """
     args, given = parse_arguments(flops_parser(), argv)
     config = run_config(args, given)
+    refuse_other_models(config.model.model, "neuromamba flops")
     # Imported here: torch takes seconds, and a wrong flag need not wait for it.
     from neuromamba.planning.flop_report import count, table
 

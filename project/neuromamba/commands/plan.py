@@ -25,7 +25,7 @@ from neuromamba.fmamba.run_config import RunConfig, run_config
 from neuromamba.planning.assumptions import ASSUMED_UTILISATION, CPU, USUAL_FRAMES
 from neuromamba.planning.batch_script import SCHEDULERS, batch_script
 from neuromamba.planning.gpus import GPUS
-from neuromamba.planning.plan_flags import check_flags, refuse_of_training
+from neuromamba.planning.plan_flags import check_flags, refuse_of_training, refuse_other_models
 
 # Flags that say what is trained; without them a plan is for pre-training.
 _OBJECTIVE = ("pretraining", "downstream_task", "clf_head_version", "label_csv", "events")
@@ -83,6 +83,7 @@ def planned_run(argv: Sequence[str]) -> RunConfig:
     """
     args, given = parse_arguments(plan_parser(), argv)
     refuse_of_training({name: getattr(args, name, None) for name in given})
+    refuse_other_models(args.model, "neuromamba plan")
     # A configuration file's is that of its paper's machine; the plan looks for a better one.
     typed = any(word.split("=")[0] == "--batch_size" for word in argv)
     args.asked_batch_size = args.batch_size if typed else None

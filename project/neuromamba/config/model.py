@@ -1,10 +1,11 @@
-"""Architecture of the FMamba backbone and of its downstream heads."""
+"""Architecture of a backbone of voxels and of its downstream heads."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from neuromamba.common.errors import UserInputError, look_up, see
 from neuromamba.config.bounds import require_positive
@@ -18,11 +19,17 @@ from neuromamba.config.names import (
 )
 
 REGION_CELLS = 3  # of the coarse grid of regions along an axis
+_MOST_STAGES = 8  # of SwiFT; each doubles the width
+# Defaults that differ from those of ``ModelConfig``: SwiFT's published configuration.
+MODEL_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "fmamba": {},
+    "swift": {"embed_dim": 36, "patch_size": (6, 6, 6, 1), "keep_background": True},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Architecture of the FMamba backbone (NeuroMamba paper, section 3 and Appendix B).
+    """Architecture of a backbone: FMamba (NeuroMamba paper, section 3 and Appendix B), or SwiFT.
 
     ``d_state`` and ``headdim`` default to the paper's rule (D / 4 and D); 0 means "derive".
     ``background`` says how a dense input marks voxels outside the brain: "min" (the window's
@@ -30,6 +37,11 @@ class ModelConfig:
     which the tokens of a window enter: "raster", place after place, each with its tokens in time
     (the paper's), or "space_first", all places of the first tokens in time, then of the second ...
     ``anatomy`` adds an embedding of the mean image to the tokens of each place (``--channels``).
+
+    Of ``model`` "swift" (``fmamba.swift``) are ``swin_depths``, the blocks of each stage,
+    ``swin_heads``, their attention heads, and ``swin_window``, tokens of a window along X, Y, Z, T;
+    ``embed_dim`` is the width of its first stage. It has no fields of Mamba: ``depth`` becomes the
+    number of all blocks, the others are cleared, and the background is kept.
     """
 
     model: str = "fmamba"
@@ -50,6 +62,9 @@ class ModelConfig:
     background: str = "min"
     token_order: str = "raster"
     anatomy: bool = False
+    swin_depths: tuple[int, ...] = (2, 2, 6, 2)
+    swin_heads: tuple[int, ...] = (3, 6, 12, 24)
+    swin_window: tuple[int, ...] = (4, 4, 4, 4)
 
     def __post_init__(self) -> None:
         look_up(self.model, MODEL_NAMES, "--model")
@@ -80,6 +95,54 @@ class ModelConfig:
             require_positive(flag, value)
         if not 0.0 <= self.dropout < 1.0:
             raise UserInputError(f"--dropout: got {self.dropout}, expected 0 <= p < 1.")
+        if self.model == "swift":
+            self._check_swift()
+        else:
+            self._check_fmamba()
+
+    def _check_swift(self) -> None:
+        """Check the fields of SwiFT, and clear those of FMamba."""
+        stages = len(self.swin_depths)
+        if not 1 <= stages <= _MOST_STAGES:
+            raise UserInputError(
+                f"--swin_depths: got {stages} stages, expected 1 to {_MOST_STAGES}."
+            )
+        if len(self.swin_heads) != stages:
+            raise UserInputError(
+                f"--swin_heads: got {len(self.swin_heads)} numbers, expected {stages}, one for "
+                f"each stage of --swin_depths."
+            )
+        if len(self.swin_window) != 4:
+            raise UserInputError(
+                f"--swin_window: got {list(self.swin_window)}, expected four numbers X Y Z T."
+            )
+        require_positive("--swin_depths", *self.swin_depths)
+        require_positive("--swin_heads", *self.swin_heads)
+        require_positive("--swin_window", *self.swin_window)
+        for width, heads in zip(self.swin_widths, self.swin_heads, strict=True):
+            if width % heads:
+                raise UserInputError(
+                    f"--swin_heads: {heads} heads do not divide the width {width} of their stage; "
+                    f"the first stage has --embed_dim {self.embed_dim}, each later one twice the "
+                    f"width of the one before."
+                )
+        if self.anatomy:
+            raise UserInputError("--channels: anatomy is only used with --model fmamba.")
+        cleared = {
+            "depth": sum(self.swin_depths),
+            "d_state": 0,
+            "headdim": 0,
+            "dropout": 0.0,
+            "mamba_pe_method": "none",
+            "keep_background": True,
+            "union_mask": False,
+            "token_order": "raster",
+        }
+        for name, value in cleared.items():
+            object.__setattr__(self, name, value)
+
+    def _check_fmamba(self) -> None:
+        """Derive the sizes of the state-space layers, and check them."""
         if self.d_state == 0:
             if self.embed_dim % 4:
                 raise UserInputError(
@@ -103,6 +166,35 @@ class ModelConfig:
                 f"--embed_dim: got {self.embed_dim}; --mamba_pe_method {self.mamba_pe_method} "
                 f"needs a multiple of 8 (a sine and a cosine for each of four axes)."
             )
+
+    @property
+    def swin_widths(self) -> tuple[int, ...]:
+        """Width of each stage of SwiFT: merging doubles it."""
+        return tuple(self.embed_dim * 2**stage for stage in range(len(self.swin_depths)))
+
+    @property
+    def feature_dim(self) -> int:
+        """Width of the features that a head reads (D)."""
+        return self.swin_widths[-1] if self.model == "swift" else self.embed_dim
+
+    @property
+    def token_blocks(self) -> int:
+        """Blocks whose output has a row for each token: those of FMamba; SwiFT merges tokens."""
+        return 0 if self.model == "swift" else self.depth
+
+    @property
+    def display_name(self) -> str:
+        """Name of the backbone in reports."""
+        return {"fmamba": "FMamba", "swift": "SwiFT"}[self.model]
+
+    @property
+    def description(self) -> str:
+        """The backbone in a few words, for reports."""
+        if self.model == "swift":
+            blocks = " + ".join(map(str, self.swin_depths))
+            widths = f"{self.embed_dim} to {self.feature_dim}"
+            return f"{self.display_name}, {blocks} 4D Swin blocks of width {widths}"
+        return f"{self.display_name}, {self.depth} Mamba2 blocks of width {self.embed_dim}"
 
     @property
     def d_inner(self) -> int:
@@ -176,7 +268,7 @@ class HeadConfig:
 
     def pooled_features(self, model: ModelConfig) -> int:
         """Values of a window that the last layer of the linear head reads."""
-        width = model.embed_dim
+        width = model.feature_dim
         return {"mean_sd": 2 * width, "regions": 2 * width * model.region_cells}.get(
             self.pool, width
         )

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from neuromamba.common.errors import look_up
 
-MODEL_NAMES = ("fmamba",)
+MODEL_NAMES = ("fmamba", "swift")
 DATASET_NAMES = (
     "S1200",
     "ABCD",

@@ -38,7 +38,46 @@ class BackboneOutput:
     token_index: Tensor
 
 
-class Embedder(nn.Module):
+class TokenEmbedding(nn.Module):
+    """What makes vectors of tokens; ``projection`` (V, D) is the weight that multiplies them."""
+
+    projection: nn.Parameter
+
+
+class Backbone(nn.Module):
+    """What every backbone of ``build.BACKBONES`` offers to heads, trainings and commands.
+
+    Attributes:
+        config: the architecture.
+        embedder: the embedding of tokens.
+        norm: the final norm, whose output is ``BackboneOutput.features``.
+        output_layer: the next-token prediction layer; None for a backbone without one.
+    """
+
+    config: ModelConfig
+    embedder: TokenEmbedding
+    norm: nn.Module
+    output_layer: nn.Linear | None
+
+    def forward(
+        self, fmri: Tensor, mask: Tensor | None = None, names: Sequence[str] = ()
+    ) -> BackboneOutput:
+        """Run on dense windows.
+
+        Args:
+            fmri: (B, C, X, Y, Z, T) scaled intensities.
+            mask: (B, X, Y, Z) bool brain mask; without it, background is recognised by its value
+                (``config.background``).
+            names: subjects of the samples, for error messages.
+        """
+        return self.forward_tokens(pack_dense(fmri, self.config, mask, names))
+
+    def forward_tokens(self, packed: PackedTokens, hidden: Tensor | None = None) -> BackboneOutput:
+        """Run on packed tokens; ``hidden`` as in ``FMamba.forward_tokens``."""
+        raise NotImplementedError
+
+
+class Embedder(TokenEmbedding):
     """Linear embedding of tokens plus the encoding of their place in the grid.
 
     With ``config.anatomy`` a second linear embedding, of the mean image at their place, is added to
@@ -116,7 +155,7 @@ class Embedder(nn.Module):
         return self.pos[0].index_select(0, token_index).add_(x_LD).to(self.projection.dtype)
 
 
-class FMamba(nn.Module):
+class FMamba(Backbone):
     """4D patches -> position -> background dropped -> Mamba2 blocks -> features and next token.
 
     Args:
@@ -125,6 +164,8 @@ class FMamba(nn.Module):
         ssd_backend: see ``ssd.select_backend``.
         activation_checkpointing: see ``ResidualBlock``.
     """
+
+    embedder: Embedder
 
     def __init__(
         self,
@@ -155,19 +196,6 @@ class FMamba(nn.Module):
         )
         self.norm = RMSNorm(config.embed_dim)
         self.output_layer = nn.Linear(config.embed_dim, config.token_dim) if output_layer else None
-
-    def forward(
-        self, fmri: Tensor, mask: Tensor | None = None, names: Sequence[str] = ()
-    ) -> BackboneOutput:
-        """Run on dense windows.
-
-        Args:
-            fmri: (B, C, X, Y, Z, T) scaled intensities.
-            mask: (B, X, Y, Z) bool brain mask; without it, background is recognised by its value
-                (``config.background``).
-            names: subjects of the samples, for error messages.
-        """
-        return self.forward_tokens(pack_dense(fmri, self.config, mask, names))
 
     def forward_tokens(self, packed: PackedTokens, hidden: Tensor | None = None) -> BackboneOutput:
         """Run on packed tokens.

@@ -9,9 +9,10 @@ from neuromamba.common.errors import UserInputError, look_up
 from neuromamba.config.model import ModelConfig
 from neuromamba.config.names import MODEL_NAMES
 from neuromamba.config.serialise import from_dict, read_yaml
-from neuromamba.fmamba.backbone import FMamba
+from neuromamba.fmamba.backbone import Backbone, FMamba
+from neuromamba.fmamba.swift import SwiFT
 
-BACKBONES: dict[str, type[FMamba]] = {"fmamba": FMamba}
+BACKBONES: dict[str, type[FMamba] | type[SwiFT]] = {"fmamba": FMamba, "swift": SwiFT}
 assert set(BACKBONES) == set(MODEL_NAMES)
 
 
@@ -20,7 +21,7 @@ def build_model(
     output_layer: bool = True,
     ssd_backend: str = "auto",
     activation_checkpointing: bool = False,
-) -> FMamba:
+) -> Backbone:
     """The backbone named in ``config.model``, freshly initialised from torch's global generator.
 
     Args:

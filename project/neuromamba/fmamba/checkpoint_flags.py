@@ -21,20 +21,12 @@ from neuromamba.config.serialise import from_dict
 from neuromamba.config.training import DownstreamConfig
 from neuromamba.training.job import is_first_rank
 
-_MODEL_FLAGS = (
-    "model",
-    "img_size",
-    "patch_size",
-    "in_chans",
-    "embed_dim",
-    "depth",
-    "d_state",
-    "headdim",
-    "mamba_pe_method",
-    "keep_background",
-    "union_mask",
-    "token_order",
-)
+_MODEL_FLAGS = ("model", "img_size", "patch_size", "in_chans", "embed_dim", "keep_background")
+_FLAGS_OF_MODEL = {
+    "fmamba": ("depth", "d_state", "headdim", "mamba_pe_method", "union_mask", "token_order"),
+    "swift": ("swin_depths", "swin_heads", "swin_window"),
+}
+assert set(_FLAGS_OF_MODEL) == set(names.MODEL_NAMES)
 _SPLIT_FLAGS = (
     "dataset_split_num",
     "train_split",
@@ -68,8 +60,10 @@ def flags_of_metadata(metadata: Mapping[str, Any], whole_run: bool) -> dict[str,
             depend on (to start from them).
     """
     model, data = metadata["model"], metadata["data"]
-    flags = {name: model[name] for name in _MODEL_FLAGS if name in model}
-    flags.setdefault("token_order", "raster")  # older checkpoints know no other
+    known = (*_MODEL_FLAGS, *_FLAGS_OF_MODEL.get(model["model"], ()))
+    flags = {name: model[name] for name in known if name in model}
+    if model["model"] == "fmamba":
+        flags.setdefault("token_order", "raster")  # older checkpoints know no other
     flags["input_scaling_method"] = data["scaling"]
     if data["scaling"] in names.VOXEL_SCALINGS:  # older checkpoints used those of the run
         flags["scaling_statistics"] = data["config"].get("scaling_statistics", "run")

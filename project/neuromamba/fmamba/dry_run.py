@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.config.model import ModelConfig
 from neuromamba.data.windows.description import describe
 from neuromamba.data.windows.run_data import RunData
 from neuromamba.fmamba.planned import PlannedRun
@@ -59,6 +60,15 @@ def refuse_absent_checkpoints(config: RunConfig) -> None:
         )
 
 
+def _architecture(model: ModelConfig) -> str:
+    if model.model == "swift":
+        return model.description
+    return (
+        f"{model.model} D={model.embed_dim} depth={model.depth} N={model.d_state} "
+        f"headdim={model.headdim}"
+    )
+
+
 def describe_plan(run: PlannedRun) -> str:
     """Say what the run would do, and what this machine lacks for it; nothing is written.
 
@@ -94,9 +104,8 @@ def describe_plan(run: PlannedRun) -> str:
         ("objective", describe_objective(config)),
         (
             "model",
-            f"{model.model} D={model.embed_dim} depth={model.depth} N={model.d_state} "
-            f"headdim={model.headdim}: {weights.parameters:,} "
-            f"parameters, {weights.trained:,} trainable",
+            f"{_architecture(model)}: {weights.parameters:,} parameters, {weights.trained:,} "
+            f"trainable",
         ),
         (
             "tokens",
@@ -105,7 +114,7 @@ def describe_plan(run: PlannedRun) -> str:
         ),
         ("hardware", f"{hardware.accelerator}, precision {hardware.precision_text}"),
         ("strategy", hardware.strategy),
-        ("state-space scan", f"{backend} backend"),
+        *([("state-space scan", f"{backend} backend")] if model.model == "fmamba" else []),
         ("memory", f"{run.allocator.name} allocator: {run.allocator.why}"),
         (
             "effective batch",

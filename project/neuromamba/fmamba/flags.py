@@ -139,6 +139,13 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         help="X Y Z T of a patch",
     )
     value("in_chans", int, "channels of the input")
+    for name, text in (
+        ("swin_depths", "of --model swift: blocks of each stage"),
+        ("swin_heads", "of --model swift: attention heads of each stage"),
+        ("swin_window", "of --model swift: X Y Z T of a window of attention, in patches"),
+    ):
+        usual = list(default_of(ModelConfig, name))
+        add(f"--{name}", nargs="+", type=int, default=usual, metavar="N", help=text)
     add(
         "--mamba_pe_method",
         default=default_of(ModelConfig, "mamba_pe_method"),

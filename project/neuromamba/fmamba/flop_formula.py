@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from neuromamba.config.model import HeadConfig, ModelConfig
 from neuromamba.fmamba.run_config import RunConfig
+from neuromamba.fmamba.swift import MLP_RATIO, attended_tokens, grid_of_stage
 from neuromamba.layers.ssd.flop_count import scan_products
 from neuromamba.layers.ssd.types import CHUNK
 
@@ -79,8 +80,11 @@ def block_terms(config: ModelConfig, tokens: int, d_state: int, blocks: int) -> 
 def forward_terms(config: ModelConfig, tokens: int) -> list[Term]:
     """Forward pass of one window of ``tokens`` kept tokens, output layer of pre-training included.
 
-    Patch extraction and background detection copy and compare and are not counted.
+    Patch extraction and background detection copy and compare and are not counted. SwiFT reads all
+    tokens, and has no output layer.
     """
+    if config.model == "swift":
+        return swift_terms(config)
     length, d, v = tokens, config.embed_dim, config.token_dim
     anatomy = []
     if config.anatomy:
@@ -101,9 +105,38 @@ def forward_terms(config: ModelConfig, tokens: int) -> list[Term]:
     ]
 
 
+def swift_terms(config: ModelConfig) -> list[Term]:
+    """Forward pass of SwiFT on one window; L tokens and width C of a stage, N of an attention."""
+    length, d, v = config.num_tokens, config.embed_dim, config.token_dim
+    terms = [Term("embedding", "2 L V C", 2 * length * v * d, True)]
+    for stage, blocks in enumerate(config.swin_depths):
+        width, name = config.swin_widths[stage], f"block of stage {stage + 1}"
+        length = math.prod(grid_of_stage(config.token_grid, stage))
+        attended = attended_tokens(config, stage)
+        linear = 2 * (4 + 2 * MLP_RATIO) * length * width * width
+        terms += [
+            Term(f"position of stage {stage + 1}", "2 L C", 2 * length * width),
+            Term(f"{name}: projections, MLP", "24 L C^2", blocks * linear, True),
+            Term(f"{name}: attention", "4 L N C", blocks * 4 * length * attended * width, True),
+            Term(
+                f"{name}: softmax",
+                "3 L N heads",
+                blocks * 3 * length * attended * config.swin_heads[stage],
+            ),
+            Term(f"{name}: norms, GELU, residuals", "14 L C", blocks * 14 * length * width),
+        ]
+        if stage + 1 < len(config.swin_depths):
+            merged = math.prod(grid_of_stage(config.token_grid, stage + 1))
+            terms += [
+                Term(f"merging {stage + 1}", "2 L (8 C) (2 C)", 32 * merged * width**2, True),
+                Term(f"merging {stage + 1}: norm", "4 L (8 C)", 32 * merged * width),
+            ]
+    return [*terms, Term("final norm", "4 L D", 4 * length * config.feature_dim)]
+
+
 def head_terms(head: HeadConfig, config: ModelConfig, tokens: int) -> list[Term]:
     """Forward pass of a downstream head on the features of one window."""
-    d = config.embed_dim
+    d = config.feature_dim
     width = head.pooled_features(config)  # F
     terms = [Term("classifier", "(2 F + 1) outputs", (2 * width + 1) * head.out_features)]
     if head.name == "linear":

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from neuromamba.config.model import ModelConfig
 from neuromamba.data.windows.run_data import RunData
 from neuromamba.evaluation.probe_rows import Samples
-from neuromamba.fmamba.backbone import FMamba
+from neuromamba.fmamba.backbone import Backbone
 from neuromamba.fmamba.build import build_model
 from neuromamba.fmamba.layer_outputs import module_of
 from neuromamba.fmamba.pooling import POOLS
@@ -26,7 +26,7 @@ from neuromamba.fmamba.window_tokens import pack_windows
 
 @contextmanager
 def _outputs(
-    model: FMamba, layers: Sequence[str], packed: PackedTokens, pools: Sequence[str], rows: Rows
+    model: Backbone, layers: Sequence[str], packed: PackedTokens, pools: Sequence[str], rows: Rows
 ) -> Iterator[None]:
     """Within it, a forward pass fills ``rows`` with pooled outputs, while each is in memory."""
 
@@ -47,7 +47,7 @@ def _outputs(
 
 
 def pooled_layers(
-    model: FMamba, packed: PackedTokens, layers: Sequence[str], pools: Sequence[str]
+    model: Backbone, packed: PackedTokens, layers: Sequence[str], pools: Sequence[str]
 ) -> Rows:
     """Run a backbone on packed tokens and pool the output of some layers.
 
@@ -67,7 +67,7 @@ def pooled_layers(
     return rows
 
 
-def untrained_backbone(config: ModelConfig, seed: int, ssd_backend: str = "auto") -> FMamba:
+def untrained_backbone(config: ModelConfig, seed: int, ssd_backend: str = "auto") -> Backbone:
     """A backbone with the random weights that a training of this seed could begin with.
 
     The state of torch's global generator is left as it was.
@@ -78,7 +78,7 @@ def untrained_backbone(config: ModelConfig, seed: int, ssd_backend: str = "auto"
 
 
 def frozen_features(
-    models: Mapping[str, FMamba],
+    models: Mapping[str, Backbone],
     data: RunData,
     parts: Sequence[str],
     *,

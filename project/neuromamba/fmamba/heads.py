@@ -89,7 +89,7 @@ class LinearHead(nn.Module):
         self.pool, self.model_config = config.pool, model
         width = config.pooled_features(model)
         if config.pool == "attention":
-            self.score = nn.Linear(model.embed_dim, 1, bias=False)
+            self.score = nn.Linear(model.feature_dim, 1, bias=False)
             nn.init.zeros_(self.score.weight)  # starts as the mean
         self.norm = BatchStandardise(width) if config.norm == "batch" else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)

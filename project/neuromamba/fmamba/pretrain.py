@@ -18,6 +18,7 @@ from neuromamba.config.serialise import to_dict
 from neuromamba.config.training import OptimConfig, PretrainConfig
 from neuromamba.data.windows.batch_reader import BatchReader
 from neuromamba.evaluation.known_facts import Fact
+from neuromamba.fmamba.backbone import FMamba
 from neuromamba.fmamba.dynamic_skill import METADATA_KEY
 from neuromamba.fmamba.losses import (
     masked_token_errors,
@@ -51,6 +52,8 @@ class PretrainModule(FMambaModule):
     Raises:
         UserInputError: no token of a window is as far ahead as the objective predicts.
     """
+
+    model: FMamba
 
     def __init__(
         self,

@@ -102,7 +102,7 @@ def probe(request: ProbeRequest) -> ProbeResult:
         PRETRAINED: pretrained,
         UNTRAINED: untrained_backbone(model_config, seed, backend),
     }
-    layers = layer_names(model_config.depth, request.blocks)
+    layers = layer_names(model_config.token_blocks, request.blocks)
     settings: dict[str, Any] = {"layers": layers, "pools": request.pools, "device": device}
     fitted, of_fitted = frozen_features(models, data, FITTED, **settings)
     tested, of_tested = frozen_features(models, data, ("test",), **settings)

@@ -32,14 +32,14 @@ from torch import Tensor
 from neuromamba.common.errors import UserInputError
 from neuromamba.config.model import ModelConfig
 from neuromamba.config.training import PretrainConfig
-from neuromamba.fmamba.backbone import FMamba
+from neuromamba.fmamba.backbone import Backbone, FMamba
 from neuromamba.fmamba.stateful import StatefulBackbone
 from neuromamba.fmamba.tokenizer import plan_compact
 
 WINDOW_PROMPT = 0.5  # share of a window that is the prompt of each window after the first
 
 
-def refuse_unless_generative(backbone: FMamba, objective: PretrainConfig | None) -> None:
+def refuse_unless_generative(backbone: Backbone, objective: PretrainConfig | None) -> None:
     """Refuse models that do not predict later tokens.
 
     Args:
@@ -47,8 +47,14 @@ def refuse_unless_generative(backbone: FMamba, objective: PretrainConfig | None)
         objective: what the checkpoint says that it was trained for; None for nothing.
 
     Raises:
-        UserInputError: it has no next-token layer, or was trained on masked tokens.
+        UserInputError: it is no FMamba, has no next-token layer, or was trained on masked tokens.
     """
+    if not isinstance(backbone, FMamba):
+        raise UserInputError(
+            f"MODEL: {backbone.config.display_name} (--model {backbone.config.model}) predicts no "
+            f"later tokens, so it cannot generate frames. Give a checkpoint of neuromamba train "
+            f"--model fmamba --pretraining --use_autoregressive."
+        )
     if backbone.output_layer is None or objective is None:
         raise UserInputError(
             "MODEL: this checkpoint has no next-token layer, so it cannot generate frames: it was "

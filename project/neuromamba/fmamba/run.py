@@ -169,7 +169,9 @@ class Run(PlannedRun):
         """Check the hardware, start the ranks, choose the scan, and seed the random numbers."""
         self.hardware.require()
         launch.prepare(self.hardware.devices, self.hardware.num_nodes)
-        select_backend(self.config.flags["ssd_backend"], torch.device(self.hardware.accelerator))
+        if self.config.model.model == "fmamba":  # SwiFT has no scan
+            backend = self.config.flags["ssd_backend"]
+            select_backend(backend, torch.device(self.hardware.accelerator))
         seed_run(self.config.flags["seed"])
 
     def _resume_point(

@@ -14,6 +14,7 @@ from neuromamba.config import names, tasks
 from neuromamba.config.data import AugmentConfig, DataConfig
 from neuromamba.config.model import HeadConfig, ModelConfig
 from neuromamba.config.training import DownstreamConfig, OptimConfig, PretrainConfig
+from neuromamba.fmamba.model_flags import FLAGS_OF_MODEL, fill_defaults_of_model
 from neuromamba.fmamba.trainer_flags import SYNONYMS, TRAINER_FLAGS
 from neuromamba.training.hardware_flags import check_hardware_flags
 from neuromamba.training.job import job_name
@@ -81,6 +82,7 @@ def run_config(args: argparse.Namespace, given: frozenset[str]) -> RunConfig:
         if theirs in given and ours in given:
             raise UserInputError(f"--{ours} and --{theirs} mean the same; give one of them.")
     values = dict(vars(args))
+    fill_defaults_of_model(values, given)
     if len(values["img_size"]) != 4:
         raise UserInputError(
             f"--img_size: got {values['img_size']}, expected four numbers X Y Z T."
@@ -262,6 +264,9 @@ def unused_flags(values: Mapping[str, Any]) -> dict[str, str]:
     needs |= dict.fromkeys(
         DOWNSTREAM_FLAGS, ("a downstream task, not with --pretraining", not pretraining)
     )
+    for model, flags in FLAGS_OF_MODEL.items():
+        if values["model"] != model:
+            needs |= dict.fromkeys(flags, (f"--model {model}", False))
     return {name: need for name, (need, met) in needs.items() if not met}
 
 

@@ -125,11 +125,9 @@ def write_config(config: RunConfig, path: Path) -> None:
         for key, value in config.flags.items()
         if key not in _NOT_RECORDED | _unused(config) and value is not None and value != []
     }
-    recorded |= {
-        "d_state": config.model.d_state,
-        "headdim": config.model.headdim,
-        "eval_batch_size": config.data.eval_batch_size,
-    }
+    recorded["eval_batch_size"] = config.data.eval_batch_size
+    if config.model.d_state:  # derived; SwiFT has none
+        recorded |= {"d_state": config.model.d_state, "headdim": config.model.headdim}
     write_text_atomically(path, yaml.safe_dump(recorded, sort_keys=True))
 
 

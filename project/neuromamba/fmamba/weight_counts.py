@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import NamedTuple
 
 import torch
@@ -61,5 +60,7 @@ def count_weights(config: RunConfig) -> Weights:
             trained += times * parameter.numel()
         else:
             frozen += times * parameter.numel()
-    encoded = model.mamba_pe_method != "none"
-    return Weights(trained, frozen, math.prod((model.num_tokens, model.embed_dim)) * encoded)
+    buffers = sum(buffer.numel() for buffer in backbone.buffers())
+    if model.mamba_pe_method != "none":
+        buffers += model.num_tokens * model.embed_dim
+    return Weights(trained, frozen, buffers)

@@ -41,7 +41,7 @@ from neuromamba.config.names import VOXEL_SCALINGS
 from neuromamba.data.store.header import RunHeader
 from neuromamba.data.store.normalisation import scaling_of
 from neuromamba.data.windows.dataset import collate_windows
-from neuromamba.fmamba.backbone import FMamba
+from neuromamba.fmamba.backbone import Backbone
 from neuromamba.fmamba.build import build_model
 from neuromamba.fmamba.heads import build_head
 from neuromamba.fmamba.tokenizer import CompactPlan, PackedTokens, plan_compact
@@ -83,7 +83,7 @@ class Objective:
 class Network(NamedTuple):
     """A downstream model: backbone and head, in evaluation mode, on one device."""
 
-    backbone: FMamba
+    backbone: Backbone
     head: nn.Module
 
     def score(self, objective: Objective) -> Score:

@@ -86,6 +86,11 @@ def layer_name(number: int, depth: int) -> str:
     Raises:
         UserInputError: there is no such layer.
     """
+    if depth == 0 and number not in (0, -1):
+        raise UserInputError(
+            f"--layer: got {number}, but the tokens of this model's blocks are merged. Its layers "
+            f"with a row per token are 0 (the embedding) and -1 (features after the final norm)."
+        )
     if not -depth - 1 <= number <= depth:
         raise UserInputError(
             f"--layer: the model has no layer {number}. Its layers are 0 (the embedding), 1 to "
@@ -127,7 +132,7 @@ def embed_scan(
         look_up(name, EMBED_STATISTICS, "--statistics")
     if atlas is not None and pool != "region":
         raise UserInputError("--atlas: only used with --pool region.")
-    name = layer_name(layer, model.contract.model.depth)
+    name = layer_name(layer, model.contract.model.token_blocks)
     collected: list[tuple[dict[str, list[Any]], np.ndarray]] = []
     regions = regions_on_grid(model, scan, atlas) if pool == "region" else None
     totals = _Totals(len(scan.windows))

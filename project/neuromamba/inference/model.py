@@ -16,7 +16,7 @@ from neuromamba.checkpoints.io import CheckpointContents
 from neuromamba.common.errors import UserInputError
 from neuromamba.config.names import SCALING_METHODS
 from neuromamba.config.training import DownstreamConfig
-from neuromamba.fmamba.backbone import FMamba
+from neuromamba.fmamba.backbone import Backbone
 from neuromamba.fmamba.target_scaling import TargetScaling
 from neuromamba.fmamba.tokenizer import PackedTokens
 from neuromamba.fmamba.window_tokens import pack_windows
@@ -51,7 +51,7 @@ class TrainedModel(Brief):
     path: Path
     contents: CheckpointContents
     contract: InputContract
-    backbone: FMamba
+    backbone: Backbone
     head: nn.Module | None
     task: DownstreamConfig | None
     target_scaling: TargetScaling

@@ -31,7 +31,7 @@ from neuromamba.config.serialise import from_dict
 from neuromamba.config.training import PretrainConfig
 from neuromamba.data.store.header import RunHeader
 from neuromamba.data.store.reader import RunFile
-from neuromamba.fmamba.backbone import FMamba
+from neuromamba.fmamba.backbone import Backbone, FMamba
 from neuromamba.fmamba.rollout import (
     WINDOW_PROMPT,
     FrameGenerator,
@@ -165,7 +165,7 @@ def _skill(errors: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def rollout_run(
-    backbone: FMamba,
+    backbone: Backbone,
     objective: PretrainConfig | None,
     data: DataConfig,
     path: Path,
@@ -192,7 +192,7 @@ def rollout_run(
             run, or a run that cannot be scaled.
     """
     refuse_unless_generative(backbone, objective)
-    assert objective is not None
+    assert isinstance(backbone, FMamba) and objective is not None
     if data.shuffle_time_sequence:
         raise UserInputError(
             "MODEL: this checkpoint was trained on frames in random order "

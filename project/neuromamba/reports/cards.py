@@ -79,7 +79,7 @@ def model_card(pretrained: RunFolder, finetuned: RunFolder) -> Table:
     head = finetuned.contents.metadata["head"]["name"]
     grid = " × ".join(map(str, model.token_grid))
     rows = [
-        ("Backbone", f"FMamba, {model.depth} Mamba2 blocks of width {model.embed_dim}"),
+        ("Backbone", model.description),
         ("State size, heads", f"{model.d_state}, {model.nheads} of width {model.headdim}"),
         ("Patch", f"{' × '.join(map(str, model.patch_size))} (x, y, z, t)"),
         ("Tokens of a window", f"{model.num_tokens:,} ({grid}) of {model.token_dim} values"),

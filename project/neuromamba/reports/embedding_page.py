@@ -85,7 +85,7 @@ def _what_a_row_is(batch: Batch) -> str:
     if isinstance(batch.model, RegionModel):
         return "A row holds the means over time of every pathway and of their fusion."
     options = batch.folder.options
-    layer = layer_name(options["layer"], batch.model.contract.model.depth)
+    layer = layer_name(options["layer"], batch.model.contract.model.token_blocks)
     features = _LAYERS.get(layer, f"outputs of {layer}")
     return (
         f"A row of {EMBEDDINGS} holds the {features}, for {_POOLS[options['pool']]}. Statistics "

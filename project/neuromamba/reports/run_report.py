@@ -133,7 +133,8 @@ def describe(run: RunFolder) -> str:
     assert task is not None
     mode = task.mode(pretrained=bool(run.config.get("load_model_path")))
     shuffled = "" if task.shuffle_labels is None else ", labels shuffled over subjects"
-    return f"FMamba, {metadata['head']['name']} head, {mode}, seed {run.config['seed']}{shuffled}"
+    name = run.model_config.display_name
+    return f"{name}, {metadata['head']['name']} head, {mode}, seed {run.config['seed']}{shuffled}"
 
 
 def _notice(data: RunData) -> str:
@@ -375,7 +376,7 @@ def _model_card(run: RunFolder, data: RunData) -> Table:
     frozen = run.task is not None and run.task.freeze_feature_extractor
     trained = window_flops(model, tokens, head=head, frozen=frozen)
     rows = [
-        ("Backbone", f"FMamba, {model.depth} Mamba2 blocks of width {model.embed_dim}"),
+        ("Backbone", model.description),
         ("Parameters", f"{metrics['model/parameters']:,.0f}"),
         ("Patch", f"{' × '.join(map(str, model.patch_size))} (x, y, z, t)"),
         ("Tokens of a window", f"{tokens:,} of {model.num_tokens:,} on average"),
