@@ -124,6 +124,18 @@ def test_attribution_treats_it_as_a_pathway() -> None:
     torch.testing.assert_close(drops[:, -1], z[:, -1].gather(1, target[:, None])[:, 0])
 
 
+@torch.no_grad()
+def test_a_scan_of_zeros_has_the_logits_of_the_average(tmp_path: Path) -> None:
+    """And scans that are scaled down go over into it, without leaving the training's range."""
+    pathway = SecondOrder(ROIS, 2, 8)
+    fit_second_order(pathway, scans(2)[:TRAINED], 0)
+    batch = pack([z_scored(scan.series) for scan in scans(2)[:TRAINED]])
+    whole = pathway(batch)[:, 1]
+    for share, bound in ((0.0, 0.0), (0.5, float(whole.abs().max()) + 0.05)):
+        found = pathway(batch._replace(frames=share * batch.frames))[:, 1]
+        assert (found - pathway.bias[1]).abs().max() <= bound + 1e-6
+
+
 def test_weights_are_random_before_the_fit() -> None:
     batch = pack([z_scored(scans(2)[0].series)])
     assert pathway_of(model_of())(batch)[0, :2].abs().min() > 0

@@ -19,6 +19,8 @@ from scipy.stats import t as t_distribution
 
 from neuromamba.evaluation.intervals import CONFIDENCE, Interval, has_width
 
+FEWEST_SPLITS = 3
+
 
 def corrected_interval(
     values: Sequence[float], ratio: float, confidence: float = CONFIDENCE
@@ -31,13 +33,14 @@ def corrected_interval(
         confidence: of the interval.
 
     Returns:
-        The bounds are NaN for fewer than two splits, for equal values, and where one is NaN.
+        The bounds are NaN for fewer than three splits, whose interval would span more than any
+        metric can, for equal values, and where one is NaN.
     """
     found = np.asarray(values, dtype=float)
     if not len(found):
         return Interval(float("nan"), float("nan"), float("nan"))
     mean = float(found.mean())
-    if len(found) < 2 or not np.isfinite(found).all():
+    if len(found) < FEWEST_SPLITS or not np.isfinite(found).all():
         return Interval(mean, float("nan"), float("nan"))
     error = np.sqrt((1 / len(found) + ratio) * found.var(ddof=1))
     half = float(t_distribution.ppf((1 + confidence) / 2, len(found) - 1) * error)

@@ -154,14 +154,21 @@ def _fit_classes(
 
 
 def fit_logistic(
-    x: np.ndarray, y: np.ndarray, seed: int = 0, groups: np.ndarray | None = None
+    x: np.ndarray,
+    y: np.ndarray,
+    seed: int = 0,
+    groups: np.ndarray | None = None,
+    *,
+    by: str = "auroc",
 ) -> tuple[Pipeline, float]:
-    """Fit with the penalty of the best AUROC in stratified inner folds of the same samples.
+    """Fit with the best penalty in stratified inner folds of the same samples.
 
     Args:
         x: [S, N] features; y: [S] classes.
         seed: of the folds.
         groups: [S] what stays together in the folds; None if samples are subjects.
+        by: "auroc", or "log_loss": that looks at the size of the probabilities, too, which AUROC
+            leaves open, so that scores can be added to those of other models.
 
     Returns:
         The fitted pipeline and its C, which is 1 when a class has a single subject.
@@ -171,6 +178,8 @@ def fit_logistic(
     """
 
     def scoring(classes: int) -> str:
+        if by == "log_loss":
+            return "neg_log_loss"
         return "roc_auc" if classes == 2 else "roc_auc_ovr"
 
     return _fit_classes(logistic_pipeline, scoring, x, y, seed, groups)

@@ -6,6 +6,7 @@ import torch
 
 from neuromamba.common.atomic_files import make_folder
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.text import some_of
 from neuromamba.data.regions.batches import check_lengths
 from neuromamba.data.regions.cohort import Cohort
 from neuromamba.data.regions.dataset import load_cohort
@@ -153,7 +154,7 @@ def _opening_lines(
     ]
     if short:
         lines.append(f"note: {short} scans are shorter than a crop and are used completely.")
-    lines += [f"note: {note}" for note in cohort.notes]
+    lines += [f"note: {note}" for note in (*cohort.notes, *_of_columns(cohort, config))]
     if external is not None:
         lines.append(
             f"external cohort '{config.test_data}': {len(external.scans)} scans, which the models "
@@ -161,3 +162,21 @@ def _opening_lines(
         )
         lines += [f"note: external cohort: {note}" for note in external.notes]
     return "\n".join(lines)
+
+
+def _of_columns(cohort: Cohort, config: EvaluateConfig) -> list[str]:
+    """What a user should know of the columns that splits are made by."""
+    notes = []
+    for name in config.stratify_by:
+        absent = int((cohort.column(name, "--stratify_by") == "").sum())
+        if absent:
+            notes.append(f"--stratify_by {name}: {absent} scans without a value count as a group.")
+    if config.leave_out is not None:
+        values, labels = cohort.column(config.leave_out, "--leave_out"), cohort.labels
+        rare = [v for v in sorted(set(values)) if len(set(labels[values == v])) < len(set(labels))]
+        if rare:
+            notes.append(
+                f"--leave_out {config.leave_out}: {len(rare)} values lack a class, are never "
+                f"tested, and stay in training ({some_of(rare)})."
+            )
+    return notes

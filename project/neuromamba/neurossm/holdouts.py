@@ -83,7 +83,7 @@ class HoldoutReport:
 
     @property
     def _what(self) -> str:
-        return "holdout" if self.part == HOLDOUT_NAME else "external cohort, models"
+        return "holdout" if self.part == HOLDOUT_NAME else "the external cohort, by the models"
 
     def record(self) -> dict[str, Any]:
         """Plain containers for ``evaluation.json``."""
@@ -113,8 +113,8 @@ class HoldoutReport:
             lines += [f"  {line}" for line in one.evaluation.lines()]
             lines += _difference_lines(one.differences)
         if self.metrics:
-            lines.append(f"mean over {len(self.holdouts)} seeds, {self._what}, {self.model}:")
-            lines += [f"  {name:<24}{interval}" for name, interval in self.metrics.items()]
+            lines.append(f"{self._what} of {len(self.holdouts)} seeds, mean, {self.model}:")
+            lines += [f"  {name:<24} {interval}" for name, interval in self.metrics.items()]
             lines += _difference_lines(self.differences)
         return lines
 
@@ -139,7 +139,7 @@ def _plain(differences: Mapping[str, Intervals]) -> dict[str, Any]:
 
 def _difference_lines(differences: Mapping[str, Intervals]) -> list[str]:
     return [
-        f"  {f'{metric} less {name}':<24}{found[metric]}"
+        f"  {f'{metric} less {name}':<24} {found[metric]}"
         for name, found in differences.items()
         for metric in ("auroc",)
     ]

@@ -74,7 +74,7 @@ def fit_second_order(pathway: SecondOrder, scans: Sequence[Scan], seed: int) -> 
     x = space.transform(matrices)
     labels = np.array([scan.label for scan in scans])
     groups = np.array([scan.group for scan in scans])
-    weight, bias = affine(fit_logistic(x, labels, seed, groups)[0], x.shape[1])
+    weight, bias = affine(fit_logistic(x, labels, seed, groups, by="log_loss")[0], x.shape[1])
     if len(weight) == 1:  # two classes: one decision value, half of it for either
         weight, bias = (np.concatenate([-part, part]) / 2 for part in (weight, bias))
     rois = matrices.shape[1]
@@ -87,7 +87,9 @@ def fit_second_order(pathway: SecondOrder, scans: Sequence[Scan], seed: int) -> 
         getattr(pathway, name).copy_(torch.from_numpy(value))
 
 
-def fit_and_predict(x: np.ndarray, new: np.ndarray, scans: Sequence[Scan], seed: int) -> np.ndarray:
+def fit_and_predict(
+    x: np.ndarray, new: np.ndarray, scans: Sequence[Scan], seed: int, by: str = "auroc"
+) -> np.ndarray:
     """Fit on the features of some scans, score others.
 
     The penalty is chosen in inner folds of the training scans that keep groups together.
@@ -97,13 +99,14 @@ def fit_and_predict(x: np.ndarray, new: np.ndarray, scans: Sequence[Scan], seed:
         new: [test scans, features].
         scans: those of ``x``.
         seed: of the inner folds.
+        by: of ``fit_logistic``.
 
     Returns:
         Probabilities [test scans, classes].
     """
     labels = np.array([scan.label for scan in scans])
     groups = np.array([scan.group for scan in scans])
-    return fit_logistic(x, labels, seed, groups)[0].predict_proba(new)
+    return fit_logistic(x, labels, seed, groups, by=by)[0].predict_proba(new)
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,8 @@ class LinearClassifier:
     ) -> np.ndarray:
         """Fit and score."""
         x, new = self.features(train_scans, test_scans)
-        return fit_and_predict(x, new, train_scans, seed)
+        by = "log_loss" if self.name == TANGENT else "auroc"
+        return fit_and_predict(x, new, train_scans, seed, by)
 
     def features(
         self, train_scans: Sequence[Scan], test_scans: Sequence[Scan]

@@ -171,7 +171,7 @@ def _regions(config: EvaluateConfig, cohort: Cohort) -> dict[str, Any]:
         "atlas": cohort.details.atlas,
         "atlas_hash": None,
         "regions": None,
-        "tr": [],
+        "tr": sorted({round(float(tr), 4) for tr in cohort.tr if np.isfinite(tr)}),
         "extraction": None,
     }
     file = config.data_file or config.data_dir / cohort.details.file

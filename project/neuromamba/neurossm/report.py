@@ -188,14 +188,16 @@ def _holdout_section(cohort: Cohort, found: HoldoutReport) -> Section:
         if found.metrics:
             text.append(
                 "The interval of the mean over seeds draws subjects; a subject drawn counts for "
-                "the models of all seeds. No interval covers the choice of training subjects."
+                "the models of all seeds. These intervals do not cover the choice of training "
+                "subjects."
             )
     elif found.metrics:
         text.append(
             "The holdouts of different seeds overlap in subjects, so that their intervals are not "
             "independent and must not be combined. The interval of the mean over seeds draws from "
             "the subjects of all holdouts together; a subject drawn counts in every holdout it "
-            "belongs to. No interval covers the choice of training subjects, splits and seeds."
+            "belongs to. These intervals do not cover the choice of training subjects, splits and "
+            "seeds; those of the differences over splits, above, do."
         )
     calibration = "; ".join(
         f"seed {one.seed}: expected calibration error {one.evaluation.calibration['ece']:.3f}, "

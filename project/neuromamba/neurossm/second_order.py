@@ -6,7 +6,9 @@ be read cheaply. For a scan u [N, T] and the mean G of the training scans' corre
     C = shrunk correlations of u;   logits = <W_c, log(G^-1/2 C G^-1/2)> + b_c
 
 with W and b of the logistic regression of the baseline ``Tangent`` (``linear.fit_second_order``);
-no gradient changes them. Shapes: N regions, T frames, B scans, L packed frames.
+no gradient changes them. Where u is scaled down, as on the way of an attribution from 0 to a scan,
+C goes over into G, whose logits are b: a baseline of zeros stands for the average subject, not for
+a brain without connections. Shapes: N regions, T frames, B scans, L packed frames.
 """
 
 from __future__ import annotations
@@ -83,8 +85,13 @@ class SecondOrder(nn.Module):
     def _of_scan(self, frames: Tensor) -> Tensor:
         wide = frames.double()
         products = (1 - SHRINKAGE) / len(wide) * (wide.T @ wide)
+        variance = wide.square().mean(0)
+        present = (variance > 0).sum().clamp(min=1)
+        share = (variance.sum() / present).clamp(max=1)  # 1 for a z-scored scan
         one = torch.eye(len(products), dtype=products.dtype, device=products.device)
-        shrunk = torch.where(one > 0, one, products)  # as evaluation.connectivity does it
+        # As evaluation.connectivity does it, at a share of 1.
+        shrunk = torch.where(one > 0, one * share, products)
         whitening = self.whitening.double()
-        logarithm: Tensor = MatrixLogarithm.apply(whitening @ shrunk @ whitening)
+        white = whitening @ shrunk @ whitening + (1 - share) * one  # G is the identity here
+        logarithm: Tensor = MatrixLogarithm.apply(white)
         return (self.weight.double() * logarithm).sum((1, 2)) + self.bias

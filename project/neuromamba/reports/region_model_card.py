@@ -79,7 +79,16 @@ def _summary(metadata: Mapping[str, Any]) -> str:
     if name == "NeuroSSM":
         pathways = len(model["signals"]) * len(model["scales"])
         layers = f"{model['depth']} Mamba2 layer{'' if model['depth'] == 1 else 's'}"
-        what += f": {pathways} pathways of {layers} of width {model['embed_dim']}"
+        ways = f"{pathways} pathway{'' if pathways == 1 else 's'}"
+        what += f": {ways} of {layers} of width {model['embed_dim']}"
+        if model.get("members", 1) > 1:
+            what += f", {model['members']} times with other weights, averaged"
+        if model.get("second_order", False):
+            what += (
+                ", and a second-order pathway, which is the linear model of correlations that is "
+                "called Tangent in the table of baselines: what the model gains over Tangent is "
+                "what the other pathways add"
+            )
     classes = ", ".join(metadata["classes"])
     return f"{what}. It classifies {metadata['target']}: {classes}."
 

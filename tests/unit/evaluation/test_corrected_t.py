@@ -25,7 +25,9 @@ def test_the_ratio_of_tested_to_fitted_widens_it() -> None:
     assert wider == pytest.approx(math.sqrt((0.1 + 0.25) / 0.1))
 
 
-@pytest.mark.parametrize("values", [[], [0.3], [0.2, 0.2, 0.2], [0.1, float("nan"), 0.4]])
+@pytest.mark.parametrize(
+    "values", [[], [0.3], [0.3, 0.4], [0.2, 0.2, 0.2], [0.1, float("nan"), 0.4]]
+)
 def test_where_there_is_none(values: list[float]) -> None:
     found = corrected_interval(values, 0.25)
     assert math.isnan(found.low) and math.isnan(found.high)

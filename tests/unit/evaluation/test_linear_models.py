@@ -105,3 +105,16 @@ def _accuracy(
     z = scale.transform(x) / np.sqrt(x.shape[1])
     model = LinearSVC(C=penalty, max_iter=50_000).fit(z[here], y[here])
     return float((model.predict(z[there]) == y[there]).mean())
+
+
+def test_log_loss_looks_at_the_size_of_probabilities_which_auroc_leaves_open() -> None:
+    """Separable classes: every penalty orders them well, and AUROC takes the strongest."""
+    rng = np.random.default_rng(5)
+    y = np.arange(80) % 2
+    x = rng.normal(size=(80, 40)) + 3 * (y[:, None] - 0.5)
+    new = rng.normal(size=(40, 40)) + 3 * (np.arange(40)[:, None] % 2 - 0.5)
+    by_auroc, strong = fit_logistic(x, y)
+    by_loss, weak = fit_logistic(x, y, by="log_loss")
+    assert strong == PENALTIES[0] and weak > strong
+    assert np.abs(by_auroc.decision_function(new)).max() < 0.1
+    assert np.abs(by_loss.decision_function(new)).mean() > 2

@@ -14,6 +14,9 @@ from neuromamba.common.text import number, some_of, spelling
 from neuromamba.data.regions.registry import DatasetDetails
 from neuromamba.data.regions.scan import Scan
 
+# Columns that an import names so whatever the table called them (docs/region_series.md).
+COMMON = ("diagnosis", "sex", "age", "site", "motion")
+
 
 @dataclass(frozen=True)
 class Cohort:
@@ -72,7 +75,8 @@ class Cohort:
             UserInputError: no scan has such a column.
         """
         if not any(name in row for row in self.rows):
-            known = dict.fromkeys(str(key) for row in self.rows for key in row)
+            keys = dict.fromkeys(str(key) for row in self.rows for key in row)
+            known = [*(key for key in COMMON if key in keys), *(k for k in keys if k not in COMMON)]
             raise UserInputError(
                 f"{flag}: there is no column '{name}' in the subject table or the scans' pheno "
                 f"({some_of(known, 12) or 'which have none'})."

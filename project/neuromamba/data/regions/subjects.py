@@ -16,6 +16,7 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.common.text import category, number, some_of, spelling
 from neuromamba.data.cohorts.suspicious import check_classes
 from neuromamba.data.cohorts.tables import read_table
+from neuromamba.data.regions.cohort import COMMON
 from neuromamba.data.regions.registry import DatasetDetails
 from neuromamba.data.regions.scan_files import RawScan, ScanFile
 
@@ -122,7 +123,9 @@ def labelled(
     else:
         cells = [item.pheno.get(key) for item in raw]
         if not any(key in item.pheno for item in raw):
-            known = some_of(dict.fromkeys(name for item in raw for name in item.pheno), 12)
+            names = dict.fromkeys(name for item in raw for name in item.pheno)
+            common = [name for name in COMMON if name in names]
+            known = some_of([*common, *(name for name in names if name not in COMMON)], 12)
             raise UserInputError(
                 f"--target: no scan of '{file.path}' has '{key}' in its pheno "
                 f"({known or 'it has none'})."
