@@ -94,5 +94,5 @@ def test_it_continues_and_refuses_another_cohort(
     assert capsys.readouterr().out.count("done before") == 6 and table.read_text() == before
     words = command(trained)
     del words[words.index("--test_data") : words.index("--test_data") + 2]
-    with pytest.raises(UserInputError, match=r"^--results_dir: .*test_data_hash: .*now None"):
+    with pytest.raises(UserInputError, match=r"^--results_dir: .*test_data: .*now None"):
         run(words)

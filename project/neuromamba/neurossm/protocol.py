@@ -128,7 +128,7 @@ class Protocol:
             "folds": self.folds,
             **({"stratify_by": list(self.stratify_by)} if self.stratify_by else {}),
             **({"leave_out": self.leave_out} if self.leave_out else {}),
-            **({"test_data_hash": self.external.hash} if self.external else {}),
+            **({"test_data": self.external.hash} if self.external else {}),
             **classifier.settings(),
         }
         settings = json.loads(json.dumps(settings))  # lists for tuples, as in the file

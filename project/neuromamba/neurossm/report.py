@@ -146,7 +146,7 @@ def write_report(
             side_by_side=True,
         )
     )
-    page = Page(f"{name} on {cohort.name}", (_what(cohort, own),), sections)
+    page = Page(f"{name} on {cohort.name}", _what(cohort, own, flags), sections)
     path = folder / "report.html"
     write_text_atomically(path, render(page))
     return path
@@ -267,14 +267,30 @@ def _subjects_section(found: HoldoutReport, classes: Sequence[str]) -> Section:
     return Section("Subjects", tables=(table,))
 
 
-def _what(cohort: Cohort, results: Sequence[FitResult]) -> str:
+def _what(
+    cohort: Cohort, results: Sequence[FitResult], flags: Mapping[str, str]
+) -> tuple[str, ...]:
     seeds = sorted({result.seed for result in results})
-    return (
+    more = []
+    if column := flags.get("stratify_by"):
+        more.append(f"Splits have the same shares of the classes and of {column}.")
+    if column := flags.get("leave_out"):
+        more.append(
+            f"In place of folds, each {column} is left out in turn: the table of the "
+            f"cross-validation is over models that are tested on one and trained on all others."
+        )
+    if flags.get("second_order") == "on" and flags.get("model") == "NeuroSSM":
+        more.append(
+            "NeuroSSM holds the linear model Tangent as its second-order pathway: what it gains "
+            "over Tangent is what the other pathways add."
+        )
+    first = (
         f"Classification of {cohort.details.target} from {len(cohort.scans)} scans of "
         f"{cohort.rois} regions. Seeds {', '.join(map(str, seeds))}; splits keep subjects "
         f"together. Values are mean ± standard deviation over fits; fits of one seed share "
         f"subjects, so that they are not independent."
     )
+    return (first, *([" ".join(more)] if more else []))
 
 
 def _results_section(results: Results, compared: Sequence[Comparison]) -> Section:

@@ -16,7 +16,7 @@ from neuromamba.common.stages import Pipeline
 from neuromamba.config.serialise import read_yaml
 from neuromamba.data.cohorts.split_files import _check_record
 from neuromamba.data.ingest.repetition_time import read_sidecar_tr
-from neuromamba.data.regions.extract_folder import check_output
+from neuromamba.data.regions.scan_output import check_output
 from neuromamba.data.store.header_cache import _load
 from neuromamba.evaluation.probe_rows import read_rows
 from neuromamba.fmamba.baselines import read_baselines
