@@ -662,7 +662,7 @@ def test_architecture_says_where_to_add_things() -> None:
 
 
 def test_glossary_terms_are_ordered_and_linked() -> None:
-    terms = re.findall(r"(?m)^### (.+)$", read("docs/glossary.md"))
+    terms = re.findall(r"(?m)^## (.+)$", read("docs/glossary.md"))
     assert terms == sorted(terms, key=str.lower)
     assert len(terms) >= 40
     links = {
@@ -673,7 +673,7 @@ def test_glossary_terms_are_ordered_and_linked() -> None:
     }
     assert anchors("docs/glossary.md") - links == {"glossary"}
     for term, meaning in re.findall(
-        r"(?ms)^### ([^\n]+)\n(.*?)(?=^### |\Z)", read("docs/glossary.md")
+        r"(?ms)^## ([^\n]+)\n(.*?)(?=^## |\Z)", read("docs/glossary.md")
     ):
         sentences = re.findall(r"[.)](?:\s|$)", re.sub(r"\([^)]*\)", "", meaning))
         assert 1 <= len(sentences) <= 4, term

@@ -40,7 +40,7 @@ def test_citation_has_both_papers() -> None:
 def test_make_alone_lists_the_targets() -> None:
     result = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True)
     listed = set(re.findall(r"(?m)^  make (\S+)", result.stdout))
-    assert {"help", "setup", "demo", "test", "test-all", "lint", "bench", "clean"} <= listed
+    assert {"help", "setup", "demo", "test", "test-all", "lint", "docs", "bench", "clean"} <= listed
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,8 @@ def test_every_requirement_is_pinned_for_each_python() -> None:
 
     for python in ('< "3.11"', '>= "3.11"'):
         pinned = {pin.split("==")[0] for pin in pins if ";" not in pin or python in pin}
-        wanted = {*names("requirements.txt"), *names("requirements-dev.txt"), "deepspeed", "wheel"}
+        files = ("requirements.txt", "requirements-dev.txt", "requirements-docs.txt")
+        wanted = {*(name for file in files for name in names(file)), "deepspeed", "wheel"}
         assert wanted <= pinned
 
 
@@ -183,6 +184,16 @@ def test_plan_without_gpu_or_index(machine: Machine) -> None:
     assert plan["requirements"] == "would install requirements.txt with constraints.txt"
     for step in ("mamba-ssm", "causal-conv1d", "deepspeed"):
         assert plan[step].startswith("skipped no NVIDIA GPU")
+
+
+def test_tools_of_the_site_are_installed_on_request_and_once(machine: Machine) -> None:
+    assert "docs" not in machine.plan()
+    first = machine.set_up("--docs", FAKE_TORCH="2.13.0")
+    assert first.returncode == 0, first.stderr
+    (asked,) = [line for line in machine.installed() if "requirements-docs.txt" in line]
+    assert "-c" in asked
+    assert machine.set_up("--docs", FAKE_TORCH="2.13.0").returncode == 0
+    assert len([line for line in machine.installed() if "requirements-docs.txt" in line]) == 1
 
 
 def test_plan_without_gpu_with_cpu_index(machine: Machine) -> None:
