@@ -278,7 +278,10 @@ def test_what_is_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "CHECKPOINT: there is no file 'none.ckpt'" in refusal(capsys, "none.ckpt", out)
     torch.save({"conv.weight": torch.ones(2)}, tmp_path / "resnet.pt")
     message = refusal(capsys, tmp_path / "resnet.pt", out)
-    assert "resnet.pt' holds 1 tensor(s) that no FMamba has, such as 'conv.weight'" in message
+    assert (
+        "resnet.pt' holds 1 tensor(s) that neither FMamba nor SwiFT has, such as 'conv.weight'"
+        in message
+    )
     assert not out.exists() and not list(tmp_path.glob("w.pt*"))
 
 
