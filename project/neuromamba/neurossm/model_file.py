@@ -106,6 +106,7 @@ def write_model_files(
             **regions,
             "normalisation": "z-score of each region over the scan",
             "crop": config.fit.crop,
+            "first_order_share": _share(fitted),
             "shortest": classifier.model.shortest,
             "training": {
                 "scans": len(train),
@@ -125,6 +126,13 @@ def write_model_files(
             temporary.write_bytes(save(state, {"format": "pt", METADATA_KEY: text}))
         written.append(place / MODEL)
     return written
+
+
+def _share(model: nn.Module) -> float | None:
+    """Return the share of the first-order logits; None without a second-order pathway."""
+    if not isinstance(model, NeuroSSM) or model.second_order is None:
+        return None
+    return round(float(model.second_order.share), 3)
 
 
 def _pathway_means(model: nn.Module, train: Sequence[Scan]) -> list[list[float]] | None:
