@@ -84,10 +84,10 @@ class RegionTask:
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class RegionModel(Brief):
-    """A trained model of regional series, loaded once and used on many scans.
+    """A trained model of regional series, loaded once and used on many scans::
 
-    model = neuromamba.load("Results/PPMI/NeuroSSM/seed_0/holdout")
-    print(model.predict(model.prepare("sub-01_series.csv")))
+        model = neuromamba.load("Results/PPMI/NeuroSSM/seed_0/holdout")
+        print(model.predict(model.prepare("sub-01_series.csv")))
 
     Attributes:
         path: the model file.

@@ -78,6 +78,7 @@ from tests.helpers.trained_model import Trained
 DOCS = [
     "README.md",
     "ADDING_YOUR_DATASET.md",
+    "CHANGELOG.md",
     "CONTRIBUTING.md",
     "benchmarks/README.md",
     "paper/README.md",
@@ -662,7 +663,7 @@ def test_architecture_says_where_to_add_things() -> None:
 
 
 def test_glossary_terms_are_ordered_and_linked() -> None:
-    terms = re.findall(r"(?m)^### (.+)$", read("docs/glossary.md"))
+    terms = re.findall(r"(?m)^## (.+)$", read("docs/glossary.md"))
     assert terms == sorted(terms, key=str.lower)
     assert len(terms) >= 40
     links = {
@@ -673,7 +674,7 @@ def test_glossary_terms_are_ordered_and_linked() -> None:
     }
     assert anchors("docs/glossary.md") - links == {"glossary"}
     for term, meaning in re.findall(
-        r"(?ms)^### ([^\n]+)\n(.*?)(?=^### |\Z)", read("docs/glossary.md")
+        r"(?ms)^## ([^\n]+)\n(.*?)(?=^## |\Z)", read("docs/glossary.md")
     ):
         sentences = re.findall(r"[.)](?:\s|$)", re.sub(r"\([^)]*\)", "", meaning))
         assert 1 <= len(sentences) <= 4, term
