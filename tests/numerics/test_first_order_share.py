@@ -202,10 +202,10 @@ def test_a_fit_chooses_and_keeps_the_share(tmp_path: Path) -> None:
     train_scans, test_scans = scans[:40], scans[40:]
     network = NetworkClassifier("NeuroSSM", config(), fit, hardware_of("cpu"))
     found = network.fit_and_score(train_scans, test_scans, 0, tmp_path)
-    share = network.first_order_share(tmp_path)
-    assert share is not None and 0 <= share <= 1 and share != FIXED_SHARE
     model = network.load(tmp_path)
     assert isinstance(model, NeuroSSM) and model.second_order is not None
+    share = model.first_order_share
+    assert share is not None and 0 <= share <= 1 and share != FIXED_SHARE
     packed = pack([z_scored(s.series) for s in test_scans])
     with torch.no_grad():
         own = model.second_order(packed)[:, :2] + share * model.each(packed).mean(0)

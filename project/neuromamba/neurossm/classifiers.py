@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,22 +22,15 @@ from neuromamba.data.regions.scan import Scan
 from neuromamba.layers.packing import Packed
 from neuromamba.neurossm.config import FitConfig, NeuroSSMConfig
 from neuromamba.neurossm.first_order_share import best_share, left_out_parts, logits_of_left_out
-from neuromamba.neurossm.gru import GRUClassifier
 from neuromamba.neurossm.linear import MEASURES, LinearClassifier, fit_and_predict, fit_second_order
 from neuromamba.neurossm.model import NeuroSSM
 from neuromamba.neurossm.module import score
+from neuromamba.neurossm.networks import TRAINED, WEIGHTS
 from neuromamba.neurossm.results import BASELINE_TEXTS
 from neuromamba.neurossm.second_order import SecondOrder
 from neuromamba.neurossm.train import train
 from neuromamba.training.strategies import Hardware
 
-WEIGHTS = "weights.safetensors"
-TRAINED: Mapping[str, Callable[[NeuroSSMConfig], nn.Module]] = {
-    "NeuroSSM": NeuroSSM,
-    "GRU": lambda config: GRUClassifier(
-        config.rois, config.classes, config.embed_dim, config.dropout
-    ),
-}
 UNTRAINED = "Untrained"
 # Than the first results.
 LATER = {"region_dropout", "members", "second_order", "weight_decay", "label_smoothing"}
@@ -146,17 +139,6 @@ class NetworkClassifier:
             return
         first = logits_of_left_out(model, scans, parts, self.fit.eval_batch_size, self.device)
         pathway.share.fill_(best_share(second, first, np.array([scan.label for scan in scans])))
-
-    def first_order_share(self, folder: Path) -> float | None:
-        """The share in a finished fit, see ``first_order_share``; None without second order.
-
-        Raises:
-            UserInputError: see ``load``.
-        """
-        model = self.load(folder) if self._second_order else None
-        if not isinstance(model, NeuroSSM) or model.second_order is None:
-            return None
-        return round(float(model.second_order.share), 3)
 
     def load(self, folder: Path) -> nn.Module:
         """The model of a finished fit, on its device and in evaluation mode.

@@ -18,7 +18,8 @@ from neuromamba.neurossm.comparison import compare_splits, write_comparison
 from neuromamba.neurossm.comparison import lines as comparison_lines
 from neuromamba.neurossm.config import EvaluateConfig
 from neuromamba.neurossm.holdouts import check_holdouts, evaluate_holdouts
-from neuromamba.neurossm.model_file import write_model_files
+from neuromamba.neurossm.model import NeuroSSM
+from neuromamba.neurossm.model_file_writer import write_model_files
 from neuromamba.neurossm.protocol import Protocol
 from neuromamba.neurossm.report import summary_text, write_report
 from neuromamba.neurossm.results import Results
@@ -131,11 +132,11 @@ def evaluate(config: EvaluateConfig) -> None:
 def _first_order_shares(protocol: Protocol, main: Classifier) -> dict[int, float]:
     """Seed -> share of the first-order logits, of the holdouts' models that have one."""
     found = {}
-    if isinstance(main, NetworkClassifier):
+    if isinstance(main, NetworkClassifier) and main.model.second_order:
         for seed in protocol.seeds:
-            share = main.first_order_share(protocol.folder(main) / f"seed_{seed}" / HOLDOUT_NAME)
-            if share is not None:
-                found[seed] = share
+            model = main.load(protocol.folder(main) / f"seed_{seed}" / HOLDOUT_NAME)
+            if isinstance(model, NeuroSSM) and model.first_order_share is not None:
+                found[seed] = model.first_order_share
     return found
 
 

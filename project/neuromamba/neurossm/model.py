@@ -140,6 +140,11 @@ class NeuroSSM(nn.Module):
         last = self.pathways[-1]
         return last if isinstance(last, SecondOrder) else None
 
+    @property
+    def first_order_share(self) -> float | None:
+        """How much of the other pathways' logits counts beside the second-order pathway's."""
+        return None if self.second_order is None else round(float(self.second_order.share), 3)
+
     def forward(self, scans: Packed) -> Tensor:
         """Logits [B, classes] of z-scored scans."""
         return self.fuse(self.encode(self.inputs(scans)))
