@@ -1,4 +1,4 @@
-"""The linear baselines: logistic regression on connectivity, or on means and variances.
+"""The linear baselines: logistic or ridge regression on connectivity, or on means and variances.
 
 They are what a network has to beat, so each gets the best that a linear model can have: features
 that the literature recommends, and a penalty chosen in inner folds of the training scans.
@@ -22,7 +22,8 @@ from neuromamba.evaluation.connectivity import (
     partial_correlation,
     shrunk_correlation,
 )
-from neuromamba.evaluation.linear_models import affine, fit_logistic
+from neuromamba.evaluation.linear_models import affine, fit_logistic, fit_ridge
+from neuromamba.evaluation.target_scaling import standardising
 from neuromamba.neurossm.second_order import SecondOrder
 
 
@@ -74,8 +75,13 @@ def fit_second_order(pathway: SecondOrder, scans: Sequence[Scan], seed: int) -> 
     x = space.transform(matrices)
     labels = np.array([scan.label for scan in scans])
     groups = np.array([scan.group for scan in scans])
-    weight, bias = affine(fit_logistic(x, labels, seed, groups, by="log_loss")[0], x.shape[1])
-    if len(weight) == 1:  # two classes: one decision value, half of it for either
+    if pathway.classes == 1:
+        scaling = standardising(labels)
+        fitted = fit_ridge(x, (labels - scaling.center) / scaling.scale, seed, groups)[0]
+    else:
+        fitted = fit_logistic(x, labels, seed, groups, by="log_loss")[0]
+    weight, bias = affine(fitted, x.shape[1])
+    if len(weight) < pathway.classes:  # two classes: one decision value, half of it for either
         weight, bias = (np.concatenate([-part, part]) / 2 for part in (weight, bias))
     rois = matrices.shape[1]
     rows, columns = np.triu_indices(rois)
@@ -90,7 +96,7 @@ def fit_second_order(pathway: SecondOrder, scans: Sequence[Scan], seed: int) -> 
 def fit_and_predict(
     x: np.ndarray, new: np.ndarray, scans: Sequence[Scan], seed: int, by: str = "auroc"
 ) -> np.ndarray:
-    """Fit on the features of some scans, score others.
+    """Fit on the features of some scans, score others: logistic regression, or ridge of values.
 
     The penalty is chosen in inner folds of the training scans that keep groups together.
 
@@ -102,16 +108,18 @@ def fit_and_predict(
         by: of ``fit_logistic``.
 
     Returns:
-        Probabilities [test scans, classes].
+        Probabilities [test scans, classes]; of a regression predictions [test scans, 1].
     """
     labels = np.array([scan.label for scan in scans])
     groups = np.array([scan.group for scan in scans])
+    if labels.dtype.kind == "f":
+        return fit_ridge(x, labels, seed, groups)[0].predict(new)[:, None]
     return fit_logistic(x, labels, seed, groups, by=by)[0].predict_proba(new)
 
 
 @dataclass(frozen=True)
 class LinearClassifier:
-    """Logistic regression on features of a scan.
+    """Logistic regression on features of a scan; of values, ridge regression.
 
     Attributes:
         name: of ``MEASURES``.

@@ -8,9 +8,10 @@ For a scan x [N, T] and the pathways p = (signal, scale s):
     logits = W_o GELU(W_f [z_1; ...; z_P] + b_f) + b_o
 
 A second-order pathway (``second_order``) adds its own logits to half of these; its row of z holds
-them, and it is fitted apart. With several members there are as many such models, with weights of
-their own, and their logits are averaged (Lakshminarayanan et al. 2017). Their z_p stand side by
-side.
+them, and it is fitted apart. In a regression both predict the same standardised value, so the sum
+is divided by 1.5: an average with the same weights. With several members there are as many such
+models, with weights of their own, and their logits are averaged (Lakshminarayanan et al. 2017).
+Their z_p stand side by side.
 
 Scans of a batch are packed one after another, so that lengths may differ and no padded frame is
 computed. Shapes: N regions, T frames, B scans, P pathways, M members, D width, L packed frames.
@@ -165,7 +166,8 @@ class NeuroSSM(nn.Module):
         """Logits [B, classes] from z [B, P, M D]. A pathway is ablated by changing its row."""
         logits = self.fuse_each(z).mean(0)
         if self.config.second_order:
-            return z[:, -1, : self.config.classes] + FIRST_ORDER_SHARE * logits
+            total = z[:, -1, : self.config.classes] + FIRST_ORDER_SHARE * logits
+            return total / (1 + FIRST_ORDER_SHARE) if self.config.is_regression else total
         return logits
 
     def fuse_each(self, z: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from neuromamba.data.regions.cohort import Cohort
 from neuromamba.data.regions.holdout import HOLDOUT_NAME
 from neuromamba.data.regions.scan import Scan
 from neuromamba.data.regions.series_measures import measures_of_scans
+from neuromamba.evaluation.target_scaling import TargetScaling
 from neuromamba.neurossm.attribution import mean_features
 from neuromamba.neurossm.classifiers import TRAINED, WEIGHTS, NetworkClassifier
 from neuromamba.neurossm.config import EvaluateConfig, NeuroSSMConfig
@@ -88,6 +89,7 @@ def write_model_files(
         split = next(one for one in splits if one.name == HOLDOUT_NAME)
         place = folder / f"seed_{seed}" / HOLDOUT_NAME
         train = [cohort.scans[i] for i in split.train]
+        scaling = classifier.scaling(train)
         try:
             fitted = classifier.load(place)
         except UserInputError as error:  # results are complete without them
@@ -103,6 +105,8 @@ def write_model_files(
             "dataset": cohort.name,
             "target": cohort.details.target,
             "classes": list(cohort.details.classes),
+            "target_scaling": None if scaling is None else list(scaling),
+            "unit": cohort.details.unit,
             **regions,
             "normalisation": "z-score of each region over the scan",
             "crop": config.fit.crop,
@@ -252,8 +256,14 @@ def read_model_file(path: Path, ssd_backend: str = "auto") -> RegionModelFile:
         with torch.random.fork_rng(devices=[]):  # fresh weights are drawn, and replaced below
             model = TRAINED[metadata["name"]](config)
         model.load_state_dict(load_file(path))
-        if len(metadata["classes"]) != config.classes or metadata["target"] is None:
+        names = 0 if config.is_regression else config.classes
+        if len(metadata["classes"]) != names or metadata["target"] is None:
             raise ValueError("the classes do not fit the model")
+        scaling = metadata.get("target_scaling")
+        if (scaling is None) == config.is_regression:
+            raise ValueError("the scaling of the target does not fit the model")
+        if scaling is not None and not all(np.isfinite(TargetScaling(*map(float, scaling)))):
+            raise ValueError("the scaling of the target is not finite")
         means = metadata["training"].get(MEANS)
         if means is not None:
             means = torch.tensor(means, dtype=torch.float32)

@@ -5,7 +5,8 @@ be read cheaply. For a scan u [N, T] and the mean G of the training scans' corre
 
     C = shrunk correlations of u;   logits = <W_c, log(G^-1/2 C G^-1/2)> + b_c
 
-with W and b of the logistic regression of the baseline ``Tangent`` (``linear.fit_second_order``);
+with W and b of the logistic regression of the baseline ``Tangent`` (``linear.fit_second_order``; of
+a regression one value, by ridge regression of the standardised target);
 no gradient changes them. Where u is scaled down, as on the way of an attribution from 0 to a scan,
 C goes over into G, whose logits are b: a baseline of zeros stands for the average subject, not for
 a brain without connections. Shapes: N regions, T frames, B scans, L packed frames.
@@ -69,7 +70,7 @@ class SecondOrder(nn.Module):
 
     def __init__(self, rois: int, classes: int, width: int) -> None:
         super().__init__()
-        self.width = width
+        self.classes, self.width = classes, width
         # Random before the fit, as weights are: a check with random weights must not see zeros.
         weight = torch.randn(classes, rois, rois) / rois
         self.register_buffer("whitening", torch.eye(rois))

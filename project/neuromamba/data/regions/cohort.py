@@ -47,8 +47,18 @@ class Cohort:
 
     @property
     def labels(self) -> np.ndarray:
-        """int [scans]."""
+        """[scans]: int, the class; or float, the value of a regression."""
         return np.array([scan.label for scan in self.scans])
+
+    @property
+    def strata(self) -> np.ndarray:
+        """int [scans]: the class, or the quarter of the scans that a value is in."""
+        labels = self.labels
+        if not self.details.is_regression:
+            return labels
+        edges = np.quantile(labels, (0.25, 0.5, 0.75))
+        found: np.ndarray = np.searchsorted(edges, labels)
+        return found
 
     @property
     def groups(self) -> np.ndarray:
