@@ -134,12 +134,12 @@ class RegionModel(Brief):
 
     @property
     def unit(self) -> str:
-        """Of the values of a regression; "" where none is known, and of classes."""
+        """The unit of a regression's values; "" where none is known, and of classes."""
         return str(self.metadata.get("unit", ""))
 
     @property
     def target_scaling(self) -> TargetScaling | None:
-        """Of a regression; None of a classification."""
+        """How a regression's target was standardised; None of a classification."""
         scaling = self.metadata.get("target_scaling")
         return None if scaling is None else TargetScaling(*scaling)
 

@@ -6,7 +6,7 @@ They predict classes, or, of a regression, values.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,22 +25,15 @@ from neuromamba.data.regions.scan import Scan
 from neuromamba.evaluation.target_scaling import TargetScaling, standardising
 from neuromamba.layers.packing import Packed
 from neuromamba.neurossm.config import FitConfig, NeuroSSMConfig
-from neuromamba.neurossm.gru import GRUClassifier
 from neuromamba.neurossm.linear import MEASURES, LinearClassifier, fit_and_predict, fit_second_order
 from neuromamba.neurossm.model import NeuroSSM
 from neuromamba.neurossm.module import score
+from neuromamba.neurossm.networks import TRAINED, WEIGHTS
 from neuromamba.neurossm.results import BASELINES
 from neuromamba.neurossm.second_order import SecondOrder
 from neuromamba.neurossm.train import train
 from neuromamba.training.strategies import Hardware
 
-WEIGHTS = "weights.safetensors"
-TRAINED: Mapping[str, Callable[[NeuroSSMConfig], nn.Module]] = {
-    "NeuroSSM": NeuroSSM,
-    "GRU": lambda config: GRUClassifier(
-        config.rois, config.classes, config.embed_dim, config.dropout
-    ),
-}
 UNTRAINED = "Untrained"
 # Than the first results.
 LATER = {"region_dropout", "members", "second_order", "weight_decay", "label_smoothing"}
@@ -113,7 +106,7 @@ class NetworkClassifier:
         return {"model": model, "training": fit}
 
     def scaling(self, train_scans: Sequence[Scan]) -> TargetScaling | None:
-        """Of the target of a regression, by the training scans; None of a classification."""
+        """How a regression's target is standardised by the training; None of a classification."""
         if not self.model.is_regression:
             return None
         return standardising(np.array([scan.label for scan in train_scans]))

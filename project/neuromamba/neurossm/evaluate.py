@@ -18,7 +18,7 @@ from neuromamba.neurossm.comparison import compare_splits, write_comparison
 from neuromamba.neurossm.comparison import lines as comparison_lines
 from neuromamba.neurossm.config import EvaluateConfig
 from neuromamba.neurossm.holdouts import check_holdouts, evaluate_holdouts
-from neuromamba.neurossm.model_file import write_model_files
+from neuromamba.neurossm.model_file_writer import write_model_files
 from neuromamba.neurossm.protocol import Protocol
 from neuromamba.neurossm.report import write_report
 from neuromamba.neurossm.report_results import summary_text
