@@ -25,6 +25,7 @@ from neuromamba.data.regions.scan import Scan
 from neuromamba.evaluation.target_scaling import TargetScaling, standardising
 from neuromamba.layers.packing import Packed
 from neuromamba.neurossm.config import FitConfig, NeuroSSMConfig
+from neuromamba.neurossm.first_order_share import best_share, left_out_parts, logits_of_left_out
 from neuromamba.neurossm.linear import MEASURES, LinearClassifier, fit_and_predict, fit_second_order
 from neuromamba.neurossm.model import NeuroSSM
 from neuromamba.neurossm.module import score
@@ -99,6 +100,8 @@ class NetworkClassifier:
             for name in LATER & record.keys():
                 if record[name] == type(one).__dataclass_fields__[name].default:
                     del record[name]
+        if self._second_order:
+            fit["first_order_share"] = "chosen on scans that were left out"  # before it was fixed
         if self.name != "NeuroSSM":
             model = {key: model[key] for key in ("rois", "classes", "embed_dim", "dropout")}
         if self.model.is_regression:
@@ -116,6 +119,9 @@ class NetworkClassifier:
     ) -> np.ndarray:
         """Train, write the weights, score."""
         scaling = self.scaling(train_scans)
+        parts = None
+        if self._second_order:
+            parts = left_out_parts(train_scans, self.model.members, seed)
         model = train(
             build=self.build,
             scans=train_scans,
@@ -124,13 +130,35 @@ class NetworkClassifier:
             seed=seed,
             folder=folder,
             scaling=scaling,
+            parts=parts,
         )
-        if isinstance(model, NeuroSSM) and isinstance(model.pathways[-1], SecondOrder):
-            fit_second_order(model.pathways[-1], train_scans, seed)
+        if isinstance(model, NeuroSSM) and model.second_order is not None:
+            self._fit_second_order(model, model.second_order, train_scans, parts, seed)
         state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
         with atomic_path(folder / WEIGHTS) as temporary:
             save_file(state, temporary)
         return score(model, test_scans, self.fit.eval_batch_size, self.device).scaled(scaling)
+
+    @property
+    def _second_order(self) -> bool:
+        return self.name == "NeuroSSM" and self.model.second_order
+
+    def _fit_second_order(
+        self,
+        model: NeuroSSM,
+        pathway: SecondOrder,
+        scans: Sequence[Scan],
+        parts: np.ndarray | None,
+        seed: int,
+    ) -> None:
+        second = fit_second_order(pathway, scans, seed, parts)
+        if parts is None or second is None:
+            return
+        first = logits_of_left_out(model, scans, parts, self.fit.eval_batch_size, self.device)
+        labels, scaling = np.array([scan.label for scan in scans]), self.scaling(scans)
+        if scaling is not None:
+            labels = (labels - scaling.center) / scaling.scale
+        pathway.share.fill_(best_share(second, first, labels))
 
     def load(self, folder: Path) -> nn.Module:
         """The model of a finished fit, on its device and in evaluation mode.

@@ -22,7 +22,13 @@ from neuromamba.evaluation.connectivity import (
     partial_correlation,
     shrunk_correlation,
 )
-from neuromamba.evaluation.linear_models import affine, fit_logistic, fit_ridge
+from neuromamba.evaluation.linear_models import (
+    affine,
+    fit_logistic,
+    fit_ridge,
+    logistic_pipeline,
+    ridge_pipeline,
+)
 from neuromamba.evaluation.target_scaling import standardising
 from neuromamba.neurossm.second_order import SecondOrder
 
@@ -62,24 +68,34 @@ MEASURES: Mapping[str, Callable[[Scan], np.ndarray]] = {
 }
 
 
-def fit_second_order(pathway: SecondOrder, scans: Sequence[Scan], seed: int) -> None:
+def fit_second_order(
+    pathway: SecondOrder, scans: Sequence[Scan], seed: int, parts: np.ndarray | None = None
+) -> np.ndarray | None:
     """Give NeuroSSM's second-order pathway the weights of the baseline ``Tangent``.
 
     Args:
         pathway: changed in place.
         scans: of the training.
         seed: of the inner folds in which the penalty is chosen.
+        parts: int [S], what is left out together; see ``first_order_share``.
+
+    Returns:
+        Logits float64 [S, classes], or standardised values [S, 1], of each part by a fit on the
+        others, with the same tangent space and penalty, which no label of a single scan decides;
+        None without ``parts``.
     """
     matrices = np.stack([region_correlation(scan) for scan in scans])
     space = TangentSpace(matrices)
     x = space.transform(matrices)
     labels = np.array([scan.label for scan in scans])
     groups = np.array([scan.group for scan in scans])
+    build = logistic_pipeline
     if pathway.classes == 1:
-        scaling = standardising(labels)
-        fitted = fit_ridge(x, (labels - scaling.center) / scaling.scale, seed, groups)[0]
+        build, scaling = ridge_pipeline, standardising(labels)
+        labels = (labels - scaling.center) / scaling.scale
+        fitted, penalty = fit_ridge(x, labels, seed, groups)
     else:
-        fitted = fit_logistic(x, labels, seed, groups, by="log_loss")[0]
+        fitted, penalty = fit_logistic(x, labels, seed, groups, by="log_loss")
     weight, bias = affine(fitted, x.shape[1])
     if len(weight) < pathway.classes:  # two classes: one decision value, half of it for either
         weight, bias = (np.concatenate([-part, part]) / 2 for part in (weight, bias))
@@ -91,6 +107,18 @@ def fit_second_order(pathway: SecondOrder, scans: Sequence[Scan], seed: int) -> 
     full[:, columns, rows] = full[:, rows, columns]
     for name, value in (("whitening", space.whitening), ("weight", full), ("bias", bias)):
         getattr(pathway, name).copy_(torch.from_numpy(value))
+    if parts is None:
+        return None
+    logits = np.empty((len(scans), len(weight)))
+    for part in np.unique(parts):
+        out = parts == part
+        one = build(penalty).fit(x[~out], labels[~out])
+        if pathway.classes == 1:
+            logits[out] = one.predict(x[out])[:, None]
+            continue
+        values = one.decision_function(x[out])
+        logits[out] = np.stack([-values, values], 1) / 2 if values.ndim == 1 else values
+    return logits
 
 
 def fit_and_predict(

@@ -77,6 +77,7 @@ def write_model_files(
             **regions,
             "normalisation": "z-score of each region over the scan",
             "crop": config.fit.crop,
+            "first_order_share": getattr(fitted, "first_order_share", None),
             "shortest": classifier.model.shortest,
             "training": {
                 "scans": len(train),

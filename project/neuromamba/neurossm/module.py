@@ -24,15 +24,23 @@ class ROIModule(LightningModule):
         model: gives logits of packed scans, and by ``each`` those of its members [M, B, classes].
         fit: how it is trained.
         steps: of the whole training.
+        parts: int [training scans], the member that is trained without each of them; None trains
+            every member on all.
         scaling: of the target of a regression, whose loss is the squared error; None of a
             classification, by cross entropy.
     """
 
     def __init__(
-        self, model: nn.Module, fit: FitConfig, steps: int, scaling: TargetScaling | None = None
+        self,
+        model: nn.Module,
+        fit: FitConfig,
+        steps: int,
+        parts: np.ndarray | None = None,
+        scaling: TargetScaling | None = None,
     ) -> None:
         super().__init__()
         self.model, self.fit, self.steps, self.scaling = model, fit, steps, scaling
+        self._parts = None if parts is None else torch.from_numpy(parts)
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
         """Logits [B, classes]."""
@@ -43,15 +51,20 @@ class ROIModule(LightningModule):
         """Mean loss of a batch; each member of a model has its own."""
         packed, labels = Packed(batch["frames"], batch["lengths"]), batch["label"]
         logits: Tensor = self.model.each(packed)  # type: ignore[operator]  # [M, B, classes]
+        labels = labels.expand(len(logits), -1)
+        if self._parts is not None:
+            numbers = torch.arange(len(logits))[:, None]
+            seen = (self._parts[batch["window"]] != numbers).to(logits.device)
+            logits, labels = logits[seen], labels[seen]
         if self.scaling is None:
             loss = nn.functional.cross_entropy(
-                logits.flatten(0, 1),
-                labels.repeat(len(logits)),
+                logits.reshape(-1, logits.shape[-1]),
+                labels.reshape(-1),
                 label_smoothing=self.fit.label_smoothing,
             )
         else:
             wanted = ((labels - self.scaling.center) / self.scaling.scale).to(logits.dtype)
-            loss = nn.functional.mse_loss(logits[..., 0], wanted.expand(len(logits), -1))
+            loss = nn.functional.mse_loss(logits[..., 0], wanted)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["label"]))
         return loss
 

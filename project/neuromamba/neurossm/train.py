@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 
 from neuromamba.common.seeds import seed_run
@@ -27,6 +28,7 @@ def train(
     hardware: Hardware,
     seed: int,
     folder: Path,
+    parts: np.ndarray | None = None,
     scaling: TargetScaling | None = None,
 ) -> nn.Module:
     """Train a model from scratch; its curve goes to ``<folder>/logs/metrics.csv``.
@@ -38,6 +40,7 @@ def train(
         hardware: one device.
         seed: of weights, order, crops and dropout.
         folder: of this fit.
+        parts: int [scans], the member that is trained without each of them; None: none is.
         scaling: of the target of a regression.
 
     Raises:
@@ -45,7 +48,7 @@ def train(
     """
     seed_run(seed)
     loader = ScanLoader(ScanDataset(scans, fit.crop, seed), fit.batch_size, shuffle=True)
-    module = ROIModule(build(), fit, fit.epochs * len(loader), scaling)
+    module = ROIModule(build(), fit, fit.epochs * len(loader), parts, scaling)
     fault_tolerance = FaultTolerance()
     trainer = assemble_trainer(
         folder=folder,
