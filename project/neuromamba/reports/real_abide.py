@@ -1,7 +1,8 @@
 """The table ``abide``: NeuroSSM beside linear models on people with autism and controls.
 
-From 776 scans of 20 sites (docs/results.md says where they come from): diagnosis and sex on ten
-holdouts stratified by site and class, and diagnosis of each site by models of all the others.
+From 776 scans of 20 sites (docs/results.md says where they come from): diagnosis, sex and age on
+ten holdouts stratified by site and class or value, and diagnosis of each site by models of all the
+others.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def _steps(request: Request) -> list[Step]:
     steps = [Step("import", (*importing, "--drop_duplicates"), series, training=False)]
     robust = ("--recipe", "robust", "--device", "cpu")
     baselines = ("--baselines", *BASELINES)
-    for target in ("diagnosis", "sex"):
+    for target in ("diagnosis", "sex", "age"):
         words = _training(request, target, target, request.seeds)
         words += ["--skip_cross_validation", *robust, *baselines]
         steps.append(Step(target, tuple(words), _results(request, target)))
@@ -82,13 +83,21 @@ def _collect(request: Request) -> list[Group]:
             notes=("Means over sites, each counting the same whatever its number of subjects.",),
         ),
         region_group("sex", "Sex, holdouts of a fifth", entries("sex"), held_out, metrics),
+        region_group(
+            "age",
+            "Age, holdouts of a fifth",
+            entries("age"),
+            held_out,
+            ("pearson_r", "mae", "r2"),
+            unit="years",
+        ),
     ]
     return [group for group in found if group is not None]
 
 
 TABLE = RealTable(
     name="abide",
-    title="ABIDE: diagnosis and sex from series of regions",
+    title="ABIDE: diagnosis, sex and age from series of regions",
     folder="abide_roi",
     source="series of the 200 regions of CC200 and a table of phenotypes, from the Preprocessed "
     "Connectomes Project, in any format that neuromamba regions import reads.",
