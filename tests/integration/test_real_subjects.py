@@ -111,7 +111,7 @@ def test_a_table_of_finished_runs(run: Run, tmp_path: Path) -> None:
 def test_a_table_from_files_to_figure(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(real_abide, "BASELINES", ("FC",))
+    monkeypatch.setattr(real_abide, "BASELINES", ("FC", "Confounds"))
     write_abide_npz(tmp_path / "abide_roi", people(60))
     words = "--table abide --data_dir abide_roi --paper_dir paper --seeds 0 1"
     status, _, err = run(f"{words} -- --epochs 1")

@@ -20,6 +20,7 @@ from neuromamba.neurossm.config import EvaluateConfig
 from neuromamba.neurossm.holdouts import check_holdouts, evaluate_holdouts
 from neuromamba.neurossm.model import NeuroSSM
 from neuromamba.neurossm.model_file_writer import write_model_files
+from neuromamba.neurossm.other_baselines import shared_of
 from neuromamba.neurossm.protocol import Protocol
 from neuromamba.neurossm.report import write_report
 from neuromamba.neurossm.report_results import summary_text
@@ -66,6 +67,7 @@ def evaluate(config: EvaluateConfig) -> None:
         drop_bad_scans=config.drop_bad_scans,
         missing_codes=config.missing_codes,
         orientation=config.orientation,
+        keep=config.keep,
     )
     external = None
     if config.test_data is not None:
@@ -76,13 +78,16 @@ def evaluate(config: EvaluateConfig) -> None:
             drop_bad_scans=config.drop_bad_scans,
             missing_codes=config.missing_codes,
             orientation=config.orientation,
+            keep=config.keep,
         )
     network = config.network(rois=cohort.rois, classes=len(cohort.details.classes) or 1)
     short = check_lengths(
         cohort, config.fit.crop, network.shortest, refuse=config.refuse_short_scans
     )
-    names = (config.model, *config.baselines)
-    classifiers = [classifier(name, network, config.fit, hardware) for name in names]
+    shared = shared_of(cohort, external, config.confounds, config.harmonise)
+    classifiers = [
+        classifier(name, network, config.fit, hardware, shared) for name in config.models
+    ]
     main = classifiers[0]
     if isinstance(main, NetworkClassifier):
         select_backend(network.ssd_backend, main.device)  # refuse before anything is written
