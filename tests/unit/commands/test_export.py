@@ -24,6 +24,7 @@ from neuromamba.checkpoints.io import (
     read_checkpoint,
 )
 from neuromamba.commands.export import export_parser, main
+from neuromamba.common.version import VERSION
 from neuromamba.config.model import ModelConfig
 from neuromamba.fmamba.build import build_model
 from neuromamba.fmamba.tokenizer import PackedTokens
@@ -157,7 +158,7 @@ def test_metadata(pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     origin = contents.export
     assert "source" not in origin and origin["kind"] == "Lightning"
     assert origin["epoch"] == 3 and origin["metrics"] == metrics
-    assert origin["code_version"].startswith("0.1.0")
+    assert origin["code_version"].startswith(VERSION)
     beside = json.loads((tmp_path / "weights.safetensors.json").read_text())
     assert beside == {CHECKPOINT_KEY: metadata, "export": dict(origin)}
     # An export of the export says where it all began.

@@ -79,6 +79,7 @@ from tests.helpers.trained_model import Trained
 DOCS = [
     "README.md",
     "ADDING_YOUR_DATASET.md",
+    "CHANGELOG.md",
     "CONTRIBUTING.md",
     "benchmarks/README.md",
     "paper/README.md",

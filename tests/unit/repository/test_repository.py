@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from neuromamba.common.version import VERSION
 from tests.helpers.paths import ROOT
 
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -34,6 +36,27 @@ def test_citation_has_both_papers() -> None:
     assert set(entries) == {"choi2025neuromamba", "neurossm2026"}
     for body in entries.values():
         assert {"title", "author", "year", "url"} <= set(re.findall(r"(?m)^ +(\w+) +=", body))
+
+
+def test_version_is_the_same_everywhere() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    released = re.findall(r"(?m)^## (\d+\.\d+\.\d+) - (\d{4}-\d{2}-\d{2})$", changes)
+    assert released[0] == (VERSION, str(citation["date-released"]))
+    assert citation["version"] == VERSION
+    assert [date for _, date in released] == sorted((date for _, date in released), reverse=True)
+
+
+def test_citation_file_agrees_with_the_bibliography() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)  # what CFF requires
+    text = (ROOT / "CITATION.bib").read_text(encoding="utf-8")
+    papers = [citation["preferred-citation"], *citation["references"]]
+    for paper, entry in zip(papers, text.strip().split("\n\n"), strict=True):
+        assert paper["title"] in entry and paper["url"] in entry and str(paper["year"]) in entry
+        for author in paper["authors"]:
+            if "family-names" in author:
+                assert f"{author['family-names']}, {author['given-names']}" in entry
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

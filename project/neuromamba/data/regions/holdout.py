@@ -17,6 +17,7 @@ from neuromamba.data.regions.cohort import Cohort
 HOLDOUT = 5  # one in so many groups
 HOLDOUT_NAME = "holdout"
 EXTERNAL = "external"  # scans of another file, tested by the models of the holdouts
+LEFT_OUT = "without_"  # begins the name of a split by --leave_out
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")  # in names of folders
 _CATEGORIES = 10  # a column with more different numbers is divided into quarters
 
@@ -157,7 +158,7 @@ def _left_out(cohort: Cohort, column: str) -> list[Split]:
         train = np.flatnonzero(values != value)
         if set(cohort.labels[test].tolist()) < classes:
             continue
-        name = f"without_{_UNSAFE.sub('-', value)}"
+        name = f"{LEFT_OUT}{_UNSAFE.sub('-', value)}"
         names.add(name)
         found.append(Split(name, train, test))
     if len(found) < 2 or len(names) < len(found):
