@@ -16,7 +16,12 @@ from typing import Any, NamedTuple
 
 from neuromamba.evaluation.intervals import Interval
 
-REAL_TABLES = ("abide",)  # names; ``real_subjects.real_tables`` has the tables
+REAL_TABLES = (
+    "abide",
+    "painted",
+    "sherlock",
+    "stages",
+)  # names; ``real_subjects.real_tables`` has the tables
 
 
 class Request(NamedTuple):
@@ -43,12 +48,14 @@ class Step(NamedTuple):
         command: words after ``neuromamba``.
         makes: a file or folder that is there once it has finished.
         training: whether the flags after ``--`` are given to it.
+        module: that takes the words of ``command``, where it is no command of ``neuromamba``.
     """
 
     name: str
     command: tuple[str, ...]
     makes: Path
     training: bool = True
+    module: str = ""
 
 
 class Row(NamedTuple):
