@@ -167,6 +167,7 @@ TABLE = RealTable(
     "Preprocessed Connectomes Project, painted into the atlas at 3 mm.",
     document="docs/results.md",
     seeds=(0,),
+    one_seed=True,
     present=_present,
     steps=_steps,
     collect=_collect,

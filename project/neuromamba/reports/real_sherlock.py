@@ -27,9 +27,9 @@ SWIFT = (
 )
 PRETRAINING = ("--pretraining", "--use_autoregressive", "--learning_rate", "3e-3")
 MODELS = {
-    "finetuned": "FMamba, pre-trained, fine-tuned",
     "scratch": "FMamba, from scratch",
     "swift": "SwiFT, from scratch",
+    "finetuned": "FMamba, pre-trained, fine-tuned",
 }
 CONNECTIVITY = "FC between patches"
 _REMEDY = "Remove it, and give the command again."
@@ -50,45 +50,53 @@ def _steps(request: Request) -> list[Step]:
     steps.append(Step("connectivity", words, made, training=False, module=WORK))
     for seed in request.seeds:
         for fold in _FOLDS:
-            steps += _fold_steps(request, fold, seed)
+            steps += _frozen(request, fold, seed)
+    for name in MODELS:
+        steps += [_trained(request, name, fold) for fold in _FOLDS]
     return steps
 
 
-def _fold_steps(request: Request, fold: int, seed: int) -> list[Step]:
-    out, prepared = request.out, request.out / "prepared"
-    shared = (
-        *("train", "--dataset_name", "Own", "--image_path", str(prepared / "store")),
+def _training(request: Request, fold: int, seed: int) -> tuple[str, ...]:
+    """Words that all trainings share."""
+    return (
+        *("train", "--dataset_name", "Own", "--image_path", str(request.out / "prepared/store")),
         *("--dataset_split_num", str(fold), "--seed", str(seed), *GRID, *SCALING),
     )
-    before = out / f"pretraining_{fold}_seed_{seed}"
-    words: tuple[str, ...] = (
-        *shared,
-        *FMAMBA,
-        *PRETRAINING,
-        "--max_epochs",
-        "2",
-        "--output_dir",
-        str(before),
+
+
+def _pretraining(out: Path, fold: int, seed: int) -> Path:
+    return out / f"pretraining_{fold}_seed_{seed}"
+
+
+def _frozen(request: Request, fold: int, seed: int) -> list[Step]:
+    """Pre-train without labels, and score frozen features."""
+    before, scores = _pretraining(request.out, fold, seed), _scores(request.out, fold, seed)
+    training = (*_training(request, fold, seed), *FMAMBA, *PRETRAINING, "--max_epochs", "2")
+    decoding = (
+        *("decode", str(request.data), str(request.out / "prepared"), str(before)),
+        *("--seed", str(seed), "-o", str(scores)),
     )
-    steps = [Step(before.name, words, before / "metrics.json")]
-    scores = _scores(out, fold, seed)
-    words = ("decode", str(request.data), str(prepared), str(before), "--seed", str(seed))
-    words = (*words, "-o", str(scores))
-    steps.append(Step(scores.stem, words, scores, training=False, module=WORK))
-    if seed != request.seeds[0]:
-        return steps
-    task: tuple[str, ...] = (
-        *("--events", str(prepared / "segments.tsv"), "--event_delay", "0"),
+    return [
+        Step(before.name, (*training, "--output_dir", str(before)), before / "metrics.json"),
+        Step(scores.stem, decoding, scores, training=False, module=WORK),
+    ]
+
+
+def _trained(request: Request, name: str, fold: int) -> Step:
+    """Train on film or recall."""
+    out, seed = request.out, request.seeds[0]
+    run = _run(out, name, fold, seed)
+    before = str(_pretraining(out, fold, seed))
+    words = (
+        *_training(request, fold, seed),
+        *(SWIFT if name == "swift" else FMAMBA),
+        *("--events", str(out / "prepared" / "segments.tsv"), "--event_delay", "0"),
         *("--stride_between_seq", "1", "--eval_batch_size", "32", "--learning_rate", "1e-3"),
         *("--pool", "mean_sd", "--max_epochs", "1"),
+        *(("--load_model_path", before) if name == "finetuned" else ()),
+        *("--output_dir", str(run)),
     )
-    for name in MODELS:
-        run = _run(out, name, fold, seed)
-        model = SWIFT if name == "swift" else FMAMBA
-        start = ("--load_model_path", str(before)) if name == "finetuned" else ()
-        words = (*shared, *model, *task, *start, "--output_dir", str(run))
-        steps.append(Step(run.name, words, run / "predictions.csv"))
-    return steps
+    return Step(run.name, words, run / "predictions.csv")
 
 
 def _scores(out: Path, fold: int, seed: int) -> Path:

@@ -99,6 +99,7 @@ TABLE = RealTable(
     "Biological Psychiatry GOS 100589).",
     document="docs/results.md",
     seeds=(0,),
+    one_seed=True,
     present=_present,
     steps=_steps,
     collect=_collect,

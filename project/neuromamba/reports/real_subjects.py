@@ -80,6 +80,11 @@ def checked(args: argparse.Namespace, extra: tuple[str, ...]) -> list[Asked]:
     asked = []
     for name in names:
         table = real_tables()[name]
+        if table.one_seed and args.seeds is not None and len(args.seeds) > 1:
+            raise UserInputError(
+                f"--seeds: --table {name} takes one, got {len(args.seeds)}; give another "
+                f"--output_dir and --paper_dir for each."
+            )
         request = Request(
             data=Path(args.data_dir) if args.data_dir else SHARED / table.folder,
             out=Path(args.output_dir or f"output/reproduce_{name}"),

@@ -119,6 +119,7 @@ class RealTable:
         source: what the files are and who published them, a sentence.
         document: where it is described, such as ``docs/results.md``.
         seeds: unless ``--seeds`` says otherwise.
+        one_seed: it takes one seed only.
         present: whether a folder holds the files.
         steps: the commands, in order.
         collect: the groups of what has finished; none where nothing has.
@@ -130,6 +131,7 @@ class RealTable:
     source: str
     document: str
     seeds: tuple[int, ...]
+    one_seed: bool = False
     present: Callable[[Path], bool]
     steps: Callable[[Request], Sequence[Step]]
     collect: Callable[[Request], Sequence[Group]]

@@ -161,7 +161,9 @@ def results_figure(groups: Sequence[Group]) -> Figure:
     most = max(len(group.rows) for group in groups)
     across = min(2, len(groups))
     down = math.ceil(len(groups) / across)
-    figure = Figure(figsize=(4.8 * across, down * (1.1 + 0.36 * most)), layout="constrained")
+    longest = max(len(row.model) for group in groups for row in group.rows)
+    wide = max(4.8, 2.8 + 0.085 * longest)  # of a panel: names of rows are as long as they are
+    figure = Figure(figsize=(wide * across, down * (1.1 + 0.36 * most)), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False).ravel()
     for axes, group in zip(panels, groups, strict=False):
         _panel(axes, group)
