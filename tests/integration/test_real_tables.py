@@ -102,6 +102,7 @@ def test_painted_from_files_to_figure(run: Run, monkeypatch: pytest.MonkeyPatch)
     for name, value in {
         "GRID": tuple(map(str, GRID)),
         "LABELS": {"diagnosis": "Autism against control"},
+        "TRAINED": ("diagnosis",),
         "SUBJECTS": "24",
         "FMAMBA": (*patch, "--embed_dim", "16", "--depth", "1"),
         "SWIFT": (

@@ -19,7 +19,8 @@ LABELS = {
     "EYE_STATUS_AT_SCAN": "Eyes open or closed",
     "diagnosis": "Autism against control",
 }
-SUBJECTS = "120"
+SUBJECTS = "100"
+TRAINED = ("EYE_STATUS_AT_SCAN",)  # labels that models are trained on, for the time it takes
 GRID = ("48", "66", "54")
 WORK = "neuromamba.reports.painted_work"
 _ATLAS, _SERIES = "cc200_atlas_3mm.nii.gz", "cc200.pickle"
@@ -82,7 +83,7 @@ def _fold_steps(request: Request, store: Path, fold: int) -> list[Step]:
         *FMAMBA,
         *PRETRAINING,
         "--max_epochs",
-        "3",
+        "2",
         "--output_dir",
         str(before),
     )
@@ -91,7 +92,7 @@ def _fold_steps(request: Request, store: Path, fold: int) -> list[Step]:
     words = ("scores", str(before), "--series", str(out / _SERIES), "--seed", seed)
     words = (*words, "--labels", *LABELS, "-o", str(scores))
     steps.append(Step(scores.stem, words, scores, training=False, module=WORK))
-    for label in LABELS:
+    for label in TRAINED:
         task: tuple[str, ...] = ("--label_csv", str(table), "--target_column", label)
         task = (*task, "--downstream_task_type", "classification", *TRAINING)
         for name in MODELS:
@@ -149,7 +150,11 @@ def _group(out: Path, label: str) -> Group | None:
         notes=(
             f"Class 1: {parts[0]['positive']}, {sum(truth.values())} subjects.",
             f"Dynamic skill of the two pre-trainings on validation subjects: {skills}.",
-            "FMamba and SwiFT are trained for the same number of steps, on the same windows.",
+            *(
+                ("FMamba and SwiFT are trained for the same number of steps on the same windows.",)
+                if label in TRAINED
+                else ()
+            ),
         ),
     )
 

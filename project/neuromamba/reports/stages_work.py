@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -125,13 +126,21 @@ def identify(source: Path, parts: Path, embeddings: Sequence[Path]) -> dict[str,
         for pair in (twice[name] for name in names)
     ]
     kinds = {"FC, correlation": connectivity, "FC, partial correlation": partial_correlation}
+    seconds = {}
     for kind, measure in kinds.items():
+        began = time.monotonic()
         one, other = (np.stack([measure(pair[i]) for pair in series]) for i in (0, 1))
         found[kind] = {
             direction: identified(*pair).tolist()
             for direction, pair in zip(DIRECTIONS, ((one, other), (other, one)), strict=True)
         }
-    return {"subjects": names, "parts": list(divided.values()), "identified": found}
+        seconds[kind] = time.monotonic() - began
+    return {
+        "subjects": names,
+        "parts": list(divided.values()),
+        "identified": found,
+        "seconds": seconds,
+    }
 
 
 def _embedded(folder: Path, names: Sequence[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -161,8 +170,13 @@ def _embedded(folder: Path, names: Sequence[str]) -> dict[str, tuple[np.ndarray,
     return {kind: (np.stack(one), np.stack(other)) for kind, (one, other) in found.items()}
 
 
-def rows_of(found: Mapping[str, Any]) -> list[Row]:
-    """Rows of the table, with exact intervals."""
+def rows_of(found: Mapping[str, Any], seconds_a_fit: float) -> list[Row]:
+    """Rows of the table, with exact intervals.
+
+    Args:
+        found: of ``identify``.
+        seconds_a_fit: of a model whose embeddings were used, the mean.
+    """
     from neuromamba.evaluation.exact_intervals import proportion_bounds
     from neuromamba.evaluation.intervals import CONFIDENCE, Interval
     from neuromamba.reports.subject_rows import interval_of_mean
@@ -181,7 +195,8 @@ def rows_of(found: Mapping[str, Any]) -> list[Row]:
             pairs = zip(found["subjects"], own, by_direction[DIRECTIONS[0]], strict=True)
             less = interval_of_mean({name: float(a) - float(b) for name, a, b in pairs})
         note = f"{' and '.join(counts)} of {len(found['subjects'])}"
-        rows.append(Row(model, values, less, note=note))
+        seconds = found["seconds"].get(model, seconds_a_fit)
+        rows.append(Row(model, values, less, seconds, note))
     return rows
 
 
