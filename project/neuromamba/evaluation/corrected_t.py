@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import t as t_distribution
+from scipy.special import stdtrit
 
 from neuromamba.evaluation.intervals import CONFIDENCE, Interval, has_width
 
@@ -43,7 +43,7 @@ def corrected_interval(
     if len(found) < FEWEST_SPLITS or not np.isfinite(found).all():
         return Interval(mean, float("nan"), float("nan"))
     error = np.sqrt((1 / len(found) + ratio) * found.var(ddof=1))
-    half = float(t_distribution.ppf((1 + confidence) / 2, len(found) - 1) * error)
+    half = float(stdtrit(len(found) - 1, (1 + confidence) / 2) * error)
     if not has_width(mean - half, mean + half):
         return Interval(mean, float("nan"), float("nan"))
     return Interval(mean, mean - half, mean + half)

@@ -11,14 +11,15 @@ from neuromamba.data.regions.batches import check_lengths
 from neuromamba.data.regions.cohort import Cohort
 from neuromamba.data.regions.dataset import load_cohort
 from neuromamba.data.regions.external import load_external
-from neuromamba.data.regions.holdout import EXTERNAL
+from neuromamba.data.regions.holdout import EXTERNAL, HOLDOUT_NAME
 from neuromamba.layers.ssd import select_backend
-from neuromamba.neurossm.classifiers import NetworkClassifier, classifier
+from neuromamba.neurossm.classifiers import Classifier, NetworkClassifier, classifier
 from neuromamba.neurossm.comparison import compare_splits, write_comparison
 from neuromamba.neurossm.comparison import lines as comparison_lines
 from neuromamba.neurossm.config import EvaluateConfig
 from neuromamba.neurossm.holdouts import check_holdouts, evaluate_holdouts
-from neuromamba.neurossm.model_file import write_model_files
+from neuromamba.neurossm.model import NeuroSSM
+from neuromamba.neurossm.model_file_writer import write_model_files
 from neuromamba.neurossm.protocol import Protocol
 from neuromamba.neurossm.report import summary_text, write_report
 from neuromamba.neurossm.results import Results
@@ -120,11 +121,23 @@ def evaluate(config: EvaluateConfig) -> None:
     compared = compare_splits(results)
     write_comparison(compared, folder)
     print("\n".join(comparison_lines(compared, main.name)))
-    page = write_report(folder, cohort, results, reports, compared, config.flags)
+    shares = _first_order_shares(protocol, main)
+    page = write_report(folder, cohort, results, reports, compared, config.flags, shares)
     print(f"results in {folder}, report {page}", flush=True)
     if config.explanation is not None:
         assert isinstance(main, NetworkClassifier)
         explain_holdouts(protocol, main, explanation)
+
+
+def _first_order_shares(protocol: Protocol, main: Classifier) -> dict[int, float]:
+    """Seed -> share of the first-order logits, of the holdouts' models that have one."""
+    found = {}
+    if isinstance(main, NetworkClassifier) and main.model.second_order:
+        for seed in protocol.seeds:
+            model = main.load(protocol.folder(main) / f"seed_{seed}" / HOLDOUT_NAME)
+            if isinstance(model, NeuroSSM) and model.first_order_share is not None:
+                found[seed] = model.first_order_share
+    return found
 
 
 def _opening_lines(

@@ -22,7 +22,7 @@ from neuromamba.evaluation.connectivity import (
     partial_correlation,
     shrunk_correlation,
 )
-from neuromamba.evaluation.linear_models import affine, fit_logistic
+from neuromamba.evaluation.linear_models import affine, fit_logistic, logistic_pipeline
 from neuromamba.neurossm.second_order import SecondOrder
 
 
@@ -61,20 +61,28 @@ MEASURES: Mapping[str, Callable[[Scan], np.ndarray]] = {
 }
 
 
-def fit_second_order(pathway: SecondOrder, scans: Sequence[Scan], seed: int) -> None:
+def fit_second_order(
+    pathway: SecondOrder, scans: Sequence[Scan], seed: int, parts: np.ndarray | None = None
+) -> np.ndarray | None:
     """Give NeuroSSM's second-order pathway the weights of the baseline ``Tangent``.
 
     Args:
         pathway: changed in place.
         scans: of the training.
         seed: of the inner folds in which the penalty is chosen.
+        parts: int [S], what is left out together; see ``first_order_share``.
+
+    Returns:
+        Logits float64 [S, classes] of each part by a fit on the others, with the same tangent space
+        and penalty, which no label of a single scan decides; None without ``parts``.
     """
     matrices = np.stack([region_correlation(scan) for scan in scans])
     space = TangentSpace(matrices)
     x = space.transform(matrices)
     labels = np.array([scan.label for scan in scans])
     groups = np.array([scan.group for scan in scans])
-    weight, bias = affine(fit_logistic(x, labels, seed, groups, by="log_loss")[0], x.shape[1])
+    fitted, penalty = fit_logistic(x, labels, seed, groups, by="log_loss")
+    weight, bias = affine(fitted, x.shape[1])
     if len(weight) == 1:  # two classes: one decision value, half of it for either
         weight, bias = (np.concatenate([-part, part]) / 2 for part in (weight, bias))
     rois = matrices.shape[1]
@@ -85,6 +93,15 @@ def fit_second_order(pathway: SecondOrder, scans: Sequence[Scan], seed: int) -> 
     full[:, columns, rows] = full[:, rows, columns]
     for name, value in (("whitening", space.whitening), ("weight", full), ("bias", bias)):
         getattr(pathway, name).copy_(torch.from_numpy(value))
+    if parts is None:
+        return None
+    logits = np.empty((len(scans), len(weight)))
+    for part in np.unique(parts):
+        out = parts == part
+        one = logistic_pipeline(penalty).fit(x[~out], labels[~out])
+        values = one.decision_function(x[out])
+        logits[out] = np.stack([-values, values], 1) / 2 if values.ndim == 1 else values
+    return logits
 
 
 def fit_and_predict(

@@ -23,11 +23,16 @@ class ROIModule(LightningModule):
         model: gives logits of packed scans, and by ``each`` those of its members [M, B, classes].
         fit: how it is trained.
         steps: of the whole training.
+        parts: int [training scans], the member that is trained without each of them; None trains
+            every member on all.
     """
 
-    def __init__(self, model: nn.Module, fit: FitConfig, steps: int) -> None:
+    def __init__(
+        self, model: nn.Module, fit: FitConfig, steps: int, parts: np.ndarray | None = None
+    ) -> None:
         super().__init__()
         self.model, self.fit, self.steps = model, fit, steps
+        self._parts = None if parts is None else torch.from_numpy(parts)
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
         """Logits [B, classes]."""
@@ -38,9 +43,15 @@ class ROIModule(LightningModule):
         """Mean cross entropy of a batch; each member of a model has its own."""
         packed, labels = Packed(batch["frames"], batch["lengths"]), batch["label"]
         logits: Tensor = self.model.each(packed)  # type: ignore[operator]  # [M, B, classes]
-        labels = labels.repeat(len(logits))
+        labels = labels.expand(len(logits), -1)
+        if self._parts is not None:
+            numbers = torch.arange(len(logits))[:, None]
+            seen = (self._parts[batch["window"]] != numbers).to(logits.device)
+            logits, labels = logits[seen], labels[seen]
         loss = nn.functional.cross_entropy(
-            logits.flatten(0, 1), labels, label_smoothing=self.fit.label_smoothing
+            logits.reshape(-1, logits.shape[-1]),
+            labels.reshape(-1),
+            label_smoothing=self.fit.label_smoothing,
         )
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["label"]))
         return loss

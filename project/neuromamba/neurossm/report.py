@@ -96,6 +96,7 @@ def write_report(
     reports: Sequence[HoldoutReport],
     compared: Sequence[Comparison],
     flags: Mapping[str, str],
+    shares: Mapping[int, float],
 ) -> Path:
     """Draw the figures, and write ``report.html``; returns its path.
 
@@ -107,6 +108,7 @@ def write_report(
         reports: evaluation of the holdouts, and, if there is one, of the external cohort.
         compared: the model and its baselines over splits.
         flags: of the command line.
+        shares: seed -> of NeuroSSM's first-order logits, see ``first_order_share``; empty without.
     """
     name, own = next(iter(results.items()))
     holdouts = reports[0]
@@ -146,7 +148,7 @@ def write_report(
             side_by_side=True,
         )
     )
-    page = Page(f"{name} on {cohort.name}", _what(cohort, own, flags), sections)
+    page = Page(f"{name} on {cohort.name}", _what(cohort, own, flags, shares), sections)
     path = folder / "report.html"
     write_text_atomically(path, render(page))
     return path
@@ -268,7 +270,10 @@ def _subjects_section(found: HoldoutReport, classes: Sequence[str]) -> Section:
 
 
 def _what(
-    cohort: Cohort, results: Sequence[FitResult], flags: Mapping[str, str]
+    cohort: Cohort,
+    results: Sequence[FitResult],
+    flags: Mapping[str, str],
+    shares: Mapping[int, float],
 ) -> tuple[str, ...]:
     seeds = sorted({result.seed for result in results})
     more = []
@@ -279,10 +284,12 @@ def _what(
             f"In place of folds, each {column} is left out in turn: the table of the "
             f"cross-validation is over models that are tested on one and trained on all others."
         )
-    if flags.get("second_order") == "on" and flags.get("model") == "NeuroSSM":
+    if shares:
+        found = ", ".join(f"{share:.2g}" for share in shares.values())
         more.append(
-            "NeuroSSM holds the linear model Tangent as its second-order pathway: what it gains "
-            "over Tangent is what the other pathways add."
+            f"NeuroSSM holds the linear model Tangent as its second-order pathway: what it gains "
+            f"over Tangent is what the other pathways add. Their logits count by a share that is "
+            f"chosen on training scans, from 0 (Tangent alone) to 1; by seed: {found}."
         )
     first = (
         f"Classification of {cohort.details.target} from {len(cohort.scans)} scans of "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 
 from neuromamba.common.seeds import seed_run
@@ -26,6 +27,7 @@ def train(
     hardware: Hardware,
     seed: int,
     folder: Path,
+    parts: np.ndarray | None = None,
 ) -> nn.Module:
     """Train a model from scratch; its curve goes to ``<folder>/logs/metrics.csv``.
 
@@ -36,13 +38,14 @@ def train(
         hardware: one device.
         seed: of weights, order, crops and dropout.
         folder: of this fit.
+        parts: int [scans], the member that is trained without each of them; None: none is.
 
     Raises:
         StoppedRun, UserInputError: see ``training.fault_tolerance``.
     """
     seed_run(seed)
     loader = ScanLoader(ScanDataset(scans, fit.crop, seed), fit.batch_size, shuffle=True)
-    module = ROIModule(build(), fit, fit.epochs * len(loader))
+    module = ROIModule(build(), fit, fit.epochs * len(loader), parts)
     fault_tolerance = FaultTolerance()
     trainer = assemble_trainer(
         folder=folder,

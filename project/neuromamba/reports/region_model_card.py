@@ -89,6 +89,8 @@ def _summary(metadata: Mapping[str, Any]) -> str:
                 "called Tangent in the table of baselines: what the model gains over Tangent is "
                 "what the other pathways add"
             )
+            if (share := metadata.get("first_order_share")) is not None:
+                what += f" (a share of {share:g} of their logits, chosen on training scans)"
     classes = ", ".join(metadata["classes"])
     return f"{what}. It classifies {metadata['target']}: {classes}."
 

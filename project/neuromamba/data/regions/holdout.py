@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.text import number, some_of
@@ -112,6 +111,8 @@ def _divide(
     where: str,
     remedy: str,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
+    from sklearn.model_selection import StratifiedGroupKFold  # a second, only for those who split
+
     labels, groups = cohort.labels[scans], cohort.groups[scans]
     for label in np.unique(labels):
         there = len(np.unique(groups[labels == label]))
