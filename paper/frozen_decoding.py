@@ -194,7 +194,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--sherlock_pmc", metavar="DIR", help="folder of sherlock_pmc_dev.npz")
     add("--output_dir", default="output/frozen_decoding", metavar="DIR")
     add("--haxby_seeds", type=int, default=2, help="pre-trainings of each fold of haxby2001")
-    add("--sherlock_seeds", type=int, default=1, help="pre-trainings of each fold of sherlock_pmc")
+    add("--sherlock_seeds", type=int, default=2, help="pre-trainings of each fold of sherlock_pmc")
     add("--haxby_epochs", type=int, default=8, help="of each pre-training on haxby2001")
     add("--sherlock_epochs", type=int, default=2, help="of each pre-training on sherlock_pmc")
     return parser
