@@ -1,4 +1,7 @@
-"""The classifiers of ``--model`` and ``--baselines``: fitted on scans, they score others."""
+"""The models of ``--model`` and ``--baselines``: fitted on scans, they score others.
+
+They predict classes, or, of a regression, values.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.common.seeds import seed_run
 from neuromamba.data.regions.batches import ScanDataset, ScanLoader
 from neuromamba.data.regions.scan import Scan
+from neuromamba.evaluation.target_scaling import TargetScaling, standardising
 from neuromamba.layers.packing import Packed
 from neuromamba.neurossm.config import FitConfig, NeuroSSMConfig
 from neuromamba.neurossm.first_order_share import best_share, left_out_parts, logits_of_left_out
@@ -26,7 +30,7 @@ from neuromamba.neurossm.linear import MEASURES, LinearClassifier, fit_and_predi
 from neuromamba.neurossm.model import NeuroSSM
 from neuromamba.neurossm.module import score
 from neuromamba.neurossm.networks import TRAINED, WEIGHTS
-from neuromamba.neurossm.results import BASELINE_TEXTS
+from neuromamba.neurossm.results import BASELINES
 from neuromamba.neurossm.second_order import SecondOrder
 from neuromamba.neurossm.train import train
 from neuromamba.training.strategies import Hardware
@@ -35,7 +39,7 @@ UNTRAINED = "Untrained"
 # Than the first results.
 LATER = {"region_dropout", "members", "second_order", "weight_decay", "label_smoothing"}
 NAMES = (*TRAINED, *MEASURES, UNTRAINED)
-assert {*MEASURES, UNTRAINED} == BASELINE_TEXTS.keys()
+assert {*MEASURES, UNTRAINED} == BASELINES
 
 
 class Classifier(Protocol):
@@ -51,7 +55,10 @@ class Classifier(Protocol):
     def fit_and_score(
         self, train_scans: Sequence[Scan], test_scans: Sequence[Scan], seed: int, folder: Path
     ) -> np.ndarray:
-        """Probabilities [test scans, classes]; files of the fit go to ``folder``."""
+        """Probabilities [test scans, classes], or values [test scans, 1].
+
+        Files of the fit go to ``folder``.
+        """
 
 
 @dataclass(frozen=True)
@@ -97,12 +104,21 @@ class NetworkClassifier:
             fit["first_order_share"] = "chosen on scans that were left out"  # before it was fixed
         if self.name != "NeuroSSM":
             model = {key: model[key] for key in ("rois", "classes", "embed_dim", "dropout")}
+        if self.model.is_regression:
+            fit.pop("label_smoothing", None)  # there are no labels to smooth
         return {"model": model, "training": fit}
+
+    def scaling(self, train_scans: Sequence[Scan]) -> TargetScaling | None:
+        """How a regression's target is standardised by the training; None of a classification."""
+        if not self.model.is_regression:
+            return None
+        return standardising(np.array([scan.label for scan in train_scans]))
 
     def fit_and_score(
         self, train_scans: Sequence[Scan], test_scans: Sequence[Scan], seed: int, folder: Path
     ) -> np.ndarray:
         """Train, write the weights, score."""
+        scaling = self.scaling(train_scans)
         parts = None
         if self._second_order:
             parts = left_out_parts(train_scans, self.model.members, seed)
@@ -113,6 +129,7 @@ class NetworkClassifier:
             hardware=self.hardware,
             seed=seed,
             folder=folder,
+            scaling=scaling,
             parts=parts,
         )
         if isinstance(model, NeuroSSM) and model.second_order is not None:
@@ -120,7 +137,7 @@ class NetworkClassifier:
         state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
         with atomic_path(folder / WEIGHTS) as temporary:
             save_file(state, temporary)
-        return score(model, test_scans, self.fit.eval_batch_size, self.device).probability
+        return score(model, test_scans, self.fit.eval_batch_size, self.device).scaled(scaling)
 
     @property
     def _second_order(self) -> bool:
@@ -138,7 +155,10 @@ class NetworkClassifier:
         if parts is None or second is None:
             return
         first = logits_of_left_out(model, scans, parts, self.fit.eval_batch_size, self.device)
-        pathway.share.fill_(best_share(second, first, np.array([scan.label for scan in scans])))
+        labels, scaling = np.array([scan.label for scan in scans]), self.scaling(scans)
+        if scaling is not None:
+            labels = (labels - scaling.center) / scaling.scale
+        pathway.share.fill_(best_share(second, first, labels))
 
     def load(self, folder: Path) -> nn.Module:
         """The model of a finished fit, on its device and in evaluation mode.
@@ -159,7 +179,7 @@ class NetworkClassifier:
 
 @dataclass(frozen=True)
 class UntrainedClassifier:
-    """Logistic regression on what NeuroSSM's pathways give with random weights.
+    """Logistic or ridge regression on what NeuroSSM's pathways give with random weights.
 
     What a trained NeuroSSM gains over it was learned.
 
