@@ -175,6 +175,22 @@ class NetworkClassifier:
             labels = (labels - scaling.center) / scaling.scale
         pathway.share.fill_(best_share(second, first, labels))
 
+    def score_finished(
+        self, folder: Path, train_scans: Sequence[Scan], test_scans: Sequence[Scan]
+    ) -> np.ndarray:
+        """Scores of other scans by a finished fit, as of ``fit_and_score``.
+
+        Args:
+            folder: of the fit.
+            train_scans: that it was fitted on.
+            test_scans: to score.
+
+        Raises:
+            UserInputError: see ``load``.
+        """
+        model, scaling = self.load(folder), self.scaling(train_scans)
+        return score(model, test_scans, self.fit.eval_batch_size, self.device).scaled(scaling)
+
     def load(self, folder: Path) -> nn.Module:
         """The model of a finished fit, on its device and in evaluation mode.
 

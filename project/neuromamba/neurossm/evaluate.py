@@ -11,7 +11,13 @@ from neuromamba.data.regions.batches import check_lengths
 from neuromamba.data.regions.cohort import Cohort
 from neuromamba.data.regions.dataset import load_cohort
 from neuromamba.data.regions.external import load_external
-from neuromamba.data.regions.holdout import EXTERNAL, HOLDOUT_NAME, rare_values
+from neuromamba.data.regions.holdout import (
+    EXTERNAL,
+    HOLDOUT,
+    HOLDOUT_NAME,
+    rare_strata,
+    rare_values,
+)
 from neuromamba.layers.ssd import select_backend
 from neuromamba.neurossm.classifiers import Classifier, NetworkClassifier, classifier
 from neuromamba.neurossm.comparison import compare_splits, write_comparison
@@ -192,6 +198,12 @@ def _of_columns(cohort: Cohort, config: EvaluateConfig) -> list[str]:
         absent = int((cohort.column(name, "--stratify_by") == "").sum())
         if absent:
             notes.append(f"--stratify_by {name}: {absent} scans without a value count as a group.")
+    if config.stratify_by and (few := rare_strata(cohort, config.stratify_by)):
+        notes.append(
+            f"--stratify_by: {few} combinations of {cohort.details.target} and "
+            f"{', '.join(config.stratify_by)} have fewer than {HOLDOUT} subjects; those of a class "
+            f"are spread over the parts together."
+        )
     if config.leave_out is not None:
         rare = rare_values(cohort, config.leave_out)
         if rare:
