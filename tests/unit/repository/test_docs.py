@@ -516,6 +516,8 @@ def test_released_sizes_in_the_readme(placeholders: dict[str, Path]) -> None:
 
 # --- links and layout ---------------------------------------------------------------------------
 
+BUILT = ("docs/reference/commands/", "docs/gallery/")
+
 
 @pytest.mark.parametrize("name", DOCS)
 def test_links_resolve(name: str) -> None:
@@ -526,6 +528,8 @@ def test_links_resolve(name: str) -> None:
         path, _, anchor = link.partition("#")
         target = (ROOT / name).parent / path if path else ROOT / name
         page = target.resolve()
+        if page.is_relative_to(ROOT) and page.relative_to(ROOT).as_posix().startswith(BUILT):
+            continue  # written by `make docs`, which refuses links to what it does not write
         resolves = page.exists() and page.is_relative_to(ROOT)
         if resolves and anchor:
             resolves = anchor in anchors(page.relative_to(ROOT).as_posix())
