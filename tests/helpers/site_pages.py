@@ -25,7 +25,7 @@ function next() {
   frame.style.width = width + "px";
   frame.onload = () => {
     const inner = frame.contentDocument;
-    const silent = [...inner.querySelectorAll("img:not([alt]), img[alt='']")];
+    const silent = [...inner.querySelectorAll("img:not([alt])")];
     found.push([page, width, inner.documentElement.scrollWidth, silent.map((one) => one.src)]);
     n += 1;
     next();
@@ -43,7 +43,7 @@ class SitePage(NamedTuple):
         page: its path below the site.
         width: of the window, in pixels.
         needed: width of all that the page holds, ``scrollWidth``.
-        silent: addresses of pictures without a text for those who cannot see them.
+        silent: addresses of pictures without an ``alt``; an empty one marks a decoration.
     """
 
     page: str
