@@ -56,6 +56,7 @@ from neuromamba.commands.export import export_parser
 from neuromamba.commands.flops import flops_parser
 from neuromamba.commands.regions_explain_reference import build_parser as analysis_parser
 from neuromamba.commands.regions_import import build_parser as import_parser
+from neuromamba.commands.regions_paint import build_parser as paint_parser
 from neuromamba.commands.regions_synthetic import build_parser as synthetic_roi_parser
 from neuromamba.config.flag_parser import parse_arguments
 from neuromamba.config.model import VARIANTS, ModelConfig
@@ -274,6 +275,7 @@ PARSERS: dict[str, Parse] = {
     "regions train": lambda words: tester.build_parser().parse_args(words),
     "regions import": lambda words: import_parser().parse_args(words),
     "regions extract": lambda words: roi.build_parser().parse_args(words),
+    "regions paint": lambda words: paint_parser().parse_args(words),
     "regions synthetic": lambda words: synthetic_roi_parser().parse_args(words),
     "regions explain-reference": lambda words: analysis_parser().parse_args(words),
 }
