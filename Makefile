@@ -8,7 +8,7 @@ PY := "$(VENV)/bin/python"
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test test-all lint bench gpu-wheels clean
+.PHONY: help setup setup-dev demo test test-all lint docs bench gpu-wheels clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -40,6 +40,10 @@ lint: setup-dev ## check style, types, the import rule and the shell scripts
 		if command -v shellcheck >/dev/null; then shellcheck -x "$$script"; fi; \
 	done; echo "Shell scripts: ok"
 
+docs: ## build the site, docs/_build/html; the gallery takes a few minutes (ARGS=--no-gallery: none)
+	@bash setup_env.sh --docs
+	$(PY) docs/build.py $(ARGS)
+
 bench: setup-dev ## run the benchmarks, about 40 minutes (ARGS=--quick: 3 minutes)
 	@set -e; for name in mixer backbone scaling training_step loader ingest use_a_model; do \
 		echo "== benchmarks/$$name.py"; $(PY) benchmarks/$$name.py $(ARGS); \
@@ -48,6 +52,7 @@ bench: setup-dev ## run the benchmarks, about 40 minutes (ARGS=--quick: 3 minute
 gpu-wheels: setup ## fetch what benchmarks/gpu_check.sh takes to a GPU machine without internet
 	bash benchmarks/gpu_wheels.sh
 
-clean: ## remove caches (the environment and output/ stay)
+clean: ## remove caches and the built site (the environment and output/ stay)
+	rm -rf docs/_build docs/gallery docs/reference/commands
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -path "./$(VENV)" -prune -o -path ./.git -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -10,9 +10,10 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-Usage: bash setup_env.sh [--dev] [--kernels-test] [--force] [--dry-run]
+Usage: bash setup_env.sh [--dev] [--docs] [--kernels-test] [--force] [--dry-run]
 
   --dev           also install the tools for tests and checks (requirements-dev.txt)
+  --docs          also install what builds the site (requirements-docs.txt)
   --kernels-test  also install Triton and mamba-ssm without a GPU, for the test that interprets
                   their kernels on the CPU
   --force         repeat every step, finished ones included
@@ -32,10 +33,11 @@ MIN_TORCH=2.6
 CPU_INDEX=https://download.pytorch.org/whl/cpu
 INTERPRETED_TRITON=triton==3.9.0 # without CUDA it serves tests only, and fits any torch
 
-DEV=0 KERNELS_TEST=0 FORCE=0 DRY_RUN=0
+DEV=0 DOCS=0 KERNELS_TEST=0 FORCE=0 DRY_RUN=0
 for argument in "$@"; do
     case $argument in
         --dev) DEV=1 ;;
+        --docs) DOCS=1 ;;
         --kernels-test) KERNELS_TEST=1 ;;
         --force) FORCE=1 ;;
         --dry-run) DRY_RUN=1 ;;
@@ -318,6 +320,24 @@ step_requirements() {
     row "$name" installed "$file, versions of constraints.txt"
 }
 
+step_docs() {
+    local file=requirements-docs.txt key
+    ((DOCS)) || return 0
+    if [[ -x $VPY ]]; then
+        key=$(key_of "$VPY" setup_env.sh constraints.txt "$file")
+        if stamped docs "$key" >/dev/null; then
+            row docs ready "$file"
+            return
+        fi
+    fi
+    plan docs "install $file with constraints.txt" || return 0
+    effective_constraints
+    pip_install -r "$file" -c "$STATE/constraints.txt" ||
+        fail docs "pip could not install $file." "$PIP_REMEDY"
+    mark docs "$key" installed
+    row docs installed "$file, versions of constraints.txt"
+}
+
 # Run an optional installation: remember failure too, so that a second run does not repeat a long
 # build that is bound to fail again.
 optional() { # step, detail, remedy, function that installs
@@ -495,6 +515,7 @@ main() {
     step_python
     step_torch
     step_requirements
+    step_docs
     step_triton
     step_mamba_ssm
     step_causal_conv1d

@@ -92,6 +92,7 @@ def write_scans(
             pheno = {
                 "subjectId": f"{prefix}{number:02d}",
                 "group": "ab"[label],
+                "code": label + 1,
                 "half": "xy"[2 * number // subjects],
                 "third": "pqz"[number % 3],
                 "family": f"{number // 4}",
@@ -212,6 +213,7 @@ TESTER: dict[str, Case] = {
     "data_file": Case("--data_file other.pickle", values),
     "test_data": Case("--test_data strangers.pickle", values),
     "target": Case("--target half", values),
+    "task_type": Case("--task_type regression", values, "--target code"),
     "group_column": Case("--group_column family", splits),
     "confounds": Case("--confounds age", evaluation, "--model FC --data_file many.pickle"),
     "missing_codes": Case("--missing_codes z", values, f"{OWN} --target third --model FC"),
@@ -258,6 +260,7 @@ TESTER_DEFAULTS: dict[str, Any] = {
     "data_file": None,
     "test_data": None,
     "target": None,
+    "task_type": None,
     "group_column": None,
     "confounds": [],
     "missing_codes": [],

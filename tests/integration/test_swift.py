@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
+from safetensors import safe_open
 
 import neuromamba
 from neuromamba.commands import embed, explain, export, flops, plan, predict, report, rollout, train
@@ -155,15 +157,114 @@ def test_flags_of_swift_are_refused_for_fmamba(cli: CommandLine, refused: Callab
     assert "--swin_window: only used with --model swift." in refused("--swin_window 2 2 2 2")
 
 
+def test_exported_folder_is_the_run(
+    runs: dict[str, Path], trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights in the order of the modules, the same predictions and maps, a card that names it."""
+    folder, run, scan = tmp_path / "shared" / "swift-sex", str(runs["sex"]), str(trained.scan(1))
+    assert export.main([run, str(folder), "--license", "cc-by-4.0"]) == 0
+    shared = neuromamba.load(folder, "cpu")
+    own = neuromamba.load(run, "cpu").backbone.state_dict()
+    copied = shared.backbone.state_dict()
+    assert list(copied) == list(own)
+    assert all(torch.equal(copied[name], value) for name, value in own.items())
+    tables = []
+    for number, model in enumerate((run, str(folder))):
+        out = tmp_path / f"p{number}"
+        assert predict.main([model, scan, "-o", str(out), "--no-report"]) == 0
+        # The run knows its training scans, and warns; the shared folder does not.
+        tables.append(rows(out / "predictions.csv")[0]["prob_male"])
+    assert tables[0] == tables[1]
+    out = str(tmp_path / "map")
+    flags = ["--method", "gradxinput", "--no-report", "--device", "cpu"]
+    assert explain.main([str(folder), scan, "-o", out, *flags]) == 0
+    capsys.readouterr()
+    assert rollout.main([str(folder), scan, "-o", str(tmp_path / "r"), "--frames", "2"]) == 2
+    error = capsys.readouterr().err
+    assert "predicts no later tokens" in error and error.count("\n") == 1
+    card = (folder / "README.md").read_text()
+    assert "SwiFT (Kim, Kwon, Yoon et al. 2023), 2 + 2 4D Swin blocks of width 8 to 16" in card
+    assert "@inproceedings{kim2023swift" in card and "- swift\n" in card
+    assert "choi2025" not in card and "mamba2" not in card
+
+
+def test_exported_weights_are_trained_further(
+    runs: dict[str, Path], trained: Trained, tmp_path: Path
+) -> None:
+    file = tmp_path / "age.safetensors"
+    assert export.main([str(runs["age"]), str(file), "--backbone_only"]) == 0
+    with safe_open(file, "pt") as opened:
+        names = set(opened.keys())
+    train.run(
+        f"--dataset_name Dummy --image_path {trained.store} --train_split 0.5 --val_split 0.2 "
+        f"--max_epochs 1 --batch_size 2 --accelerator cpu --load_model_path {file} "
+        f"--freeze_feature_extractor --downstream_task sex --output_dir {tmp_path / 'f'}".split()
+    )
+    source = neuromamba.load(runs["age"], "cpu").backbone.state_dict()
+    assert names == {f"_forward_module.model.{name}" for name in source}
+    frozen = neuromamba.load(tmp_path / "f", "cpu").backbone.state_dict()
+    assert all(torch.equal(frozen[name], value) for name, value in source.items())
+
+
+def test_flops(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The published configuration, its products as torch counts them; nothing of FMamba's scan."""
+    path = tmp_path / "flops.json"
+    words = ["--model", "swift", "--windows_per_epoch", "10", "--batch_size", "4"]
+    assert flops.main([*words, "--downstream_task", "sex", "--json", str(path)]) == 0
+    found = json.loads(path.read_text())
+    assert found["parameters"] == 4_315_212
+    assert found["tokens_brain"] == found["tokens_all"] == 81_920
+    for kind in ("flops_per_window_all", "training_flops_per_window_brain"):
+        assert found[f"products_{kind}"] == found[f"profiler_{kind}"]
+    assert found["flops_per_epoch"] == 10 * found["training_flops_per_window_brain"]
+    assert found["backends"] is None and found["published"] is None
+    assert found["head_parameters"] == 2 * 288 + 2
+    text = capsys.readouterr().out
+    assert text.startswith("SwiFT, 2 + 2 + 6 + 2 4D Swin blocks of width 36 to 288")
+    assert "without a head" in text and "no background is dropped" in text
+    assert "scan" not in text and "published" not in text
+
+
+def test_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job, record = tmp_path / "job.sh", tmp_path / "plan.json"
+    words = [
+        "--model",
+        "swift",
+        "--gpus",
+        "8",
+        "--gpu",
+        "A100-80GB",
+        "--windows",
+        "10000",
+        "--effective_batch",
+        "64",
+    ]
+    assert (
+        plan.main([*words, "--script", "slurm", "--output", str(job), "--json", str(record)]) == 0
+    )
+    text = capsys.readouterr().out
+    assert text.startswith("sex, linear head: SwiFT, 2 + 2 + 6 + 2 4D Swin blocks of width 36 to")
+    found = json.loads(record.read_text())
+    assert found["parameters"] == 4_315_212 + 2 * 288 + 2
+    sizes = [option["memory"] for option in found["options"]]
+    assert [option["micro"] for option in found["options"]] == [1, 2, 4, 8]
+    assert sizes == sorted(sizes) and sizes[-1] - sizes[-2] > 3 * (sizes[1] - sizes[0])
+    assert "--model swift" in job.read_text() and "--pretraining" not in job.read_text()
+
+
 def test_refused_commands(
     runs: dict[str, Path], trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, scan, out = str(runs["sex"]), str(trained.scan(1)), str(tmp_path / "out")
     for command, argv, message in (
         (rollout.main, [run, scan, "-o", out, "--frames", "2"], "predicts no later tokens"),
-        (export.main, [run, f"{out}.safetensors"], "that no FMamba has"),
-        (flops.main, ["--model", "swift"], "--model: neuromamba flops knows fmamba only"),
-        (plan.main, ["--model", "swift", "--gpus", "1"], "--model: neuromamba plan knows fmamba"),
+        (export.main, [run, f"{out}.pt", "--conv_name", "conv_xBC"], "--conv_name: "),
+        (flops.main, ["--model", "swift", "--profiler", "deepspeed"], "--profiler: deepspeed is"),
+        (
+            plan.main,
+            ["--model", "swift", "--gpus", "1", "--gpu", "CPU", "--pretraining"],
+            "--pretraining: only used with --model fmamba.",
+        ),
     ):
         assert command(argv) == 2
         error = capsys.readouterr().err

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from neuromamba.common.version import VERSION
 from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.slow
@@ -86,7 +87,7 @@ def test_contents(wheel: Path) -> None:
     assert {name.split("/")[0] for name in names} == {
         "brainmarks",
         "neuromamba",
-        "neuromamba-0.1.0.dist-info",
+        f"neuromamba-{VERSION}.dist-info",
     }
     plug_in = [name for name in names if name.startswith("brainmarks/")]
     assert plug_in == ["brainmarks/models/neuromamba.py"]  # a namespace: no __init__.py
@@ -111,7 +112,7 @@ from neuromamba.common.version import code_version
 print(neuromamba.__version__, code_version(), neuromamba.ModelConfig().embed_dim)
 """
     done = run(site, tmp_path, program)
-    assert done.stdout.split() == ["0.1.0", "0.1.0", "192"], done.stderr
+    assert done.stdout.split() == [VERSION, VERSION, "192"], done.stderr
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler")

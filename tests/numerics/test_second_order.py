@@ -16,8 +16,8 @@ from neuromamba.layers.packing import pack
 from neuromamba.neurossm.attribution import pathway_attributions, pathway_drops
 from neuromamba.neurossm.config import NeuroSSMConfig
 from neuromamba.neurossm.linear import TANGENT, LinearClassifier, fit_second_order
-from neuromamba.neurossm.model import FIRST_ORDER_SHARE, NeuroSSM
-from neuromamba.neurossm.second_order import MatrixLogarithm, SecondOrder
+from neuromamba.neurossm.model import NeuroSSM
+from neuromamba.neurossm.second_order import FIXED_SHARE, MatrixLogarithm, SecondOrder
 
 ROIS, FRAMES, TRAINED = 6, 40, 30
 
@@ -96,7 +96,9 @@ def test_the_model_adds_them_to_a_share_of_the_other_logits() -> None:
     fit_second_order(pathway_of(model), scans(2)[:TRAINED], 0)
     batch = pack([z_scored(scan.series) for scan in scans(2)[TRAINED:]])
     own = pathway_of(model)(batch)[:, :2]
-    torch.testing.assert_close(model(batch), own + FIRST_ORDER_SHARE * model.each(batch).mean(0))
+    for share in (FIXED_SHARE, 0.0, 0.2):
+        pathway_of(model).share.fill_(share)
+        torch.testing.assert_close(model(batch), own + share * model.each(batch).mean(0))
     assert model.config.pathways == ("raw_1", "raw_2", "diff_1", "diff_2", "second_order")
     assert model.encode(model.inputs(batch)).shape == (15, 5, 16)
     plain = NeuroSSM(config_of(second_order=False)).eval()

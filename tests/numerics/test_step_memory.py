@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import importlib.util
+import math
 import os
 import subprocess
 import sys
@@ -36,8 +37,11 @@ from neuromamba.planning.step_memory import Step, step_memory
 from tests.helpers.paths import ROOT
 
 MODEL = ModelConfig(embed_dim=64, depth=3, img_size=(36, 36, 36, 16))
-VOXELS = 36**3 // 2
-TOKENS = MODEL.num_tokens // 2
+
+
+def half_of_the_grid(model: ModelConfig) -> int:
+    """Voxels of the brain."""
+    return math.prod(model.img_size[:3]) // 2
 
 
 class LiveBytes(TorchDispatchMode):
@@ -81,13 +85,14 @@ def test_live_bytes() -> None:
         assert live.now == 40 and live.peak == 2000
 
 
-def batch_of(windows: int, anatomy: bool) -> dict[str, Any]:
+def batch_of(windows: int, model: ModelConfig) -> dict[str, Any]:
     """Windows whose brain is the lower half of the grid."""
-    vox = torch.arange(VOXELS, dtype=torch.int32)
+    anatomy, voxels = model.anatomy, half_of_the_grid(model)
+    vox = torch.arange(voxels, dtype=torch.int32)
     generator = torch.Generator().manual_seed(0)
 
     def bold() -> Tensor:
-        shape = (MODEL.img_size[3], VOXELS)
+        shape = (model.img_size[3], voxels)
         return torch.randint(-999, 999, shape, dtype=torch.int16, generator=generator)
 
     images = {"anatomy": [bold()[0].clone() for _ in range(windows)]} if anatomy else {}
@@ -109,7 +114,7 @@ def live_peak(
 ) -> int:
     """Bytes at the peak of the second of two steps, gradients and optimiser included."""
     optimizer = build_optimizer(module, OptimConfig())
-    batch = batch_of(windows, module.model.config.anatomy)
+    batch = batch_of(windows, module.model.config)
 
     def step() -> None:
         planned = module.on_before_batch_transfer(dict(batch), 0)
@@ -132,6 +137,15 @@ def live_peak(
 
 # Name -> changes of the model, of the step, and what is trained: "next", "same_place", "masked", or
 # a head.
+HEAD = {"head": HeadConfig(name="linear")}
+SWIFT = {
+    "model": "swift",
+    "img_size": (24, 24, 24, 8),
+    "patch_size": (3, 3, 3, 1),
+    "embed_dim": 16,
+    "swin_depths": (2, 2),
+    "swin_heads": (2, 4),
+}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "fp32": ({}, {}, "next"),
     "bf16": ({}, {"operand": 2}, "next"),
@@ -148,6 +162,17 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "linear head": ({}, {"head": HeadConfig(name="linear")}, "head"),
     "mamba head": ({}, {"head": HeadConfig(name="mamba")}, "head"),
     "mamba head, frozen": ({}, {"head": HeadConfig(name="mamba"), "frozen": True}, "head"),
+    "SwiFT": (SWIFT, HEAD, "head"),
+    "SwiFT, padded windows": (SWIFT | {"img_size": (30, 30, 24, 9)}, HEAD, "head"),
+    "SwiFT, three stages": (
+        SWIFT | {"swin_depths": (2, 2, 2), "swin_heads": (2, 4, 8)},
+        HEAD,
+        "head",
+    ),
+    "SwiFT, bf16": (SWIFT, HEAD | {"operand": 2}, "head"),
+    "SwiFT, checkpointing": (SWIFT, HEAD | {"checkpointing": True}, "head"),
+    "SwiFT, frozen": (SWIFT, HEAD | {"frozen": True}, "head"),
+    "SwiFT, mean_sd": (SWIFT, {"head": HeadConfig(name="linear", pool="mean_sd")}, "head"),
     "mamba head, bf16": ({}, {"head": HeadConfig(name="mamba"), "operand": 2}, "head"),
 }
 
@@ -160,7 +185,8 @@ def test_peak_of_a_step_on_the_cpu(name: str) -> None:
     torch.set_num_threads(1)
     seed_run(0)
     model = dataclasses.replace(MODEL, **changes)
-    step = Step(model=model, lengths=(TOKENS,) * 3, voxels=(VOXELS,) * 3, **how)
+    tokens = model.num_tokens if model.keep_background else model.num_tokens // 2
+    step = Step(model=model, lengths=(tokens,) * 3, voxels=(half_of_the_grid(model),) * 3, **how)
     shared: dict[str, Any] = {
         "model": model,
         "optim": OptimConfig(),

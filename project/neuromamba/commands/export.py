@@ -48,7 +48,8 @@ def export_parser() -> argparse.ArgumentParser:
         "--conv_name",
         choices=CONV_NAMES,
         default=CONV_NAMES[0],
-        help="name of the convolution; conv_xBC for mamba_ssm older than 2 (default: %(default)s)",
+        help="of FMamba, name of the convolution; conv_xBC for mamba_ssm older than 2 (default: "
+        "%(default)s)",
     )
     add(
         "--dtype",

@@ -1,9 +1,10 @@
-"""Count parameters, tokens and FLOPs of FMamba, with all tokens and with those of the brain only.
+"""Count parameters, tokens and FLOPs of a model, with all tokens and with those of the brain only.
 
     neuromamba flops --embed_dim 256 --depth 12 --dataset_name HCP --downstream_task sex
 
 It takes the flags of "neuromamba train"; flags that do not change the count have no effect. Without
 a store it uses the MNI152 brain mask and, for HCP, an assumed number of windows, and says so.
+--model swift is counted too; it reads all tokens, so nothing is saved by dropping background.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.config.flag_parser import Parser, parse_arguments
 from neuromamba.fmamba.flags import build_parser
 from neuromamba.fmamba.run_config import run_config
-from neuromamba.planning.plan_flags import refuse_other_models
 
 
 def flops_parser() -> Parser:
@@ -49,7 +49,11 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
     """
     args, given = parse_arguments(flops_parser(), argv)
     config = run_config(args, given)
-    refuse_other_models(config.model.model, "neuromamba flops")
+    if config.model.model != "fmamba" and config.flags["profiler"] != "torch":
+        raise UserInputError(
+            f"--profiler: {config.flags['profiler']} is compared with the formula of --model "
+            f"fmamba only, got --model {config.model.model}; use torch."
+        )
     # Imported here: torch takes seconds, and a wrong flag need not wait for it.
     from neuromamba.planning.flop_report import count, table
 

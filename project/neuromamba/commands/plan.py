@@ -25,7 +25,7 @@ from neuromamba.fmamba.run_config import RunConfig, run_config
 from neuromamba.planning.assumptions import ASSUMED_UTILISATION, CPU, USUAL_FRAMES
 from neuromamba.planning.batch_script import SCHEDULERS, batch_script
 from neuromamba.planning.gpus import GPUS
-from neuromamba.planning.plan_flags import check_flags, refuse_of_training, refuse_other_models
+from neuromamba.planning.plan_flags import check_flags, refuse_of_training
 
 # Flags that say what is trained; without them a plan is for pre-training.
 _OBJECTIVE = ("pretraining", "downstream_task", "clf_head_version", "label_csv", "events")
@@ -76,18 +76,20 @@ def _add_own(parser: Parser) -> None:
 
 
 def planned_run(argv: Sequence[str]) -> RunConfig:
-    """The run to plan for; pre-training by the next token, where the flags do not say.
+    """The run to plan for.
+
+    Where the flags do not say what is trained, FMamba is pre-trained by the next token, and SwiFT,
+    which predicts no tokens, is trained on the default task of a training.
 
     Raises:
         UserInputError: as ``neuromamba train``; flags that the plan answers itself.
     """
     args, given = parse_arguments(plan_parser(), argv)
     refuse_of_training({name: getattr(args, name, None) for name in given})
-    refuse_other_models(args.model, "neuromamba plan")
     # A configuration file's is that of its paper's machine; the plan looks for a better one.
     typed = any(word.split("=")[0] == "--batch_size" for word in argv)
     args.asked_batch_size = args.batch_size if typed else None
-    if not any(name in given for name in _OBJECTIVE):
+    if args.model == "fmamba" and not any(name in given for name in _OBJECTIVE):
         args.pretraining = args.use_autoregressive = not args.use_mim
         args.pretraining = True
     config = run_config(args, given)

@@ -1,4 +1,4 @@
-"""Train, test and explain NeuroSSM on time series of regions.
+"""Train, test and explain NeuroSSM on time series of regions: of classes, or of values such as age.
 
     neuromamba regions train --dataset HCP_REST --model NeuroSSM --device cpu
 
@@ -19,8 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from neuromamba.common.cli import run_command
-from neuromamba.common.errors import look_up
+from neuromamba.common.errors import UserInputError, look_up
 from neuromamba.config.names import PATHWAY_ABLATIONS, ROI_ORIENTATIONS, SSD_BACKENDS
+from neuromamba.config.tasks import TASK_TYPES
 from neuromamba.data.regions.registry import NAMES as DATASET_NAMES
 from neuromamba.data.regions.registry import OWN, details_of
 from neuromamba.neurossm.config import (
@@ -78,7 +79,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="scans of another cohort, which no split sees: the models of the holdouts are tested "
         "on them, too",
     )
-    add("--target", metavar="KEY", help=f"of a scan's pheno: its class (--dataset {OWN})")
+    add("--target", metavar="KEY", help=f"of a scan's pheno: what is predicted (--dataset {OWN})")
+    add(
+        "--task_type",
+        choices=list(TASK_TYPES),
+        help="of the target; default: regression of age and intelligence, else classification",
+    )
     add(
         "--group_column",
         metavar="NAME",
@@ -222,7 +228,14 @@ def config_of(args: argparse.Namespace) -> EvaluateConfig:
         name: value if given[name] is None else given[name]
         for name, value in RECIPES[args.recipe].items()
     }
-    details = details_of(args.dataset, args.data_file, args.target, args.dynamic_length)
+    details = details_of(
+        args.dataset, args.data_file, args.target, args.dynamic_length, args.task_type
+    )
+    if details.is_regression and args.label_smoothing is not None:
+        raise UserInputError(
+            f"--label_smoothing: is of classes, and '{details.target}' is a value (--task_type "
+            f"regression). Leave it out."
+        )
     explanation = None
     if args.analysis:
         explanation = Explanation(

@@ -1,6 +1,7 @@
 """Rebuild the papers' tables: run what is missing, and write it beside the published numbers.
 
     neuromamba reproduce --table all --dataset_name Dummy
+    neuromamba reproduce --table abide --data_dir ../shared/data/abide_roi
     neuromamba reproduce --study objectives --seeds 1 2 3
     neuromamba reproduce --table 1 2 --dataset_name HCP --image_path /path/to/hcp_store \\
         --checkpoints /path/to/released -- --accelerator gpu --devices 4
@@ -9,6 +10,11 @@ Each cell is a call of "neuromamba train" (one for each seed) in a folder of --o
 finished is not repeated, and tables share their runs. What follows -- is given to every run.
 Written are table_<N>.md, .tex, .csv and .json: the published number beside ours with n, seeds and
 interval. With Dummy everything is small and synthetic, takes minutes on a CPU and needs no data.
+
+Tables of real subjects are abide, painted (series of ABIDE painted into their atlas), sherlock and
+stages: files of --data_dir (docs/results.md says where they come from) are imported, models are
+trained and compared with baselines on the same splits, and table.md, .csv, .json and figure.png are
+written to paper/<table>. Tables whose files are absent are named and left out.
 
 --study objectives compares objectives of pre-training on synthetic data at equal compute: for each
 seed and for an easy and a hard effect, ten pre-trainings and probes of their frozen features, about
@@ -19,7 +25,8 @@ Seeds can be run on several machines; --collect --add FILE... makes one table of
 --dry_run shows the jobs, and the cost of those of tables; --script writes an array job for Slurm or
 PBS, each task of which does one job; --collect writes the tables of what exists.
 
-Exit status: 0; 1 if a run failed; 2 with one line for a user's mistake; 130 after Ctrl-C.
+Exit status: 0; 1 if a run failed; 2 with one line for a user's mistake, or if no table can be made
+because its files are absent; 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -31,7 +38,9 @@ from collections.abc import Sequence
 from neuromamba.common.cli import run_command
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.stages import StageFailure
+from neuromamba.reports import real_subjects
 from neuromamba.reports.objectives import SEEDS, STUDIES, checked_study, job_lines, run_study
+from neuromamba.reports.real_table import REAL_TABLES
 from neuromamba.reports.reproduction import TABLES, ordered
 from neuromamba.reports.reproduction_run import SCHEDULERS, checked, reproduce, typed_command
 
@@ -53,10 +62,20 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--table", nargs="+", metavar="NAME", help=f"{', '.join(TABLES)}, or all")
+    what.add_argument(
+        "--table",
+        nargs="+",
+        metavar="NAME",
+        help=f"{', '.join(TABLES)}, or all; of real subjects: {', '.join(REAL_TABLES)}",
+    )
     what.add_argument("--study", metavar="NAME", help=f"{', '.join(STUDIES)}; instead of tables")
-    add("--dataset_name", default="Dummy", metavar="NAME", help="HCP, or Dummy (default)")
+    add("--dataset_name", metavar="NAME", help="HCP, or Dummy (default)")
     add("--image_path", metavar="DIR", help="its store; not needed for Dummy")
+    add(
+        "--data_dir",
+        metavar="DIR",
+        help="of a table of real subjects: its files; default: ../shared/data/<its folder>",
+    )
     add(
         "--checkpoints",
         metavar="DIR",
@@ -68,7 +87,8 @@ def build_parser() -> argparse.ArgumentParser:
         type=int,
         nargs="+",
         metavar="S",
-        help=f"default: {_numbers(TABLE_SEEDS)}; of a study: {_numbers(SEEDS)}",
+        help=f"default: {_numbers(TABLE_SEEDS)}; of a study: {_numbers(SEEDS)}; of a table of real "
+        "subjects: its own",
     )
     add(
         "--output_dir",
@@ -104,6 +124,15 @@ def run(argv: Sequence[str]) -> None:
         at = words.index("--")
         own, extra = words[:at], tuple(words[at + 1 :])
     args = build_parser().parse_args(own)
+    if args.table is not None and set(args.table) & set(REAL_TABLES):
+        _real(args, own, extra)
+        return
+    if args.data_dir is not None:
+        raise UserInputError(
+            f"--data_dir: belongs to the tables {', '.join(REAL_TABLES)}. The papers' tables take "
+            f"--image_path."
+        )
+    args.dataset_name = args.dataset_name or "Dummy"
     if args.study is not None:
         _study(args, own, extra)
         return
@@ -117,6 +146,15 @@ def run(argv: Sequence[str]) -> None:
         )
         return
     reproduce(asked, args, own, extra)
+
+
+def _real(args: argparse.Namespace, own: Sequence[str], extra: tuple[str, ...]) -> None:
+    """Make tables of real subjects."""
+    asked = real_subjects.checked(args, extra)
+    if args.dry_run:
+        print("\n".join(real_subjects.lines_of(asked)))
+        return
+    real_subjects.make(asked, typed_command(own, extra), collect=args.collect)
 
 
 def _study(args: argparse.Namespace, own: Sequence[str], extra: tuple[str, ...]) -> None:

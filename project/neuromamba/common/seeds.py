@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from pytorch_lightning import seed_everything
 
 
 def seed_run(seed: int) -> None:
     """Seed Python, NumPy and torch; call it before anything random, model building included."""
+    from pytorch_lightning import seed_everything  # seconds, which the use of a model need not wait
+
     seed_everything(seed, workers=True, verbose=False)
 
 

@@ -6,12 +6,12 @@ from functools import cache
 
 from neuromamba.common.checkout import repository
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 
 
 @cache
 def code_version() -> str:
-    """The package's version and, in a git repository, the commit: ``0.1.0 (aa29be1-dirty)``."""
+    """The package's version and, in a git repository, the commit: ``0.2.0 (aa29be1-dirty)``."""
     commit = _commit()
     return f"{VERSION} ({commit})" if commit else VERSION
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.special import fdtrc
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.evaluation.confound_columns import regressors
@@ -81,17 +82,15 @@ def explained(x: np.ndarray, value: np.ndarray) -> Explained:
     free = samples - used - 1
     if free < 1 or not used or np.ptp(value) == 0:
         return Explained(float("nan"), float("nan"))
-    # Imported here: both take seconds, and most reports have no confounds.
-    from scipy.stats import f as f_distribution
+    # Imported here: it takes a second, and most reports have no confounds.
     from sklearn.metrics import r2_score
 
     share = r2_score(value, value - _residual(x, value))
     if share >= 1:
         return Explained(1.0, 0.0)
     ratio = (share / used) / ((1 - share) / free)
-    return Explained(
-        1 - (1 - share) * (samples - 1) / free, float(f_distribution.sf(ratio, used, free))
-    )
+    above = float(fdtrc(used, free, ratio))  # of the F distribution
+    return Explained(1 - (1 - share) * (samples - 1) / free, above)
 
 
 def _residual(x: np.ndarray, value: np.ndarray) -> np.ndarray:

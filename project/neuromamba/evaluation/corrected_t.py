@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import t as t_distribution
+from scipy.special import stdtrit
 
 from neuromamba.evaluation.intervals import CONFIDENCE, Interval, has_width
 
@@ -43,7 +43,19 @@ def corrected_interval(
     if len(found) < FEWEST_SPLITS or not np.isfinite(found).all():
         return Interval(mean, float("nan"), float("nan"))
     error = np.sqrt((1 / len(found) + ratio) * found.var(ddof=1))
-    half = float(t_distribution.ppf((1 + confidence) / 2, len(found) - 1) * error)
+    half = float(stdtrit(len(found) - 1, (1 + confidence) / 2) * error)
     if not has_width(mean - half, mean + half):
         return Interval(mean, float("nan"), float("nan"))
     return Interval(mean, mean - half, mean + half)
+
+
+def why_no_interval(values: Sequence[float]) -> str:
+    """Why ``corrected_interval`` has no bounds, such as "in fewer than 3 splits"; "" if it has."""
+    found = np.asarray(values, dtype=float)
+    if len(found) < FEWEST_SPLITS:
+        return f"with {len(found)} of the {FEWEST_SPLITS} splits that an interval needs"
+    if not np.isfinite(found).all():
+        return f"because the metric is not defined in {(~np.isfinite(found)).sum()} splits"
+    if np.isnan(corrected_interval(values, 1.0).low):
+        return "because the difference is the same in all splits, which does not show how it varies"
+    return ""

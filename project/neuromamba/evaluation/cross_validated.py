@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn.model_selection import KFold, StratifiedKFold
 
-from neuromamba.evaluation.probes import Fitted, knn_probe, linear_probe
 from neuromamba.evaluation.scores import SubjectScores
 
 FOLDS = 5
@@ -31,6 +29,11 @@ def cross_validated(
     counts = np.bincount(y, minlength=classes) if classes > 1 else np.array([len(y)])
     if counts.min() < LEAST:
         return {}
+    # They bring scikit-learn, which takes a second, and a page of few scans has no probes.
+    from sklearn.model_selection import KFold, StratifiedKFold
+
+    from neuromamba.evaluation.probes import Fitted, knn_probe, linear_probe
+
     if classes > 1:
         folds = list(StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(x, y))
     else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.special import betainccinv, betaincinv
 
 
 def proportion_bounds(hits: int, trials: int, confidence: float) -> tuple[float, float]:
@@ -19,10 +20,9 @@ def proportion_bounds(hits: int, trials: int, confidence: float) -> tuple[float,
         confidence: the share of such intervals that hold the true proportion, or more.
     """
     tail = (1 - confidence) / 2
-    from scipy.stats import beta  # takes half a second to import
-
-    low = float(beta.ppf(tail, hits, trials - hits + 1)) if hits else 0.0
-    high = float(beta.isf(tail, hits + 1, trials - hits)) if hits < trials else 1.0
+    # Quantiles of the beta distribution; scipy.stats has them too, and takes a second to import.
+    low = float(betaincinv(hits, trials - hits + 1, tail)) if hits else 0.0
+    high = float(betainccinv(hits + 1, trials - hits, tail)) if hits < trials else 1.0
     return low, high
 
 

@@ -47,7 +47,7 @@ def export_checkpoint(request: ExportRequest, facts: Facts | None = None) -> lis
             ``inference.sharing.facts_of_run``.
 
     Raises:
-        UserInputError: the checkpoint is not readable or not an FMamba, or does not fit its
+        UserInputError: the checkpoint is not readable or of another model, or does not fit its
             metadata; a folder is to be made of weights without metadata; the output cannot be
             written.
     """

@@ -36,7 +36,8 @@ class Weights(NamedTuple):
 def count_weights(config: RunConfig) -> Weights:
     """Count the parameters and buffers of the model that ``builders.build_module`` builds.
 
-    One block is built, on the CPU, for all blocks have the same shapes. On the meta device torch
+    Of FMamba one block is built, on the CPU, for all blocks have the same shapes; SwiFT is built
+    as a whole. On the meta device torch
     would import its compiler for the initial values, which takes seconds.
     """
     model = config.model
@@ -60,7 +61,8 @@ def count_weights(config: RunConfig) -> Weights:
             trained += times * parameter.numel()
         else:
             frozen += times * parameter.numel()
-    buffers = sum(buffer.numel() for buffer in backbone.buffers())
+    # Numbers only: which tokens of a window attend to each other (SwiFT) is small.
+    buffers = sum(one.numel() for one in backbone.buffers() if one.is_floating_point())
     if model.mamba_pe_method != "none":
         buffers += model.num_tokens * model.embed_dim
     return Weights(trained, frozen, buffers)

@@ -21,7 +21,7 @@ from neuromamba.inference.sources import Places, ScanFile, find_scans, only_scan
 
 
 class LoadedModel(TrainedModel):
-    """A trained model, loaded once and used on many scans.
+    """A trained model, loaded once and used on many scans::
 
     model = neuromamba.load("output/PROJECT/RUN")
     scan = model.prepare("sub-01_task-rest_bold.nii.gz")

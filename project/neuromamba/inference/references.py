@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy import ndimage
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.store.header import RunHeader
@@ -111,6 +110,8 @@ def smoothed(values: np.ndarray, vox: np.ndarray, header: RunHeader, fwhm: float
     """
     if not fwhm:
         return values
+    from scipy import ndimage  # a fifth of a second to import
+
     edges = np.linalg.norm(np.asarray(header.affine)[:3, :3], axis=0)
     volume, weight = np.zeros(header.grid), np.zeros(header.grid)
     volume.ravel()[vox], weight.ravel()[vox] = values, 1.0

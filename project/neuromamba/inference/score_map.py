@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from neuromamba.common.errors import UserInputError, look_up
 from neuromamba.config.bounds import require_positive
@@ -125,6 +124,8 @@ def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
     """Spearman's correlation of two maps [N]; NaN where one is constant."""
     if np.ptp(one) == 0 or np.ptp(other) == 0:
         return float("nan")
+    from scipy.stats import spearmanr  # a second to import
+
     return float(spearmanr(one, other).statistic)
 
 

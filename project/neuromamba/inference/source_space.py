@@ -17,7 +17,6 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-from scipy import ndimage
 
 from neuromamba.common.atomic_files import atomic_path
 from neuromamba.common.errors import UserInputError
@@ -176,6 +175,8 @@ def _interpolated(
     rows: np.ndarray, vox: np.ndarray, header: RunHeader, how: str, outside: float
 ) -> np.ndarray:
     """Rows [T, N] resampled to the source, float32 [X, Y, Z, T]."""
+    from scipy import ndimage  # a fifth of a second to import
+
     to_grid = np.linalg.inv(np.asarray(header.affine)) @ np.asarray(header.source_affine)
 
     def moved(row: np.ndarray | float) -> np.ndarray:

@@ -1,9 +1,12 @@
-"""The classifiers of ``--model`` and ``--baselines``: fitted on scans, they score others."""
+"""The models of ``--model`` and ``--baselines``: fitted on scans, they score others.
+
+They predict classes, or, of a regression, values.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,29 +22,24 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.common.seeds import seed_run
 from neuromamba.data.regions.batches import ScanDataset, ScanLoader
 from neuromamba.data.regions.scan import Scan
+from neuromamba.evaluation.target_scaling import TargetScaling, standardising
 from neuromamba.layers.packing import Packed
 from neuromamba.neurossm.config import FitConfig, NeuroSSMConfig
-from neuromamba.neurossm.gru import GRUClassifier
+from neuromamba.neurossm.first_order_share import best_share, left_out_parts, logits_of_left_out
 from neuromamba.neurossm.linear import MEASURES, LinearClassifier, fit_and_predict, fit_second_order
 from neuromamba.neurossm.model import NeuroSSM
 from neuromamba.neurossm.module import score
-from neuromamba.neurossm.results import BASELINE_TEXTS
+from neuromamba.neurossm.networks import TRAINED, WEIGHTS
+from neuromamba.neurossm.results import BASELINES
 from neuromamba.neurossm.second_order import SecondOrder
 from neuromamba.neurossm.train import train
 from neuromamba.training.strategies import Hardware
 
-WEIGHTS = "weights.safetensors"
-TRAINED: Mapping[str, Callable[[NeuroSSMConfig], nn.Module]] = {
-    "NeuroSSM": NeuroSSM,
-    "GRU": lambda config: GRUClassifier(
-        config.rois, config.classes, config.embed_dim, config.dropout
-    ),
-}
 UNTRAINED = "Untrained"
 # Than the first results.
 LATER = {"region_dropout", "members", "second_order", "weight_decay", "label_smoothing"}
 NAMES = (*TRAINED, *MEASURES, UNTRAINED)
-assert {*MEASURES, UNTRAINED} == BASELINE_TEXTS.keys()
+assert {*MEASURES, UNTRAINED} == BASELINES
 
 
 class Classifier(Protocol):
@@ -57,7 +55,10 @@ class Classifier(Protocol):
     def fit_and_score(
         self, train_scans: Sequence[Scan], test_scans: Sequence[Scan], seed: int, folder: Path
     ) -> np.ndarray:
-        """Probabilities [test scans, classes]; files of the fit go to ``folder``."""
+        """Probabilities [test scans, classes], or values [test scans, 1].
+
+        Files of the fit go to ``folder``.
+        """
 
 
 @dataclass(frozen=True)
@@ -99,14 +100,28 @@ class NetworkClassifier:
             for name in LATER & record.keys():
                 if record[name] == type(one).__dataclass_fields__[name].default:
                     del record[name]
+        if self._second_order:
+            fit["first_order_share"] = "chosen on scans that were left out"  # before it was fixed
         if self.name != "NeuroSSM":
             model = {key: model[key] for key in ("rois", "classes", "embed_dim", "dropout")}
+        if self.model.is_regression:
+            fit.pop("label_smoothing", None)  # there are no labels to smooth
         return {"model": model, "training": fit}
+
+    def scaling(self, train_scans: Sequence[Scan]) -> TargetScaling | None:
+        """How a regression's target is standardised by the training; None of a classification."""
+        if not self.model.is_regression:
+            return None
+        return standardising(np.array([scan.label for scan in train_scans]))
 
     def fit_and_score(
         self, train_scans: Sequence[Scan], test_scans: Sequence[Scan], seed: int, folder: Path
     ) -> np.ndarray:
         """Train, write the weights, score."""
+        scaling = self.scaling(train_scans)
+        parts = None
+        if self._second_order:
+            parts = left_out_parts(train_scans, self.model.members, seed)
         model = train(
             build=self.build,
             scans=train_scans,
@@ -114,13 +129,36 @@ class NetworkClassifier:
             hardware=self.hardware,
             seed=seed,
             folder=folder,
+            scaling=scaling,
+            parts=parts,
         )
-        if isinstance(model, NeuroSSM) and isinstance(model.pathways[-1], SecondOrder):
-            fit_second_order(model.pathways[-1], train_scans, seed)
+        if isinstance(model, NeuroSSM) and model.second_order is not None:
+            self._fit_second_order(model, model.second_order, train_scans, parts, seed)
         state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
         with atomic_path(folder / WEIGHTS) as temporary:
             save_file(state, temporary)
-        return score(model, test_scans, self.fit.eval_batch_size, self.device).probability
+        return score(model, test_scans, self.fit.eval_batch_size, self.device).scaled(scaling)
+
+    @property
+    def _second_order(self) -> bool:
+        return self.name == "NeuroSSM" and self.model.second_order
+
+    def _fit_second_order(
+        self,
+        model: NeuroSSM,
+        pathway: SecondOrder,
+        scans: Sequence[Scan],
+        parts: np.ndarray | None,
+        seed: int,
+    ) -> None:
+        second = fit_second_order(pathway, scans, seed, parts)
+        if parts is None or second is None:
+            return
+        first = logits_of_left_out(model, scans, parts, self.fit.eval_batch_size, self.device)
+        labels, scaling = np.array([scan.label for scan in scans]), self.scaling(scans)
+        if scaling is not None:
+            labels = (labels - scaling.center) / scaling.scale
+        pathway.share.fill_(best_share(second, first, labels))
 
     def load(self, folder: Path) -> nn.Module:
         """The model of a finished fit, on its device and in evaluation mode.
@@ -141,7 +179,7 @@ class NetworkClassifier:
 
 @dataclass(frozen=True)
 class UntrainedClassifier:
-    """Logistic regression on what NeuroSSM's pathways give with random weights.
+    """Logistic or ridge regression on what NeuroSSM's pathways give with random weights.
 
     What a trained NeuroSSM gains over it was learned.
 

@@ -55,7 +55,7 @@ class NeuroSSMConfig:
 
     Attributes:
         rois: N.
-        classes: number of logits.
+        classes: number of logits; 1 for a regression, whose target is standardised.
         signals: of ``SIGNALS``.
         scales: frames that are averaged; a pathway for each signal and scale.
         embed_dim: D.
@@ -122,6 +122,11 @@ class NeuroSSMConfig:
     def first_order(self) -> tuple[str, ...]:
         """Those that average features over time."""
         return tuple(f"{signal}_{scale}" for signal in self.signals for scale in self.scales)
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether a value is predicted."""
+        return self.classes == 1
 
     @property
     def features(self) -> int:
@@ -288,6 +293,11 @@ class EvaluateConfig:
             )
         if self.explanation is not None and self.model != "NeuroSSM":
             raise UserInputError(f"--analysis: explains NeuroSSM, got --model {self.model}.")
+        if self.explanation is not None and self.details.is_regression:
+            raise UserInputError(
+                "--analysis: compares the maps of classes, and a regression has none. Explain its "
+                "predictions with neuromamba explain Results/.../holdout SCAN."
+            )
         self.network(rois=1, classes=2)  # refuse a wrong architecture as early
 
     def network(self, *, rois: int, classes: int) -> NeuroSSMConfig:

@@ -11,16 +11,18 @@ from neuromamba.data.regions.batches import check_lengths
 from neuromamba.data.regions.cohort import Cohort
 from neuromamba.data.regions.dataset import load_cohort
 from neuromamba.data.regions.external import load_external
-from neuromamba.data.regions.holdout import EXTERNAL
+from neuromamba.data.regions.holdout import EXTERNAL, HOLDOUT_NAME, rare_values
 from neuromamba.layers.ssd import select_backend
-from neuromamba.neurossm.classifiers import NetworkClassifier, classifier
+from neuromamba.neurossm.classifiers import Classifier, NetworkClassifier, classifier
 from neuromamba.neurossm.comparison import compare_splits, write_comparison
 from neuromamba.neurossm.comparison import lines as comparison_lines
 from neuromamba.neurossm.config import EvaluateConfig
 from neuromamba.neurossm.holdouts import check_holdouts, evaluate_holdouts
-from neuromamba.neurossm.model_file import write_model_files
+from neuromamba.neurossm.model import NeuroSSM
+from neuromamba.neurossm.model_file_writer import write_model_files
 from neuromamba.neurossm.protocol import Protocol
-from neuromamba.neurossm.report import summary_text, write_report
+from neuromamba.neurossm.report import write_report
+from neuromamba.neurossm.report_results import summary_text
 from neuromamba.neurossm.results import Results
 from neuromamba.training.launch import prepare
 from neuromamba.training.strategies import Hardware, resolve_hardware
@@ -75,7 +77,7 @@ def evaluate(config: EvaluateConfig) -> None:
             missing_codes=config.missing_codes,
             orientation=config.orientation,
         )
-    network = config.network(rois=cohort.rois, classes=len(cohort.details.classes))
+    network = config.network(rois=cohort.rois, classes=len(cohort.details.classes) or 1)
     short = check_lengths(
         cohort, config.fit.crop, network.shortest, refuse=config.refuse_short_scans
     )
@@ -120,11 +122,23 @@ def evaluate(config: EvaluateConfig) -> None:
     compared = compare_splits(results)
     write_comparison(compared, folder)
     print("\n".join(comparison_lines(compared, main.name)))
-    page = write_report(folder, cohort, results, reports, compared, config.flags)
+    shares = _first_order_shares(protocol, main)
+    page = write_report(folder, cohort, results, reports, compared, config.flags, shares)
     print(f"results in {folder}, report {page}", flush=True)
     if config.explanation is not None:
         assert isinstance(main, NetworkClassifier)
         explain_holdouts(protocol, main, explanation)
+
+
+def _first_order_shares(protocol: Protocol, main: Classifier) -> dict[int, float]:
+    """Seed -> share of the first-order logits, of the holdouts' models that have one."""
+    found = {}
+    if isinstance(main, NetworkClassifier) and main.model.second_order:
+        for seed in protocol.seeds:
+            model = main.load(protocol.folder(main) / f"seed_{seed}" / HOLDOUT_NAME)
+            if isinstance(model, NeuroSSM) and model.first_order_share is not None:
+                found[seed] = model.first_order_share
+    return found
 
 
 def _opening_lines(
@@ -141,6 +155,8 @@ def _opening_lines(
         f"{name} {int((cohort.labels == label).sum())}"
         for label, name in enumerate(details.classes)
     )
+    if details.is_regression:
+        counts = f"{cohort.labels.min():.4g} to {cohort.labels.max():.4g} {details.unit}".rstrip()
     splits = f"{config.folds} folds and holdout" if config.cross_validation else "holdout only"
     if config.leave_out is not None:
         splits = f"each {config.leave_out} left out, and holdout"
@@ -172,11 +188,11 @@ def _of_columns(cohort: Cohort, config: EvaluateConfig) -> list[str]:
         if absent:
             notes.append(f"--stratify_by {name}: {absent} scans without a value count as a group.")
     if config.leave_out is not None:
-        values, labels = cohort.column(config.leave_out, "--leave_out"), cohort.labels
-        rare = [v for v in sorted(set(values)) if len(set(labels[values == v])) < len(set(labels))]
+        rare = rare_values(cohort, config.leave_out)
         if rare:
+            lack = "have too few subjects" if cohort.details.is_regression else "lack a class"
             notes.append(
-                f"--leave_out {config.leave_out}: {len(rare)} values lack a class, are never "
-                f"tested, and stay in training ({some_of(rare)})."
+                f"--leave_out {config.leave_out}: {len(rare)} values {lack}, are never tested, and "
+                f"stay in training ({some_of(rare)})."
             )
     return notes

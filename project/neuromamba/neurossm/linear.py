@@ -1,4 +1,4 @@
-"""The linear baselines: logistic regression on connectivity, or on means and variances.
+"""The linear baselines: logistic or ridge regression on connectivity, or on means and variances.
 
 They are what a network has to beat, so each gets the best that a linear model can have: features
 that the literature recommends, and a penalty chosen in inner folds of the training scans.
@@ -22,7 +22,14 @@ from neuromamba.evaluation.connectivity import (
     partial_correlation,
     shrunk_correlation,
 )
-from neuromamba.evaluation.linear_models import affine, fit_logistic
+from neuromamba.evaluation.linear_models import (
+    affine,
+    fit_logistic,
+    fit_ridge,
+    logistic_pipeline,
+    ridge_pipeline,
+)
+from neuromamba.evaluation.target_scaling import standardising
 from neuromamba.neurossm.second_order import SecondOrder
 
 
@@ -61,21 +68,36 @@ MEASURES: Mapping[str, Callable[[Scan], np.ndarray]] = {
 }
 
 
-def fit_second_order(pathway: SecondOrder, scans: Sequence[Scan], seed: int) -> None:
+def fit_second_order(
+    pathway: SecondOrder, scans: Sequence[Scan], seed: int, parts: np.ndarray | None = None
+) -> np.ndarray | None:
     """Give NeuroSSM's second-order pathway the weights of the baseline ``Tangent``.
 
     Args:
         pathway: changed in place.
         scans: of the training.
         seed: of the inner folds in which the penalty is chosen.
+        parts: int [S], what is left out together; see ``first_order_share``.
+
+    Returns:
+        Logits float64 [S, classes], or standardised values [S, 1], of each part by a fit on the
+        others, with the same tangent space and penalty, which no label of a single scan decides;
+        None without ``parts``.
     """
     matrices = np.stack([region_correlation(scan) for scan in scans])
     space = TangentSpace(matrices)
     x = space.transform(matrices)
     labels = np.array([scan.label for scan in scans])
     groups = np.array([scan.group for scan in scans])
-    weight, bias = affine(fit_logistic(x, labels, seed, groups, by="log_loss")[0], x.shape[1])
-    if len(weight) == 1:  # two classes: one decision value, half of it for either
+    build = logistic_pipeline
+    if pathway.classes == 1:
+        build, scaling = ridge_pipeline, standardising(labels)
+        labels = (labels - scaling.center) / scaling.scale
+        fitted, penalty = fit_ridge(x, labels, seed, groups)
+    else:
+        fitted, penalty = fit_logistic(x, labels, seed, groups, by="log_loss")
+    weight, bias = affine(fitted, x.shape[1])
+    if len(weight) < pathway.classes:  # two classes: one decision value, half of it for either
         weight, bias = (np.concatenate([-part, part]) / 2 for part in (weight, bias))
     rois = matrices.shape[1]
     rows, columns = np.triu_indices(rois)
@@ -85,12 +107,24 @@ def fit_second_order(pathway: SecondOrder, scans: Sequence[Scan], seed: int) -> 
     full[:, columns, rows] = full[:, rows, columns]
     for name, value in (("whitening", space.whitening), ("weight", full), ("bias", bias)):
         getattr(pathway, name).copy_(torch.from_numpy(value))
+    if parts is None:
+        return None
+    logits = np.empty((len(scans), len(weight)))
+    for part in np.unique(parts):
+        out = parts == part
+        one = build(penalty).fit(x[~out], labels[~out])
+        if pathway.classes == 1:
+            logits[out] = one.predict(x[out])[:, None]
+            continue
+        values = one.decision_function(x[out])
+        logits[out] = np.stack([-values, values], 1) / 2 if values.ndim == 1 else values
+    return logits
 
 
 def fit_and_predict(
     x: np.ndarray, new: np.ndarray, scans: Sequence[Scan], seed: int, by: str = "auroc"
 ) -> np.ndarray:
-    """Fit on the features of some scans, score others.
+    """Fit on the features of some scans, score others: logistic regression, or ridge of values.
 
     The penalty is chosen in inner folds of the training scans that keep groups together.
 
@@ -102,16 +136,18 @@ def fit_and_predict(
         by: of ``fit_logistic``.
 
     Returns:
-        Probabilities [test scans, classes].
+        Probabilities [test scans, classes]; of a regression predictions [test scans, 1].
     """
     labels = np.array([scan.label for scan in scans])
     groups = np.array([scan.group for scan in scans])
+    if labels.dtype.kind == "f":
+        return fit_ridge(x, labels, seed, groups)[0].predict(new)[:, None]
     return fit_logistic(x, labels, seed, groups, by=by)[0].predict_proba(new)
 
 
 @dataclass(frozen=True)
 class LinearClassifier:
-    """Logistic regression on features of a scan.
+    """Logistic regression on features of a scan; of values, ridge regression.
 
     Attributes:
         name: of ``MEASURES``.

@@ -7,10 +7,11 @@ For a scan x [N, T] and the pathways p = (signal, scale s):
     z_p = mean over t of RMSNorm(h_L)
     logits = W_o GELU(W_f [z_1; ...; z_P] + b_f) + b_o
 
-A second-order pathway (``second_order``) adds its own logits to half of these; its row of z holds
-them, and it is fitted apart. With several members there are as many such models, with weights of
-their own, and their logits are averaged (Lakshminarayanan et al. 2017). Their z_p stand side by
-side.
+A second-order pathway (``second_order``) adds its own logits to a share of these; its row of z
+holds them, and it and the share are fitted apart. In a regression both predict the same
+standardised value, so the sum is divided by 1 + share. With several members there are as many such
+models, with weights of their own, and their logits are averaged (Lakshminarayanan et al. 2017).
+Their z_p stand side by side.
 
 Scans of a batch are packed one after another, so that lengths may differ and no padded frame is
 computed. Shapes: N regions, T frames, B scans, P pathways, M members, D width, L packed frames.
@@ -28,8 +29,6 @@ from neuromamba.layers.packing import Packed
 from neuromamba.layers.rms_norm import RMSNorm
 from neuromamba.neurossm.config import NeuroSSMConfig
 from neuromamba.neurossm.second_order import SecondOrder
-
-FIRST_ORDER_SHARE = 0.5  # of their logits beside those of the second order; see docs/neurossm.md
 
 
 def pooled(packed: Packed, scale: int) -> Packed:
@@ -136,6 +135,17 @@ class NeuroSSM(nn.Module):
         if config.second_order:
             self.pathways.append(SecondOrder(config.rois, config.classes, config.features))
 
+    @property
+    def second_order(self) -> SecondOrder | None:
+        """The second-order pathway, the last one; None without it."""
+        last = self.pathways[-1]
+        return last if isinstance(last, SecondOrder) else None
+
+    @property
+    def first_order_share(self) -> float | None:
+        """How much of the other pathways' logits counts beside the second-order pathway's."""
+        return None if self.second_order is None else round(float(self.second_order.share), 3)
+
     def forward(self, scans: Packed) -> Tensor:
         """Logits [B, classes] of z-scored scans."""
         return self.fuse(self.encode(self.inputs(scans)))
@@ -164,8 +174,10 @@ class NeuroSSM(nn.Module):
     def fuse(self, z: Tensor) -> Tensor:
         """Logits [B, classes] from z [B, P, M D]. A pathway is ablated by changing its row."""
         logits = self.fuse_each(z).mean(0)
-        if self.config.second_order:
-            return z[:, -1, : self.config.classes] + FIRST_ORDER_SHARE * logits
+        second = self.second_order
+        if second is not None:
+            total = z[:, -1, : self.config.classes] + second.share * logits
+            return total / (1 + second.share) if self.config.is_regression else total
         return logits
 
     def fuse_each(self, z: Tensor) -> Tensor:

@@ -26,6 +26,8 @@ from neuromamba.evaluation.result_files import Predictions
 from neuromamba.neurossm.classifiers import Classifier
 from neuromamba.neurossm.results import FitResult, metrics_of, read_fit, write_fit, write_tables
 
+_SHOWN = ("accuracy", "auroc", "mae", "pearson_r")  # after each fit
+
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
@@ -107,13 +109,13 @@ class Protocol:
         start = time.monotonic()
         train, test = ([self.cohort.scans[i] for i in part] for part in (split.train, split.test))
         others = self.external.scans if self.external and split.name == HOLDOUT_NAME else ()
-        probability = classifier.fit_and_score(train, [*test, *others], seed, place)
+        scores = classifier.fit_and_score(train, [*test, *others], seed, place)
         seconds = round(time.monotonic() - start, 1)
         if others:
-            found = _result(seed, EXTERNAL, others, probability[len(test) :], len(train), seconds)
+            found = _result(seed, EXTERNAL, others, scores[len(test) :], len(train), seconds)
             place.with_name(EXTERNAL).mkdir(exist_ok=True)
             write_fit(found, place.with_name(EXTERNAL))  # first: the holdout's says all is there
-        result = _result(seed, split.name, test, probability[: len(test)], len(train), seconds)
+        result = _result(seed, split.name, test, scores[: len(test)], len(train), seconds)
         write_fit(result, place)
         print(f"{where}: {_shown(result.metrics)} ({seconds:.0f} s)", flush=True)
         return result
@@ -125,6 +127,7 @@ class Protocol:
             "dataset": cohort.name,
             "data_hash": cohort.hash,
             "classes": list(cohort.details.classes),
+            **({"task_type": "regression"} if cohort.details.is_regression else {}),
             "folds": self.folds,
             **({"stratify_by": list(self.stratify_by)} if self.stratify_by else {}),
             **({"leave_out": self.leave_out} if self.leave_out else {}),
@@ -146,7 +149,7 @@ def _result(
     seed: int,
     split: str,
     scans: Sequence[Scan],
-    probability: np.ndarray,
+    scores: np.ndarray,
     fitted: int,
     seconds: float,
 ) -> FitResult:
@@ -154,7 +157,7 @@ def _result(
         [scan.subject for scan in scans],
         [scan.scan for scan in scans],
         np.array([scan.label for scan in scans]),
-        np.asarray(probability, dtype=np.float64),
+        np.asarray(scores, dtype=np.float64),
     )
     metrics = metrics_of(predictions)
     metrics |= {"scans_fitted": float(fitted), "scans_tested": float(len(scans))}
@@ -189,4 +192,4 @@ def _write_splits(path: Path, cohort: Cohort, splits: dict[int, list[Split]]) ->
 
 
 def _shown(metrics: dict[str, float]) -> str:
-    return ", ".join(f"{name} {metrics[name]:.3f}" for name in ("accuracy", "auroc"))
+    return ", ".join(f"{name} {metrics[name]:.3f}" for name in _SHOWN if name in metrics)

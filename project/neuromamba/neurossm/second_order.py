@@ -5,8 +5,10 @@ be read cheaply. For a scan u [N, T] and the mean G of the training scans' corre
 
     C = shrunk correlations of u;   logits = <W_c, log(G^-1/2 C G^-1/2)> + b_c
 
-with W and b of the logistic regression of the baseline ``Tangent`` (``linear.fit_second_order``);
-no gradient changes them. Where u is scaled down, as on the way of an attribution from 0 to a scan,
+with W and b of the logistic regression of the baseline ``Tangent`` (``linear.fit_second_order``),
+or of its ridge regression of a standardised value. No gradient changes them, nor the share of the
+other pathways' logits that is added to these (``first_order_share``). Where u is scaled down, as on
+the way of an attribution from 0 to a scan,
 C goes over into G, whose logits are b: a baseline of zeros stands for the average subject, not for
 a brain without connections. Shapes: N regions, T frames, B scans, L packed frames.
 """
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 from neuromamba.evaluation.connectivity import SHRINKAGE
 from neuromamba.layers.packing import Packed
 
+FIXED_SHARE = 0.5  # where it cannot be chosen: one member, a class of one subject, older weights
 _ALIKE = 1e-6  # eigenvalues whose difference is below this share of them count as equal
 
 
@@ -66,15 +69,22 @@ class SecondOrder(nn.Module):
     whitening: Tensor
     weight: Tensor
     bias: Tensor
+    share: Tensor
 
     def __init__(self, rois: int, classes: int, width: int) -> None:
         super().__init__()
-        self.width = width
+        self.classes, self.width = classes, width
         # Random before the fit, as weights are: a check with random weights must not see zeros.
         weight = torch.randn(classes, rois, rois) / rois
         self.register_buffer("whitening", torch.eye(rois))
         self.register_buffer("weight", (weight + weight.transpose(1, 2)) / 2)
         self.register_buffer("bias", torch.zeros(classes))
+        self.register_buffer("share", torch.tensor(FIXED_SHARE))
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
+        """Weights of before the share was chosen do not hold it."""
+        state_dict.setdefault(prefix + "share", torch.tensor(FIXED_SHARE))
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def forward(self, u: Packed) -> Tensor:
         """Logits of each scan, whose regions have mean 0 and deviation 1 over it, or are 0."""

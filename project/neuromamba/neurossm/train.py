@@ -1,15 +1,17 @@
-"""One fit of a classifier of regional time series."""
+"""One fit of a model of regional time series."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 
 from neuromamba.common.seeds import seed_run
 from neuromamba.data.regions.batches import ScanDataset, ScanLoader
 from neuromamba.data.regions.scan import Scan
+from neuromamba.evaluation.target_scaling import TargetScaling
 from neuromamba.neurossm.config import FitConfig
 from neuromamba.neurossm.module import ROIModule
 from neuromamba.training.curves import curve_logger
@@ -26,6 +28,8 @@ def train(
     hardware: Hardware,
     seed: int,
     folder: Path,
+    parts: np.ndarray | None = None,
+    scaling: TargetScaling | None = None,
 ) -> nn.Module:
     """Train a model from scratch; its curve goes to ``<folder>/logs/metrics.csv``.
 
@@ -36,13 +40,15 @@ def train(
         hardware: one device.
         seed: of weights, order, crops and dropout.
         folder: of this fit.
+        parts: int [scans], the member that is trained without each of them; None: none is.
+        scaling: of the target of a regression.
 
     Raises:
         StoppedRun, UserInputError: see ``training.fault_tolerance``.
     """
     seed_run(seed)
     loader = ScanLoader(ScanDataset(scans, fit.crop, seed), fit.batch_size, shuffle=True)
-    module = ROIModule(build(), fit, fit.epochs * len(loader))
+    module = ROIModule(build(), fit, fit.epochs * len(loader), parts, scaling)
     fault_tolerance = FaultTolerance()
     trainer = assemble_trainer(
         folder=folder,

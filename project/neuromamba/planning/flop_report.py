@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from neuromamba.common.errors import UserInputError, look_up
+from neuromamba.config.model import ModelConfig
 from neuromamba.fmamba.run_config import RunConfig
 from neuromamba.planning import flops
 from neuromamba.planning.deepspeed_flops import Comparison, compare
@@ -28,6 +29,12 @@ COUNTED = (
     "without the gradient of the input; not counted: optimiser, recomputation, data handling"
 )
 
+COUNTED_SWIFT = (
+    "model FLOPs, a multiply-add is 2: matrix products, attention, norms and pointwise functions "
+    "(1 each); backward is twice the forward, without the gradient of the input; not counted: "
+    "padding of windows, optimiser, recomputation, data handling"
+)
+
 
 def count(run: RunConfig) -> dict[str, Any]:
     """Compute all figures of the JSON file.
@@ -36,6 +43,7 @@ def count(run: RunConfig) -> dict[str, Any]:
     pass, ``training_flops_per_*`` forward and backward, ``flops_per_epoch`` training on the brain's
     tokens. ``products_*`` is the formula's share that ``profiler_*`` (FlopCounterMode) counts too,
     ``backends`` what it counts while a backend runs, ``deepspeed`` the other profiler's lines.
+    What is of FMamba alone (backends of the scan, the published saving) is None for SwiFT.
     """
     profiler = look_up(run.flags["profiler"], PROFILERS, "--profiler")
     model = run.model
@@ -75,20 +83,12 @@ def count(run: RunConfig) -> dict[str, Any]:
         "flops_per_epoch": None if windows is None else training * windows,
         "flops_per_epoch_all": None if windows is None else training_all * windows,
         "batches_per_epoch": None if windows is None else math.ceil(windows / run.data.batch_size),
-        "counted": COUNTED,
+        "counted": COUNTED if model.model == "fmamba" else COUNTED_SWIFT,
         **products,
         **profiled,
-        "backend_tokens": BACKEND_TOKENS,
-        "backends_formula": flops.training_total(
-            flops.forward_terms(model, BACKEND_TOKENS), products_only=True
-        ),
-        "backends": flops.counted_by_backend(model, BACKEND_TOKENS),
+        **_of_the_scan(model),
         "deepspeed": None if deepspeed is None else [line._asdict() for line in deepspeed],
-        "tokens_for_published_saving": flops.tokens_for_share(
-            model, PUBLISHED["flops_per_epoch"] / PUBLISHED["flops_per_epoch_all"]
-        ),
         "terms_brain": {term.name: term.flops for term in kept},
-        "published": PUBLISHED,
     }
     if run.head is not None and run.downstream is not None:
         result["head"] = f"{run.head.name}, {run.downstream.task}"
@@ -99,19 +99,42 @@ def count(run: RunConfig) -> dict[str, Any]:
     return result
 
 
+def _of_the_scan(model: ModelConfig) -> dict[str, Any]:
+    """What only FMamba has: backends of its scan, and a saving that was published."""
+    if model.model != "fmamba":
+        names = ("backend_tokens", "backends_formula", "backends")
+        return dict.fromkeys((*names, "tokens_for_published_saving", "published"))
+    return {
+        "backend_tokens": BACKEND_TOKENS,
+        "backends_formula": flops.training_total(
+            flops.forward_terms(model, BACKEND_TOKENS), products_only=True
+        ),
+        "backends": flops.counted_by_backend(model, BACKEND_TOKENS),
+        "tokens_for_published_saving": flops.tokens_for_share(
+            model, PUBLISHED["flops_per_epoch"] / PUBLISHED["flops_per_epoch_all"]
+        ),
+        "published": PUBLISHED,
+    }
+
+
 def table(run: RunConfig, result: dict[str, Any]) -> str:
     """Format the figures as text."""
     model = run.model
     everything = flops.forward_terms(model, result["tokens_all"])
     kept = flops.forward_terms(model, round(result["tokens_brain"]))
     share = result["tokens_brain"] / result["tokens_all"]
-    size, patch = ("x".join(map(str, s)) for s in (model.img_size, model.patch_size))
+    size, patch = _times(model.img_size), _times(model.patch_size)
+    fmamba = model.model == "fmamba"
+    about = f"{model.description}, attention in windows of {_times(model.swin_window)} patches"
+    if fmamba:
+        about = f"{model.model}: D {model.embed_dim}, {model.depth} blocks, N {model.d_state}, "
+        about += f"{model.nheads} heads of {model.headdim}"
     lines = [
-        f"{model.model}: D {model.embed_dim}, {model.depth} blocks, N {model.d_state}, "
-        f"{model.nheads} heads of {model.headdim}; window {size}, patch {patch}",
+        f"{about}; window {size}, patch {patch}",
         f"Counted: {result['counted']}.",
         "",
-        f"parameters                   {result['parameters']:>16,}  with the output layer",
+        f"parameters                   {result['parameters']:>16,}  "
+        f"{'with the output layer' if fmamba else 'without a head'}",
         f"tokens of a window, all      {result['tokens_all']:>16,}",
         f"tokens of a window, brain    {result['tokens_brain']:>16,.0f}  {share:.1%}; "
         f"{result['tokens_source']}",
@@ -142,19 +165,24 @@ def table(run: RunConfig, result: dict[str, Any]) -> str:
     lines += [
         "  formula against FlopCounterMode (forward all, forward brain, training brain): "
         + ", ".join(f"{value:+.2%}" for value in differences),
-        f"  the same, each backend running {result['backend_tokens']} tokens forward and backward: "
-        + ", ".join(
-            f"{name} {value / result['backends_formula'] - 1:+.2%}"
-            if isinstance(value, int)
-            else f"{name} not run ({value})"
-            for name, value in result["backends"].items()
-        ),
     ]
+    if fmamba:
+        lines.append(
+            f"  the same, each backend running {result['backend_tokens']} tokens forward and "
+            f"backward: "
+            + ", ".join(
+                f"{name} {value / result['backends_formula'] - 1:+.2%}"
+                if isinstance(value, int)
+                else f"{name} not run ({value})"
+                for name, value in result["backends"].items()
+            )
+        )
     if result["deepspeed"] is not None:
         lines += ["", *_deepspeed_lines([Comparison(**line) for line in result["deepspeed"]])]
+    saving = f"saving by dropping background: {result['saving_percent']:.1f} % of the forward pass"
     lines += [
         "",
-        f"saving by dropping background: {result['saving_percent']:.1f} % of the forward pass",
+        saving if fmamba else f"{model.display_name} reads all tokens; no background is dropped",
         f"training, batch of {run.data.batch_size}: "
         f"{result['training_flops_per_batch_brain']:.3e} FLOPs",
     ]
@@ -167,15 +195,8 @@ def table(run: RunConfig, result: dict[str, Any]) -> str:
             f"training FLOPs an epoch: {result['flops_per_epoch_all']:.3e} (all) -> "
             f"{result['flops_per_epoch']:.3e} (brain)",
         ]
-    needed = result["tokens_for_published_saving"]
-    lines.append(
-        f"published (NeuroMamba README, Medium, the paper's data, DeepSpeed profiler): "
-        f"{PUBLISHED['flops_per_epoch_all']:.2e} -> {PUBLISHED['flops_per_epoch']:.2e}, "
-        f"{PUBLISHED['saving_percent']} % saved. Here that takes {needed:,} of "
-        f"{result['tokens_all']:,} tokens ({needed / result['tokens_all']:.2%}). The paper's "
-        f"number of windows is not public: compare the percentages, not the totals; see "
-        f"paper/flops.md."
-    )
+    if fmamba:
+        lines.append(_published(result))
     if "head" in result:
         lines.append(
             f"downstream head ({result['head']}), not in the figures above: "
@@ -183,6 +204,23 @@ def table(run: RunConfig, result: dict[str, Any]) -> str:
             f"{result['head_flops_per_window_brain'] / 1e9:.4f} GFLOPs a window"
         )
     return "\n".join(lines)
+
+
+def _published(result: Mapping[str, Any]) -> str:
+    """The published saving, and how many tokens make it here."""
+    needed = result["tokens_for_published_saving"]
+    return (
+        f"published (NeuroMamba README, Medium, the paper's data, DeepSpeed profiler): "
+        f"{PUBLISHED['flops_per_epoch_all']:.2e} -> {PUBLISHED['flops_per_epoch']:.2e}, "
+        f"{PUBLISHED['saving_percent']} % saved. Here that takes {needed:,} of "
+        f"{result['tokens_all']:,} tokens ({needed / result['tokens_all']:.2%}). The paper's "
+        f"number of windows is not public: compare the percentages, not the totals; see "
+        f"paper/flops.md."
+    )
+
+
+def _times(sizes: Sequence[int]) -> str:
+    return "x".join(map(str, sizes))
 
 
 def _deepspeed_lines(lines: Sequence[Comparison]) -> list[str]:

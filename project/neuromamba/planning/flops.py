@@ -1,4 +1,4 @@
-"""Floating-point operations (FLOPs) of FMamba: torch's counter beside the formula; brain masks.
+"""Floating-point operations (FLOPs) of a backbone: torch's counter beside the formula; brain masks.
 
 The formula, ``models.flop_formula``, is offered here as well. The counter sees its matrix products;
 what it cannot see are convolution, norms, decays and other pointwise work.
@@ -16,12 +16,13 @@ import zlib
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from neuromamba.common.user_cache import keep_fact, read_facts
 from neuromamba.config.model import HeadConfig, ModelConfig
 from neuromamba.config.names import SSD_BACKENDS
-from neuromamba.fmamba.backbone import FMamba
+from neuromamba.fmamba.backbone import Backbone
 from neuromamba.fmamba.build import build_model
 from neuromamba.fmamba.flop_formula import (
     Term,
@@ -59,11 +60,10 @@ _MASKS = "brain_masks"  # in the user's cache
 
 def untrained_window(
     config: ModelConfig, tokens: int, backend: str = "auto", device: str = "meta"
-) -> tuple[FMamba, PackedTokens]:
+) -> tuple[Backbone, PackedTokens]:
     """An untrained backbone and the packed tokens of one window, on the meta device by default."""
     with torch.device(device):
-        model = build_model(config, ssd_backend=backend)
-        assert isinstance(model, FMamba)
+        model = build_model(config, config.model == "fmamba", ssd_backend=backend)
         packed = PackedTokens(
             torch.zeros(tokens, config.token_dim),
             torch.zeros(tokens, dtype=torch.long),
@@ -93,13 +93,14 @@ def profiled_flops(
     """
     model, packed = untrained_window(config, tokens, backend, device)
     with (
+        sdpa_kernel(SDPBackend.MATH),  # attention as products: its kernels compute them again
         FlopCounterMode(display=False) as counter,
         torch.set_grad_enabled(training),
     ):
-        prediction = model.forward_tokens(packed).prediction
+        found = model.forward_tokens(packed)
         if training:
-            assert prediction is not None
-            prediction.sum().backward()
+            last = found.features if found.prediction is None else found.prediction
+            last.sum().backward()
     return int(counter.get_total_flops())
 
 
@@ -132,9 +133,10 @@ def tokens_for_share(config: ModelConfig, share: float) -> int:
 
 
 def parameter_count(config: ModelConfig) -> int:
-    """Trainable parameters of the backbone with the output layer of pre-training."""
+    """Trainable parameters of the backbone, of FMamba with the output layer of pre-training."""
     with torch.device("meta"):
-        return sum(p.numel() for p in build_model(config).parameters())
+        backbone = build_model(config, config.model == "fmamba")
+        return sum(p.numel() for p in backbone.parameters())
 
 
 def head_parameter_count(head: HeadConfig, config: ModelConfig) -> int:

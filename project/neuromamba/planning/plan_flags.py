@@ -48,23 +48,6 @@ def refuse_of_training(given: dict[str, object]) -> None:
             )
 
 
-def refuse_other_models(model: str, command: str) -> None:
-    """Refuse backbones whose memory and operations are not known by formula.
-
-    Args:
-        model: of ``--model``.
-        command: that was asked, for the message.
-
-    Raises:
-        UserInputError: it is not FMamba.
-    """
-    if model != "fmamba":
-        raise UserInputError(
-            f"--model: {command} knows fmamba only, got {model}. For its number of parameters use "
-            f"neuromamba train --dry_run, for times neuromamba profile, for FLOPs the run's report."
-        )
-
-
 def ranks_per_node(ranks: int, asked: int | None, gpu: Gpu | None) -> int:
     """Ranks of a node: as asked for, else the largest divisor of the ranks that a usual node has.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from neuromamba.config.model import ModelConfig
 from neuromamba.config.training import MODE_NAMES
 from neuromamba.fmamba.run_config import RunConfig
 from neuromamba.layers import bf16
@@ -35,6 +36,12 @@ def _what(config: RunConfig) -> str:
     return f"{config.downstream.task}, {config.head.name} head{frozen}"
 
 
+def _sizes(model: ModelConfig) -> str:
+    if model.model == "fmamba":
+        return f"D {model.embed_dim}, {model.depth} blocks"
+    return model.description
+
+
 def _device(request: Request) -> str:
     nodes = request.ranks // request.per_node
     memory = "" if request.memory is None else f" of {_gb(request.memory)}"
@@ -46,8 +53,8 @@ def plan_text(config: RunConfig, request: Request, work: Workload, plan: Cluster
     """The plan for the terminal."""
     model, setting = config.model, request.setting
     lines = [
-        f"{_what(config)}: D {model.embed_dim}, {model.depth} blocks, {plan.parameters:,} "
-        f"parameters, {plan.trained:,} trained",
+        f"{_what(config)}: {_sizes(model)}, {plan.parameters:,} parameters, {plan.trained:,} "
+        f"trained",
         f"on {_device(request)}, {setting.strategy}, {setting.precision}"
         + (", activation checkpointing" if plan.checkpointing else ""),
         f"window of {'x'.join(map(str, model.img_size))}: {work.tokens_brain:,.0f} of "

@@ -13,8 +13,6 @@ Shapes: L packed tokens, V values a token, D width, T frames, n voxels.
 from __future__ import annotations
 
 import math
-from collections import Counter
-from typing import NamedTuple
 
 from neuromamba.fmamba import losses
 from neuromamba.planning.layer_memory import (
@@ -24,59 +22,10 @@ from neuromamba.planning.layer_memory import (
     held_buffers,
     layer_by_layer,
 )
+from neuromamba.planning.swift_memory import swift_step
+from neuromamba.planning.tape import GROUPS, Peak, Tape
 
 __all__ = ["GROUPS", "Peak", "Step", "step_memory"]
-
-# Groups of tensors, in the order in which they are reported.
-GROUPS = (
-    "tokens",
-    "residual stream",
-    "kept by the blocks",
-    "kept by the output layer or head",
-    "buffers of the scan",
-    "working memory",
-    "batch",
-)
-
-
-class Peak(NamedTuple):
-    """Peak memory of a step.
-
-    Attributes:
-        total: bytes.
-        groups: group of tensors -> bytes at that time.
-        moment: when that is.
-    """
-
-    total: int
-    groups: dict[str, int]
-    moment: str
-
-
-class Tape:
-    """Record of allocations in the order of a step's operations."""
-
-    def __init__(self) -> None:
-        self._now: Counter[str] = Counter()
-        self.peak = Peak(0, {}, "")
-
-    def take(self, group: str, nbytes: float, moment: str) -> None:
-        """Record that tensors of a group are allocated."""
-        assert group in GROUPS, group
-        self._now[group] += round(nbytes)
-        total = sum(self._now.values())
-        if total > self.peak.total:
-            self.peak = Peak(total, dict(self._now), moment)
-
-    def drop(self, group: str, nbytes: float) -> None:
-        """Record that tensors of a group are freed."""
-        self._now[group] -= round(nbytes)
-        assert self._now[group] >= 0, (group, self._now)
-
-    def work(self, nbytes: float, moment: str) -> None:
-        """Record memory that is allocated and freed within an operation."""
-        self.take("working memory", nbytes, moment)
-        self.drop("working memory", nbytes)
 
 
 def step_memory(step: Step) -> Peak:
@@ -102,6 +51,9 @@ def step_memory(step: Step) -> Peak:
         )
         tape.work(2 * stream, "embedding")
 
+    if step.model.model == "swift":
+        swift_step(tape, step)
+        return tape.peak
     layers = [backbone_layer(step, number) for number in range(step.model.depth)]
     held = held_buffers(step, step.model.d_state, not step.frozen, step.in_one_go)
     tape.take("buffers of the scan", held + sum(layer.pooled for layer in layers), "blocks forward")

@@ -102,8 +102,16 @@ def licence(license_id: str | None) -> str:
     return f"{license_id}, of the weights. The terms of the training data may apply as well."
 
 
+STATE_SPACE = ("state-space-model", "mamba2")
+TRANSFORMER = ("transformer", "swift")
+
+
 def hub_head(
-    kind: str, datasets: Iterable[str], metrics: Iterable[str], license_id: str | None
+    kind: str,
+    datasets: Iterable[str],
+    metrics: Iterable[str],
+    license_id: str | None,
+    architecture: Sequence[str] = STATE_SPACE,
 ) -> str:
     """The head of the model card, which the hub reads as YAML.
 
@@ -112,8 +120,9 @@ def hub_head(
         datasets: names of the data sets.
         metrics: names of the metrics that the model card reports.
         license_id: of the model; None: not stated.
+        architecture: tags that name it.
     """
-    tags = ["neuroimaging", "fmri", "brain", "state-space-model", "mamba2", "neuromamba", kind]
+    tags = ["neuroimaging", "fmri", "brain", *architecture, "neuromamba", kind]
     head: dict[str, Any] = {"library_name": "neuromamba", "tags": tags}
     if license_id is not None:
         head["license"] = license_id

@@ -1,4 +1,4 @@
-"""How to cite the two architectures: the entries of CITATION.bib, which a test compares."""
+"""How to cite the architectures: the entries of CITATION.bib, which a test compares, and SwiFT."""
 
 from __future__ import annotations
 
@@ -19,4 +19,12 @@ NEUROSSM = """\
   archivePrefix = {arXiv},
   url           = {https://arxiv.org/abs/2601.01229},
   note          = {Take the list of authors from the arXiv page}
+}"""  # noqa: E501
+SWIFT = """\
+@inproceedings{kim2023swift,
+  title     = {SwiFT: Swin 4D fMRI Transformer},
+  author    = {Kim, Peter Yongho and Kwon, Junbeom and Joo, Sunghwan and Bae, Sangyoon and Lee, Donggyu and Jung, Yoonho and Yoo, Shinjae and Cha, Jiook and Moon, Taesup},
+  booktitle = {Advances in Neural Information Processing Systems 36 (NeurIPS 2023)},
+  year      = {2023},
+  url       = {https://arxiv.org/abs/2307.05916}
 }"""  # noqa: E501

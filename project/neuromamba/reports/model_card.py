@@ -31,6 +31,8 @@ from neuromamba.inference.sharing import BASELINES_KEY
 from neuromamba.reports.card_parts import (
     FOLDER,
     NOT_COMPARED,
+    STATE_SPACE,
+    TRANSFORMER,
     bullets,
     calibration_errors,
     how_to_use,
@@ -40,7 +42,7 @@ from neuromamba.reports.card_parts import (
     section,
     table,
 )
-from neuromamba.reports.citations import FMAMBA
+from neuromamba.reports.citations import FMAMBA, SWIFT
 from neuromamba.reports.skill_text import skill_text
 
 _SYNTHETIC = "Dummy"
@@ -77,8 +79,9 @@ def model_card(
     if "downstream" in metadata:
         task = from_dict(DownstreamConfig, metadata["downstream"], name)
     evaluation = export.get(EVALUATION_KEY, {})
+    swift = contract.model.model == "swift"
     parts = [
-        _hub_head(metadata, task, evaluation, license_id),
+        _hub_head(metadata, task, evaluation, license_id, swift),
         f"# {name}",
         _summary(metadata, contract, task),
         *section("Intended use", _use(task)),
@@ -88,7 +91,9 @@ def model_card(
         *section("Limits", [bullets([*_limits(metadata, export, contract, task)])]),
         *section("How to use it", _how_to_use(task)),
         *section("Licence", [licence(license_id)]),
-        *section("How to cite", ["The architecture:", f"```bibtex\n{FMAMBA}\n```"]),
+        *section(
+            "How to cite", ["The architecture:", f"```bibtex\n{SWIFT if swift else FMAMBA}\n```"]
+        ),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -98,12 +103,14 @@ def _hub_head(
     task: DownstreamConfig | None,
     evaluation: Mapping[str, Any],
     license_id: str | None,
+    swift: bool,
 ) -> str:
     return hub_head(
         "feature-extraction" if task is None else task.task_type,
         metadata["data"]["config"].get("dataset_name", ()),
         evaluation.get("metrics", {}),
         license_id,
+        TRANSFORMER if swift else STATE_SPACE,
     )
 
 
@@ -111,10 +118,9 @@ def _summary(
     metadata: Mapping[str, Any], contract: InputContract, task: DownstreamConfig | None
 ) -> str:
     model = contract.model
-    what = (
-        f"FMamba (the backbone of NeuroMamba), {model.depth} Mamba2 blocks of width "
-        f"{model.embed_dim}, for whole-brain functional MRI"
-    )
+    origin = {"fmamba": "the backbone of NeuroMamba", "swift": "Kim, Kwon, Yoon et al. 2023"}
+    blocks = model.description.removeprefix(f"{model.display_name}, ")
+    what = f"{model.display_name} ({origin[model.model]}), {blocks}, for whole-brain functional MRI"
     if task is None:
         objective = "pre-training"
         if "pretrain" in metadata:

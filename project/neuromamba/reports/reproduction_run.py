@@ -17,6 +17,7 @@ from neuromamba.common.checkout import repository
 from neuromamba.common.errors import UserInputError, look_up
 from neuromamba.common.stages import run_program, run_stage, shown
 from neuromamba.config.names import canonical_dataset_name
+from neuromamba.reports.real_table import REAL_TABLES
 from neuromamba.reports.reproduction import (
     GRIDS,
     TABLES,
@@ -83,7 +84,7 @@ def checked(args: argparse.Namespace, extra: tuple[str, ...]) -> Reproduction:
     """
     tables = list(TABLES) if "all" in args.table else list(dict.fromkeys(args.table))
     for name in tables:
-        look_up(name, (*TABLES, "all"), "--table")
+        look_up(name, (*TABLES, "all", *REAL_TABLES), "--table")
     check_seeds(args.seeds)
     if args.add is not None:
         raise UserInputError("--add: only used with --study; tables are made of their runs.")

@@ -24,6 +24,7 @@ from neuromamba.checkpoints.io import (
     read_checkpoint,
 )
 from neuromamba.commands.export import export_parser, main
+from neuromamba.common.version import VERSION
 from neuromamba.config.model import ModelConfig
 from neuromamba.fmamba.build import build_model
 from neuromamba.fmamba.tokenizer import PackedTokens
@@ -157,7 +158,7 @@ def test_metadata(pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     origin = contents.export
     assert "source" not in origin and origin["kind"] == "Lightning"
     assert origin["epoch"] == 3 and origin["metrics"] == metrics
-    assert origin["code_version"].startswith("0.1.0")
+    assert origin["code_version"].startswith(VERSION)
     beside = json.loads((tmp_path / "weights.safetensors.json").read_text())
     assert beside == {CHECKPOINT_KEY: metadata, "export": dict(origin)}
     # An export of the export says where it all began.
@@ -277,7 +278,10 @@ def test_what_is_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "CHECKPOINT: there is no file 'none.ckpt'" in refusal(capsys, "none.ckpt", out)
     torch.save({"conv.weight": torch.ones(2)}, tmp_path / "resnet.pt")
     message = refusal(capsys, tmp_path / "resnet.pt", out)
-    assert "resnet.pt' holds 1 tensor(s) that no FMamba has, such as 'conv.weight'" in message
+    assert (
+        "resnet.pt' holds 1 tensor(s) that neither FMamba nor SwiFT has, such as 'conv.weight'"
+        in message
+    )
     assert not out.exists() and not list(tmp_path.glob("w.pt*"))
 
 

@@ -2,40 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from neuromamba import __version__
 from neuromamba.__main__ import COMMANDS, main
-from tests.helpers.paths import PROJECT
-from tests.helpers.trained_model import Trained
+from tests.helpers.loaded_modules import LIGHTNING, MEDICAL, run_and_count
 
-SLOW = (
-    *("torch", "pytorch_lightning", "lightning_fabric", "torchmetrics", "scipy", "sklearn"),
-    *("nibabel", "nilearn", "h5py", "matplotlib", "pandas"),
-)
 NAMES = [name for group in COMMANDS.values() for name in group]
 # Modules that Python has loaded when a command has answered without computing anything; a plain
 # interpreter has about 140. Counted, because seconds depend on who else computes.
 MOST_MODULES = 340
-# What ``main`` does in a process of its own: its status, the slow packages it has imported, and the
-# number of modules.
-PROGRAM = f"""
-import json, sys
-sys.path.insert(0, {str(PROJECT)!r})
-from neuromamba.__main__ import main
-try:
-    status = main(sys.argv[1:])
-except SystemExit as end:
-    status = end.code
-slow = [name for name in {SLOW!r} if sys.modules.get(name)]
-print(json.dumps([status, slow, len(sys.modules)]))
-"""
 
 
 def run(*words: str, cwd: Path | None = None) -> tuple[int, list[str], str, str]:
@@ -43,21 +22,6 @@ def run(*words: str, cwd: Path | None = None) -> tuple[int, list[str], str, str]
     status, slow, modules, output, errors = run_and_count(*words, cwd=cwd)
     assert modules < MOST_MODULES, words
     return status, slow, output, errors
-
-
-def run_and_count(*words: str, cwd: Path | None = None) -> tuple[int, list[str], int, str, str]:
-    """Status, slow packages, number of modules, output and errors of ``neuromamba WORDS``."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *words],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=True,
-    )
-    *output, last = done.stdout.splitlines()
-    status, slow, modules = json.loads(last)
-    return status, slow, modules, "\n".join(output), done.stderr
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -170,8 +134,6 @@ def test_a_wrong_flag_is_told_before_anything_slow_is_imported(
     assert "Traceback" not in errors and list(tmp_path.iterdir()) == []
 
 
-LIGHTNING = {"pytorch_lightning", "lightning_fabric", "torchmetrics"}
-MEDICAL = {"nibabel", "nilearn", "pandas", "sklearn"}
 TINY = (
     "--downstream_task sex --img_size 24 24 24 8 --embed_dim 16 --depth 2 --accelerator cpu "
     "--max_epochs 1"
@@ -207,14 +169,3 @@ def test_what_describes_a_training_loads_nothing_that_trains(
 
 def _tokens(plan: str) -> list[str]:
     return [line for line in plan.splitlines() if "tokens" in line and "voxels" not in line]
-
-
-@pytest.mark.parametrize("name", ["sex", "age", "backbone"])
-def test_a_report_loads_nothing_that_fits_baselines(
-    name: str, trained: Trained, tmp_path: Path
-) -> None:
-    words = ("report", str(getattr(trained, name)), "--output", str(tmp_path), "--no-baselines")
-    status, slow, modules, _, errors = run_and_count(*words)
-    assert status == 0, errors
-    assert not (LIGHTNING | MEDICAL) & set(slow)
-    assert modules < 2400

@@ -180,7 +180,7 @@ def test_the_page_states_the_verdict(
 ) -> None:
     cohort = cohort_of()
     report, _, results = evaluated(cohort, seeds=(0, 1), effects=effects)
-    html = write_report(tmp_path, cohort, results, [report], [], {"dataset": "Own"}).read_text()
+    html = write_report(tmp_path, cohort, results, [report], [], {"dataset": "Own"}, {}).read_text()
     assert f"Over the 2 seeds: by AUROC, {words}." in html
     for text in (
         "Holdout of seed 1",

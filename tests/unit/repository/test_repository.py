@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from neuromamba.common.version import VERSION
 from tests.helpers.paths import ROOT
 
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -36,11 +38,32 @@ def test_citation_has_both_papers() -> None:
         assert {"title", "author", "year", "url"} <= set(re.findall(r"(?m)^ +(\w+) +=", body))
 
 
+def test_version_is_the_same_everywhere() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    released = re.findall(r"(?m)^## (\d+\.\d+\.\d+) - (\d{4}-\d{2}-\d{2})$", changes)
+    assert released[0] == (VERSION, str(citation["date-released"]))
+    assert citation["version"] == VERSION
+    assert [date for _, date in released] == sorted((date for _, date in released), reverse=True)
+
+
+def test_citation_file_agrees_with_the_bibliography() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)  # what CFF requires
+    text = (ROOT / "CITATION.bib").read_text(encoding="utf-8")
+    papers = [citation["preferred-citation"], *citation["references"]]
+    for paper, entry in zip(papers, text.strip().split("\n\n"), strict=True):
+        assert paper["title"] in entry and paper["url"] in entry and str(paper["year"]) in entry
+        for author in paper["authors"]:
+            if "family-names" in author:
+                assert f"{author['family-names']}, {author['given-names']}" in entry
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_alone_lists_the_targets() -> None:
     result = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True)
     listed = set(re.findall(r"(?m)^  make (\S+)", result.stdout))
-    assert {"help", "setup", "demo", "test", "test-all", "lint", "bench", "clean"} <= listed
+    assert {"help", "setup", "demo", "test", "test-all", "lint", "docs", "bench", "clean"} <= listed
 
 
 @pytest.mark.parametrize(
@@ -70,7 +93,8 @@ def test_every_requirement_is_pinned_for_each_python() -> None:
 
     for python in ('< "3.11"', '>= "3.11"'):
         pinned = {pin.split("==")[0] for pin in pins if ";" not in pin or python in pin}
-        wanted = {*names("requirements.txt"), *names("requirements-dev.txt"), "deepspeed", "wheel"}
+        files = ("requirements.txt", "requirements-dev.txt", "requirements-docs.txt")
+        wanted = {*(name for file in files for name in names(file)), "deepspeed", "wheel"}
         assert wanted <= pinned
 
 
@@ -183,6 +207,16 @@ def test_plan_without_gpu_or_index(machine: Machine) -> None:
     assert plan["requirements"] == "would install requirements.txt with constraints.txt"
     for step in ("mamba-ssm", "causal-conv1d", "deepspeed"):
         assert plan[step].startswith("skipped no NVIDIA GPU")
+
+
+def test_tools_of_the_site_are_installed_on_request_and_once(machine: Machine) -> None:
+    assert "docs" not in machine.plan()
+    first = machine.set_up("--docs", FAKE_TORCH="2.13.0")
+    assert first.returncode == 0, first.stderr
+    (asked,) = [line for line in machine.installed() if "requirements-docs.txt" in line]
+    assert "-c" in asked
+    assert machine.set_up("--docs", FAKE_TORCH="2.13.0").returncode == 0
+    assert len([line for line in machine.installed() if "requirements-docs.txt" in line]) == 1
 
 
 def test_plan_without_gpu_with_cpu_index(machine: Machine) -> None:

@@ -1,0 +1,54 @@
+"""What the repository's Markdown files need in order to be pages of the site.
+
+A link to a folder, which a site does not have, leads to the ``README.md`` in it if there is one;
+otherwise only its text is kept. Links to pages and files need nothing: Sphinx checks them, and
+copies linked files. A file that a program has written without a heading gets one of its name.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s#:]+)\)")
+
+
+def without_folders(text: str, page: Path, root: Path) -> str:
+    """The text of a page with its links to folders replaced.
+
+    Args:
+        text: Markdown.
+        page: the file that holds it.
+        root: the repository.
+    """
+
+    def replaced(link: re.Match[str]) -> str:
+        target = (page.parent / link[2]).resolve()
+        if not target.is_dir() or not target.is_relative_to(root):
+            return link[0]
+        if (target / "README.md").is_file():
+            return f"[{link[1]}]({link[2].rstrip('/')}/README.md)"
+        return link[1]
+
+    return LINK.sub(replaced, text)
+
+
+def with_heading(text: str, page: Path) -> str:
+    """The text with a heading; a page without one would have no title in the lists."""
+    if re.search(r"(?m)^# ", text):
+        return text
+    name = page.stem.replace("_", " ")
+    return f"# {name[0].upper()}{name[1:]}\n\n{text}"
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Register with Sphinx."""
+
+    def read(app: Any, name: str, source: list[str]) -> None:
+        path = Path(app.env.doc2path(name))
+        if path.suffix == ".md":
+            source[0] = with_heading(without_folders(source[0], path, Path(app.srcdir)), path)
+
+    app.connect("source-read", read)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

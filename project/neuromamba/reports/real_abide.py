@@ -1,0 +1,100 @@
+"""The table ``abide``: NeuroSSM beside linear models on people with autism and controls.
+
+From 776 scans of 20 sites (docs/results.md says where they come from): diagnosis and sex on ten
+holdouts stratified by site and class, and diagnosis of each site by models of all the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from neuromamba.reports.real_table import Group, RealTable, Request, Step
+
+_SERIES = "cc200.pickle"
+_CROP = "100"  # frames of a training crop; 19 scans are shorter
+BASELINES = ("Tangent", "FC", "PartialCorrelation")
+_PAPER_SEEDS = 3  # holdouts of the paper's recipe, which takes minutes a fit
+
+
+def _present(data: Path) -> bool:
+    return data.is_dir() and any(
+        next(data.glob(pattern), None) is not None
+        for pattern in ("*cc200*.npz", "*_rois_cc200.1D", "*/*/*_rois_cc200.1D")
+    )
+
+
+def _training(request: Request, folder: str, target: str, seeds: Sequence[int]) -> list[str]:
+    return [
+        *("regions", "train", "--dataset", "Own", "--data_file", str(request.out / _SERIES)),
+        *("--target", target, "--dynamic_length", _CROP, "--stratify_by", "site"),
+        *("--seeds", *map(str, seeds), "--results_dir", str(request.out / folder)),
+    ]
+
+
+def _steps(request: Request) -> list[Step]:
+    series = request.out / _SERIES
+    importing = ("regions", "import", str(request.data), "--atlas", "cc200", "-o", str(series))
+    steps = [Step("import", (*importing, "--drop_duplicates"), series, training=False)]
+    robust = ("--recipe", "robust", "--device", "cpu")
+    baselines = ("--baselines", *BASELINES)
+    for target in ("diagnosis", "sex"):
+        words = _training(request, target, target, request.seeds)
+        words += ["--skip_cross_validation", *robust, *baselines]
+        steps.append(Step(target, tuple(words), _results(request, target)))
+    words = _training(request, "sites", "diagnosis", request.seeds[:1])
+    words += ["--leave_out", "site", *robust, *baselines]
+    steps.append(Step("sites", tuple(words), _results(request, "sites")))
+    words = _training(request, "paper", "diagnosis", request.seeds[:_PAPER_SEEDS])
+    words += ["--skip_cross_validation", "--recipe", "paper", "--device", "cpu", "--baselines"]
+    steps.append(Step("paper", tuple(words), _results(request, "paper")))
+    return steps
+
+
+def _results(request: Request, folder: str, model: str = "NeuroSSM") -> Path:
+    return request.out / folder / "Own" / model
+
+
+def _collect(request: Request) -> list[Group]:
+    # Imported here: reading results needs NumPy and SciPy, and listing the steps does not.
+    from neuromamba.reports.region_results import Entry, held_out, left_out, region_group
+
+    def entries(folder: str) -> list[Entry]:
+        own = Entry("NeuroSSM, robust recipe", _results(request, folder))
+        return [own, *(Entry(name, _results(request, folder, name)) for name in BASELINES)]
+
+    metrics = ("auroc", "balanced_accuracy", "accuracy")
+    paper = Entry("NeuroSSM, paper's recipe", _results(request, "paper"))
+    found = [
+        region_group(
+            "diagnosis",
+            "Autism against control, holdouts of a fifth",
+            [*entries("diagnosis"), paper],
+            held_out,
+            metrics,
+        ),
+        region_group(
+            "diagnosis_by_site",
+            "Autism against control, each site left out in turn",
+            entries("sites"),
+            left_out,
+            metrics,
+            notes=("Means over sites, each counting the same whatever its number of subjects.",),
+        ),
+        region_group("sex", "Sex, holdouts of a fifth", entries("sex"), held_out, metrics),
+    ]
+    return [group for group in found if group is not None]
+
+
+TABLE = RealTable(
+    name="abide",
+    title="ABIDE: diagnosis and sex from series of regions",
+    folder="abide_roi",
+    source="series of the 200 regions of CC200 and a table of phenotypes, from the Preprocessed "
+    "Connectomes Project, in any format that neuromamba regions import reads.",
+    document="docs/results.md",
+    seeds=tuple(range(10)),
+    present=_present,
+    steps=_steps,
+    collect=_collect,
+)

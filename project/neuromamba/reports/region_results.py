@@ -1,0 +1,166 @@
+"""Results of ``neuromamba regions train`` as rows of a table of real subjects.
+
+They are read from ``results.csv`` and ``splits.json`` of each model's folder, so that models of
+different calls on the same data and seeds can stand in one table.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from neuromamba.common.errors import UserInputError
+from neuromamba.common.json_text import read_json_record
+from neuromamba.data.regions.holdout import HOLDOUT_NAME, LEFT_OUT
+from neuromamba.evaluation.corrected_t import corrected_interval
+from neuromamba.evaluation.intervals import Interval
+from neuromamba.reports.real_table import Group, Row, hash_of
+
+Splits = Mapping[tuple[int, str], Mapping[str, float]]  # (seed, split) -> column -> value
+INTERVALS = (
+    "Brackets: 95 % corrected resampled t intervals over the splits (Nadeau and Bengio 2003), "
+    "which cover the choice of training and test subjects; differences are of the same splits."
+)
+RANGES = {"pearson_r": (-1.0, 1.0), "r2": (-np.inf, 1.0), "mae": (0.0, np.inf)}  # others 0 to 1
+CHANCE = {"auroc": 0.5, "pearson_r": 0.0}
+_REMEDY = "Remove that folder, and give the command again."
+
+
+class Entry(NamedTuple):
+    """A row that a table is to have.
+
+    Attributes:
+        model: name of the row.
+        folder: ``Results/<DATASET>/<MODEL>`` of it.
+        note: what a reader must know of it.
+    """
+
+    model: str
+    folder: Path
+    note: str = ""
+
+
+def held_out(split: str) -> bool:
+    """Whether a split is the holdout of its seed."""
+    return split == HOLDOUT_NAME
+
+
+def left_out(split: str) -> bool:
+    """Whether a split is a site that was left out."""
+    return split.startswith(LEFT_OUT)
+
+
+def region_group(
+    name: str,
+    title: str,
+    entries: Sequence[Entry],
+    of_part: Callable[[str], bool],
+    metrics: Sequence[str],
+    *,
+    unit: str = "",
+    notes: Sequence[str] = (),
+) -> Group | None:
+    """The rows of finished results; None where the first entry has none.
+
+    Args:
+        name, title, unit, notes: of the group.
+        entries: the first is the model that the others are compared with.
+        of_part: which splits: ``held_out`` or ``left_out``.
+        metrics: the first is the main one.
+
+    Raises:
+        UserInputError: a file of results is damaged.
+    """
+    found = {entry: _read(entry.folder, of_part) for entry in entries}
+    own = found[entries[0]]
+    if not own:
+        return None
+    tested = _tested(entries[0].folder, own)
+    rows = []
+    for entry, splits in found.items():
+        if not splits:
+            continue
+        less = None
+        note = entry.note
+        if entry is not entries[0]:
+            both = [key for key in own if key in splits]
+            less = corrected_interval(
+                [own[key][metrics[0]] - splits[key][metrics[0]] for key in both], _ratio(own, both)
+            )
+        if len(splits) < len(own):
+            note = f"{note + '; ' if note else ''}{len(splits)} of {len(own)} splits"
+        rows.append(
+            Row(
+                model=entry.model,
+                values={metric: _mean(splits, metric) for metric in metrics},
+                less=less,
+                seconds=float(np.mean([values["seconds"] for values in splits.values()])),
+                note=note,
+            )
+        )
+    return Group(
+        name=name,
+        title=title,
+        main=metrics[0],
+        rows=tuple(rows),
+        subjects=len({subject for subjects in tested.values() for subject in subjects}),
+        splits=len(own),
+        split_hash=hash_of(tested),
+        intervals=INTERVALS,
+        chance=CHANCE.get(metrics[0]),
+        unit=unit,
+        notes=tuple(notes),
+    )
+
+
+def _mean(splits: Splits, metric: str) -> Interval:
+    """Mean of a metric over splits; the interval ends where the metric's range does."""
+    found = corrected_interval(
+        [values[metric] for values in splits.values()], _ratio(splits, [*splits])
+    )
+    low, high = RANGES.get(metric, (0.0, 1.0))
+    return Interval(found.value, *(float(np.clip(x, low, high)) for x in found[1:]))
+
+
+def _ratio(splits: Splits, keys: Sequence[tuple[int, str]]) -> float:
+    """Tested over fitted scans, the mean over splits."""
+    return float(
+        np.mean([splits[key]["scans_tested"] / splits[key]["scans_fitted"] for key in keys])
+    )
+
+
+def _read(folder: Path, of_part: Callable[[str], bool]) -> Splits:
+    """The rows of ``results.csv``; empty where it is not there yet."""
+    path = folder / "results.csv"
+    if not path.is_file():
+        return {}
+    try:
+        with open(path, newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream))
+        return {
+            (int(row["seed"]), row["split"]): {
+                column: float(text) if text else math.nan
+                for column, text in row.items()
+                if column not in ("model", "seed", "split")
+            }
+            for row in rows
+            if of_part(row["split"])
+        }
+    except (ValueError, KeyError, TypeError):
+        raise UserInputError(f"--output_dir: '{path}' is damaged. {_REMEDY}") from None
+
+
+def _tested(folder: Path, splits: Splits) -> dict[str, list[str]]:
+    """``<seed>/<split>`` -> names of the subjects tested, of the splits that have results."""
+    record = read_json_record(folder / "splits.json", _REMEDY, "--output_dir")
+    try:
+        return {f"{seed}/{split}": record[str(seed)][split] for seed, split in splits}
+    except (KeyError, TypeError):
+        raise UserInputError(
+            f"--output_dir: '{folder}/splits.json' is damaged. {_REMEDY}"
+        ) from None
