@@ -170,7 +170,7 @@ class Measured:
 
 
 def hash_of_columns(texts: Mapping[str, Any]) -> str:
-    """Of what columns say of scans, so that results of another table are not continued."""
+    """Hash what columns say of scans, so that results of another table are not continued."""
     return hashlib.blake2b(repr(sorted(texts.items())).encode(), digest_size=8).hexdigest()
 
 
