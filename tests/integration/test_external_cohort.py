@@ -111,7 +111,7 @@ def test_it_can_be_added_to_a_finished_run(trained: Path, tmp_path: Path) -> Non
         for seed in "01":
             place = Path("PPMI") / model / f"seed_{seed}" / "external" / "predictions.csv"
             added, together = (
-                [row["prob_1"] for row in csv.DictReader((folder / place).open())]
+                [row["prob_1"] for row in csv.DictReader((folder / place).read_text().splitlines())]
                 for folder in (tmp_path, trained / "results")
             )
             np.testing.assert_allclose(
