@@ -6,6 +6,7 @@ same on the site as where the files are read as they are; ``include_patterns`` n
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -74,7 +75,7 @@ sphinx_gallery_conf = {
     "filename_pattern": r"/[a-h]_\w+\.py$",
     "within_subsection_order": "FileNameSortKey",
     "first_notebook_cell": "%matplotlib inline",
-    "plot_gallery": True,
+    "plot_gallery": os.environ.get("NEUROMAMBA_GALLERY") != "0",
     "abort_on_example_error": True,
     "download_all_examples": False,
     "show_memory": False,
