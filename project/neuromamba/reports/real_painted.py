@@ -34,8 +34,8 @@ PRETRAINING = ("--pretraining", "--use_autoregressive", "--learning_rate", "3e-3
 TRAINING = ("--learning_rate", "1e-3", "--pool", "mean_sd", "--max_epochs", "1")
 MODELS = {
     "finetuned": "FMamba, pre-trained, fine-tuned",
-    "scratch": "FMamba, from scratch",
     "swift": "SwiFT, from scratch",
+    "scratch": "FMamba, from scratch",
 }
 
 
@@ -64,44 +64,50 @@ def _steps(request: Request) -> list[Step]:
         Step("splits", ("splits", str(store), "--seed", seed), splits, training=False, module=WORK),
     ]
     for fold in FOLDS:
-        steps += _fold_steps(request, store, fold)
-    return steps
-
-
-def _fold_steps(request: Request, store: Path, fold: int) -> list[Step]:
-    out, seed = request.out, str(request.seeds[0])
-    table = store / "metadata" / "participants.tsv"
-    shared = (
-        *("train", "--dataset_name", "Own", "--image_path", str(store)),
-        *("--dataset_split_num", str(fold), "--img_size", *GRID, "20", "--seed", seed),
-        *("--input_scaling_method", "voxelnorm_zeroback", "--batch_size", "2"),
-        *("--stride_between_seq", "3"),
-    )
-    before = out / f"pretraining_{fold}"
-    words: tuple[str, ...] = (
-        *shared,
-        *FMAMBA,
-        *PRETRAINING,
-        "--max_epochs",
-        "2",
-        "--output_dir",
-        str(before),
-    )
-    steps = [Step(before.name, words, before / "metrics.json")]
-    scores = out / f"scores_{fold}.json"
-    words = ("scores", str(before), "--series", str(out / _SERIES), "--seed", seed)
-    words = (*words, "--labels", *LABELS, "-o", str(scores))
-    steps.append(Step(scores.stem, words, scores, training=False, module=WORK))
+        steps += _frozen(request, fold)
     for label in TRAINED:
-        task: tuple[str, ...] = ("--label_csv", str(table), "--target_column", label)
-        task = (*task, "--downstream_task_type", "classification", *TRAINING)
         for name in MODELS:
-            run = out / f"{name}_{label}_{fold}"
-            model = SWIFT if name == "swift" else FMAMBA
-            start = ("--load_model_path", str(before)) if name == "finetuned" else ()
-            words = (*shared, *model, *task, *start, "--output_dir", str(run))
-            steps.append(Step(run.name, words, run / "predictions.csv"))
+            steps += [_trained(request, name, label, fold) for fold in FOLDS]
     return steps
+
+
+def _training(request: Request, fold: int) -> tuple[str, ...]:
+    """Words that all trainings share."""
+    return (
+        *("train", "--dataset_name", "Own", "--image_path", str(request.out / "store")),
+        *("--dataset_split_num", str(fold), "--img_size", *GRID, "20"),
+        *("--seed", str(request.seeds[0]), "--input_scaling_method", "voxelnorm_zeroback"),
+        *("--batch_size", "2", "--stride_between_seq", "3"),
+    )
+
+
+def _frozen(request: Request, fold: int) -> list[Step]:
+    """Pre-train without labels, and score frozen features and FC."""
+    before, scores = request.out / f"pretraining_{fold}", request.out / f"scores_{fold}.json"
+    training = (*_training(request, fold), *FMAMBA, *PRETRAINING, "--max_epochs", "2")
+    scoring = (
+        *("scores", str(before), "--series", str(request.out / _SERIES)),
+        *("--seed", str(request.seeds[0]), "--labels", *LABELS, "-o", str(scores)),
+    )
+    return [
+        Step(before.name, (*training, "--output_dir", str(before)), before / "metrics.json"),
+        Step(scores.stem, scoring, scores, training=False, module=WORK),
+    ]
+
+
+def _trained(request: Request, name: str, label: str, fold: int) -> Step:
+    """Train on a label."""
+    out = request.out
+    run = out / f"{name}_{label}_{fold}"
+    words = (
+        *_training(request, fold),
+        *(SWIFT if name == "swift" else FMAMBA),
+        *("--label_csv", str(out / "store" / "metadata" / "participants.tsv")),
+        *("--target_column", label, "--downstream_task_type", "classification", *TRAINING),
+        *(("--load_model_path", str(out / f"pretraining_{fold}")) if name == "finetuned" else ()),
+        *("--output_dir", str(run)),
+    )
+    return Step(run.name, words, run / "predictions.csv")
 
 
 def _collect(request: Request) -> Sequence[Group]:
