@@ -124,11 +124,14 @@ def _group(out: Path, label: str) -> Group | None:
         seconds_of_run,
     )
 
-    records = [out / f"scores_{fold}.json" for fold in FOLDS]
-    runs = {name: [out / f"{name}_{label}_{fold}" for fold in FOLDS] for name in MODELS}
-    if not all(path.is_file() for path in records):
+    folds = [fold for fold in FOLDS if (out / f"scores_{fold}.json").is_file()]
+    if not folds:
         return None
-    found = [read_json_record(path, "Remove it, and give the command again.") for path in records]
+    found = [
+        read_json_record(out / f"scores_{fold}.json", "Remove it, and give the command again.")
+        for fold in folds
+    ]
+    runs = {name: [out / f"{name}_{label}_{fold}" for fold in folds] for name in MODELS}
     parts = [one["labels"][label] for one in found]
     truth = {name: value for part in parts for name, value in part["truth"].items()}
     fold = {name: i for i, part in enumerate(parts) for name in part["truth"]}
@@ -145,17 +148,17 @@ def _group(out: Path, label: str) -> Group | None:
     skills = ", ".join(f"{one['dynamic_skill']:.2f}" for one in found)
     return Group(
         name=label,
-        title=f"{LABELS[label]}, painted series, two folds",
+        title=f"{LABELS[label]}, painted series",
         main="auroc",
         rows=tuple(auroc_rows(models, truth, fold)),
         subjects=len(truth),
-        splits=len(FOLDS),
+        splits=len(folds),
         split_hash=hash_of([sorted(part["truth"]) for part in parts]),
         intervals=OVER_SUBJECTS,
         chance=0.5,
         notes=(
             f"Class 1: {parts[0]['positive']}, {sum(truth.values())} subjects.",
-            f"Dynamic skill of the two pre-trainings on validation subjects: {skills}.",
+            f"Dynamic skill of the pre-trainings on validation subjects: {skills}.",
             *(
                 ("FMamba and SwiFT are trained for the same number of steps on the same windows.",)
                 if label in TRAINED
