@@ -161,7 +161,7 @@ def _group(out: Path, label: str) -> Group | None:
             f"Dynamic skill of the pre-trainings on validation subjects: {skills}.",
             *(
                 ("FMamba and SwiFT are trained for the same number of steps on the same windows.",)
-                if label in TRAINED
+                if len(models) > len(parts[0]["scores"])
                 else ()
             ),
         ),
