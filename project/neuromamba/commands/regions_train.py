@@ -32,7 +32,17 @@ from neuromamba.neurossm.config import (
     FitConfig,
 )
 
-MODELS = ("NeuroSSM", "GRU", "FC", "PartialCorrelation", "Tangent", "MeanVariance", "Untrained")
+MODELS = (
+    "NeuroSSM",
+    "GRU",
+    "FC",
+    "PartialCorrelation",
+    "Tangent",
+    "MeanVariance",
+    "Untrained",
+    "Confounds",
+    "MLP",
+)
 BASELINES = ("FC", "Tangent", "MeanVariance", "Untrained")
 GRADIENTS = ("integrated", "single")
 _ARCHITECTURE = ("embed_dim", "depth", "dropout", "region_dropout", "members")
@@ -97,6 +107,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="columns of the subject table, or keys of pheno, that could explain the scores: age, "
         "site, motion",
+    )
+    add(
+        "--keep",
+        nargs="+",
+        default=[],
+        metavar="CONDITION",
+        help="columns that scans must meet: qc=1 'motion<0.2' (signs: = != < <= > >=)",
     )
     add("--drop_bad_scans", action="store_true", help="leave out scans that are not finite")
     add(
@@ -183,10 +200,15 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--baselines",
         nargs="*",
-        default=list(BASELINES),
         metavar="NAME",
         help="models to run beside it on the same splits; none without a name (default: "
-        "%(default)s)",
+        f"{' '.join(BASELINES)}, and Confounds with --confounds)",
+    )
+    add(
+        "--harmonise",
+        metavar="NAME",
+        help="column (site) whose differences ComBat removes from the features of FC, "
+        "PartialCorrelation and Tangent: further rows, beside those without",
     )
     add("--results_dir", default="Results", metavar="DIR", help="default: %(default)s")
 
@@ -221,7 +243,10 @@ def config_of(args: argparse.Namespace) -> EvaluateConfig:
         UserInputError: names a flag.
     """
     look_up(args.model, MODELS, "--model")
-    for name in args.baselines:
+    baselines = args.baselines
+    if baselines is None:
+        baselines = [*BASELINES, *(["Confounds"] if args.confounds else [])]
+    for name in baselines:
         look_up(name, MODELS, "--baselines")
     given = vars(args)
     chosen = {
@@ -256,7 +281,7 @@ def config_of(args: argparse.Namespace) -> EvaluateConfig:
         orientation=args.orientation,
         refuse_short_scans=args.short_scans == "refuse",
         model=args.model,
-        baselines=tuple(name for name in dict.fromkeys(args.baselines) if name != args.model),
+        baselines=tuple(name for name in dict.fromkeys(baselines) if name != args.model),
         architecture={
             "signals": tuple(chosen["signals"]),
             "scales": tuple(chosen["scales"]),
@@ -277,11 +302,13 @@ def config_of(args: argparse.Namespace) -> EvaluateConfig:
         cross_validation=not args.skip_cross_validation,
         stratify_by=tuple(dict.fromkeys(args.stratify_by)),
         leave_out=args.leave_out,
+        harmonise=args.harmonise,
+        keep=tuple(args.keep),
         results_dir=Path(args.results_dir),
         explanation=explanation,
         flags={
             key: " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-            for key, value in sorted({**given, **chosen}.items())
+            for key, value in sorted({**given, **chosen, "baselines": baselines}.items())
             if value not in (None, [])
         },
     )

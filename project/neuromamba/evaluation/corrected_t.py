@@ -57,5 +57,5 @@ def why_no_interval(values: Sequence[float]) -> str:
     if not np.isfinite(found).all():
         return f"because the metric is not defined in {(~np.isfinite(found)).sum()} splits"
     if np.isnan(corrected_interval(values, 1.0).low):
-        return "because the difference is the same in all splits, which does not show how it varies"
+        return "because it is the same in all splits, which does not show how it varies"
     return ""

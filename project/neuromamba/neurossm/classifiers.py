@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,12 +24,25 @@ from neuromamba.data.regions.batches import ScanDataset, ScanLoader
 from neuromamba.data.regions.scan import Scan
 from neuromamba.evaluation.target_scaling import TargetScaling, standardising
 from neuromamba.layers.packing import Packed
-from neuromamba.neurossm.config import FitConfig, NeuroSSMConfig
+from neuromamba.neurossm.config import COMBAT, FitConfig, NeuroSSMConfig
 from neuromamba.neurossm.first_order_share import best_share, left_out_parts, logits_of_left_out
-from neuromamba.neurossm.linear import MEASURES, LinearClassifier, fit_and_predict, fit_second_order
+from neuromamba.neurossm.linear import (
+    MEASURES,
+    LinearClassifier,
+    Measured,
+    fit_and_predict,
+    fit_second_order,
+)
 from neuromamba.neurossm.model import NeuroSSM
 from neuromamba.neurossm.module import score
 from neuromamba.neurossm.networks import TRAINED, WEIGHTS
+from neuromamba.neurossm.other_baselines import (
+    CONFOUNDS,
+    MLP,
+    ConfoundClassifier,
+    MLPOnFC,
+    Shared,
+)
 from neuromamba.neurossm.results import BASELINES
 from neuromamba.neurossm.second_order import SecondOrder
 from neuromamba.neurossm.train import train
@@ -38,8 +51,8 @@ from neuromamba.training.strategies import Hardware
 UNTRAINED = "Untrained"
 # Than the first results.
 LATER = {"region_dropout", "members", "second_order", "weight_decay", "label_smoothing"}
-NAMES = (*TRAINED, *MEASURES, UNTRAINED)
-assert {*MEASURES, UNTRAINED} == BASELINES
+NAMES = (*TRAINED, *MEASURES, UNTRAINED, CONFOUNDS, MLP)
+assert {*MEASURES, UNTRAINED, CONFOUNDS, MLP} == BASELINES
 
 
 class Classifier(Protocol):
@@ -70,12 +83,14 @@ class NetworkClassifier:
         model: architecture; the GRU takes its sizes from there.
         fit: training.
         hardware: one device.
+        measured: correlations that the baselines have computed, too.
     """
 
     name: str
     model: NeuroSSMConfig
     fit: FitConfig
     hardware: Hardware
+    measured: Measured = field(default_factory=Measured, repr=False, compare=False)
 
     @property
     def device(self) -> torch.device:
@@ -151,7 +166,7 @@ class NetworkClassifier:
         parts: np.ndarray | None,
         seed: int,
     ) -> None:
-        second = fit_second_order(pathway, scans, seed, parts)
+        second = fit_second_order(pathway, scans, seed, parts, self.measured)
         if parts is None or second is None:
             return
         first = logits_of_left_out(model, scans, parts, self.fit.eval_batch_size, self.device)
@@ -159,6 +174,22 @@ class NetworkClassifier:
         if scaling is not None:
             labels = (labels - scaling.center) / scaling.scale
         pathway.share.fill_(best_share(second, first, labels))
+
+    def score_finished(
+        self, folder: Path, train_scans: Sequence[Scan], test_scans: Sequence[Scan]
+    ) -> np.ndarray:
+        """Scores of other scans by a finished fit, as of ``fit_and_score``.
+
+        Args:
+            folder: of the fit.
+            train_scans: that it was fitted on.
+            test_scans: to score.
+
+        Raises:
+            UserInputError: see ``load``.
+        """
+        model, scaling = self.load(folder), self.scaling(train_scans)
+        return score(model, test_scans, self.fit.eval_batch_size, self.device).scaled(scaling)
 
     def load(self, folder: Path) -> nn.Module:
         """The model of a finished fit, on its device and in evaluation mode.
@@ -219,12 +250,33 @@ def _encoded(
     return torch.cat(found).numpy()
 
 
-def classifier(name: str, model: NeuroSSMConfig, fit: FitConfig, hardware: Hardware) -> Classifier:
-    """The classifier of a name in ``NAMES``."""
+def classifier(
+    name: str,
+    model: NeuroSSMConfig,
+    fit: FitConfig,
+    hardware: Hardware,
+    shared: Shared | None = None,
+) -> Classifier:
+    """The classifier of a name in ``NAMES``, or of a linear one with ``COMBAT`` at its end.
+
+    Args:
+        name: which.
+        model: architecture of NeuroSSM.
+        fit: how networks are trained.
+        hardware: one device.
+        shared: what the models of a run share.
+    """
+    shared = shared or Shared()
     if name == UNTRAINED:
         # Of the second-order pathway, nothing but the fitted weights could be left out.
         model = dataclasses.replace(model, second_order=False)
         return UntrainedClassifier(NetworkClassifier("NeuroSSM", model, fit, hardware))
     if name in TRAINED:
-        return NetworkClassifier(name, model, fit, hardware)
-    return LinearClassifier(name)
+        return NetworkClassifier(name, model, fit, hardware, shared.measured)
+    if name == CONFOUNDS:
+        return ConfoundClassifier(shared.confounds, shared.texts)
+    if name == MLP:
+        return MLPOnFC(shared.measured)
+    if name.endswith(COMBAT):
+        return LinearClassifier(name, shared.measured, shared.column, shared.sites)
+    return LinearClassifier(name, shared.measured)

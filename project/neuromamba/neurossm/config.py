@@ -15,6 +15,8 @@ from neuromamba.data.regions.registry import DatasetDetails
 
 SIGNALS = ("raw", "diff")
 SECOND_ORDER = "second_order"
+HARMONISED = ("FC", "PartialCorrelation", "Tangent")  # baselines that --harmonise adds rows of
+COMBAT = "-ComBat"  # ends the names of these rows
 # Defaults of flags. "paper" is for a thousand long scans; "robust" for some hundreds of any length,
 # chosen on ABIDE (docs/results.md).
 RECIPES: Mapping[str, Mapping[str, Any]] = {
@@ -246,6 +248,9 @@ class EvaluateConfig:
         cross_validation: without it there are holdouts only.
         stratify_by: columns that holdout and folds have the same shares of, beside the class.
         leave_out: column whose values are left out in turn, in place of the folds.
+        harmonise: column (site) whose differences are removed from the features of linear
+            baselines, as rows of their own.
+        keep: conditions that scans must meet.
         results_dir: receives results, below the name of the data set.
         explanation: of the holdouts' predictions; None for none.
         flags: as they were given, for the page.
@@ -276,6 +281,8 @@ class EvaluateConfig:
     cross_validation: bool = True
     stratify_by: tuple[str, ...] = ()
     leave_out: str | None = None
+    harmonise: str | None = None
+    keep: tuple[str, ...] = ()
     explanation: Explanation | None = None
     flags: Mapping[str, str] = field(default_factory=dict)
 
@@ -291,6 +298,15 @@ class EvaluateConfig:
                 "--leave_out: takes the place of the folds, which --skip_cross_validation leaves "
                 "out. Give one of the two."
             )
+        if "Confounds" in (self.model, *self.baselines) and not self.confounds:
+            raise UserInputError(
+                "--baselines Confounds: needs columns, such as --confounds age sex site motion."
+            )
+        if self.harmonise is not None and not {*self.baselines} & {*HARMONISED}:
+            raise UserInputError(
+                f"--harmonise: is of the features of {', '.join(HARMONISED)}; name one with "
+                f"--baselines."
+            )
         if self.explanation is not None and self.model != "NeuroSSM":
             raise UserInputError(f"--analysis: explains NeuroSSM, got --model {self.model}.")
         if self.explanation is not None and self.details.is_regression:
@@ -299,6 +315,16 @@ class EvaluateConfig:
                 "predictions with neuromamba explain Results/.../holdout SCAN."
             )
         self.network(rois=1, classes=2)  # refuse a wrong architecture as early
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The model, then its baselines, each linear one beside itself after ``harmonise``."""
+        found = [self.model]
+        for name in self.baselines:
+            found += [name]
+            if self.harmonise is not None and name in HARMONISED:
+                found += [name + COMBAT]
+        return tuple(found)
 
     def network(self, *, rois: int, classes: int) -> NeuroSSMConfig:
         """The architecture for a data set."""

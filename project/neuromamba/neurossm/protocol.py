@@ -23,7 +23,7 @@ from neuromamba.data.regions.cohort import Cohort
 from neuromamba.data.regions.holdout import EXTERNAL, HOLDOUT_NAME, Split, splits_of
 from neuromamba.data.regions.scan import Scan
 from neuromamba.evaluation.result_files import Predictions
-from neuromamba.neurossm.classifiers import Classifier
+from neuromamba.neurossm.classifiers import Classifier, NetworkClassifier
 from neuromamba.neurossm.results import FitResult, metrics_of, read_fit, write_fit, write_tables
 
 _SHOWN = ("accuracy", "auroc", "mae", "pearson_r")  # after each fit
@@ -94,7 +94,8 @@ class Protocol:
                 results.append(result)
                 if split.name == HOLDOUT_NAME and self.external is not None:
                     other = read_fit(place.with_name(EXTERNAL), seed, EXTERNAL)
-                    assert other is not None, "written before the holdout's own"
+                    if other is None:  # --test_data was added to a finished run
+                        other = self._test_external(classifier, seed, split, place)
                     results.append(other)
                 write_tables(folder, classifier.name, results)
         return results
@@ -120,6 +121,28 @@ class Protocol:
         print(f"{where}: {_shown(result.metrics)} ({seconds:.0f} s)", flush=True)
         return result
 
+    def _test_external(
+        self, classifier: Classifier, seed: int, split: Split, place: Path
+    ) -> FitResult:
+        """Test the finished model of a holdout on the external scans.
+
+        A network has its weights; others are fitted again, which gives the same model.
+        """
+        assert self.external is not None
+        others = self.external.scans
+        print(f"{classifier.name}: seed {seed}, {len(others)} external scans to test", flush=True)
+        start = time.monotonic()
+        train = [self.cohort.scans[i] for i in split.train]
+        if isinstance(classifier, NetworkClassifier):
+            scores = classifier.score_finished(place, train, others)
+        else:
+            scores = classifier.fit_and_score(train, others, seed, place)
+        seconds = round(time.monotonic() - start, 1)
+        found = _result(seed, EXTERNAL, others, scores, len(train), seconds)
+        place.with_name(EXTERNAL).mkdir(exist_ok=True)
+        write_fit(found, place.with_name(EXTERNAL))
+        return found
+
     def _claim(self, folder: Path, classifier: Classifier) -> None:
         """Note what the results depend on, or compare with what was noted."""
         cohort, path = self.cohort, folder / "settings.json"
@@ -136,7 +159,10 @@ class Protocol:
         }
         settings = json.loads(json.dumps(settings))  # lists for tuples, as in the file
         if path.is_file():
-            other = _differences(_read_json(path), settings)
+            known = _read_json(path)
+            if "test_data" not in known:  # it can be added: no fit depends on it
+                known |= {"test_data": settings["test_data"]} if "test_data" in settings else {}
+            other = _differences(known, settings)
             if other:
                 raise UserInputError(
                     f"--results_dir: '{folder}' holds results of other settings ({other}). Choose "

@@ -22,6 +22,7 @@ from neuromamba.evaluation import result_files
 from neuromamba.evaluation.metrics import METRICS
 from neuromamba.evaluation.result_files import PREDICTIONS, Predictions
 from neuromamba.evaluation.scores import SubjectScores
+from neuromamba.neurossm.config import COMBAT
 
 # Metrics that every result has.
 _ALWAYS = {
@@ -53,6 +54,8 @@ _TEXTS = {
     "scans' mean, mostly the strongest linear model",
     "MeanVariance": "{kind} regression on each region's mean and variance, which NeuroSSM does "
     "not see",
+    "Confounds": "{kind} regression on the columns of --confounds alone, without the scans",
+    "MLP": "network with one hidden layer on the correlations between regions",
     "Untrained": "{kind} regression on the features of a NeuroSSM with random weights, over "
     "which a trained one gains what it has learned",
 }
@@ -63,7 +66,9 @@ PARTS = ("cross_validation", HOLDOUT_NAME, EXTERNAL)
 
 def baseline_text(name: str, task_type: str = "classification") -> str | None:
     """What a baseline is, without a full stop; None of a network."""
-    text = _TEXTS.get(name)
+    text = _TEXTS.get(name.removesuffix(COMBAT))
+    if text is not None and name.endswith(COMBAT):
+        text += ", after differences between sites were removed from these by ComBat"
     kind = "logistic" if task_type == "classification" else "ridge"
     return None if text is None else text.format(kind=kind)
 

@@ -19,6 +19,7 @@ from neuromamba.data.regions.axes import check_axes
 from neuromamba.data.regions.cohort import Cohort
 from neuromamba.data.regions.leaks import FAMILY_COLUMNS, check_copies, check_spellings
 from neuromamba.data.regions.registry import DatasetDetails
+from neuromamba.data.regions.row_filter import conditions, kept_rows
 from neuromamba.data.regions.scan import Scan, constant_regions, number_matrix
 from neuromamba.data.regions.scan_files import RawScan, ScanFile, read_scans
 from neuromamba.data.regions.subjects import (
@@ -43,6 +44,7 @@ def load_cohort(
     drop_bad_scans: bool = False,
     missing_codes: Sequence[str] = (),
     orientation: str = "auto",
+    keep: Sequence[str] = (),
 ) -> Cohort:
     """Read a data set, and check it for leaks.
 
@@ -59,6 +61,7 @@ def load_cohort(
         missing_codes: labels that mean "not recorded"; their scans are left out.
         orientation: of ``ROI_ORIENTATIONS``: which axis of a matrix is time; "auto" takes regions x
             time, and refuses what looks otherwise.
+        keep: conditions on columns that scans must meet, see ``row_filter``.
 
     Raises:
         UserInputError: names file, scan or column, and what was expected there.
@@ -70,6 +73,14 @@ def load_cohort(
     if table is not None:
         raw = known_subjects(raw, table, details, file, notes)
     raw, label_of = labelled(raw, table, details, file, notes, missing_codes)
+    if keep:
+        columns_of = [
+            {**item.pheno, **({} if table is None else table.loc[item.subject].to_dict())}
+            for item in raw
+        ]
+        chosen, said = kept_rows(columns_of, conditions(keep), f"'{file.path}'")
+        raw, label_of = [raw[i] for i in chosen], [label_of[i] for i in chosen]
+        notes += said
     group_of = families(raw, table, group_column)
     classes: tuple[str, ...] = ()
     if not details.is_regression:

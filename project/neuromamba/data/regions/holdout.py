@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.files import safe_name
 from neuromamba.common.text import number, some_of
 from neuromamba.data.regions.cohort import Cohort
 from neuromamba.evaluation.intervals import FEWEST
@@ -18,7 +18,6 @@ HOLDOUT = 5  # one in so many groups
 HOLDOUT_NAME = "holdout"
 EXTERNAL = "external"  # scans of another file, tested by the models of the holdouts
 LEFT_OUT = "without_"  # begins the name of a split by --leave_out
-_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")  # in names of folders
 _CATEGORIES = 10  # a column with more different numbers is divided into quarters
 
 # By the type of the task: what a value of --leave_out must have to be tested.
@@ -110,6 +109,12 @@ def _strata(cohort: Cohort, columns: Sequence[str]) -> np.ndarray:
     return found.astype(str)
 
 
+def rare_strata(cohort: Cohort, columns: Sequence[str]) -> int:
+    """Combinations of class and columns with too few groups for every part of the holdout's cut."""
+    strata, groups = _strata(cohort, columns), cohort.groups
+    return sum(len(np.unique(groups[strata == one])) < HOLDOUT for one in np.unique(strata))
+
+
 def _divide(
     cohort: Cohort,
     strata: np.ndarray,
@@ -168,7 +173,7 @@ def _left_out(cohort: Cohort, column: str) -> list[Split]:
         train = np.flatnonzero(values != value)
         if not _can_be_tested(cohort, test):
             continue
-        name = f"{LEFT_OUT}{_UNSAFE.sub('-', value)}"
+        name = f"{LEFT_OUT}{safe_name(value, more='_', runs=True)}"
         names.add(name)
         found.append(Split(name, train, test))
     if len(found) < 2 or len(names) < len(found):
