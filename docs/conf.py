@@ -24,6 +24,7 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
+    "sphinx_gallery.gen_gallery",
     "command_pages",
     "repository_pages",
 ]
@@ -32,6 +33,7 @@ include_patterns = [
     "*.md",
     "docs/*.md",
     "docs/reference/**",
+    "docs/gallery/**",
     "paper/**.md",
     "benchmarks/**.md",
     "project/**.md",
@@ -46,6 +48,8 @@ exclude_patterns = [
     "docs/_build",
     "docs/_extensions",
     "docs/_extra",
+    "docs/gallery/**.ipynb",
+    "examples",
     "output",
     "project/neuromamba",
     "shared",
@@ -62,6 +66,22 @@ myst_links_external_new_tab = False
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 napoleon_numpy_docstring = False
+
+# --- the gallery: scripts of examples/ are executed, in the order of their names ------------------
+sphinx_gallery_conf = {
+    "examples_dirs": str(ROOT / "examples"),
+    "gallery_dirs": str(DOCS / "gallery"),
+    "filename_pattern": r"/[a-h]_\w+\.py$",
+    "within_subsection_order": "FileNameSortKey",
+    "first_notebook_cell": "%matplotlib inline",
+    "plot_gallery": True,
+    "abort_on_example_error": True,
+    "download_all_examples": False,
+    "show_memory": False,
+    "write_computation_times": False,  # its page would load scripts from another server
+    "show_signature": False,
+    "min_reported_time": 1,
+}
 
 # --- look: no font, script or inventory comes from another server --------------------------------
 html_theme = "furo"

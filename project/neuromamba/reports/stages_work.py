@@ -3,9 +3,9 @@
     python -m neuromamba.reports.stages_work divide SCANS OUT --seed 0
     python -m neuromamba.reports.stages_work identify SCANS PARTS --embeddings DIR ... -o FILE
 
-``divide`` writes the series of people who were scanned twice, one file per scan, divides these people
-into parts, and writes for each part the scans of everybody else: what a model is trained on that
-embeds the part. ``identify`` finds the second scan of each person among all second scans, by
+``divide`` writes the series of people who were scanned twice, one file per scan, divides these
+people into parts, and writes for each part the scans of everybody else: what a model is trained on
+that embeds the part. ``identify`` finds the second scan of each person among all second scans, by
 embeddings and by connectivity.
 
 Shapes: P people, D features.
