@@ -55,11 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ["NEUROMAMBA_GALLERY"] = str(int(not args.no_gallery))  # conf.py reads it
     out = args.output.resolve()
     os.chdir(DOCS.parent)
     options = ["-b", "html", "-q", "-W", "-c", str(DOCS), "-d", str(out / "doctrees")]
-    if args.no_gallery:
-        options += ["-D", "plot_gallery=0"]
     status = sphinx([*options, ".", str(out / "html")])
     if status:
         return int(status)

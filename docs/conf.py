@@ -6,6 +6,7 @@ same on the site as where the files are read as they are; ``include_patterns`` n
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -74,18 +75,20 @@ sphinx_gallery_conf = {
     "filename_pattern": r"/[a-h]_\w+\.py$",
     "within_subsection_order": "FileNameSortKey",
     "first_notebook_cell": "%matplotlib inline",
-    "plot_gallery": True,
+    "plot_gallery": os.environ.get("NEUROMAMBA_GALLERY") != "0",
     "abort_on_example_error": True,
     "download_all_examples": False,
     "show_memory": False,
     "write_computation_times": False,  # its page would load scripts from another server
     "show_signature": False,
-    "min_reported_time": 1,
+    "min_reported_time": 3600,  # the time of a build says more about the machine's other work
 }
 
 # --- look: no font, script or inventory comes from another server --------------------------------
 html_theme = "furo"
 html_title = f"NeuroMamba {version}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_extra_path = ["_extra"]  # index.html, which leads to docs/index.html
 html_show_sphinx = False
 html_copy_source = False

@@ -101,7 +101,7 @@ def test_painted_from_files_to_figure(run: Run, monkeypatch: pytest.MonkeyPatch)
     patch = ("--patch_size", "3", "3", "2", "2")
     for name, value in {
         "GRID": tuple(map(str, GRID)),
-        "LABELS": {"diagnosis": "Autism against control"},
+        "LABELS": {"SEX": "Sex, as a code", "diagnosis": "Autism against control"},
         "TRAINED": ("diagnosis",),
         "SUBJECTS": "24",
         "FMAMBA": (*patch, "--embed_dim", "16", "--depth", "1"),

@@ -99,7 +99,8 @@ def scored(run: Path, series: Path, labels: Sequence[str], seed: int) -> dict[st
     store = store_of(run)
     table = read_table(store)
     path = str(store / "metadata" / "participants.tsv")
-    task = ("--label_csv", path, "--target_column", labels[0])
+    task = ["--label_csv", path, "--target_column", labels[0]]
+    task += ["--downstream_task_type", "classification"]  # numbers may be codes of classes
     samples = read_samples(run, seed, task, POOLS)
     names = samples.subjects
     fc = connectivity_of(series, {table[name]["source_subject"]: name for name in names})

@@ -34,8 +34,8 @@ PRETRAINING = ("--pretraining", "--use_autoregressive", "--learning_rate", "3e-3
 TRAINING = ("--learning_rate", "1e-3", "--pool", "mean_sd", "--max_epochs", "1")
 MODELS = {
     "finetuned": "FMamba, pre-trained, fine-tuned",
-    "scratch": "FMamba, from scratch",
     "swift": "SwiFT, from scratch",
+    "scratch": "FMamba, from scratch",
 }
 
 
@@ -64,44 +64,50 @@ def _steps(request: Request) -> list[Step]:
         Step("splits", ("splits", str(store), "--seed", seed), splits, training=False, module=WORK),
     ]
     for fold in FOLDS:
-        steps += _fold_steps(request, store, fold)
-    return steps
-
-
-def _fold_steps(request: Request, store: Path, fold: int) -> list[Step]:
-    out, seed = request.out, str(request.seeds[0])
-    table = store / "metadata" / "participants.tsv"
-    shared = (
-        *("train", "--dataset_name", "Own", "--image_path", str(store)),
-        *("--dataset_split_num", str(fold), "--img_size", *GRID, "20", "--seed", seed),
-        *("--input_scaling_method", "voxelnorm_zeroback", "--batch_size", "2"),
-        *("--stride_between_seq", "3"),
-    )
-    before = out / f"pretraining_{fold}"
-    words: tuple[str, ...] = (
-        *shared,
-        *FMAMBA,
-        *PRETRAINING,
-        "--max_epochs",
-        "2",
-        "--output_dir",
-        str(before),
-    )
-    steps = [Step(before.name, words, before / "metrics.json")]
-    scores = out / f"scores_{fold}.json"
-    words = ("scores", str(before), "--series", str(out / _SERIES), "--seed", seed)
-    words = (*words, "--labels", *LABELS, "-o", str(scores))
-    steps.append(Step(scores.stem, words, scores, training=False, module=WORK))
+        steps += _frozen(request, fold)
     for label in TRAINED:
-        task: tuple[str, ...] = ("--label_csv", str(table), "--target_column", label)
-        task = (*task, "--downstream_task_type", "classification", *TRAINING)
         for name in MODELS:
-            run = out / f"{name}_{label}_{fold}"
-            model = SWIFT if name == "swift" else FMAMBA
-            start = ("--load_model_path", str(before)) if name == "finetuned" else ()
-            words = (*shared, *model, *task, *start, "--output_dir", str(run))
-            steps.append(Step(run.name, words, run / "predictions.csv"))
+            steps += [_trained(request, name, label, fold) for fold in FOLDS]
     return steps
+
+
+def _training(request: Request, fold: int) -> tuple[str, ...]:
+    """Words that all trainings share."""
+    return (
+        *("train", "--dataset_name", "Own", "--image_path", str(request.out / "store")),
+        *("--dataset_split_num", str(fold), "--img_size", *GRID, "20"),
+        *("--seed", str(request.seeds[0]), "--input_scaling_method", "voxelnorm_zeroback"),
+        *("--batch_size", "2", "--stride_between_seq", "3"),
+    )
+
+
+def _frozen(request: Request, fold: int) -> list[Step]:
+    """Pre-train without labels, and score frozen features and FC."""
+    before, scores = request.out / f"pretraining_{fold}", request.out / f"scores_{fold}.json"
+    training = (*_training(request, fold), *FMAMBA, *PRETRAINING, "--max_epochs", "2")
+    scoring = (
+        *("scores", str(before), "--series", str(request.out / _SERIES)),
+        *("--seed", str(request.seeds[0]), "--labels", *LABELS, "-o", str(scores)),
+    )
+    return [
+        Step(before.name, (*training, "--output_dir", str(before)), before / "metrics.json"),
+        Step(scores.stem, scoring, scores, training=False, module=WORK),
+    ]
+
+
+def _trained(request: Request, name: str, label: str, fold: int) -> Step:
+    """Train on a label."""
+    out = request.out
+    run = out / f"{name}_{label}_{fold}"
+    words = (
+        *_training(request, fold),
+        *(SWIFT if name == "swift" else FMAMBA),
+        *("--label_csv", str(out / "store" / "metadata" / "participants.tsv")),
+        *("--target_column", label, "--downstream_task_type", "classification", *TRAINING),
+        *(("--load_model_path", str(out / f"pretraining_{fold}")) if name == "finetuned" else ()),
+        *("--output_dir", str(run)),
+    )
+    return Step(run.name, words, run / "predictions.csv")
 
 
 def _collect(request: Request) -> Sequence[Group]:
@@ -118,11 +124,14 @@ def _group(out: Path, label: str) -> Group | None:
         seconds_of_run,
     )
 
-    records = [out / f"scores_{fold}.json" for fold in FOLDS]
-    runs = {name: [out / f"{name}_{label}_{fold}" for fold in FOLDS] for name in MODELS}
-    if not all(path.is_file() for path in records):
+    folds = [fold for fold in FOLDS if (out / f"scores_{fold}.json").is_file()]
+    if not folds:
         return None
-    found = [read_json_record(path, "Remove it, and give the command again.") for path in records]
+    found = [
+        read_json_record(out / f"scores_{fold}.json", "Remove it, and give the command again.")
+        for fold in folds
+    ]
+    runs = {name: [out / f"{name}_{label}_{fold}" for fold in folds] for name in MODELS}
     parts = [one["labels"][label] for one in found]
     truth = {name: value for part in parts for name, value in part["truth"].items()}
     fold = {name: i for i, part in enumerate(parts) for name in part["truth"]}
@@ -139,20 +148,20 @@ def _group(out: Path, label: str) -> Group | None:
     skills = ", ".join(f"{one['dynamic_skill']:.2f}" for one in found)
     return Group(
         name=label,
-        title=f"{LABELS[label]}, painted series, two folds",
+        title=f"{LABELS[label]}, painted series",
         main="auroc",
         rows=tuple(auroc_rows(models, truth, fold)),
         subjects=len(truth),
-        splits=len(FOLDS),
+        splits=len(folds),
         split_hash=hash_of([sorted(part["truth"]) for part in parts]),
         intervals=OVER_SUBJECTS,
         chance=0.5,
         notes=(
             f"Class 1: {parts[0]['positive']}, {sum(truth.values())} subjects.",
-            f"Dynamic skill of the two pre-trainings on validation subjects: {skills}.",
+            f"Dynamic skill of the pre-trainings on validation subjects: {skills}.",
             *(
                 ("FMamba and SwiFT are trained for the same number of steps on the same windows.",)
-                if label in TRAINED
+                if len(models) > len(parts[0]["scores"])
                 else ()
             ),
         ),
