@@ -4,8 +4,8 @@
 
 ``--before`` is another checkout (``git worktree add FOLDER COMMIT``, then ``neuromamba
 build-kernels`` in it). Each case runs in processes of its own, checkouts in turns, ``--rounds``
-times; the shortest step of all rounds counts (of steps of many seconds there is one). CPU seconds of all threads are measured and not the
-clock, so that other programs disturb little. fp32.
+times; the shortest step of all rounds counts (a step of many seconds is done once). CPU seconds of
+all threads are measured and not the clock, so that other programs disturb little. fp32.
 """
 
 from __future__ import annotations
