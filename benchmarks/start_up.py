@@ -1,12 +1,13 @@
-"""How long the command line takes to answer: help, mistakes, plans and reports.
+"""How long the command line takes to answer: help, mistakes, plans, reports, use of a model.
 
     python benchmarks/start_up.py [--repeats N] [--before CHECKOUT] [--run RUN_DIR]
 
 CPU seconds of a whole process (user and system, the shortest of N), because other programs may be
 running, and the number of modules that Python has loaded at its end, beside a process that only
 imports torch. ``--before`` measures the same commands of another checkout of this repository in
-turns; ``--run`` adds ``neuromamba report`` of a finished run, called once beforehand so that its
-baselines are kept. Files go to a temporary folder.
+turns. The use of a model is measured with a small one of random weights, on one small scan;
+``load`` is ``neuromamba.load`` in Python. ``--run`` adds ``neuromamba report`` of a finished run,
+called once beforehand so that its baselines are kept. Files go to a temporary folder.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks._report import RESULTS, ROOT, run, save, table
+from benchmarks import ingest, use_a_model
+from benchmarks._report import RESULTS, ROOT, in_child, run, save, table
+from neuromamba.config.serialise import to_dict
 
 SMALL = "--dataset_name Dummy --downstream_task sex --img_size 24 24 24 8 --embed_dim 32 --depth 2"
 COMMANDS = (
@@ -44,12 +47,22 @@ COMMANDS = (
     "doctor",
     "plan --embed_dim 256 --depth 12 --gpus 8 --gpu A100-80GB",
 )
+MODEL, SCAN, OUT = "MODEL", "SCAN", "OUT"
+USES = (
+    f"load {MODEL}",
+    f"check {MODEL} {SCAN}",
+    f"predict {MODEL} {SCAN} -o {OUT}",
+    f"embed {MODEL} {SCAN} -o {OUT}",
+)
 _PROGRAM = """
 import contextlib, io, json, resource, sys
 with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
     try:
         if sys.argv[1:] == ["import torch"]:
             import torch
+        elif sys.argv[1] == "load":
+            import neuromamba
+            neuromamba.load(sys.argv[2], device="cpu")
         else:
             from neuromamba.__main__ import main
             main(sys.argv[1:])
@@ -79,6 +92,15 @@ def measure(checkout: Path, words: Sequence[str], folder: Path) -> tuple[float, 
     return seconds, modules
 
 
+def write_model_and_scan(folder: Path) -> dict[str, str]:
+    """A small model of random weights and a scan; word of ``USES`` -> path."""
+    model, scan = folder / "model.ckpt", folder / "sub-01_bold.nii.gz"
+    size = to_dict(use_a_model.SMALL)
+    in_child("benchmarks.use_a_model:make_model", 1, "default", path=str(model), model=size)
+    ingest.make_run(str(scan), list(use_a_model.SMALL_SOURCE), 40, "int16")
+    return {MODEL: str(model), SCAN: str(scan)}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the table and write it."""
     flags = argparse.ArgumentParser(prog="benchmarks/start_up.py", description=__doc__)
@@ -91,19 +113,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.threads, args.load_before = 1, round(os.getloadavg()[0], 2)
     args.json.parent.mkdir(parents=True, exist_ok=True)
     commands = [words.split() for words in (COMMANDS[:2] if args.quick else COMMANDS)]
-    if args.run is not None:
-        commands.append(["report", str(args.run.resolve())])
+    finished = None if args.run is None else str(args.run.resolve())
+    if finished is not None:
+        commands.append(["report", finished])
     commands.append(["import torch"])
     checkouts = {"now": ROOT} | ({"before": args.before} if args.before else {})
-    started, rows = time.perf_counter(), []
+    started, calls = time.perf_counter(), 0
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
+        paths = {} if args.quick else write_model_and_scan(Path(name))
+        commands += [] if args.quick else [words.split() for words in USES]
         for words in commands:
             found: dict[str, Any] = {which: [] for which in checkouts}
             for turn in range((1 if args.quick else args.repeats) + 1):  # the first is a warm-up
                 for which, checkout in checkouts.items():
-                    one = measure(checkout, words, Path(name))
+                    calls += 1
+                    places = paths | {OUT: str(Path(name) / f"out{calls}")}  # a new one each time
+                    one = measure(checkout, [places.get(w, w) for w in words], Path(name))
                     found[which] += [one] * (turn > 0)
-            shown = " ".join(words) if words[0] != "report" or not args.run else "report RUN"
+            shown = " ".join("RUN" if word == finished else word for word in words)
             rows.append(
                 {"command": shown}
                 | {f"{w} seconds": min(s for s, _ in all_) for w, all_ in found.items()}

@@ -1,6 +1,6 @@
 """Build the site, ``docs/_build/html``: warnings are errors, nothing is loaded from elsewhere.
 
-    python docs/build.py [--no-gallery]
+    python docs/build.py [--no-gallery] [--output DIR]
 
 ``make docs`` installs what this needs first. Without the gallery the scripts of ``examples/`` are
 shown, but not executed, so that a change of a text is seen within a minute.
@@ -44,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--no-gallery", action="store_true", help="do not execute the scripts of examples/"
     )
+    parser.add_argument(
+        "--output", type=Path, default=BUILD, metavar="DIR", help="default: docs/_build"
+    )
     args = parser.parse_args(argv)
     try:
         from sphinx.cmd.build import main as sphinx
@@ -52,18 +55,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ["NEUROMAMBA_GALLERY"] = str(int(not args.no_gallery))  # conf.py reads it
+    out = args.output.resolve()
     os.chdir(DOCS.parent)
-    options = ["-b", "html", "-q", "-W", "-c", str(DOCS), "-d", str(BUILD / "doctrees")]
-    if args.no_gallery:
-        options += ["-D", "plot_gallery=0"]
-    status = sphinx([*options, ".", str(BUILD / "html")])
+    options = ["-b", "html", "-q", "-W", "-c", str(DOCS), "-d", str(out / "doctrees")]
+    status = sphinx([*options, ".", str(out / "html")])
     if status:
         return int(status)
-    for line in (remote := fetched_from_elsewhere(BUILD / "html")):
+    for line in (remote := fetched_from_elsewhere(out / "html")):
         print(f"error: the page loads from another server: {line}", file=sys.stderr)
     if remote:
         return 1
-    print(f"The site is built: {BUILD / 'html' / 'index.html'}")
+    print(f"The site is built: {out / 'html' / 'index.html'}")
     return 0
 
 

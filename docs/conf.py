@@ -6,6 +6,7 @@ same on the site as where the files are read as they are; ``include_patterns`` n
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -24,6 +25,7 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
+    "sphinx_gallery.gen_gallery",
     "command_pages",
     "repository_pages",
 ]
@@ -32,6 +34,7 @@ include_patterns = [
     "*.md",
     "docs/*.md",
     "docs/reference/**",
+    "docs/gallery/**",
     "paper/**.md",
     "benchmarks/**.md",
     "project/**.md",
@@ -46,6 +49,8 @@ exclude_patterns = [
     "docs/_build",
     "docs/_extensions",
     "docs/_extra",
+    "docs/gallery/**.ipynb",
+    "examples",
     "output",
     "project/neuromamba",
     "shared",
@@ -63,9 +68,27 @@ autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 napoleon_numpy_docstring = False
 
+# --- the gallery: scripts of examples/ are executed, in the order of their names ------------------
+sphinx_gallery_conf = {
+    "examples_dirs": str(ROOT / "examples"),
+    "gallery_dirs": str(DOCS / "gallery"),
+    "filename_pattern": r"/[a-h]_\w+\.py$",
+    "within_subsection_order": "FileNameSortKey",
+    "first_notebook_cell": "%matplotlib inline",
+    "plot_gallery": os.environ.get("NEUROMAMBA_GALLERY") != "0",
+    "abort_on_example_error": True,
+    "download_all_examples": False,
+    "show_memory": False,
+    "write_computation_times": False,  # its page would load scripts from another server
+    "show_signature": False,
+    "min_reported_time": 3600,  # the time of a build says more about the machine's other work
+}
+
 # --- look: no font, script or inventory comes from another server --------------------------------
 html_theme = "furo"
 html_title = f"NeuroMamba {version}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_extra_path = ["_extra"]  # index.html, which leads to docs/index.html
 html_show_sphinx = False
 html_copy_source = False

@@ -82,61 +82,33 @@ def prepare_haxby(data: Path, out: Path) -> None:
 
 def haxby_fold(out: Path, folder: Path, *, fold: int, seed: int, epochs: int) -> dict[str, Any]:
     """Pre-train and decode with one run left out: dynamic skill and accuracies."""
-    from paper.decoding_data import read_samples
+    from neuromamba.reports.frozen_samples import read_samples
+    from neuromamba.reports.sherlock_scores import POOLS
     from paper.decoding_scores import haxby_rows
 
     flags = (*HAXBY, "--max_epochs", str(epochs))
     skill = pretrain(out / "store", folder / "pretraining", flags, fold=fold, seed=seed)
-    task = ("--event_delay", "5", "--stride_between_seq", "1")
-    samples = read_samples(folder / "pretraining", out / "events.tsv", seed, task)
+    task = ("--events", str(out / "events.tsv"), "--event_delay", "5", "--stride_between_seq", "1")
+    samples = read_samples(folder / "pretraining", seed, task, POOLS, volume=True)
     return {"dynamic_skill": skill, "category": haxby_rows(samples, seed)}
-
-
-def sherlock_splits(subjects: Sequence[str]) -> dict[int, dict[str, list[str]]]:
-    """Four folds of three or four subjects; the first of the next fold validates."""
-    tested = [list(subjects[i :: len(SHERLOCK_FOLDS)]) for i in range(len(SHERLOCK_FOLDS))]
-    found = {}
-    for i, test in enumerate(tested):
-        val = tested[(i + 1) % len(tested)][:1]
-        train = [name for name in subjects if name not in (*test, *val)]
-        found[i + 1] = {"train": train, "val": val, "test": test}
-    return found
 
 
 def prepare_sherlock(data: Path, out: Path) -> None:
     """The store, splits and events."""
-    from paper.decoding_data import load_sherlock, write_sherlock
+    from neuromamba.reports import sherlock_data
 
-    sherlock = load_sherlock(data)
-    out.mkdir()
-    write_sherlock(sherlock, out)
-    (out / "store" / "splits").mkdir()
-    for fold, parts in sherlock_splits(sherlock.subjects).items():
-        lines = [line for part, names in parts.items() for line in (f"{part}_subjects", *names)]
-        text = "\n".join(lines) + "\n"
-        (out / "store/splits" / f"split_fixed_{fold}.txt").write_text(text, encoding="utf-8")
+    sherlock_data.prepare_sherlock(data, out)
 
 
 def sherlock_fold(
     data: Path, out: Path, folder: Path, *, fold: int, seed: int, epochs: int
 ) -> dict[str, Any]:
     """Pre-train and decode with some subjects left out: dynamic skill and scores."""
-    from paper.decoding_data import load_sherlock, read_samples
-    from paper.decoding_scores import scene_rows, state_rows
+    from neuromamba.reports.sherlock_work import decoded
 
     flags = (*SHERLOCK, "--max_epochs", str(epochs))
     skill = pretrain(out / "store", folder / "pretraining", flags, fold=fold, seed=seed)
-    sherlock = load_sherlock(data)
-
-    def samples(events: str, stride: str) -> Any:
-        task = ("--event_delay", "0", "--stride_between_seq", stride, "--eval_batch_size", "32")
-        return read_samples(folder / "pretraining", out / events, seed, task)
-
-    return {
-        "dynamic_skill": skill,
-        "scene": scene_rows(samples("scenes.tsv", "0.5"), sherlock),
-        "state": state_rows(samples("segments.tsv", "1"), sherlock, seed),
-    }
+    return {"dynamic_skill": skill, **decoded(folder / "pretraining", data, out, seed)}
 
 
 @dataclass(frozen=True)
@@ -222,7 +194,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--sherlock_pmc", metavar="DIR", help="folder of sherlock_pmc_dev.npz")
     add("--output_dir", default="output/frozen_decoding", metavar="DIR")
     add("--haxby_seeds", type=int, default=2, help="pre-trainings of each fold of haxby2001")
-    add("--sherlock_seeds", type=int, default=1, help="pre-trainings of each fold of sherlock_pmc")
+    add("--sherlock_seeds", type=int, default=2, help="pre-trainings of each fold of sherlock_pmc")
     add("--haxby_epochs", type=int, default=8, help="of each pre-training on haxby2001")
     add("--sherlock_epochs", type=int, default=2, help="of each pre-training on sherlock_pmc")
     return parser

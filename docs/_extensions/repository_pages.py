@@ -1,16 +1,23 @@
 """What the repository's Markdown files need in order to be pages of the site.
 
-A link to a folder, which a site does not have, leads to the ``README.md`` in it if there is one;
-otherwise only its text is kept. Links to pages and files need nothing: Sphinx checks them, and
-copies linked files. A file that a program has written without a heading gets one of its name.
+A link to a folder, which a site does not have, leads to the page that is made from it
+(``MADE_FROM``) or to the ``README.md`` in it; without either only its text is kept. Links to pages
+and files need nothing: Sphinx checks them, and copies linked files. A file that a program has
+written without a heading gets one of its name.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
 
+# Folder -> the page that is written when the site is built, and that a checkout does not have.
+MADE_FROM = {
+    "examples": "docs/gallery/index.rst",
+    "docs/reference": "docs/reference/commands/index.rst",
+}
 LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s#:]+)\)")
 
 
@@ -27,6 +34,8 @@ def without_folders(text: str, page: Path, root: Path) -> str:
         target = (page.parent / link[2]).resolve()
         if not target.is_dir() or not target.is_relative_to(root):
             return link[0]
+        if made := MADE_FROM.get(target.relative_to(root).as_posix()):
+            return f"[{link[1]}]({os.path.relpath(root / made, page.parent)})"
         if (target / "README.md").is_file():
             return f"[{link[1]}]({link[2].rstrip('/')}/README.md)"
         return link[1]

@@ -30,6 +30,7 @@ COMMANDS: Mapping[str, Mapping[str, Command]] = {
         "synthetic": Command("synthetic", "write synthetic fMRI (NIfTI) with a known class effect"),
         "regions import": Command("regions_import", "import public collections of region series"),
         "regions extract": Command("regions_extract", "extract time series of regions from NIfTI"),
+        "regions paint": Command("regions_paint", "paint region series into their atlas (NIfTI)"),
         "regions synthetic": Command("regions_synthetic", "write synthetic time series of regions"),
     },
     "train": {

@@ -239,7 +239,7 @@ def test_make_bench_runs_every_script() -> None:
     scripts = [path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py")]
     # The check on a GPU machine is a script of its own; the others are said not to be part of it.
     apart = ("gpu_check", "memory_plan", "loss_scaling", "bf16_on_cpu", "start_up")
-    apart += ("short_sequences",)
+    apart += ("short_sequences", "cpu_steps")
     assert {s for s in scripts if not s.startswith(apart) and s not in recipe} == set()
 
 
@@ -347,6 +347,7 @@ def test_quick_run(name: str, tmp_path: Path) -> None:
         ("bf16_on_cpu", "times", "after/fp32"),
         ("start_up", "commands", "now modules"),
         ("short_sequences", "cases", "apart/shared"),
+        ("cpu_steps", "steps", "before/now"),
     ],
 )
 def test_quick_run_of_the_smaller_ones(name: str, rows: str, column: str, tmp_path: Path) -> None:

@@ -47,8 +47,8 @@ def mask() -> Path:
 def model_of(affine: Any = None) -> LoadedModel:
     """An untrained model of the full grid with large patches."""
     from neuromamba.checkpoints.io import CheckpointContents
+    from neuromamba.evaluation.target_scaling import UNSCALED, TargetScaling
     from neuromamba.fmamba.build import build_model
-    from neuromamba.fmamba.target_scaling import UNSCALED, TargetScaling
 
     config = ModelConfig(
         img_size=(96, 96, 96, 20), patch_size=(12, 12, 12, 10), embed_dim=16, depth=1

@@ -96,3 +96,24 @@ def test_it_continues_and_refuses_another_cohort(
     del words[words.index("--test_data") : words.index("--test_data") + 2]
     with pytest.raises(UserInputError, match=r"^--results_dir: .*test_data: .*now None"):
         run(words)
+
+
+def test_it_can_be_added_to_a_finished_run(trained: Path, tmp_path: Path) -> None:
+    words = command(trained)
+    at = words.index("--test_data")
+    without = [*words[:at], *words[at + 2 : -1], str(tmp_path)]
+    run(without)
+    fit = tmp_path / "PPMI/NeuroSSM/seed_0/holdout/weights.safetensors"
+    before = fit.stat().st_mtime_ns
+    run([*words[:-1], str(tmp_path)])
+    assert fit.stat().st_mtime_ns == before, "trained again"
+    for model in ("NeuroSSM", "FC", "Tangent"):
+        for seed in "01":
+            place = Path("PPMI") / model / f"seed_{seed}" / "external" / "predictions.csv"
+            added, together = (
+                [row["prob_1"] for row in csv.DictReader((folder / place).read_text().splitlines())]
+                for folder in (tmp_path, trained / "results")
+            )
+            np.testing.assert_allclose(
+                np.array(added, float), np.array(together, float), rtol=1e-4, atol=1e-6
+            )

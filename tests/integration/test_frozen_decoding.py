@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 from neuromamba.data.store.reader import RunFile, list_runs
-from paper.decoding_data import (
+from neuromamba.reports.sherlock_data import (
     SEGMENT,
     Sherlock,
     load_sherlock,
     scene_frames,
     segment_series,
     segments,
+    sherlock_splits,
     write_sherlock,
 )
-from paper.decoding_report import TASKS, write_report
-from paper.decoding_scores import (
+from neuromamba.reports.sherlock_scores import (
     PLACES,
     RAW,
     SHUFFLED,
@@ -29,7 +29,8 @@ from paper.decoding_scores import (
     scene_patterns,
     standardised_scenes,
 )
-from paper.frozen_decoding import haxby_fold, main, prepare_haxby, sherlock_splits
+from paper.decoding_report import TASKS, write_report
+from paper.frozen_decoding import haxby_fold, main, prepare_haxby
 
 
 def test_scenes_are_identified_by_correlation() -> None:

@@ -226,3 +226,25 @@ def test_settings_say_that_the_share_is_chosen() -> None:
     for name in ("NeuroSSM", "GRU"):
         other = NetworkClassifier(name, plain, fit, hardware).settings()
         assert "first_order_share" not in other["training"]
+
+
+def test_the_share_of_values_has_the_least_squared_error() -> None:
+    rng = np.random.default_rng(5)
+    values = rng.standard_normal(300)
+    second, first = (values + rng.normal(scale=s, size=300) for s in (1.0, 1.5))
+    grid = np.linspace(0, 1, 1001)
+    errors = [np.square((second + w * first) / (1 + w) - values).mean() for w in grid]
+    found = best_share(second[:, None], first[:, None], values)
+    assert found == pytest.approx(grid[np.argmin(errors)], abs=2e-3) and 0.1 < found < 0.9
+    assert best_share(values[:, None], -values[:, None], values) == 0.0
+    assert best_share(-values[:, None], values[:, None], values) == 1.0
+
+
+def test_parts_hold_every_quarter_of_the_values() -> None:
+    values = np.random.default_rng(6).standard_normal(40)
+    scans = [Scan(f"{i}", f"{i}", v, np.zeros((2, 2)), f"{i}") for i, v in enumerate(values)]
+    parts = left_out_parts(scans, 5, 0)
+    assert parts is not None
+    quarter = np.searchsorted(np.quantile(values, (0.25, 0.5, 0.75)), values)
+    for part in range(5):
+        assert np.bincount(quarter[parts == part], minlength=4).tolist() == [2, 2, 2, 2]

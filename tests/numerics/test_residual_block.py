@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -15,14 +16,26 @@ from neuromamba.layers.ssd import BACKENDS, native
 from neuromamba.layers.ssd import buffers as memory
 
 LENGTHS = (5, 130, 1, 700)
+# Width, state size, head size: odd ones; whole registers of 16, and of 8 (one C call a layer).
+ODD, WHOLE, SHORT = (24, 5, 16), (32, 16, 16), (24, 8, 16)
 BOUND = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 5e-2}
 
 
-@pytest.fixture(params=["torch passes", "C passes"])
+class Sizes:
+    """Sizes of the layers of a test."""
+
+    width, state, headdim = ODD
+
+
+@pytest.fixture(params=["torch passes", "C passes", "one C call", "one C call, short"])
 def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv(native.SWITCH, "0" if request.param == "torch passes" else "1")
-    if request.param == "C passes" and native.status().library is None:
+    if request.param != "torch passes" and native.status().library is None:
         pytest.skip(native.status().detail)
+    if "one C call" in request.param:
+        sizes = SHORT if "short" in request.param else WHOLE
+        for name, size in zip(("width", "state", "headdim"), sizes, strict=True):
+            monkeypatch.setattr(Sizes, name, size)
     # Several blocks in a sequence, as for windows of real size; the three short ones share one.
     monkeypatch.setitem(memory.BLOCK, "cpu", 256)
     return request.param
@@ -30,8 +43,8 @@ def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 def block_of(backend: str, dropout: float = 0.0, checkpointing: bool = False) -> ResidualBlock:
     torch.manual_seed(3)
-    mamba = Mamba2(24, 5, 16, ssd_backend=backend)
-    block = ResidualBlock(RMSNorm(24), mamba, nn.Dropout(dropout), checkpointing).double()
+    mamba = Mamba2(Sizes.width, Sizes.state, Sizes.headdim, ssd_backend=backend)
+    block = ResidualBlock(RMSNorm(Sizes.width), mamba, nn.Dropout(dropout), checkpointing).double()
     with torch.no_grad():
         for parameter in block.parameters():  # norms and D are 1 to begin with
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -44,7 +57,7 @@ def results(
     """Output and all gradients for fixed inputs, as float64."""
     block = copy.deepcopy(block).to(dtype)
     generator = torch.Generator().manual_seed(4)
-    shape = (sum(LENGTHS), 24)
+    shape = (sum(LENGTHS), Sizes.width)
     x = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
     cotangent = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -79,6 +92,43 @@ def test_equals_the_layers(passes: str, dtype: torch.dtype, autocast: bool) -> N
     assert_close(got, expected, BOUND[torch.bfloat16 if autocast else dtype])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_dropout_draws_what_the_layer_draws(passes: str, dtype: torch.dtype) -> None:
+    """The mask of ``nn.Dropout``: same numbers, same place in the stream of random numbers."""
+
+    def found(backend: str, dtype: torch.dtype) -> tuple[dict[str, Tensor], Tensor]:
+        torch.manual_seed(11)
+        got = results(block_of(backend, dropout=0.3), dtype)
+        return got, torch.rand(())
+
+    block_of("cpu")
+    (expected, after), (got, too) = found("reference", torch.float64), found("cpu", dtype)
+    assert ((got["output"] == found("cpu", dtype)[0]["output"]).all()) and after == too
+    assert_close(got, expected, BOUND[dtype])
+
+
+def test_one_call_does_what_it_is_asked_for(passes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer of such sizes goes that way, and the number of threads changes no digit."""
+    calls: list[str] = []
+    run = native.LayerKernels.run
+
+    def noted(kernels: native.LayerKernels, name: str, *arguments: Any) -> None:
+        calls.append(name)
+        run(kernels, name, *arguments)
+
+    monkeypatch.setattr(native.LayerKernels, "run", noted)
+    one = results(block_of("cpu"), torch.float32)
+    expected = ["block_forward", "block_backward"] if "one C call" in passes else []
+    assert calls == expected
+    threads = torch.get_num_threads()
+    if "one C call" in passes:
+        try:
+            torch.set_num_threads(3 if threads == 1 else 1)
+            assert_close(results(block_of("cpu"), torch.float32), one, 0.0)
+        finally:
+            torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether each request for kept memory was met."""
@@ -110,7 +160,7 @@ def test_what_is_kept_and_what_is_computed_again(
 
 def test_nothing_is_kept_without_need(passes: str, taken: list[bool]) -> None:
     block = block_of("cpu").float()
-    x = torch.randn(300, 24)
+    x = torch.randn(300, Sizes.width)
     with torch.no_grad():
         block(x, (300,))
     with torch.inference_mode():
@@ -128,9 +178,9 @@ def test_nothing_is_kept_without_need(passes: str, taken: list[bool]) -> None:
 def test_memory_goes_from_step_to_step(passes: str, taken: list[bool]) -> None:
     block, pool = block_of("cpu").float(), memory._pool
     for length in (300, 300, 200, 400):
-        block(torch.randn(length, 24, requires_grad=True), (length,)).sum().backward()
+        block(torch.randn(length, Sizes.width, requires_grad=True), (length,)).sum().backward()
         assert len(pool._free) == 1
-    lost = block(torch.randn(300, 24, requires_grad=True), (300,))
+    lost = block(torch.randn(300, Sizes.width, requires_grad=True), (300,))
     assert pool._free == [] and len([r for r in pool._made if r() is not None]) == 1
     del lost  # no backward pass: the memory is gone, and does not count as in use
     assert [r for r in pool._made if r() is not None] == []
@@ -142,7 +192,7 @@ def test_budget_is_for_all_layers_together(
     block = block_of("cpu").float()
     columns = block[1].in_proj.out_features
     monkeypatch.setattr(memory, "BUDGET_BYTES", 2 * 4 * 300 * columns)
-    x = torch.randn(300, 24, requires_grad=True)
+    x = torch.randn(300, Sizes.width, requires_grad=True)
     for _ in range(3):
         x = block(x, (300,))
     assert taken == [True, True, False]
@@ -154,7 +204,7 @@ def test_buffers_of_a_few_kinds_and_sizes_are_kept(passes: str) -> None:
     block = block_of("cpu").float()
     with torch.no_grad():
         for length in range(1, 60):
-            block(torch.randn(length, 24), (length,))
+            block(torch.randn(length, Sizes.width), (length,))
         kinds = memory._local.kinds
         assert len(kinds) == 1
         assert all(len(b._cuts) <= memory.CUTS for b in kinds.values())
@@ -187,17 +237,23 @@ def test_fake_tensors_leave_nothing_behind(passes: str) -> None:
     real = results(block_of("cpu"), torch.float32)
     memory.forget()
     with FakeTensorMode():
-        fake = ResidualBlock(RMSNorm(24), Mamba2(24, 5, 16, ssd_backend="cpu"), nn.Dropout(0.0))
-        out = fake(torch.randn(300, 24, requires_grad=True), (300,))
+        fake = ResidualBlock(
+            RMSNorm(Sizes.width),
+            Mamba2(Sizes.width, Sizes.state, Sizes.headdim, ssd_backend="cpu"),
+            nn.Dropout(0.0),
+        )
+        out = fake(torch.randn(300, Sizes.width, requires_grad=True), (300,))
         out.sum().backward()
-        assert isinstance(out, FakeTensor) and out.shape == (300, 24)
+        assert isinstance(out, FakeTensor) and out.shape == (300, Sizes.width)
     assert_close(results(block_of("cpu"), torch.float32), real, 0.0)
 
 
 def test_calls_alive_at_the_same_time_do_not_share_memory(passes: str) -> None:
     """As in a deep network: all forward passes come before the first backward pass."""
     block, alone = block_of("cpu").float(), []
-    inputs = [torch.randn(300, 24, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    inputs = [
+        torch.randn(300, Sizes.width, generator=torch.Generator().manual_seed(i)) for i in range(3)
+    ]
 
     def gradient(out: Tensor, x: Tensor) -> Tensor:
         return torch.autograd.grad(out.square().sum(), x)[0]
@@ -221,7 +277,7 @@ def test_training_after_inference_mode(passes: str) -> None:
     """Lightning validates in it; buffers made there must serve the training step that follows."""
     memory.forget()
     block = block_of("cpu").float()
-    x = torch.randn(300, 24)
+    x = torch.randn(300, Sizes.width)
     with torch.inference_mode():
         first = block(x, (300,))
     second = block(x.requires_grad_(), (300,))
@@ -232,7 +288,7 @@ def test_training_after_inference_mode(passes: str) -> None:
 def test_frozen_parameters_get_no_gradient(passes: str) -> None:
     block = block_of("cpu").float()
     block[1].requires_grad_(False)
-    x = torch.randn(70, 24, requires_grad=True)
+    x = torch.randn(70, Sizes.width, requires_grad=True)
     block(x, (70,)).sum().backward()
     assert x.grad is not None and block[0].weight.grad is not None
     assert all(p.grad is None for p in block[1].parameters())
@@ -253,12 +309,12 @@ class TestWhenTheLayersRunOneByOne:
         return calls
 
     def test_not_by_default(self, fused_calls: list[int]) -> None:
-        block_of("cpu")(torch.zeros(3, 24, dtype=torch.float64), (3,))
+        block_of("cpu")(torch.zeros(3, Sizes.width, dtype=torch.float64), (3,))
         assert fused_calls == [3]
 
-    def test_dropout_in_training(self, fused_calls: list[int]) -> None:
-        block = block_of("cpu", dropout=0.5)
-        x = torch.randn(50, 24, dtype=torch.float64)
+    def test_dropout_whose_mask_would_be_drawn_twice(self, fused_calls: list[int]) -> None:
+        block = block_of("cpu", dropout=0.5, checkpointing=True)
+        x = torch.randn(50, Sizes.width, dtype=torch.float64)
         dropped = block(x, (50,))
         assert not fused_calls
         assert ((dropped == x).float().mean() - 0.5).abs() < 0.1
@@ -271,12 +327,12 @@ class TestWhenTheLayersRunOneByOne:
 
         block = block_of("cpu")
         block[1].in_proj.__class__ = Adapted
-        block(torch.zeros(3, 24, dtype=torch.float64), (3,))
+        block(torch.zeros(3, Sizes.width, dtype=torch.float64), (3,))
         assert not fused_calls
 
     def test_hooks(self, fused_calls: list[int]) -> None:
         """DeepSpeed's ZeRO-3 gathers parameters in them, profilers count in them."""
         block, seen = block_of("cpu"), []
         block[1].in_proj.register_forward_hook(lambda *_: seen.append(1))
-        block(torch.zeros(3, 24, dtype=torch.float64), (3,))
+        block(torch.zeros(3, Sizes.width, dtype=torch.float64), (3,))
         assert seen == [1] and not fused_calls

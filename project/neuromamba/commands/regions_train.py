@@ -1,4 +1,4 @@
-"""Train, test and explain NeuroSSM on time series of regions.
+"""Train, test and explain NeuroSSM on time series of regions: of classes, or of values such as age.
 
     neuromamba regions train --dataset HCP_REST --model NeuroSSM --device cpu
 
@@ -19,8 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from neuromamba.common.cli import run_command
-from neuromamba.common.errors import look_up
+from neuromamba.common.errors import UserInputError, look_up
 from neuromamba.config.names import PATHWAY_ABLATIONS, ROI_ORIENTATIONS, SSD_BACKENDS
+from neuromamba.config.tasks import TASK_TYPES
 from neuromamba.data.regions.registry import NAMES as DATASET_NAMES
 from neuromamba.data.regions.registry import OWN, details_of
 from neuromamba.neurossm.config import (
@@ -31,7 +32,17 @@ from neuromamba.neurossm.config import (
     FitConfig,
 )
 
-MODELS = ("NeuroSSM", "GRU", "FC", "PartialCorrelation", "Tangent", "MeanVariance", "Untrained")
+MODELS = (
+    "NeuroSSM",
+    "GRU",
+    "FC",
+    "PartialCorrelation",
+    "Tangent",
+    "MeanVariance",
+    "Untrained",
+    "Confounds",
+    "MLP",
+)
 BASELINES = ("FC", "Tangent", "MeanVariance", "Untrained")
 GRADIENTS = ("integrated", "single")
 _ARCHITECTURE = ("embed_dim", "depth", "dropout", "region_dropout", "members")
@@ -78,7 +89,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="scans of another cohort, which no split sees: the models of the holdouts are tested "
         "on them, too",
     )
-    add("--target", metavar="KEY", help=f"of a scan's pheno: its class (--dataset {OWN})")
+    add("--target", metavar="KEY", help=f"of a scan's pheno: what is predicted (--dataset {OWN})")
+    add(
+        "--task_type",
+        choices=list(TASK_TYPES),
+        help="of the target; default: regression of age and intelligence, else classification",
+    )
     add(
         "--group_column",
         metavar="NAME",
@@ -91,6 +107,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="columns of the subject table, or keys of pheno, that could explain the scores: age, "
         "site, motion",
+    )
+    add(
+        "--keep",
+        nargs="+",
+        default=[],
+        metavar="CONDITION",
+        help="columns that scans must meet: qc=1 'motion<0.2' (signs: = != < <= > >=)",
     )
     add("--drop_bad_scans", action="store_true", help="leave out scans that are not finite")
     add(
@@ -177,10 +200,15 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--baselines",
         nargs="*",
-        default=list(BASELINES),
         metavar="NAME",
         help="models to run beside it on the same splits; none without a name (default: "
-        "%(default)s)",
+        f"{' '.join(BASELINES)}, and Confounds with --confounds)",
+    )
+    add(
+        "--harmonise",
+        metavar="NAME",
+        help="column (site) whose differences ComBat removes from the features of FC, "
+        "PartialCorrelation and Tangent: further rows, beside those without",
     )
     add("--results_dir", default="Results", metavar="DIR", help="default: %(default)s")
 
@@ -215,14 +243,24 @@ def config_of(args: argparse.Namespace) -> EvaluateConfig:
         UserInputError: names a flag.
     """
     look_up(args.model, MODELS, "--model")
-    for name in args.baselines:
+    baselines = args.baselines
+    if baselines is None:
+        baselines = [*BASELINES, *(["Confounds"] if args.confounds else [])]
+    for name in baselines:
         look_up(name, MODELS, "--baselines")
     given = vars(args)
     chosen = {
         name: value if given[name] is None else given[name]
         for name, value in RECIPES[args.recipe].items()
     }
-    details = details_of(args.dataset, args.data_file, args.target, args.dynamic_length)
+    details = details_of(
+        args.dataset, args.data_file, args.target, args.dynamic_length, args.task_type
+    )
+    if details.is_regression and args.label_smoothing is not None:
+        raise UserInputError(
+            f"--label_smoothing: is of classes, and '{details.target}' is a value (--task_type "
+            f"regression). Leave it out."
+        )
     explanation = None
     if args.analysis:
         explanation = Explanation(
@@ -243,7 +281,7 @@ def config_of(args: argparse.Namespace) -> EvaluateConfig:
         orientation=args.orientation,
         refuse_short_scans=args.short_scans == "refuse",
         model=args.model,
-        baselines=tuple(name for name in dict.fromkeys(args.baselines) if name != args.model),
+        baselines=tuple(name for name in dict.fromkeys(baselines) if name != args.model),
         architecture={
             "signals": tuple(chosen["signals"]),
             "scales": tuple(chosen["scales"]),
@@ -264,11 +302,13 @@ def config_of(args: argparse.Namespace) -> EvaluateConfig:
         cross_validation=not args.skip_cross_validation,
         stratify_by=tuple(dict.fromkeys(args.stratify_by)),
         leave_out=args.leave_out,
+        harmonise=args.harmonise,
+        keep=tuple(args.keep),
         results_dir=Path(args.results_dir),
         explanation=explanation,
         flags={
             key: " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-            for key, value in sorted({**given, **chosen}.items())
+            for key, value in sorted({**given, **chosen, "baselines": baselines}.items())
             if value not in (None, [])
         },
     )

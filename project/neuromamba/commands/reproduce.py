@@ -11,10 +11,10 @@ finished is not repeated, and tables share their runs. What follows -- is given 
 Written are table_<N>.md, .tex, .csv and .json: the published number beside ours with n, seeds and
 interval. With Dummy everything is small and synthetic, takes minutes on a CPU and needs no data.
 
---table abide is of real subjects: files of --data_dir (docs/results.md says where they come from)
-are imported, models are trained and compared with baselines on the same splits, and table.md, .csv,
-.json and figure.png are written to paper/abide. Tables whose files are absent are named and left
-out.
+Tables of real subjects are abide, painted (series of ABIDE painted into their atlas), sherlock and
+stages: files of --data_dir (docs/results.md says where they come from) are imported, models are
+trained and compared with baselines on the same splits, and table.md, .csv, .json and figure.png are
+written to paper/<table>. Tables whose files are absent are named and left out.
 
 --study objectives compares objectives of pre-training on synthetic data at equal compute: for each
 seed and for an easy and a hard effect, ten pre-trainings and probes of their frozen features, about

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -39,3 +40,15 @@ def refuse_other_content(folder: Path, own: Collection[str], flag: str) -> None:
             f"{flag}: '{folder}' holds something else. Choose a new folder; nothing in this one "
             f"was touched."
         )
+
+
+def safe_name(text: str, instead: str = "-", *, more: str = ".", runs: bool = False) -> str:
+    """A name from data, such as of a scan, class or site, as a part of a file name.
+
+    Args:
+        text: any text.
+        instead: what takes the place of a character that is no ASCII letter, digit or ``-``.
+        more: further characters that stay.
+        runs: replace several such characters in a row by one.
+    """
+    return re.sub(f"[^A-Za-z0-9{re.escape(more)}-]{'+' if runs else ''}", instead, text)

@@ -47,3 +47,15 @@ def corrected_interval(
     if not has_width(mean - half, mean + half):
         return Interval(mean, float("nan"), float("nan"))
     return Interval(mean, mean - half, mean + half)
+
+
+def why_no_interval(values: Sequence[float]) -> str:
+    """Why ``corrected_interval`` has no bounds, such as "in fewer than 3 splits"; "" if it has."""
+    found = np.asarray(values, dtype=float)
+    if len(found) < FEWEST_SPLITS:
+        return f"with {len(found)} of the {FEWEST_SPLITS} splits that an interval needs"
+    if not np.isfinite(found).all():
+        return f"because the metric is not defined in {(~np.isfinite(found)).sum()} splits"
+    if np.isnan(corrected_interval(values, 1.0).low):
+        return "because it is the same in all splits, which does not show how it varies"
+    return ""

@@ -198,19 +198,20 @@ def fit_ridge(
 
 
 def affine(fitted: Pipeline, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Decision values of a fitted pipeline as one affine function of its features.
+    """Decision values, or predictions, of a fitted pipeline as one affine function of its features.
 
     Args:
-        fitted: of ``fit_logistic`` or its like.
+        fitted: of ``fit_logistic``, ``fit_ridge`` or their like.
         width: number of features.
 
     Returns:
-        Weights float64 [values, width] and constants [values]: one value for two classes, else one
-        for each class.
+        Weights float64 [values, width] and constants [values]: one value for two classes and for a
+        regression, else one for each class.
     """
     scaler, rotation, model = fitted[0], fitted[2], fitted[-1]
     weight = np.atleast_2d(model.coef_) @ rotation.axes_.T / np.sqrt(width) / scaler.scale_
-    constant = fitted.decision_function(np.zeros((1, width))).reshape(-1)
+    value_of = fitted.predict if isinstance(model, Ridge) else fitted.decision_function
+    constant = value_of(np.zeros((1, width))).reshape(-1)
     return weight, constant
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from neuromamba.data.windows.run_data import RunData
+from neuromamba.evaluation.target_scaling import UNSCALED, TargetScaling
 from neuromamba.fmamba.downstream import DownstreamModule
 from neuromamba.fmamba.module import FMambaModule
 from neuromamba.fmamba.pretrain import PretrainModule
 from neuromamba.fmamba.run_config import RunConfig
-from neuromamba.fmamba.target_scaling import UNSCALED, TargetScaling
 from neuromamba.fmamba.training_inputs import METADATA_KEY, training_inputs
 from neuromamba.fmamba.watched_facts import watched_facts
 

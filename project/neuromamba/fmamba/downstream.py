@@ -17,10 +17,10 @@ from neuromamba.config.training import DownstreamConfig, OptimConfig
 from neuromamba.data.windows.batch_reader import BatchReader
 from neuromamba.evaluation.mean_loss import MeanLoss
 from neuromamba.evaluation.subject_metrics import SubjectMetrics, WindowScores
+from neuromamba.evaluation.target_scaling import UNSCALED, TargetScaling, scores_of
 from neuromamba.fmamba.heads import build_head
 from neuromamba.fmamba.losses import LOSSES
 from neuromamba.fmamba.module import Batch, FMambaModule
-from neuromamba.fmamba.target_scaling import UNSCALED, TargetScaling, scores_of
 from neuromamba.layers.lora import add_lora
 
 

@@ -19,11 +19,11 @@ from neuromamba.data.cohorts.leak_guards import (
     warn_of_unknown_subjects,
 )
 from neuromamba.data.windows.run_data import RunData
+from neuromamba.evaluation.target_scaling import TargetScaling
 from neuromamba.fmamba.downstream import DownstreamModule
 from neuromamba.fmamba.dynamic_skill import METADATA_KEY, missing_dynamics
 from neuromamba.fmamba.module import FMambaModule
 from neuromamba.fmamba.run_config import RunConfig
-from neuromamba.fmamba.target_scaling import TargetScaling
 from neuromamba.training.job import is_first_rank
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from neuromamba.common.atomic_files import atomic_path
+from neuromamba.common.files import safe_name
 from neuromamba.inference.batch import Batch
 from neuromamba.inference.explain import Explanation
 from neuromamba.inference.group_maps import GroupMap, group_map
@@ -27,9 +27,9 @@ VALUE = "value"  # the group of a regression
 _SAME_GRID = 1e-3  # of affines, mm
 
 
-def safe_name(name: str) -> str:
-    """A class or scan as a part of a file name."""
-    return re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("_") or "_"
+def group_name(name: str) -> str:
+    """A class, or a group of scans, as a part of a file name."""
+    return safe_name(name, "_", runs=True).strip("_") or "_"
 
 
 def keep_explanation(folder: OutputFolder, scan: ScanFile, found: Explanation) -> dict[str, Any]:
@@ -248,7 +248,7 @@ def _write_group(
     files, first = {}, subjects[0][0]
     grid = first["grid"]
     for kind, values in images.items():
-        files[kind] = f"group_{safe_name(name)}_{kind}.nii.gz"
+        files[kind] = f"group_{group_name(name)}_{kind}.nii.gz"
         image = grid_image(
             values,
             found.vox,

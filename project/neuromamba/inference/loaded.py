@@ -23,9 +23,11 @@ from neuromamba.inference.sources import Places, ScanFile, find_scans, only_scan
 class LoadedModel(TrainedModel):
     """A trained model, loaded once and used on many scans::
 
-    model = neuromamba.load("output/PROJECT/RUN")
-    scan = model.prepare("sub-01_task-rest_bold.nii.gz")
-    print(model.predict(scan))
+        model = neuromamba.load("output/PROJECT/RUN")
+        scan = model.prepare("sub-01_task-rest_bold.nii.gz")
+        print(model.predict(scan))
+
+    A prepared scan can be given to ``predict``, ``embed``, ``explain`` and ``rollout``.
     """
 
     def find(self, places: Places) -> tuple[list[ScanFile], list[PassedOver]]:

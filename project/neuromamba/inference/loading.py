@@ -22,9 +22,9 @@ from neuromamba.config.model import HeadConfig
 from neuromamba.config.names import ORIENTATION
 from neuromamba.config.serialise import from_dict
 from neuromamba.config.training import DownstreamConfig
+from neuromamba.evaluation.target_scaling import UNSCALED, TargetScaling
 from neuromamba.fmamba.build import build_model
 from neuromamba.fmamba.heads import build_head
-from neuromamba.fmamba.target_scaling import UNSCALED, TargetScaling
 from neuromamba.inference.calibration import calibration_of, evaluation_of
 from neuromamba.inference.contract import InputContract
 from neuromamba.inference.loaded import LoadedModel

@@ -16,8 +16,8 @@ from neuromamba.checkpoints.io import CheckpointContents
 from neuromamba.common.errors import UserInputError
 from neuromamba.config.names import SCALING_METHODS
 from neuromamba.config.training import DownstreamConfig
+from neuromamba.evaluation.target_scaling import TargetScaling
 from neuromamba.fmamba.backbone import Backbone
-from neuromamba.fmamba.target_scaling import TargetScaling
 from neuromamba.fmamba.tokenizer import PackedTokens
 from neuromamba.fmamba.window_tokens import pack_windows
 from neuromamba.inference.brief import Brief

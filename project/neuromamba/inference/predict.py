@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from neuromamba.common.errors import UserInputError
-from neuromamba.fmamba.target_scaling import scores_of
+from neuromamba.evaluation.target_scaling import scores_of
 from neuromamba.inference.brief import Brief
 from neuromamba.inference.calibration import Calibration
 from neuromamba.inference.model import TrainedModel

@@ -58,7 +58,7 @@ class PathwayAttribution(NamedTuple):
     Attributes:
         cpa: float64 [N].
         dominant: int [N], 1 to P; 0 where the region has no attribution.
-        drops: float64 [P], what the logit loses without a pathway.
+        drops: float64 [P], what the logit, or the value, loses without a pathway.
         weights: float64 [P].
     """
 
@@ -177,7 +177,7 @@ def attribute_pathways(
     Args:
         model: in evaluation mode.
         inputs: of the pathways of the scan.
-        target: class that is explained; of its logit, as CPA is defined.
+        target: class that is explained; of its logit, as CPA is defined; 0 of a regression.
         replacement: [P, D], what the features of an ablated pathway are replaced by.
         gradient: "integrated" or "single", see ``neurossm.attribution``.
     """

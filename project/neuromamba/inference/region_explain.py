@@ -20,6 +20,7 @@ from neuromamba.common.errors import UserInputError, look_up
 from neuromamba.config.names import PATHWAY_ABLATIONS
 from neuromamba.data.regions.atlases import Atlas
 from neuromamba.data.regions.batches import z_scored
+from neuromamba.evaluation.target_scaling import TargetScaling
 from neuromamba.inference.attribution import Objective
 from neuromamba.inference.predict import Prediction
 from neuromamba.inference.region_attribution import (
@@ -145,7 +146,9 @@ class RegionsToExplain:
     Attributes:
         model: in evaluation mode.
         device: that computes.
-        class_names: in order.
+        class_names: in order; none of a regression.
+        scaling: of a regression's target.
+        unit: of its values.
         regions: names, or "region 1" ... where the file does not name them.
         means: [P, D] of the training; None if the file holds none.
         path: of the file, for messages.
@@ -155,6 +158,8 @@ class RegionsToExplain:
     model: NeuroSSM
     device: torch.device
     class_names: tuple[str, ...]
+    scaling: TargetScaling
+    unit: str
     regions: tuple[str, ...]
     means: Tensor | None
     path: str
@@ -199,15 +204,20 @@ def explain_series(
     """
     replacement = known.replacement(options.ablation)
     target = target_index(known.class_names, options.target or prediction.value)
-    assert target is not None
     inputs = known.model.inputs(pack([z_scored(scan.series).to(known.device)]))
     random = randomised_model(known.model.config, options.seed, known.device)
     random_target = target
-    if not options.target:
+    if target is not None and not options.target:
         with torch.inference_mode():
             random_target = int(random.fuse(random.encode(inputs)).argmax())
     own, other = (
-        attribute_regions(model, inputs, Objective(target=t), options.method, steps=options.steps)
+        attribute_regions(
+            model,
+            inputs,
+            Objective(target=t, center=known.scaling.center, scale=known.scaling.scale),
+            options.method,
+            steps=options.steps,
+        )
         for model, t in ((known.model, target), (random, random_target))
     )
     if not np.isfinite(own.values).all():
@@ -215,14 +225,18 @@ def explain_series(
             f"{scan.source}: the map has values that are not finite. Check the scan for extreme "
             f"values, and the model by a scan of its training."
         )
-    change, name = own.score - own.baseline_score, known.class_names[target]
+    change = own.score - own.baseline_score
+    name, random_name = ("" if t is None else known.class_names[t] for t in (target, random_target))
+    pathway = attribute_pathways(known.model, inputs, target or 0, replacement, options.gradient)
+    if target is None:  # of the standardised value
+        pathway = pathway._replace(drops=pathway.drops * known.scaling.scale)
     missed = abs(float(own.values.sum()) - change)
     return RegionExplanation(
         scan=scan.name,
         subject=scan.subject,
         target=name,
-        randomised_target=known.class_names[random_target],
-        unit=unit_of_class(name),
+        randomised_target=random_name,
+        unit=unit_of_class(name) if name else known.unit,
         prediction=prediction,
         values=own.values,
         randomised_values=other.values,
@@ -233,7 +247,7 @@ def explain_series(
         regions=known.regions,
         pathways=known.model.config.pathways,
         pathway_values=own.by_pathway,
-        pathway=attribute_pathways(known.model, inputs, target, replacement, options.gradient),
+        pathway=pathway,
         grid=scan.grid,
         atlas=known.atlas,
     )

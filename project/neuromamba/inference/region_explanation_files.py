@@ -17,11 +17,11 @@ from neuromamba.inference.explanation_files import (
     ATTRIBUTION,
     RANDOM,
     Group,
+    group_name,
     group_of,
     keep_values,
     members,
     read_values,
-    safe_name,
 )
 from neuromamba.inference.output_folder import OutputFolder
 from neuromamba.inference.region_explain import RegionExplanation
@@ -79,7 +79,7 @@ def write_region_groups(
     for name, group in found.items():
         subjects = [[read_values(folder, scan) for scan in scans] for scans in group.values()]
         mean, random_mean = group_of(subjects, permutations, seed)
-        stem = f"group_{safe_name(name)}"
+        stem = f"group_{group_name(name)}"
         columns = {"mean": mean.mean, "random": random_mean}
         if mean.t is not None and mean.p is not None:
             columns |= {"t": mean.t, "p": mean.p}

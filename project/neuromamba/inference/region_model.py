@@ -17,6 +17,7 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.data.ingest.sources import PassedOver
 from neuromamba.data.regions.atlases import Atlas, chosen_atlas
 from neuromamba.data.regions.batches import z_scored
+from neuromamba.evaluation.target_scaling import UNSCALED, TargetScaling, scores_of
 from neuromamba.inference.brief import Brief
 from neuromamba.inference.contract import described
 from neuromamba.inference.embed import INDEX, Embedding
@@ -128,13 +129,19 @@ class RegionModel(Brief):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the classes, in order."""
+        """Names of the classes, in order; none of a regression."""
         return tuple(self.metadata["classes"])
 
     @property
     def unit(self) -> str:
-        """Classes have no unit."""
-        return ""
+        """The unit of a regression's values; "" where none is known, and of classes."""
+        return str(self.metadata.get("unit", ""))
+
+    @property
+    def target_scaling(self) -> TargetScaling | None:
+        """How a regression's target was standardised; None of a classification."""
+        scaling = self.metadata.get("target_scaling")
+        return None if scaling is None else TargetScaling(*scaling)
 
     @property
     def evaluation(self) -> Mapping[str, Any]:
@@ -238,20 +245,21 @@ class RegionModel(Brief):
         require_prepared(scan, "predict")
         with torch.inference_mode():
             logits = self.model(pack([z_scored(scan.series).to(self.device)]))
-            probability = torch.softmax(logits.float().cpu().double(), 1).numpy()
-        if not np.isfinite(probability).all():
+            kind = "classification" if self.class_names else "regression"
+            scores = scores_of(logits.float().cpu(), kind, self.target_scaling or UNSCALED).numpy()
+        if not np.isfinite(scores).all():
             raise UserInputError(f"{scan.source}: the prediction is not finite.")
-        names, best = self.class_names, int(probability[0].argmax())
+        names, found = self.class_names, scores[0].tolist()
         return Prediction(
             scan=scan.name,
-            value=names[best],
-            probabilities=dict(zip(names, probability[0].tolist(), strict=True)),
-            windows=probability,
+            value=names[int(scores[0].argmax())] if names else found[0],
+            probabilities=dict(zip(names, found, strict=True)) if names else {},
+            windows=scores,
             starts=np.array([0]),
             spread=float("nan"),
             in_range=scan.in_range,
             problems=tuple(str(problem) for problem in scan.problems),
-            unit="",
+            unit=self.unit,
         )
 
     def predict_many(self, places: Places, **options: Any) -> list[Outcome[Prediction]]:
@@ -294,6 +302,8 @@ class RegionModel(Brief):
             model=self.neurossm,
             device=self.device,
             class_names=self.class_names,
+            scaling=self.target_scaling or UNSCALED,
+            unit=self.unit,
             regions=self.regions,
             means=self.means,
             path=str(self.path),

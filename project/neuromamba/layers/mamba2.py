@@ -138,7 +138,7 @@ class ResidualBlock(nn.ModuleList):
             params = BlockParams(
                 norm.weight, mamba.in_proj.weight, mamba.out_proj.weight, mamba.mixer_params()
             )
-            return fused(x_LD, params, lengths, self.checkpointing)
+            return fused(x_LD, params, lengths, self.checkpointing, _mask(dropout, x_LD))
         if self.checkpointing and torch.is_grad_enabled():
             return checkpoint(self._layer_by_layer, x_LD, lengths, use_reentrant=False)
         return self._layer_by_layer(x_LD, lengths)
@@ -161,14 +161,26 @@ class ResidualBlock(nn.ModuleList):
     def _may_be_fused(self, norm: RMSNorm, mamba: Mamba2, dropout: nn.Dropout) -> bool:
         """Whether nothing but the layers' own arithmetic is expected.
 
-        That is: no dropout, no hooks (DeepSpeed's ZeRO-3, profilers), no layer replaced by one
-        that does more (LoRA).
+        That is: no hooks (DeepSpeed's ZeRO-3, profilers), no layer replaced by one that does more
+        (LoRA), no dropout whose mask would have to be drawn a second time.
         """
-        if (dropout.training and dropout.p > 0) or nn.modules.module._has_any_global_hook():
+        if (_drops(dropout) and self.checkpointing) or nn.modules.module._has_any_global_hook():
             return False
         plain = type(norm) is RMSNorm and type(mamba) is Mamba2 and type(mamba.norm) is RMSNorm
+        plain = plain and type(dropout) is nn.Dropout and not dropout.inplace
         plain = plain and type(mamba.in_proj) is type(mamba.out_proj) is nn.Linear
         return plain and not any(
             m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
             for m in (norm, *mamba.modules(), dropout)
         )
+
+
+def _drops(dropout: nn.Dropout) -> bool:
+    return dropout.training and dropout.p > 0
+
+
+def _mask(dropout: nn.Dropout, x_LD: Tensor) -> Tensor | None:
+    """What ``dropout`` would multiply the mixer's output by, drawn as it would draw it."""
+    if not _drops(dropout):
+        return None
+    return nn.functional.dropout(torch.ones_like(x_LD, requires_grad=False), dropout.p)

@@ -9,7 +9,6 @@ what they were made from.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,11 +17,11 @@ import numpy as np
 
 from neuromamba.common.atomic_files import atomic_path
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.files import safe_name
 
 SCHEMA_VERSION = 1
 RANDOMISED = "randomised.npz"
 LONGEST = 160  # characters of a name; a file's has 255 at most, its temporary name among them
-_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
 
 
 class ScanMap(NamedTuple):
@@ -56,12 +55,12 @@ class ScanMap(NamedTuple):
     @property
     def file_name(self) -> str:
         """``subj_<scan>.npz``."""
-        return f"subj_{safe_name(self.scan_id)}.npz"
+        return f"subj_{map_name(self.scan_id)}.npz"
 
 
-def safe_name(text: str) -> str:
+def map_name(text: str) -> str:
     """Return the name of a scan or a class as a part of a file name."""
-    return _UNSAFE.sub("-", text)
+    return safe_name(text, more="_.")
 
 
 def check_names(scans: Iterable[str], classes: Iterable[str] = ()) -> None:
@@ -78,11 +77,11 @@ def check_names(scans: Iterable[str], classes: Iterable[str] = ()) -> None:
                     f"--analysis: the {what} '{name[:40]} ...' has a name of {len(name)} "
                     f"characters, expected at most {LONGEST}: it names a file."
                 )
-            other = known.setdefault(safe_name(name), name)
+            other = known.setdefault(map_name(name), name)
             if other != name:
                 raise UserInputError(
                     f"--analysis: the {what} '{other}' and the {what} '{name}' would both be "
-                    f"written to files named {safe_name(name)}. Give them names that differ in "
+                    f"written to files named {map_name(name)}. Give them names that differ in "
                     f"letters, digits, '.', '_' or '-'."
                 )
 

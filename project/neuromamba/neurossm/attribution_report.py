@@ -17,7 +17,7 @@ from neuromamba.common.atomic_files import write_text_atomically
 from neuromamba.data.regions.atlases import Atlas
 from neuromamba.data.regions.cohort import Cohort
 from neuromamba.neurossm.attribution import Attribution
-from neuromamba.neurossm.attribution_files import ScanMap, safe_name
+from neuromamba.neurossm.attribution_files import ScanMap, map_name
 from neuromamba.pages.evidence import ENOUGH
 from neuromamba.pages.figures import BLUE, GREY, ORANGE, save_figure, styled
 from neuromamba.pages.page import Page, Picture, Section, Table, render
@@ -89,7 +89,7 @@ def write_pages(
         own = [i for i, one in enumerate(maps) if one.label == label and one.correct]
         chance = random.cpa[own].mean(0)
         page = _page(folder, cohort, name, group, chance, maps, maps[own[0]], atlas)
-        path = folder / f"{safe_name(name)}.html"
+        path = folder / f"{map_name(name)}.html"
         write_text_atomically(path, render(page))
         pages.append(path)
     return pages
@@ -116,9 +116,7 @@ def _page(
     )
     pictures = [
         Picture(
-            save_figure(
-                weights_figure(group, pathways), folder / f"{safe_name(name)}_pathways.png"
-            ),
+            save_figure(weights_figure(group, pathways), folder / f"{map_name(name)}_pathways.png"),
             "Importance of each pathway: a dot a scan, the line their mean.",
             f"Pathway weights of {group.scans} scans; highest {pathways[_top(group)]}.",
         )
@@ -224,9 +222,9 @@ def weights_figure(group: GroupMap, pathways: Sequence[str]) -> Figure:
 def _brains(
     folder: Path, name: str, group: GroupMap, pathways: Sequence[str], atlas: Atlas
 ) -> list[Picture]:
-    glass = folder / f"{safe_name(name)}_glass.png"
+    glass = folder / f"{map_name(name)}_glass.png"
     glass_brain(atlas.image_of(group.cpa), glass, f"CPA, {name}")
-    dominant = folder / f"{safe_name(name)}_dominant.png"
+    dominant = folder / f"{map_name(name)}_dominant.png"
     top = group.cpa >= np.quantile(group.cpa, 0.75)
     shown = np.where(top, group.dominant, 0)
     pathway_slices(atlas.image_of(shown, np.int16), dominant, pathways, f"{name}: top 25 %")

@@ -1,10 +1,13 @@
-"""The classifiers of ``--model`` and ``--baselines``: fitted on scans, they score others."""
+"""The models of ``--model`` and ``--baselines``: fitted on scans, they score others.
+
+They predict classes, or, of a regression, values.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,14 +22,28 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.common.seeds import seed_run
 from neuromamba.data.regions.batches import ScanDataset, ScanLoader
 from neuromamba.data.regions.scan import Scan
+from neuromamba.evaluation.target_scaling import TargetScaling, standardising
 from neuromamba.layers.packing import Packed
-from neuromamba.neurossm.config import FitConfig, NeuroSSMConfig
+from neuromamba.neurossm.config import COMBAT, FitConfig, NeuroSSMConfig
 from neuromamba.neurossm.first_order_share import best_share, left_out_parts, logits_of_left_out
-from neuromamba.neurossm.linear import MEASURES, LinearClassifier, fit_and_predict, fit_second_order
+from neuromamba.neurossm.linear import (
+    MEASURES,
+    LinearClassifier,
+    Measured,
+    fit_and_predict,
+    fit_second_order,
+)
 from neuromamba.neurossm.model import NeuroSSM
 from neuromamba.neurossm.module import score
 from neuromamba.neurossm.networks import TRAINED, WEIGHTS
-from neuromamba.neurossm.results import BASELINE_TEXTS
+from neuromamba.neurossm.other_baselines import (
+    CONFOUNDS,
+    MLP,
+    ConfoundClassifier,
+    MLPOnFC,
+    Shared,
+)
+from neuromamba.neurossm.results import BASELINES
 from neuromamba.neurossm.second_order import SecondOrder
 from neuromamba.neurossm.train import train
 from neuromamba.training.strategies import Hardware
@@ -34,8 +51,8 @@ from neuromamba.training.strategies import Hardware
 UNTRAINED = "Untrained"
 # Than the first results.
 LATER = {"region_dropout", "members", "second_order", "weight_decay", "label_smoothing"}
-NAMES = (*TRAINED, *MEASURES, UNTRAINED)
-assert {*MEASURES, UNTRAINED} == BASELINE_TEXTS.keys()
+NAMES = (*TRAINED, *MEASURES, UNTRAINED, CONFOUNDS, MLP)
+assert {*MEASURES, UNTRAINED, CONFOUNDS, MLP} == BASELINES
 
 
 class Classifier(Protocol):
@@ -51,7 +68,10 @@ class Classifier(Protocol):
     def fit_and_score(
         self, train_scans: Sequence[Scan], test_scans: Sequence[Scan], seed: int, folder: Path
     ) -> np.ndarray:
-        """Probabilities [test scans, classes]; files of the fit go to ``folder``."""
+        """Probabilities [test scans, classes], or values [test scans, 1].
+
+        Files of the fit go to ``folder``.
+        """
 
 
 @dataclass(frozen=True)
@@ -63,12 +83,14 @@ class NetworkClassifier:
         model: architecture; the GRU takes its sizes from there.
         fit: training.
         hardware: one device.
+        measured: correlations that the baselines have computed, too.
     """
 
     name: str
     model: NeuroSSMConfig
     fit: FitConfig
     hardware: Hardware
+    measured: Measured = field(default_factory=Measured, repr=False, compare=False)
 
     @property
     def device(self) -> torch.device:
@@ -97,12 +119,21 @@ class NetworkClassifier:
             fit["first_order_share"] = "chosen on scans that were left out"  # before it was fixed
         if self.name != "NeuroSSM":
             model = {key: model[key] for key in ("rois", "classes", "embed_dim", "dropout")}
+        if self.model.is_regression:
+            fit.pop("label_smoothing", None)  # there are no labels to smooth
         return {"model": model, "training": fit}
+
+    def scaling(self, train_scans: Sequence[Scan]) -> TargetScaling | None:
+        """How a regression's target is standardised by the training; None of a classification."""
+        if not self.model.is_regression:
+            return None
+        return standardising(np.array([scan.label for scan in train_scans]))
 
     def fit_and_score(
         self, train_scans: Sequence[Scan], test_scans: Sequence[Scan], seed: int, folder: Path
     ) -> np.ndarray:
         """Train, write the weights, score."""
+        scaling = self.scaling(train_scans)
         parts = None
         if self._second_order:
             parts = left_out_parts(train_scans, self.model.members, seed)
@@ -113,6 +144,7 @@ class NetworkClassifier:
             hardware=self.hardware,
             seed=seed,
             folder=folder,
+            scaling=scaling,
             parts=parts,
         )
         if isinstance(model, NeuroSSM) and model.second_order is not None:
@@ -120,7 +152,7 @@ class NetworkClassifier:
         state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
         with atomic_path(folder / WEIGHTS) as temporary:
             save_file(state, temporary)
-        return score(model, test_scans, self.fit.eval_batch_size, self.device).probability
+        return score(model, test_scans, self.fit.eval_batch_size, self.device).scaled(scaling)
 
     @property
     def _second_order(self) -> bool:
@@ -134,11 +166,30 @@ class NetworkClassifier:
         parts: np.ndarray | None,
         seed: int,
     ) -> None:
-        second = fit_second_order(pathway, scans, seed, parts)
+        second = fit_second_order(pathway, scans, seed, parts, self.measured)
         if parts is None or second is None:
             return
         first = logits_of_left_out(model, scans, parts, self.fit.eval_batch_size, self.device)
-        pathway.share.fill_(best_share(second, first, np.array([scan.label for scan in scans])))
+        labels, scaling = np.array([scan.label for scan in scans]), self.scaling(scans)
+        if scaling is not None:
+            labels = (labels - scaling.center) / scaling.scale
+        pathway.share.fill_(best_share(second, first, labels))
+
+    def score_finished(
+        self, folder: Path, train_scans: Sequence[Scan], test_scans: Sequence[Scan]
+    ) -> np.ndarray:
+        """Scores of other scans by a finished fit, as of ``fit_and_score``.
+
+        Args:
+            folder: of the fit.
+            train_scans: that it was fitted on.
+            test_scans: to score.
+
+        Raises:
+            UserInputError: see ``load``.
+        """
+        model, scaling = self.load(folder), self.scaling(train_scans)
+        return score(model, test_scans, self.fit.eval_batch_size, self.device).scaled(scaling)
 
     def load(self, folder: Path) -> nn.Module:
         """The model of a finished fit, on its device and in evaluation mode.
@@ -159,7 +210,7 @@ class NetworkClassifier:
 
 @dataclass(frozen=True)
 class UntrainedClassifier:
-    """Logistic regression on what NeuroSSM's pathways give with random weights.
+    """Logistic or ridge regression on what NeuroSSM's pathways give with random weights.
 
     What a trained NeuroSSM gains over it was learned.
 
@@ -199,12 +250,33 @@ def _encoded(
     return torch.cat(found).numpy()
 
 
-def classifier(name: str, model: NeuroSSMConfig, fit: FitConfig, hardware: Hardware) -> Classifier:
-    """The classifier of a name in ``NAMES``."""
+def classifier(
+    name: str,
+    model: NeuroSSMConfig,
+    fit: FitConfig,
+    hardware: Hardware,
+    shared: Shared | None = None,
+) -> Classifier:
+    """The classifier of a name in ``NAMES``, or of a linear one with ``COMBAT`` at its end.
+
+    Args:
+        name: which.
+        model: architecture of NeuroSSM.
+        fit: how networks are trained.
+        hardware: one device.
+        shared: what the models of a run share.
+    """
+    shared = shared or Shared()
     if name == UNTRAINED:
         # Of the second-order pathway, nothing but the fitted weights could be left out.
         model = dataclasses.replace(model, second_order=False)
         return UntrainedClassifier(NetworkClassifier("NeuroSSM", model, fit, hardware))
     if name in TRAINED:
-        return NetworkClassifier(name, model, fit, hardware)
-    return LinearClassifier(name)
+        return NetworkClassifier(name, model, fit, hardware, shared.measured)
+    if name == CONFOUNDS:
+        return ConfoundClassifier(shared.confounds, shared.texts)
+    if name == MLP:
+        return MLPOnFC(shared.measured)
+    if name.endswith(COMBAT):
+        return LinearClassifier(name, shared.measured, shared.column, shared.sites)
+    return LinearClassifier(name, shared.measured)

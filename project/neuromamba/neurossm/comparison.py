@@ -13,13 +13,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from neuromamba.data.regions.holdout import EXTERNAL
-from neuromamba.evaluation.corrected_t import corrected_interval
+from neuromamba.evaluation.corrected_t import (
+    FEWEST_SPLITS,
+    corrected_interval,
+    why_no_interval,
+)
 from neuromamba.evaluation.intervals import Interval
 from neuromamba.evaluation.result_files import write_record
-from neuromamba.neurossm.results import PARTS, FitResult, Results
+from neuromamba.neurossm.results import COMPARED, PARTS, FitResult, Results, task_type_of
+from neuromamba.pages.tables import metric_label
 
 COMPARISON = "comparison.json"
-_METRICS = ("auroc", "balanced_accuracy", "accuracy")
 
 
 class Comparison(NamedTuple):
@@ -31,12 +35,14 @@ class Comparison(NamedTuple):
         ratio: tested over fitted scans, the mean over splits.
         differences: baseline -> metric -> mean difference with its interval. Metrics are those of
             subjects, where some have several scans.
+        reasons: sentences, why intervals are not defined.
     """
 
     part: str
     splits: int
     ratio: float
     differences: Mapping[str, Mapping[str, Interval]]
+    reasons: tuple[str, ...] = ()
 
 
 def compare_splits(results: Results) -> list[Comparison]:
@@ -53,21 +59,32 @@ def compare_splits(results: Results) -> list[Comparison]:
         ratio = float(
             np.mean([fit.metrics["scans_tested"] / fit.metrics["scans_fitted"] for fit in of_part])
         )
-        differences = {
-            name: {metric: _difference(of_part, fits, metric, ratio) for metric in _METRICS}
+        metrics = COMPARED[task_type_of(results)]
+        values = {
+            name: {metric: _differences(of_part, fits, metric) for metric in metrics}
             for name, fits in zip(list(results)[1:], others, strict=True)
         }
-        found.append(Comparison(part, len(of_part), ratio, differences))
+        differences = {
+            name: {metric: corrected_interval(one, ratio) for metric, one in of.items()}
+            for name, of in values.items()
+        }
+        reasons: dict[str, list[str]] = {}
+        for name, of in values.items():
+            for metric, one in of.items():
+                if why := why_no_interval(one):
+                    reasons.setdefault(why, []).append(f"{metric_label(metric)} less {name}")
+        said = [f"Not defined, {why}: {', '.join(what)}." for why, what in reasons.items()]
+        if len(of_part) < FEWEST_SPLITS:
+            said = [f"Not defined: {why}." for why in reasons]
+        found.append(Comparison(part, len(of_part), ratio, differences, tuple(said)))
     return found
 
 
-def _difference(
-    own: Sequence[FitResult], other: Sequence[FitResult], metric: str, ratio: float
-) -> Interval:
+def _differences(own: Sequence[FitResult], other: Sequence[FitResult], metric: str) -> list[float]:
+    """The model's metric less the baseline's, of each split."""
     by_split = {(fit.seed, fit.split): fit for fit in other}
     pairs = [(fit, by_split[fit.seed, fit.split]) for fit in own]
-    values = [_value(fit, metric) - _value(same, metric) for fit, same in pairs]
-    return corrected_interval(values, ratio)
+    return [_value(fit, metric) - _value(same, metric) for fit, same in pairs]
 
 
 def _value(fit: FitResult, metric: str) -> float:
@@ -85,6 +102,7 @@ def record(found: Sequence[Comparison]) -> dict[str, Any]:
                 name: {metric: interval._asdict() for metric, interval in of.items()}
                 for name, of in one.differences.items()
             },
+            "not_defined": list(one.reasons),
         }
         for one in found
     }
@@ -100,6 +118,11 @@ def lines(found: Sequence[Comparison], model: str) -> list[str]:
     said = []
     for one in found:
         where = one.part.replace("_", "-")
-        said.append(f"{model} less the baselines over {one.splits} splits ({where}), AUROC:")
-        said += [f"  {name:<24}{of['auroc']}" for name, of in one.differences.items()]
+        metric = next(iter(next(iter(one.differences.values()))))
+        said.append(
+            f"{model} less the baselines over {one.splits} splits ({where}), "
+            f"{metric_label(metric)}:"
+        )
+        said += [f"  {name:<24}{of[metric]}" for name, of in one.differences.items()]
+        said += [f"  {reason}" for reason in one.reasons]
     return said

@@ -15,6 +15,8 @@ from neuromamba.data.regions.registry import DatasetDetails
 
 SIGNALS = ("raw", "diff")
 SECOND_ORDER = "second_order"
+HARMONISED = ("FC", "PartialCorrelation", "Tangent")  # baselines that --harmonise adds rows of
+COMBAT = "-ComBat"  # ends the names of these rows
 # Defaults of flags. "paper" is for a thousand long scans; "robust" for some hundreds of any length,
 # chosen on ABIDE (docs/results.md).
 RECIPES: Mapping[str, Mapping[str, Any]] = {
@@ -55,7 +57,7 @@ class NeuroSSMConfig:
 
     Attributes:
         rois: N.
-        classes: number of logits.
+        classes: number of logits; 1 for a regression, whose target is standardised.
         signals: of ``SIGNALS``.
         scales: frames that are averaged; a pathway for each signal and scale.
         embed_dim: D.
@@ -122,6 +124,11 @@ class NeuroSSMConfig:
     def first_order(self) -> tuple[str, ...]:
         """Those that average features over time."""
         return tuple(f"{signal}_{scale}" for signal in self.signals for scale in self.scales)
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether a value is predicted."""
+        return self.classes == 1
 
     @property
     def features(self) -> int:
@@ -241,6 +248,9 @@ class EvaluateConfig:
         cross_validation: without it there are holdouts only.
         stratify_by: columns that holdout and folds have the same shares of, beside the class.
         leave_out: column whose values are left out in turn, in place of the folds.
+        harmonise: column (site) whose differences are removed from the features of linear
+            baselines, as rows of their own.
+        keep: conditions that scans must meet.
         results_dir: receives results, below the name of the data set.
         explanation: of the holdouts' predictions; None for none.
         flags: as they were given, for the page.
@@ -271,6 +281,8 @@ class EvaluateConfig:
     cross_validation: bool = True
     stratify_by: tuple[str, ...] = ()
     leave_out: str | None = None
+    harmonise: str | None = None
+    keep: tuple[str, ...] = ()
     explanation: Explanation | None = None
     flags: Mapping[str, str] = field(default_factory=dict)
 
@@ -286,9 +298,33 @@ class EvaluateConfig:
                 "--leave_out: takes the place of the folds, which --skip_cross_validation leaves "
                 "out. Give one of the two."
             )
+        if "Confounds" in (self.model, *self.baselines) and not self.confounds:
+            raise UserInputError(
+                "--baselines Confounds: needs columns, such as --confounds age sex site motion."
+            )
+        if self.harmonise is not None and not {*self.baselines} & {*HARMONISED}:
+            raise UserInputError(
+                f"--harmonise: is of the features of {', '.join(HARMONISED)}; name one with "
+                f"--baselines."
+            )
         if self.explanation is not None and self.model != "NeuroSSM":
             raise UserInputError(f"--analysis: explains NeuroSSM, got --model {self.model}.")
+        if self.explanation is not None and self.details.is_regression:
+            raise UserInputError(
+                "--analysis: compares the maps of classes, and a regression has none. Explain its "
+                "predictions with neuromamba explain Results/.../holdout SCAN."
+            )
         self.network(rois=1, classes=2)  # refuse a wrong architecture as early
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The model, then its baselines, each linear one beside itself after ``harmonise``."""
+        found = [self.model]
+        for name in self.baselines:
+            found += [name]
+            if self.harmonise is not None and name in HARMONISED:
+                found += [name + COMBAT]
+        return tuple(found)
 
     def network(self, *, rois: int, classes: int) -> NeuroSSMConfig:
         """The architecture for a data set."""

@@ -11,7 +11,13 @@ from neuromamba.data.regions.batches import check_lengths
 from neuromamba.data.regions.cohort import Cohort
 from neuromamba.data.regions.dataset import load_cohort
 from neuromamba.data.regions.external import load_external
-from neuromamba.data.regions.holdout import EXTERNAL, HOLDOUT_NAME
+from neuromamba.data.regions.holdout import (
+    EXTERNAL,
+    HOLDOUT,
+    HOLDOUT_NAME,
+    rare_strata,
+    rare_values,
+)
 from neuromamba.layers.ssd import select_backend
 from neuromamba.neurossm.classifiers import Classifier, NetworkClassifier, classifier
 from neuromamba.neurossm.comparison import compare_splits, write_comparison
@@ -20,8 +26,10 @@ from neuromamba.neurossm.config import EvaluateConfig
 from neuromamba.neurossm.holdouts import check_holdouts, evaluate_holdouts
 from neuromamba.neurossm.model import NeuroSSM
 from neuromamba.neurossm.model_file_writer import write_model_files
+from neuromamba.neurossm.other_baselines import shared_of
 from neuromamba.neurossm.protocol import Protocol
-from neuromamba.neurossm.report import summary_text, write_report
+from neuromamba.neurossm.report import write_report
+from neuromamba.neurossm.report_results import summary_text
 from neuromamba.neurossm.results import Results
 from neuromamba.training.launch import prepare
 from neuromamba.training.strategies import Hardware, resolve_hardware
@@ -65,6 +73,7 @@ def evaluate(config: EvaluateConfig) -> None:
         drop_bad_scans=config.drop_bad_scans,
         missing_codes=config.missing_codes,
         orientation=config.orientation,
+        keep=config.keep,
     )
     external = None
     if config.test_data is not None:
@@ -75,13 +84,16 @@ def evaluate(config: EvaluateConfig) -> None:
             drop_bad_scans=config.drop_bad_scans,
             missing_codes=config.missing_codes,
             orientation=config.orientation,
+            keep=config.keep,
         )
-    network = config.network(rois=cohort.rois, classes=len(cohort.details.classes))
+    network = config.network(rois=cohort.rois, classes=len(cohort.details.classes) or 1)
     short = check_lengths(
         cohort, config.fit.crop, network.shortest, refuse=config.refuse_short_scans
     )
-    names = (config.model, *config.baselines)
-    classifiers = [classifier(name, network, config.fit, hardware) for name in names]
+    shared = shared_of(cohort, external, config.confounds, config.harmonise)
+    classifiers = [
+        classifier(name, network, config.fit, hardware, shared) for name in config.models
+    ]
     main = classifiers[0]
     if isinstance(main, NetworkClassifier):
         select_backend(network.ssd_backend, main.device)  # refuse before anything is written
@@ -154,6 +166,8 @@ def _opening_lines(
         f"{name} {int((cohort.labels == label).sum())}"
         for label, name in enumerate(details.classes)
     )
+    if details.is_regression:
+        counts = f"{cohort.labels.min():.4g} to {cohort.labels.max():.4g} {details.unit}".rstrip()
     splits = f"{config.folds} folds and holdout" if config.cross_validation else "holdout only"
     if config.leave_out is not None:
         splits = f"each {config.leave_out} left out, and holdout"
@@ -184,12 +198,18 @@ def _of_columns(cohort: Cohort, config: EvaluateConfig) -> list[str]:
         absent = int((cohort.column(name, "--stratify_by") == "").sum())
         if absent:
             notes.append(f"--stratify_by {name}: {absent} scans without a value count as a group.")
+    if config.stratify_by and (few := rare_strata(cohort, config.stratify_by)):
+        notes.append(
+            f"--stratify_by: {few} combinations of {cohort.details.target} and "
+            f"{', '.join(config.stratify_by)} have fewer than {HOLDOUT} subjects; those of a class "
+            f"are spread over the parts together."
+        )
     if config.leave_out is not None:
-        values, labels = cohort.column(config.leave_out, "--leave_out"), cohort.labels
-        rare = [v for v in sorted(set(values)) if len(set(labels[values == v])) < len(set(labels))]
+        rare = rare_values(cohort, config.leave_out)
         if rare:
+            lack = "have too few subjects" if cohort.details.is_regression else "lack a class"
             notes.append(
-                f"--leave_out {config.leave_out}: {len(rare)} values lack a class, are never "
-                f"tested, and stay in training ({some_of(rare)})."
+                f"--leave_out {config.leave_out}: {len(rare)} values {lack}, are never tested, and "
+                f"stay in training ({some_of(rare)})."
             )
     return notes

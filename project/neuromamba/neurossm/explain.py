@@ -142,7 +142,7 @@ def scan_maps(
         ScanMap(
             subject_id=scan.subject,
             scan_id=scan.scan,
-            label=scan.label,
+            label=int(scan.label),
             pred=int(found.logits[i].argmax()),
             target=int(found.target[i]),
             probs=probabilities[i].astype(np.float32),

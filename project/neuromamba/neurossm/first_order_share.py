@@ -7,7 +7,8 @@ logits t of a second-order pathway fitted without it, and
 
     share = argmin over w in [0, 1] of the mean cross entropy of softmax(t + w f)
 
-over all training scans. No test scan is looked at.
+over all training scans. No test scan is looked at. In a regression it is the least squared error
+of (t + w f) / (1 + w).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor, nn
 
 from neuromamba.data.regions.batches import ScanDataset, ScanLoader
+from neuromamba.data.regions.cohort import strata_of
 from neuromamba.data.regions.scan import Scan
 from neuromamba.layers.packing import Packed
 
@@ -37,11 +39,12 @@ def left_out_parts(scans: Sequence[Scan], members: int, seed: int) -> np.ndarray
         seed: of the parts.
 
     Returns:
-        int [S], the number of a member; None where there are not two parts that hold every class.
+        int [S], the number of a member; None where there are not two parts that hold every class
+        (of a regression, every quarter of the values).
         Subjects stay together. With more members than a class has subjects, the last members see
         all scans.
     """
-    labels = np.array([scan.label for scan in scans])
+    labels = strata_of(np.array([scan.label for scan in scans]))
     groups = np.array([scan.group for scan in scans])
     smallest = min(len(set(groups[labels == label])) for label in np.unique(labels))
     parts = min(members, smallest)
@@ -81,16 +84,22 @@ def logits_of_left_out(
 
 
 def best_share(second: np.ndarray, first: np.ndarray, labels: np.ndarray) -> float:
-    """The share w of ``second + w first`` with the least cross entropy.
+    """The share w of ``second + w first`` with the least cross entropy, or squared error.
 
     Args:
         second: logits [S, classes] of second-order pathways; first: those of members. Both of scans
             that they were not fitted on.
-        labels: int [S].
+        labels: int [S]; or float [S], standardised values.
 
     Returns:
         From 0 to 1, to three digits; exactly 0 where nothing is gained.
     """
+    if labels.dtype.kind == "f":
+        apart = first[:, 0] - second[:, 0]
+        # (t + w f) / (1 + w) = t + b (f - t) with b = w / (1 + w), and the error is a parabola in b
+        slope = float(((labels - second[:, 0]) * apart).sum())
+        part = float(np.clip(slope / max(float((apart**2).sum()), 1e-12), 0, 0.5))
+        return round(part / (1 - part), 3)
     rows = np.arange(len(labels))
 
     def loss(share: float) -> float:

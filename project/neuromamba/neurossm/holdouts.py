@@ -111,11 +111,12 @@ class HoldoutReport:
         for one in self.holdouts:
             lines.append(f"{self._what} of seed {one.seed}, {self.model}:")
             lines += [f"  {line}" for line in one.evaluation.lines()]
-            lines += _difference_lines(one.differences)
+            main = one.scores[self.model].main_metric
+            lines += _difference_lines(one.differences, main)
         if self.metrics:
             lines.append(f"{self._what} of {len(self.holdouts)} seeds, mean, {self.model}:")
             lines += [f"  {name:<24} {interval}" for name, interval in self.metrics.items()]
-            lines += _difference_lines(self.differences)
+            lines += _difference_lines(self.differences, main)
         return lines
 
     def write(self, folder: Path) -> None:
@@ -137,11 +138,11 @@ def _plain(differences: Mapping[str, Intervals]) -> dict[str, Any]:
     }
 
 
-def _difference_lines(differences: Mapping[str, Intervals]) -> list[str]:
+def _difference_lines(differences: Mapping[str, Intervals], main: str) -> list[str]:
     return [
         f"  {f'{metric} less {name}':<24} {found[metric]}"
         for name, found in differences.items()
-        for metric in ("auroc",)
+        for metric in (main,)
     ]
 
 
@@ -153,13 +154,14 @@ def check_holdouts(cohort: Cohort, splits: Mapping[int, Sequence[Split]]) -> Non
     """
     if not cohort.confounds:
         return
-    classes: dict[str, set[int]] = {}
+    classes: dict[str, set[float]] = {}
     for scan in cohort.scans:
         classes.setdefault(scan.subject, set()).add(scan.label)
     several = next((subject for subject, labels in classes.items() if len(labels) > 1), None)
     if several is not None:
         raise UserInputError(
-            f"--confounds: subjects have scans of several classes (e.g. {several}), and a column "
+            f"--confounds: subjects have scans of several classes or values (e.g. {several}), and "
+            f"a column "
             f"of the subjects is the same for all of them, so that it explains none. Leave the "
             f"flag out."
         )
@@ -170,8 +172,8 @@ def check_holdouts(cohort: Cohort, splits: Mapping[int, Sequence[Split]]) -> Non
         check_confounds(cohort.confounds, {what: list(found) for what, found in names.items()})
 
 
-def _subjects_of(cohort: Cohort, rows: Any) -> dict[str, int]:
-    """Subject -> class."""
+def _subjects_of(cohort: Cohort, rows: Any) -> dict[str, float]:
+    """Subject -> class or value."""
     return {cohort.scans[i].subject: cohort.scans[i].label for i in rows}
 
 
@@ -201,7 +203,7 @@ def evaluate_holdouts(
     holdouts = [
         _holdout(cohort, seed, splits[seed][-1], of_seed) for seed, of_seed in scores.items()
     ]
-    drawn = "subjects, within classes"
+    drawn = "subjects" if cohort.details.is_regression else "subjects, within classes"
     first = holdouts[0].scores[model]
     if group_of is not None:
         drawn = f"groups of the column {cohort.group_column}"

@@ -1,4 +1,4 @@
-"""The linear baselines: logistic regression on connectivity, or on means and variances.
+"""The linear baselines: logistic or ridge regression on connectivity, or on means and variances.
 
 They are what a network has to beat, so each gets the best that a linear model can have: features
 that the literature recommends, and a penalty chosen in inner folds of the training scans.
@@ -6,6 +6,7 @@ that the literature recommends, and a penalty chosen in inner folds of the train
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +17,22 @@ import torch
 
 from neuromamba.data.regions.batches import z_scored
 from neuromamba.data.regions.scan import Scan
+from neuromamba.evaluation.combat import Combat
 from neuromamba.evaluation.connectivity import (
     TangentSpace,
     connectivity,
     partial_correlation,
     shrunk_correlation,
 )
-from neuromamba.evaluation.linear_models import affine, fit_logistic, logistic_pipeline
+from neuromamba.evaluation.linear_models import (
+    affine,
+    fit_logistic,
+    fit_ridge,
+    logistic_pipeline,
+    ridge_pipeline,
+)
+from neuromamba.evaluation.target_scaling import standardising
+from neuromamba.neurossm.config import COMBAT
 from neuromamba.neurossm.second_order import SecondOrder
 
 
@@ -62,7 +72,11 @@ MEASURES: Mapping[str, Callable[[Scan], np.ndarray]] = {
 
 
 def fit_second_order(
-    pathway: SecondOrder, scans: Sequence[Scan], seed: int, parts: np.ndarray | None = None
+    pathway: SecondOrder,
+    scans: Sequence[Scan],
+    seed: int,
+    parts: np.ndarray | None = None,
+    measured: Measured | None = None,
 ) -> np.ndarray | None:
     """Give NeuroSSM's second-order pathway the weights of the baseline ``Tangent``.
 
@@ -71,19 +85,28 @@ def fit_second_order(
         scans: of the training.
         seed: of the inner folds in which the penalty is chosen.
         parts: int [S], what is left out together; see ``first_order_share``.
+        measured: correlations that have been computed for the baseline, or will be used by it.
 
     Returns:
-        Logits float64 [S, classes] of each part by a fit on the others, with the same tangent space
-        and penalty, which no label of a single scan decides; None without ``parts``.
+        Logits float64 [S, classes], or standardised values [S, 1], of each part by a fit on the
+        others, with the same tangent space and penalty, which no label of a single scan decides;
+        None without ``parts``.
     """
-    matrices = np.stack([region_correlation(scan) for scan in scans])
+    measured = measured or Measured()
+    matrices = np.stack([measured.of(TANGENT, scan) for scan in scans])
     space = TangentSpace(matrices)
     x = space.transform(matrices)
     labels = np.array([scan.label for scan in scans])
     groups = np.array([scan.group for scan in scans])
-    fitted, penalty = fit_logistic(x, labels, seed, groups, by="log_loss")
+    build = logistic_pipeline
+    if pathway.classes == 1:
+        build, scaling = ridge_pipeline, standardising(labels)
+        labels = (labels - scaling.center) / scaling.scale
+        fitted, penalty = fit_ridge(x, labels, seed, groups)
+    else:
+        fitted, penalty = fit_logistic(x, labels, seed, groups, by="log_loss")
     weight, bias = affine(fitted, x.shape[1])
-    if len(weight) == 1:  # two classes: one decision value, half of it for either
+    if len(weight) < pathway.classes:  # two classes: one decision value, half of it for either
         weight, bias = (np.concatenate([-part, part]) / 2 for part in (weight, bias))
     rois = matrices.shape[1]
     rows, columns = np.triu_indices(rois)
@@ -98,7 +121,10 @@ def fit_second_order(
     logits = np.empty((len(scans), len(weight)))
     for part in np.unique(parts):
         out = parts == part
-        one = logistic_pipeline(penalty).fit(x[~out], labels[~out])
+        one = build(penalty).fit(x[~out], labels[~out])
+        if pathway.classes == 1:
+            logits[out] = one.predict(x[out])[:, None]
+            continue
         values = one.decision_function(x[out])
         logits[out] = np.stack([-values, values], 1) / 2 if values.ndim == 1 else values
     return logits
@@ -107,7 +133,7 @@ def fit_second_order(
 def fit_and_predict(
     x: np.ndarray, new: np.ndarray, scans: Sequence[Scan], seed: int, by: str = "auroc"
 ) -> np.ndarray:
-    """Fit on the features of some scans, score others.
+    """Fit on the features of some scans, score others: logistic regression, or ridge of values.
 
     The penalty is chosen in inner folds of the training scans that keep groups together.
 
@@ -119,52 +145,87 @@ def fit_and_predict(
         by: of ``fit_logistic``.
 
     Returns:
-        Probabilities [test scans, classes].
+        Probabilities [test scans, classes]; of a regression predictions [test scans, 1].
     """
     labels = np.array([scan.label for scan in scans])
     groups = np.array([scan.group for scan in scans])
+    if labels.dtype.kind == "f":
+        return fit_ridge(x, labels, seed, groups)[0].predict(new)[:, None]
     return fit_logistic(x, labels, seed, groups, by=by)[0].predict_proba(new)
+
+
+class Measured:
+    """Features of scans that have been computed, which the folds and models of a run share."""
+
+    def __init__(self) -> None:
+        # With each its scan, so that a key stays the scan's own.
+        self._found: dict[tuple[str, int], tuple[Scan, np.ndarray]] = {}
+
+    def of(self, name: str, scan: Scan) -> np.ndarray:
+        """float32, ``MEASURES[name]`` of a scan."""
+        key = name, id(scan.series)
+        if key not in self._found:
+            self._found[key] = scan, MEASURES[name](scan).astype(np.float32)
+        return self._found[key][1]
+
+
+def hash_of_columns(texts: Mapping[str, Any]) -> str:
+    """Hash what columns say of scans, so that results of another table are not continued."""
+    return hashlib.blake2b(repr(sorted(texts.items())).encode(), digest_size=8).hexdigest()
 
 
 @dataclass(frozen=True)
 class LinearClassifier:
-    """Logistic regression on features of a scan.
+    """Logistic regression on features of a scan; of values, ridge regression.
 
     Attributes:
-        name: of ``MEASURES``.
-        measured: what has been computed of scans, which the folds of a run share; with each its
-            scan, so that a key stays the scan's own.
+        name: of ``MEASURES``; with ``COMBAT`` at its end where features are harmonised.
+        measured: what has been computed of scans.
+        column: that is harmonised (site); "" for none.
+        sites: scan -> value of it; "" where it has none, and keeps its features.
     """
 
     name: str
-    measured: dict[int, tuple[Scan, np.ndarray]] = field(
-        default_factory=dict, repr=False, compare=False
-    )
+    measured: Measured = field(default_factory=Measured, repr=False, compare=False)
+    column: str = ""
+    sites: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def measure(self) -> str:
+        """Key of ``MEASURES``."""
+        return self.name.removesuffix(COMBAT)
 
     def settings(self) -> dict[str, Any]:
-        """The features; nothing else can be chosen."""
-        return {"features": self.name}
+        """The features, and what they are harmonised by; nothing else can be chosen."""
+        if not self.column:
+            return {"features": self.measure}
+        of = {"harmonised": self.column, "columns_hash": hash_of_columns(self.sites)}
+        return {"features": self.measure, **of}
 
     def fit_and_score(
         self, train_scans: Sequence[Scan], test_scans: Sequence[Scan], seed: int, folder: Path
     ) -> np.ndarray:
         """Fit and score."""
         x, new = self.features(train_scans, test_scans)
-        by = "log_loss" if self.name == TANGENT else "auroc"
+        by = "log_loss" if self.measure == TANGENT else "auroc"
         return fit_and_predict(x, new, train_scans, seed, by)
 
     def features(
         self, train_scans: Sequence[Scan], test_scans: Sequence[Scan]
     ) -> tuple[np.ndarray, np.ndarray]:
         """float32 [scans, features] of both; the tangent space is that at the training scans."""
-        x, new = (np.stack([self._measure(s) for s in part]) for part in (train_scans, test_scans))
-        if self.name == TANGENT:
+        x, new = (
+            np.stack([self.measured.of(self.measure, scan) for scan in part])
+            for part in (train_scans, test_scans)
+        )
+        if self.measure == TANGENT:
             space = TangentSpace(x)
-            return space.transform(x), space.transform(new)
+            x, new = space.transform(x), space.transform(new)
+        if self.column:
+            own, other = (
+                np.array([self.sites[scan.scan] for scan in part])
+                for part in (train_scans, test_scans)
+            )
+            combat = Combat(x[own != ""], own[own != ""])
+            x, new = combat.transform(x, own), combat.transform(new, other)
         return x, new
-
-    def _measure(self, scan: Scan) -> np.ndarray:
-        key = id(scan.series)
-        if key not in self.measured:
-            self.measured[key] = scan, MEASURES[self.name](scan).astype(np.float32)
-        return self.measured[key][1]

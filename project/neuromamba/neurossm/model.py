@@ -8,7 +8,8 @@ For a scan x [N, T] and the pathways p = (signal, scale s):
     logits = W_o GELU(W_f [z_1; ...; z_P] + b_f) + b_o
 
 A second-order pathway (``second_order``) adds its own logits to a share of these; its row of z
-holds them, and it and the share are fitted apart. With several members there are as many such
+holds them, and it and the share are fitted apart. In a regression both predict the same
+standardised value, so the sum is divided by 1 + share. With several members there are as many such
 models, with weights of their own, and their logits are averaged (Lakshminarayanan et al. 2017).
 Their z_p stand side by side.
 
@@ -175,7 +176,8 @@ class NeuroSSM(nn.Module):
         logits = self.fuse_each(z).mean(0)
         second = self.second_order
         if second is not None:
-            return z[:, -1, : self.config.classes] + second.share * logits
+            total = z[:, -1, : self.config.classes] + second.share * logits
+            return total / (1 + second.share) if self.config.is_regression else total
         return logits
 
     def fuse_each(self, z: Tensor) -> Tensor:

@@ -103,7 +103,8 @@ def read_model_file(path: Path, ssd_backend: str = "auto") -> RegionModelFile:
         with torch.random.fork_rng(devices=[]):  # fresh weights are drawn, and replaced below
             model = TRAINED[metadata["name"]](config)
         model.load_state_dict(load_file(path))
-        if len(metadata["classes"]) != config.classes or metadata["target"] is None:
+        names = 0 if config.is_regression else config.classes
+        if len(metadata["classes"]) != names or metadata["target"] is None:
             raise ValueError("the classes do not fit the model")
         means = _read_means(metadata["training"].get(MEANS), config)
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:

@@ -56,6 +56,7 @@ def write_model_files(
         split = next(one for one in splits if one.name == HOLDOUT_NAME)
         place = folder / f"seed_{seed}" / HOLDOUT_NAME
         train = [cohort.scans[i] for i in split.train]
+        scaling = classifier.scaling(train)
         try:
             fitted = classifier.load(place)
         except UserInputError as error:  # results are complete without them
@@ -71,6 +72,8 @@ def write_model_files(
             "dataset": cohort.name,
             "target": cohort.details.target,
             "classes": list(cohort.details.classes),
+            "target_scaling": None if scaling is None else list(scaling),
+            "unit": cohort.details.unit,
             **regions,
             "normalisation": "z-score of each region over the scan",
             "crop": config.fit.crop,

@@ -1,4 +1,4 @@
-"""The LightningModule of a classifier of regional time series, and its scores."""
+"""The LightningModule of a model of regional time series, and its scores."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from neuromamba.data.regions.batches import ScanDataset, ScanLoader
 from neuromamba.data.regions.scan import Scan
+from neuromamba.evaluation.target_scaling import UNSCALED, TargetScaling, scores_of
 from neuromamba.layers.packing import Packed
 from neuromamba.neurossm.config import FitConfig
 
 
 class ROIModule(LightningModule):
-    """A classifier of packed scans with cross entropy, AdamW and one learning-rate cycle.
+    """A model of packed scans with AdamW and one learning-rate cycle.
 
     Args:
         model: gives logits of packed scans, and by ``each`` those of its members [M, B, classes].
@@ -25,13 +26,20 @@ class ROIModule(LightningModule):
         steps: of the whole training.
         parts: int [training scans], the member that is trained without each of them; None trains
             every member on all.
+        scaling: of the target of a regression, whose loss is the squared error; None of a
+            classification, by cross entropy.
     """
 
     def __init__(
-        self, model: nn.Module, fit: FitConfig, steps: int, parts: np.ndarray | None = None
+        self,
+        model: nn.Module,
+        fit: FitConfig,
+        steps: int,
+        parts: np.ndarray | None = None,
+        scaling: TargetScaling | None = None,
     ) -> None:
         super().__init__()
-        self.model, self.fit, self.steps = model, fit, steps
+        self.model, self.fit, self.steps, self.scaling = model, fit, steps, scaling
         self._parts = None if parts is None else torch.from_numpy(parts)
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
@@ -40,7 +48,7 @@ class ROIModule(LightningModule):
         return logits
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Mean cross entropy of a batch; each member of a model has its own."""
+        """Mean loss of a batch; each member of a model has its own."""
         packed, labels = Packed(batch["frames"], batch["lengths"]), batch["label"]
         logits: Tensor = self.model.each(packed)  # type: ignore[operator]  # [M, B, classes]
         labels = labels.expand(len(logits), -1)
@@ -48,11 +56,15 @@ class ROIModule(LightningModule):
             numbers = torch.arange(len(logits))[:, None]
             seen = (self._parts[batch["window"]] != numbers).to(logits.device)
             logits, labels = logits[seen], labels[seen]
-        loss = nn.functional.cross_entropy(
-            logits.reshape(-1, logits.shape[-1]),
-            labels.reshape(-1),
-            label_smoothing=self.fit.label_smoothing,
-        )
+        if self.scaling is None:
+            loss = nn.functional.cross_entropy(
+                logits.reshape(-1, logits.shape[-1]),
+                labels.reshape(-1),
+                label_smoothing=self.fit.label_smoothing,
+            )
+        else:
+            wanted = ((labels - self.scaling.center) / self.scaling.scale).to(logits.dtype)
+            loss = nn.functional.mse_loss(logits[..., 0], wanted)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["label"]))
         return loss
 
@@ -77,17 +89,17 @@ class Scores(NamedTuple):
     """Scores of test scans.
 
     Attributes:
-        label: int [S].
+        label: [S], classes or values.
         logits: float32 [S, classes].
     """
 
     label: np.ndarray
     logits: np.ndarray
 
-    @property
-    def probability(self) -> np.ndarray:
-        """float64 [S, classes]."""
-        return torch.softmax(torch.from_numpy(self.logits).double(), 1).numpy()
+    def scaled(self, scaling: TargetScaling | None) -> np.ndarray:
+        """Probabilities float64 [S, classes]; or [S, 1] in the target's units."""
+        kind = "classification" if scaling is None else "regression"
+        return scores_of(torch.from_numpy(self.logits), kind, scaling or UNSCALED).numpy()
 
 
 @torch.no_grad()

@@ -23,8 +23,10 @@ from neuromamba.data.regions.cohort import Cohort
 from neuromamba.data.regions.holdout import EXTERNAL, HOLDOUT_NAME, Split, splits_of
 from neuromamba.data.regions.scan import Scan
 from neuromamba.evaluation.result_files import Predictions
-from neuromamba.neurossm.classifiers import Classifier
+from neuromamba.neurossm.classifiers import Classifier, NetworkClassifier
 from neuromamba.neurossm.results import FitResult, metrics_of, read_fit, write_fit, write_tables
+
+_SHOWN = ("accuracy", "auroc", "mae", "pearson_r")  # after each fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +94,8 @@ class Protocol:
                 results.append(result)
                 if split.name == HOLDOUT_NAME and self.external is not None:
                     other = read_fit(place.with_name(EXTERNAL), seed, EXTERNAL)
-                    assert other is not None, "written before the holdout's own"
+                    if other is None:  # --test_data was added to a finished run
+                        other = self._test_external(classifier, seed, split, place)
                     results.append(other)
                 write_tables(folder, classifier.name, results)
         return results
@@ -107,16 +110,38 @@ class Protocol:
         start = time.monotonic()
         train, test = ([self.cohort.scans[i] for i in part] for part in (split.train, split.test))
         others = self.external.scans if self.external and split.name == HOLDOUT_NAME else ()
-        probability = classifier.fit_and_score(train, [*test, *others], seed, place)
+        scores = classifier.fit_and_score(train, [*test, *others], seed, place)
         seconds = round(time.monotonic() - start, 1)
         if others:
-            found = _result(seed, EXTERNAL, others, probability[len(test) :], len(train), seconds)
+            found = _result(seed, EXTERNAL, others, scores[len(test) :], len(train), seconds)
             place.with_name(EXTERNAL).mkdir(exist_ok=True)
             write_fit(found, place.with_name(EXTERNAL))  # first: the holdout's says all is there
-        result = _result(seed, split.name, test, probability[: len(test)], len(train), seconds)
+        result = _result(seed, split.name, test, scores[: len(test)], len(train), seconds)
         write_fit(result, place)
         print(f"{where}: {_shown(result.metrics)} ({seconds:.0f} s)", flush=True)
         return result
+
+    def _test_external(
+        self, classifier: Classifier, seed: int, split: Split, place: Path
+    ) -> FitResult:
+        """Test the finished model of a holdout on the external scans.
+
+        A network has its weights; others are fitted again, which gives the same model.
+        """
+        assert self.external is not None
+        others = self.external.scans
+        print(f"{classifier.name}: seed {seed}, {len(others)} external scans to test", flush=True)
+        start = time.monotonic()
+        train = [self.cohort.scans[i] for i in split.train]
+        if isinstance(classifier, NetworkClassifier):
+            scores = classifier.score_finished(place, train, others)
+        else:
+            scores = classifier.fit_and_score(train, others, seed, place)
+        seconds = round(time.monotonic() - start, 1)
+        found = _result(seed, EXTERNAL, others, scores, len(train), seconds)
+        place.with_name(EXTERNAL).mkdir(exist_ok=True)
+        write_fit(found, place.with_name(EXTERNAL))
+        return found
 
     def _claim(self, folder: Path, classifier: Classifier) -> None:
         """Note what the results depend on, or compare with what was noted."""
@@ -125,6 +150,7 @@ class Protocol:
             "dataset": cohort.name,
             "data_hash": cohort.hash,
             "classes": list(cohort.details.classes),
+            **({"task_type": "regression"} if cohort.details.is_regression else {}),
             "folds": self.folds,
             **({"stratify_by": list(self.stratify_by)} if self.stratify_by else {}),
             **({"leave_out": self.leave_out} if self.leave_out else {}),
@@ -133,7 +159,10 @@ class Protocol:
         }
         settings = json.loads(json.dumps(settings))  # lists for tuples, as in the file
         if path.is_file():
-            other = _differences(_read_json(path), settings)
+            known = _read_json(path)
+            if "test_data" not in known:  # it can be added: no fit depends on it
+                known |= {"test_data": settings["test_data"]} if "test_data" in settings else {}
+            other = _differences(known, settings)
             if other:
                 raise UserInputError(
                     f"--results_dir: '{folder}' holds results of other settings ({other}). Choose "
@@ -146,7 +175,7 @@ def _result(
     seed: int,
     split: str,
     scans: Sequence[Scan],
-    probability: np.ndarray,
+    scores: np.ndarray,
     fitted: int,
     seconds: float,
 ) -> FitResult:
@@ -154,7 +183,7 @@ def _result(
         [scan.subject for scan in scans],
         [scan.scan for scan in scans],
         np.array([scan.label for scan in scans]),
-        np.asarray(probability, dtype=np.float64),
+        np.asarray(scores, dtype=np.float64),
     )
     metrics = metrics_of(predictions)
     metrics |= {"scans_fitted": float(fitted), "scans_tested": float(len(scans))}
@@ -189,4 +218,4 @@ def _write_splits(path: Path, cohort: Cohort, splits: dict[int, list[Split]]) ->
 
 
 def _shown(metrics: dict[str, float]) -> str:
-    return ", ".join(f"{name} {metrics[name]:.3f}" for name in ("accuracy", "auroc"))
+    return ", ".join(f"{name} {metrics[name]:.3f}" for name in _SHOWN if name in metrics)

@@ -17,9 +17,9 @@ from neuromamba.data.regions.atlases import Atlas, find_atlas, spare_collections
 from neuromamba.neurossm.attribution_files import (
     RANDOMISED,
     ScanMap,
+    map_name,
     read_arrays,
     read_scan_map,
-    safe_name,
 )
 from neuromamba.neurossm.attribution_report import GroupMap, group_map, similarity
 from neuromamba.neurossm.neurosynth import Database, database, require_nimare
@@ -232,7 +232,7 @@ def _analyse(
         random_maps.seed,
     )
     for one in classes:
-        write_maps(out / "maps" / name / safe_name(one.name), one, atlas)
+        write_maps(out / "maps" / name / map_name(one.name), one, atlas)
     record = _record(name, classes, scores, atlas, base, random_maps) | {
         "ablation": maps[0].ablation,
         "gradient": maps[0].gradient,

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from neuromamba.common.atomic_files import write_text_atomically
 from neuromamba.data.regions.atlases import Atlas
-from neuromamba.neurossm.attribution_files import safe_name
+from neuromamba.neurossm.attribution_files import map_name
 from neuromamba.neurossm.attribution_report import GroupMap, glass_brain
 from neuromamba.neurossm.reference_scores import Scores
 from neuromamba.pages.figures import save_figure, styled
@@ -80,7 +80,7 @@ def write_reference_page(
     for one in classes:
         pictures = []
         for what, values in (("cpa", one.group.cpa), ("reference", one.reference)):
-            path = folder / f"{safe_name(one.name)}_{what}.png"
+            path = folder / f"{map_name(one.name)}_{what}.png"
             title = f"CPA, {one.name}" if what == "cpa" else f"Neurosynth, {one.name}"
             glass_brain(atlas.image_of(values), path, title, signed=what == "reference")
             pictures.append(Picture(path, title, f"Glass brain: {title}.", wide=True))

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from matplotlib.figure import Figure
-
 from neuromamba.common.atomic_files import write_text_atomically
 from neuromamba.data.regions.cohort import Cohort
-from neuromamba.data.regions.holdout import EXTERNAL, HOLDOUT_NAME
-from neuromamba.evaluation.result_files import CURVES, curve
-from neuromamba.evaluation.scores import SubjectScores
+from neuromamba.data.regions.holdout import EXTERNAL
 from neuromamba.neurossm.holdouts import HoldoutReport
+from neuromamba.neurossm.report_pictures import all_confusions, curves_figure, training_curves
+from neuromamba.neurossm.report_results import PART_TITLES, left_out_section, results_section
 from neuromamba.neurossm.results import (
-    BASELINE_TEXTS,
-    METRIC_NAMES,
     PARTS,
     FitResult,
     Results,
-    summary,
 )
 from neuromamba.pages.evidence import ENOUGH
-from neuromamba.pages.figures import BLUE, GREY, ORANGE, confusion_figure, save_figure, styled
+from neuromamba.pages.figures import save_figure
 from neuromamba.pages.page import Page, Picture, Section, Table, render
 from neuromamba.pages.score_sections import (
     confounds_section,
@@ -39,54 +32,6 @@ from neuromamba.pages.tables import metric_label, metrics_table, version_table
 
 if TYPE_CHECKING:
     from neuromamba.neurossm.comparison import Comparison
-
-_TITLES = {
-    "cross_validation": "Cross-validation",
-    HOLDOUT_NAME: "Holdout",
-    EXTERNAL: "External cohort",
-}
-
-
-def _cell(values: Mapping[str, float] | None) -> str:
-    if values is None:
-        return "-"
-    if math.isnan(values["std"]):
-        return f"{values['mean']:.3f}"
-    return f"{values['mean']:.3f} ± {values['std']:.3f}"
-
-
-def _rows(results: Results, part: str) -> list[list[str]]:
-    """One row per model: name, fits, metrics over scans, and over subjects where they differ."""
-    rows = []
-    for name, of_model in results.items():
-        found = summary(of_model).get(part)
-        if found is None:
-            continue
-        fits = int(found["accuracy"]["fits"])
-        rows.append([name, str(fits), *(_cell(found.get(metric)) for metric in METRIC_NAMES)])
-        if "subject/accuracy" in found:
-            cells = (_cell(found.get(f"subject/{metric}")) for metric in METRIC_NAMES)
-            rows.append([f"{name}, subjects", str(fits), *cells])
-    return rows
-
-
-_HEADER = ("", "Fits", *(metric_label(name) for name in METRIC_NAMES))
-
-
-def summary_text(results: Results) -> str:
-    """Mean and standard deviation over fits, for the terminal."""
-    lines = []
-    for part in PARTS:
-        rows = _rows(results, part)
-        if not rows:
-            continue
-        table = [[_TITLES[part], *_HEADER[1:]], *rows]
-        widths = [max(len(row[i]) for row in table) for i in range(len(_HEADER))]
-        lines += [
-            "",
-            *("  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)) for r in table),
-        ]
-    return "\n".join(lines) + "\n"
 
 
 def write_report(
@@ -113,31 +58,37 @@ def write_report(
     name, own = next(iter(results.items()))
     holdouts = reports[0]
     classes, first = cohort.details.classes, holdouts.holdouts[0]
-    sections = [_results_section(results, compared)]
+    details = cohort.details
+    sections = [results_section(results, compared)]
+    if flags.get("leave_out"):
+        found = left_out_section(results, flags["leave_out"])
+        sections += [] if found is None else [found]
     sections += [_holdout_section(cohort, report) for report in reports]
     sections.append(
         prediction_figures(
-            f"Holdout of seed {first.seed}", first.scores, classes, folder / "figures"
+            f"Holdout of seed {first.seed}", first.scores, classes, folder / "figures", details.unit
         )
     )
     pictures = []
     for part in PARTS:
         of_part = [result for result in own if result.part == part]
-        if of_part:
-            pictures.append(_confusion(folder, part, of_part, classes))
-    sections.append(
-        Section("Confusions of all fits", pictures=pictures, side_by_side=len(pictures) > 1)
-    )
+        if of_part and classes:
+            pictures.append(all_confusions(folder, part, of_part, classes))
+    if pictures:
+        sections.append(
+            Section("Confusions of all fits", pictures=pictures, side_by_side=len(pictures) > 1)
+        )
     record = holdouts.record()["holdouts"]
     for one in holdouts.holdouts:
         title = f"Confounds, holdout of seed {one.seed}"
         sections += confounds_section(record[str(one.seed)], title)
-    sections.append(_subjects_section(holdouts, classes))
+    sections.append(_subjects_section(holdouts, classes, details.unit))
     curves = training_curves(folder, own)
     if curves:
-        figure = save_figure(_curves_figure(curves), folder / "curves.png")
+        loss = "squared error (standardised)" if details.is_regression else "cross entropy (nats)"
+        figure = save_figure(curves_figure(curves, loss), folder / "curves.png")
         caption = "Training loss of each fit; the weights of the last epoch are the ones tested."
-        alt = f"Line plot of the cross entropy of {len(curves)} fits over optimiser steps."
+        alt = f"Line plot of the {loss} of {len(curves)} fits over optimiser steps."
         sections.append(Section("Training", pictures=[Picture(figure, caption, alt)]))
     sections.append(Section("Data", tables=[_data_table(cohort)]))
     given = [[key, value] for key, value in sorted(flags.items())]
@@ -161,6 +112,7 @@ def _holdout_section(cohort: Cohort, found: HoldoutReport) -> Section:
     several = any("/" in name for name in _names_of_several(found))
     external = found.part == EXTERNAL
     subjects = "external subjects" if external else "held-out subjects"
+    pairs = f"pairs of a {subjects[:-1]} and a {'class' if classes else 'value'}"
     tables = []
     for number, one in enumerate(found.holdouts, start=1):
         tables.append(
@@ -169,15 +121,16 @@ def _holdout_section(cohort: Cohort, found: HoldoutReport) -> Section:
                 classes,
                 samples="scans",
                 drawn=found.drawn,
-                units=f"pairs of a {subjects[:-1]} and a class" if several else subjects,
-                title=f"{_TITLES[found.part]}, models of seed {one.seed}"
+                units=pairs if several else subjects,
+                title=f"{PART_TITLES[found.part]}, models of seed {one.seed}"
                 if external
                 else f"Holdout of seed {one.seed}",
                 explained=number == len(found.holdouts),
+                unit=cohort.details.unit,
             )
         )
     if found.metrics:
-        tables.append(_mean_table(found, main))
+        tables.append(_mean_table(found, cohort.details.unit))
     text = [
         "Each seed has a holdout of its own, a fifth of the subjects, on which no model was fitted "
         "and nothing was chosen."
@@ -205,8 +158,10 @@ def _holdout_section(cohort: Cohort, found: HoldoutReport) -> Section:
         f"seed {one.seed}: expected calibration error {one.evaluation.calibration['ece']:.3f}, "
         f"Brier score {one.evaluation.calibration['brier']:.3f}"
         for one in found.holdouts
+        if one.evaluation.calibration
     )
-    text.append(f"Calibration of {found.model}, {calibration}.")
+    if calibration:
+        text.append(f"Calibration of {found.model}, {calibration}.")
     differences = {name: of[main] for name, of in found.verdict_on.items()}
     said = verdict(found.model, main, differences, decisive=_decisive(found))
     if said and found.metrics:
@@ -218,12 +173,13 @@ def _holdout_section(cohort: Cohort, found: HoldoutReport) -> Section:
 def _decisive(found: HoldoutReport) -> bool:
     """Whether the holdouts of all seeds together have subjects enough to compare models."""
     first = found.holdouts[0].scores[found.model]
+    of_classes = first.task_type == "classification"
     units: list[set[str]] = [set() for _ in range(first.score.shape[1])]
     for one in found.holdouts:
         scores = one.scores[found.model]
         names = scores.resampling_unit or scores.subjects
         for name, label in zip(names, scores.target.tolist(), strict=True):
-            units[label].add(name)
+            units[label if of_classes else 0].add(name)
     return min(map(len, units)) >= ENOUGH
 
 
@@ -232,7 +188,7 @@ def _names_of_several(found: HoldoutReport) -> Sequence[str]:
     return first.subjects if first.resampling_unit is not None else ()
 
 
-def _mean_table(found: HoldoutReport, main: str) -> Table:
+def _mean_table(found: HoldoutReport, unit: str) -> Table:
     names = list(found.metrics)
     rows = [[found.model, *(str(found.metrics[name]) for name in names)]]
     rows += [
@@ -241,7 +197,7 @@ def _mean_table(found: HoldoutReport, main: str) -> Table:
     ]
     return Table(
         rows,
-        ("", *(metric_label(name) for name in names)),
+        ("", *(metric_label(name, unit) for name in names)),
         f"Mean over {len(found.holdouts)} seeds",
         f"In brackets: intervals of the same kind ({found.drawn}), but drawn from the subjects of "
         f"all holdouts together.",
@@ -250,7 +206,7 @@ def _mean_table(found: HoldoutReport, main: str) -> Table:
     )
 
 
-def _subjects_section(found: HoldoutReport, classes: Sequence[str]) -> Section:
+def _subjects_section(found: HoldoutReport, classes: Sequence[str], unit: str) -> Section:
     """Every holdout subject of every seed, the worst first."""
     rows: list[tuple[float, tuple[str, ...]]] = []
     for one in found.holdouts:
@@ -258,13 +214,14 @@ def _subjects_section(found: HoldoutReport, classes: Sequence[str]) -> Section:
         for i in worst_first(scores):
             cells = subject_cells(scores, int(i), classes)
             rows.append((float(cells[-1]), (scores.subjects[i], *cells, str(one.seed))))
-    rows.sort(key=lambda row: row[0])
+    rows.sort(key=lambda row: row[0], reverse=not classes)  # probability, or error
     table = subjects_table(
         [cells for _, cells in rows],
         classes,
         f"The scores are those of {found.model} on the holdout of each seed; subjects.csv has all "
         f"of their digits.",
         more=("seed",),
+        unit=unit,
     )
     return Section("Subjects", tables=(table,))
 
@@ -292,91 +249,12 @@ def _what(
             f"chosen on training scans, from 0 (Tangent alone) to 1; by seed: {found}."
         )
     first = (
-        f"Classification of {cohort.details.target} from {len(cohort.scans)} scans of "
-        f"{cohort.rois} regions. Seeds {', '.join(map(str, seeds))}; splits keep subjects "
-        f"together. Values are mean ± standard deviation over fits; fits of one seed share "
-        f"subjects, so that they are not independent."
+        f"{cohort.details.task_type.capitalize()} of {cohort.details.target} from "
+        f"{len(cohort.scans)} scans of {cohort.rois} regions. Seeds "
+        f"{', '.join(map(str, seeds))}; splits keep subjects together. Values are mean ± standard "
+        f"deviation over fits; fits of one seed share subjects, so that they are not independent."
     )
     return (first, *([" ".join(more)] if more else []))
-
-
-def _results_section(results: Results, compared: Sequence[Comparison]) -> Section:
-    tables = [
-        Table(rows, _HEADER, _TITLES[part], numbers=range(1, len(_HEADER)), strong=0)
-        for part in PARTS
-        if (rows := _rows(results, part))
-    ]
-    text = ["All models see the same scans in the same splits."]
-    explained = [f"{name}: {BASELINE_TEXTS[name]}." for name in results if name in BASELINE_TEXTS]
-    if explained:
-        text.append(f"{' '.join(explained)} Their penalty is chosen in inner folds.")
-    model = next(iter(results))
-    for one in compared:
-        names = next(iter(one.differences.values()))
-        rows = [
-            [f"{model} less {name}", *(str(interval) for interval in of.values())]
-            for name, of in one.differences.items()
-        ]
-        tables.append(
-            Table(
-                rows,
-                ("", *(metric_label(name) for name in names)),
-                f"Differences over the {one.splits} splits: {_TITLES[one.part].lower()}",
-                "In brackets: corrected resampled t intervals over splits (Nadeau and Bengio "
-                "2003), which cover the choice of training subjects and seeds.",
-                numbers=range(1, len(names) + 1),
-            )
-        )
-    return Section("Results", text, tables)
-
-
-def _confusion(
-    folder: Path, part: str, results: Sequence[FitResult], classes: Sequence[str]
-) -> Picture:
-    found = [result.predictions for result in results]
-    scores = SubjectScores(
-        tuple(str(scan) for one in found for scan in one.sample),
-        np.concatenate([one.target for one in found]),
-        np.concatenate([one.score for one in found]),
-    )
-    path = save_figure(
-        confusion_figure(scores, classes, "test scans"), folder / f"confusion_{part}.png"
-    )
-    fits = "one fit" if len(results) == 1 else f"all {len(results)} fits together"
-    caption = f"{_TITLES[part]}: test scans of {fits}."
-    return Picture(path, caption, f"Confusion matrix of the {_TITLES[part].lower()} scans.")
-
-
-Curve = tuple[str, np.ndarray, np.ndarray]
-
-
-def training_curves(folder: Path, results: Sequence[FitResult]) -> list[Curve]:
-    """(split, steps, losses) of each fit that has a curve."""
-    curves = []
-    for result in results:
-        path = folder / f"seed_{result.seed}" / result.split / CURVES
-        if path.is_file():
-            text = path.read_text(encoding="utf-8")
-            curves.append((result.split, *curve(text, "train/loss")))
-    return curves
-
-
-@styled
-def _curves_figure(curves: Sequence[Curve]) -> Figure:
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-    axes = figure.add_subplot()
-    labelled: set[str] = set()
-    for split, steps, losses in curves:
-        part = HOLDOUT_NAME if split == HOLDOUT_NAME else PARTS[0]
-        color, style = (ORANGE, "-") if part == HOLDOUT_NAME else (BLUE, "--")
-        label = None if part in labelled else _TITLES[part].lower()
-        labelled.add(part)
-        axes.plot(steps, losses, color=color, ls=style, alpha=0.6, lw=1.2, label=label)
-    axes.axhline(0, color=GREY, lw=0.8)
-    axes.set(xlabel="optimiser step", ylabel="cross entropy of a batch (nats)")
-    axes.set_title("Training loss")
-    axes.legend()
-    return figure
 
 
 def _data_table(cohort: Cohort) -> Table:
@@ -392,6 +270,7 @@ def _data_table(cohort: Cohort) -> Table:
             [name, f"{int((cohort.labels == label).sum())} scans"]
             for label, name in enumerate(details.classes)
         ),
+        *([["task", f"regression of {details.target}"]] if details.is_regression else []),
         ["hash of the data", cohort.hash],
         *(["note", note] for note in cohort.notes),
     ]

@@ -22,30 +22,55 @@ from neuromamba.evaluation import result_files
 from neuromamba.evaluation.metrics import METRICS
 from neuromamba.evaluation.result_files import PREDICTIONS, Predictions
 from neuromamba.evaluation.scores import SubjectScores
+from neuromamba.neurossm.config import COMBAT
 
-_ALWAYS = (
-    "accuracy",
-    "balanced_accuracy",
-    "macro_f1",
-    "macro_precision",
-    "macro_recall",
-    "auroc",
-)
-# With those that a classification has been given since, which results of before do not hold.
-METRIC_NAMES = tuple(dict.fromkeys((*_ALWAYS, *TASK_TYPES["classification"].metrics)))
+# Metrics that every result has.
+_ALWAYS = {
+    "classification": (
+        "accuracy",
+        "balanced_accuracy",
+        "macro_f1",
+        "macro_precision",
+        "macro_recall",
+        "auroc",
+    ),
+    "regression": ("mae", "pearson_r", "r2", "mse"),
+}
+# With those that the task type has been given since, which results of before do not hold.
+METRIC_NAMES = {
+    name: tuple(dict.fromkeys((*always, *TASK_TYPES[name].metrics)))
+    for name, always in _ALWAYS.items()
+}
+# That models are compared by over splits, the main one first.
+COMPARED = {
+    "classification": ("auroc", "balanced_accuracy", "accuracy"),
+    "regression": ("pearson_r", "mae", "r2"),
+}
 # What the baselines are, for pages and model cards.
-BASELINE_TEXTS = {
-    "FC": "logistic regression on the correlations between regions (Fisher's z)",
-    "PartialCorrelation": "logistic regression on the partial correlations between regions",
-    "Tangent": "logistic regression on the correlation matrix in the tangent space of the training "
-    "scans' mean, mostly the strongest linear model of a diagnosis",
-    "MeanVariance": "logistic regression on each region's mean and variance, which NeuroSSM does "
+_TEXTS = {
+    "FC": "{kind} regression on the correlations between regions (Fisher's z)",
+    "PartialCorrelation": "{kind} regression on the partial correlations between regions",
+    "Tangent": "{kind} regression on the correlation matrix in the tangent space of the training "
+    "scans' mean, mostly the strongest linear model",
+    "MeanVariance": "{kind} regression on each region's mean and variance, which NeuroSSM does "
     "not see",
-    "Untrained": "logistic regression on the features of a NeuroSSM with random weights, over "
+    "Confounds": "{kind} regression on the columns of --confounds alone, without the scans",
+    "MLP": "network with one hidden layer on the correlations between regions",
+    "Untrained": "{kind} regression on the features of a NeuroSSM with random weights, over "
     "which a trained one gains what it has learned",
 }
+BASELINES = frozenset(_TEXTS)
 _LAST = ("scans_fitted", "scans_tested", "seconds")
 PARTS = ("cross_validation", HOLDOUT_NAME, EXTERNAL)
+
+
+def baseline_text(name: str, task_type: str = "classification") -> str | None:
+    """What a baseline is, without a full stop; None of a network."""
+    text = _TEXTS.get(name.removesuffix(COMBAT))
+    if text is not None and name.endswith(COMBAT):
+        text += ", after differences between sites were removed from these by ComBat"
+    kind = "logistic" if task_type == "classification" else "ridge"
+    return None if text is None else text.format(kind=kind)
 
 
 class FitResult(NamedTuple):
@@ -53,15 +78,20 @@ class FitResult(NamedTuple):
 
     Attributes:
         seed, split: which one.
-        predictions: of its test scans, probabilities of the classes.
+        predictions: of its test scans, probabilities of the classes or values.
         metrics: over scans; ``subject/<name>`` over subjects, where some have several scans of a
-            class (probabilities averaged).
+            class or value (scores averaged).
     """
 
     seed: int
     split: str
     predictions: Predictions
     metrics: dict[str, float]
+
+    @property
+    def task_type(self) -> str:
+        """Key of ``TASK_TYPES``."""
+        return _task_type(self.predictions)
 
     @property
     def part(self) -> str:
@@ -72,8 +102,17 @@ class FitResult(NamedTuple):
 Results = Mapping[str, Sequence[FitResult]]  # model -> its fits
 
 
+def task_type_of(results: Results) -> str:
+    """Key of ``TASK_TYPES`` of an evaluation's results."""
+    return next(iter(results.values()))[0].task_type
+
+
+def _task_type(found: Predictions) -> str:
+    return "classification" if found.target.dtype.kind in "iu" else "regression"
+
+
 def subject_scores(found: Predictions, group_of: Mapping[str, str] | None = None) -> SubjectScores:
-    """Average the probabilities of each subject's scans of a class.
+    """Average the scores of each subject's scans of a class, or of a value.
 
     Args:
         found: predictions of scans.
@@ -82,14 +121,15 @@ def subject_scores(found: Predictions, group_of: Mapping[str, str] | None = None
 
     Returns:
         A row for each subject and class, named after the subject; where subjects have scans of
-        several classes, rows are named ``<subject>/<class index>`` and drawn together.
+        several classes or values, rows are named ``<subject>/<class index or value>`` and drawn
+        together.
     """
     pairs: dict[tuple[str, int], list[int]] = {}
     for row, key in enumerate(zip(found.subject, found.target.tolist(), strict=True)):
         pairs.setdefault(key, []).append(row)
     keys = sorted(pairs)
     several = len({subject for subject, _ in keys}) < len(keys)
-    names = tuple(f"{subject}/{label}" if several else subject for subject, label in keys)
+    names = tuple(f"{subject}/{label:.9g}" if several else subject for subject, label in keys)
     unit = None
     if several or group_of is not None:
         unit = tuple(subject if group_of is None else group_of[subject] for subject, _ in keys)
@@ -103,17 +143,18 @@ def subject_scores(found: Predictions, group_of: Mapping[str, str] | None = None
 
 def metrics_of(found: Predictions) -> dict[str, float]:
     """Compute the metrics of a fit, see ``FitResult.metrics``."""
-    metrics = _metrics(found.target, found.score)
+    metrics = _metrics(found)
     subjects = subject_scores(found)
     if len(subjects.subjects) < len(found.subject):
-        over = _metrics(subjects.target, subjects.score)
+        names = subjects.subjects
+        over = _metrics(Predictions(names, names, subjects.target, subjects.score))
         metrics |= {f"subject/{name}": value for name, value in over.items()}
     return metrics
 
 
-def _metrics(target: np.ndarray, score: np.ndarray) -> dict[str, float]:
-    probability, label = torch.from_numpy(score), torch.from_numpy(target)
-    return {name: float(METRICS[name](probability, label)) for name in METRIC_NAMES}
+def _metrics(found: Predictions) -> dict[str, float]:
+    score, target = torch.from_numpy(found.score), torch.from_numpy(found.target)
+    return {name: float(METRICS[name](score, target)) for name in METRIC_NAMES[_task_type(found)]}
 
 
 def summary(results: Sequence[FitResult]) -> dict[str, dict[str, dict[str, float]]]:
@@ -155,7 +196,7 @@ def read_fit(folder: Path, seed: int, split: str) -> FitResult | None:
         text = (folder / result_files.METRICS).read_text(encoding="utf-8")
         metrics = result_files.metrics_from(parse_json(text))
         predictions = result_files.read_predictions(folder / PREDICTIONS["test"], "")
-        if {*_ALWAYS} - set(metrics):
+        if {*_ALWAYS[_task_type(predictions)]} - set(metrics):
             raise ValueError
     except (ValueError, OSError, TypeError, AttributeError, UserInputError):
         raise UserInputError(
@@ -169,7 +210,7 @@ def write_tables(folder: Path, name: str, results: Sequence[FitResult]) -> None:
     """Write ``results.csv``, one row per fit, and ``summary.json``."""
     rows = [{"model": name, "seed": r.seed, "split": r.split, **r.metrics} for r in results]
     # In one order, whether a fit was made now or read from its files.
-    first = ("model", "seed", "split", *METRIC_NAMES)
+    first = ("model", "seed", "split", *METRIC_NAMES[results[0].task_type])
     there = dict.fromkeys(column for row in rows for column in row)
     header = [name for name in first if name in there]
     header += [*(name for name in there if "/" in name), *(n for n in _LAST if n in there)]

@@ -5,9 +5,10 @@ be read cheaply. For a scan u [N, T] and the mean G of the training scans' corre
 
     C = shrunk correlations of u;   logits = <W_c, log(G^-1/2 C G^-1/2)> + b_c
 
-with W and b of the logistic regression of the baseline ``Tangent`` (``linear.fit_second_order``);
-no gradient changes them, nor the share of the other pathways' logits that is added to these
-(``first_order_share``). Where u is scaled down, as on the way of an attribution from 0 to a scan,
+with W and b of the logistic regression of the baseline ``Tangent`` (``linear.fit_second_order``),
+or of its ridge regression of a standardised value. No gradient changes them, nor the share of the
+other pathways' logits that is added to these (``first_order_share``). Where u is scaled down, as on
+the way of an attribution from 0 to a scan,
 C goes over into G, whose logits are b: a baseline of zeros stands for the average subject, not for
 a brain without connections. Shapes: N regions, T frames, B scans, L packed frames.
 """
@@ -72,7 +73,7 @@ class SecondOrder(nn.Module):
 
     def __init__(self, rois: int, classes: int, width: int) -> None:
         super().__init__()
-        self.width = width
+        self.classes, self.width = classes, width
         # Random before the fit, as weights are: a check with random weights must not see zeros.
         weight = torch.randn(classes, rois, rois) / rois
         self.register_buffer("whitening", torch.eye(rois))

@@ -1,4 +1,4 @@
-"""One fit of a classifier of regional time series."""
+"""One fit of a model of regional time series."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 from neuromamba.common.seeds import seed_run
 from neuromamba.data.regions.batches import ScanDataset, ScanLoader
 from neuromamba.data.regions.scan import Scan
+from neuromamba.evaluation.target_scaling import TargetScaling
 from neuromamba.neurossm.config import FitConfig
 from neuromamba.neurossm.module import ROIModule
 from neuromamba.training.curves import curve_logger
@@ -28,6 +29,7 @@ def train(
     seed: int,
     folder: Path,
     parts: np.ndarray | None = None,
+    scaling: TargetScaling | None = None,
 ) -> nn.Module:
     """Train a model from scratch; its curve goes to ``<folder>/logs/metrics.csv``.
 
@@ -39,13 +41,14 @@ def train(
         seed: of weights, order, crops and dropout.
         folder: of this fit.
         parts: int [scans], the member that is trained without each of them; None: none is.
+        scaling: of the target of a regression.
 
     Raises:
         StoppedRun, UserInputError: see ``training.fault_tolerance``.
     """
     seed_run(seed)
     loader = ScanLoader(ScanDataset(scans, fit.crop, seed), fit.batch_size, shuffle=True)
-    module = ROIModule(build(), fit, fit.epochs * len(loader), parts)
+    module = ROIModule(build(), fit, fit.epochs * len(loader), parts, scaling)
     fault_tolerance = FaultTolerance()
     trainer = assemble_trainer(
         folder=folder,

@@ -91,7 +91,7 @@ def metrics_table(
         (
             "",
             *(metric_label(name, unit) for name in names),
-            f"{metric_label(main)}: first less this",
+            f"{metric_label(main)} of {next(iter(scores))} less this",
         ),
         title,
         note=f"{note} {interval_note(drawn, classes=bool(class_names))}" if explained else note,

@@ -17,8 +17,9 @@ import torch
 
 from neuromamba.config.model import HeadConfig, ModelConfig
 from neuromamba.layers.ssd import buffers as memory
-from neuromamba.layers.ssd import triton
+from neuromamba.layers.ssd import fused, native, triton
 from neuromamba.layers.ssd.blocks import capacity, walk
+from neuromamba.layers.ssd.native import LayerKernels
 from neuromamba.layers.ssd.passes import Layer
 from neuromamba.layers.ssd.types import CHUNK
 
@@ -69,7 +70,16 @@ class Step:
     @property
     def in_one_go(self) -> bool:
         """Whether a block of the backbone is one operation (``ResidualBlock``)."""
-        return self.backend == "cpu" and not self.hooked and self.model.dropout == 0
+        dropped_twice = self.model.dropout > 0 and self.checkpointing
+        return self.backend == "cpu" and not self.hooked and not dropped_twice
+
+    @property
+    def one_call(self) -> LayerKernels | None:
+        """The C functions that do that operation in one call (``ssd.fused``), if there are."""
+        here = self.in_one_go and self.native and self.device == "cpu" and self.parameter == 4
+        if not here or native.status().library is None:
+            return None
+        return fused.kernels_for(_scan_layer(self, self.model.d_state), self.model.embed_dim)
 
 
 class LayerMemory(NamedTuple):
@@ -100,12 +110,17 @@ def _scan_layer(step: Step, d_state: int) -> Layer:
 
 def _block_buffers(step: Step, d_state: int, backward: bool, projections: bool) -> int:
     """Buffers for a block of tokens: ``ssd.memory.Buffers`` itself says how large."""
-    device = torch.device(step.device)
-    rows = capacity(step.lengths, memory.block_rows(device))
+    device, in_one_call = torch.device(step.device), projections and step.one_call is not None
+    rows = capacity(step.lengths, _block_rows(step, in_one_call))
     width = step.model.embed_dim if projections else None
-    found = memory.Buffers(_scan_layer(step, d_state), rows, width, device)
+    found = memory.Buffers(_scan_layer(step, d_state), rows, width, device, in_one_call)
     shapes = found._shapes(backward).values()
     return sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes)
+
+
+def _block_rows(step: Step, in_one_call: bool) -> int:
+    """Most tokens of a block."""
+    return memory.piece_rows() if in_one_call else memory.block_rows(torch.device(step.device))
 
 
 def held_buffers(step: Step, d_state: int, trained: bool, projections: bool) -> int:
@@ -115,9 +130,9 @@ def held_buffers(step: Step, d_state: int, trained: bool, projections: bool) -> 
     return _block_buffers(step, d_state, trained, projections)
 
 
-def _borders(step: Step, d_state: int) -> int:
-    """What ``blockwise`` keeps at the start of each block of tokens."""
-    walks = walk(step.lengths, memory.block_rows(torch.device(step.device)))
+def _borders(step: Step, d_state: int, in_one_call: bool = False) -> int:
+    """What ``blockwise`` and ``fused`` keep at the start of each block of tokens."""
+    walks = walk(step.lengths, _block_rows(step, in_one_call))
     blocks, model = sum(map(len, walks)), step.model
     wide = max(4, step.operand)
     states = blocks * model.nheads * d_state * model.headdim * wide
@@ -145,13 +160,16 @@ def backbone_layer(step: Step, number: int) -> LayerMemory:
     on_cpu = step.device == "cpu"
     own = 0 if on_cpu else _block_buffers(step, step.model.d_state, True, projections=True)
     work = own + _torch_passes(step, in_one_go=True)
-    projected = 4 * step.tokens * _columns(step.model, step.model.d_state)
+    columns = _columns(step.model, step.model.d_state)
+    projected = 4 * step.tokens * (step.one_call.row_of(columns) if step.one_call else columns)
     pooled = 0
     if on_cpu and step.operand == 4 and not step.checkpointing and not step.frozen:
         # Each layer takes its share of the pool until the budget is used up.
         pooled = projected if (number + 1) * projected <= memory.BUDGET_BYTES else 0
-    borders = _borders(step, step.model.d_state)
-    return LayerMemory(borders, work, work, pooled, at_once=True)
+    kept = _borders(step, step.model.d_state, step.one_call is not None)
+    if step.model.dropout > 0:
+        kept += step.tokens * step.model.embed_dim * step.parameter  # its mask
+    return LayerMemory(kept, work, work, pooled, at_once=True)
 
 
 def _columns(model: ModelConfig, d_state: int) -> int:

@@ -21,6 +21,7 @@ PRETRAIN_EPOCHS, EPOCHS, FRAMES, WORKERS = 6, 2, 40, 2
 QUICK_SUBJECTS, QUICK_FRAMES = 24, 20
 LABELS, DRAWS, STEPS = (4, 8, 16, 32), 3, 30  # of each class; draws of them; optimiser steps
 QUICK_LABELS, QUICK_DRAWS, QUICK_STEPS = (2, 4), 2, 2
+QUICK_WORKERS = 1  # what further processes import would take longer than the work
 # Its layers are so small that a second thread doubles the CPU time and saves little.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 HEAD = ("--pool", "mean_sd", "--head_norm", "batch")
@@ -59,6 +60,7 @@ def steps_of(args: argparse.Namespace) -> list[Step]:
     out = Path(args.output_dir)
     nifti, store = str(out / "nifti"), str(out / "store")
     frames = QUICK_FRAMES if args.quick else FRAMES
+    workers = str(QUICK_WORKERS if args.quick else WORKERS)
     config = CONFIG.read_text(encoding="utf-8")
     found: list[Step] = []
 
@@ -72,12 +74,12 @@ def steps_of(args: argparse.Namespace) -> list[Step]:
         *("--subjects", str(args.subjects), "--frames", str(frames), "--grid", *GRID),
         *("--effect_size", f"{args.effect_size:g}", "--tsnr", str(TSNR)),
         *("--network_radius", str(RADIUS)),
-        *("--seed", str(args.seed), "--num_workers", str(WORKERS)),
+        *("--seed", str(args.seed), "--num_workers", workers),
     )
     add(
         *("convert", "store", ("synthetic",), "preprocess"),
         *("--input", nifti, "--output", store, "--img_size", *GRID),
-        *("--dataset_name", "Dummy", "--num_workers", str(WORKERS)),
+        *("--dataset_name", "Dummy", "--num_workers", workers),
     )
 
     seed = ("--seed", str(args.seed))
@@ -106,7 +108,7 @@ def steps_of(args: argparse.Namespace) -> list[Step]:
     probe = ("probe", str(out / "pretrain"), "--downstream_task", "sex", *shuffle)
     add("probe", "probe.json probe.html", after, *probe, *read, *few, *files)
     study = ("label-efficiency", *common, "--load_model_path", backbone, *task, *HEAD)
-    where = ("--steps", steps, "--at_once", str(WORKERS), "--output_dir", str(out / "labels"))
+    where = ("--steps", steps, "--at_once", workers, "--output_dir", str(out / "labels"))
     add("labels", "labels", after, *study, *few, *where)
     return found
 

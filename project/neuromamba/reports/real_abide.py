@@ -1,7 +1,8 @@
 """The table ``abide``: NeuroSSM beside linear models on people with autism and controls.
 
-From 776 scans of 20 sites (docs/results.md says where they come from): diagnosis and sex on ten
-holdouts stratified by site and class, and diagnosis of each site by models of all the others.
+From 776 scans of 20 sites (docs/results.md says where they come from): diagnosis, sex and age on
+ten holdouts stratified by site and class or value, and diagnosis of each site by models of all the
+others.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from neuromamba.reports.real_table import Group, RealTable, Request, Step
 
 _SERIES = "cc200.pickle"
 _CROP = "100"  # frames of a training crop; 19 scans are shorter
-BASELINES = ("Tangent", "FC", "PartialCorrelation")
+BASELINES = ("Tangent", "FC", "PartialCorrelation", "MLP", "Confounds")
+HARMONISED = ("Tangent-ComBat", "FC-ComBat", "PartialCorrelation-ComBat")  # of the diagnosis
+_CONFOUNDS = ("age", "sex", "site", "motion")
 _PAPER_SEEDS = 3  # holdouts of the paper's recipe, which takes minutes a fit
 
 
@@ -36,14 +39,17 @@ def _steps(request: Request) -> list[Step]:
     series = request.out / _SERIES
     importing = ("regions", "import", str(request.data), "--atlas", "cc200", "-o", str(series))
     steps = [Step("import", (*importing, "--drop_duplicates"), series, training=False)]
-    robust = ("--recipe", "robust", "--device", "cpu")
-    baselines = ("--baselines", *BASELINES)
-    for target in ("diagnosis", "sex"):
+    robust = ("--recipe", "robust", "--device", "cpu", "--baselines", *BASELINES)
+    for target in ("diagnosis", "sex", "age"):
         words = _training(request, target, target, request.seeds)
-        words += ["--skip_cross_validation", *robust, *baselines]
+        words += ["--skip_cross_validation", *robust]
+        words += ["--confounds", *(name for name in _CONFOUNDS if name != target)]
+        if target == "diagnosis":
+            words += ["--harmonise", "site"]
         steps.append(Step(target, tuple(words), _results(request, target)))
     words = _training(request, "sites", "diagnosis", request.seeds[:1])
-    words += ["--leave_out", "site", *robust, *baselines]
+    # The site itself would be of no use: it is another one in every test.
+    words += ["--leave_out", "site", *robust, "--confounds", "age", "sex", "motion"]
     steps.append(Step("sites", tuple(words), _results(request, "sites")))
     words = _training(request, "paper", "diagnosis", request.seeds[:_PAPER_SEEDS])
     words += ["--skip_cross_validation", "--recipe", "paper", "--device", "cpu", "--baselines"]
@@ -59,9 +65,10 @@ def _collect(request: Request) -> list[Group]:
     # Imported here: reading results needs NumPy and SciPy, and listing the steps does not.
     from neuromamba.reports.region_results import Entry, held_out, left_out, region_group
 
-    def entries(folder: str) -> list[Entry]:
+    def entries(folder: str, more: Sequence[str] = ()) -> list[Entry]:
         own = Entry("NeuroSSM, robust recipe", _results(request, folder))
-        return [own, *(Entry(name, _results(request, folder, name)) for name in BASELINES)]
+        names = (*BASELINES, *more)
+        return [own, *(Entry(name, _results(request, folder, name)) for name in names)]
 
     metrics = ("auroc", "balanced_accuracy", "accuracy")
     paper = Entry("NeuroSSM, paper's recipe", _results(request, "paper"))
@@ -69,7 +76,7 @@ def _collect(request: Request) -> list[Group]:
         region_group(
             "diagnosis",
             "Autism against control, holdouts of a fifth",
-            [*entries("diagnosis"), paper],
+            [*entries("diagnosis", HARMONISED), paper],
             held_out,
             metrics,
         ),
@@ -82,13 +89,21 @@ def _collect(request: Request) -> list[Group]:
             notes=("Means over sites, each counting the same whatever its number of subjects.",),
         ),
         region_group("sex", "Sex, holdouts of a fifth", entries("sex"), held_out, metrics),
+        region_group(
+            "age",
+            "Age, holdouts of a fifth",
+            entries("age"),
+            held_out,
+            ("pearson_r", "mae", "r2"),
+            unit="years",
+        ),
     ]
     return [group for group in found if group is not None]
 
 
 TABLE = RealTable(
     name="abide",
-    title="ABIDE: diagnosis and sex from series of regions",
+    title="ABIDE: diagnosis, sex and age from series of regions",
     folder="abide_roi",
     source="series of the 200 regions of CC200 and a table of phenotypes, from the Preprocessed "
     "Connectomes Project, in any format that neuromamba regions import reads.",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 from neuromamba.common.atomic_files import make_folder, write_text_atomically
 from neuromamba.common.errors import UserInputError
-from neuromamba.common.stages import run_stage, shown
+from neuromamba.common.stages import run_program, run_stage, shown
 from neuromamba.reports.real_table import REAL_TABLES, RealTable, Request, Step
 from neuromamba.reports.reproduction_run import check_seeds, paper_folder
 
@@ -27,9 +28,10 @@ _OF_PAPERS = ("dataset_name", "image_path", "checkpoints", "gpu", "add", "script
 
 def real_tables() -> Mapping[str, RealTable]:
     """Name -> table."""
-    from neuromamba.reports import real_abide
+    from neuromamba.reports import real_abide, real_painted, real_sherlock, real_stages
 
-    tables = {table.name: table for table in (real_abide.TABLE,)}
+    modules = (real_abide, real_painted, real_sherlock, real_stages)
+    tables = {module.TABLE.name: module.TABLE for module in modules}
     assert tuple(tables) == REAL_TABLES
     return tables
 
@@ -78,6 +80,11 @@ def checked(args: argparse.Namespace, extra: tuple[str, ...]) -> list[Asked]:
     asked = []
     for name in names:
         table = real_tables()[name]
+        if table.one_seed and args.seeds is not None and len(args.seeds) > 1:
+            raise UserInputError(
+                f"--seeds: --table {name} takes one, got {len(args.seeds)}; give another "
+                f"--output_dir and --paper_dir for each."
+            )
         request = Request(
             data=Path(args.data_dir) if args.data_dir else SHARED / table.folder,
             out=Path(args.output_dir or f"output/reproduce_{name}"),
@@ -112,7 +119,7 @@ def lines_of(asked: Sequence[Asked]) -> list[str]:
     found = []
     for table, request, _ in asked:
         found.append(f"# {table.name}, from {request.data}")
-        found += [shown(_words(step, request)) for step in table.steps(request)]
+        found += [_typed(step, request) for step in table.steps(request)]
     return found
 
 
@@ -161,6 +168,21 @@ def _words(step: Step, request: Request) -> tuple[str, ...]:
     return (*step.command, *(request.extra if step.training else ()))
 
 
+def _typed(step: Step, request: Request) -> str:
+    words = _words(step, request)
+    return shlex.join(("python", "-m", step.module, *words)) if step.module else shown(words)
+
+
+def run_module(stage: str, module: str, words: Sequence[str]) -> None:
+    """Print the words, run a module of this package with them and wait.
+
+    Raises:
+        StageFailure: it ended with an error, which it has printed itself.
+    """
+    print(f"$ {shlex.join(('python', '-m', module, *words))}", flush=True)
+    run_program(stage, [sys.executable, "-m", module, *words])
+
+
 def _do(step: Step, request: Request, name: str) -> None:
     """Run a step that has not finished with these words."""
     words = _words(step, request)
@@ -170,7 +192,10 @@ def _do(step: Step, request: Request, name: str) -> None:
         print(f"{name}: finished before", flush=True)
         return
     print(name, flush=True)
-    run_stage(name, words)
+    if step.module:
+        run_module(name, step.module, words)
+    else:
+        run_stage(name, words)
     make_folder(marker.parent, "--output_dir")
     write_text_atomically(marker, key)
 

@@ -16,7 +16,12 @@ from typing import Any, NamedTuple
 
 from neuromamba.evaluation.intervals import Interval
 
-REAL_TABLES = ("abide",)  # names; ``real_subjects.real_tables`` has the tables
+REAL_TABLES = (
+    "abide",
+    "painted",
+    "sherlock",
+    "stages",
+)  # names; ``real_subjects.real_tables`` has the tables
 
 
 class Request(NamedTuple):
@@ -43,12 +48,14 @@ class Step(NamedTuple):
         command: words after ``neuromamba``.
         makes: a file or folder that is there once it has finished.
         training: whether the flags after ``--`` are given to it.
+        module: that takes the words of ``command``, where it is no command of ``neuromamba``.
     """
 
     name: str
     command: tuple[str, ...]
     makes: Path
     training: bool = True
+    module: str = ""
 
 
 class Row(NamedTuple):
@@ -112,6 +119,7 @@ class RealTable:
         source: what the files are and who published them, a sentence.
         document: where it is described, such as ``docs/results.md``.
         seeds: unless ``--seeds`` says otherwise.
+        one_seed: it takes one seed only.
         present: whether a folder holds the files.
         steps: the commands, in order.
         collect: the groups of what has finished; none where nothing has.
@@ -123,6 +131,7 @@ class RealTable:
     source: str
     document: str
     seeds: tuple[int, ...]
+    one_seed: bool = False
     present: Callable[[Path], bool]
     steps: Callable[[Request], Sequence[Step]]
     collect: Callable[[Request], Sequence[Group]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from neuromamba.pages.tables import metric_label
 from neuromamba.reports.real_table import Group, RealTable, Row
 
 _COLUMNS = ("group", "model", "metric", "value", "low", "high")
+_TITLE = 44  # characters of a line of a panel's title
 _MORE = ("subjects", "splits", "split_hash", "seconds_a_fit", "note")
 
 
@@ -161,7 +163,9 @@ def results_figure(groups: Sequence[Group]) -> Figure:
     most = max(len(group.rows) for group in groups)
     across = min(2, len(groups))
     down = math.ceil(len(groups) / across)
-    figure = Figure(figsize=(4.8 * across, down * (1.1 + 0.36 * most)), layout="constrained")
+    longest = max(len(row.model) for group in groups for row in group.rows)
+    wide = max(4.8, 2.8 + 0.085 * longest)  # of a panel: names of rows are as long as they are
+    figure = Figure(figsize=(wide * across, down * (1.1 + 0.36 * most)), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False).ravel()
     for axes, group in zip(panels, groups, strict=False):
         _panel(axes, group)
@@ -185,4 +189,4 @@ def _panel(axes: Axes, group: Group) -> None:
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(f"{metric_label(group.main, group.unit)}, 95 % interval")
     with matplotlib.rc_context({"font.size": 9}):
-        axes.set_title(group.title, fontsize=9.5)
+        axes.set_title(textwrap.fill(group.title, _TITLE), fontsize=9.5)

@@ -36,8 +36,14 @@ from neuromamba.reports.explanation_page import (
 _SHOWN = 12  # regions of a table
 _CPA = (
     "CPA (Calibrated Pathway Attribution) adds up to 1 over regions: maps of the pathways, "
-    "weighted by what the logit loses without each; all 0 if it loses nothing without any."
+    "weighted by what the {score} loses without each; all 0 if it loses nothing without any."
 )
+
+# By whether the model predicts classes: what signs mean.
+_SIGNS = {
+    True: "A positive value speaks for the class that is explained, a negative one against it",
+    False: "A positive value raises the predicted value, a negative one lowers it",
+}
 
 
 def write_region_page(call: ExplainedCall) -> Path:
@@ -67,10 +73,9 @@ def _summary(call: ExplainedCall) -> list[str]:
     replaced = "its mean over the training" if options.ablation == "mean" else "zero"
     text = [
         f"{call.model_name} on {summary(call.batch)}; {METHODS[options.method]}.",
-        f"A positive value speaks for the class that is explained, a negative one against it, "
-        f"compared with a scan whose regions all stay at their mean. It describes what this model "
-        f"uses, which need not be what differs between people. For CPA a pathway is replaced by "
-        f"{replaced}.",
+        f"{_SIGNS[bool(call.batch.model.class_names)]}, compared with a scan whose regions all "
+        f"stay at their mean. It describes what this model uses, which need not be what differs "
+        f"between people. For CPA a pathway is replaced by {replaced}.",
     ]
     if answered > MOST_SCANS:
         text.append(f"The first {MOST_SCANS} of {answered} scans are shown; all have tables.")
@@ -111,6 +116,8 @@ def _group(group: Group, folder: Path, temporary: Path) -> Section:
 def _scan(record: Mapping[str, Any], folder: Path, temporary: Path) -> Section:
     found = record["result"]
     everything = _read(folder / found["table"])
+    score = "logit" if found["target"] else "predicted value"
+    unit = "logit" if found["target"] else found["unit"]
     rows = [
         [
             row["region"],
@@ -125,7 +132,7 @@ def _scan(record: Mapping[str, Any], folder: Path, temporary: Path) -> Section:
         rows,
         ("region", "value", "random weights", "CPA", "dominant pathway"),
         note=f"The {len(rows)} of {len(everything)} regions with the largest absolute value; all "
-        f"are in {record['scan']}{TABLE}. {_CPA}",
+        f"are in {record['scan']}{TABLE}. {_CPA.format(score=score)}",
         numbers=range(1, 4),
     )
     names = list(found["pathways"])
@@ -133,7 +140,7 @@ def _scan(record: Mapping[str, Any], folder: Path, temporary: Path) -> Section:
     weights = [found["pathways"][name]["weight"] for name in names]
     pictures = [
         Picture(
-            save_figure(pathway_figure(names, sums, weights), temporary / "pathways.png"),
+            save_figure(pathway_figure(names, sums, weights, unit), temporary / "pathways.png"),
             "Left: sum of the regions' values in each pathway. Right: its weight in CPA.",
             f"Sums of values and weights of the pathways {', '.join(names)}.",
         )
@@ -153,20 +160,23 @@ def _largest(rows: Sequence[Mapping[str, str]], column: str) -> list[Mapping[str
 
 
 @styled
-def pathway_figure(names: Sequence[str], sums: Sequence[float], weights: Sequence[float]) -> Figure:
+def pathway_figure(
+    names: Sequence[str], sums: Sequence[float], weights: Sequence[float], unit: str
+) -> Figure:
     """Bars of the pathways: the sum of their values, and their weight in CPA.
 
     Args:
         names: P pathways.
         sums: of the values of all regions.
         weights: of CPA, adding up to 1 or all 0.
+        unit: of the values; "" where none is known.
     """
     figure = Figure(figsize=(6.4, 0.9 + 0.32 * len(names)), layout="constrained")
     places = np.arange(len(names))
     for axes, values, label, colour in zip(
         figure.subplots(1, 2, sharey=True),
         (sums, weights),
-        ("sum of values (logit)", "weight in CPA"),
+        (f"sum of values ({unit})" if unit else "sum of values", "weight in CPA"),
         (BLUE, GREY),
         strict=True,
     ):

@@ -13,7 +13,7 @@ from neuromamba.config.tasks import TASK_TYPES
 from neuromamba.evaluation.intervals import CONFIDENCE
 from neuromamba.inference.region_model import RegionContract
 from neuromamba.neurossm.model_file import MEANS
-from neuromamba.neurossm.results import BASELINE_TEXTS
+from neuromamba.neurossm.results import baseline_text
 from neuromamba.reports.card_parts import (
     FOLDER,
     NOT_COMPARED,
@@ -29,7 +29,6 @@ from neuromamba.reports.card_parts import (
 from neuromamba.reports.citations import NEUROSSM
 
 _PAPER = "https://arxiv.org/abs/2601.01229"
-_MAIN = TASK_TYPES["classification"].main_metric
 _FEW = 20  # test subjects
 
 
@@ -42,8 +41,9 @@ def region_model_card(name: str, metadata: Mapping[str, Any], license_id: str | 
         license_id: of the model; None is said to be not stated.
     """
     contract, found = RegionContract(metadata), metadata["evaluation"]
+    kind = _task_type(metadata)
     parts = [
-        hub_head("classification", [metadata["dataset"]], found.get("metrics", {}), license_id),
+        hub_head(kind, [metadata["dataset"]], found.get("metrics", {}), license_id),
         f"# {name}",
         _summary(metadata),
         *section(
@@ -57,7 +57,7 @@ def region_model_card(name: str, metadata: Mapping[str, Any], license_id: str | 
         ),
         *section("Training data", [table(_training(metadata))]),
         *section("What it expects of a scan", [table(contract.describe()), _EXPECTS]),
-        *section("Evaluation", _evaluation(found)),
+        *section("Evaluation", _evaluation(found, kind)),
         *section("Limits", [bullets([*_limits(metadata)])]),
         *section("How to use it", _how_to_use()),
         *section("Licence", [licence(license_id)]),
@@ -91,8 +91,15 @@ def _summary(metadata: Mapping[str, Any]) -> str:
             )
             if (share := metadata.get("first_order_share")) is not None:
                 what += f" (a share of {share:g} of their logits, chosen on training scans)"
+    if not metadata["classes"]:
+        unit = f" in {metadata['unit']}" if metadata["unit"] else ""
+        return f"{what}. It predicts the value of {metadata['target']}{unit}."
     classes = ", ".join(metadata["classes"])
     return f"{what}. It classifies {metadata['target']}: {classes}."
+
+
+def _task_type(metadata: Mapping[str, Any]) -> str:
+    return "classification" if metadata["classes"] else "regression"
 
 
 def _training(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -105,27 +112,33 @@ def _training(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _evaluation(found: Mapping[str, Any]) -> list[str]:
+def _evaluation(found: Mapping[str, Any], kind: str) -> list[str]:
+    main = TASK_TYPES[kind].main_metric
     if not found.get("metrics"):
         return ["No test of these weights is recorded, so nothing is known about their errors."]
     differences, own = found.get("differences", {}), found.get("baselines", {})
     baselines = [
         {
             "name": name,
-            "text": BASELINE_TEXTS.get(name),
+            "text": baseline_text(name, kind),
             "metrics": own.get(name, {}),  # none in files from before they were kept
-            "difference": of[_MAIN],
+            "difference": of[main],
         }
         for name, of in differences.items()
-        if _MAIN in of
+        if main in of
     ]
     without = f"No baselines were fitted on these subjects, {NOT_COMPARED}"
     return [
         f"On the {found['subjects']} subjects of the holdout, from the same data, with "
         f"{found.get('confidence', CONFIDENCE):.0%} bootstrap intervals over subjects:",
-        *results(found["metrics"], baselines, _MAIN, without),
+        *results(found["metrics"], baselines, main, without),
         f"{calibration_errors(found.get('calibration', {}))}It was trained without validation "
-        f"subjects, so its probabilities are not calibrated.",
+        f"subjects, so "
+        + (
+            "its probabilities are not calibrated."
+            if kind == "classification"
+            else "no interval is known for a single prediction."
+        ),
     ]
 
 

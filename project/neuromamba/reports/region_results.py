@@ -17,7 +17,7 @@ import numpy as np
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.json_text import read_json_record
 from neuromamba.data.regions.holdout import HOLDOUT_NAME, LEFT_OUT
-from neuromamba.evaluation.corrected_t import corrected_interval
+from neuromamba.evaluation.corrected_t import corrected_interval, why_no_interval
 from neuromamba.evaluation.intervals import Interval
 from neuromamba.reports.real_table import Group, Row, hash_of
 
@@ -82,6 +82,12 @@ def region_group(
         return None
     tested = _tested(entries[0].folder, own)
     rows = []
+    reasons: dict[str, list[str]] = {}  # why an interval is not defined -> of what
+
+    def known(values: Sequence[float], what: str) -> None:
+        if why := why_no_interval(values):
+            reasons.setdefault(why, []).append(what)
+
     for entry, splits in found.items():
         if not splits:
             continue
@@ -89,11 +95,14 @@ def region_group(
         note = entry.note
         if entry is not entries[0]:
             both = [key for key in own if key in splits]
-            less = corrected_interval(
-                [own[key][metrics[0]] - splits[key][metrics[0]] for key in both], _ratio(own, both)
-            )
+            apart = [own[key][metrics[0]] - splits[key][metrics[0]] for key in both]
+            less = corrected_interval(apart, _ratio(own, both))
+            known(apart, f"the difference from {entry.model}")
         if len(splits) < len(own):
             note = f"{note + '; ' if note else ''}{len(splits)} of {len(own)} splits"
+        for metric in metrics:
+            values_of = [values[metric] for values in splits.values()]
+            known(values_of, f"{metric.replace('_', ' ')} of {entry.model}")
         rows.append(
             Row(
                 model=entry.model,
@@ -114,7 +123,10 @@ def region_group(
         intervals=INTERVALS,
         chance=CHANCE.get(metrics[0]),
         unit=unit,
-        notes=tuple(notes),
+        notes=(
+            *notes,
+            *(f"Not defined {why}: {', '.join(what)}." for why, what in reasons.items()),
+        ),
     )
 
 

@@ -28,11 +28,11 @@ from neuromamba.common.errors import UserInputError
 from neuromamba.config.model import HeadConfig, ModelConfig
 from neuromamba.config.serialise import from_dict
 from neuromamba.config.training import DownstreamConfig, OptimConfig, PretrainConfig
+from neuromamba.evaluation.target_scaling import TargetScaling
 from neuromamba.fmamba.backbone import FMamba
 from neuromamba.fmamba.build import build_model
 from neuromamba.fmamba.downstream import DownstreamModule
 from neuromamba.fmamba.pretrain import PretrainModule
-from neuromamba.fmamba.target_scaling import TargetScaling
 
 CONFIG = ModelConfig(
     img_size=(4, 4, 4, 4), patch_size=(2, 2, 2, 2), embed_dim=16, depth=2, background="zero"

@@ -21,12 +21,12 @@ from neuromamba.config.model import HeadConfig, ModelConfig
 from neuromamba.config.training import DownstreamConfig, OptimConfig, PretrainConfig
 from neuromamba.data.windows.dataset import collate_windows
 from neuromamba.evaluation.subject_keys import subject_key
+from neuromamba.evaluation.target_scaling import TargetScaling
 from neuromamba.fmamba.build import build_model
 from neuromamba.fmamba.downstream import DownstreamModule
 from neuromamba.fmamba.masking import hidden_tokens
 from neuromamba.fmamba.optimizer import build_optimizer
 from neuromamba.fmamba.pretrain import PretrainModule
-from neuromamba.fmamba.target_scaling import TargetScaling
 from neuromamba.fmamba.tokenizer import PackedTokens, in_raster_order, pack_dense
 
 # What Lightning remarks on; ``training.trainer`` leaves the same out of real runs.

@@ -14,7 +14,7 @@ from neuromamba.data.store.header import RunHeader
 from neuromamba.data.store.normalisation import scaling_of
 from neuromamba.data.store.reader import RunFile
 from neuromamba.inference.attribution import baseline_value
-from neuromamba.inference.explanation_files import members, safe_name, write_groups
+from neuromamba.inference.explanation_files import group_name, members, write_groups
 from tests.helpers.tiny import write_tiny_run
 
 GRID, AFFINE = (2, 2, 3), np.diag([-2.0, 2.0, 2.0, 1.0])
@@ -38,7 +38,7 @@ def test_groups_are_of_classes_and_of_all() -> None:
     assert set(members([record(f"s{i}", f"sub-{i}", "F") for i in range(2)], "F")) == {"F"}
     values = [record("a", "sub-1", None), record("b", "sub-1", None), record("c", "", None)]
     assert members(values, "") == {"value": {"sub-1": ["a", "b"], "c": ["c"]}}
-    assert safe_name("long covid / x") == "long_covid_x"
+    assert group_name("long covid / x") == "long_covid_x"
 
 
 def keep(

@@ -26,6 +26,7 @@ from neuromamba.fmamba.run import Run
 from neuromamba.fmamba.run_config import run_config
 from neuromamba.fmamba.steps import batches_of_epoch
 from neuromamba.fmamba.weight_counts import Weights
+from neuromamba.layers.ssd import native as library
 from neuromamba.planning import batch_script, busy_cores, cluster_plan, flops, machine, state_memory
 from neuromamba.planning.batch_script import Job
 from neuromamba.planning.gpus import GPUS, find_gpu
@@ -77,14 +78,21 @@ def test_kept_by_a_block_on_a_gpu() -> None:
     assert more == pytest.approx(9000 * each, rel=1e-6)
 
 
-def test_the_pool_of_the_portable_backend_is_bounded() -> None:
+@pytest.mark.parametrize("native", [False, True])
+def test_the_pool_of_the_portable_backend_is_bounded(native: bool) -> None:
     """12 layers of 51 MB are kept; of 40 layers no more than the budget."""
 
     def scan(depth: int) -> int:
-        made = Step(model=ModelConfig(depth=depth), lengths=(14_810,), voxels=(200_000,))
+        made = Step(
+            model=ModelConfig(depth=depth), lengths=(14_810,), voxels=(200_000,), native=native
+        )
         return step_memory(made).groups["buffers of the scan"]
 
     columns = 4 * 14_810 * (2 * 384 + 2 * 48 + 2)
+    if native and library.status().library is not None:  # rows are whole vector registers
+        kernels = library.layer_kernels(192, 48, 192)
+        assert kernels is not None
+        columns = 4 * 14_810 * kernels.row_of(2 * 384 + 2 * 48 + 2)
     assert scan(12) - scan(11) == columns
     assert scan(40) == scan(30)
     assert scan(40) - scan(1) == (2**30 // columns - 1) * columns

@@ -56,6 +56,7 @@ from neuromamba.commands.export import export_parser
 from neuromamba.commands.flops import flops_parser
 from neuromamba.commands.regions_explain_reference import build_parser as analysis_parser
 from neuromamba.commands.regions_import import build_parser as import_parser
+from neuromamba.commands.regions_paint import build_parser as paint_parser
 from neuromamba.commands.regions_synthetic import build_parser as synthetic_roi_parser
 from neuromamba.config.flag_parser import parse_arguments
 from neuromamba.config.model import VARIANTS, ModelConfig
@@ -274,6 +275,7 @@ PARSERS: dict[str, Parse] = {
     "regions train": lambda words: tester.build_parser().parse_args(words),
     "regions import": lambda words: import_parser().parse_args(words),
     "regions extract": lambda words: roi.build_parser().parse_args(words),
+    "regions paint": lambda words: paint_parser().parse_args(words),
     "regions synthetic": lambda words: synthetic_roi_parser().parse_args(words),
     "regions explain-reference": lambda words: analysis_parser().parse_args(words),
 }
@@ -391,12 +393,20 @@ def test_flops_command_of_the_reference_is_in_the_readme() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", ["README.md", "ADDING_YOUR_DATASET.md"])
-def test_cpu_commands_run(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("README.md",),
+        ("ADDING_YOUR_DATASET.md",),
+        ("docs/own_data.md", "docs/pretrain.md", "docs/fine_tune.md"),
+    ],
+    ids=lambda names: names[0],
+)
+def test_cpu_commands_run(names: Sequence[str], tmp_path: Path) -> None:
     for folder in ("project", "configs"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     ran = 0
-    for words in shell_commands(name):
+    for words in (words for name in names for words in shell_commands(name)):
         if words[0] not in ("python", "neuromamba", "mkdir", "cp"):
             continue
         if "/path/to" in " ".join(words):
@@ -569,6 +579,23 @@ def layout() -> list[PurePosixPath]:
         parents[depth:] = [match[2].rstrip("/")]
         paths.append(PurePosixPath(*parents))
     return paths
+
+
+def words_of(text: str) -> list[str]:
+    """Words and numbers of Markdown, tables included; targets of links are left out."""
+    return re.findall(r"\w[\w.,%/+-]*", re.sub(r"\]\([^)]*\)", "]", text))
+
+
+def test_readme_is_short() -> None:
+    assert len(words_of(prose("README.md"))) <= 1500
+
+
+def test_every_question_has_an_answer_with_a_link() -> None:
+    """``test_links_resolve`` opens them."""
+    row = r"(?m)^\| (\d+)\. ([^|]+[?.]) \| ([^|]+) \|$"
+    rows = re.findall(row, read("docs/questions.md"))
+    assert [int(number) for number, *_ in rows] == list(range(1, 21))
+    assert [question for _, question, answer in rows if "](" not in answer] == []
 
 
 def test_layout_names_the_top_level_entries() -> None:

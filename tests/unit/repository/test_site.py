@@ -50,11 +50,13 @@ def test_links_to_folders_lead_to_their_page_or_become_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pages = site_module("repository_pages", monkeypatch)
-    for folder in ("docs", "with", "without"):
+    for folder in ("docs", "with", "without", "examples"):
         (tmp_path / folder).mkdir()
     (tmp_path / "with" / "README.md").touch()
     (tmp_path / "file.py").touch()
     text = "[`a`](../with/), [b](../without), [c](../file.py), [d](https://x.org/), ![e](../with)"
+    gallery = pages.without_folders("[g](../examples/)", tmp_path / "docs" / "page.md", tmp_path)
+    assert gallery == "[g](gallery/index.rst)"
     found = pages.without_folders(text, tmp_path / "docs" / "page.md", tmp_path)
     assert found == (
         "[`a`](../with/README.md), b, [c](../file.py), [d](https://x.org/), ![e](../with)"

@@ -18,6 +18,15 @@ from neuromamba.data.regions.scan import Scan
 COMMON = ("diagnosis", "sex", "age", "site", "motion")
 
 
+def strata_of(labels: np.ndarray) -> np.ndarray:
+    """int [S]: the classes themselves, or the quarter of them that each value is in."""
+    if labels.dtype.kind != "f":
+        return labels
+    edges = np.quantile(labels, (0.25, 0.5, 0.75))
+    found: np.ndarray = np.searchsorted(edges, labels)
+    return found
+
+
 @dataclass(frozen=True)
 class Cohort:
     """A data set.
@@ -47,8 +56,13 @@ class Cohort:
 
     @property
     def labels(self) -> np.ndarray:
-        """int [scans]."""
+        """[scans]: int, the class; or float, the value of a regression."""
         return np.array([scan.label for scan in self.scans])
+
+    @property
+    def strata(self) -> np.ndarray:
+        """int [scans]: the class, or the quarter of the scans that a value is in."""
+        return strata_of(self.labels)
 
     @property
     def groups(self) -> np.ndarray:

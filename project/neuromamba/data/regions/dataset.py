@@ -19,6 +19,7 @@ from neuromamba.data.regions.axes import check_axes
 from neuromamba.data.regions.cohort import Cohort
 from neuromamba.data.regions.leaks import FAMILY_COLUMNS, check_copies, check_spellings
 from neuromamba.data.regions.registry import DatasetDetails
+from neuromamba.data.regions.row_filter import conditions, kept_rows
 from neuromamba.data.regions.scan import Scan, constant_regions, number_matrix
 from neuromamba.data.regions.scan_files import RawScan, ScanFile, read_scans
 from neuromamba.data.regions.subjects import (
@@ -43,6 +44,7 @@ def load_cohort(
     drop_bad_scans: bool = False,
     missing_codes: Sequence[str] = (),
     orientation: str = "auto",
+    keep: Sequence[str] = (),
 ) -> Cohort:
     """Read a data set, and check it for leaks.
 
@@ -59,6 +61,7 @@ def load_cohort(
         missing_codes: labels that mean "not recorded"; their scans are left out.
         orientation: of ``ROI_ORIENTATIONS``: which axis of a matrix is time; "auto" takes regions x
             time, and refuses what looks otherwise.
+        keep: conditions on columns that scans must meet, see ``row_filter``.
 
     Raises:
         UserInputError: names file, scan or column, and what was expected there.
@@ -70,14 +73,24 @@ def load_cohort(
     if table is not None:
         raw = known_subjects(raw, table, details, file, notes)
     raw, label_of = labelled(raw, table, details, file, notes, missing_codes)
+    if keep:
+        columns_of = [
+            {**item.pheno, **({} if table is None else table.loc[item.subject].to_dict())}
+            for item in raw
+        ]
+        chosen, said = kept_rows(columns_of, conditions(keep), f"'{file.path}'")
+        raw, label_of = [raw[i] for i in chosen], [label_of[i] for i in chosen]
+        notes += said
     group_of = families(raw, table, group_column)
-    classes = details.classes or tuple(sorted(set(label_of)))
-    if unknown := sorted(set(label_of) - set(classes)):
+    classes: tuple[str, ...] = ()
+    if not details.is_regression:
+        classes = details.classes or tuple(sorted(set(label_of)))
+    if classes and (unknown := sorted(set(label_of) - set(classes))):
         raise file.error(
             f"has the classes {some_of(unknown)} of '{details.target}', expected those of the data "
             f"set: {', '.join(classes)}."
         )
-    if len(classes) < 2:
+    if len(classes) < 2 and not details.is_regression:
         raise UserInputError(
             f"--target: '{file.path}' has the classes '{details.target}' {list(classes)}; a "
             f"classification needs two."
@@ -86,13 +99,14 @@ def load_cohort(
         raw = [item._replace(series=_matrix(item.series, item.subject, file).T) for item in raw]
     rois = details.rois or _common_rois(raw, file)
     scans, rows, bad = [], [], []
-    names = scan_names(raw, label_of)
+    names = scan_names(raw, label_of if classes else [""] * len(raw))
     for item, label, scan in zip(raw, label_of, names, strict=True):
         series = _oriented(item.series, rois, scan, file)
         if not np.isfinite(series).all():
             bad.append(scan)
             continue
-        scans.append(Scan(item.subject, scan, classes.index(label), series, group_of[item.subject]))
+        target = classes.index(label) if classes else float(label)
+        scans.append(Scan(item.subject, scan, target, series, group_of[item.subject]))
         rows.append({**item.pheno, **({} if table is None else table.loc[item.subject].to_dict())})
     if bad and not drop_bad_scans:
         raise file.error(
@@ -105,8 +119,7 @@ def load_cohort(
         raise file.error("has no scan that can be used.")
     check_spellings(scans, file)
     check_axes(scans, file, told=orientation != "auto")
-    counts = Counter(label_of)
-    notes.append(f"{details.target}: {', '.join(f'{counts[c]} {c}' for c in classes)} (scans).")
+    notes.append(_of_labels(scans, replace(details, classes=classes)))
     notes += check_copies(scans, file)
     columns = {*(() if table is None else table.columns), *(key for r in raw for key in r.pheno)}
     if group_column is None and (found := [name for name in FAMILY_COLUMNS if name in columns]):
@@ -132,6 +145,20 @@ def load_cohort(
         confound_values([r for r in raw if r.subject in kept], table, details, confounds),
         tuple(rows),
     )
+
+
+def _of_labels(scans: Sequence[Scan], details: DatasetDetails) -> str:
+    """Scans of each class, or the range of the values."""
+    if details.is_regression:
+        values = [scan.label for scan in scans]
+        unit = f" {details.unit}" if details.unit else ""
+        return (
+            f"{details.target}: {min(values):.4g} to {max(values):.4g}{unit}, median "
+            f"{np.median(values):.4g}{unit}."
+        )
+    counts = Counter(scan.label for scan in scans)
+    named = (f"{counts[label]} {name}" for label, name in enumerate(details.classes))
+    return f"{details.target}: {', '.join(named)} (scans)."
 
 
 def _common_rois(raw: Sequence[RawScan], file: ScanFile) -> int:

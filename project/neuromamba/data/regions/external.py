@@ -25,6 +25,7 @@ def load_external(
     drop_bad_scans: bool = False,
     missing_codes: Sequence[str] = (),
     orientation: str = "auto",
+    keep: Sequence[str] = (),
 ) -> Cohort:
     """Read scans that are only tested.
 
@@ -34,7 +35,7 @@ def load_external(
         cohort: that is trained on.
         path: of the scans; any format of ``load_cohort``.
         beside: file of the data set; names of regions in records beside both files must agree.
-        drop_bad_scans, missing_codes, orientation: of ``load_cohort``.
+        drop_bad_scans, missing_codes, orientation, keep: of ``load_cohort``.
 
     Raises:
         UserInputError: of ``load_cohort``; other regions or classes; a person or a scan of the data
@@ -68,6 +69,7 @@ def load_external(
         drop_bad_scans=drop_bad_scans,
         missing_codes=missing_codes,
         orientation=orientation,
+        keep=keep,
     )
     both = sorted({s.subject for s in cohort.scans} & {s.subject for s in found.scans})
     if both:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,15 +9,22 @@ from typing import NamedTuple
 import numpy as np
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.files import safe_name
 from neuromamba.common.text import number, some_of
 from neuromamba.data.regions.cohort import Cohort
+from neuromamba.evaluation.intervals import FEWEST
 
 HOLDOUT = 5  # one in so many groups
 HOLDOUT_NAME = "holdout"
 EXTERNAL = "external"  # scans of another file, tested by the models of the holdouts
 LEFT_OUT = "without_"  # begins the name of a split by --leave_out
-_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")  # in names of folders
 _CATEGORIES = 10  # a column with more different numbers is divided into quarters
+
+# By the type of the task: what a value of --leave_out must have to be tested.
+_NEEDED = {
+    "classification": "scans of every class",
+    "regression": f"scans of {FEWEST} subjects",
+}
 
 
 class Split(NamedTuple):
@@ -46,8 +52,9 @@ def splits_of(
     """The splits of the cross-validation of a seed, and last its holdout.
 
     A fifth of the groups is held out; the rest, on which the holdout's model is fitted, is cut into
-    folds. Both are stratified by class. With ``leave_out`` the splits of the cross-validation are
-    the values of a column instead (sites): each is tested by a model of all the others.
+    folds. Both are stratified by class, in a regression by the quarter that the value is in. With
+    ``leave_out`` the splits of the cross-validation are the values of a column instead (sites):
+    each is tested by a model of all the others.
 
     Args:
         cohort: the data set.
@@ -90,7 +97,7 @@ def splits_of(
 
 def _strata(cohort: Cohort, columns: Sequence[str]) -> np.ndarray:
     """Text [scans] of what parts have the same shares of: the class, with the columns' values."""
-    found = cohort.labels.astype(str).astype(object)
+    found = cohort.strata.astype(str).astype(object)
     for name in columns:
         texts = cohort.column(name, "--stratify_by")
         numbers = [number(text) for text in texts]
@@ -100,6 +107,12 @@ def _strata(cohort: Cohort, columns: Sequence[str]) -> np.ndarray:
             texts = np.array(["" if v is None else str(np.searchsorted(edges, v)) for v in numbers])
         found = found + "|" + texts.astype(object)
     return found.astype(str)
+
+
+def rare_strata(cohort: Cohort, columns: Sequence[str]) -> int:
+    """Combinations of class and columns with too few groups for every part of the holdout's cut."""
+    strata, groups = _strata(cohort, columns), cohort.groups
+    return sum(len(np.unique(groups[strata == one])) < HOLDOUT for one in np.unique(strata))
 
 
 def _divide(
@@ -113,13 +126,15 @@ def _divide(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     from sklearn.model_selection import StratifiedGroupKFold  # a second, only for those who split
 
-    labels, groups = cohort.labels[scans], cohort.groups[scans]
+    labels, groups = cohort.strata[scans], cohort.groups[scans]
     for label in np.unique(labels):
         there = len(np.unique(groups[labels == label]))
         if there < parts:
+            what = f"a quarter of the values of {cohort.details.target}"
+            if cohort.details.classes:
+                what = cohort.details.classes[label]
             raise UserInputError(
-                f"--folds: {cohort.details.classes[label]} has scans of {there} subjects (or "
-                f"families) {where}. {remedy}"
+                f"--folds: {what} has scans of {there} subjects (or families) {where}. {remedy}"
             )
     own = strata[scans]
     for stratum in np.unique(own):
@@ -136,7 +151,7 @@ def _divide(
 
 
 def _left_out(cohort: Cohort, column: str) -> list[Split]:
-    """A split for each value of a column that has scans of every class; the rest is trained on."""
+    """A split for each value of a column that can be tested; the rest is trained on."""
     values = cohort.column(column, "--leave_out")
     absent = int((values == "").sum())
     if absent:
@@ -152,20 +167,19 @@ def _left_out(cohort: Cohort, column: str) -> list[Split]:
                 f"'{value}', and would be trained on and tested. Leave out what a subject (or "
                 f"family) has one value of."
             )
-    classes = set(cohort.labels.tolist())
     found, names = [], set()
     for value in sorted(set(values.tolist())):
         test = np.flatnonzero(values == value)
         train = np.flatnonzero(values != value)
-        if set(cohort.labels[test].tolist()) < classes:
+        if not _can_be_tested(cohort, test):
             continue
-        name = f"{LEFT_OUT}{_UNSAFE.sub('-', value)}"
+        name = f"{LEFT_OUT}{safe_name(value, more='_', runs=True)}"
         names.add(name)
         found.append(Split(name, train, test))
     if len(found) < 2 or len(names) < len(found):
         raise UserInputError(
-            f"--leave_out {column}: {len(names)} values have scans of every class and names that "
-            f"differ in letters and digits, expected 2 or more. Its values are "
+            f"--leave_out {column}: {len(names)} values have {_NEEDED[cohort.details.task_type]} "
+            f"and names that differ in letters and digits, expected 2 or more. Its values are "
             f"{some_of(sorted(set(values.tolist())))}."
         )
     for split in found:
@@ -173,9 +187,28 @@ def _left_out(cohort: Cohort, column: str) -> list[Split]:
     return found
 
 
+def rare_values(cohort: Cohort, column: str) -> list[str]:
+    """Values of ``--leave_out`` whose scans cannot be tested, and stay in training."""
+    values = cohort.column(column, "--leave_out")
+    return [
+        value
+        for value in sorted(set(values.tolist()))
+        if not _can_be_tested(cohort, np.flatnonzero(values == value))
+    ]
+
+
+def _can_be_tested(cohort: Cohort, scans: np.ndarray) -> bool:
+    """Whether scans have every class; of a regression, whether they are of enough subjects."""
+    if cohort.details.is_regression:
+        return len(np.unique(cohort.groups[scans])) >= FEWEST
+    return len(set(cohort.labels[scans].tolist())) == len(cohort.details.classes)
+
+
 def _check(cohort: Cohort, split: Split) -> None:
     """No group on both sides, every class on both."""
     assert not set(cohort.groups[split.train]) & set(cohort.groups[split.test]), split.name
+    if cohort.details.is_regression:
+        return
     for part, scans in (("trains on", split.train), ("is tested on", split.test)):
         absent = set(range(len(cohort.details.classes))) - set(cohort.labels[scans])
         if absent:

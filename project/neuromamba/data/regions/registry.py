@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from neuromamba.common.errors import UserInputError, look_up
+from neuromamba.config.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,15 @@ class DatasetDetails:
         frames: what a scan usually has; others are reported.
         target: key of a scan's ``pheno`` with the label, and what it is called in reports.
         labels: spelling in the files, in lower case -> class; empty takes the values found.
-        classes: names of the classes, in the order of their index.
+        classes: names of the classes, in the order of their index; of a regression none.
         dynamic_length: frames of a training crop.
         pheno_file: table of subjects, below the data folder.
         pheno_target: its column with the label, if that is where the label stands.
         pheno_keep: column -> value; subjects with another one are left out.
         batch_size, eval_batch_size: scans.
         epochs: of training.
+        task_type: key of ``TASK_TYPES``: whether the target is a class or a value.
+        unit: of the values of a regression; "" for a score without one.
     """
 
     file: str
@@ -46,11 +49,18 @@ class DatasetDetails:
     batch_size: int = 32
     eval_batch_size: int = 16
     epochs: int = 20
+    task_type: str = "classification"
+    unit: str = ""
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the target is a value."""
+        return self.task_type == "regression"
 
 
 HCP_PHENO = "HCP_1200/Preprocessed/pheno.csv"
 SEX = {"f": "Female", "female": "Female", "m": "Male", "male": "Male"}
-TASKS = ("EMOTION", "GAMBLING", "LANGUAGE", "MOTOR", "RELATIONAL", "SOCIAL", "WM")
+HCP_TASKS = ("EMOTION", "GAMBLING", "LANGUAGE", "MOTOR", "RELATIONAL", "SOCIAL", "WM")
 DISEASE = {
     "control": "Control",
     "healthy": "Control",
@@ -82,8 +92,8 @@ DATASETS: Mapping[str, DatasetDetails] = {
         rois=400,
         frames=(176, 253, 316, 284, 232, 274, 405),
         target="task",
-        labels={name.lower(): name for name in TASKS} | {"working_memory": "WM"},
-        classes=TASKS,
+        labels={name.lower(): name for name in HCP_TASKS} | {"working_memory": "WM"},
+        classes=HCP_TASKS,
         dynamic_length=150,
         pheno_file=HCP_PHENO,
         pheno_keep={"Release": "Q1"},
@@ -129,13 +139,19 @@ NAMES = (*DATASETS, OWN)
 
 
 def details_of(
-    name: str, file: str | None = None, target: str | None = None, length: int | None = None
+    name: str,
+    file: str | None = None,
+    target: str | None = None,
+    length: int | None = None,
+    task_type: str | None = None,
 ) -> DatasetDetails:
     """The entry of a name; ``Own`` is made of flags.
 
     Args:
         name: ``--dataset``.
         file, target, length: ``--data_file``, ``--target`` and ``--dynamic_length``.
+        task_type: ``--task_type``; None takes that of the task of ``config.tasks`` that is called
+            as the target is (age and intelligence are values), else classification.
 
     Raises:
         UserInputError: an unknown name, or ``Own`` without its flags.
@@ -146,6 +162,11 @@ def details_of(
             raise UserInputError(
                 f"--target: belongs to --dataset {OWN}; {name} has '{DATASETS[name].target}'."
             )
+        if task_type not in (None, DATASETS[name].task_type):
+            raise UserInputError(
+                f"--task_type: belongs to --dataset {OWN}; the target of {name} is a "
+                f"{DATASETS[name].task_type}."
+            )
         return DATASETS[name]
     given = {"--data_file": file, "--target": target, "--dynamic_length": length}
     absent = [flag for flag, value in given.items() if value is None]
@@ -155,4 +176,10 @@ def details_of(
             f"an entry in Dataset/datasetDetails.py."
         )
     assert file is not None and target is not None and length is not None
-    return DatasetDetails(file, None, None, (), target, {}, (), length)
+    task = TASKS.get(target.lower())
+    if task_type is None:
+        task_type = "classification" if task is None else task.type
+    unit = task.unit if task is not None and task_type == "regression" else ""
+    return DatasetDetails(
+        file, None, None, (), target, {}, (), length, task_type=task_type, unit=unit
+    )

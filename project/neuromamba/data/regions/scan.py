@@ -17,14 +17,14 @@ class Scan(NamedTuple):
     Attributes:
         subject: name.
         scan: name, no other scan has it.
-        label: index of its class.
+        label: index of its class; of a regression the value.
         series: float32 [N, T], unchanged from the file.
         group: what may not be split: the subject, or its family.
     """
 
     subject: str
     scan: str
-    label: int
+    label: int | float
     series: np.ndarray
     group: str
 

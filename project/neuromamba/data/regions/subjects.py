@@ -14,7 +14,7 @@ import pandas as pd
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.text import category, number, some_of, spelling
-from neuromamba.data.cohorts.suspicious import check_classes
+from neuromamba.data.cohorts.suspicious import check_classes, check_values
 from neuromamba.data.cohorts.tables import read_table
 from neuromamba.data.regions.cohort import COMMON
 from neuromamba.data.regions.registry import DatasetDetails
@@ -106,7 +106,7 @@ def labelled(
     notes: list[str],
     missing_codes: Sequence[str] = (),
 ) -> tuple[list[RawScan], list[str]]:
-    """Scans with a label, and the class of each by name.
+    """Scans with a label, and the class of each by name, or its value as text.
 
     Args:
         raw, table, details, file: of the data set.
@@ -114,8 +114,8 @@ def labelled(
         missing_codes: labels that mean "not recorded".
 
     Raises:
-        UserInputError: no such label; labels that are values and not classes, codes for missing
-            values, or spelled in two ways.
+        UserInputError: no such label; labels that are values and not classes, or text where values
+            are expected, codes for missing values, or spelled in two ways.
     """
     key, codes = details.target, {category(code).lower() for code in missing_codes}
     if details.pheno_target is not None and table is not None:
@@ -144,7 +144,9 @@ def labelled(
             )
         kept.append(item)
         found.append(label)
-    if not details.labels:
+    if details.is_regression:
+        notes += _check_values(kept, found, key, file)
+    elif not details.labels:
         _check_classes(found, key)
     if without:
         notes.append(f"{len(without)} scans without a '{key}' were left out ({some_of(without)}).")
@@ -158,10 +160,30 @@ def _check_classes(found: Sequence[str], key: str) -> None:
     if len(numbers) == len(counts) > MOST_NUMBERS:
         raise UserInputError(
             f"--target: '{key}' has {len(counts)} different numbers "
-            f"({some_of(sorted(counts), 5)}): values and not classes. NeuroSSM is a classifier: "
-            f"give a key of classes, or make groups of the values."
+            f"({some_of(sorted(counts), 5)}): values and not classes. Predict them with "
+            f"--task_type regression, or give a key of classes."
         )
     check_classes(counts, key, "--target", "Leave those scans out with --missing_codes CODE.")
+
+
+def _check_values(
+    kept: Sequence[RawScan], found: Sequence[str], key: str, file: ScanFile
+) -> list[str]:
+    """Refuse what are no values of a regression; returns a note about extreme ones, if any."""
+    text = sorted({one for one in found if number(one) is None})
+    if text:
+        raise UserInputError(
+            f"--target: '{key}' holds text ({some_of(text)}), and a regression needs numbers. "
+            f"Predict classes with --task_type classification, or correct the values."
+        )
+    values = {item.subject: number(one) or 0.0 for item, one in zip(kept, found, strict=True)}
+    if len(set(values.values())) < 2:
+        raise UserInputError(
+            f"--target: '{key}' has the same value in all scans of '{file.path}'; there is nothing "
+            f"to predict."
+        )
+    note = check_values(values, key, f"{file.flag}: '{file.path}'")
+    return [note] if note else []
 
 
 def families(
@@ -234,7 +256,12 @@ def _one_value(column: str, subject: str, texts: Sequence[str]) -> str:
 
 
 def scan_names(raw: Sequence[RawScan], labels: Sequence[str]) -> list[str]:
-    """``subject``, or ``subject_label`` or ``subject_2`` ... where there are several."""
+    """``subject``, or ``subject_label`` or ``subject_2`` ... where there are several.
+
+    Args:
+        raw: the scans.
+        labels: names of their classes; all alike in a regression.
+    """
     subjects = Counter(item.subject for item in raw)
     pairs = Counter((item.subject, label) for item, label in zip(raw, labels, strict=True))
     seen: Counter[tuple[str, str]] = Counter()

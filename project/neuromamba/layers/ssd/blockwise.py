@@ -31,7 +31,7 @@ chunks of Q tokens in a block, H heads of P, N state size, W = I + 2N.
 from __future__ import annotations
 
 from types import ModuleType, SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +42,7 @@ from neuromamba.layers.ssd import buffers as memory
 from neuromamba.layers.ssd import native
 from neuromamba.layers.ssd import passes as torch_passes
 from neuromamba.layers.ssd.blocks import Block, walk
+from neuromamba.layers.ssd.fused import Borders, FusedLayer, can_run
 from neuromamba.layers.ssd.passes import Layer, Totals, Weights
 from neuromamba.layers.ssd.types import BlockParams, MixerParams
 
@@ -69,19 +70,21 @@ class _Blockwise(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, layer: Layer, graph: bool, sparing: bool, x: Tensor,
+        mask: Tensor | None,
         pre_norm: Tensor | None, in_proj: Tensor | None, out_proj: Tensor | None,
         conv_weight: Tensor, conv_bias: Tensor, dt_bias: Tensor, A_log: Tensor, D: Tensor,
         norm_weight: Tensor,
     ) -> Tensor:  # fmt: skip
         tensors = (
-            x, pre_norm, in_proj, out_proj, conv_weight, conv_bias, dt_bias, A_log, D, norm_weight
+            x, mask, pre_norm, in_proj, out_proj, conv_weight, conv_bias, dt_bias, A_log, D,
+            norm_weight,
         )  # fmt: skip
         call = _Call(layer, tensors)
         backward = graph and any(ctx.needs_input_grad)
         # In fp32 computing the in-projection again takes longer than reading it; not so in bf16.
         lent = None
         if backward and not sparing and in_proj is not None and layer.operand == torch.float32:
-            lent = memory.lend(x, x.shape[0] * in_proj.shape[0])
+            lent = memory.lend(x, x.shape[0] * call.columns)
         with torch.autocast(x.device.type, enabled=False):
             out, borders = call.forward(backward, lent)
         if backward:
@@ -96,7 +99,7 @@ class _Blockwise(torch.autograd.Function):
         ctx.lent = None  # goes on to another call: a second pass back computes its content anew
         with torch.autocast(dout.device.type, enabled=False):
             call = _Call(ctx.layer, tensors)
-            found = call.backward(dout.contiguous(), ctx.borders, lent, any(wanted[2:4]))
+            found = call.backward(dout.contiguous(), ctx.borders, lent, any(wanted[3:5]))
         if lent is not None:
             memory.give_back(lent)
         gradients = (
@@ -106,26 +109,15 @@ class _Blockwise(torch.autograd.Function):
         return None, None, None, *gradients
 
 
-class _Borders(NamedTuple):
-    """What the backward pass needs at the start of each block.
-
-    Attributes:
-        states: [blocks, H, N, P].
-        tails: [blocks + 1, taps - 1, W], inputs of the convolution before the block.
-    """
-
-    states: Tensor
-    tails: Tensor
-
-
 class _Call:
     """One pass through a layer, forward or backward."""
 
     def __init__(self, layer: Layer, tensors: tuple[Tensor | None, ...]) -> None:
-        x, pre_norm, in_proj, out_proj, conv_weight, conv_bias, dt_bias, A_log, D, norm = tensors
+        x, mask, pre_norm, in_proj, out_proj, *small_ones = tensors
+        conv_weight, conv_bias, dt_bias, A_log, D, norm = small_ones
         assert x is not None and conv_weight is not None and conv_bias is not None
         assert dt_bias is not None and A_log is not None and D is not None and norm is not None
-        self.layer, self.x = layer, x
+        self.layer, self.x, self.mask = layer, x, mask
         self.full = torch_passes.wide_type(layer.operand)
 
         def small(tensor: Tensor) -> Tensor:
@@ -145,6 +137,14 @@ class _Call:
         self.passes: ModuleType = torch_passes
         if native.can_run(x, layer.operand, layer.taps, residual=in_proj is not None):
             self.passes = native
+        self.columns = 0 if in_proj is None else in_proj.shape[0]
+        self.fused: FusedLayer | None = None
+        if self.in_proj is not None and can_run(layer, x):
+            assert self.pre_norm is not None and self.out_proj is not None
+            weights = self.w, self.pre_norm, self.in_proj, self.out_proj
+            self.fused = FusedLayer(layer, *weights, x, mask)
+            self.columns = self.fused.columns
+            return
         self.buffers = memory.buffers(layer, x, projections=in_proj is not None)
 
     def walks(self) -> tuple[tuple[Block, ...], ...]:
@@ -195,7 +195,7 @@ class _Call:
 
     # --- passes over all tokens
 
-    def forward(self, backward: bool, lent: Tensor | None) -> tuple[Tensor, _Borders]:
+    def forward(self, backward: bool, lent: Tensor | None) -> tuple[Tensor, Borders]:
         """Run all blocks.
 
         Args:
@@ -209,10 +209,12 @@ class _Call:
         inner, channels, before = w.norm.numel(), w.conv_bias.numel(), self.layer.taps - 1
         out = x.new_empty(x.shape[0], inner if self.out_proj is None else x.shape[1])
         kept = self.kept(lent)
+        if self.fused is not None:
+            return out, self.fused.forward(out, kept, backward)
         walks = self.walks()
         count = sum(map(len, walks))
         state = self.zero_state()
-        borders = _Borders(
+        borders = Borders(
             states=state.new_empty(count if backward else 1, *state.shape),
             tails=x.new_empty(count + 1, before, channels, dtype=self.layer.operand),
         )
@@ -231,6 +233,8 @@ class _Call:
                 else:
                     self.passes.gate(v.s, v.y4, zx, w.norm, v.gated)
                     torch.mm(v.gated, self.out_proj.t(), out=v.projected)
+                    if self.mask is not None:
+                        v.projected.mul_(self.mask[first:last])
                     self.passes.add(x[first:last], v.projected, out[first:last])
                 at += 1
                 if last - first >= before:  # else the walk ends here
@@ -239,14 +243,14 @@ class _Call:
         return out, borders
 
     def kept(self, lent: Tensor | None) -> Tensor | None:
-        """[L, R] in the memory lent."""
+        """[L, columns] in the memory lent."""
         if lent is None or self.in_proj is None:
             return None
-        rows, columns = self.x.shape[0], self.in_proj.shape[0]
-        return lent[: rows * columns].view(rows, columns)
+        rows = self.x.shape[0]
+        return lent[: rows * self.columns].view(rows, self.columns)
 
     def backward(
-        self, dout: Tensor, borders: _Borders, lent: Tensor | None, projections: bool
+        self, dout: Tensor, borders: Borders, lent: Tensor | None, projections: bool
     ) -> tuple[Tensor | None, ...]:
         """Walk back through all blocks.
 
@@ -275,6 +279,13 @@ class _Call:
             ),
             norm=torch.zeros_like(w.norm),
         )
+        if self.fused is not None:
+            assert dpre_norm is not None
+            self.fused.backward(
+                borders, kept, dout=dout, dx=dx, dpre_norm=dpre_norm, din_proj=din_proj,
+                dout_proj=dout_proj, total=total,
+            )  # fmt: skip
+            return self.gradients(dx, dpre_norm, din_proj, dout_proj, total)
         at = len(borders.states)
         state, dstate = self.zero_state(), self.zero_state()
         carry = torch.zeros_like(w.conv_weight[1:])
@@ -296,7 +307,9 @@ class _Call:
                 dgated, gated = dout_rows, None
                 if self.out_proj is not None:
                     gated, dprojected = v.gated, dout_rows
-                    if dout_rows.dtype != operand:
+                    if self.mask is not None:
+                        dprojected = torch.mul(dout_rows, self.mask[first:last], out=v.dprojected)
+                    elif dout_rows.dtype != operand:
                         dprojected = v.dprojected.copy_(dout_rows)
                     dgated = torch.mm(dprojected, self.out_proj, out=v.dgated)
                 dzx = dx_rows if self.in_proj is None and dx.dtype == operand else v.dzx
@@ -320,10 +333,17 @@ class _Call:
                     )
                 elif dzx is not dx_rows:
                     dx_rows.copy_(dzx)
+        return self.gradients(dx, dpre_norm, din_proj, dout_proj, total)
+
+    def gradients(
+        self, dx: Tensor, dpre_norm: Tensor | None, din_proj: Tensor | None,
+        dout_proj: Tensor | None, total: Totals,
+    ) -> tuple[Tensor | None, ...]:  # fmt: skip
+        """Gradients in the order of the layer's tensors."""
         dA, dD, ddt_bias = total.heads
         return (
-            dx, dpre_norm, din_proj, dout_proj, total.conv[:-1].t(), total.conv[-1], ddt_bias,
-            dA * w.A,  # A = -exp(A_log) is its own derivative
+            dx, None, dpre_norm, din_proj, dout_proj, total.conv[:-1].t(), total.conv[-1], ddt_bias,
+            dA * self.w.A,  # A = -exp(A_log) is its own derivative
             dD, total.norm,
         )  # fmt: skip
 
@@ -356,17 +376,23 @@ def mix(zxbcdt: Tensor, params: MixerParams, lengths: tuple[int, ...]) -> Tensor
     layer = _layer(zxbcdt, params, lengths)
     graph, asked = torch.is_grad_enabled(), zxbcdt.dtype
     x = _widened(zxbcdt, layer)
-    return _Blockwise.apply(layer, graph, False, x, None, None, None, *params[:6]).to(asked)
+    return _Blockwise.apply(layer, graph, False, x, None, None, None, None, *params[:6]).to(asked)
 
 
 def residual_block(
-    x: Tensor, block: BlockParams, lengths: tuple[int, ...], sparing: bool = False
-) -> Tensor:
-    """``x + out_proj(mixer(in_proj(rmsnorm(x))))``; see ``api.BlockParams``.
+    x: Tensor, block: BlockParams, lengths: tuple[int, ...], sparing: bool = False,
+    mask: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """``x + mask out_proj(mixer(in_proj(rmsnorm(x))))``; see ``types.BlockParams``.
 
-    ``sparing``: keep nothing for the backward pass but the input and the states between blocks.
+    Args:
+        x: [L, D].
+        block: parameters.
+        lengths: of the sequences.
+        sparing: keep nothing for the backward pass but the input and the states between blocks.
+        mask: [L, D] of a dropout, with what is kept scaled up; None for none.
     """
     layer, graph = _layer(x, block.mixer, lengths), torch.is_grad_enabled()
     wide = _widened(x, layer)
-    out = _Blockwise.apply(layer, graph, sparing, wide, *block[:3], *block.mixer[:6])
+    out = _Blockwise.apply(layer, graph, sparing, wide, mask, *block[:3], *block.mixer[:6])
     return out.to(x.dtype)

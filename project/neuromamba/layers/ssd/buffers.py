@@ -15,12 +15,14 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
+from neuromamba.layers.ssd import native
 from neuromamba.layers.ssd.blocks import capacity
 from neuromamba.layers.ssd.passes import Layer, finest, wide_type
 
 # Tokens of a block: on a CPU its buffers should stay in the cache, elsewhere few launches count.
 BLOCK = {"cpu": 2048}
 BLOCK_ELSEWHERE = 16_384
+PIECE = 512  # tokens of a piece of ``fused``: its buffers should stay in the caches of one core
 KINDS = 4  # of layers whose buffers are kept: a backbone's and a head's alternate
 CUTS = 16  # of a kind: full blocks and the last ones of some lengths
 # What all layers together may keep for the backward pass. Layers beyond it compute it again.
@@ -32,6 +34,11 @@ def block_rows(device: torch.device) -> int:
     return BLOCK.get(device.type, BLOCK_ELSEWHERE)
 
 
+def piece_rows() -> int:
+    """Tokens of a piece of ``fused``."""
+    return min(PIECE, BLOCK["cpu"])
+
+
 def _keeps(x: Tensor) -> bool:
     return x.device.type == "cpu" and type(x) in (Tensor, nn.Parameter)
 
@@ -39,16 +46,31 @@ def _keeps(x: Tensor) -> bool:
 # --------------------------------------------------------------------------------------- buffers
 
 BY_HEAD = ("xs", "wc", "bw", "added", "y", "x_rest")
+# What one pass hands on to the next one, and ``fused`` has for a chunk at a time.
+ONE_BY_ONE = ("wc", "bw", "dwc", "dbw", "dg", "dx_rest", "db_rest", "dc_rest")
 
 
 class Buffers:
-    """Buffers for a block of one kind of layer, of at most ``rows`` tokens with filled up chunks.
+    """Buffers for a block of one kind of layer.
 
-    ``width`` is D where the layer runs with its projections; None for the mixer alone.
+    Args:
+        layer: the kind.
+        rows: most tokens, with filled up chunks.
+        width: D where the layer runs with its projections; None for the mixer alone.
+        device: of the buffers.
+        in_one_call: they are for ``fused``, which does not need those between two passes.
     """
 
-    def __init__(self, layer: Layer, rows: int, width: int | None, device: torch.device) -> None:
+    def __init__(
+        self,
+        layer: Layer,
+        rows: int,
+        width: int | None,
+        device: torch.device,
+        in_one_call: bool = False,
+    ) -> None:
         self.rows, self._layer, self._width, self._device = rows, layer, width, device
+        self._in_one_call = in_one_call
         self._memory: dict[str, Tensor] = {}
         self._cuts: dict[tuple[tuple[int, ...], bool], SimpleNamespace] = {}
 
@@ -68,10 +90,23 @@ class Buffers:
                 self._cuts[lengths, backward] = self._cut(lengths, backward)
         return self._cuts[lengths, backward]
 
+    def whole(self, backward: bool) -> dict[str, Tensor]:
+        """All buffers, for as many tokens as fit in; see ``block``."""
+        with torch.inference_mode(False):
+            return {
+                name: self._buffer(name, *kind) for name, kind in self._shapes(backward).items()
+            }
+
+    def _buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        if name not in self._memory:
+            self._memory[name] = torch.empty(shape, dtype=dtype, device=self._device)
+        return self._memory[name]
+
     def _shapes(self, backward: bool) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         s, operand = self._layer.sizes((self.rows,)), self._layer.operand
         k, q, n, p, tokens = s.chunks, s.q, s.state, s.headdim, s.chunks * s.q
-        mixed = (tokens, s.inner + s.channels + s.heads)
+        columns = s.inner + s.channels + s.heads
+        mixed = (tokens, columns)
         matrices: dict[str, tuple[int, ...]] = {
             "xs": (k * s.heads, q + n, p),
             "b": (k, q, n),
@@ -94,15 +129,22 @@ class Buffers:
             shapes |= {"d" + name: (shape, operand) for name, shape in matrices.items()}
             shapes["dzx"] = mixed, operand
             shapes["dlast"] = (k, s.heads, n), wide_type(operand)
+        if self._in_one_call:
+            assert self._width is not None
+            kernels = native.layer_kernels(p, n, self._width)
+            assert kernels is not None
+            shapes = {name: kind for name, kind in shapes.items() if name not in ONE_BY_ONE}
+            for name in shapes.keys() & {"zx", "dzx"}:
+                shapes[name] = (tokens, kernels.row_of(columns)), operand
+            packed = kernels.packed_sizes(columns, self._width, s.inner, backward)
+            shapes |= {name: ((size,), operand) for name, size in packed.items()}
         return shapes
 
     def _cut(self, lengths: tuple[int, ...], backward: bool) -> SimpleNamespace:
         s = self._layer.sizes(lengths)
         cut = SimpleNamespace(s=s)
         for name, (shape, dtype) in self._shapes(backward).items():
-            if name not in self._memory:
-                self._memory[name] = torch.empty(shape, dtype=dtype, device=self._device)
-            whole = self._memory[name]
+            whole = self._buffer(name, shape, dtype)
             if name.removeprefix("d") in BY_HEAD:
                 own = whole[: s.chunks * s.heads]
                 setattr(cut, name + "4", own.unflatten(0, (s.chunks, s.heads)))
@@ -116,17 +158,17 @@ class Buffers:
 _local = threading.local()
 
 
-def buffers(layer: Layer, x: Tensor, projections: bool) -> Buffers:
-    """Return this thread's buffers, or new ones, for input ``x`` with or without projections."""
-    rows = capacity(layer.lengths, block_rows(x.device))
+def buffers(layer: Layer, x: Tensor, projections: bool, in_one_call: bool = False) -> Buffers:
+    """Return this thread's buffers, or new ones, for input ``x``; see ``Buffers``."""
+    rows = capacity(layer.lengths, piece_rows() if in_one_call else block_rows(x.device))
     width = x.shape[1] if projections else None
     if not _keeps(x):
-        return Buffers(layer, rows, width, x.device)
+        return Buffers(layer, rows, width, x.device, in_one_call)
     kinds: dict[object, Buffers] = _local.__dict__.setdefault("kinds", {})
-    key = (layer._replace(lengths=()), width)
+    key = (layer._replace(lengths=()), width, in_one_call)
     found = kinds.pop(key, None)
     if found is None or found.rows < rows:
-        found = Buffers(layer, rows, width, x.device)
+        found = Buffers(layer, rows, width, x.device, in_one_call)
     kinds[key] = found  # the last one is the one used last
     while len(kinds) > KINDS:
         del kinds[next(iter(kinds))]

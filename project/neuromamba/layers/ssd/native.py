@@ -8,6 +8,7 @@ instead: the numbers agree to rounding.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -23,6 +24,7 @@ from neuromamba.layers.ssd.passes import Sizes, Totals, Weights
 from neuromamba.layers.ssd.types import CHUNK
 from neuromamba.layers.ssd_native.build import (
     SWITCH,
+    X86,
     find_library,
     switched_off,
     untrusted_library,
@@ -81,7 +83,7 @@ def can_run(x: Tensor, operand: torch.dtype, taps: int, residual: bool) -> bool:
     )
 
 
-class _Shape(ctypes.Structure):
+class Shape(ctypes.Structure):
     """Keep in step with Shape in kernels.c."""
 
     _fields_ = [
@@ -94,7 +96,8 @@ class _Shape(ctypes.Structure):
 
 
 @functools.lru_cache(maxsize=64)
-def _shape(sizes: Sizes, threads: int) -> _Shape:
+def shape(sizes: Sizes, threads: int) -> Shape:
+    """Return the record of a block."""
     rows: list[tuple[int, int, int, int]] = []
     base = 0
     for length in sizes.lengths:
@@ -102,15 +105,28 @@ def _shape(sizes: Sizes, threads: int) -> _Shape:
         rows += [(at, min(at + sizes.q, end), base, end) for at in range(base, end, sizes.q)]
         base = end
     kept = [(ctypes.c_int64 * len(rows))(*column) for column in zip(*rows, strict=True)]
-    shape = _Shape(*sizes[:7], threads, *map(ctypes.addressof, kept))
-    shape.kept = kept  # the struct holds their addresses only
-    return shape
+    found = Shape(*sizes[:7], threads, *map(ctypes.addressof, kept))
+    found.kept = kept  # the struct holds their addresses only
+    return found
+
+
+@functools.cache
+def _libraries() -> list[ctypes.CDLL]:
+    """The loaded library, and those for fewer instructions, whose registers are shorter."""
+    best = torch.backends.cpu.get_cpu_capability()
+    names = list(X86)[list(X86).index(best) :] if best in X86 else []
+    built = {found.path: None for name in names if (found := find_library(name))}
+    others = []
+    with contextlib.suppress(OSError):
+        others = [ctypes.CDLL(str(path)) for path in built]
+    first = _load().library
+    return others or ([first] if first is not None else [])
 
 
 @functools.lru_cache(maxsize=64)
-def _function(library: ctypes.CDLL, name: str) -> Any:
+def _function(library: ctypes.CDLL, name: str, returns: Any = None) -> Any:
     function = getattr(library, name)
-    function.restype = None
+    function.restype = returns
     return function
 
 
@@ -125,7 +141,7 @@ _AS_C: dict[type, Callable[[Any], object]] = {
     nn.Parameter: _pointer,
     int: ctypes.c_int64,
     float: ctypes.c_float,
-    Sizes: lambda sizes: ctypes.byref(_shape(sizes, torch.get_num_threads())),
+    Sizes: lambda sizes: ctypes.byref(shape(sizes, torch.get_num_threads())),
     type(None): ctypes.c_void_p,
 }
 
@@ -139,12 +155,56 @@ def _call(name: str, operand: torch.dtype, *arguments: object) -> None:
 _local = threading.local()
 
 
-def _room(size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def room(size: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Memory of this thread for sums that are kept a chunk apart, content undefined."""
     rooms = _local.__dict__.setdefault("rooms", {})
     if dtype not in rooms or rooms[dtype].numel() < size:
         rooms[dtype] = torch.empty(size, dtype=dtype)
     return rooms[dtype]
+
+
+class LayerKernels(NamedTuple):
+    """The passes of a whole layer (``layers/ssd_native/block.h``) in a library that has them.
+
+    Attributes:
+        library: the library.
+        lanes: numbers of its vector registers.
+    """
+
+    library: ctypes.CDLL
+    lanes: int
+
+    def row_of(self, columns: int) -> int:
+        """Numbers between two rows of the in-projection's output: whole registers."""
+        return -(-columns // self.lanes) * self.lanes
+
+    def packed_sizes(self, columns: int, width: int, inner: int, backward: bool) -> dict[str, int]:
+        """Numbers of the projections as the passes read them: forward, and back."""
+        shapes = {"in_packed": (width, columns), "out_packed": (inner, width)}
+        if backward:
+            shapes |= {"in_packed_back": (columns, width), "out_packed_back": (width, inner)}
+        size = _function(self.library, "block_packed_size", ctypes.c_int64)
+        return {name: size(*map(ctypes.c_int64, shape)) for name, shape in shapes.items()}
+
+    def pack(self, weight: Tensor, packed: Tensor, backward: bool) -> None:
+        """Write a projection [outputs, inputs] as the passes read it, forward or back."""
+        assert weight.is_contiguous()
+        sizes = map(ctypes.c_int64, (*weight.shape, backward))
+        _function(self.library, "block_pack")(*sizes, _pointer(weight), _pointer(packed))
+
+    def run(self, name: str, count: int, pieces: ctypes.Array[Any], block: Any) -> None:
+        """A pass through a layer."""
+        _function(self.library, name)(ctypes.c_int64(count), pieces, ctypes.byref(block))
+
+
+@functools.lru_cache(maxsize=64)
+def layer_kernels(*sizes: int) -> LayerKernels | None:
+    """The best library whose registers divide all sizes; ``can_run`` has been asked."""
+    for library in _libraries():
+        lanes = _function(library, "block_lanes", ctypes.c_int64)()
+        if not any(size % lanes for size in sizes):
+            return LayerKernels(library, lanes)
+    return None
 
 
 def norm(x: Tensor, weight: Tensor, out: Tensor) -> None:
@@ -158,10 +218,11 @@ def norm_backward(
 ) -> None:
     """See ``passes.norm_backward``."""
     rows, width = x.shape
-    room = _room(-(-rows // CHUNK) * width)
+    apart = room(-(-rows // CHUNK) * width)
     _call(
         "norm_backward", dout.dtype, rows, width, NORM_EPS, CHUNK, torch.get_num_threads(),
-        x, x.stride(0), weight, dout, residual, residual.stride(0), dx, dx.stride(0), room, dweight,
+        x, x.stride(0), weight, dout, residual, residual.stride(0), dx, dx.stride(0), apart,
+        dweight,
     )  # fmt: skip
 
 
@@ -207,7 +268,7 @@ def gate_backward(
     """See ``passes.gate_backward``."""
     _call(
         "gate_backward", y.dtype, s, NORM_EPS, y, zx, zx.stride(0), weight, dout, dout.stride(0),
-        out, dy, dzx, dzx.stride(0), _room(s.chunks * s.inner), total.norm,
+        out, dy, dzx, dzx.stride(0), room(s.chunks * s.inner), total.norm,
     )  # fmt: skip
 
 
@@ -226,7 +287,7 @@ def weights_backward(
     """See ``passes.weights_backward``."""
     _call(
         "weights_backward", g.dtype, s, dwc, dbw, dlast, g, b, c, dt, a, w.A, zx, zx.stride(0),
-        w.dt_bias, dg, db, dc, dzx, dzx.stride(0), _room(s.chunks * s.heads * 3, torch.float64),
+        w.dt_bias, dg, db, dc, dzx, dzx.stride(0), room(s.chunks * s.heads * 3, torch.float64),
         total.heads,
     )  # fmt: skip
 
@@ -240,5 +301,5 @@ def convolution_backward(
     _call(
         "convolution_backward", zx.dtype, s, dxs, dx_rest, db, db_rest, dc, dc_rest,
         zx, zx.stride(0), tail, w.conv_weight, w.conv_bias, carry.clone(), carry,
-        dzx, dzx.stride(0), _room(s.chunks * total.conv.numel()), total.conv,
+        dzx, dzx.stride(0), room(s.chunks * total.conv.numel()), total.conv,
     )  # fmt: skip

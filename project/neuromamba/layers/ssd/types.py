@@ -56,5 +56,5 @@ class BlockParams(NamedTuple):
 
 # (zxbcdt [L, 2I + 2N + H], parameters, lengths) -> [L, I]
 MixerFunction = Callable[[Tensor, MixerParams, tuple[int, ...]], Tensor]
-# (x [L, D], parameters, lengths, sparing) -> [L, D]
-BlockFunction = Callable[[Tensor, BlockParams, tuple[int, ...], bool], Tensor]
+# (x [L, D], parameters, lengths, sparing, mask of the dropout [L, D] or None) -> [L, D]
+BlockFunction = Callable[[Tensor, BlockParams, tuple[int, ...], bool, Tensor | None], Tensor]

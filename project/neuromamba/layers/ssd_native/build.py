@@ -27,7 +27,7 @@ from typing import NamedTuple
 from neuromamba.common.user_cache import VARIABLE, user_cache_folder
 
 HERE = Path(__file__).resolve().parent
-SOURCES = ("kernels.c", "kernels_typed.h")
+SOURCES = ("kernels.c", "kernels_typed.h", "products.h", "block.h")
 # Set to 0 (or false, no, off) to compute with the torch passes although the library is there.
 SWITCH = "NEUROMAMBA_NATIVE"
 # torch.backends.cpu.get_cpu_capability() -> options, the best first. Spelt out flag by flag:

@@ -86,6 +86,23 @@ static inline float sigmoid(float x) {
     return reciprocal(1.0f + exp_clamped(-x));
 }
 
+/* log(1 + e^x), relative error below 3e-7: max(x, 0) + log1p(u) for u = e^-|x|, and log1p(u) = 2 artanh(u / (2 + u)), whose
+ * argument is at most 1/3. */
+static inline float softplus(float x) {
+    float size = x < 0.0f ? -x : x;
+    float u = exp_clamped(-size);
+    float s = u * reciprocal(2.0f + u), q = s * s;
+    float p = q * (1.0f / 17.0f) + 1.0f / 15.0f;
+    p = p * q + 1.0f / 13.0f;
+    p = p * q + 1.0f / 11.0f;
+    p = p * q + 1.0f / 9.0f;
+    p = p * q + 1.0f / 7.0f;
+    p = p * q + 1.0f / 5.0f;
+    p = p * q + 1.0f / 3.0f;
+    p = p * q + 1.0f;
+    return (x < 0.0f ? 0.0f : x) + 2.0f * s * p;
+}
+
 /* The same for a vector register (GCC's and clang's vector extension), for passes along the tokens that
  * carry several values of each channel. */
 #if defined(__AVX512F__)
@@ -109,6 +126,12 @@ static inline vec exp_vec(vec x) { EXP_BODY(vec, (bitvec), (vec)); }
 static inline vec reciprocal_vec(vec d) { RECIPROCAL_BODY(vec, (bitvec), (vec)); }
 static inline vec sigmoid_vec(vec x) {
     return reciprocal_vec(1.0f + exp_vec(at_most(-at_most(x, 80.0f), 80.0f)));
+}
+
+static inline float sum_of(vec x) {
+    float sum = 0.0f;
+    for (int l = 0; l < LANES; l++) sum += x[l];
+    return sum;
 }
 
 static inline float load_f32(float value) { return value; }
@@ -168,6 +191,9 @@ static inline void store_vec_bf16(bf16 *to, vec value) {
 #undef STORE
 #undef LOAD_VEC
 #undef STORE_VEC
+
+#include "products.h"
+#include "block.h"
 
 #define OP bf16
 #define NAME(f) f##_bf16

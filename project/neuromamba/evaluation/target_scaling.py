@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 
@@ -15,6 +16,11 @@ class TargetScaling(NamedTuple):
 
 
 UNSCALED = TargetScaling(0.0, 1.0)
+
+
+def standardising(values: np.ndarray) -> TargetScaling:
+    """The scaling by mean and standard deviation of values [S], of the training alone."""
+    return TargetScaling(float(values.mean()), float(values.std()) or 1.0)
 
 
 def scores_of(logits: Tensor, task_type: str, scaling: TargetScaling) -> Tensor:

@@ -1,104 +1,25 @@
-"""Samples of ``frozen_decoding.py``: stores, events and features of haxby2001 and sherlock_pmc.
+"""Thirteen people who see a film and retell it: the file of sherlock_pmc, its store and events.
 
-Shapes: S samples (events), N voxels, T frames.
+Shapes: N voxels, T frames.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
-from neuromamba.checkpoints.io import load_backbone
 from neuromamba.common.errors import UserInputError
-from neuromamba.config.model import ModelConfig
-from neuromamba.config.serialise import from_dict
 from neuromamba.data.store.header import RunSource, WriteOptions, run_file_name
 from neuromamba.data.store.writer import write_run
-from neuromamba.data.windows.run_data import RunData
-from neuromamba.evaluation.probe_rows import LAST_LAYER, PRETRAINED, UNTRAINED
-from neuromamba.fmamba.frozen_features import frozen_features, untrained_backbone
-from neuromamba.fmamba.probe_flags import parse_probe, probe_request
-from neuromamba.fmamba.stores import locate_data
-from neuromamba.fmamba.subject_features import grid_parcellation, subject_features, union_of_masks
 
-POOLS = ("places", "mean")
-PARTS = ("train", "val", "test")
-CPU = torch.device("cpu")
 MOVIE, RECALL = "movie", "recall"
 SHERLOCK_FILE = "sherlock_pmc_dev.npz"
 SHERLOCK_GRID = (9, 12, 9)  # the box of the voxels, and one empty plane
-SCENES = 50
 SEGMENT = 30  # frames, 45 s: five windows of six
-
-
-class Samples(NamedTuple):
-    """Events with their features.
-
-    Attributes:
-        names: S, ``RUN#NUMBER``.
-        target: int [S].
-        held_out: bool [S], of the test part of the split.
-        features: (model, pool) -> float32 [S, D], averaged over an event's windows.
-        volume: float32 [S, N], the mean over the same frames of each voxel as the model sees it.
-    """
-
-    names: tuple[str, ...]
-    target: np.ndarray
-    held_out: np.ndarray
-    features: dict[tuple[str, str], np.ndarray]
-    volume: np.ndarray
-
-    @property
-    def runs(self) -> np.ndarray:
-        """The run of each sample, [S]."""
-        return np.array([name.split("#")[0] for name in self.names])
-
-    @property
-    def subjects(self) -> np.ndarray:
-        """The subject of each sample, [S]."""
-        return np.array([name.split("_")[0] for name in self.names])
-
-
-def read_samples(run: Path, events: Path, seed: int, flags: Sequence[str]) -> Samples:
-    """Features of all events, of a checkpoint and of an untrained backbone of its architecture.
-
-    Args:
-        run: folder of a pre-training; data and split are its own.
-        events: file of ``--events``.
-        seed: of the untrained backbone.
-        flags: further ones of ``neuromamba probe``.
-
-    Raises:
-        UserInputError: data, events or checkpoint cannot be used.
-    """
-    words = [str(run), "--events", str(events), "--seed", str(seed), *flags]
-    request = probe_request(*parse_probe(words))
-    config = request.config
-    data = RunData(locate_data(config, make_dummy=False), config.downstream, write_split=False)
-    model = from_dict(ModelConfig, request.metadata["model"], str(request.checkpoint))
-    models = {name: untrained_backbone(model, seed) for name in (PRETRAINED, UNTRAINED)}
-    load_backbone(models[PRETRAINED], request.checkpoint, "RUN")
-    samples, rows = frozen_features(
-        models, data, PARTS, layers=[LAST_LAYER], pools=POOLS, device=CPU
-    )
-    voxels = union_of_masks(data, PARTS)
-    raw = subject_features(data, PARTS, voxels, grid_parcellation(config.data.grid, voxels))
-    assert raw.subjects == samples.names
-    tested = set(data.sample_names("test").values())
-    return Samples(
-        samples.names,
-        samples.target,
-        np.array([name in tested for name in samples.names]),
-        {(name, pool): rows[name][LAST_LAYER, pool] for name in models for pool in POOLS},
-        raw.volume,
-    )
-
-
-# ------------------------------------------------------------------------------------ sherlock_pmc
+FOLDS = (1, 2, 3, 4)
 
 
 class Sherlock(NamedTuple):
@@ -131,7 +52,7 @@ def load_sherlock(folder: Path) -> Sherlock:
     """
     path = folder / SHERLOCK_FILE
     if not path.is_file():
-        raise UserInputError(f"--sherlock_pmc: '{path}' does not exist.")
+        raise UserInputError(f"--data_dir: '{path}' does not exist.")
     with np.load(path, allow_pickle=False) as file:
         subjects = tuple(str(name) for name in file["subject"])
         ends = np.cumsum(file["recall_length"])
@@ -162,7 +83,7 @@ def segments(sherlock: Sherlock, task: str, subject: str) -> list[int]:
 def scene_frames(sherlock: Sherlock) -> list[tuple[int, int]]:
     """First frame and the one after the last of each scene, in their order."""
     found = []
-    for number in range(1, SCENES + 1):
+    for number in range(1, int(sherlock.scene.max()) + 1):
         frames = np.flatnonzero(sherlock.scene == number)
         assert len(frames) == frames[-1] - frames[0] + 1, f"scene {number} is interrupted"
         found.append((int(frames[0]), int(frames[-1]) + 1))
@@ -179,7 +100,7 @@ def write_sherlock(sherlock: Sherlock, folder: Path) -> None:
     affine[:3, 0] *= -1
     flat = np.ravel_multi_index(tuple(place.T), SHERLOCK_GRID)
     order = np.argsort(flat)
-    (folder / "store" / "hdf5").mkdir(parents=True)
+    (folder / "store" / "hdf5").mkdir(parents=True, exist_ok=True)
     for (subject, task), series in sherlock.runs.items():
         write_run(
             folder / "store" / "hdf5" / run_file_name(subject, task=task),
@@ -216,3 +137,41 @@ def segment_series(sherlock: Sherlock, name: str) -> np.ndarray:
     subject, task = run.split("_task-")
     first = segments(sherlock, task, subject)[int(number) - 1]
     return sherlock.runs[subject, task][first : first + SEGMENT]
+
+
+def sherlock_splits(subjects: Sequence[str]) -> dict[int, dict[str, list[str]]]:
+    """Four folds of three or four subjects; the first of the next fold validates."""
+    tested = [list(subjects[i :: len(FOLDS)]) for i in range(len(FOLDS))]
+    found = {}
+    for i, test in enumerate(tested):
+        val = tested[(i + 1) % len(tested)][:1]
+        train = [name for name in subjects if name not in (*test, *val)]
+        found[i + 1] = {"train": train, "val": val, "test": test}
+    return found
+
+
+def write_split(store: Path, number: int, parts: Mapping[str, Sequence[str]]) -> None:
+    """A split of a store: ``--dataset_split_num`` NUMBER.
+
+    Args:
+        store: its folder.
+        number: of the split.
+        parts: "train", "val", "test" -> names of subjects.
+    """
+    (store / "splits").mkdir(exist_ok=True)
+    lines = [line for part, names in parts.items() for line in (f"{part}_subjects", *names)]
+    text = "\n".join(lines) + "\n"
+    (store / "splits" / f"split_fixed_{number}.txt").write_text(text, encoding="utf-8")
+
+
+def prepare_sherlock(data: Path, out: Path) -> None:
+    """The store with its splits, and the events, in a folder.
+
+    Raises:
+        UserInputError: the file is not there.
+    """
+    sherlock = load_sherlock(data)
+    out.mkdir(parents=True, exist_ok=True)
+    write_sherlock(sherlock, out)
+    for fold, parts in sherlock_splits(sherlock.subjects).items():
+        write_split(out / "store", fold, parts)

@@ -1,0 +1,147 @@
+"""Child of ``cpu_steps.py``: steps of one case, with whatever ``neuromamba`` PYTHONPATH leads to.
+
+    python benchmarks/_cpu_steps.py CASE THREADS REPEATS
+
+Prints a JSON list with the CPU seconds (all threads) of each step. Only what both checkouts have is
+used here.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from neuromamba.config.model import MODEL_DEFAULTS, ModelConfig
+from neuromamba.data.regions.scan import Scan
+from neuromamba.fmamba.build import build_model
+from neuromamba.fmamba.tokenizer import PackedTokens
+from neuromamba.layers.mamba2 import Mamba2, ResidualBlock
+from neuromamba.layers.packing import Packed
+from neuromamba.layers.rms_norm import RMSNorm
+from neuromamba.neurossm.config import RECIPES, FitConfig, NeuroSSMConfig
+from neuromamba.neurossm.model import NeuroSSM
+from neuromamba.neurossm.train import train
+from neuromamba.training.strategies import resolve_hardware
+
+ENOUGH = 4.0  # CPU seconds of steps after which no further one is done
+REGIONS, OF_FIT = 200, ("learning_rate", "max_learning_rate", "weight_decay", "label_smoothing")
+
+
+def blocks(width: int, depth: int, windows: int, tokens: int) -> Callable[[], None]:
+    """Blocks of FMamba alone, with the sizes that follow from their width."""
+    config = ModelConfig(embed_dim=width)
+    lengths = (tokens,) * windows
+    layers = nn.ModuleList(
+        ResidualBlock(
+            RMSNorm(width), Mamba2(width, config.d_state, config.headdim), nn.Dropout(0.0)
+        )
+        for _ in range(depth)
+    )
+    features = torch.randn(sum(lengths), width)
+
+    def step() -> None:
+        x = features
+        for layer in layers:
+            x = layer(x, lengths)
+        x.square().mean().backward()
+
+    return step
+
+
+def backbone(model: str, tokens: int) -> Callable[[], None]:
+    """One window through the whole backbone; SwiFT reads the whole grid, whatever ``tokens``."""
+    config = ModelConfig(model=model, **MODEL_DEFAULTS.get(model, {}))  # type: ignore[arg-type]
+    if model == "swift":
+        tokens = config.num_tokens
+    module = build_model(config, output_layer=model != "swift")
+    places = torch.randperm(config.num_tokens)[:tokens].sort().values
+    window = PackedTokens(torch.randn(tokens, config.token_dim), places, (tokens,))
+
+    def step() -> None:
+        out = module.forward_tokens(window)
+        found = out.features if out.prediction is None else out.prediction
+        found.square().mean().backward()
+
+    return step
+
+
+def recipe_of(recipe: str) -> tuple[NeuroSSMConfig, FitConfig]:
+    """The network and its training, without the second-order pathway, which no step trains."""
+    chosen = dict(RECIPES[recipe])
+    fit = {name: chosen.pop(name) for name in OF_FIT}
+    chosen["second_order"] = False
+    return NeuroSSMConfig(rois=REGIONS, classes=2, **chosen), FitConfig(crop=100, epochs=1, **fit)
+
+
+def neurossm(recipe: str, scans: int) -> Callable[[], None]:
+    """Loss, gradients and AdamW of one batch of crops."""
+    module = NeuroSSM(recipe_of(recipe)[0]).train()
+    optimizer = torch.optim.AdamW(module.parameters())
+    batch = Packed(torch.randn(100 * scans, REGIONS), (100,) * scans)
+    labels = torch.arange(scans) % 2
+
+    def step() -> None:
+        optimizer.zero_grad()
+        logits = module.each(batch)
+        repeated = labels.repeat(len(logits))
+        nn.functional.cross_entropy(logits.flatten(0, 1), repeated).backward()
+        optimizer.step()
+
+    return step
+
+
+def epoch(recipe: str, count: int) -> Callable[[], None]:
+    """One epoch of ``neuromamba regions train``: z-scores, crops, loader, Trainer, steps."""
+    config, fit = recipe_of(recipe)
+    series = np.random.default_rng(0).standard_normal((count, REGIONS, 196), dtype=np.float32)
+    scans = [Scan(str(i), str(i), i % 2, one, str(i)) for i, one in enumerate(series)]
+    hardware = resolve_hardware({"accelerator": "cpu", "devices": 1, "precision": "32"})
+
+    def step() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            train(
+                build=lambda: NeuroSSM(config),
+                scans=scans,
+                fit=fit,
+                hardware=hardware,
+                seed=0,
+                folder=Path(folder),
+            )
+
+    return step
+
+
+KINDS: dict[str, Callable[..., Callable[[], None]]] = {
+    "blocks": blocks,
+    "backbone": backbone,
+    "neurossm": neurossm,
+    "epoch": epoch,
+}
+
+
+def main() -> None:
+    """Entry point."""
+    kind, *sizes = json.loads(sys.argv[1])
+    torch.set_num_threads(int(sys.argv[2]))
+    torch.manual_seed(0)
+    step, seconds = KINDS[kind](*sizes), []
+    for _ in range(int(sys.argv[3]) + 1):
+        start = time.process_time()
+        step()
+        seconds.append(time.process_time() - start)
+        if seconds[0] > ENOUGH or sum(seconds[1:]) > ENOUGH:
+            break
+    # The first one warms up, unless it is so long that this does not matter.
+    print("\n" + json.dumps(seconds[1:] or seconds), flush=True)
+
+
+if __name__ == "__main__":
+    main()
