@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from neuromamba.pages.figures import save_figure, styled
-from neuromamba.reports.sherlock_scores import (
+from neuromamba.reports.real_subjects.sherlock_scores import (
     AUTOCORRELATION,
     PLACES,
     RAW,

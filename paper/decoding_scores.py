@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from neuromamba.evaluation.linear_models import fit_svm, svm_pipeline
-from neuromamba.reports.frozen_samples import Samples
-from neuromamba.reports.sherlock_scores import PLACES, POOLED, RAW, SHUFFLED, Values
+from neuromamba.reports.real_subjects.frozen_samples import Samples
+from neuromamba.reports.real_subjects.sherlock_scores import PLACES, POOLED, RAW, SHUFFLED, Values
 
 CATEGORIES = 8
 SHUFFLES = 5

@@ -82,8 +82,8 @@ def prepare_haxby(data: Path, out: Path) -> None:
 
 def haxby_fold(out: Path, folder: Path, *, fold: int, seed: int, epochs: int) -> dict[str, Any]:
     """Pre-train and decode with one run left out: dynamic skill and accuracies."""
-    from neuromamba.reports.frozen_samples import read_samples
-    from neuromamba.reports.sherlock_scores import POOLS
+    from neuromamba.reports.real_subjects.frozen_samples import read_samples
+    from neuromamba.reports.real_subjects.sherlock_scores import POOLS
     from paper.decoding_scores import haxby_rows
 
     flags = (*HAXBY, "--max_epochs", str(epochs))
@@ -95,7 +95,7 @@ def haxby_fold(out: Path, folder: Path, *, fold: int, seed: int, epochs: int) ->
 
 def prepare_sherlock(data: Path, out: Path) -> None:
     """The store, splits and events."""
-    from neuromamba.reports import sherlock_data
+    from neuromamba.reports.real_subjects import sherlock_data
 
     sherlock_data.prepare_sherlock(data, out)
 
@@ -104,7 +104,7 @@ def sherlock_fold(
     data: Path, out: Path, folder: Path, *, fold: int, seed: int, epochs: int
 ) -> dict[str, Any]:
     """Pre-train and decode with some subjects left out: dynamic skill and scores."""
-    from neuromamba.reports.sherlock_work import decoded
+    from neuromamba.reports.real_subjects.sherlock_steps import decoded
 
     flags = (*SHERLOCK, "--max_epochs", str(epochs))
     skill = pretrain(out / "store", folder / "pretraining", flags, fold=fold, seed=seed)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from neuromamba.data.store.reader import RunFile, list_runs
-from neuromamba.reports.sherlock_data import (
+from neuromamba.reports.real_subjects.sherlock_data import (
     SEGMENT,
     Sherlock,
     load_sherlock,
@@ -18,7 +18,7 @@ from neuromamba.reports.sherlock_data import (
     sherlock_splits,
     write_sherlock,
 )
-from neuromamba.reports.sherlock_scores import (
+from neuromamba.reports.real_subjects.sherlock_scores import (
     PLACES,
     RAW,
     SHUFFLED,

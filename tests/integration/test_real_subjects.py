@@ -14,8 +14,8 @@ from neuromamba.commands import regions_import, regions_train, reproduce
 from neuromamba.common.stages import StageFailure
 from neuromamba.evaluation.corrected_t import corrected_interval
 from neuromamba.neurossm import evaluate
-from neuromamba.reports import real_abide, real_subjects
-from neuromamba.reports.real_table import REAL_TABLES
+from neuromamba.reports.real_subjects import abide, tables
+from neuromamba.reports.real_subjects.real_table import REAL_TABLES
 from tests.helpers.region_collections import people, write_abide_npz, write_nilearn_abide
 
 Run = Callable[[str], tuple[int, str, str]]
@@ -31,7 +31,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         if commands[command[1]](command[2:]) != 0:
             raise StageFailure(f"stage '{stage}' failed")
 
-    monkeypatch.setattr(real_subjects, "run_stage", in_process)
+    monkeypatch.setattr(tables, "run_stage", in_process)
     monkeypatch.setattr(evaluate, "write_report", lambda *_: tmp_path / "report.html")
     monkeypatch.chdir(tmp_path)
 
@@ -111,7 +111,7 @@ def test_a_table_of_finished_runs(run: Run, tmp_path: Path) -> None:
 def test_a_table_from_files_to_figure(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(real_abide, "BASELINES", ("FC", "Confounds"))
+    monkeypatch.setattr(abide, "BASELINES", ("FC", "Confounds"))
     write_abide_npz(tmp_path / "abide_roi", people(90))
     words = "--table abide --data_dir abide_roi --paper_dir paper --seeds 0"
     status, _, err = run(f"{words} -- --epochs 1")
@@ -149,7 +149,7 @@ def test_tables_without_their_files_are_left_out(run: Run, tmp_path: Path) -> No
 
 def test_the_folder_of_nilearn_is_enough(tmp_path: Path) -> None:
     write_nilearn_abide(tmp_path)
-    assert real_abide.TABLE.present(tmp_path / "ABIDE_pcp")
+    assert abide.TABLE.present(tmp_path / "ABIDE_pcp")
 
 
 def test_the_commands_are_shown(run: Run) -> None:
@@ -181,9 +181,9 @@ def test_mistakes(run: Run, words: str, message: str) -> None:
 
 
 def test_every_table_is_registered_and_documented() -> None:
-    tables = real_subjects.real_tables()
-    assert tuple(tables) == REAL_TABLES
-    for name, table in tables.items():
+    listed = tables.real_tables()
+    assert tuple(listed) == REAL_TABLES
+    for name, table in listed.items():
         assert table.name == name
         document = Path(__file__).parents[2] / table.document
         assert f"--table {name}" in document.read_text(encoding="utf-8"), table.document

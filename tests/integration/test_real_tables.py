@@ -16,9 +16,15 @@ import pytest
 
 from neuromamba.commands import reproduce, train
 from neuromamba.evaluation.exact_intervals import proportion_bounds
-from neuromamba.reports import painted_work, real_painted, real_subjects, sherlock_work, stages_work
-from neuromamba.reports.sherlock_data import load_sherlock, sherlock_splits
-from neuromamba.reports.subject_rows import Scored, auroc_rows
+from neuromamba.reports.real_subjects import (
+    painted,
+    painted_steps,
+    sherlock_steps,
+    stages_steps,
+    tables,
+)
+from neuromamba.reports.real_subjects.sherlock_data import load_sherlock, sherlock_splits
+from neuromamba.reports.real_subjects.subject_rows import Scored, auroc_rows
 from tests.helpers.region_collections import LABELS, people, write_abide_npz, write_npz
 
 Run = Callable[[str], tuple[int, str, str]]
@@ -44,8 +50,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         print(f"$ {stage}")
         assert importlib.import_module(name).main(words) == 0, capsys.readouterr().err[-2000:]
 
-    monkeypatch.setattr(real_subjects, "run_stage", in_process)
-    monkeypatch.setattr(real_subjects, "run_module", module)
+    monkeypatch.setattr(tables, "run_stage", in_process)
+    monkeypatch.setattr(tables, "run_module", module)
     monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "")  # a training sets it
     monkeypatch.chdir(tmp_path)
 
@@ -119,13 +125,13 @@ def test_painted_from_files_to_figure(run: Run, monkeypatch: pytest.MonkeyPatch)
             "2",
         ),
     }.items():
-        monkeypatch.setattr(real_painted, name, value)
+        monkeypatch.setattr(painted, name, value)
     words = "--table painted --data_dir abide_roi --paper_dir paper"
     status, _, err = run(words)
     assert status == 0, err
     group = groups_of()["diagnosis"]
     rows = {row["model"]: row for row in group["rows"]}
-    assert [*rows][:3] == [*real_painted.MODELS.values()]
+    assert [*rows][:3] == [*painted.MODELS.values()]
     assert {"FC of the series", "site alone"} < set(rows) and len(rows) == 9
     assert group["subjects"] == 24 and group["splits"] == 2
     # What is planted are correlations between regions 1 to 6, which FC reads.
@@ -133,7 +139,7 @@ def test_painted_from_files_to_figure(run: Run, monkeypatch: pytest.MonkeyPatch)
     assert rows["site alone"]["note"] and rows["SwiFT, from scratch"]["seconds_a_fit"] > 0
     steps = [
         json.loads(Path(f"output/reproduce_painted/{name}_diagnosis_1/metrics.json").read_text())
-        for name in real_painted.MODELS
+        for name in painted.MODELS
     ]
     assert len({one["train/steps"] for one in steps}) == 1
     status, out, _ = run(words)
@@ -142,7 +148,7 @@ def test_painted_from_files_to_figure(run: Run, monkeypatch: pytest.MonkeyPatch)
 
 def test_two_folds_exchange_their_subjects() -> None:
     table = {f"s{i:02d}": {"site": "ABC"[i % 3], "diagnosis": "xy"[i // 3 % 2]} for i in range(48)}
-    one, two = painted_work.two_folds(table, 0)
+    one, two = painted_steps.two_folds(table, 0)
     assert set(one["test"]) | set(two["test"]) == set(table)
     assert not set(one["test"]) & set(two["test"])
     for parts in (one, two):
@@ -150,7 +156,7 @@ def test_two_folds_exchange_their_subjects() -> None:
         assert 0 < len(parts["val"]) <= 4
         counts = Counter((table[n]["site"], table[n]["diagnosis"]) for n in parts["test"])
         assert set(counts.values()) == {4}
-    assert painted_work.two_folds(table, 1) != [one, two]
+    assert painted_steps.two_folds(table, 1) != [one, two]
 
 
 # --- sherlock -------------------------------------------------------------------------------------
@@ -188,9 +194,9 @@ def test_sherlock_from_files_to_figure(run: Run, tmp_path: Path) -> None:
     write_sherlock_file(Path("sherlock_pmc"))
     out = Path("output/reproduce_sherlock")
     prepared = out / "prepared"
-    assert sherlock_work.main(["prepare", "sherlock_pmc", str(prepared)]) == 0
+    assert sherlock_steps.main(["prepare", "sherlock_pmc", str(prepared)]) == 0
     words = ["connectivity", "sherlock_pmc", "-o", str(out / "connectivity.json")]
-    assert sherlock_work.main(words) == 0
+    assert sherlock_steps.main(words) == 0
     shared = (
         f"--dataset_name Own --image_path {prepared / 'store'} --dataset_split_num 1 --img_size 9 "
         f"12 9 6 --batch_size 8 --input_scaling_method voxelnorm_zeroback --max_epochs 1 "
@@ -202,7 +208,7 @@ def test_sherlock_from_files_to_figure(run: Run, tmp_path: Path) -> None:
     train.run(f"{shared} {model} {objective}".split())
     scores = out / "scores_1_seed_0.json"
     words = ["decode", "sherlock_pmc", str(prepared), str(before), "-o", str(scores)]
-    assert sherlock_work.main(words) == 0
+    assert sherlock_steps.main(words) == 0
     decoded = json.loads(scores.read_text())
     subjects = load_sherlock(Path("sherlock_pmc")).subjects
     splits = sherlock_splits(subjects)
@@ -281,7 +287,7 @@ def test_stages_from_files_to_figure(run: Run) -> None:
     assert status == 0, err
     (group,) = groups_of().values()
     rows = {row["model"]: row for row in group["rows"]}
-    assert group["subjects"] == 16 and next(iter(rows)) == stages_work.OWN
+    assert group["subjects"] == 16 and next(iter(rows)) == stages_steps.OWN
     fc = rows["FC, correlation"]["metrics"]["first_to_second"]
     assert fc["value"] == 1.0
     assert [fc["low"], fc["high"]] == pytest.approx([*proportion_bounds(16, 16, 0.95)])
@@ -297,8 +303,8 @@ def test_stages_from_files_to_figure(run: Run) -> None:
 def test_a_scan_is_identified_by_correlation() -> None:
     rng = np.random.default_rng(1)
     one = rng.standard_normal((6, 40))
-    assert stages_work.identified(one, 3 * one + 5).all()
-    assert not stages_work.identified(one, one[[1, 2, 3, 4, 5, 0]]).any()
+    assert stages_steps.identified(one, 3 * one + 5).all()
+    assert not stages_steps.identified(one, one[[1, 2, 3, 4, 5, 0]]).any()
 
 
 # --- all ------------------------------------------------------------------------------------------
@@ -324,7 +330,7 @@ def test_tables_that_can_be_made_are_made(run: Run) -> None:
     write_stages(Path("stages_schaefer419"))
     status, out, err = run("--table sherlock stages --dry_run")
     assert status == 0, err
-    assert "python -m neuromamba.reports.stages_work divide" in out
+    assert "python -m neuromamba.reports.real_subjects.stages_steps divide" in out
     assert "neuromamba train --dataset_name Own" in out
 
 
@@ -344,4 +350,4 @@ def test_connectivity_identifies_as_the_source_says(shared_data: Path) -> None:
         rows = [np.flatnonzero((subject == name) & (session == number))[0] for name in twice]
         upper = np.triu_indices(419, 1)
         pairs.append(np.stack([np.arctanh(np.corrcoef(series[i].T)[upper]) for i in rows]))
-    assert stages_work.identified(*pairs).sum() == 24
+    assert stages_steps.identified(*pairs).sum() == 24

@@ -38,9 +38,9 @@ from collections.abc import Sequence
 from neuromamba.common.cli import run_command
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.stages import StageFailure
-from neuromamba.reports import real_subjects
 from neuromamba.reports.objectives import SEEDS, STUDIES, checked_study, job_lines, run_study
-from neuromamba.reports.real_table import REAL_TABLES
+from neuromamba.reports.real_subjects import tables
+from neuromamba.reports.real_subjects.real_table import REAL_TABLES
 from neuromamba.reports.reproduction import TABLES, ordered
 from neuromamba.reports.reproduction_run import SCHEDULERS, checked, reproduce, typed_command
 
@@ -150,11 +150,11 @@ def run(argv: Sequence[str]) -> None:
 
 def _real(args: argparse.Namespace, own: Sequence[str], extra: tuple[str, ...]) -> None:
     """Make tables of real subjects."""
-    asked = real_subjects.checked(args, extra)
+    asked = tables.checked(args, extra)
     if args.dry_run:
-        print("\n".join(real_subjects.lines_of(asked)))
+        print("\n".join(tables.lines_of(asked)))
         return
-    real_subjects.make(asked, typed_command(own, extra), collect=args.collect)
+    tables.make(asked, typed_command(own, extra), collect=args.collect)
 
 
 def _study(args: argparse.Namespace, own: Sequence[str], extra: tuple[str, ...]) -> None:

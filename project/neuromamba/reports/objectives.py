@@ -17,10 +17,9 @@ from typing import NamedTuple
 from neuromamba.common.atomic_files import make_folder
 from neuromamba.common.errors import UserInputError, look_up
 from neuromamba.common.stages import run_stage, shown
+from neuromamba.reports.reproduction import check_seeds, paper_folder
 from neuromamba.reports.reproduction_run import (
-    check_seeds,
     do_once,
-    paper_folder,
     refuse_owned,
     write_store,
 )

@@ -12,12 +12,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from neuromamba.common.checkout import repository
 from neuromamba.common.errors import UserInputError
 from neuromamba.config.training import MODE_NAMES
 
 TABLES = ("1", "2", "3", "flops", "scaling")
 METRICS = {"auroc": "AUC", "accuracy": "ACC"}
 FEW = (0.1, 0.25, 0.5)  # shares of the training subjects
+
+
+def paper_folder() -> Path:
+    """``paper/`` of the repository; where there is no checkout, of the working folder."""
+    return (repository() or Path()) / "paper"
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Refuse seeds that are negative or given twice.
+
+    Raises:
+        UserInputError: names the flag.
+    """
+    if min(seeds) < 0:
+        raise UserInputError(f"--seeds: got {list(seeds)}, expected numbers from 0 on.")
+    if len(set(seeds)) < len(seeds):
+        raise UserInputError(f"--seeds: got {list(seeds)}, expected different numbers.")
 
 
 class Job(NamedTuple):

@@ -17,7 +17,7 @@ from neuromamba.common.checkout import repository
 from neuromamba.common.errors import UserInputError, look_up
 from neuromamba.common.stages import run_program, run_stage, shown
 from neuromamba.config.names import canonical_dataset_name
-from neuromamba.reports.real_table import REAL_TABLES
+from neuromamba.reports.real_subjects.real_table import REAL_TABLES
 from neuromamba.reports.reproduction import (
     GRIDS,
     TABLES,
@@ -25,8 +25,10 @@ from neuromamba.reports.reproduction import (
     PaperTable,
     Study,
     check_backbones,
+    check_seeds,
     finished,
     ordered,
+    paper_folder,
     resolved,
 )
 
@@ -113,18 +115,6 @@ def checked(args: argparse.Namespace, extra: tuple[str, ...]) -> Reproduction:
     paper = {name: study.table(name) for name in tables if name != "flops"}
     folder = Path(args.paper_dir or paper_folder() / ("synthetic" if dummy else dataset))
     return Reproduction(tables, paper, study, dummy, store, out, folder)
-
-
-def check_seeds(seeds: Sequence[int]) -> None:
-    """Refuse seeds that are negative or given twice.
-
-    Raises:
-        UserInputError: names the flag.
-    """
-    if min(seeds) < 0:
-        raise UserInputError(f"--seeds: got {list(seeds)}, expected numbers from 0 on.")
-    if len(set(seeds)) < len(seeds):
-        raise UserInputError(f"--seeds: got {list(seeds)}, expected different numbers.")
 
 
 def reproduce(
@@ -280,11 +270,6 @@ def write_store(out: Path, commands: Sequence[Sequence[str]]) -> None:
     (out / "store" / "metadata").mkdir(exist_ok=True)
     shutil.copy(out / "nifti" / "participants.csv", out / "store" / "metadata")
     shutil.rmtree(out / "nifti")
-
-
-def paper_folder() -> Path:
-    """``paper/`` of the repository; where there is no checkout, of the working folder."""
-    return (repository() or Path()) / "paper"
 
 
 def flops_script() -> Path:

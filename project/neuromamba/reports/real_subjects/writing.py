@@ -21,7 +21,7 @@ from neuromamba.common.version import code_version
 from neuromamba.evaluation.intervals import Interval
 from neuromamba.pages.figures import BLUE, GREY, ORANGE, save_figure, styled
 from neuromamba.pages.tables import metric_label
-from neuromamba.reports.real_table import Group, RealTable, Row
+from neuromamba.reports.real_subjects.real_table import Group, RealTable, Row
 
 _COLUMNS = ("group", "model", "metric", "value", "low", "high")
 _TITLE = 44  # characters of a line of a panel's title

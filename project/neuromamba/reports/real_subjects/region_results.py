@@ -19,7 +19,7 @@ from neuromamba.common.json_text import read_json_record
 from neuromamba.data.regions.holdout import HOLDOUT_NAME, LEFT_OUT
 from neuromamba.evaluation.corrected_t import corrected_interval, why_no_interval
 from neuromamba.evaluation.intervals import Interval
-from neuromamba.reports.real_table import Group, Row, hash_of
+from neuromamba.reports.real_subjects.real_table import Group, Row, hash_of
 
 Splits = Mapping[tuple[int, str], Mapping[str, float]]  # (seed, split) -> column -> value
 INTERVALS = (

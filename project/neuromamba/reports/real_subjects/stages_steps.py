@@ -1,7 +1,8 @@
-"""Steps of the table ``stages`` that are no commands of their own.
+r"""Steps of the table ``stages`` that are no commands of their own.
 
-    python -m neuromamba.reports.stages_work divide SCANS OUT --seed 0
-    python -m neuromamba.reports.stages_work identify SCANS PARTS --embeddings DIR ... -o FILE
+    python -m neuromamba.reports.real_subjects.stages_steps divide SCANS OUT --seed 0
+    python -m neuromamba.reports.real_subjects.stages_steps \
+        identify SCANS PARTS --embeddings DIR ... -o F
 
 ``divide`` writes the series of people who were scanned twice, one file per scan, divides these
 people into parts, and writes for each part the scans of everybody else: what a model is trained on
@@ -30,7 +31,7 @@ from neuromamba.common.cli import run_command
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.json_text import read_json_record
 from neuromamba.data.regions.scan_files import RawScan, ScanFile, read_scans
-from neuromamba.reports.real_table import Row
+from neuromamba.reports.real_subjects.real_table import Row
 
 PARTS = 4
 OWN = "NeuroSSM, all pathways"
@@ -179,7 +180,7 @@ def rows_of(found: Mapping[str, Any], seconds_a_fit: float) -> list[Row]:
     """
     from neuromamba.evaluation.exact_intervals import proportion_bounds
     from neuromamba.evaluation.intervals import CONFIDENCE, Interval
-    from neuromamba.reports.subject_rows import interval_of_mean
+    from neuromamba.reports.real_subjects.subject_rows import interval_of_mean
 
     rows = []
     own = found["identified"][OWN][DIRECTIONS[0]]

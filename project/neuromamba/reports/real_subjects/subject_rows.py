@@ -14,7 +14,7 @@ import numpy as np
 
 from neuromamba.common.json_text import read_json_record
 from neuromamba.evaluation.intervals import Interval, bootstrap_interval, paired_difference
-from neuromamba.reports.real_table import Row
+from neuromamba.reports.real_subjects.real_table import Row
 
 OVER_SUBJECTS = (
     "Brackets: 95 % BCa bootstrap intervals over the tested subjects, drawn within folds and "

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from neuromamba.common.json_text import read_json_record
-from neuromamba.reports.real_table import Group, RealTable, Request, Step, hash_of
+from neuromamba.reports.real_subjects.real_table import Group, RealTable, Request, Step, hash_of
 
 PARTS = (1, 2, 3, 4)
-WORK = "neuromamba.reports.stages_work"
+WORK = "neuromamba.reports.real_subjects.stages_steps"
 _TR = "2"  # seconds, of all scans
 _CROP = "100"
 _SERIES = "scans.pickle"
@@ -60,7 +60,7 @@ def _steps(request: Request) -> list[Step]:
 
 def _collect(request: Request) -> Sequence[Group]:
     # Imported here: statistics need NumPy and SciPy, and listing the steps does not.
-    from neuromamba.reports.stages_work import rows_of
+    from neuromamba.reports.real_subjects.stages_steps import rows_of
 
     path = request.out / "identified.json"
     if not path.is_file():

@@ -17,8 +17,8 @@ from typing import NamedTuple
 from neuromamba.common.atomic_files import make_folder, write_text_atomically
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.stages import run_program, run_stage, shown
-from neuromamba.reports.real_table import REAL_TABLES, RealTable, Request, Step
-from neuromamba.reports.reproduction_run import check_seeds, paper_folder
+from neuromamba.reports.real_subjects.real_table import REAL_TABLES, RealTable, Request, Step
+from neuromamba.reports.reproduction import check_seeds, paper_folder
 
 SHARED = Path("../shared/data")
 _FINISHED = "finished"  # folder of the output folder: a file for each step, a hash of its command
@@ -28,9 +28,9 @@ _OF_PAPERS = ("dataset_name", "image_path", "checkpoints", "gpu", "add", "script
 
 def real_tables() -> Mapping[str, RealTable]:
     """Name -> table."""
-    from neuromamba.reports import real_abide, real_painted, real_sherlock, real_stages
+    from neuromamba.reports.real_subjects import abide, painted, sherlock, stages
 
-    modules = (real_abide, real_painted, real_sherlock, real_stages)
+    modules = (abide, painted, sherlock, stages)
     tables = {module.TABLE.name: module.TABLE for module in modules}
     assert tuple(tables) == REAL_TABLES
     return tables
@@ -201,7 +201,7 @@ def _do(step: Step, request: Request, name: str) -> None:
 
 
 def _write(one: Asked, command: str) -> None:
-    from neuromamba.reports.real_writing import write_real_table  # imports matplotlib
+    from neuromamba.reports.real_subjects.writing import write_real_table  # imports matplotlib
 
     groups = one.table.collect(one.request)
     if not groups:

@@ -1,8 +1,8 @@
-"""What a table of real subjects consists of; ``real_subjects`` lists the tables and makes them.
+"""What a table of real subjects consists of; ``tables`` lists the tables and makes them.
 
 A table is a ``RealTable`` in a module of its own: the commands that it runs, and a function that
 collects their results in groups of rows. Making, continuing, writing and drawing are the same for
-all (``real_subjects``, ``real_writing``).
+all (``tables``, ``writing``).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ REAL_TABLES = (
     "painted",
     "sherlock",
     "stages",
-)  # names; ``real_subjects.real_tables`` has the tables
+)  # names; ``tables.real_tables`` has the tables
 
 
 class Request(NamedTuple):

@@ -15,8 +15,8 @@ from neuromamba.evaluation.intervals import Interval
 from neuromamba.evaluation.probe_rows import PRETRAINED, UNTRAINED
 from neuromamba.evaluation.probes import linear_probe
 from neuromamba.fmamba.raw_features import lag1_autocorrelation
-from neuromamba.reports.frozen_samples import Samples
-from neuromamba.reports.sherlock_data import (
+from neuromamba.reports.real_subjects.frozen_samples import Samples
+from neuromamba.reports.real_subjects.sherlock_data import (
     RECALL,
     SEGMENT,
     Sherlock,
@@ -25,7 +25,7 @@ from neuromamba.reports.sherlock_data import (
     segments,
     sherlock_splits,
 )
-from neuromamba.reports.subject_rows import interval_of_mean
+from neuromamba.reports.real_subjects.subject_rows import interval_of_mean
 
 PLACES = {
     "frozen, pre-trained, by place": (PRETRAINED, "places"),

@@ -1,8 +1,10 @@
-"""Steps of the table ``sherlock`` that are no commands of their own.
+r"""Steps of the table ``sherlock`` that are no commands of their own.
 
-    python -m neuromamba.reports.sherlock_work prepare DATA OUT
-    python -m neuromamba.reports.sherlock_work connectivity DATA -o connectivity.json
-    python -m neuromamba.reports.sherlock_work decode DATA PREPARED RUN --seed 0 -o result.json
+    python -m neuromamba.reports.real_subjects.sherlock_steps prepare DATA OUT
+    python -m neuromamba.reports.real_subjects.sherlock_steps \
+        connectivity DATA -o connectivity.json
+    python -m neuromamba.reports.real_subjects.sherlock_steps \
+        decode DATA PREPARED RUN --seed 0 -o F.json
 
 ``prepare`` writes the store, its splits and the files of events; ``connectivity`` scores FC on the
 folds of the table; ``decode`` scores the frozen
@@ -34,9 +36,9 @@ def decoded(run: Path, data: Path, prepared: Path, seed: int) -> dict[str, Any]:
         prepared: of ``prepare_sherlock``.
         seed: of the untrained backbone and of shuffled labels.
     """
-    from neuromamba.reports.frozen_samples import Samples, read_samples
-    from neuromamba.reports.sherlock_data import load_sherlock
-    from neuromamba.reports.sherlock_scores import POOLS, scene_rows, state_rows
+    from neuromamba.reports.real_subjects.frozen_samples import Samples, read_samples
+    from neuromamba.reports.real_subjects.sherlock_data import load_sherlock
+    from neuromamba.reports.real_subjects.sherlock_scores import POOLS, scene_rows, state_rows
 
     sherlock = load_sherlock(data)
 
@@ -79,13 +81,13 @@ def run(argv: Sequence[str]) -> None:
     """
     args = build_parser().parse_args(argv)
     if args.step == "prepare":
-        from neuromamba.reports.sherlock_data import prepare_sherlock
+        from neuromamba.reports.real_subjects.sherlock_data import prepare_sherlock
 
         prepare_sherlock(args.data, args.out)
         return
     if args.step == "connectivity":
-        from neuromamba.reports.sherlock_data import load_sherlock
-        from neuromamba.reports.sherlock_scores import connectivity_rows
+        from neuromamba.reports.real_subjects.sherlock_data import load_sherlock
+        from neuromamba.reports.real_subjects.sherlock_scores import connectivity_rows
 
         auroc = connectivity_rows(load_sherlock(args.data), seed=0)
         write_text_atomically(args.output, json.dumps({"auroc": auroc}, indent=1) + "\n")

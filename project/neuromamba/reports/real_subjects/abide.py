@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from neuromamba.reports.real_table import Group, RealTable, Request, Step
+from neuromamba.reports.real_subjects.real_table import Group, RealTable, Request, Step
 
 _SERIES = "cc200.pickle"
 _CROP = "100"  # frames of a training crop; 19 scans are shorter
@@ -63,7 +63,12 @@ def _results(request: Request, folder: str, model: str = "NeuroSSM") -> Path:
 
 def _collect(request: Request) -> list[Group]:
     # Imported here: reading results needs NumPy and SciPy, and listing the steps does not.
-    from neuromamba.reports.region_results import Entry, held_out, left_out, region_group
+    from neuromamba.reports.real_subjects.region_results import (
+        Entry,
+        held_out,
+        left_out,
+        region_group,
+    )
 
     def entries(folder: str, more: Sequence[str] = ()) -> list[Entry]:
         own = Entry("NeuroSSM, robust recipe", _results(request, folder))

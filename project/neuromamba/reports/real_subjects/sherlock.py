@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from neuromamba.common.json_text import read_json_record
-from neuromamba.reports.real_table import Group, RealTable, Request, Step, hash_of
+from neuromamba.reports.real_subjects.real_table import Group, RealTable, Request, Step, hash_of
 
 _FOLDS = (1, 2, 3, 4)
-WORK = "neuromamba.reports.sherlock_work"
+WORK = "neuromamba.reports.real_subjects.sherlock_steps"
 _FILE = "sherlock_pmc_dev.npz"
 GRID = ("--img_size", "9", "12", "9", "6", "--batch_size", "16")
 SCALING = ("--input_scaling_method", "voxelnorm_zeroback")
@@ -109,8 +109,13 @@ def _run(out: Path, name: str, fold: int, seed: int) -> Path:
 
 def _collect(request: Request) -> Sequence[Group]:
     # Imported here: statistics need NumPy and SciPy, and listing the steps does not.
-    from neuromamba.reports.sherlock_scores import RAW, RAW_LEVEL, RAW_STANDARDISED, merged
-    from neuromamba.reports.subject_rows import mean_rows
+    from neuromamba.reports.real_subjects.sherlock_scores import (
+        RAW,
+        RAW_LEVEL,
+        RAW_STANDARDISED,
+        merged,
+    )
+    from neuromamba.reports.real_subjects.subject_rows import mean_rows
 
     out, seeds = request.out, request.seeds
     done = [seed for seed in seeds if all(_scores(out, fold, seed).is_file() for fold in _FOLDS)]
@@ -171,8 +176,8 @@ def _collect(request: Request) -> Sequence[Group]:
 
 def _supervised(out: Path, seed: int, state: dict[str, dict[str, float]]) -> Mapping[str, float]:
     """Add the models that were trained on labels to ``state``; the seconds of a fit."""
-    from neuromamba.reports.sherlock_scores import auroc_within_subjects
-    from neuromamba.reports.subject_rows import scores_of_run, seconds_of_run
+    from neuromamba.reports.real_subjects.sherlock_scores import auroc_within_subjects
+    from neuromamba.reports.real_subjects.subject_rows import scores_of_run, seconds_of_run
 
     seconds = {}
     for name, model in MODELS.items():

@@ -1,7 +1,8 @@
-"""Steps of the table ``painted`` that are no commands of their own.
+r"""Steps of the table ``painted`` that are no commands of their own.
 
-    python -m neuromamba.reports.painted_work splits STORE --seed 0
-    python -m neuromamba.reports.painted_work scores RUN --series FILE --labels NAME -o scores.json
+    python -m neuromamba.reports.real_subjects.painted_steps splits STORE --seed 0
+    python -m neuromamba.reports.real_subjects.painted_steps \
+        scores RUN --series FILE --labels NAME -o F.json
 
 ``splits`` writes two splits of a store: each subject is tested in one of them, and sites and
 diagnoses are divided evenly. ``scores`` fits linear models on the training and validation subjects
@@ -58,7 +59,7 @@ def two_folds(table: Mapping[str, Mapping[str, str]], seed: int) -> list[dict[st
 
 def write_splits(store: Path, seed: int) -> None:
     """Write both splits into a store."""
-    from neuromamba.reports.sherlock_data import write_split
+    from neuromamba.reports.real_subjects.sherlock_data import write_split
 
     for number, parts in enumerate(two_folds(read_table(store), seed), start=1):
         write_split(store, number, parts)
@@ -93,7 +94,7 @@ def scored(run: Path, series: Path, labels: Sequence[str], seed: int) -> dict[st
     """
     from neuromamba.evaluation.probe_rows import PRETRAINED, UNTRAINED
     from neuromamba.evaluation.probes import linear_probe
-    from neuromamba.reports.frozen_samples import read_samples
+    from neuromamba.reports.real_subjects.frozen_samples import read_samples
 
     config = read_json_record(run / "metrics.json", "Pre-train again.")
     store = store_of(run)

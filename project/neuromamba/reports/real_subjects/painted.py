@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from neuromamba.common.json_text import read_json_record
-from neuromamba.reports.real_table import Group, RealTable, Request, Step, hash_of
+from neuromamba.reports.real_subjects.real_table import Group, RealTable, Request, Step, hash_of
 
 FOLDS = (1, 2)
 # Column -> title of its group; the second of two values in alphabetical order is class 1.
@@ -22,7 +22,7 @@ LABELS = {
 SUBJECTS = "100"
 TRAINED = ("EYE_STATUS_AT_SCAN",)  # labels that models are trained on, for the time it takes
 GRID = ("48", "66", "54")
-WORK = "neuromamba.reports.painted_work"
+WORK = "neuromamba.reports.real_subjects.painted_steps"
 _ATLAS, _SERIES = "cc200_atlas_3mm.nii.gz", "cc200.pickle"
 # Chosen once for the time that they take, not by results.
 FMAMBA = ("--patch_size", "6", "6", "6", "2", "--embed_dim", "64", "--depth", "2")
@@ -116,7 +116,7 @@ def _collect(request: Request) -> Sequence[Group]:
 
 def _group(out: Path, label: str) -> Group | None:
     # Imported here: statistics need NumPy and SciPy, and listing the steps does not.
-    from neuromamba.reports.subject_rows import (
+    from neuromamba.reports.real_subjects.subject_rows import (
         OVER_SUBJECTS,
         Scored,
         auroc_rows,

@@ -1,0 +1,1 @@
+"""Tables of results on real, public subjects: ``neuromamba reproduce --table``."""
