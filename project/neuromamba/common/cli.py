@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import re
+import select
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from neuromamba.common.text import visible
 # users' copy.
 FAILED = 2
 INTERRUPTED = 130
+NOBODY_READS = 141  # as a shell gives it for `... | head`: 128 and the signal of a closed pipe
 
 # The machine's answers that a user can mend; another OSError is a bug and keeps its traceback.
 _MENDABLE = {
@@ -54,10 +57,14 @@ def run_command(command: Callable[[], int | None], interrupted: str) -> int:
     """
     try:
         with visible_output():
-            return command() or 0
+            status = command() or 0
+            sys.stdout.flush()
+            return status
     except UserInputError as error:
         message, status = str(error), FAILED
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return NOBODY_READS
         if (found := of_machine(error)) is None:
             raise
         message, status = found, FAILED
@@ -65,6 +72,22 @@ def run_command(command: Callable[[], int | None], interrupted: str) -> int:
         message, status = f"interrupted; {interrupted}", INTERRUPTED
     print_error(message)
     return status
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of the output has left; what is still to be written is dropped then."""
+    try:
+        output = sys.stdout.fileno()
+    except (AttributeError, OSError, ValueError):  # not a file, as in a notebook
+        return False
+    state = select.poll()
+    state.register(output, 0)  # without asking for more, the end of the other side is reported
+    if not state.poll(0):
+        return False
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, output)  # else Python's own flush at the end complains
+    os.close(nowhere)
+    return True
 
 
 def of_machine(error: BaseException) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 
@@ -104,3 +105,31 @@ def test_a_file_name_of_another_encoding_is_printed(capfd: pytest.CaptureFixture
 
     assert run_command(command, "") == 0
     assert capfd.readouterr().out == "sub-\\udcff\n"
+
+
+def test_a_reader_that_leaves_ends_the_command_without_a_traceback() -> None:
+    """As `neuromamba reproduce --dry_run ... | head` does."""
+    program = (
+        "import sys; from neuromamba.common.cli import run_command\n"
+        "def much():\n"
+        "    for _ in range(100_000): print('a line')\n"
+        "sys.exit(run_command(much, ''))"
+    )
+    read, write = os.pipe()
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=write, stderr=subprocess.PIPE, text=True
+    ) as process:
+        os.close(write)
+        assert os.read(read, 6) == b"a line"
+        os.close(read)
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+
+
+def test_another_broken_pipe_keeps_its_traceback() -> None:
+    def command() -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    with pytest.raises(BrokenPipeError):
+        run_command(command, "")
