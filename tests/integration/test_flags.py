@@ -360,7 +360,9 @@ def test_activation_checkpointing(cli: CommandLine, monkeypatch: pytest.MonkeyPa
     plain = cli.run(extra)
     once = len(calls)
     again = cli.run(f"{extra} --activation_checkpointing")
-    assert once == 3 * 2 and len(calls) - once == 2 * once
+    blocks = 3 * 2
+    assert once in (0, blocks)  # 0 where the C call of a whole block takes the place of its layers
+    assert len(calls) - once == 2 * blocks
     assert again.metrics["train/loss"] == pytest.approx(plain.metrics["train/loss"], rel=1e-6)
 
 

@@ -161,6 +161,9 @@ class Measured:
         # With each its scan, so that a key stays the scan's own.
         self._found: dict[tuple[str, int], tuple[Scan, np.ndarray]] = {}
 
+    def __len__(self) -> int:
+        return len(self._found)
+
     def of(self, name: str, scan: Scan) -> np.ndarray:
         """float32, ``MEASURES[name]`` of a scan."""
         key = name, id(scan.series)

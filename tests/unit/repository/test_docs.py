@@ -455,7 +455,8 @@ def known_flags() -> set[str]:
     )
     parsers += tuple(script.flags() for script in (training_step, loader, ingest, memory_plan))
     flags = {o for parser in parsers for action in parser._actions for o in action.option_strings}
-    flags |= set(re.findall(r'"(--[\w-]+)"', read("benchmarks/gpu_check.py")))
+    for script in ("gpu_check", "cpu_steps"):
+        flags |= set(re.findall(r'"(--[\w-]+)"', read(f"benchmarks/{script}.py")))
     return flags | LAUNCHER_FLAGS | set(re.findall(r"--[\w-]+", read("setup_env.sh")))
 
 

@@ -15,7 +15,6 @@ Exit status: 0; 2 with one line for a user's mistake.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ import numpy as np
 
 from neuromamba.common.atomic_files import write_text_atomically
 from neuromamba.common.cli import run_command
+from neuromamba.common.csv_cells import csv_records
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.json_text import read_json_record
 from neuromamba.common.text import some_of
@@ -39,7 +39,7 @@ def read_table(store: Path) -> dict[str, dict[str, str]]:
     """Subject -> its row of the store's table."""
     path = store / "metadata" / "participants.tsv"
     with open(path, newline="", encoding="utf-8") as stream:
-        return {row["participant_id"]: row for row in csv.DictReader(stream, delimiter="\t")}
+        return {row["participant_id"]: row for row in csv_records(stream, "\t")}
 
 
 def two_folds(table: Mapping[str, Mapping[str, str]], seed: int) -> list[dict[str, list[str]]]:

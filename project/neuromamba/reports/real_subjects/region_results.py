@@ -6,7 +6,6 @@ different calls on the same data and seeds can stand in one table.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from neuromamba.common.csv_cells import csv_records
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.json_text import read_json_record
 from neuromamba.data.regions.holdout import HOLDOUT_NAME, LEFT_OUT
@@ -153,7 +153,7 @@ def _read(folder: Path, of_part: Callable[[str], bool]) -> Splits:
         return {}
     try:
         with open(path, newline="", encoding="utf-8") as stream:
-            rows = list(csv.DictReader(stream))
+            rows = list(csv_records(stream))
         return {
             (int(row["seed"]), row["split"]): {
                 column: float(text) if text else math.nan

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
+from neuromamba.common.csv_cells import csv_records
 from neuromamba.common.json_text import read_json_record
 from neuromamba.reports.real_subjects.real_table import Group, RealTable, Request, Step, hash_of
 
@@ -97,7 +97,7 @@ def _seconds_a_fit(out: Path) -> float:
     for part in PARTS:
         path = out / f"model_{part}" / "Own" / "NeuroSSM" / "results.csv"
         with open(path, newline="", encoding="utf-8") as stream:
-            seconds += [float(row["seconds"]) for row in csv.DictReader(stream)]
+            seconds += [float(row["seconds"]) for row in csv_records(stream)]
     return sum(seconds) / len(seconds)
 
 

@@ -5,13 +5,13 @@ Intervals are BCa bootstraps over the tested subjects, drawn within folds and cl
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from neuromamba.common.csv_cells import csv_records
 from neuromamba.common.json_text import read_json_record
 from neuromamba.evaluation.intervals import Interval, bootstrap_interval, paired_difference
 from neuromamba.reports.real_subjects.real_table import Row
@@ -109,7 +109,7 @@ def scores_of_run(run: Path, positive: str = "prob_1") -> dict[str, float]:
     """Subject or event -> mean over its windows, of ``predictions.csv`` of a training."""
     found: dict[str, list[float]] = {}
     with open(run / "predictions.csv", newline="", encoding="utf-8") as stream:
-        for row in csv.DictReader(stream):
+        for row in csv_records(stream):
             found.setdefault(row["subject"], []).append(float(row[positive]))
     return {name: float(np.mean(values)) for name, values in found.items()}
 
