@@ -100,10 +100,14 @@ class TestUpdates:
                 assert updates.metrics(two)[name] == pytest.approx(value, abs=1e-6)
 
     @needs_deepspeed
-    @pytest.mark.parametrize(("strategy", "bound"), [*zip(ZERO, (0.0, 1e-6, 2e-6), strict=True)])
+    @pytest.mark.parametrize(("strategy", "bound"), [*zip(ZERO, (0.0, 1e-6, 1e-6), strict=True)])
     def test_zero_equals_ddp(
         self, updates: Runs, optimizer: str, batches: int, strategy: str, bound: float
     ) -> None:
+        if strategy == ZERO[-1] and optimizer == "AdamW":
+            # Its hooks keep the layers apart, where DDP computes a block in one call with another
+            # order of sums, and AdamW divides by the size of the gradient.
+            bound = 2e-6
         assert (
             updates.apart(f"ddp_{optimizer}_{batches}", f"{strategy}_{optimizer}_{batches}")
             <= bound
