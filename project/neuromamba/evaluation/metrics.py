@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import wraps
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -116,9 +117,10 @@ def pearson_r(score: Tensor, target: Tensor) -> Tensor:
     return (x * y).sum() / (x.norm() * y.norm())
 
 
-def constant(values: Tensor) -> bool:
+def constant(values: Tensor | np.ndarray) -> bool:
     """Whether values (S,) are all equal, but for rounding in single precision."""
-    return bool(values.max() - values.min() <= _ROUNDING * values.abs().max())
+    low, high = float(values.min()), float(values.max())
+    return high - low <= _ROUNDING * max(abs(low), abs(high))
 
 
 @_of_finite

@@ -6,13 +6,14 @@ almost entirely on their overhead. What does not depend on the resample is prepa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
 from neuromamba.evaluation.intervals import Statistic
-from neuromamba.evaluation.metrics import METRICS
+from neuromamba.evaluation.metrics import METRICS, constant
 
 
 def resampled_metric(name: str, score: np.ndarray, target: np.ndarray) -> Statistic:
@@ -65,7 +66,19 @@ def _accuracy(score: np.ndarray, target: np.ndarray) -> Statistic:
 
 
 def _balanced_accuracy(score: np.ndarray, target: np.ndarray) -> Statistic:
-    hit = score.argmax(axis=1) == target
+    return mean_recall(score.argmax(axis=1) == target, target)
+
+
+def mean_recall(hit: np.ndarray, target: np.ndarray) -> Statistic:
+    """Mean over the classes drawn of the share of their subjects that ``hit`` is true for.
+
+    Args:
+        hit: bool [S].
+        target: int [S], classes.
+
+    Returns:
+        [n] indices -> value.
+    """
 
     def balanced(chosen: np.ndarray) -> float:
         label = target[chosen]
@@ -77,8 +90,49 @@ def _balanced_accuracy(score: np.ndarray, target: np.ndarray) -> Statistic:
     return balanced
 
 
+def _mse(score: np.ndarray, target: np.ndarray) -> Statistic:
+    error = np.square(score[:, 0].astype(np.float64) - target)
+    return lambda chosen: float(error[chosen].sum()) / len(chosen)
+
+
+def _mae(score: np.ndarray, target: np.ndarray) -> Statistic:
+    error = np.abs(score[:, 0].astype(np.float64) - target)
+    return lambda chosen: float(error[chosen].sum()) / len(chosen)
+
+
+def _r2(score: np.ndarray, target: np.ndarray) -> Statistic:
+    values = target.astype(np.float64)
+    error = np.square(score[:, 0].astype(np.float64) - values)
+
+    def r2(chosen: np.ndarray) -> float:
+        drawn = values[chosen]
+        away = drawn - drawn.sum() / len(drawn)
+        if drawn.max() == drawn.min():
+            return float("nan")
+        return 1 - float(error[chosen].sum()) / float(away @ away)
+
+    return r2
+
+
+def _pearson_r(score: np.ndarray, target: np.ndarray) -> Statistic:
+    predicted, values = score[:, 0].astype(np.float64), target.astype(np.float64)
+
+    def pearson_r(chosen: np.ndarray) -> float:
+        x, y = predicted[chosen], values[chosen]
+        if len(x) < 3 or constant(x) or y.max() == y.min():
+            return float("nan")
+        x, y = x - x.sum() / len(x), y - y.sum() / len(y)
+        return float(x @ y) / math.sqrt(float(x @ x) * float(y @ y))
+
+    return pearson_r
+
+
 _FAST: dict[str, Callable[[np.ndarray, np.ndarray], Statistic]] = {
     "auroc": _auroc,
     "accuracy": _accuracy,
     "balanced_accuracy": _balanced_accuracy,
+    "mse": _mse,
+    "mae": _mae,
+    "r2": _r2,
+    "pearson_r": _pearson_r,
 }

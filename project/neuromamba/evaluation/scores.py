@@ -24,7 +24,7 @@ from neuromamba.evaluation.intervals import (
     bootstrap_interval,
 )
 from neuromamba.evaluation.metrics import METRICS
-from neuromamba.evaluation.resampled import resampled_metric
+from neuromamba.evaluation.resampled import mean_recall, resampled_metric
 from neuromamba.evaluation.result_files import (
     Predictions,
     read_predictions,
@@ -97,7 +97,7 @@ class SubjectScores(NamedTuple):
                     *faultless_area_bounds(per_class, CONFIDENCE, reversed_order=wrong),
                 )
             if name == "balanced_accuracy":
-                return self.mean_recall(self.score.argmax(axis=1) == self.target, seed)
+                return self._exact_recall(found.value, self.score.argmax(axis=1) == self.target)
         return found
 
     def proportion(self, hit: np.ndarray, seed: int = 0) -> Interval:
@@ -114,18 +114,15 @@ class SubjectScores(NamedTuple):
 
         By bootstrap; where all samples are alike, of the exact intervals of the classes.
         """
-        labels = np.unique(self.target)
-
-        def balanced(chosen: np.ndarray) -> float:
-            of_class = [hit[chosen][self.target[chosen] == label] for label in labels]
-            return float(np.mean([hits.mean() for hits in of_class if len(hits)]))
-
-        found = self.bootstrap(balanced, seed)
+        found = self.bootstrap(mean_recall(hit, self.target), seed)
         if np.isfinite(found.low) or not self._countable:
             return found
-        classes = [hit[self.target == label] for label in labels]
+        return self._exact_recall(found.value, hit)
+
+    def _exact_recall(self, value: float, hit: np.ndarray) -> Interval:
+        classes = [hit[self.target == label] for label in np.unique(self.target)]
         counts = [(int(hits.sum()), len(hits)) for hits in classes]
-        return Interval(found.value, *mean_proportion_bounds(counts, CONFIDENCE))
+        return Interval(value, *mean_proportion_bounds(counts, CONFIDENCE))
 
     @property
     def _dependent(self) -> bool:

@@ -120,6 +120,23 @@ def test_resampled_metrics_are_the_metrics(name: str, classes: int) -> None:
     assert absent > 0 or name != "auroc"
 
 
+@pytest.mark.parametrize("name", ["mse", "mae", "pearson_r", "r2"])
+def test_resampled_errors_are_the_metrics(name: str) -> None:
+    """In single precision far from zero, with repeated subjects, and samples that are all alike."""
+    rng = np.random.default_rng(4)
+    target = 1000 + 5 * rng.standard_normal(40).astype(np.float32)
+    score = (target + rng.standard_normal(40).astype(np.float32))[:, None]
+    score[:3], target[2:5] = score[0], target[2]
+    statistic = resampled_metric(name, score, target)
+    absent = 0
+    for trial in range(200):
+        chosen = rng.integers(0, 6 if trial < 80 else 40, 1 + trial // 4)
+        wanted = METRICS[name](torch.from_numpy(score[chosen]), torch.from_numpy(target[chosen]))
+        absent += bool(torch.isnan(wanted))
+        assert statistic(chosen) == pytest.approx(float(wanted), rel=1e-12, nan_ok=True)
+    assert absent > 0 or name in ("mse", "mae")
+
+
 def test_rows_of_a_unit_are_drawn_together() -> None:
     """Twenty copies of each subject make no interval narrower if they are known to be copies."""
     one = scores_of(subjects=30)
