@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import wraps
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from neuromamba.config.tasks import TASK_TYPES
 
-_ROUNDING = 4 * torch.finfo(torch.float32).eps
+ROUNDING = 4 * torch.finfo(torch.float32).eps  # of predictions in single precision
 Metric = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -117,10 +116,9 @@ def pearson_r(score: Tensor, target: Tensor) -> Tensor:
     return (x * y).sum() / (x.norm() * y.norm())
 
 
-def constant(values: Tensor | np.ndarray) -> bool:
+def constant(values: Tensor) -> bool:
     """Whether values (S,) are all equal, but for rounding in single precision."""
-    low, high = float(values.min()), float(values.max())
-    return high - low <= _ROUNDING * max(abs(low), abs(high))
+    return bool(values.max() - values.min() <= ROUNDING * values.abs().max())
 
 
 @_of_finite

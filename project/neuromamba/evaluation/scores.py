@@ -21,7 +21,9 @@ from neuromamba.evaluation.intervals import (
     FEWEST_IN_CLASS,
     Interval,
     Statistic,
+    Together,
     bootstrap_interval,
+    difference,
 )
 from neuromamba.evaluation.metrics import METRICS
 from neuromamba.evaluation.resampled import mean_recall, resampled_metric
@@ -152,11 +154,13 @@ class SubjectScores(NamedTuple):
             UserInputError: the other was not scored on the same subjects with the same targets.
         """
         one, two = self.statistic(name), other.in_order_of(self).statistic(name)
-        return lambda chosen: one(chosen) - two(chosen)
+        return difference(one, two)
 
     def bootstrap(self, statistic: Statistic, seed: int = 0) -> Interval:
         """Draw units within classes, and compute the interval of a statistic of their rows."""
         draws = Draws([self])
+        if isinstance(statistic, Together) and draws.are_rows:
+            return bootstrap_interval(statistic, draws.strata, seed)
         return bootstrap_interval(
             lambda chosen: statistic(draws.rows(0, chosen)), draws.strata, seed
         )
@@ -235,6 +239,12 @@ class Draws:
             np.array([r[0] if r else -1 for r in rows]) if max(map(len, rows)) == 1 else None
             for rows in self._rows
         ]
+
+    @property
+    def are_rows(self) -> bool:
+        """Whether there is one set, and unit i is row i of it."""
+        row = self._row[0]
+        return len(self._row) == 1 and row is not None and np.array_equal(row, range(len(row)))
 
     def rows(self, which: int, chosen: np.ndarray) -> np.ndarray:
         """Rows of a set that belong to the units drawn, as often as each was drawn."""
