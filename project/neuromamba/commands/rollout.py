@@ -3,7 +3,7 @@
     neuromamba rollout output/PROJECT/RUN sub-01_task-rest_bold.nii.gz -o OUT --frames 20
 
 The model reads the first frames of the scan, half a window unless --prompt says otherwise, and
-generates those after them (docs/use_a_model.md). It must have been pre-trained to predict tokens
+generates those after them (docs/rollout.md). It must have been pre-trained to predict tokens
 (neuromamba train --pretraining --use_autoregressive). OUT holds predicted.nii.gz and true.nii.gz in
 the space of the scan's file, rollout.gif, rollout.csv (errors of each frame), rollout.json and
 report.html; files of an earlier call are replaced.

@@ -128,7 +128,7 @@ class FeatureWatch(Callback):
             return (
                 f"the dynamic skill {what}: {latest:.3f} after {len(skills)} validations, "
                 f"{first:.3f} after the first; so far the model has not learned how the signal "
-                f"changes over time; {remedy(self.scaling)} (docs/pretraining.md)."
+                f"changes over time; {remedy(self.scaling)} (docs/watch_pretraining.md)."
             )
         return None
 
@@ -156,5 +156,5 @@ class FeatureWatch(Callback):
             f"the features tell {', '.join(shown)}, but not {', '.join(others)}, after "
             f"{len(self._skills)} validations: they may hold little but anatomy or how a run was "
             f"acquired; {remedy(self.scaling)}, and judge a checkpoint by neuromamba probe "
-            f"(docs/pretraining.md)."
+            f"(docs/watch_pretraining.md)."
         )

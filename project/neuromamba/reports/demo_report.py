@@ -168,7 +168,7 @@ def _few_labels(found: FewLabels, folder: Path) -> tuple[Section, Section]:
             f"Subjects were drawn from the training subjects {draws} times for each number of "
             f"labels; a smaller number is a part of a larger one. Every model learned from the "
             f"same draws. The fine-tuned model and the one from scratch took the same number of "
-            f"optimiser steps, of which one from scratch may need more (docs/evaluation.md has "
+            f"optimiser steps, of which one from scratch may need more (docs/few_labels.md has "
             f"both); the others are linear models of frozen features (mean and standard "
             f"deviation over time), of correlations between regions (FC), and of the mean volume.",
         ),

@@ -679,12 +679,10 @@ def test_files_of_code_in_the_text_exist(name: str) -> None:
     assert missing == [], f"{name} names files that do not exist"
 
 
-def test_architecture_says_where_to_add_things() -> None:
+def test_extending_says_where_to_add_things() -> None:
     """The one-minute table has every kind of addition, with files of the package that exist."""
-    (section,) = re.findall(
-        r"(?ms)^## Where to add things\n(.*?)^## ", read("docs/architecture.md")
-    )
-    rows = [line.split("|")[1:-1] for line in section.splitlines() if line.startswith("| ")]
+    text = read("docs/extending.md")
+    rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| ")]
     kinds = {kind.strip(): re.findall(r"`([\w/]+\.py)`", touch) for kind, touch in rows}
     package = ROOT / "project" / "neuromamba"
     absent = [file for files in kinds.values() for file in files if not (package / file).is_file()]
