@@ -16,8 +16,8 @@ CONFIG = Path(__file__).with_name("demo.yaml")  # the hyper-parameters of its tr
 GRID = ("30", "36", "30")
 # An effect that training from scratch does not find with few labels: weak, in small regions, under
 # little noise.
-EFFECT, TSNR, RADIUS = 1.0, 50, 22
-PRETRAIN_EPOCHS, EPOCHS, FRAMES, WORKERS = 6, 2, 40, 2
+EFFECT, TSNR, RADIUS = 0.9, 50, 22
+PRETRAIN_EPOCHS, EPOCHS, FRAMES, WORKERS = 8, 2, 40, 2
 QUICK_SUBJECTS, QUICK_FRAMES = 24, 20
 LABELS, DRAWS, STEPS = (4, 8, 16, 32), 3, 30  # of each class; draws of them; optimiser steps
 QUICK_LABELS, QUICK_DRAWS, QUICK_STEPS = (2, 4), 2, 2
