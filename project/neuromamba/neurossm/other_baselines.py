@@ -74,7 +74,7 @@ def shared_of(
             )
         if len(set(values.tolist())) == 1:
             raise UserInputError(
-                f"--harmonise {column}: all {len(values)} scans have the value {str(values[0])!r}, so "
+                f"--harmonise {column}: all {len(values)} scans have the value {str(values[0])!r}: "
                 f"there are no differences to remove. Leave the flag out."
             )
     for one in (cohort, *([] if external is None else [external])):
