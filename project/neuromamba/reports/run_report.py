@@ -125,7 +125,7 @@ def _check_subjects(run: RunFolder, scores: SubjectScores, data: RunData) -> Non
 
 
 def run_name(run: RunFolder) -> str:
-    """The folder's name, which tells runs apart."""
+    """The folder's name, which distinguishes runs."""
     return run.path.resolve().name
 
 
@@ -332,7 +332,7 @@ def _watched(run: RunFolder, folder: Path) -> list[Picture]:
         "below the grey area's upper edge."
     )
     path = save_figure(watched_figure(run), folder / "watched.png", for_paper=True)
-    return [Picture(path, text, "Known facts that the features tell, over optimiser steps")]
+    return [Picture(path, text, "Known facts that the features predict, over optimiser steps")]
 
 
 def _pretraining_results(runs: Sequence[RunFolder]) -> Section:

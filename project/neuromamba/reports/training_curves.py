@@ -48,7 +48,7 @@ def watched_names(run: RunFolder) -> list[str]:
 
 @styled
 def watched_figure(run: RunFolder) -> Figure:
-    """How well the features tell known facts, over steps, a panel each, with the level of chance.
+    """How well the features predict known facts, over steps, each with the level of chance.
 
     Raises:
         ValueError: there are none, see ``watched_names``.
