@@ -38,6 +38,11 @@ class GroupMap(NamedTuple):
         dominant: int [N], 1 to P; 0 without attribution.
     """
 
+    @property
+    def without(self) -> int:
+        """Scans whose map is 0, because no pathway's ablation lowers the logit."""
+        return int((self.weights.sum(axis=1) == 0).sum())
+
     scans: int
     cpa: np.ndarray
     shares: np.ndarray
@@ -118,7 +123,8 @@ def _page(
     pictures = [
         Picture(
             save_figure(weights_figure(group, pathways), folder / f"{map_name(name)}_pathways.png"),
-            "Importance of each pathway: a dot a scan, the line their mean.",
+            "Importance of each pathway: a dot a scan, the line their mean."
+            + (f" {_without(group)} all weights are 0." if group.without else ""),
             f"Pathway weights of {group.scans} scans; highest {pathways[_top(group)]}.",
         )
     ]
@@ -131,7 +137,16 @@ def _page(
         if group.dominant[i]
     ]
     header = ("region", "CPA", "dominant pathway", "with random weights")
-    note = f"CPA adds up to 1 over the {len(group.cpa)} regions; {1 / len(group.cpa):.4f} is even."
+    even = group.cpa.sum() / len(group.cpa)
+    note = f"CPA adds up to 1 over the {len(group.cpa)} regions; {even:.4f} is even."
+    if group.without:
+        note = f"{_without(group)} CPA is 0 everywhere."
+    if 0 < group.without < group.scans:
+        note += (
+            f" That of the others adds up to 1 over the {len(group.cpa)} regions; in this mean, "
+            f"{even:.4f} is even. The maps of random weights have another sum, so compare places "
+            f"and not heights."
+        )
     if atlas is None:
         note += " The data set names no atlas, so its regions are numbered (--atlas FILE)."
     elif any(region.isdigit() for region in atlas.regions):
@@ -144,7 +159,13 @@ def _page(
         Section("Pathways and regions", pictures=pictures),
         Section("Regions with the highest attribution", tables=[table]),
     ]
-    return Page(f"CPA: {name} ({cohort.name})", summary, sections)
+    return Page(f"CPA: {name} ({cohort.title})", summary, sections)
+
+
+def _without(group: GroupMap) -> str:
+    """Begins a sentence of the scans without attribution."""
+    of = "the scan" if group.scans == 1 else f"{group.without} of the {group.scans} scans"
+    return f"In {of} no pathway's ablation lowers the logit:"
 
 
 def region_names(atlas: Atlas | None, ids: Sequence[int]) -> tuple[str, ...]:
@@ -164,7 +185,8 @@ def region_names(atlas: Atlas | None, ids: Sequence[int]) -> tuple[str, ...]:
             names.append(f"region {region}, not in the image")
         else:
             side = "left" if x < -4 else "right" if x > 4 else "midline"
-            names.append(f"region {region}, {side} ({x:.0f}, {y:.0f}, {z:.0f})")
+            centre = ", ".join(str(round(float(value))) for value in (x, y, z))
+            names.append(f"region {region}, {side} ({centre})")
     return tuple(names)
 
 
@@ -215,7 +237,7 @@ def weights_figure(group: GroupMap, pathways: Sequence[str]) -> Figure:
         axes.hlines(values.mean(), number - 0.3, number + 0.3, color="black", lw=2)
     axes.axhline(1 / len(pathways), color=GREY, ls=":", lw=1)
     axes.set_xticks(range(len(pathways)), pathways)
-    axes.set(ylabel="weight (they add up to 1)", ylim=(-0.02, 1.02))
+    axes.set(ylabel="weight (of a scan they add up to 1)", ylim=(-0.02, 1.02))
     axes.set_title("Pathway importance by ablation")
     return figure
 

@@ -99,7 +99,7 @@ def write_report(
             side_by_side=True,
         )
     )
-    page = Page(f"{name} on {cohort.name}", _what(cohort, own, flags, shares), sections)
+    page = Page(f"{name} on {cohort.title}", _what(cohort, own, flags, shares), sections)
     path = folder / "report.html"
     write_text_atomically(path, render(page))
     return path
@@ -195,12 +195,17 @@ def _mean_table(found: HoldoutReport, unit: str) -> Table:
         [f"{found.model} less {other}", *(str(of[name]) for name in names)]
         for other, of in found.differences.items()
     ]
+    drawn = "the external subjects for all seeds at once"
+    if found.part != EXTERNAL:
+        drawn = "the subjects of all holdouts together"
+    note = f"In brackets: intervals of the same kind ({found.drawn}), but drawn from {drawn}."
+    if any("not defined" in cell for row in rows for cell in row):
+        note += " Not defined where all samples have the same value."
     return Table(
         rows,
         ("", *(metric_label(name, unit) for name in names)),
         f"Mean over {len(found.holdouts)} seeds",
-        f"In brackets: intervals of the same kind ({found.drawn}), but drawn from the subjects of "
-        f"all holdouts together.",
+        note,
         numbers=range(1, len(names) + 1),
         strong=0,
     )

@@ -51,7 +51,9 @@ def verdict(
     found = defaultdict(list)
     for other, difference in differences.items():
         if not np.isfinite([difference.low, difference.high]).all():
-            found["cannot be compared (the interval is not defined) with"].append(other)
+            same = difference.value == 0
+            words = "cannot be compared (the interval is not defined) with"
+            found["has the same value as" if same else words].append(other)
         elif difference.low > 0:
             found["is better than"].append(other)
         elif difference.high < 0:
