@@ -270,7 +270,7 @@ def _brains(
 
 def _narrow(path: Path) -> Path:
     """The file of the same picture for phones."""
-    return path.with_stem(f"{path.stem}_narrow")
+    return path.parent / "phone" / path.name
 
 
 def glass_brain(
@@ -280,7 +280,7 @@ def glass_brain(
 
     Args:
         image: of the map, NIfTI.
-        path: of the PNG file; that for phones is beside it.
+        path: of the PNG file; that for phones is in ``phone`` beside it.
         title: in the picture.
         caption, alt: of the picture.
         signed: whether to show values below 0, too.

@@ -40,7 +40,7 @@ _NEVER = {"facecolor": "#d9d9d9", "edgecolor": "#9a9a9a", "hatch": "////", "lw":
 def two_forms(
     draw: Callable[..., Figure], path: Path, caption: str, alt: str, for_paper: bool = True
 ) -> Picture:
-    """A wide picture, and the same for phones in a file beside it.
+    """A wide picture, and the same for phones, in the folder ``phone`` beside it.
 
     Args:
         draw: draws it; ``narrow=True`` for phones.
@@ -48,7 +48,7 @@ def two_forms(
         caption, alt: of the picture.
         for_paper: whether to write a PDF, too.
     """
-    narrow = save_figure(draw(narrow=True), path.with_stem(f"{path.stem}_narrow"))
+    narrow = save_figure(draw(narrow=True), path.parent / "phone" / path.name)
     return Picture(save_figure(draw(), path, for_paper), caption, alt, wide=True, narrow=narrow)
 
 
