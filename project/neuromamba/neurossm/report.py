@@ -66,7 +66,12 @@ def write_report(
     sections += [_holdout_section(cohort, report) for report in reports]
     sections.append(
         prediction_figures(
-            f"Holdout of seed {first.seed}", first.scores, classes, folder / "figures", details.unit
+            f"Holdout of seed {first.seed}",
+            first.scores,
+            classes,
+            folder / "figures",
+            details.unit,
+            details.target,
         )
     )
     pictures = []
@@ -240,7 +245,8 @@ def _what(
     seeds = sorted({result.seed for result in results})
     more = []
     if column := flags.get("stratify_by"):
-        more.append(f"Splits have the same shares of the classes and of {column}.")
+        of = "quarters of the values" if cohort.details.is_regression else "classes"
+        more.append(f"Splits have the same shares of the {of} and of {column}.")
     if column := flags.get("leave_out"):
         more.append(
             f"In place of folds, each {column} is left out in turn: the table of the "
@@ -250,7 +256,7 @@ def _what(
         found = ", ".join(f"{share:.2g}" for share in shares.values())
         more.append(
             f"NeuroSSM holds the linear model Tangent as its second-order pathway: what it gains "
-            f"over Tangent is what the other pathways add. Their logits count by a share that is "
+            f"over Tangent is what the other pathways add. They count by a share that is "
             f"chosen on training scans, from 0 (Tangent alone) to 1; by seed: {found}."
         )
     first = (
