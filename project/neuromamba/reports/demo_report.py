@@ -90,12 +90,14 @@ def training_report(given: ReportInput, figure_dir: Path) -> Page:
     assert finetuned.task is not None
     classes = finetuned.task.class_names
     scores = {MODEL: finetuned.scores(), **given.controls}
+    few_labels, in_numbers = _few_labels(given.few_labels, figure_dir)
     return Page(
         given.title,
         given.summary,
         (
+            few_labels,
             Section("What is compared", (*_definitions(given.few_labels), *given.controls_text)),
-            *_few_labels(given.few_labels, figure_dir),
+            in_numbers,
             Section(
                 "All labels: results on held-out subjects",
                 tables=(metrics_table(scores, classes),),
@@ -131,8 +133,8 @@ def _definitions(found: FewLabels) -> tuple[str, ...]:
     meaning = {
         "auroc": "the probability that a subject of the second class gets a higher score than one "
         "of the first: 0.5 is chance, 1 is perfect",
-        "balanced_accuracy": "the mean over the classes of the share of subjects told right: 0.5 "
-        "is chance for two classes, 1 is perfect",
+        "balanced_accuracy": "the mean over the classes of the share of its subjects classified "
+        "correctly: 0.5 is chance for two classes, 1 is perfect",
     }
     text = (
         f"{metric_label(found.metric)}: {meaning[found.metric]}. "
@@ -140,8 +142,8 @@ def _definitions(found: FewLabels) -> tuple[str, ...]:
         else ""
     )
     return (
-        f"{text}Accuracy is the share of subjects told right; balanced accuracy averages it over "
-        f"the classes. Brackets after a number hold its 95 % interval.",
+        f"{text}Accuracy is the share of subjects classified correctly; balanced accuracy averages "
+        f"it over the classes. Brackets after a number hold its 95 % interval.",
         f"{MODEL}: pre-trained without labels, then trained further with them. From scratch: the "
         f"same network without pre-training. Frozen: a linear model of the network's features, "
         f"pre-trained or untrained. FC: of the correlations between regions of the raw signal. "
