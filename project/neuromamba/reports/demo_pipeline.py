@@ -180,10 +180,10 @@ def write_report(out: Path, commands: Sequence[str], seconds: dict[str, float]) 
         title=TITLE,
         summary=(
             f"FMamba, the NeuroMamba backbone, was pre-trained by next-token prediction on the "
-            f"synthetic runs of {train} subjects, without labels. It was then fine-tuned to tell "
-            f"two planted classes apart: on few labelled subjects, many times, and on all {train}, "
-            f"while {val} others chose the epochs. Every model here was tested on the same {test} "
-            f"subjects that no step had seen.",
+            f"synthetic runs of {train} subjects, without labels. It was then fine-tuned to "
+            f"distinguish two planted classes: on few labelled subjects, many times, and on all "
+            f"{train}, while {val} others chose the epochs. Every model here was tested on the "
+            f"same {test} subjects that no step had seen.",
         ),
         notice=NOTICE,
         controls_text=(*CONTROLS_TEXT, *(f"{one.name}: {one.text}" for one in baselines)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from neuromamba.evaluation.intervals import Interval
@@ -29,6 +30,7 @@ from neuromamba.reports.brain_figures import (
     next_token_figure,
     token_mask,
     token_mask_figure,
+    two_forms,
 )
 from neuromamba.reports.cards import data_card, model_card
 from neuromamba.reports.skill_text import skill_text
@@ -271,27 +273,29 @@ def _tokens(run: RunFolder, folder: Path) -> Section:
     return Section(
         "What the model sees and predicts",
         pictures=(
-            Picture(
-                save_figure(next_token_figure(example), folder / "next_tokens.png"),
+            two_forms(
+                partial(next_token_figure, example),
+                folder / "next_tokens.png",
                 f"One frame of a held-out subject, axial slice, the subject's left (L) on the "
                 f"left, anterior up; brain outlined. Every token is predicted from the tokens "
-                f"before it in the sequence. Upper row: scaled intensities; around the brain, "
-                f"kept tokens hold background, {level}. Lower row: the same minus each "
-                f"voxel's mean over the window of {example.frames} frames, brain only. Each row "
-                f"has one colour scale. Hatched: tokens that are never predicted, background and "
-                f"the first token of the sample.",
+                f"before it in the sequence. Scaled intensity: around the brain, kept tokens hold "
+                f"background, {level}. Deviation: the same minus each voxel's mean over the window "
+                f"of {example.frames} frames, brain only. Each of the two has one colour scale. "
+                f"Hatched: tokens that are never predicted, background and the first token of the "
+                f"sample.",
                 "Target, predicted next tokens and their difference in an axial slice",
-                wide=True,
+                for_paper=False,
             ),
-            Picture(
-                save_figure(token_mask_figure(mask), folder / "token_mask.png"),
+            two_forms(
+                partial(token_mask_figure, mask),
+                folder / "token_mask.png",
                 f"Temporal mean of a run of {mask.subject} with the token grid "
                 f"({' × '.join(map(str, mask.patch))} voxels a patch). Darkened and hatched: "
                 f"tokens without a brain voxel, which the model never sees. A patch is three-"
                 f"dimensional: one that looks empty here may hold brain in a neighbouring slice. "
                 f"L and R: the subject's left and right; A and P: anterior and posterior.",
                 "Three orthogonal slices of the mean volume with kept and dropped tokens",
-                wide=True,
+                for_paper=False,
             ),
         ),
     )

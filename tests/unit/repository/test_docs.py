@@ -591,12 +591,24 @@ def test_readme_is_short() -> None:
     assert len(words_of(prose("README.md"))) <= 1500
 
 
-def test_every_question_has_an_answer_with_a_link() -> None:
-    """``test_links_resolve`` opens them."""
-    row = r"(?m)^\| (\d+)\. ([^|]+[?.]) \| ([^|]+) \|$"
+def test_every_question_has_an_answer_with_a_link_and_a_path() -> None:
+    """``test_links_resolve`` opens the links; the path is the first one's in the navigation."""
+    row = r"(?m)^\| (\d+)\. ([^|]+[?.]) \| ([^|]+) \| ([^|]+) \|$"
     rows = re.findall(row, read("docs/questions.md"))
     assert [int(number) for number, *_ in rows] == list(range(1, 21))
-    assert [question for _, question, answer in rows if "](" not in answer] == []
+    places = {}
+    for caption, entries in re.findall(
+        r"(?ms)^```\{toctree\}\n:caption: ([^\n]+)\n(.*?)^```", read("docs/index.md")
+    ):
+        for title, page in re.findall(r"(?m)^(.+) <(.+)>$", entries):
+            places[page] = f"{caption} \N{SINGLE RIGHT-POINTING ANGLE QUOTATION MARK} {title}"
+    wrong = [
+        (number, path, places.get(page))
+        for number, _, answer, path in rows
+        for page in re.findall(r"\]\((\w+)\.md", answer)[:1] or [""]
+        if places.get(page) != path
+    ]
+    assert wrong == []
 
 
 def test_layout_names_the_top_level_entries() -> None:
