@@ -7,7 +7,8 @@ environment:
 
 The files are not made again by later versions: what they prove is that a store, run folders,
 checkpoints, exports and results of NeuroSSM written by the code of that day still load, resume,
-test, report and export with the same numbers. ``tests/integration/test_golden_runs.py`` does so.
+test, report and export with the same numbers. ``tests/integration/test_golden_runs.py`` and
+``test_golden_neurossm.py`` do so.
 
 All commands are called in the given folder, which must not exist yet, with relative paths, so that
 ``config.yaml`` and the cards name no folder of a machine. Lightning's checkpoints hold the absolute

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -64,20 +64,32 @@ class Layout(NamedTuple):
 
 def layout(page: str, width: int, folder: Path) -> Layout:
     """Lay out the HTML of a page."""
+    frame = _FRAME.format(width=width, page=html.escape(page))
+    return Layout(**found_by(frame, folder / f"frame_{width}.html"))
+
+
+def found_by(frame: str, file: Path, dark: bool = False) -> Any:
+    """What the script of a page leaves as JSON in its ``<pre id="found">``.
+
+    Args:
+        frame: the page.
+        file: to write it to.
+        dark: whether pages see a dark colour scheme.
+    """
     assert CHROMIUM is not None
-    frame = folder / f"frame_{width}.html"
-    frame.write_text(_FRAME.format(width=width, page=html.escape(page)), encoding="utf-8")
+    file.write_text(frame, encoding="utf-8")
     done = subprocess.run(
         [
             CHROMIUM,
             "--headless",
             "--no-sandbox",
             "--disable-gpu",
-            f"--user-data-dir={folder / 'profile'}",
+            f"--user-data-dir={file.parent / 'profile'}",
+            f"--blink-settings=preferredColorScheme={int(not dark)}",
             "--virtual-time-budget=5000",
             "--window-size=1600,2100",
             "--dump-dom",
-            frame.as_uri(),
+            file.as_uri(),
         ],
         capture_output=True,
         text=True,
@@ -85,7 +97,7 @@ def layout(page: str, width: int, folder: Path) -> Layout:
         check=True,
     )
     (found,) = re.findall(r'<pre id="found">(\{.*?\})</pre>', done.stdout, re.DOTALL)
-    return Layout(**json.loads(html.unescape(found)))
+    return json.loads(html.unescape(found))
 
 
 class Opened(NamedTuple):

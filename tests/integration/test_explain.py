@@ -22,7 +22,7 @@ from neuromamba.inference.attribution import randomised_network
 from neuromamba.inference.explain import Explanation
 from neuromamba.inference.group_maps import group_map
 from neuromamba.inference.loaded import LoadedModel
-from neuromamba.reports.attribution_pictures import map_figure
+from neuromamba.reports.attribution_pictures import map_figures
 from neuromamba.reports.explanation_page import notice
 from tests.helpers.trained_model import Trained
 
@@ -92,8 +92,9 @@ def test_what_a_call_writes(
     assert f'href="{name}_view.html"' in page
     for text in (view, page):  # offline: nothing is fetched
         assert not re.search(r'(?:src|href)="(?:https?:)?//', text)
-    anatomy = map_figure(*files, "native", tmp_path / "scans" / f"{name}_mean.nii.gz")
-    assert len(anatomy.axes) < len(map_figure(*files, "MNI", None).axes)  # no glass brain
+    anatomy = map_figures(*files, "native", tmp_path / "scans" / f"{name}_mean.nii.gz")
+    for native, mni in zip(anatomy, map_figures(*files, "MNI", None), strict=True):
+        assert len(native.axes) < len(mni.axes)  # no glass brain
     scan = model.prepare(trained.scan(0))
     own = model.explain(scan, method="ig", steps=4)
     assert isinstance(own, Explanation)

@@ -1,21 +1,14 @@
 """What version 0.1.0 wrote still loads, resumes, tests, reports and exports with the same numbers.
 
-``tests/golden/make_runs.py`` made the files with the code of that version, and noted what the same
-code gave when it used them. Each test works on a copy of its own, in another folder than that in
-which the files were made.
-
-Numbers are compared within the rounding of other processors: a prediction to 1e-6, losses behind
-some steps of a training to 1e-5 of their size.
+``tests/helpers/golden_runs.py`` says what the files are and how numbers are compared; results of
+NeuroSSM are in ``test_golden_neurossm.py``.
 """
 
 from __future__ import annotations
 
-import csv
 import json
-import os
-import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,31 +20,21 @@ from safetensors import safe_open
 from neuromamba.evaluation.result_files import under_current_names
 from tests.helpers.flag_tests import STEPS
 from tests.helpers.forked import Ended, Nursery
-from tests.helpers.launched import MAIN, finished
-from tests.helpers.neurosynth_files import needs_nimare, write_database
-from tests.helpers.paths import GOLDEN, ROOT
-from tests.helpers.preloaded import preloaded_python
+from tests.helpers.golden_runs import (
+    COMMANDS,
+    EXACT,
+    EXPECTED,
+    TRAINED,
+    call,
+    command,
+    copy_of_runs,
+    same,
+    scores,
+    table,
+)
+from tests.helpers.launched import MAIN
 from tests.helpers.ranks import needs_deepspeed
 
-RUNS = GOLDEN / "runs_0_1_0"
-EXPECTED: dict[str, Any] = json.loads((RUNS / "expected.json").read_text(encoding="utf-8"))
-TESTER = str(ROOT / "project" / "neurossm" / "tester.py")
-
-# The other commands -> their words for ``python -m neuromamba``.
-COMMANDS: dict[str, list[str]] = {
-    "report": ["report"],
-    "export": ["export"],
-    "quality": ["quality"],
-    "check": ["check-store"],
-    "cpa": ["regions", "explain-reference"],
-}
-
-# As they were typed for the results; see make_runs.py.
-SSM = (
-    "--dataset Own --data_file scans.pickle --target group --dynamic_length 16 --device cpu "
-    "--embed_dim 32 --depth 1 --scales 2 --folds 2 --epochs 8 --batch_size 4 --learning_rate 1e-3 "
-    "--max_learning_rate 3e-3 --atlas six.nii.gz"
-)
 # The model of the released layout, which has no metadata.
 MODEL = (
     "--dataset_name Dummy --img_size 9 9 9 4 --patch_size 3 3 3 2 --embed_dim 16 --depth 1 "
@@ -64,7 +47,6 @@ ZERO = (
     "--no-use_scheduler --batch_size 2 --max_epochs 2 --resume_ckpt_path last"
 )
 TASKS = ("sex", "age", "kind", "zero")
-EXACT, TRAINED = 1e-6, 1e-5
 
 
 # ------------------------------------------------------------------------------ calling commands
@@ -72,22 +54,8 @@ EXACT, TRAINED = 1e-6, 1e-5
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    """A copy of the files, whose times are those that the store's header cache has noted."""
-    place = Path(shutil.copytree(RUNS, tmp_path / "old"))
-    headers = json.loads((place / "store" / "headers.json").read_text())["runs"]
-    for name, ((size, changed), _) in headers.items():
-        file = place / "store" / "hdf5" / name
-        assert file.stat().st_size == size
-        os.utime(file, ns=(changed, changed))
-    return place
-
-
-@pytest.fixture(scope="module")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    """Runs ``project/main.py`` in a second instead of six."""
-    found = Nursery(tmp_path_factory.mktemp("logs"))
-    yield found
-    found.close()
+    """A copy of the files."""
+    return copy_of_runs(tmp_path)
 
 
 def train(nursery: Nursery, old: Path, flags: str, ranks: int = 1, **environ: str) -> Ended:
@@ -98,36 +66,7 @@ def train(nursery: Nursery, old: Path, flags: str, ranks: int = 1, **environ: st
     return done
 
 
-def call(old: Path, words: Sequence[str], status: int = 0, python: str = "") -> str:
-    """A command in the folder; returns what it printed."""
-    done = finished([python or preloaded_python(), "-W", "ignore", *words], old, 200)
-    assert done.returncode == status, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout
-
-
-def command(old: Path, name: str, flags: str) -> str:
-    """One of ``COMMANDS``."""
-    return call(old, ["-m", "neuromamba", *COMMANDS[name], *flags.split()])
-
-
 # ------------------------------------------------------------------------------ comparing numbers
-
-
-def table(path: Path, *names: str) -> list[dict[str, Any]]:
-    """Rows of a table: named columns or all, numbers as such, empty cells left out."""
-
-    def cell(value: str) -> Any:
-        try:
-            return float(value)
-        except ValueError:
-            return value
-
-    with open(path, newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream, delimiter="\t" if path.suffix == ".tsv" else ","))
-    return [
-        {name: cell(row[name]) for name in names or row if row.get(name) not in (None, "")}
-        for row in rows
-    ]
 
 
 def losses(folder: Path) -> list[dict[str, Any]]:
@@ -141,35 +80,9 @@ def old_columns(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[dict[str,
     return [{name: row[name] for name in row if name in names} for row in table(path)]
 
 
-def scores(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Without times, and without intervals: of three subjects rounding decides where they end."""
-    left_out = ("seconds", "_low", "_high")
-    return {name: value for name, value in metrics.items() if not name.endswith(left_out)}
-
-
 def metrics_of(folder: Path) -> dict[str, Any]:
     """``metrics.json``."""
     return scores(json.loads((folder / "metrics.json").read_text()))
-
-
-def same(found: Any, expected: Any, within: float, where: str = "") -> None:
-    """Names and texts are equal, and numbers within a share of their size, or of 1."""
-    if isinstance(expected, Mapping):
-        assert set(found) == set(expected), where
-        for name, value in expected.items():
-            same(found[name], value, within, f"{where}/{name}")
-    elif isinstance(expected, list):
-        assert len(found) == len(expected), where
-        for number, value in enumerate(expected):
-            same(found[number], value, within, f"{where}/{number}")
-    elif isinstance(expected, float):
-        # Predictions that differ little make a correlation of small differences, which hold few
-        # digits; processors with other vector instructions round otherwise.
-        within *= 100 if where.endswith("pearson_r") else 1
-        # nine digits were noted
-        assert found == pytest.approx(expected, rel=within, abs=within), where
-    else:
-        assert found == expected, where
 
 
 def tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -356,93 +269,3 @@ def test_the_quality_page_of_the_old_store(old: Path) -> None:
     same(table(old / "store" / "quality" / "quality.tsv"), EXPECTED["quality"], TRAINED)
     page = (old / "store" / "quality" / "quality.html").read_text(encoding="utf-8")
     assert all(f"sub-{number:04d}" in page for number in range(1, 13))
-
-
-# ------------------------------------------------------------------------------ NeuroSSM
-
-
-def maps_of(folder: Path) -> dict[str, Any]:
-    """The numbers of the files of CPA."""
-    found = {}
-    for path in sorted(folder.glob("subj_*.npz")):
-        with np.load(path, allow_pickle=False) as archive:
-            found[path.name] = {
-                name: archive[name].astype(float).tolist()
-                for name in ("probs", "logits", "drops", "weights", "cpa", "dominant")
-            }
-    return found
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Of the files of finished fits."""
-    files = [path for path in sorted(folder.glob("*/seed_0/*/**/*")) if path.is_file()]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
-def test_old_results_of_neurossm_are_finished(old: Path) -> None:
-    """The same call repeats no fit, gives the same tables, and explains the old weights alike."""
-    place = old / "neurossm"
-    results, maps = place / "Results" / "Own", place / "Analysis/Explainability/Own/seed_0"
-    before, settings = contents(results), (results / "NeuroSSM" / "settings.json").read_text()
-    for path in results.glob("*/results.csv"):
-        path.unlink()
-    for path in maps.iterdir():
-        path.unlink()
-    baselines = ["--baselines", "FC", "MeanVariance"]  # those of that version
-    said = call(place, [TESTER, *SSM.split(), *baselines, "--analysis"])
-    assert said.count("done before") == 9 and "scans to fit" not in said
-    after = contents(results)
-    # Results of that version get what they lacked: a file by which the model can be used.
-    added = {Path(name).name for name in after.keys() - before.keys()}
-    assert added <= {"model.safetensors"}
-    assert {name: after[name] for name in before} == before
-    assert json.loads((results / "NeuroSSM" / "settings.json").read_text()) == json.loads(settings)
-    found = {
-        path.parent.name: [scores(row) for row in table(path)]
-        for path in sorted(results.glob("*/results.csv"))
-    }
-    same(found, EXPECTED["neurossm"]["results"], EXACT)
-    same(maps_of(maps), EXPECTED["neurossm"]["maps"], TRAINED)
-    assert (results / "NeuroSSM" / "report.html").is_file()
-
-
-@pytest.mark.slow
-def test_a_seed_is_added_to_old_results(old: Path, tmp_path: Path) -> None:
-    """Old fits are kept; those of the new seed are as in a folder of their own.
-
-    They are not those that the old code would have made: it gave every epoch the order and the
-    crops of the first one.
-    """
-    place = old / "neurossm"
-    words = [*SSM.split(), "--seeds", "0", "1", "--baselines"]
-    said = call(place, [TESTER, *words])
-    assert said.count("done before") == 3 and said.count("scans to fit") == 3
-    results, expected = place / "Results" / "Own" / "NeuroSSM", EXPECTED["neurossm"]
-    found = [scores(row) for row in table(results / "results.csv")]
-    wanted = expected["results_of_two_seeds"]
-    assert [(row["seed"], row["split"]) for row in found] == [
-        (row["seed"], row["split"]) for row in wanted
-    ]
-    of_old = [[row for row in rows if float(row["seed"]) == 0] for rows in (found, wanted)]
-    assert len(of_old[0]) == 3
-    same(of_old[0], of_old[1], TRAINED)
-    fresh = tmp_path / "fresh"
-    shutil.copytree(place, fresh, ignore=shutil.ignore_patterns("Results"))
-    call(fresh, [TESTER, *words])
-    for split in ("fold_1", "holdout"):
-        file = Path("Results") / "Own" / "NeuroSSM" / "seed_1" / split / "predictions.csv"
-        assert (place / file).read_text() == (fresh / file).read_text()
-
-
-@pytest.mark.slow
-@needs_nimare
-def test_old_maps_are_compared_with_neurosynth(old: Path) -> None:
-    place = old / "neurossm"
-    write_database(place / "data", ("left", "right"))
-    (place / "terms.yaml").write_text("Own: {a: [left]}\n")
-    flags = "--root Analysis/Explainability --out out --data_dir data --terms terms.yaml"
-    command(place, "cpa", f"{flags} --atlas six.nii.gz --draws 50")
-    found = json.loads((place / "out" / "reports" / "Own" / "scores.json").read_text())
-    expected = EXPECTED["neurossm"]["reference"]
-    assert set(expected["classes"]) == {"a"}
-    same({name: found[name] for name in expected}, expected, TRAINED)

@@ -64,8 +64,8 @@ def trained_on_planted(folder: Path, seed: int) -> SyntheticSpec:
     shutil.copy(folder / "nifti" / "participants.csv", folder / "store" / "metadata")
     run(
         f"--config {CONFIG} --image_path {folder / 'store'} --patch_size {PATCH} {PATCH} {PATCH} 2 "
-        f"--downstream_task sex --pool mean_sd --head_norm batch --max_epochs 5 --seed {seed} "
-        f"--output_dir {folder / 'run'}".split()
+        f"--downstream_task sex --embed_dim 64 --pool mean_sd --head_norm batch --max_epochs 5 "
+        f"--seed {seed} --output_dir {folder / 'run'}".split()
     )
     return spec
 

@@ -96,7 +96,7 @@ def _check_kind(found: Mapping[str, Any], key: str, kind: Any) -> None:
 
 
 def _check_size(found: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-    """Compare the size that a model is said to have with the file's, before one is built."""
+    """Compare the size that a model claims to have with the file's, before one is built."""
     model, head = found.get("model") or {}, found.get("head") or {}
 
     def of(part: Mapping[str, Any], key: str, usual: int) -> int:

@@ -78,7 +78,7 @@ def safetensors_in(folder: Path, flag: str) -> list[Path]:
             raise damaged(index, flag, "no weight_map in it") from None
         for name in names:
             if len(name) > _LONGEST_NAME:
-                raise damaged(index, flag, f"it tells of a file '{name[:40]}...'")
+                raise damaged(index, flag, f"it names a file '{name[:40]}...'")
             if Path(name).name != name or not (folder / name).is_file():
                 raise damaged(folder, flag, f"'{name}' of its index is not there")
         return [folder / name for name in names]

@@ -189,7 +189,7 @@ def open_zero(path: Path, flag: str) -> ZeroFolder:
         ("model states", models, ranks if partitioned else 1),
         ("optimiser states", shards, ranks if stage else 0),
     ):
-        # However many ranks a file tells of: what is missing shows among the first of them.
+        # However many ranks a file names: what is missing shows among the first of them.
         wanted_ranks = range(expected)
         first = range(min(expected, len(files) + 5))
         if missing := [rank for rank in first if rank not in files][:5]:

@@ -5,7 +5,8 @@
 Prints what the model expects, and for each scan what would be done to it, every doubt with its
 remedy, and how it compares with the runs of the training.
 
-Exit status: 0 if all scans can be used; 1 if some cannot; 2 for a wrong call; 130 after Ctrl-C.
+Exit status: 0 if all scans can be used; 1 if some cannot; 2 for an error in the
+command line; 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def run(argv: Sequence[str]) -> int:
     """Do what the flags say; returns the exit status.
 
     Raises:
-        UserInputError: a wrong call.
+        UserInputError: an error in the command line.
     """
     args = build_parser().parse_args(argv)
     check_flags(args)

@@ -7,8 +7,8 @@ embeddings.parquet, with scan, subject, session, run, window, region, statistic,
 features f0, f1 ... in each row, run.json and, unless --pool token, report.html. Called again, it
 continues where it stopped.
 
-Exit status: 0 if all scans have an answer; 1 if some have none; 2 for a wrong call; 130 after
-Ctrl-C.
+Exit status: 0 if all scans have an answer; 1 if some have none; 2 for an error in the
+command line; 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def run(argv: Sequence[str]) -> int:
     """Do what the flags say; returns the exit status.
 
     Raises:
-        UserInputError: a wrong call.
+        UserInputError: an error in the command line.
     """
     args = build_parser().parse_args(argv)
     _check(args)

@@ -6,11 +6,11 @@ OUT holds <scan>_attribution.nii.gz with the shape and affine of the scan, the s
 with random weights (<scan>_attribution_random.nii.gz), which it must differ from to say anything
 about the model, maps of the group where there are several subjects (group_*.nii.gz), pages to look
 at (<scan>_view.html, report.html) and run.json. Of a NeuroSSM the values of the regions are in
-<scan>_attribution.csv and group_*.csv, with maps where --atlas is given. docs/use_a_model.md says
+<scan>_attribution.csv and group_*.csv, with maps where --atlas is given. docs/explain.md says
 what the values mean. Called again, it continues where it stopped.
 
-Exit status: 0 if all scans have an answer; 1 if some have none; 2 for a wrong call; 130 after
-Ctrl-C.
+Exit status: 0 if all scans have an answer; 1 if some have none; 2 for an error in the
+command line; 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=int,
         default=0,
         metavar="N",
-        help="explain so many windows of a scan, evenly spaced (default: 0, all)",
+        help="explain this many windows of a scan, evenly spaced (default: 0, all)",
     )
     add(
         "--resolution",
@@ -235,7 +235,7 @@ def run(argv: Sequence[str]) -> int:
     """Do what the flags say; returns the exit status.
 
     Raises:
-        UserInputError: a wrong call.
+        UserInputError: an error in the command line.
     """
     args = build_parser().parse_args(argv)
     check_flags(args)

@@ -7,8 +7,8 @@ every doubt is written down. All windows are predicted and averaged as in the ru
 OUT holds predictions.csv (a row per scan), windows.csv (a row per window), report.html and
 run.json. Called again, it continues where it stopped.
 
-Exit status: 0 if all scans have an answer; 1 if some have none; 2 for a wrong call; 130 after
-Ctrl-C.
+Exit status: 0 if all scans have an answer; 1 if some have none; 2 for an error in the
+command line; 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
     """Do what the flags say; returns the exit status.
 
     Raises:
-        UserInputError: a wrong call.
+        UserInputError: an error in the command line.
     """
     args = build_parser().parse_args(argv)
     check_flags(args)

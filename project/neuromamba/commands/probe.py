@@ -7,7 +7,7 @@ fitted on the features of several layers of the backbone, pooled in several ways
 and validation subjects, and scored on the test subjects of the same split; beside them, on the same
 subjects, an untrained backbone of the same configuration and features of the raw signal. A curve
 shows the scores for few labelled subjects. Data, split and, after a fine-tuning, the labels are
-those of the run unless flags say otherwise. docs/evaluation.md explains every row.
+those of the run unless flags say otherwise. docs/probes.md explains every row.
 
 Exit status: 0; 2 with one line for a user's mistake; 130 after Ctrl-C.
 """

@@ -4,8 +4,8 @@
 
 Per seed a fifth of the subjects is held out and the rest cross-validated; then the model is fitted
 on all of the rest and scored on the holdout. Results go to Results/<DATASET>/<MODEL>/; a run that
-was interrupted continues when it is started again. docs/neurossm.md describes data, protocol and
-files.
+was interrupted continues when it is started again. docs/region_data.md describes the data,
+docs/region_protocol.md protocol and files.
 
 Exit status: 0; 2 with one line for a user's mistake; 75 after SIGTERM, 130 after Ctrl-C.
 """

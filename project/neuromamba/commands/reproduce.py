@@ -18,7 +18,7 @@ written to paper/<table>. Tables whose files are absent are named and left out.
 
 --study objectives compares objectives of pre-training on synthetic data at equal compute: for each
 seed and for an easy and a hard effect, ten pre-trainings and probes of their frozen features, about
-half an hour of CPU a seed. Written are study_objectives.md, .csv and .json (docs/pretraining.md).
+half an hour of CPU a seed. Written are study_objectives.md, .csv and .json (docs/objectives.md).
 
 Seeds can be run on several machines; --collect --add FILE... makes one table of their .json files.
 

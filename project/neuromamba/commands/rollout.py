@@ -3,12 +3,12 @@
     neuromamba rollout output/PROJECT/RUN sub-01_task-rest_bold.nii.gz -o OUT --frames 20
 
 The model reads the first frames of the scan, half a window unless --prompt says otherwise, and
-generates those after them (docs/use_a_model.md). It must have been pre-trained to predict tokens
+generates those after them (docs/rollout.md). It must have been pre-trained to predict tokens
 (neuromamba train --pretraining --use_autoregressive). OUT holds predicted.nii.gz and true.nii.gz in
 the space of the scan's file, rollout.gif, rollout.csv (errors of each frame), rollout.json and
 report.html; files of an earlier call are replaced.
 
-Exit status: 0; 2 for a wrong call or a scan that cannot be used; 130 after Ctrl-C.
+Exit status: 0; 2 for an error in the command line or a scan that cannot be used; 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def run(argv: Sequence[str]) -> int:
     """Do what the flags say; returns the exit status.
 
     Raises:
-        UserInputError: a wrong call, or a scan that cannot be used.
+        UserInputError: an error in the command line, or a scan that cannot be used.
     """
     args = build_parser().parse_args(argv)
     check_flags(args)

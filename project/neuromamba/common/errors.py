@@ -60,13 +60,14 @@ def see(topic: str) -> str:
     return f"See docs/troubleshooting.md#{topic}."
 
 
-def look_up(name: str, options: Iterable[str], what: str) -> str:
+def look_up(name: str, options: Iterable[str], what: str, listed_by: str = "") -> str:
     """Return ``name`` if it is one of ``options``, else raise with the nearest spelling.
 
     Args:
         name: what the user typed.
         options: the admissible names.
         what: how to call it in the message, usually the flag (``"--dataset_name"``).
+        listed_by: where a reader finds more names than a message can hold (``"--help"``).
 
     Raises:
         UserInputError: ``name`` is unknown.
@@ -77,7 +78,10 @@ def look_up(name: str, options: Iterable[str], what: str) -> str:
     nearest = " or ".join(f"'{option}'" for option in _nearest(name, known))
     hint = f" Did you mean {nearest}?" if nearest else ""
     # A list longer than this (all flags, say) hides the hint instead of helping.
-    listing = f" Known: {', '.join(known)}." if len(known) <= 20 or not hint else ""
+    if len(known) > 20 and (hint or listed_by):
+        listing = f" {listed_by} lists all {len(known)}." if listed_by else ""
+    else:
+        listing = f" Known: {', '.join(known)}."
     raise UserInputError(f"{what}: unknown name '{name}'.{hint}{listing}")
 
 

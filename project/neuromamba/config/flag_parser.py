@@ -74,7 +74,7 @@ def parse_arguments(
     for word in unknown:
         flag = word.split("=")[0]
         if flag.startswith("--"):
-            look_up(flag, [o for a in parser._actions for o in a.option_strings], "flag")
+            look_up(flag, [o for a in parser._actions for o in a.option_strings], "flag", "--help")
         raise UserInputError(f"unexpected argument '{word}'; every value follows its flag.")
     given = {word.split("=")[0].removeprefix("--") for word in argv if word.startswith("--")}
     return args, frozenset(name.removeprefix("no-") for name in given)

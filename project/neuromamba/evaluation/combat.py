@@ -11,6 +11,10 @@ No covariate is kept: what sites differ in because their subjects do (age, diagn
 well. Everything is estimated on the subjects that are fitted, and applied to others of the same
 sites, so that no test subject has a part in it.
 
+Written here because no library that applies a fit to other subjects can be required: neuroHarmonize
+2.5.2 asks for numpy below 2, combatlearn 2.3.0 brings plotly and umap-learn. The numbers are
+compared with those of neuroCombat 0.2.12.
+
 Shapes: S subjects, F features, n subjects of a site.
 """
 

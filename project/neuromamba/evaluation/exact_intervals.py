@@ -1,4 +1,4 @@
-"""Intervals that need no resampling, for proportions and for classes told apart without an error.
+"""Intervals that need no resampling, for proportions and for classes without an error.
 
 A bootstrap of subjects who were all classified correctly draws the same value every time: its
 interval has no width, however few the subjects. What is here holds for any number of them.

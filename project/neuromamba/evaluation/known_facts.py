@@ -1,4 +1,4 @@
-"""How well features tell known facts of subjects, fast enough for every validation.
+"""How well features predict known facts of subjects, fast enough for every validation.
 
 A fact is predicted for each subject from all the others by ridge regression, which leaves out one
 subject after the other in closed form. The chance level comes from the same features with the

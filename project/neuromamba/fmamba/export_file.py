@@ -111,7 +111,7 @@ def origin_of(source: Path, contents: CheckpointContents, request: ExportRequest
 
 
 def run_metrics(source: Path) -> Mapping[str, Any] | None:
-    """``metrics.json`` of the run, where it tells of this checkpoint and not of a better one."""
+    """``metrics.json`` of the run, where it is about this checkpoint and not of a better one."""
     run = source.resolve().parent.parent
     path = run / "metrics.json"
     if source.resolve().parent.name != "checkpoints" or not path.is_file():

@@ -128,12 +128,12 @@ class FeatureWatch(Callback):
             return (
                 f"the dynamic skill {what}: {latest:.3f} after {len(skills)} validations, "
                 f"{first:.3f} after the first; so far the model has not learned how the signal "
-                f"changes over time; {remedy(self.scaling)} (docs/pretraining.md)."
+                f"changes over time; {remedy(self.scaling)} (docs/watch_pretraining.md)."
             )
         return None
 
     def _only_identity(self, found: Mapping[str, float]) -> str | None:
-        """The features tell who or how it was scanned, and nothing else that is watched."""
+        """The features show who or how it was scanned, and nothing else that is watched."""
         limits = {
             name.removeprefix("val/watch_").removesuffix("_limit"): value
             for name, value in found.items()
@@ -153,8 +153,8 @@ class FeatureWatch(Callback):
         if self._skills[-1] >= SLIGHT:
             return None  # the dynamics are something else
         return (
-            f"the features tell {', '.join(shown)}, but not {', '.join(others)}, after "
+            f"the features predict {', '.join(shown)}, but not {', '.join(others)}, after "
             f"{len(self._skills)} validations: they may hold little but anatomy or how a run was "
             f"acquired; {remedy(self.scaling)}, and judge a checkpoint by neuromamba probe "
-            f"(docs/pretraining.md)."
+            f"(docs/watch_pretraining.md)."
         )

@@ -12,7 +12,7 @@ def remarks(config: RunConfig) -> list[str]:
     if config.pretrain is not None and "downstream_task" in given:
         found.append(
             "--downstream_task: has no effect with --pretraining, which needs no labels. Leave it "
-            "out; --watch_task TASK watches how well the features tell a task."
+            "out; --watch_task TASK watches how well the features predict a task."
         )
     downstream, flags = config.downstream, config.flags
     frozen = downstream is not None and downstream.freeze_feature_extractor

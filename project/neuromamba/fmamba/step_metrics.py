@@ -123,7 +123,7 @@ class StepMetrics(_SumsOverWindows):
     Args:
         config: of the model.
         jumps: whether the model predicts the first token of a place from the place before; without
-            it nothing is said of jumps.
+            it nothing is known of jumps.
         of_difference: whether the output is the difference of a token from the one before.
     """
 

@@ -1,6 +1,6 @@
 """What linear baselines see of a subject: the mean volume, and correlations between regions.
 
-Both come from the very windows that the model sees, read once and scaled as the model has them.
+Both come from exactly the windows that the model sees, read once and scaled as the model has them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Known facts of the validation subjects, which a pre-training watches its features tell.
+"""Known facts of the validation subjects, which a pre-training predicts from its features.
 
 Without ``--watch_task`` these are the facts that the store holds: data set and repetition time from
 the headers; sex, age and other targets of the cohort, site and motion from the tables in

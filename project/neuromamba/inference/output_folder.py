@@ -18,7 +18,7 @@ from neuromamba.common.csv_cells import CsvWriter
 from neuromamba.common.errors import UserInputError, see
 from neuromamba.common.files import refuse_other_content
 from neuromamba.common.json_text import parse_json
-from neuromamba.common.version import code_version
+from neuromamba.common.version import VERSION, code_version
 from neuromamba.inference.contract import described
 from neuromamba.inference.loading import checkpoint_sha256
 from neuromamba.inference.many import Outcome
@@ -55,7 +55,7 @@ class OutputFolder:
 
     Raises:
         UserInputError: it cannot be written, or holds something else: the results of another model,
-            command or options, a training run, files of others.
+            command, version or options, a training run, files of others.
     """
 
     def __init__(
@@ -69,7 +69,8 @@ class OutputFolder:
             "expects": dict(model.contract.describe()),
             "code_version": model.contents.metadata.get("code_version", ""),
         }
-        facts = [self.model["sha256"], command, self.options]
+        # With the version, so that a call goes on only with what the same computations gave.
+        facts = [self.model["sha256"], command, self.options, VERSION]
         self.key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
         self._refuse_another()
         make_folder(path / SCANS, "-o")
@@ -86,8 +87,9 @@ class OutputFolder:
             before = ""
         if before != self.key:
             raise UserInputError(
-                f"-o: '{self.path}' holds the results of another model, command or other options. "
-                f"Choose another folder, or remove that one. {see('holds-results')}"
+                f"-o: '{self.path}' holds the results of another model, command or version of "
+                f"neuromamba, or of other options. Choose another folder, or remove that one. "
+                f"{see('holds-results')}"
             )
 
     def _file(self, scan: ScanFile) -> Path:

@@ -3,7 +3,7 @@
 The converter reorients a run, perhaps resamples it, and crops or pads it to the grid. What it did
 follows from two affines alone: ``inverse(source affine) @ grid affine`` takes an index of the grid
 to an index of the source. If it only swaps, flips and shifts axes by whole voxels, every value goes
-back to the very voxel it came from; otherwise the run was resampled, and the values are
+back to exactly the voxel it came from; otherwise the run was resampled, and the values are
 interpolated.
 
 Voxels that the grid does not hold, outside the mask or cropped away, get ``outside``, by default 0.

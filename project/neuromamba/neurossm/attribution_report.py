@@ -24,6 +24,7 @@ from neuromamba.pages.page import Page, Picture, Section, Table, render
 
 SHOWN = 15  # regions in the table
 _DPI = 120  # of pictures of the brain
+_SLICES = (-30, -12, 4, 20, 36, 52, 66)  # axial, mm
 
 
 class GroupMap(NamedTuple):
@@ -36,6 +37,11 @@ class GroupMap(NamedTuple):
         weights: [scans, P].
         dominant: int [N], 1 to P; 0 without attribution.
     """
+
+    @property
+    def without(self) -> int:
+        """Scans whose map is 0, because no pathway's ablation lowers the logit."""
+        return int((self.weights.sum(axis=1) == 0).sum())
 
     scans: int
     cpa: np.ndarray
@@ -117,7 +123,8 @@ def _page(
     pictures = [
         Picture(
             save_figure(weights_figure(group, pathways), folder / f"{map_name(name)}_pathways.png"),
-            "Importance of each pathway: a dot a scan, the line their mean.",
+            "Importance of each pathway: a dot a scan, the line their mean."
+            + (f" {_without(group)} all weights are 0." if group.without else ""),
             f"Pathway weights of {group.scans} scans; highest {pathways[_top(group)]}.",
         )
     ]
@@ -130,7 +137,16 @@ def _page(
         if group.dominant[i]
     ]
     header = ("region", "CPA", "dominant pathway", "with random weights")
-    note = f"CPA adds up to 1 over the {len(group.cpa)} regions; {1 / len(group.cpa):.4f} is even."
+    even = group.cpa.sum() / len(group.cpa)
+    note = f"CPA adds up to 1 over the {len(group.cpa)} regions; {even:.4f} is even."
+    if group.without:
+        note = f"{_without(group)} CPA is 0 everywhere."
+    if 0 < group.without < group.scans:
+        note += (
+            f" That of the others adds up to 1 over the {len(group.cpa)} regions; in this mean, "
+            f"{even:.4f} is even. The maps of random weights have another sum, so compare places "
+            f"and not heights."
+        )
     if atlas is None:
         note += " The data set names no atlas, so its regions are numbered (--atlas FILE)."
     elif any(region.isdigit() for region in atlas.regions):
@@ -143,7 +159,13 @@ def _page(
         Section("Pathways and regions", pictures=pictures),
         Section("Regions with the highest attribution", tables=[table]),
     ]
-    return Page(f"CPA: {name} ({cohort.name})", summary, sections)
+    return Page(f"CPA: {name} ({cohort.title})", summary, sections)
+
+
+def _without(group: GroupMap) -> str:
+    """Begins a sentence of the scans without attribution."""
+    of = "the scan" if group.scans == 1 else f"{group.without} of the {group.scans} scans"
+    return f"In {of} no pathway's ablation lowers the logit:"
 
 
 def region_names(atlas: Atlas | None, ids: Sequence[int]) -> tuple[str, ...]:
@@ -163,7 +185,8 @@ def region_names(atlas: Atlas | None, ids: Sequence[int]) -> tuple[str, ...]:
             names.append(f"region {region}, not in the image")
         else:
             side = "left" if x < -4 else "right" if x > 4 else "midline"
-            names.append(f"region {region}, {side} ({x:.0f}, {y:.0f}, {z:.0f})")
+            centre = ", ".join(str(round(float(value))) for value in (x, y, z))
+            names.append(f"region {region}, {side} ({centre})")
     return tuple(names)
 
 
@@ -204,7 +227,7 @@ def _top(group: GroupMap) -> int:
 @styled
 def weights_figure(group: GroupMap, pathways: Sequence[str]) -> Figure:
     """Weights of each scan and their mean, pathway by pathway."""
-    figure = Figure(figsize=(6.0, 3.4), layout="constrained")
+    figure = Figure(figsize=(5.6, 3.4), layout="constrained")
     axes = figure.add_subplot()
     rng = np.random.default_rng(0)
     for number, values in enumerate(group.weights.T):
@@ -214,7 +237,7 @@ def weights_figure(group: GroupMap, pathways: Sequence[str]) -> Figure:
         axes.hlines(values.mean(), number - 0.3, number + 0.3, color="black", lw=2)
     axes.axhline(1 / len(pathways), color=GREY, ls=":", lw=1)
     axes.set_xticks(range(len(pathways)), pathways)
-    axes.set(ylabel="weight (they add up to 1)", ylim=(-0.02, 1.02))
+    axes.set(ylabel="weight (of a scan they add up to 1)", ylim=(-0.02, 1.02))
     axes.set_title("Pathway importance by ablation")
     return figure
 
@@ -223,71 +246,98 @@ def _brains(
     folder: Path, name: str, group: GroupMap, pathways: Sequence[str], atlas: Atlas
 ) -> list[Picture]:
     glass = folder / f"{map_name(name)}_glass.png"
-    glass_brain(atlas.image_of(group.cpa), glass, f"CPA, {name}")
     dominant = folder / f"{map_name(name)}_dominant.png"
     top = group.cpa >= np.quantile(group.cpa, 0.75)
     shown = np.where(top, group.dominant, 0)
     pathway_slices(atlas.image_of(shown, np.int16), dominant, pathways, f"{name}: top 25 %")
     return [
-        Picture(
+        glass_brain(
+            atlas.image_of(group.cpa),
             glass,
+            f"CPA, {name}",
             f"CPA in the brain ({atlas.name}); the subject's left is on the left.",
             f"Glass brain with the attribution of {name}.",
-            wide=True,
         ),
         Picture(
             dominant,
             "Dominant pathway of the quarter of regions with the highest CPA.",
             f"Axial slices with the dominant pathway of each region of {name}.",
             wide=True,
+            narrow=_narrow(dominant),
         ),
     ]
 
 
-def glass_brain(image: object, path: Path, title: str, signed: bool = False) -> None:
-    """Maximum projections of a map from four sides; ``signed`` shows values below 0, too."""
+def _narrow(path: Path) -> Path:
+    """The file of the same picture for phones."""
+    return path.parent / "phone" / path.name
+
+
+def glass_brain(
+    image: object, path: Path, title: str, caption: str, alt: str, signed: bool = False
+) -> Picture:
+    """Maximum projections of a map from four sides, in a row and, for phones, in two.
+
+    Args:
+        image: of the map, NIfTI.
+        path: of the PNG file; that for phones is in ``phone`` beside it.
+        title: in the picture.
+        caption, alt: of the picture.
+        signed: whether to show values below 0, too.
+    """
     from nilearn import plotting
 
-    with _without_noise():
-        display = plotting.plot_glass_brain(
-            image,
-            display_mode="lyrz",
-            colorbar=True,
-            cmap="RdBu_r" if signed else "inferno",
-            vmin=None if signed else 0,
-            threshold=0,
-            plot_abs=False,
-            symmetric_cbar=signed,
-            title=title,
-        )
-        save_figure(display.frame_axes.figure, path, dpi=_DPI)
-        display.close()
+    for rows, file in ((("lyrz",), path), (("lr", "yz"), _narrow(path))):
+        figure = Figure(figsize=(9.0, 2.6) if len(rows) == 1 else (4.8, 5.2))
+        height = 1 / len(rows)
+        with _without_noise():
+            for number, sides in enumerate(rows, start=1):
+                plotting.plot_glass_brain(
+                    image,
+                    display_mode=sides,
+                    colorbar=True,
+                    cmap="RdBu_r" if signed else "inferno",
+                    vmin=None if signed else 0,
+                    threshold=0,
+                    plot_abs=False,
+                    symmetric_cbar=signed,
+                    title=title if number == 1 else None,
+                    figure=figure,
+                    axes=(0, 1 - number * height, 1, height),
+                )
+            save_figure(figure, file, dpi=_DPI)
+    return Picture(path, caption, alt, wide=True, narrow=_narrow(path))
 
 
 def pathway_slices(image: object, path: Path, pathways: Sequence[str], title: str) -> None:
-    """Axial slices whose colours are pathways (1 to P), with a legend."""
+    """Axial slices whose colours are pathways (1 to P), with a legend; also for phones."""
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
     from nilearn import plotting
 
     colors = [matplotlib.colormaps["tab10"](i % 10) for i in range(len(pathways))]
-    figure = Figure(figsize=(10, 2.9))
-    with _without_noise():
-        plotting.plot_roi(
-            image,
-            display_mode="z",
-            cut_coords=[-30, -12, 4, 20, 36, 52, 66],
-            cmap=ListedColormap(colors),
-            vmin=1,
-            vmax=len(pathways),
-            colorbar=False,
-            title=title,
-            figure=figure,
-            axes=(0, 0.14, 1, 0.86),
-        )
-        handles = [Patch(color=c, label=p) for c, p in zip(colors, pathways, strict=True)]
-        figure.legend(handles=handles, loc="lower center", ncols=len(pathways), fontsize=9)
-        save_figure(figure, path, dpi=_DPI)
+    handles = [Patch(color=c, label=p) for c, p in zip(colors, pathways, strict=True)]
+    for rows, file in (((_SLICES,), path), ((_SLICES[:4], _SLICES[4:]), _narrow(path))):
+        figure = Figure(figsize=(10, 2.9) if len(rows) == 1 else (5.6, 4.6))
+        below = 0.14
+        height = (1 - below) / len(rows)
+        with _without_noise():
+            for number, places in enumerate(rows, start=1):
+                plotting.plot_roi(
+                    image,
+                    display_mode="z",
+                    cut_coords=list(places),
+                    cmap=ListedColormap(colors),
+                    vmin=1,
+                    vmax=len(pathways),
+                    colorbar=False,
+                    title=title if number == 1 else None,
+                    figure=figure,
+                    axes=(0, 1 - number * height, 1, height),
+                )
+            columns = -(-len(pathways) // len(rows))
+            figure.legend(handles=handles, loc="lower center", ncols=columns, fontsize=9)
+            save_figure(figure, file, dpi=_DPI)
 
 
 @contextmanager

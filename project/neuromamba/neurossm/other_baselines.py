@@ -60,16 +60,22 @@ def shared_of(
         column: of ``--harmonise``.
 
     Raises:
-        UserInputError: there is no column to harmonise, or a scan without a value.
+        UserInputError: there is no column to harmonise, a scan without a value, or one value alone.
     """
     texts: dict[str, tuple[str, ...]] = {}
     sites: dict[str, str] = {}
     if column is not None:
-        empty = int((cohort.column(column, "--harmonise") == "").sum())
+        values = cohort.column(column, "--harmonise")
+        empty = int((values == "").sum())
         if empty:
             raise UserInputError(
                 f"--harmonise {column}: {empty} of {len(cohort.scans)} scans have no value of it. "
                 f"Complete the column."
+            )
+        if len(set(values.tolist())) == 1:
+            raise UserInputError(
+                f"--harmonise {column}: all {len(values)} scans have the value {str(values[0])!r}: "
+                f"there are no differences to remove. Leave the flag out."
             )
     for one in (cohort, *([] if external is None else [external])):
         for scan, row in zip(one.scans, one.rows, strict=True):

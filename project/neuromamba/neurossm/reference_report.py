@@ -82,8 +82,10 @@ def write_reference_page(
         for what, values in (("cpa", one.group.cpa), ("reference", one.reference)):
             path = folder / f"{map_name(one.name)}_{what}.png"
             title = f"CPA, {one.name}" if what == "cpa" else f"Neurosynth, {one.name}"
-            glass_brain(atlas.image_of(values), path, title, signed=what == "reference")
-            pictures.append(Picture(path, title, f"Glass brain: {title}.", wide=True))
+            signed, alt = what == "reference", f"Glass brain: {title}."
+            pictures.append(
+                glass_brain(atlas.image_of(values), path, title, title, alt, signed=signed)
+            )
         sections.append(Section(one.name, pictures=pictures))
     summary = (
         f"Calibrated Pathway Attribution of {name} beside the Neurosynth association maps of each "

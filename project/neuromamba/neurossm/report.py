@@ -66,7 +66,12 @@ def write_report(
     sections += [_holdout_section(cohort, report) for report in reports]
     sections.append(
         prediction_figures(
-            f"Holdout of seed {first.seed}", first.scores, classes, folder / "figures", details.unit
+            f"Holdout of seed {first.seed}",
+            first.scores,
+            classes,
+            folder / "figures",
+            details.unit,
+            details.target,
         )
     )
     pictures = []
@@ -99,7 +104,7 @@ def write_report(
             side_by_side=True,
         )
     )
-    page = Page(f"{name} on {cohort.name}", _what(cohort, own, flags, shares), sections)
+    page = Page(f"{name} on {cohort.title}", _what(cohort, own, flags, shares), sections)
     path = folder / "report.html"
     write_text_atomically(path, render(page))
     return path
@@ -195,12 +200,17 @@ def _mean_table(found: HoldoutReport, unit: str) -> Table:
         [f"{found.model} less {other}", *(str(of[name]) for name in names)]
         for other, of in found.differences.items()
     ]
+    drawn = "the external subjects for all seeds at once"
+    if found.part != EXTERNAL:
+        drawn = "the subjects of all holdouts together"
+    note = f"In brackets: intervals of the same kind ({found.drawn}), but drawn from {drawn}."
+    if any("not defined" in cell for row in rows for cell in row):
+        note += " Not defined where all samples have the same value."
     return Table(
         rows,
         ("", *(metric_label(name, unit) for name in names)),
         f"Mean over {len(found.holdouts)} seeds",
-        f"In brackets: intervals of the same kind ({found.drawn}), but drawn from the subjects of "
-        f"all holdouts together.",
+        note,
         numbers=range(1, len(names) + 1),
         strong=0,
     )
@@ -235,7 +245,8 @@ def _what(
     seeds = sorted({result.seed for result in results})
     more = []
     if column := flags.get("stratify_by"):
-        more.append(f"Splits have the same shares of the classes and of {column}.")
+        of = "quarters of the values" if cohort.details.is_regression else "classes"
+        more.append(f"Splits have the same shares of the {of} and of {column}.")
     if column := flags.get("leave_out"):
         more.append(
             f"In place of folds, each {column} is left out in turn: the table of the "
@@ -245,7 +256,7 @@ def _what(
         found = ", ".join(f"{share:.2g}" for share in shares.values())
         more.append(
             f"NeuroSSM holds the linear model Tangent as its second-order pathway: what it gains "
-            f"over Tangent is what the other pathways add. Their logits count by a share that is "
+            f"over Tangent is what the other pathways add. They count by a share that is "
             f"chosen on training scans, from 0 (Tangent alone) to 1; by seed: {found}."
         )
     first = (

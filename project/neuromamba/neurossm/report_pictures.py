@@ -64,7 +64,7 @@ def curves_figure(curves: Sequence[Curve], loss: str) -> Figure:
         curves: of ``training_curves``.
         loss: what it is, with its unit.
     """
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    figure = Figure(figsize=(5.6, 3.8), layout="constrained")
     axes = figure.add_subplot()
     labelled: set[str] = set()
     for split, steps, losses in curves:

@@ -68,7 +68,10 @@ def baseline_text(name: str, task_type: str = "classification") -> str | None:
     """What a baseline is, without a full stop; None of a network."""
     text = _TEXTS.get(name.removesuffix(COMBAT))
     if text is not None and name.endswith(COMBAT):
-        text += ", after differences between sites were removed from these by ComBat"
+        return (
+            f"the same as {name.removesuffix(COMBAT)}, after differences between sites were "
+            "removed from its features by ComBat"
+        )
     kind = "logistic" if task_type == "classification" else "ridge"
     return None if text is None else text.format(kind=kind)
 

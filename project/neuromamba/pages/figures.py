@@ -97,7 +97,8 @@ def _show_names(figure: Figure) -> None:
         for axis in (axes.xaxis, axes.yaxis):
             if isinstance(axis.get_major_locator(), FixedLocator):  # they are names, not numbers
                 labels = [shown(label.get_text()) for label in axis.get_ticklabels()]
-                axis.set_ticklabels(labels)
+                if any(labels):  # an axis that shares another's names has none of its own
+                    axis.set_ticklabels(labels)
 
 
 def new_axes(width: float, height: float) -> tuple[Figure, Axes]:

@@ -6,7 +6,6 @@ folder. The text and pictures of a particular report are put together by its ent
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,6 +62,11 @@ class Table:
     sortable: bool = False
 
     @property
+    def may_scroll(self) -> bool:
+        """Whether it can need scrolling, for which a keyboard must reach it."""
+        return self.sortable or len(self.header) > _FEW
+
+    @property
     def on_phones(self) -> str:
         """How rows become lists on a narrow screen: "many" cells, long "texts"; "" if they fit."""
         columns = len(self.header)
@@ -74,9 +78,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG or GIF file with its caption; ``alt`` says in words what it shows.
+    """A PNG or GIF file with its caption.
 
-    A ``wide`` one takes the whole width of the page. Links lead to an ``anchor``.
+    Attributes:
+        path: of the file.
+        caption: below it.
+        alt: says in words what it shows.
+        wide: whether it takes the whole width of the page.
+        anchor: where links lead to.
+        narrow: the same in an arrangement for phones, where the first would be too small to read.
     """
 
     path: Path
@@ -84,17 +94,15 @@ class Picture:
     alt: str
     wide: bool = False
     anchor: str = ""
-
-    @property
-    def data_uri(self) -> str:
-        """The file as a ``data:`` address."""
-        kind = self.path.suffix.lower().removeprefix(".")
-        return f"data:image/{kind};base64,{base64.b64encode(self.path.read_bytes()).decode()}"
+    narrow: Path | None = None
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it, in this order; ``side_by_side`` if there is room."""
+    """A heading and what stands below it, in this order.
+
+    ``side_by_side``: tables beside tables and pictures beside pictures, if there is room.
+    """
 
     title: str
     text: Sequence[str] = ()

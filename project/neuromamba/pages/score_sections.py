@@ -51,7 +51,9 @@ def verdict(
     found = defaultdict(list)
     for other, difference in differences.items():
         if not np.isfinite([difference.low, difference.high]).all():
-            found["cannot be compared (the interval is not defined) with"].append(other)
+            same = difference.value == 0
+            words = "cannot be compared (the interval is not defined) with"
+            found["has the same value as" if same else words].append(other)
         elif difference.low > 0:
             found["is better than"].append(other)
         elif difference.high < 0:
@@ -74,15 +76,17 @@ def prediction_figures(
     classes: Sequence[str],
     folder: Path,
     unit: str = "",
+    target: str = "",
 ) -> Section:
     """Draw ROC, precision and recall, confusion and calibration; or the scatter of a regression.
 
     Args:
         title: of the section.
         scores: model -> scores of the same subjects; the first is shown in all figures.
-        classes: their names; none for a regression, whose target then has the title's name.
+        classes: their names; none for a regression.
         folder: receives PNG and PDF files.
         unit: of the values of a regression.
+        target: what these values are called; without it, as the title says after "Prediction of".
     """
     name, first = next(iter(scores.items()))
     if not first.is_finite:
@@ -103,7 +107,7 @@ def prediction_figures(
                 f"{first.score[:, 0].std():.2g}, of the true values {first.target.std():.2g}), so "
                 f"that Pearson r says nothing about them."
             )
-        figure = scatter_figure(first, title.removeprefix("Prediction of "), unit)
+        figure = scatter_figure(first, target or title.removeprefix("Prediction of "), unit)
         return Section(title, pictures=[picture(figure, "scatter", caption)])
     if len(classes) == 2:
         shown = dict(list(scores.items())[:CURVES])

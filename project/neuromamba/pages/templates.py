@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,14 @@ def template(name: str) -> Template:
         finalize=_shown,
     )
     environment.globals["policy"] = policy
+    environment.filters["data_uri"] = _data_uri
     return environment.get_template(name)
+
+
+def _data_uri(picture: Path) -> str:
+    """A PNG or GIF file as a ``data:`` address."""
+    kind = picture.suffix.lower().removeprefix(".")
+    return f"data:image/{kind};base64,{base64.b64encode(picture.read_bytes()).decode()}"
 
 
 def _shown(value: Any) -> Any:

@@ -203,7 +203,7 @@ def _seed_setting(job: Job) -> str:
 
 
 def _seed_of_task(job: Job, task: str) -> str:
-    """Choose the seed of a task, which also tells the folders of named runs apart."""
+    """Choose the seed of a task, which also distinguishes the folders of named runs."""
     if not job.seeds:
         return ""
     return f"""

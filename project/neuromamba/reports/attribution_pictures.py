@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -63,9 +63,12 @@ def _load(path: Path) -> nibabel.Nifti1Image:
     return image
 
 
-@styled
-def map_figure(own: Path, random: Path, title: str, background: Path | None) -> Figure:
-    """Slices and glass brain of a map, beside those of random weights.
+def map_figures(
+    own: Path, random: Path, title: str, background: Path | None
+) -> tuple[Figure, Figure]:
+    """Slices and glass brain of a map, and those of random weights at the same place.
+
+    They are two figures so that a phone shows one below the other.
 
     Args:
         own, random: NIfTI files of the maps.
@@ -74,42 +77,53 @@ def map_figure(own: Path, random: Path, title: str, background: Path | None) -> 
     """
     from nilearn import plotting
 
-    rows = 2 if background is None else 1
-    figure = Figure(figsize=(12.0, 3.0 * rows))
-    images = [_load(path) for path in (own, random)]
+    image = _load(own)
     with _without_remarks():
-        cut = plotting.find_xyz_cut_coords(images[0])
+        cut = plotting.find_xyz_cut_coords(image)
+    return (
+        _map_figure(image, title, cut, background),
+        _map_figure(_load(random), "random weights", cut, background),
+    )
+
+
+@styled
+def _map_figure(
+    image: nibabel.Nifti1Image, title: str, cut: Sequence[float], background: Path | None
+) -> Figure:
+    from nilearn import plotting
+
+    rows = 2 if background is None else 1
+    figure = Figure(figsize=(6.0, 3.0 * rows))
+    end, shown = _limit(image)
+    with _without_remarks():
         below = {} if background is None else {"bg_img": nibabel.load(background)}
-        for column, (image, name) in enumerate(zip(images, (title, "random weights"), strict=True)):
-            end, shown = _limit(image)
-            left, height = column / 2, 1 / rows
-            plotting.plot_stat_map(
+        plotting.plot_stat_map(
+            image,
+            cut_coords=cut,
+            threshold=end * 1e-3,
+            vmax=end,
+            cmap="RdBu_r",
+            title=title,
+            figure=figure,
+            axes=(0, 1 - 1 / rows, 0.98, 0.97 / rows),
+            draw_cross=False,
+            symmetric_cbar=True,  # a map of one sign keeps red for and blue against
+            alpha=0.8,
+            **below,
+        )
+        if background is None:
+            plotting.plot_glass_brain(
                 image,
-                cut_coords=cut,
-                threshold=end * 1e-3,
+                display_mode="lyrz",
+                threshold=shown,
                 vmax=end,
                 cmap="RdBu_r",
-                title=name,
+                plot_abs=False,
+                colorbar=False,
+                symmetric_cbar=True,
                 figure=figure,
-                axes=(left, 1 - height, 0.49, height * 0.97),
-                draw_cross=False,
-                symmetric_cbar=True,  # a map of one sign keeps red for and blue against
-                alpha=0.8,
-                **below,
+                axes=(0, 0, 0.98, 0.97 / rows),
             )
-            if background is None:
-                plotting.plot_glass_brain(
-                    image,
-                    display_mode="lyrz",
-                    threshold=shown,
-                    vmax=end,
-                    cmap="RdBu_r",
-                    plot_abs=False,
-                    colorbar=False,
-                    symmetric_cbar=True,
-                    figure=figure,
-                    axes=(left, 0, 0.49, height * 0.97),
-                )
     return figure
 
 

@@ -6,9 +6,9 @@ Slices are drawn with the subject's left on the left side and letters that say s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,11 +29,27 @@ from neuromamba.fmamba.losses import target_pairs
 from neuromamba.fmamba.run_folder import RunFolder
 from neuromamba.fmamba.tokenizer import plan_compact, unpatchify
 from neuromamba.fmamba.window_tokens import pack_batch
-from neuromamba.pages.figures import draw_letters, styled
+from neuromamba.pages.figures import draw_letters, save_figure, styled
+from neuromamba.pages.page import Picture
 from neuromamba.pages.slices import slice_image
 
 _DROPPED = {"facecolor": (0.1, 0.1, 0.1, 0.45), "edgecolor": "white", "hatch": "////", "lw": 0}
 _NEVER = {"facecolor": "#d9d9d9", "edgecolor": "#9a9a9a", "hatch": "////", "lw": 0}
+
+
+def two_forms(
+    draw: Callable[..., Figure], path: Path, caption: str, alt: str, for_paper: bool = True
+) -> Picture:
+    """A wide picture, and the same for phones, in the folder ``phone`` beside it.
+
+    Args:
+        draw: draws it; ``narrow=True`` for phones.
+        path: of the PNG file.
+        caption, alt: of the picture.
+        for_paper: whether to write a PDF, too.
+    """
+    narrow = save_figure(draw(narrow=True), path.parent / "phone" / path.name)
+    return Picture(save_figure(draw(), path, for_paper), caption, alt, wide=True, narrow=narrow)
 
 
 def _patch_rectangles(
@@ -130,10 +146,11 @@ def _to_grid(tokens: torch.Tensor, index: torch.Tensor, config: ModelConfig) -> 
 
 
 @styled
-def next_token_figure(example: NextTokenExample) -> Figure:
+def next_token_figure(example: NextTokenExample, narrow: bool = False) -> Figure:
     """An axial slice of target, prediction and difference; below, the same without the mean.
 
-    Each row has one colour scale. The slice is the one with the most brain voxels.
+    Each row has one colour scale. The slice is the one with the most brain voxels. ``narrow``
+    turns rows into columns, for phones.
     """
     z = int(example.mask.sum(axis=(0, 1)).argmax())
     # Outside the brain nothing deviates: the second row leaves it out.
@@ -142,8 +159,8 @@ def next_token_figure(example: NextTokenExample) -> Figure:
         ("scaled intensity (z)", example.target, example.predicted),
         ("deviation from the voxel's mean (z)", example.target - mean, example.predicted - mean),
     )
-    figure = Figure(figsize=(8.0, 6.0), layout="constrained")
-    grid = figure.subplots(2, 3)
+    figure = Figure(figsize=(4.4, 7.4) if narrow else (8.0, 6.0), layout="constrained")
+    grid = figure.subplots(3, 2).T if narrow else figure.subplots(2, 3)
     px, py, _ = example.patch
     brain = slice_image(example.mask, 2, z)
     for (label, target, predicted), axes_row in zip(rows, grid, strict=True):
@@ -155,12 +172,15 @@ def next_token_figure(example: NextTokenExample) -> Figure:
             _patch_rectangles(axes, unknown, py, px, _NEVER)
             axes.contour(brain, levels=[0.5], colors="black", linewidths=0.6)
             draw_letters(axes, 2)
-        figure.colorbar(shown, ax=list(axes_row), label=label, shrink=0.9, extend="both")
+        where: Any = {"location": "bottom"} if narrow else {}
+        label = label.replace(" (", "\n(") if narrow else label
+        figure.colorbar(shown, ax=list(axes_row), label=label, shrink=0.9, extend="both", **where)
     titles = ("Target", "Predicted next tokens", "Predicted minus target")
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title)
+    end = "\n" if narrow else " "
     figure.suptitle(
-        f"Held-out subject {example.subject}, frame {example.frame + 1} of {example.frames}",
+        f"Held-out subject {example.subject},{end}frame {example.frame + 1} of {example.frames}",
         fontsize=11,
         x=0.01,
         ha="left",
@@ -253,15 +273,22 @@ def mean_volume_figure(path: Path) -> Figure:
 
 
 @styled
-def token_mask_figure(tokens: TokenMask) -> Figure:
-    """Three orthogonal slices of the mean volume with the token grid; dropped tokens darkened."""
+def token_mask_figure(tokens: TokenMask, narrow: bool = False) -> Figure:
+    """Three orthogonal slices of the mean volume with the token grid; dropped tokens darkened.
+
+    ``narrow`` puts the third below the others, for phones.
+    """
     brain = np.isfinite(tokens.mean)
     centre = [round(float(c)) for c in np.argwhere(brain).mean(axis=0)]
     low, high = np.nanpercentile(tokens.mean, [1, 99])
     sizes = tokens.mean.shape
     widths = [sizes[1], sizes[0], sizes[0]]
-    figure = Figure(figsize=(8.0, 3.05), layout="constrained")
-    columns = figure.subplots(1, 3, width_ratios=widths)
+    figure = Figure(figsize=(4.8, 5.2) if narrow else (8.0, 3.05), layout="constrained")
+    if narrow:
+        columns = list(figure.subplots(2, 2, width_ratios=widths[:2]).flat)
+        columns.pop().set_axis_off()
+    else:
+        columns = list(figure.subplots(1, 3, width_ratios=widths))
     names = ("Sagittal", "Coronal", "Axial")
     for axis, axes in enumerate(columns):
         image = slice_image(tokens.mean, axis, centre[axis])
@@ -276,9 +303,10 @@ def token_mask_figure(tokens: TokenMask) -> Figure:
             lines.set(color="#E69F00", linewidth=0.8)
         draw_letters(axes, axis)
         axes.set_title(names[axis])
-    figure.colorbar(shown, ax=list(columns), label="mean BOLD (source units)", panchor=False)
+    figure.colorbar(shown, ax=columns, label="mean BOLD (source units)", panchor=False)
+    end = "\n" if narrow else " "
     figure.suptitle(
-        f"{tokens.share:.1%} of the tokens of {tokens.subject} hold brain and are kept",
+        f"{tokens.share:.1%} of the tokens of {tokens.subject}{end}hold brain and are kept",
         fontsize=11,
         x=0.01,
         ha="left",

@@ -62,7 +62,7 @@ def results(
         baselines: each with "name", "text" (what it is; None is left out), "metrics" ({} where
             they are not known) and "difference", paired, of ``main``: model less baseline.
         main: metric that models are compared by.
-        without: what is said if there are no baselines.
+        without: the text if there are no baselines.
     """
     rows = [["this model", *map(interval, metrics.values())]]
     head = ["", *map(metric_label, metrics)]
@@ -93,7 +93,7 @@ def calibration_errors(found: Mapping[str, Any]) -> str:
 
 
 def licence(license_id: str | None) -> str:
-    """What is said of the licence; None is said to be not stated."""
+    """The text about the licence; None: the text says that none is stated."""
     if license_id is None:
         return (
             "Not stated. Ask the people who share the model; the licence of NeuroMamba's code "

@@ -16,8 +16,8 @@ CONFIG = Path(__file__).with_name("demo.yaml")  # the hyper-parameters of its tr
 GRID = ("30", "36", "30")
 # An effect that training from scratch does not find with few labels: weak, in small regions, under
 # little noise.
-EFFECT, TSNR, RADIUS = 1.0, 50, 22
-PRETRAIN_EPOCHS, EPOCHS, FRAMES, WORKERS = 6, 2, 40, 2
+EFFECT, TSNR, RADIUS = 0.9, 50, 22
+PRETRAIN_EPOCHS, EPOCHS, FRAMES, WORKERS = 8, 2, 40, 2
 QUICK_SUBJECTS, QUICK_FRAMES = 24, 20
 LABELS, DRAWS, STEPS = (4, 8, 16, 32), 3, 30  # of each class; draws of them; optimiser steps
 QUICK_LABELS, QUICK_DRAWS, QUICK_STEPS = (2, 4), 2, 2
@@ -180,10 +180,10 @@ def write_report(out: Path, commands: Sequence[str], seconds: dict[str, float]) 
         title=TITLE,
         summary=(
             f"FMamba, the NeuroMamba backbone, was pre-trained by next-token prediction on the "
-            f"synthetic runs of {train} subjects, without labels. It was then fine-tuned to tell "
-            f"two planted classes apart: on few labelled subjects, many times, and on all {train}, "
-            f"while {val} others chose the epochs. Every model here was tested on the same {test} "
-            f"subjects that no step had seen.",
+            f"synthetic runs of {train} subjects, without labels. It was then fine-tuned to "
+            f"distinguish two planted classes: on few labelled subjects, many times, and on all "
+            f"{train}, while {val} others chose the epochs. Every model here was tested on the "
+            f"same {test} subjects that no step had seen.",
         ),
         notice=NOTICE,
         controls_text=(*CONTROLS_TEXT, *(f"{one.name}: {one.text}" for one in baselines)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from neuromamba.evaluation.intervals import Interval
@@ -29,6 +30,7 @@ from neuromamba.reports.brain_figures import (
     next_token_figure,
     token_mask,
     token_mask_figure,
+    two_forms,
 )
 from neuromamba.reports.cards import data_card, model_card
 from neuromamba.reports.skill_text import skill_text
@@ -88,12 +90,14 @@ def training_report(given: ReportInput, figure_dir: Path) -> Page:
     assert finetuned.task is not None
     classes = finetuned.task.class_names
     scores = {MODEL: finetuned.scores(), **given.controls}
+    few_labels, in_numbers = _few_labels(given.few_labels, figure_dir)
     return Page(
         given.title,
         given.summary,
         (
+            few_labels,
             Section("What is compared", (*_definitions(given.few_labels), *given.controls_text)),
-            *_few_labels(given.few_labels, figure_dir),
+            in_numbers,
             Section(
                 "All labels: results on held-out subjects",
                 tables=(metrics_table(scores, classes),),
@@ -129,8 +133,8 @@ def _definitions(found: FewLabels) -> tuple[str, ...]:
     meaning = {
         "auroc": "the probability that a subject of the second class gets a higher score than one "
         "of the first: 0.5 is chance, 1 is perfect",
-        "balanced_accuracy": "the mean over the classes of the share of subjects told right: 0.5 "
-        "is chance for two classes, 1 is perfect",
+        "balanced_accuracy": "the mean over the classes of the share of its subjects classified "
+        "correctly: 0.5 is chance for two classes, 1 is perfect",
     }
     text = (
         f"{metric_label(found.metric)}: {meaning[found.metric]}. "
@@ -138,8 +142,8 @@ def _definitions(found: FewLabels) -> tuple[str, ...]:
         else ""
     )
     return (
-        f"{text}Accuracy is the share of subjects told right; balanced accuracy averages it over "
-        f"the classes. Brackets after a number hold its 95 % interval.",
+        f"{text}Accuracy is the share of subjects classified correctly; balanced accuracy averages "
+        f"it over the classes. Brackets after a number hold its 95 % interval.",
         f"{MODEL}: pre-trained without labels, then trained further with them. From scratch: the "
         f"same network without pre-training. Frozen: a linear model of the network's features, "
         f"pre-trained or untrained. FC: of the correlations between regions of the raw signal. "
@@ -168,7 +172,7 @@ def _few_labels(found: FewLabels, folder: Path) -> tuple[Section, Section]:
             f"Subjects were drawn from the training subjects {draws} times for each number of "
             f"labels; a smaller number is a part of a larger one. Every model learned from the "
             f"same draws. The fine-tuned model and the one from scratch took the same number of "
-            f"optimiser steps, of which one from scratch may need more (docs/evaluation.md has "
+            f"optimiser steps, of which one from scratch may need more (docs/few_labels.md has "
             f"both); the others are linear models of frozen features (mean and standard "
             f"deviation over time), of correlations between regions (FC), and of the mean volume.",
         ),
@@ -269,27 +273,29 @@ def _tokens(run: RunFolder, folder: Path) -> Section:
     return Section(
         "What the model sees and predicts",
         pictures=(
-            Picture(
-                save_figure(next_token_figure(example), folder / "next_tokens.png"),
+            two_forms(
+                partial(next_token_figure, example),
+                folder / "next_tokens.png",
                 f"One frame of a held-out subject, axial slice, the subject's left (L) on the "
                 f"left, anterior up; brain outlined. Every token is predicted from the tokens "
-                f"before it in the sequence. Upper row: scaled intensities; around the brain, "
-                f"kept tokens hold background, {level}. Lower row: the same minus each "
-                f"voxel's mean over the window of {example.frames} frames, brain only. Each row "
-                f"has one colour scale. Hatched: tokens that are never predicted, background and "
-                f"the first token of the sample.",
+                f"before it in the sequence. Scaled intensity: around the brain, kept tokens hold "
+                f"background, {level}. Deviation: the same minus each voxel's mean over the window "
+                f"of {example.frames} frames, brain only. Each of the two has one colour scale. "
+                f"Hatched: tokens that are never predicted, background and the first token of the "
+                f"sample.",
                 "Target, predicted next tokens and their difference in an axial slice",
-                wide=True,
+                for_paper=False,
             ),
-            Picture(
-                save_figure(token_mask_figure(mask), folder / "token_mask.png"),
+            two_forms(
+                partial(token_mask_figure, mask),
+                folder / "token_mask.png",
                 f"Temporal mean of a run of {mask.subject} with the token grid "
                 f"({' × '.join(map(str, mask.patch))} voxels a patch). Darkened and hatched: "
                 f"tokens without a brain voxel, which the model never sees. A patch is three-"
                 f"dimensional: one that looks empty here may hold brain in a neighbouring slice. "
                 f"L and R: the subject's left and right; A and P: anterior and posterior.",
                 "Three orthogonal slices of the mean volume with kept and dropped tokens",
-                wide=True,
+                for_paper=False,
             ),
         ),
     )

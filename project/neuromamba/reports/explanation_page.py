@@ -24,7 +24,7 @@ from neuromamba.inference.output_folder import SCANS
 from neuromamba.inference.score_map import ScoreOptions
 from neuromamba.pages.figures import save_figure
 from neuromamba.pages.page import FileLink, Page, Picture, Section, Table, render, wrap_command
-from neuromamba.reports.attribution_pictures import SHOWN, VIEW, map_figure, write_view
+from neuromamba.reports.attribution_pictures import SHOWN, VIEW, map_figures, write_view
 from neuromamba.reports.prediction_page import PAGE, contract_section, scan_sections
 
 MOST_SCANS = 6  # with pictures on the page
@@ -230,54 +230,65 @@ def group_title(group: Group) -> str:
     return "Group: the predicted class" if everyone else f"Group: {group.name}"
 
 
-def group_picture(group: Group, folder: Path, temporary: Path) -> Picture:
-    """Mean map of a group beside that of random weights."""
+def group_pictures(group: Group, folder: Path, temporary: Path) -> list[Picture]:
+    """Mean map of a group, and that of random weights."""
     subjects = group.found.subjects
-    figure = map_figure(
-        folder / group.files["mean"],
-        folder / group.files["random"],
-        f"mean of {subjects} subjects",
-        None,
-    )
+    own, random = folder / group.files["mean"], folder / group.files["random"]
+    figures = map_figures(own, random, f"mean of {subjects} subjects", None)
     files = ", ".join(group.files.values())
-    return Picture(
-        save_figure(figure, temporary / f"{group.files['mean']}.png"),
-        f"Left the model, right random weights. The glass brains show the upper "
-        f"{100 - SHOWN} % of absolute values. Files: {files}.",
-        f"Mean map of {subjects} subjects in slices and a glass brain, beside that of random "
-        f"weights.",
-        wide=True,
-    )
+    what = f"mean map of {subjects} subjects in slices and a glass brain"
+    return [
+        Picture(
+            save_figure(figures[0], temporary / f"{own.name}.png"),
+            f"The model. The glass brains show the upper {100 - SHOWN} % of absolute values. "
+            f"Files: {files}.",
+            f"{what.capitalize()}.",
+            wide=True,
+        ),
+        Picture(
+            save_figure(figures[1], temporary / f"{random.name}.png"),
+            "Random weights.",
+            f"With random weights: {what}.",
+            wide=True,
+        ),
+    ]
 
 
 def _group(group: Group, folder: Path, temporary: Path) -> Section:
-    picture = group_picture(group, folder, temporary)
-    return Section(group_title(group), group_text(group), pictures=[picture])
+    pictures = group_pictures(group, folder, temporary)
+    return Section(group_title(group), group_text(group), pictures=pictures, side_by_side=True)
 
 
-def scan_picture(
+def scan_pictures(
     record: Mapping[str, Any], folder: Path, temporary: Path, background: Path | None = None
-) -> Picture:
-    """Map of a scan beside that of random weights.
+) -> list[Picture]:
+    """Map of a scan, and that of random weights.
 
     Args:
         record: of the scan.
         folder: of the call.
-        temporary: for the picture.
+        temporary: for the pictures.
         background: mean image of a scan in native space; None for MNI.
     """
     scan, target = record["scan"], record["result"]["target"]
     own, random = folder / f"{scan}{ATTRIBUTION}", folder / f"{scan}{RANDOM}"
-    return Picture(
-        save_figure(
-            map_figure(own, random, target or "value", background), temporary / f"{scan}.png"
+    figures = map_figures(own, random, target or "value", background)
+    where = "in slices" if background else "in slices and a glass brain"
+    return [
+        Picture(
+            save_figure(figures[0], temporary / f"{scan}.png"),
+            f"{scan}: the model. The map is {scan}{ATTRIBUTION}; {scan}{VIEW} shows its largest "
+            f"tenth on any slice, in percent of the largest value.",
+            f"Attribution of {scan} {where}.",
+            wide=True,
         ),
-        f"{scan}: the model (left) and random weights (right). The map is "
-        f"{scan}{ATTRIBUTION}; {scan}{VIEW} shows its largest tenth on any slice, in "
-        f"percent of the largest value.",
-        f"Attribution of {scan} in slices and a glass brain, beside that of random weights.",
-        wide=True,
-    )
+        Picture(
+            save_figure(figures[1], temporary / f"{scan}_random.png"),
+            f"{scan}: random weights.",
+            f"Attribution of {scan} with random weights, {where}.",
+            wide=True,
+        ),
+    ]
 
 
 def _scans(call: ExplainedCall, temporary: Path, native: bool) -> Section:
@@ -285,8 +296,8 @@ def _scans(call: ExplainedCall, temporary: Path, native: bool) -> Section:
     pictures = []
     for record in answered[:MOST_SCANS]:
         mean = folder / SCANS / f"{record['scan']}{MEAN}" if native else None
-        pictures.append(scan_picture(record, folder, temporary, mean))
+        pictures += scan_pictures(record, folder, temporary, mean)
     text = []
     if len(answered) > MOST_SCANS:
         text = [f"The first {MOST_SCANS} of {len(answered)} scans."]
-    return Section("Scans", text, pictures=pictures)
+    return Section("Scans", text, pictures=pictures, side_by_side=True)

@@ -54,7 +54,7 @@ def write_model_card(folder: Path, license_id: str | None) -> Path:
 
     Args:
         folder: with ``config.json``.
-        license_id: of the model; None is said to be not stated.
+        license_id: of the model; None: the text says that none is stated.
     """
     record = read_json_record(folder / FOLDER_METADATA, "Export the model again.")
     path = folder / FOLDER_CARD
@@ -72,7 +72,7 @@ def model_card(
         name: of the model.
         metadata: of the checkpoint.
         export: what the exported file says of its origin, calibration and evaluation.
-        license_id: of the model; None is said to be not stated.
+        license_id: of the model; None: the text says that none is stated.
     """
     contract = InputContract.from_metadata(metadata, name)
     task = None

@@ -95,7 +95,6 @@ def _predictions(
         save_figure(figure, folder / "windows.png"),
         f"{what} of each window (small) and their mean (large).{more}",
         f"{what} of the windows of each scan, and their mean.",
-        wide=True,
     )
     note = (
         "Spread: standard deviation over the windows of a scan. It says how steady the prediction "
@@ -128,7 +127,7 @@ def _row(record: Mapping[str, Any], names: Sequence[str]) -> list[str]:
 def window_figure(model: TrainedModel, answered: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw the windows of each scan and their mean, one line per scan."""
     names = model.class_names
-    figure, axes = new_axes(7.2, 1.4 + 0.28 * len(answered))
+    figure, axes = new_axes(6.2, 1.4 + 0.28 * len(answered))
     for y, record in enumerate(answered):
         values = np.asarray(record["result"]["windows"])[:, -1]
         axes.plot(values, np.full(len(values), y), "o", color=GREY, markersize=3, alpha=0.6)

@@ -22,12 +22,12 @@ from neuromamba.reports.explanation_page import (
     HEAD,
     METHODS,
     MOST_SCANS,
-    group_picture,
+    group_pictures,
     group_sections,
     group_text,
     group_title,
     number,
-    scan_picture,
+    scan_pictures,
     score_cells,
     score_note,
     write_page,
@@ -109,8 +109,8 @@ def _group(group: Group, folder: Path, temporary: Path) -> Section:
         f"{group.files['table']}.",
         numbers=range(1, len(names)),
     )
-    pictures = [group_picture(group, folder, temporary)] if "mean" in group.files else []
-    return Section(group_title(group), group_text(group), tables=[table], pictures=pictures)
+    pictures = group_pictures(group, folder, temporary) if "mean" in group.files else []
+    return Section(group_title(group), group_text(group), [table], pictures, side_by_side=True)
 
 
 def _scan(record: Mapping[str, Any], folder: Path, temporary: Path) -> Section:
@@ -146,8 +146,8 @@ def _scan(record: Mapping[str, Any], folder: Path, temporary: Path) -> Section:
         )
     ]
     if "attribution" in found:
-        pictures.append(scan_picture(record, folder, temporary))
-    return Section(record["scan"], tables=[table], pictures=pictures)
+        pictures = [*scan_pictures(record, folder, temporary), *pictures]
+    return Section(record["scan"], tables=[table], pictures=pictures, side_by_side=True)
 
 
 def _read(path: Path) -> list[dict[str, str]]:
@@ -171,7 +171,7 @@ def pathway_figure(
         weights: of CPA, adding up to 1 or all 0.
         unit: of the values; "" where none is known.
     """
-    figure = Figure(figsize=(6.4, 0.9 + 0.32 * len(names)), layout="constrained")
+    figure = Figure(figsize=(5.6, 0.9 + 0.32 * len(names)), layout="constrained")
     places = np.arange(len(names))
     for axes, values, label, colour in zip(
         figure.subplots(1, 2, sharey=True),

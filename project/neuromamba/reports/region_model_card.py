@@ -38,7 +38,7 @@ def region_model_card(name: str, metadata: Mapping[str, Any], license_id: str | 
     Args:
         name: of the model.
         metadata: of the model file, see ``neurossm.model_file``.
-        license_id: of the model; None is said to be not stated.
+        license_id: of the model; None: the text says that none is stated.
     """
     contract, found = RegionContract(metadata), metadata["evaluation"]
     kind = _task_type(metadata)

@@ -30,7 +30,7 @@ _LINES = (
 @styled
 def error_figure(found: Rollout) -> Figure:
     """Error of the model and of the two simple predictions over time; below it, the skill."""
-    figure = Figure(figsize=(7.0, 5.6), layout="constrained")
+    figure = Figure(figsize=(5.6, 5.2), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     count = len(found.true)
     known = math.isfinite(found.seconds)

@@ -139,7 +139,6 @@ def _errors(found: Rollout, folder: Path) -> Section:
         "a signal that fluctuates about it.",
         "Curves of the mean squared error over time of the model, of the last frame of the prompt "
         "and of the mean of the prompt; below them the skill.",
-        wide=True,
     )
     table = Table(rows, head, note=note, numbers=range(1, len(head)))
     return Section("Error over time", tables=[table], pictures=[picture])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,7 @@ from neuromamba.reports.brain_figures import (
     next_token_figure,
     token_mask,
     token_mask_figure,
+    two_forms,
 )
 from neuromamba.reports.cards import data_card
 from neuromamba.reports.skill_text import SKILLS, skill_text
@@ -123,7 +125,7 @@ def _check_subjects(run: RunFolder, scores: SubjectScores, data: RunData) -> Non
 
 
 def run_name(run: RunFolder) -> str:
-    """The folder's name, which tells runs apart."""
+    """The folder's name, which distinguishes runs."""
     return run.path.resolve().name
 
 
@@ -330,7 +332,7 @@ def _watched(run: RunFolder, folder: Path) -> list[Picture]:
         "below the grey area's upper edge."
     )
     path = save_figure(watched_figure(run), folder / "watched.png", for_paper=True)
-    return [Picture(path, text, "Known facts that the features tell, over optimiser steps")]
+    return [Picture(path, text, "Known facts that the features predict, over optimiser steps")]
 
 
 def _pretraining_results(runs: Sequence[RunFolder]) -> Section:
@@ -353,15 +355,16 @@ def _tokens(run: RunFolder, data: RunData, folder: Path) -> Section:
     part = next(p for p in ("test", "val", "train") if any(data.subjects[p]))
     names = [name for store in data.subjects[part] for name in store]
     mask = token_mask(data.stores[0].runs_of(names)[0][0], config)
-    path = save_figure(token_mask_figure(mask), folder / "token_mask.png", for_paper=True)
     text = "Tokens without a brain voxel are dropped (darkened)."
-    pictures = [Picture(path, text, "Kept and dropped tokens over the mean volume", wide=True)]
+    alt = "Kept and dropped tokens over the mean volume"
+    pictures = [two_forms(partial(token_mask_figure, mask), folder / "token_mask.png", text, alt)]
     if run.contents.metadata.get("pretrain", {}).get("objective") == "autoregressive":
         example = next_token_example(run, data, part)
-        path = save_figure(next_token_figure(example), folder / "next_tokens.png", for_paper=True)
-        text = "Every token is predicted from the tokens before it; upper row as scaled, lower row "
+        text = "Every token is predicted from the tokens before it; once as scaled, and once "
         text += "without each voxel's mean over the window."
-        pictures.append(Picture(path, text, "Target and predicted tokens of a slice", wide=True))
+        alt = "Target and predicted tokens of a slice"
+        draw = partial(next_token_figure, example)
+        pictures.append(two_forms(draw, folder / "next_tokens.png", text, alt))
     return Section("Tokens", pictures=pictures)
 
 

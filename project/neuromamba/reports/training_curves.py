@@ -48,15 +48,15 @@ def watched_names(run: RunFolder) -> list[str]:
 
 @styled
 def watched_figure(run: RunFolder) -> Figure:
-    """How well the features tell known facts, over steps, a panel each, with the level of chance.
+    """How well the features predict known facts, over steps, each with the level of chance.
 
     Raises:
         ValueError: there are none, see ``watched_names``.
     """
     names = watched_names(run)
-    columns = min(len(names), 3)
+    columns = min(len(names), 2)  # more would be too small on a phone
     rows = -(-len(names) // columns)
-    figure = Figure(figsize=(2.3 * columns + 0.5, 2.0 * rows + 0.6), layout="constrained")
+    figure = Figure(figsize=(5.6, 2.0 * rows + 0.8), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True)
     for axes, name in zip(panels.flat, names, strict=False):
         watched = name.startswith("val/watch_")  # those of neighbours use the mean alone

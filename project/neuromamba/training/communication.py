@@ -1,4 +1,4 @@
-"""Time in which ranks exchange data, told apart from arithmetic by torch's profiler.
+"""Time in which ranks exchange data, separated from arithmetic by torch's profiler.
 
 Gradients are exchanged while others are still being computed, so a clock at the joints of a step
 cannot see it. The profiler records when each operation and each collective ran; what counts is the

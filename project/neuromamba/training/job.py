@@ -54,7 +54,7 @@ def job_name() -> str | None:
 
 
 def run_tag() -> str:
-    """What tells runs of one kind apart: the job, else the time."""
+    """What distinguishes runs of one kind: the job, else the time."""
     job = job_name()
     return f"job{job}" if job else time.strftime("%Y%m%d-%H%M%S")
 

@@ -74,6 +74,15 @@ def test_a_word_of_a_flag_is_nearer_than_its_letters(typed: str, hint: str) -> N
     assert f"flag: unknown name '{typed}'. {hint}" in str(caught.value)
 
 
+def test_a_long_list_is_named_and_not_printed() -> None:
+    flags = [f"--flag_{i}" for i in range(21)]
+    with pytest.raises(UserInputError) as caught:
+        look_up("--xyz", flags, "flag", "--help")
+    assert str(caught.value) == "flag: unknown name '--xyz'. --help lists all 21."
+    with pytest.raises(UserInputError, match="Known: --flag_0, --flag_1"):
+        look_up("--xyz", flags, "column")  # no other place has them
+
+
 def test_unknown_name_without_a_neighbour_gets_the_list_only() -> None:
     with pytest.raises(UserInputError) as caught:
         look_up("qqqq", ("linear", "mamba"), "--flag")

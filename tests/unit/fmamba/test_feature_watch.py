@@ -120,7 +120,7 @@ def test_features_that_tell_the_site_and_nothing_else() -> None:
     found = seen(FeatureWatch("znorm_minback"), [0.0, 0.005] * 3, **SITE, **TR, **NO_SEX, **NO_AGE)
     assert found[:4] == [{}] * 4
     said = found[5]["identity"]
-    assert "tell subject (0.80 of their windows), site (0.90), but not sex, age, after 6" in said
+    assert "predict subject (0.80 of their windows), site (0.90), but not sex, age, after 6" in said
     assert "voxelnorm_zeroback" in said and "neuromamba probe" in said
 
 

@@ -158,11 +158,11 @@ def test_confounds_that_nobody_has_are_refused_before_the_fits() -> None:
 
 def test_a_verdict_names_all_models() -> None:
     above, below, over = Interval(0.2, 0.1, 0.3), Interval(-0.2, -0.3, -0.1), Interval(0.1, -1, 1)
-    nan = Interval(0.1, float("nan"), float("nan"))
-    found = {"A": above, "B": below, "C": over, "D": over, "E": over, "F": nan}
+    nan, same = (Interval(value, float("nan"), float("nan")) for value in (0.1, 0.0))
+    found = {"A": above, "B": below, "C": over, "D": over, "E": over, "F": nan, "G": same}
     assert verdict("X", "auroc", found) == [
         "By AUROC, X is better than A; is worse than B; is not distinguishable from C, D and E; "
-        "cannot be compared (the interval is not defined) with F."
+        "cannot be compared (the interval is not defined) with F; has the same value as G."
     ]
     assert verdict("X", "auroc", {}) == []
 
@@ -182,6 +182,7 @@ def test_the_page_states_the_verdict(
     report, _, results = evaluated(cohort, seeds=(0, 1), effects=effects)
     html = write_report(tmp_path, cohort, results, [report], [], {"dataset": "Own"}, {}).read_text()
     assert f"Over the 2 seeds: by AUROC, {words}." in html
+    assert "NeuroSSM on x.pickle" in html
     for text in (
         "Holdout of seed 1",
         "Mean over 2 seeds",

@@ -101,3 +101,5 @@ def test_columns_are_read_of_scans_and_refused_where_they_lack_values() -> None:
     assert found.texts["s1"] == ("7", "B") and found.column == ""
     with pytest.raises(UserInputError, match="--harmonise site: 1 of 4 scans have no value"):
         shared_of(cohort, None, (), "site")
+    with pytest.raises(UserInputError, match="--harmonise age: all 4 scans have the value '7'"):
+        shared_of(cohort, None, (), "age")

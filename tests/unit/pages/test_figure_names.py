@@ -26,6 +26,7 @@ from neuromamba.pages.figures import (
 )
 from neuromamba.pages.label_figure import Curve, label_figure
 from neuromamba.reports.embedding_page import map_figure
+from neuromamba.reports.region_explanation_page import pathway_figure
 from tests.helpers.paths import PACKAGE
 
 NAME = "a\u202eb\x1b[31m$x_{$"  # turns the direction, colours a terminal, a broken formula
@@ -102,3 +103,10 @@ def test_figures_are_written_in_one_place() -> None:
         if re.search(r"\.(savefig|print_figure|print_png)\(", path.read_text(encoding="utf-8"))
     ]
     assert found == ["figures.py"]
+
+
+def test_names_on_a_shared_axis_stay(tmp_path: Path) -> None:
+    """The second axes has no names of its own: its empty ones are not those of both."""
+    figure = pathway_figure(["raw_1", "diff_1"], [0.2, -0.1], [0.7, 0.3], "logit")
+    save_figure(figure, tmp_path / "a.png")
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["raw_1", "diff_1"]

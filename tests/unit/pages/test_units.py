@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from neuromamba.evaluation.scores import SubjectScores
 from neuromamba.evaluation.summary import subject_header, subject_rows
+from neuromamba.pages import score_sections
 from neuromamba.pages.figures import hardly_varies, scatter_figure
 from neuromamba.pages.score_sections import prediction_figures, subjects_table
 from neuromamba.pages.tables import metric_label, metrics_table
@@ -79,6 +82,21 @@ def test_predictions_that_hardly_vary_have_no_headline(spread: float, tmp_path: 
     )
     section = prediction_figures("Prediction of age", {"A": scores}, (), tmp_path, "years")
     assert "so that Pearson r says nothing" in section.pictures[0].caption
+
+
+@pytest.mark.parametrize(("target", "label"), [("age", "true age"), ("", "true Holdout")])
+def test_the_axes_name_the_target(
+    target: str, label: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Figure] = []
+
+    def drawn(*words: Any) -> Figure:
+        figures.append(scatter_figure(*words))
+        return figures[-1]
+
+    monkeypatch.setattr(score_sections, "scatter_figure", drawn)
+    prediction_figures("Holdout", {"A": values(4.0)}, (), tmp_path, "years", target)
+    assert figures[0].axes[0].get_xlabel() == f"{label} (years)"
 
 
 def test_predictions_that_vary_have_one() -> None:

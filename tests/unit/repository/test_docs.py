@@ -591,12 +591,24 @@ def test_readme_is_short() -> None:
     assert len(words_of(prose("README.md"))) <= 1500
 
 
-def test_every_question_has_an_answer_with_a_link() -> None:
-    """``test_links_resolve`` opens them."""
-    row = r"(?m)^\| (\d+)\. ([^|]+[?.]) \| ([^|]+) \|$"
+def test_every_question_has_an_answer_with_a_link_and_a_path() -> None:
+    """``test_links_resolve`` opens the links; the path is the first one's in the navigation."""
+    row = r"(?m)^\| (\d+)\. ([^|]+[?.]) \| ([^|]+) \| ([^|]+) \|$"
     rows = re.findall(row, read("docs/questions.md"))
     assert [int(number) for number, *_ in rows] == list(range(1, 21))
-    assert [question for _, question, answer in rows if "](" not in answer] == []
+    places = {}
+    for caption, entries in re.findall(
+        r"(?ms)^```\{toctree\}\n:caption: ([^\n]+)\n(.*?)^```", read("docs/index.md")
+    ):
+        for title, page in re.findall(r"(?m)^(.+) <(.+)>$", entries):
+            places[page] = f"{caption} \N{SINGLE RIGHT-POINTING ANGLE QUOTATION MARK} {title}"
+    wrong = [
+        (number, path, places.get(page))
+        for number, _, answer, path in rows
+        for page in re.findall(r"\]\((\w+)\.md", answer)[:1] or [""]
+        if places.get(page) != path
+    ]
+    assert wrong == []
 
 
 def test_layout_names_the_top_level_entries() -> None:
@@ -679,12 +691,10 @@ def test_files_of_code_in_the_text_exist(name: str) -> None:
     assert missing == [], f"{name} names files that do not exist"
 
 
-def test_architecture_says_where_to_add_things() -> None:
+def test_extending_says_where_to_add_things() -> None:
     """The one-minute table has every kind of addition, with files of the package that exist."""
-    (section,) = re.findall(
-        r"(?ms)^## Where to add things\n(.*?)^## ", read("docs/architecture.md")
-    )
-    rows = [line.split("|")[1:-1] for line in section.splitlines() if line.startswith("| ")]
+    text = read("docs/extending.md")
+    rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| ")]
     kinds = {kind.strip(): re.findall(r"`([\w/]+\.py)`", touch) for kind, touch in rows}
     package = ROOT / "project" / "neuromamba"
     absent = [file for files in kinds.values() for file in files if not (package / file).is_file()]

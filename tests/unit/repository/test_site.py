@@ -13,7 +13,7 @@ import pytest
 
 import neuromamba
 from neuromamba.__main__ import COMMANDS
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import PACKAGE, ROOT
 
 DOCS = ROOT / "docs"
 ALL = {name: command for group in COMMANDS.values() for name, command in group.items()}
@@ -112,3 +112,22 @@ def test_every_name_of_the_public_face_is_on_the_page_of_python() -> None:
 def test_which_command_names_every_command() -> None:
     text = (DOCS / "which_command.md").read_text(encoding="utf-8")
     assert [name for name in ALL if f"`neuromamba {name}" not in text] == []
+
+
+LONGEST = 2000
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def test_a_page_has_one_purpose(page: Path) -> None:
+    """A page that grows beyond this is divided."""
+    assert len(page.read_text(encoding="utf-8").split()) <= LONGEST
+
+
+def test_pages_that_messages_name_exist() -> None:
+    named = {
+        name
+        for path in PACKAGE.rglob("*.py")
+        for name in re.findall(r"\bdocs/[\w/]+\.md", path.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 10
+    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []

@@ -43,6 +43,14 @@ AVOIDED = {
     r"\b(?:mend|mends|mended)\b": "'correct', 'corrected'",
     r"\bbatch-mates?\b": "'the rest of the batch'",
     r"\bwho(?:so)?ever\b": "a sentence with a subject",
+    r"\btold apart\b|\btells? (?:\w+ ){1,5}apart\b(?! from)": "'distinguish'",
+    r"\bfeatures (?:\w+ )?tell\b|\bhow well they tell\b": "'predict', 'show'",
+    r"\btells? of (?:an? |this |it\b)|\b(?:header|file) tells of\b": "'names', 'gives', 'is about'",
+    r"\bthe very (?!(?:end|first|last|least)\b)": "'exactly the', 'the same'",
+    r"\bsisters?\b|\brivals?\b": "the name of what is meant",
+    r"\ba wrong call\b": "'an error in the command line'",
+    r"\bis said to be\b|\bis said of\b|\bis missing is said\b": "'is reported', 'is known'",
+    r"(?<!are )\ball the same\b": "'nevertheless', 'too'",
     r"\bis yours to decide\b|\bof yours\b(?! (?:that|instead))": "'your own'",
 }
 
@@ -116,6 +124,9 @@ def test_docstrings_begin_with_a_sentence() -> None:
         ("one line a run, a file a subject", 1),
         ("the idea behind the method; 3.6 on cardinality", 0),
         ("a discarded batch", 0),
+        ("Runs are told apart by it: it tells two such runs apart", 1),
+        ("which the features tell; all the same, a wrong call", 3),
+        ("predictions that are all the same, at the very end; tells torch what", 0),
         ("the model card of the hub", 0),
     ],
 )

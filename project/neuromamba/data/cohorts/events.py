@@ -195,7 +195,7 @@ class EventFiles:
             raise UserInputError(
                 f"--events: {len(nearest)} files apply to the run '{header.label}' alike: "
                 f"{some_of((file.path for file in nearest), 3)}. Name them as in BIDS, so that "
-                f"their entities tell the runs apart, or put them into one file with the columns "
+                f"their entities distinguish the runs, or put them into one file with the columns "
                 f"subject, session, task and run."
             )
         return nearest[0]

@@ -1,7 +1,7 @@
 """Runs by BIDS names: which images are versions of one run, and which version is taken.
 
 fMRIPrep writes a run in several spaces and resolutions; the store gets one of them. What else a
-name says (``acq-``, ``dir-``, ``echo-``, ``rec-``) tells runs apart and goes into the run's name.
+name says (``acq-``, ``dir-``, ``echo-``, ``rec-``) distinguishes runs and goes into the run's name.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class BidsName:
 
     @property
     def run_name(self) -> str:
-        """Value of ``run-`` and all that tells this run from others: ``1-acq-mb4-dir-AP``."""
+        """Value of ``run-`` and what else distinguishes this run: ``1-acq-mb4-dir-AP``."""
         extra = [f"{k}-{v}" for k, v in self.entities.items() if k not in _OWN_FIELD | _VERSION]
         return "-".join([value for value in (self.get("run"), *extra) if value])
 
@@ -89,7 +89,7 @@ class BidsName:
 
     @property
     def version(self) -> tuple[str, ...]:
-        """What tells the versions of one run apart."""
+        """What distinguishes the versions of one run."""
         return (*(self.get(key) for key in sorted(_VERSION)), self.output)
 
     @property

@@ -66,7 +66,7 @@ def convert_folder(
         image_path: folder of the store; made if absent.
         options: how to convert. In a dry run the plan is reported and nothing is written.
         layout: key of ``LAYOUTS``, or "auto".
-        shard: convert only these of the runs; the others are checked all the same.
+        shard: convert only these of the runs; the others are checked nevertheless.
         tables: names of tables of subjects that are copied to ``metadata/`` if they are there.
         num_workers: processes; None takes one per processor, 1 works in this process.
         report: receives the lines of the log and of the summary.

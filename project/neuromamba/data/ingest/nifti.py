@@ -234,7 +234,7 @@ class NiftiRun:
         if self.trailing_bytes >= frame_size:
             raise UserInputError(
                 f"{self.path}: {self.trailing_bytes} bytes follow after the {self.n_frames} frames "
-                f"of {' x '.join(map(str, self.shape))} that the header tells of: header and data "
+                f"of {' x '.join(map(str, self.shape))} that the header gives: header and data "
                 f"do not belong together. Take the file from its origin again."
             )
         self.trailing_bytes += getattr(stream, "trailing_bytes", 0)

@@ -159,7 +159,7 @@ def _check_name(run: NiftiRun, told: str, wanted: str, remedy: str) -> None:
 
 
 def _check_geometry(run: NiftiRun, name: str, remedy: str) -> str:
-    """What tells that the run is in MNI space."""
+    """What shows that the run is in MNI space."""
     if run.space_code == 0:
         raise UserInputError(
             f"{run.path}: neither qform nor sform is set, so place and orientation are unknown, "

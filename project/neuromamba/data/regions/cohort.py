@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.text import number, some_of, spelling
-from neuromamba.data.regions.registry import DatasetDetails
+from neuromamba.data.regions.registry import OWN, DatasetDetails
 from neuromamba.data.regions.scan import Scan
 
 # Columns that an import names so whatever the table called them (docs/region_series.md).
@@ -48,6 +49,11 @@ class Cohort:
     group_column: str | None = None
     confounds: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     rows: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def title(self) -> str:
+        """What a page calls it: its name, or the file's where the name says nothing."""
+        return Path(self.details.file).name if self.name == OWN else self.name
 
     @property
     def rois(self) -> int:

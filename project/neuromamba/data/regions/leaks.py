@@ -115,6 +115,7 @@ def check_spellings(scans: Sequence[Scan], file: ScanFile) -> None:
         if other.subject != scan.subject and other.group != scan.group:
             raise file.error(
                 f"has scans of '{other.subject}' and '{scan.subject}', who seem to be one subject: "
-                f"one would be trained on and the other tested. Write the name in one way, or tell "
-                f"two subjects apart by more than 'sub-', zeros and case. {see('one-subject')}"
+                f"one would be trained on and the other tested. Write the name in one way, or let "
+                f"names of two subjects differ by more than 'sub-', zeros and case. "
+                f"{see('one-subject')}"
             )

@@ -46,7 +46,7 @@ def load_objects(path: Path, flag: str) -> Any:
         ) from None
     except OSError as error:
         raise UserInputError(
-            f"{flag}: '{path}' cannot be read ({error.strerror}). docs/neurossm.md says which "
+            f"{flag}: '{path}' cannot be read ({error.strerror}). docs/region_data.md says which "
             f"files belong where."
         ) from None
     except Exception as error:  # a damaged pickle can fail in any way

@@ -38,7 +38,7 @@ class TableScan(NamedTuple):
 def read_scan_table(path: Path, flag: str) -> list[TableScan]:
     """Read the scans of a table: a row for each frame, in the order of time.
 
-    A column of the subjects tells the scans apart (further ones may be called session, run or
+    A column of the subjects distinguishes the scans (further ones may be called session, run or
     scan). Columns that have one value in each scan describe it, such as its class; the others are
     regions.
 
@@ -94,7 +94,7 @@ def _numbers(rows: Sequence[Sequence[str]], path: Path, flag: str, subject: str)
 def read_scan_folder(folder: Path, flag: str) -> list[TableScan]:
     """Read a folder of files with the series of a scan each, and ``participants.csv`` beside them.
 
-    A file is called after its subject; what follows the first "_" tells several scans apart.
+    A file is called after its subject; what follows the first "_" distinguishes several scans.
 
     Args:
         folder: of the files.

@@ -38,8 +38,8 @@ def read_subjects(path: Path, flag: str, columns: Sequence[str] = ()) -> pd.Data
     if not path.is_file():
         wanted = ", ".join((SUBJECT_COLUMNS[0], *columns))
         raise UserInputError(
-            f"{flag}: '{path}' does not exist; it has the columns {wanted}. docs/neurossm.md says "
-            f"where it comes from."
+            f"{flag}: '{path}' does not exist; it has the columns {wanted}. docs/region_data.md "
+            f"says where it comes from."
         )
     read = read_table(path)
     table = pd.DataFrame(read.rows, columns=list(read.columns), dtype=object).drop_duplicates()

@@ -10,7 +10,7 @@ unit variance, spatially smooth and autocorrelated, with slow drift; ``w`` (0 to
 fixed network of grey-matter regions; ``a`` the effect size. The planted oscillation ``s_class`` has
 mean 0 and variance 1 in every run and is slow in class 0 and fast in class 1. The noise is made
 orthogonal to both, so each voxel's temporal mean and variance are the same whatever the class and
-whatever the effect size: only the dynamics tell the classes apart.
+whatever the effect size: only the dynamics distinguish the classes.
 
 Two other effects test what a model can see. ``spatial``: no oscillation, but the network is
 brighter in class 1 and darker in class 0, so that only the mean image tells. ``correlations``: both

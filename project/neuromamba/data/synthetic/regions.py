@@ -6,7 +6,7 @@ Every region has autocorrelated noise, and most have a share of a few networks. 
 regions of its own, half of the classes with a slow oscillation (20 to 30 frames a period), half
 with transients of one frame up and one down; further regions have either in scans of all classes.
 These regions belong to no network, phases and times are drawn for each of them, and every region
-has variance 1 at the end: neither correlations nor variances tell the classes apart.
+has variance 1 at the end: neither correlations nor variances distinguish the classes.
 ``<file>.truth.json`` says what is where.
 """
 

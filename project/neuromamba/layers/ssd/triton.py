@@ -13,7 +13,7 @@ backend can still take over. Whether the results are right is found out before t
 
 Facts about mamba_ssm 2.3.2 and causal_conv1d 1.7 that the code below relies on:
 
-- sequences are told apart by ``seq_idx``, int32 [1, L]; several may share a chunk;
+- sequences are distinguished by ``seq_idx``, int32 [1, L]; several may share a chunk;
 - chunk sizes must be powers of two (others gave NaN);
 - causal_conv1d wants channels and row stride in multiples of 8. With two heads the in-projection is
   2 mod 8 wide; mamba_ssm >= 2.3 (``ensure_stride``) copies xBC then, and pads nothing;
@@ -366,7 +366,7 @@ def doubt(device: torch.device) -> str | None:
         _say_once(
             logging.WARNING,
             f"{wrong}; the portable backend 'cpu' runs in their place, on the GPU, slower. Update "
-            f"torch and mamba-ssm, or take the kernels all the same with --ssd_backend triton "
+            f"torch and mamba-ssm, or take the kernels nevertheless with --ssd_backend triton "
             f"({kernel_check.describe(device)})",
         )
     return wrong

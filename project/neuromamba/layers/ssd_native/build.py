@@ -310,7 +310,7 @@ def build_if_missing(report: Callable[[str], None] = print) -> None:
     """Compile the passes where none were, as a run on a CPU does before it starts.
 
     It never fails: without a compiler, or without a folder to write to, the torch passes run, and
-    what is missing is said.
+    what is missing is reported.
 
     Args:
         report: receives a line before anything is compiled, and one if that fails.

@@ -67,7 +67,7 @@ def embedded(value: Any) -> Markup:
 def strip(measure: Measure, rows: Sequence[Row]) -> dict[str, Any] | None:
     """A measure of all runs as dots on a line, in SVG paths 1000 wide and 40 high.
 
-    None if no run has the measure. Dots are spread over the height so that they can be told apart.
+    None if no run has the measure. Dots are spread over the height so that each is seen.
     """
     values, flagged = [], []
     for row in rows:

@@ -15,7 +15,6 @@ Exit status: 0; 2 with one line for a user's mistake.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,12 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from neuromamba.common.atomic_files import write_text_atomically
-from neuromamba.common.cli import run_command
 from neuromamba.common.csv_cells import csv_records
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.json_text import read_json_record
 from neuromamba.common.text import some_of
+from neuromamba.reports.real_subjects.step_commands import StepCommand, run_steps
 
 STRATA = ("site", "diagnosis")
 _VALIDATED = 10  # one in ten of the subjects that are not tested
@@ -143,42 +141,26 @@ def store_of(run: Path) -> Path:
     return Path(path)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    steps = parser.add_subparsers(dest="step", required=True)
-    one = steps.add_parser("splits")
-    one.add_argument("store", type=Path)
-    one.add_argument("--seed", type=int, default=0)
-    one = steps.add_parser("scores")
-    one.add_argument("run", type=Path)
-    one.add_argument("--series", type=Path, required=True)
-    one.add_argument("--labels", nargs="+", required=True)
-    one.add_argument("--seed", type=int, default=0)
-    one.add_argument("-o", "--output", type=Path, required=True)
-    return parser
+def _labels(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--series", type=Path, required=True)
+    parser.add_argument("--labels", nargs="+", required=True)
 
 
-def run(argv: Sequence[str]) -> None:
-    """Do a step.
-
-    Raises:
-        UserInputError: files are missing or do not fit.
-    """
-    args = build_parser().parse_args(argv)
-    if args.step == "splits":
-        write_splits(args.store, args.seed)
-        return
-    found = scored(args.run, args.series, args.labels, args.seed)
-    write_text_atomically(args.output, json.dumps(found, indent=1) + "\n")
-    print(f"scores: {args.output}")
+STEPS = {
+    "splits": StepCommand(lambda args: write_splits(args.store, args.seed), ["store"], seed=True),
+    "scores": StepCommand(
+        lambda args: scored(args.run, args.series, args.labels, args.seed),
+        ["run"],
+        seed=True,
+        finds="scores",
+        more=_labels,
+    ),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return run_command(lambda: run(sys.argv[1:] if argv is None else argv), "nothing was written.")
+    return run_steps(__doc__, STEPS, argv)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ WORK = "neuromamba.reports.real_subjects.sherlock_steps"
 _FILE = "sherlock_pmc_dev.npz"
 GRID = ("--img_size", "9", "12", "9", "6", "--batch_size", "16")
 SCALING = ("--input_scaling_method", "voxelnorm_zeroback")
-# As in docs/pretraining.md; not chosen by results on these data.
+# As in docs/frozen_features.md; not chosen by results on these data.
 FMAMBA = ("--patch_size", "3", "3", "3", "2", "--embed_dim", "64", "--depth", "2")
 SWIFT = (
     *("--model", "swift", "--patch_size", "3", "3", "3", "2", "--embed_dim", "16"),
@@ -167,7 +167,7 @@ def _collect(request: Request) -> Sequence[Group]:
                 "AUROC within each subject. Rows that are trained on labels: one seed, the same "
                 "windows and the same number of steps for FMamba and SwiFT.",
                 "Film and retelling are scanner runs of their own, so that what separates them "
-                "need not be memory (docs/pretraining.md).",
+                "need not be memory (docs/frozen_features.md).",
             ),
             **shared,
         ),

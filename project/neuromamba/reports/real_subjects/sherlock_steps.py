@@ -16,15 +16,13 @@ Exit status: 0; 2 with one line for a user's mistake.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from neuromamba.common.atomic_files import write_text_atomically
-from neuromamba.common.cli import run_command
 from neuromamba.common.json_text import read_json_record
+from neuromamba.reports.real_subjects.step_commands import StepCommand, run_steps
 
 
 def decoded(run: Path, data: Path, prepared: Path, seed: int) -> dict[str, Any]:
@@ -53,55 +51,35 @@ def decoded(run: Path, data: Path, prepared: Path, seed: int) -> dict[str, Any]:
     }
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    steps = parser.add_subparsers(dest="step", required=True)
-    one = steps.add_parser("prepare")
-    one.add_argument("data", type=Path)
-    one.add_argument("out", type=Path)
-    one = steps.add_parser("connectivity")
-    one.add_argument("data", type=Path)
-    one.add_argument("-o", "--output", type=Path, required=True)
-    one = steps.add_parser("decode")
-    for name in ("data", "prepared", "run"):
-        one.add_argument(name, type=Path)
-    one.add_argument("--seed", type=int, default=0)
-    one.add_argument("-o", "--output", type=Path, required=True)
-    return parser
+def _prepare(args: argparse.Namespace) -> None:
+    from neuromamba.reports.real_subjects.sherlock_data import prepare_sherlock
+
+    prepare_sherlock(args.data, args.out)
 
 
-def run(argv: Sequence[str]) -> None:
-    """Do a step.
+def _connectivity(args: argparse.Namespace) -> dict[str, Any]:
+    from neuromamba.reports.real_subjects.sherlock_data import load_sherlock
+    from neuromamba.reports.real_subjects.sherlock_scores import connectivity_rows
 
-    Raises:
-        UserInputError: files are missing or do not fit.
-    """
-    args = build_parser().parse_args(argv)
-    if args.step == "prepare":
-        from neuromamba.reports.real_subjects.sherlock_data import prepare_sherlock
+    return {"auroc": connectivity_rows(load_sherlock(args.data), seed=0)}
 
-        prepare_sherlock(args.data, args.out)
-        return
-    if args.step == "connectivity":
-        from neuromamba.reports.real_subjects.sherlock_data import load_sherlock
-        from neuromamba.reports.real_subjects.sherlock_scores import connectivity_rows
 
-        auroc = connectivity_rows(load_sherlock(args.data), seed=0)
-        write_text_atomically(args.output, json.dumps({"auroc": auroc}, indent=1) + "\n")
-        return
+def _decode(args: argparse.Namespace) -> dict[str, Any]:
     found = decoded(args.run, args.data, args.prepared, args.seed)
     metrics = read_json_record(args.run / "metrics.json", "Pre-train again.")
-    found = {"dynamic_skill": metrics["val/dynamic_skill"], **found}
-    write_text_atomically(args.output, json.dumps(found, indent=1) + "\n")
-    print(f"scores: {args.output}")
+    return {"dynamic_skill": metrics["val/dynamic_skill"], **found}
+
+
+STEPS = {
+    "prepare": StepCommand(_prepare, ["data", "out"]),
+    "connectivity": StepCommand(_connectivity, ["data"], finds="scores"),
+    "decode": StepCommand(_decode, ["data", "prepared", "run"], seed=True, finds="scores"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return run_command(lambda: run(sys.argv[1:] if argv is None else argv), "nothing was written.")
+    return run_steps(__doc__, STEPS, argv)
 
 
 if __name__ == "__main__":

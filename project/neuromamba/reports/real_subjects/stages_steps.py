@@ -27,11 +27,11 @@ from typing import Any
 import numpy as np
 
 from neuromamba.common.atomic_files import write_text_atomically
-from neuromamba.common.cli import run_command
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.json_text import read_json_record
 from neuromamba.data.regions.scan_files import RawScan, ScanFile, read_scans
 from neuromamba.reports.real_subjects.real_table import Row
+from neuromamba.reports.real_subjects.step_commands import StepCommand, run_steps
 
 PARTS = 4
 OWN = "NeuroSSM, all pathways"
@@ -201,42 +201,26 @@ def rows_of(found: Mapping[str, Any], seconds_a_fit: float) -> list[Row]:
     return rows
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    steps = parser.add_subparsers(dest="step", required=True)
-    one = steps.add_parser("divide")
-    one.add_argument("scans", type=Path)
-    one.add_argument("out", type=Path)
-    one.add_argument("--seed", type=int, default=0)
-    one = steps.add_parser("identify")
-    one.add_argument("scans", type=Path)
-    one.add_argument("parts", type=Path)
-    one.add_argument("--embeddings", nargs="+", type=Path, required=True)
-    one.add_argument("-o", "--output", type=Path, required=True)
-    return parser
+def _embeddings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--embeddings", nargs="+", type=Path, required=True)
 
 
-def run(argv: Sequence[str]) -> None:
-    """Do a step.
-
-    Raises:
-        UserInputError: files are missing or do not fit.
-    """
-    args = build_parser().parse_args(argv)
-    if args.step == "divide":
-        divide(args.scans, args.out, args.seed)
-        return
-    found = identify(args.scans, args.parts, args.embeddings)
-    write_text_atomically(args.output, json.dumps(found, indent=1) + "\n")
-    print(f"identified: {args.output}")
+STEPS = {
+    "divide": StepCommand(
+        lambda args: divide(args.scans, args.out, args.seed), ["scans", "out"], seed=True
+    ),
+    "identify": StepCommand(
+        lambda args: identify(args.scans, args.parts, args.embeddings),
+        ["scans", "parts"],
+        finds="identified",
+        more=_embeddings,
+    ),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return run_command(lambda: run(sys.argv[1:] if argv is None else argv), "nothing was written.")
+    return run_steps(__doc__, STEPS, argv)
 
 
 if __name__ == "__main__":

@@ -231,8 +231,8 @@ def find_concatenated(path: Path, atlas: str | None) -> Collection:
         )
     if twice := [name for name, times in Counter(one.name for one in scans).items() if times > 1]:
         raise UserInputError(
-            f"{FLAG}: '{path}' has several scans called {some_of(twice, 3)}. Tell them apart by an "
-            f"array 'session' or 'run' of their lengths."
+            f"{FLAG}: '{path}' has several scans called {some_of(twice, 3)}. Distinguish them by "
+            f"an array 'session' or 'run' of their lengths."
         )
     named = atlas or (content.array if content.array != "ts" else "")
     guessed = sorted(_ATLASES & tokens(path.stem))

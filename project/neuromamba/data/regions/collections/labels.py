@@ -213,7 +213,7 @@ def _row_of(
     if len(distinct) > 1:
         raise UserInputError(
             f"--labels: '{table.path}' has {len(distinct)} different rows of {scan.name}. Keep one "
-            f"row per subject, or tell them apart by a column 'session'."
+            f"row per subject, or distinguish them by a column 'session'."
         )
     return distinct[0] if distinct else None
 
