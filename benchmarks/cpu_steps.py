@@ -47,7 +47,7 @@ QUICK_CASES: dict[str, list[Any]] = {
 
 
 def seconds(checkout: Path, case: list[Any], threads: int, repeats: int) -> list[float]:
-    """CPU seconds of the steps of a case, computed by a checkout.
+    """CPU seconds of the steps of a case, computed by a checkout; none where it has no such case.
 
     Raises:
         UserInputError: the process failed.
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 found.setdefault(which, []).extend(
                     seconds(folder, case, args.threads, args.repeats)
                 )
-        rows[name] = {which: {"min": min(s), "max": max(s)} for which, s in found.items()}
+        rows[name] = {which: {"min": min(s), "max": max(s)} for which, s in found.items() if s}
     lines = []
     for name, row in rows.items():
         now, before = row["now"], row.get("before")

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -94,8 +94,10 @@ class Runs:
     def __init__(self, store: Path, folder: Path) -> None:
         self.store, self.folder = store, folder
 
-    def carry_out(self, ranks: int, lines: Mapping[str, str], flags: str) -> None:
-        """All of them in one set of processes."""
+    def carry_out(
+        self, ranks: int, lines: Mapping[str, str], flags: str, layer_by_layer: Sequence[str] = ()
+    ) -> None:
+        """All of them in one set of processes; the named ones compute no block in one call."""
         jobs = [
             {
                 "argv": [
@@ -106,6 +108,7 @@ class Runs:
                 ],
                 "weights": str(self.folder / f"{name}.npz"),
                 "masters": str(self.folder / f"{name}_masters.npz"),
+                "layer_by_layer": name in layer_by_layer,
             }
             for name, line in lines.items()
         ]

@@ -2,10 +2,12 @@
 
     torchrun --nproc_per_node 2 tests.helpers.ranks_program.py JOBS.json
 
-JOBS.json: a list of {"argv": [...], "weights": FILE, "masters": FILE}. The weights at the end of
-the training are written to the first file (npz, gathered where ZeRO-3 spreads them over the ranks),
-and to the second those that the optimiser keeps, in fp32, with buffers; both are optional. One set
-of processes for many runs, because starting them takes longer than a run.
+JOBS.json: a list of {"argv": [...], "weights": FILE, "masters": FILE, "layer_by_layer": bool}. The
+weights at the end of the training are written to the first file (npz, gathered where ZeRO-3 spreads
+them over the ranks), and to the second those that the optimiser keeps, in fp32, with buffers; both
+are optional. With ``layer_by_layer`` no block is computed in one call, as under ZeRO-3, whose hooks
+are on the layers. One set of processes for many runs, because starting them takes longer than a
+run.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from neuromamba.commands.train import run
 from neuromamba.common.errors import UserInputError
 from neuromamba.fmamba import trainer as trainer_module
+from neuromamba.layers.mamba2 import ResidualBlock
 
 
 class KeepWeights(Callback):
@@ -86,10 +89,15 @@ def main() -> int:
     """Exit with 2 and the message at the first mistake, as the command line does."""
     torch.set_num_threads(1)
     build = trainer_module.build_callbacks
+    may_be_fused = ResidualBlock._may_be_fused
     for job in json.loads(Path(sys.argv[1]).read_text()):
         extra: list[Callback] = [KeepWeights(job["weights"])] if job.get("weights") else []
         extra += [KeepMasters(job["masters"])] if job.get("masters") else []
         trainer_module.build_callbacks = lambda *args, extra=extra: [*build(*args), *extra]
+        apart = bool(job.get("layer_by_layer"))
+        ResidualBlock._may_be_fused = (  # type: ignore[method-assign]
+            (lambda *_: False) if apart else may_be_fused
+        )
         try:
             run(job["argv"])
         except UserInputError as error:

@@ -26,6 +26,24 @@ _ROUNDING = 1e-12  # of bounds that are equal
 Statistic = Callable[[np.ndarray], float]
 
 
+_TOGETHER = 1 << 20  # indices that are worked on at once: some 10 MB an array
+
+
+class Together:
+    """A statistic that computes many resamples of one size at once.
+
+    Args:
+        many: [R, n] indices of subjects -> float64 [R].
+    """
+
+    def __init__(self, many: Callable[[np.ndarray], np.ndarray]) -> None:
+        self.many = many
+
+    def __call__(self, chosen: np.ndarray) -> float:
+        """The value of one resample, [n] indices."""
+        return float(self.many(np.asarray(chosen)[None])[0])
+
+
 class Interval(NamedTuple):
     """A value with its interval; NaN where they are not defined.
 
@@ -85,7 +103,7 @@ def bootstrap_interval(
         lead = np.broadcast_shapes(*(part.shape[:-1] for part in chosen))
         rows = np.concatenate([np.broadcast_to(c, (*lead, c.shape[-1])) for c in chosen], axis=-1)
         flat = rows.astype(int).reshape(-1, rows.shape[-1])
-        return np.array([statistic(row) for row in flat]).reshape(lead)
+        return _values(statistic, flat).reshape(lead)
 
     from scipy.stats import bootstrap  # takes half a second to import
 
@@ -114,6 +132,21 @@ def bootstrap_interval(
     return Interval(value, float(low), float(high))
 
 
+def _values(statistic: Statistic, rows: np.ndarray) -> np.ndarray:
+    if not isinstance(statistic, Together):
+        return np.array([statistic(row) for row in rows])
+    pieces = max(1, math.ceil(rows.size / _TOGETHER))
+    return np.concatenate([statistic.many(piece) for piece in np.array_split(rows, pieces)])
+
+
+def difference(one: Statistic, other: Statistic) -> Statistic:
+    """``one`` less ``other`` on the same draws."""
+    if isinstance(one, Together) and isinstance(other, Together):
+        first, second = one.many, other.many
+        return Together(lambda rows: first(rows) - second(rows))
+    return lambda chosen: one(chosen) - other(chosen)
+
+
 def paired_difference(
     one: Statistic,
     other: Statistic,
@@ -123,6 +156,4 @@ def paired_difference(
     confidence: float = CONFIDENCE,
 ) -> Interval:
     """``one`` less ``other``, both on the same draws of subjects; see ``bootstrap_interval``."""
-    return bootstrap_interval(
-        lambda chosen: one(chosen) - other(chosen), strata, seed, resamples, confidence
-    )
+    return bootstrap_interval(difference(one, other), strata, seed, resamples, confidence)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from neuromamba.config.tasks import TASK_TYPES
 
-_ROUNDING = 4 * torch.finfo(torch.float32).eps
+ROUNDING = 4 * torch.finfo(torch.float32).eps  # of predictions in single precision
 Metric = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -118,7 +118,7 @@ def pearson_r(score: Tensor, target: Tensor) -> Tensor:
 
 def constant(values: Tensor) -> bool:
     """Whether values (S,) are all equal, but for rounding in single precision."""
-    return bool(values.max() - values.min() <= _ROUNDING * values.abs().max())
+    return bool(values.max() - values.min() <= ROUNDING * values.abs().max())
 
 
 @_of_finite

@@ -21,10 +21,12 @@ from neuromamba.evaluation.intervals import (
     FEWEST_IN_CLASS,
     Interval,
     Statistic,
+    Together,
     bootstrap_interval,
+    difference,
 )
 from neuromamba.evaluation.metrics import METRICS
-from neuromamba.evaluation.resampled import resampled_metric
+from neuromamba.evaluation.resampled import mean_recall, resampled_metric
 from neuromamba.evaluation.result_files import (
     Predictions,
     read_predictions,
@@ -97,7 +99,7 @@ class SubjectScores(NamedTuple):
                     *faultless_area_bounds(per_class, CONFIDENCE, reversed_order=wrong),
                 )
             if name == "balanced_accuracy":
-                return self.mean_recall(self.score.argmax(axis=1) == self.target, seed)
+                return self._exact_recall(found.value, self.score.argmax(axis=1) == self.target)
         return found
 
     def proportion(self, hit: np.ndarray, seed: int = 0) -> Interval:
@@ -114,18 +116,15 @@ class SubjectScores(NamedTuple):
 
         By bootstrap; where all samples are alike, of the exact intervals of the classes.
         """
-        labels = np.unique(self.target)
-
-        def balanced(chosen: np.ndarray) -> float:
-            of_class = [hit[chosen][self.target[chosen] == label] for label in labels]
-            return float(np.mean([hits.mean() for hits in of_class if len(hits)]))
-
-        found = self.bootstrap(balanced, seed)
+        found = self.bootstrap(mean_recall(hit, self.target), seed)
         if np.isfinite(found.low) or not self._countable:
             return found
-        classes = [hit[self.target == label] for label in labels]
+        return self._exact_recall(found.value, hit)
+
+    def _exact_recall(self, value: float, hit: np.ndarray) -> Interval:
+        classes = [hit[self.target == label] for label in np.unique(self.target)]
         counts = [(int(hits.sum()), len(hits)) for hits in classes]
-        return Interval(found.value, *mean_proportion_bounds(counts, CONFIDENCE))
+        return Interval(value, *mean_proportion_bounds(counts, CONFIDENCE))
 
     @property
     def _dependent(self) -> bool:
@@ -155,11 +154,13 @@ class SubjectScores(NamedTuple):
             UserInputError: the other was not scored on the same subjects with the same targets.
         """
         one, two = self.statistic(name), other.in_order_of(self).statistic(name)
-        return lambda chosen: one(chosen) - two(chosen)
+        return difference(one, two)
 
     def bootstrap(self, statistic: Statistic, seed: int = 0) -> Interval:
         """Draw units within classes, and compute the interval of a statistic of their rows."""
         draws = Draws([self])
+        if isinstance(statistic, Together) and draws.are_rows:
+            return bootstrap_interval(statistic, draws.strata, seed)
         return bootstrap_interval(
             lambda chosen: statistic(draws.rows(0, chosen)), draws.strata, seed
         )
@@ -238,6 +239,12 @@ class Draws:
             np.array([r[0] if r else -1 for r in rows]) if max(map(len, rows)) == 1 else None
             for rows in self._rows
         ]
+
+    @property
+    def are_rows(self) -> bool:
+        """Whether there is one set, and unit i is row i of it."""
+        row = self._row[0]
+        return len(self._row) == 1 and row is not None and np.array_equal(row, range(len(row)))
 
     def rows(self, which: int, chosen: np.ndarray) -> np.ndarray:
         """Rows of a set that belong to the units drawn, as often as each was drawn."""

@@ -183,4 +183,7 @@ def _mask(dropout: nn.Dropout, x_LD: Tensor) -> Tensor | None:
     """What ``dropout`` would multiply the mixer's output by, drawn as it would draw it."""
     if not _drops(dropout):
         return None
-    return nn.functional.dropout(torch.ones_like(x_LD, requires_grad=False), dropout.p)
+    if dropout.p == 1:
+        return torch.zeros_like(x_LD, requires_grad=False)
+    kept = 1 - dropout.p
+    return torch.empty_like(x_LD, requires_grad=False).bernoulli_(kept).div_(kept)

@@ -14,7 +14,12 @@ from sklearn.calibration import calibration_curve
 from neuromamba.common.errors import UserInputError
 from neuromamba.evaluation.calibration import best_threshold, brier_score, reliability
 from neuromamba.evaluation.confounds import confound_report, explained
-from neuromamba.evaluation.intervals import bootstrap_interval, paired_difference
+from neuromamba.evaluation.intervals import (
+    Together,
+    bootstrap_interval,
+    difference,
+    paired_difference,
+)
 from neuromamba.evaluation.metrics import METRICS
 from neuromamba.evaluation.resampled import resampled_metric
 from neuromamba.evaluation.scores import (
@@ -118,6 +123,45 @@ def test_resampled_metrics_are_the_metrics(name: str, classes: int) -> None:
         absent += bool(torch.isnan(wanted))
         assert statistic(chosen) == pytest.approx(float(wanted), abs=1e-14, nan_ok=True)
     assert absent > 0 or name != "auroc"
+
+
+@pytest.mark.parametrize("name", ["mse", "mae", "pearson_r", "r2"])
+def test_resampled_errors_are_the_metrics(name: str) -> None:
+    """In single precision far from zero, with repeated subjects, and samples that are all alike."""
+    rng = np.random.default_rng(4)
+    target = 1000 + 5 * rng.standard_normal(40).astype(np.float32)
+    score = (target + rng.standard_normal(40).astype(np.float32))[:, None]
+    score[:3], target[2:5] = score[0], target[2]
+    statistic = resampled_metric(name, score, target)
+    absent = 0
+    for trial in range(200):
+        chosen = rng.integers(0, 6 if trial < 80 else 40, 1 + trial // 4)
+        wanted = METRICS[name](torch.from_numpy(score[chosen]), torch.from_numpy(target[chosen]))
+        absent += bool(torch.isnan(wanted))
+        assert statistic(chosen) == pytest.approx(float(wanted), rel=1e-12, nan_ok=True)
+    assert absent > 0 or name in ("mse", "mae")
+
+
+@pytest.mark.parametrize("name", ["auroc", "accuracy", "balanced_accuracy", "pearson_r", "r2"])
+def test_many_resamples_at_once_are_those_one_by_one(name: str) -> None:
+    """A resample's value does not depend on those that it is computed with; so do differences."""
+    rng = np.random.default_rng(5)
+    labels = np.arange(30) % 3
+    target = labels if name in ("auroc", "accuracy", "balanced_accuracy") else rng.random(30)
+    one, other = (
+        resampled_metric(name, rng.random((30, 3 if target is labels else 1)), target)
+        for _ in range(2)
+    )
+    rows = rng.integers(0, 30, (50, 4))
+    rows[0] = rows[0, 0]  # a single class, or a constant
+    for statistic in (one, difference(one, other)):
+        assert isinstance(statistic, Together)
+        alone = [statistic(row) for row in rows]
+        np.testing.assert_array_equal(statistic.many(rows), alone)
+        assert np.isfinite(alone).any()
+    assert difference(one, other)(rows[1]) == one(rows[1]) - other(rows[1])
+    plain = difference(one, lambda chosen: 1.0)
+    assert not isinstance(plain, Together) and plain(rows[1]) == one(rows[1]) - 1
 
 
 def test_rows_of_a_unit_are_drawn_together() -> None:
