@@ -72,7 +72,7 @@ def run(argv: Sequence[str]) -> int:
     with model.prepare(args.bold[0], tr=args.tr, mask=args.mask, strict=args.strict) as scan:
         found = model.rollout(scan, args.frames, prompt=args.prompt, statistics=args.statistics)
         folder = Path(args.output)
-        warnings, doubts = doubts_of(scan), [str(problem) for problem in scan.problems]
+        warnings, doubts = doubts_of(scan), scan.all_doubts
         # The scaling is the rollout's own.
         actions = [action for action in scan.actions if not action.startswith("intensities")]
         prepared = scan.record() | {"actions": actions}
@@ -96,7 +96,7 @@ def run(argv: Sequence[str]) -> int:
                 doubts=doubts,
                 command=as_typed("rollout", argv),
             )
-    for text in warnings:
+    for text in (*warnings, *doubts):
         print(f"doubt: {text}", file=sys.stderr)
     own = found.summary()
     skill = "not defined" if own["skill"] is None else f"{own['skill']:.3f}"

@@ -16,6 +16,7 @@ from neuromamba.common.text import some_of
 from neuromamba.inference.loaded import LoadedModel
 from neuromamba.inference.many import each_scan
 from neuromamba.inference.output_folder import OutputFolder
+from neuromamba.inference.prepare import refuse_for_a_store
 from neuromamba.inference.region_model import RegionModel
 from neuromamba.inference.sources import ScanFile
 
@@ -75,6 +76,10 @@ def open_batch(
     scans, passed = model.find(args.bold)
     if not scans:
         raise UserInputError(f"BOLD: no scan in {some_of(args.bold, 3)}.")
+    if isinstance(model, LoadedModel) and all(
+        one.source is None and not one.error for one in scans
+    ):
+        refuse_for_a_store(scans[0], args.tr, args.mask)
     check(scans)
     folder = OutputFolder(Path(args.output), model, command, options)
     batch = Batch(model=model, scans=scans, folder=folder)

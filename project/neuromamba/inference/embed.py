@@ -128,6 +128,11 @@ def embed_scan(
         UserInputError: an unknown name; an atlas that does not fit.
     """
     look_up(pool, EMBED_POOLS, "--pool")
+    statistics = [statistics] if isinstance(statistics, str) else list(statistics)
+    if not statistics:
+        raise UserInputError(
+            f"--statistics: got none, expected one or more of {', '.join(EMBED_STATISTICS)}."
+        )
     for name in statistics:
         look_up(name, EMBED_STATISTICS, "--statistics")
     if atlas is not None and pool != "region":

@@ -64,6 +64,13 @@ def _image_of_array(values: Any, affine: Any, tr: float | None) -> nibabel.Nifti
             "prepare: an array needs affine=[4, 4] (voxel indices -> mm) and tr=SECONDS, because "
             "orientation and time are not in it."
         )
+    if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-9:
+        raise UserInputError(
+            "prepare: affine has numbers that are not finite, or no inverse, so places in mm are "
+            "not defined. Give the affine of the image that the array came from (image.affine)."
+        )
+    if isinstance(tr, str):
+        raise UserInputError(f"prepare: tr is the text '{tr}', expected seconds as a number.")
     if array.dtype.itemsize > 4 or array.dtype == np.float16:
         array = array.astype(np.float32)
     image = nibabel.Nifti1Image(array, matrix)

@@ -68,7 +68,7 @@ class LoadedModel(TrainedModel):
 
     def predict(self, scan: PreparedScan) -> Prediction:
         """Predict of a prepared scan; see ``Prediction``."""
-        require_prepared(scan, "predict")
+        require_prepared(scan, "predict", PreparedScan)
         return predict_scan(self, scan)
 
     def predict_many(
@@ -100,7 +100,7 @@ class LoadedModel(TrainedModel):
 
     def embed(self, scan: PreparedScan, **options: Any) -> Embedding:
         """Embed a prepared scan; see ``embed.embed_scan``."""
-        require_prepared(scan, "embed")
+        require_prepared(scan, "embed", PreparedScan)
         return embed_scan(self, scan, **options)
 
     def explain(
@@ -114,11 +114,13 @@ class LoadedModel(TrainedModel):
                 all classes; those of its own subject are left out.
             options: fields of ``explain.ExplainOptions``: method, target, steps ...
         """
-        require_prepared(scan, "explain")
+        require_prepared(scan, "explain", PreparedScan)
+        for one in references:
+            require_prepared(one, "explain, references", PreparedScan)
         windows = [reference_of(self, references[i]) for i in evenly(len(references))]
         return explain_scan(self, scan, ExplainOptions(**options), windows)
 
     def rollout(self, scan: PreparedScan, frames: int, **options: Any) -> Rollout:
         """Generate the frames after the first of a prepared scan; see ``rollout.rollout_scan``."""
-        require_prepared(scan, "rollout")
+        require_prepared(scan, "rollout", PreparedScan)
         return rollout_scan(self, scan, frames=frames, **options)

@@ -32,7 +32,8 @@ class Prediction(Brief):
         problems: doubts about the scan, in words.
         unit: of the value, such as "years"; "" where none is known.
         calibration: from the validation subjects of the training, for ``interval`` and
-            ``calibrated``; None where none is known.
+            ``calibrated``; None where none is known. Neither is defined for a scan out of the
+            training's range: the validation subjects say nothing of such a scan.
     """
 
     scan: str
@@ -55,7 +56,7 @@ class Prediction(Brief):
     def interval(self) -> tuple[float, float] | None:
         """90 % prediction interval of a value; None where not defined (``Calibration``)."""
         width = None if self.calibration is None else self.calibration.half_width
-        if width is None or not isinstance(self.value, float):
+        if width is None or not isinstance(self.value, float) or self.in_range is False:
             return None
         return self.value - width, self.value + width
 
@@ -63,7 +64,7 @@ class Prediction(Brief):
     def calibrated(self) -> dict[str, float] | None:
         """Class -> calibrated probability; None where not defined (``Calibration``)."""
         power = None if self.calibration is None else self.calibration.power
-        if power is None or not self.probabilities:
+        if power is None or not self.probabilities or self.in_range is False:
             return None
         scaled = np.array(list(self.probabilities.values())) ** power
         return dict(zip(self.probabilities, (scaled / scaled.sum()).tolist(), strict=True))

@@ -77,11 +77,7 @@ def prepare_scan(
         path, header = scan.path, read_header(scan.path)
         _check_grid(scan, header, contract)
         digest = header.source_sha256
-        if mask is not None or tr is not None:
-            raise UserInputError(
-                f"{'--mask' if mask is not None else '--tr'}: {scan.path} is a run of a store, "
-                f"which has its own. Give the NIfTI file instead."
-            )
+        refuse_for_a_store(scan, tr, mask)
         actions.append("read from a store")
     else:
         temporary = TemporaryFolder()
@@ -146,6 +142,19 @@ def _check_grid(scan: ScanFile, header: RunHeader, contract: InputContract) -> N
                 f"{scan.path}: its voxels {beside}, so positions differ. Give the NIfTI file "
                 f"instead."
             )
+
+
+def refuse_for_a_store(scan: ScanFile, tr: float | None, mask: str | Path | None) -> None:
+    """Refuse flags that a run of a store cannot take.
+
+    Raises:
+        UserInputError: one is given.
+    """
+    if mask is not None or tr is not None:
+        raise UserInputError(
+            f"{'--mask' if mask is not None else '--tr'}: {scan.path} is a run of a store, which "
+            f"has its own. Give the NIfTI file instead."
+        )
 
 
 def _convert(

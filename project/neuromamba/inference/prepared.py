@@ -118,15 +118,20 @@ class Prepared(Brief):
         return tuple(one for one in self.measures if one.inside is False)
 
     @property
-    def doubts(self) -> str:
-        """The problems, and the measures out of range, in one line; "" if there are none."""
+    def all_doubts(self) -> list[str]:
+        """The problems, then the measures out of range, in words."""
         found = [str(problem) for problem in self.problems]
         found += [
             f"{one.name} ({one.meaning}) is {one.value:.3g}, in the training "
             f"{range_text(one.low, one.high)}."
             for one in self.out_of_range
         ]
-        return " ".join(found)
+        return found
+
+    @property
+    def doubts(self) -> str:
+        """``all_doubts`` in one line; "" if there are none."""
+        return " ".join(self.all_doubts)
 
     def close(self) -> None:
         """Free what the scan holds outside memory: nothing."""
@@ -234,16 +239,21 @@ def comparison_lines(measures: tuple[Comparison, ...]) -> list[str]:
     for one in measures:
         values = f"{one.name:<12} {one.value:9.4g}   training {range_text(one.low, one.high, 4)}"
         outside = "out of range" if one.inside is False else ""
-        found.append(f"{values:<54}{outside:<15}{one.meaning}")
+        found.append(f"{values:<53} {outside:<15}{one.meaning}")
     return found
 
 
-def require_prepared(scan: Any, method: str) -> None:
+def require_prepared(scan: Any, method: str, kind: type[Prepared]) -> None:
     """Refuse what a method of a model cannot take, such as a path.
 
     Raises:
-        UserInputError: it is no prepared scan; names the method.
+        UserInputError: it is no scan that a model of this family has prepared; names the method.
     """
+    if isinstance(scan, Prepared) and not isinstance(scan, kind):
+        raise UserInputError(
+            f"{method}: got {type(scan).__name__}, which a model of the other family (volumes or "
+            f"series of regions) has prepared. Give what this model's prepare(BOLD) returns."
+        )
     if not isinstance(scan, Prepared):
         raise UserInputError(
             f"{method}: got {type(scan).__name__}, expected a prepared scan. Give what "

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -219,6 +220,8 @@ class RegionModel(Brief):
         return prepare_series(scan, self.metadata, atlas=self.atlas, tr=tr, strict=strict)
 
     def _prepare_array(self, series: Any, tr: float | None, strict: bool) -> PreparedSeries:
+        if tr is not None and not (math.isfinite(tr) and tr > 0):
+            raise UserInputError(f"prepare: tr is {tr}, expected seconds above 0, or None.")
         found = np.asarray(series)
         count = self.metadata["model"]["rois"]
         if found.ndim != 2 or found.shape[0] != count or found.dtype.kind not in "fiu":
@@ -242,7 +245,7 @@ class RegionModel(Brief):
         Raises:
             UserInputError: a prediction that is not finite.
         """
-        require_prepared(scan, "predict")
+        require_prepared(scan, "predict", PreparedSeries)
         with torch.inference_mode():
             logits = self.model(pack([z_scored(scan.series).to(self.device)]))
             kind = "classification" if self.class_names else "regression"
@@ -276,7 +279,7 @@ class RegionModel(Brief):
         Raises:
             UserInputError: the model has no pathways.
         """
-        require_prepared(scan, "embed")
+        require_prepared(scan, "embed", PreparedSeries)
         model = self.neurossm
         with torch.inference_mode():
             packed = pack([z_scored(scan.series).to(self.device)])
@@ -320,9 +323,25 @@ class RegionModel(Brief):
         Raises:
             UserInputError: a wrong option; a model without pathways, or without means.
         """
-        require_prepared(scan, "explain")
+        require_prepared(scan, "explain", PreparedSeries)
+        if "references" in options:
+            raise UserInputError(
+                "explain: references are for models of volumes; a model of regions compares with "
+                "the mean of its training scans. Leave them out."
+            )
         how = RegionExplainOptions(**options)
         return explain_series(self._to_explain(), scan, self.predict(scan), how)
+
+    def rollout(self, *_: Any, **__: Any) -> NoReturn:
+        """Refused: a classifier of series generates no frames.
+
+        Raises:
+            UserInputError: always.
+        """
+        raise UserInputError(
+            "rollout: NeuroSSM predicts a label and generates no frames. Load an FMamba backbone "
+            "that was pre-trained with --use_autoregressive."
+        )
 
 
 def load_region_model(path: Path, device: torch.device, ssd_backend: str = "auto") -> RegionModel:

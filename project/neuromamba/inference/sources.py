@@ -62,7 +62,8 @@ def only_scan(scans: Sequence[ScanFile], place: str | Path) -> ScanFile:
     """
     if len(scans) != 1:
         raise UserInputError(
-            f"prepare: '{place}' holds {len(scans)} scans, expected one; use predict_many."
+            f"prepare: '{place}' holds {len(scans)} scans, expected one. Give the file "
+            f"of one scan; for many there are neuromamba predict and model.predict_many."
         )
     return scans[0]
 
@@ -167,7 +168,8 @@ def source_of_file(path: Path) -> Source:
     if not path.name.endswith(SUFFIXES):
         error = (
             f"{path}: expected a 4D NIfTI file (.nii, .nii.gz), a folder of them or a store. "
-            f"Convert it to NIfTI first."
+            f"Convert it first: a pair of .hdr and .img with FSL's fslchfiletype NIFTI_GZ, DICOM "
+            f"with dcm2niix, other images with FreeSurfer's mri_convert."
         )
         return Source(path=path, name=str(path), subject=stem, error=error)
     tree, inside = _tree_around(path)

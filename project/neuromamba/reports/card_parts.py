@@ -11,6 +11,7 @@ import yaml
 from neuromamba.evaluation.intervals import Interval
 from neuromamba.pages.tables import metric_label
 
+SYNTHETIC = "Dummy"  # the data set of scans that `neuromamba synthetic` makes
 FOLDER = "MODEL_FOLDER"  # stands for the folder in commands
 NOT_COMPARED = "so it is not known whether a simple model does as well."
 # Name of a metric here -> on the hub.

@@ -30,7 +30,13 @@ from neuromamba.pages.figures import (
 )
 from neuromamba.pages.page import Page, Picture, Section, Table, render, wrap_command
 from neuromamba.pages.tables import interval_note, metric_label
-from neuromamba.reports.prediction_page import PAGE, contract_section, scan_sections
+from neuromamba.reports.prediction_page import (
+    PAGE,
+    contract_section,
+    input_sections,
+    range_notice,
+    scan_sections,
+)
 
 _COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", "#000000", GREY)
 _MARKERS = "osD^vP*X"
@@ -72,10 +78,11 @@ def write_embedding_page(
             sections.append(_map(rows, owners, known, Path(folder)))
             if known is not None:
                 sections.append(_probes(rows, owners, known))
-        sections += [*scan_sections(answered, refused), contract_section(batch.model)]
+        sections += [*input_sections(answered), *scan_sections(answered, refused)]
+        sections.append(contract_section(batch.model))
         sections.append(Section("Command", code=wrap_command(command)))
         intro = (f"{model_name} on {summary(batch)}.", _what_a_row_is(batch))
-        page = Page("Embeddings", intro, sections)
+        page = Page("Embeddings", intro, sections, notice=range_notice(answered, "embeddings"))
         write_text_atomically(path, render(page))
     return path
 

@@ -25,7 +25,13 @@ from neuromamba.inference.score_map import ScoreOptions
 from neuromamba.pages.figures import save_figure
 from neuromamba.pages.page import FileLink, Page, Picture, Section, Table, render, wrap_command
 from neuromamba.reports.attribution_pictures import SHOWN, VIEW, map_figures, write_view
-from neuromamba.reports.prediction_page import PAGE, contract_section, scan_sections
+from neuromamba.reports.prediction_page import (
+    PAGE,
+    contract_section,
+    input_sections,
+    range_notice,
+    scan_sections,
+)
 
 MOST_SCANS = 6  # with pictures on the page
 _ALIKE = 0.5  # rank correlation with random weights above which a map is doubted
@@ -77,11 +83,13 @@ def write_page(
     with tempfile.TemporaryDirectory() as temporary:
         sections = [
             *(maps(Path(temporary)) if call.answered else ()),
+            *input_sections(call.answered),
             *scan_sections(call.answered, call.refused),
             contract_section(call.batch.model),
             Section("Command", code=wrap_command(call.command)),
         ]
-        page = Page(title, text, sections, notice=notice(call.answered))
+        notices = (range_notice(call.answered, "maps"), notice(call.answered))
+        page = Page(title, text, sections, notice=" ".join(filter(None, notices)))
         path = call.batch.folder.path / PAGE
         write_text_atomically(path, render(page))
     return path

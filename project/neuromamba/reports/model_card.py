@@ -32,6 +32,7 @@ from neuromamba.reports.card_parts import (
     FOLDER,
     NOT_COMPARED,
     STATE_SPACE,
+    SYNTHETIC,
     TRANSFORMER,
     bullets,
     calibration_errors,
@@ -45,7 +46,6 @@ from neuromamba.reports.card_parts import (
 from neuromamba.reports.citations import FMAMBA, SWIFT
 from neuromamba.reports.skill_text import skill_text
 
-_SYNTHETIC = "Dummy"
 _FEW = 20  # test subjects
 
 
@@ -160,7 +160,7 @@ def _training_data(metadata: Mapping[str, Any], task: DownstreamConfig | None) -
     rows.append(("repetition time", f"{', '.join(times)} s" if times else "not recorded"))
     rows.append(("scaling", data["scaling"]))
     text = [table(rows)]
-    if _SYNTHETIC in config.get("dataset_name", ()):
+    if SYNTHETIC in config.get("dataset_name", ()):
         text.append("If these are the data of `make demo`, they are synthetic, not of people.")
     if task is not None and task.shuffle_labels is not None:
         text.append("**The labels were shuffled over subjects: this is a negative control.**")

@@ -21,6 +21,7 @@ from neuromamba.inference.region_model import RegionModel
 from neuromamba.pages.figures import BLUE, GREY, ORANGE, new_axes, save_figure, styled
 from neuromamba.pages.page import Page, Picture, Section, Table, render, wrap_command
 from neuromamba.pages.tables import metric_label
+from neuromamba.reports.card_parts import SYNTHETIC
 
 PAGE = "report.html"
 _MOST_SCANS = 40  # in a figure
@@ -42,7 +43,7 @@ def write_prediction_page(batch: Batch, model_name: str, command: str) -> Path:
         sections = []
         if answered:
             sections.append(_predictions(model, answered, Path(folder)))
-        sections += [_trust(model), *_inputs(answered), *scan_sections(answered, refused)]
+        sections += [_trust(model), *input_sections(answered), *scan_sections(answered, refused)]
         sections.append(contract_section(model))
         sections.append(Section("Command", code=wrap_command(command)))
         what = model.task.task
@@ -66,7 +67,8 @@ def _notice(model: TrainedModel, answered: Sequence[Mapping[str, Any]]) -> str:
     if out:
         return (
             f"{len(out)} of {len(answered)} scans differ from the training's in a way that the "
-            f"model has not seen (see the measures): their predictions may mean nothing."
+            f"model has not seen (see the measures): their predictions may mean nothing, and have "
+            f"no calibrated probability and no interval."
         )
     if not model.contract.inputs:
         return (
@@ -168,7 +170,8 @@ def _trust(model: TrainedModel | RegionModel) -> Section:
         )
         for name, one in found["metrics"].items()
     ]
-    tested = [f"On the {found['subjects']} test subjects of its own training's data:"]
+    data = f"its own training's data{_trained_on(model)}"
+    tested = [f"On the {found['subjects']} test subjects of {data}:"]
     after = "Scans of another scanner, population or preprocessing may be predicted worse."
     calibration = model.calibration
     if calibration is not None and calibration.half_width is not None:
@@ -196,11 +199,19 @@ def _trust(model: TrainedModel | RegionModel) -> Section:
     return Section("How good the model is", tested, [table])
 
 
+def _trained_on(model: TrainedModel | RegionModel) -> str:
+    """Which data these are, in brackets; "" where that is not recorded."""
+    names = model.contents.metadata.get("data", {}).get("config", {}).get("dataset_name", ())
+    if SYNTHETIC in names:
+        return f" ({SYNTHETIC}: synthetic, if they are those of the demo, and not of people)"
+    return f" ({', '.join(names)})" if names else ""
+
+
 def _number(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _inputs(answered: Sequence[Mapping[str, Any]]) -> list[Section]:
+def input_sections(answered: Sequence[Mapping[str, Any]]) -> list[Section]:
     """Each scan's measures beside those of the training."""
     measured = [record for record in answered if record["prepared"].get("measures")]
     if not measured:
@@ -218,7 +229,11 @@ def _inputs(answered: Sequence[Mapping[str, Any]]) -> list[Section]:
         for name, one in first.items()
         if "meaning" in one  # not in records of an earlier version
     )
-    note = f"{explained}. An exclamation mark: outside the training's range, widened by its half."
+    note = (
+        f"{explained}. An exclamation mark: outside the range of the training's runs, widened at "
+        f"either end by half of its width (more where few runs were measured) and by a tenth of "
+        f"their median."
+    )
     table = Table(rows, head, note=note, numbers=range(1, len(head)), strong=0)
     return [Section("Does the scan look like those of the training?", tables=[table])]
 
@@ -227,6 +242,25 @@ def _measure(one: Mapping[str, Any]) -> str:
     if one["value"] is None:
         return "not defined"
     return f"{one['value']:.3g}{' !' if one['inside'] is False else ''}"
+
+
+def range_notice(answered: Sequence[Mapping[str, Any]], what: str) -> str:
+    """Say how many scans are out of the training's range; "" if none is.
+
+    Args:
+        answered: records of scans.
+        what: that is made of them, such as "maps".
+    """
+    out = 0
+    for record in answered:
+        measures = record["prepared"].get("measures", {})
+        out += any(one["inside"] is False for one in measures.values())
+    if not out:
+        return ""
+    return (
+        f"{out} of {len(answered)} scans differ from the training's in a way that the model has "
+        f"not seen (see the measures): their {what} may mean nothing."
+    )
 
 
 def scan_sections(
@@ -238,12 +272,13 @@ def scan_sections(
         rows = [
             (
                 record["scan"],
+                Path(record["prepared"]["source"]).name,
                 "; ".join(record["prepared"]["actions"]),
                 " ".join(record["prepared"]["problems"]) or "none",
             )
             for record in answered
         ]
-        table = Table(rows, ("scan", "what was done", "doubts and remedies"))
+        table = Table(rows, ("scan", "file", "what was done", "doubts and remedies"))
         sections.append(Section("What was done to the scans", tables=[table]))
     if refused:
         reasons = [(record["scan"], record["reason"]) for record in refused]

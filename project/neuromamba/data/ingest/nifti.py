@@ -39,7 +39,7 @@ _LABEL_ROUNDING = 1e-3  # of labels that were saved as scaled integers
 _SMALLEST_OFFSET = {348: 352, 540: 544}
 # Degrees between the same voxel axis by qform and by sform: normalisation turns a head by less.
 _CONTRADICTING = 60.0
-_AGAIN = "Copy or download the file again, or remove it from the input folder."
+_AGAIN = "Copy or download the file again, or leave it out."
 
 
 class _HashingReader(io.RawIOBase):

@@ -70,7 +70,7 @@ class StoreOptions:
             dropped = f" after --drop_first {self.drop_first}" if self.drop_first else ""
             raise UserInputError(
                 f"{path}: {max(0, kept)} frame(s){dropped}, expected at least "
-                f"{self.min_frames} (--min_frames). Remove the run from the input folder."
+                f"{self.min_frames} (--min_frames of neuromamba preprocess). Leave the run out."
             )
         return kept
 

@@ -163,8 +163,8 @@ def _check_geometry(run: NiftiRun, name: str, remedy: str) -> str:
     if run.space_code == 0:
         raise UserInputError(
             f"{run.path}: neither qform nor sform is set, so place and orientation are unknown, "
-            f"expected MNI space. Set them (fslorient -setsform ... -setsformcode 4), or give "
-            f"--space native."
+            f"expected MNI space. Set them (fslorient -setsform ... -setsformcode 4). "
+            f"{remedy}"
         )
     box = field_of_view(run.shape, run.affine)
     share, centre = covered_share(box), box.mean(axis=0)

@@ -182,11 +182,22 @@ def _numbers(
         if len(cells) != width or any(cell is None for cell in cells):
             bad = next((cell for cell in row if number(cell) is None), f"{len(row)} cells")
             raise UserInputError(
-                f"{path}: line {place + first} has '{bad}', expected {width} numbers, one per "
-                f"region."
+                f"{path}: line {place + first} has '{_short(bad)}', expected {width} "
+                f"number{'' if width == 1 else 's'}, one per region.{_separator_hint(bad)}"
             )
         values[place] = cells
     return values
+
+
+def _short(text: str, most: int = 40) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def _separator_hint(cell: str) -> str:
+    """The remedy of a table whose cells are not separated by what its name says; or ""."""
+    if ";" not in cell:
+        return ""
+    return " Its cells are separated by ';': write it with ',' (.csv) and decimal points."
 
 
 def _without_counter(values: np.ndarray, names: tuple[str, ...] | None) -> SeriesFile:
