@@ -255,6 +255,26 @@ class Draws:
         found_rows: np.ndarray = row[chosen]
         return found_rows[found_rows >= 0]
 
+    def together(self, which: int, statistic: Statistic) -> Together | None:
+        """The statistic of a set's rows as one of units, many resamples at once; None: one by one.
+
+        NaN where none of the units drawn is in the set.
+        """
+        row = self._row[which]
+        if row is None or not isinstance(statistic, Together):
+            return None
+
+        def many(chosen: np.ndarray) -> np.ndarray:
+            rows = row[chosen]
+            there = rows >= 0
+            count, values = there.sum(axis=1), np.full(len(rows), np.nan)
+            for size in np.unique(count[count > 0]):
+                alike = count == size
+                values[alike] = statistic.many(rows[alike][there[alike]].reshape(-1, size))
+            return values
+
+        return Together(many)
+
 
 class Holdouts:
     """Scores of one model per split (seed): each split has its own fit and its own test subjects.
@@ -285,6 +305,12 @@ class Holdouts:
         return self._bootstrap([own.less(two, name) for own, two in pairs], seed)
 
     def _bootstrap(self, statistics: Sequence[Statistic], seed: int) -> Interval:
+        together = [self.draws.together(i, one) for i, one in enumerate(statistics)]
+        sets = [one.many for one in together if one is not None]
+        if len(sets) == len(statistics):
+            both = Together(lambda chosen: np.mean([many(chosen) for many in sets], axis=0))
+            return bootstrap_interval(both, self.draws.strata, seed)
+
         def mean(chosen: np.ndarray) -> float:
             found = []
             for i, statistic in enumerate(statistics):

@@ -164,6 +164,29 @@ def test_many_resamples_at_once_are_those_one_by_one(name: str) -> None:
     assert not isinstance(plain, Together) and plain(rows[1]) == one(rows[1]) - 1
 
 
+def test_holdouts_drawn_at_once_have_the_intervals_of_one_by_one() -> None:
+    """Their test subjects overlap in part, and one of them has subjects of its own only."""
+    rng = np.random.default_rng(6)
+    sets = []
+    for numbers in (range(8), range(4, 12), range(20, 22)):
+        names, target = tuple(f"s{i}" for i in numbers), np.arange(len(numbers)) % 2
+        sets.append(SubjectScores(names, target, rng.random((len(numbers), 2))))
+    holdouts = Holdouts(sets)
+    for name in ("auroc", "balanced_accuracy", "accuracy"):
+        at_once = [one.statistic(name) for one in sets]
+        assert holdouts.draws.together(2, at_once[2]) is not None
+        plain = [lambda chosen, one=one: one(chosen) for one in at_once]
+        assert holdouts.draws.together(2, plain[2]) is None
+        assert holdouts._bootstrap(at_once, 0) == pytest.approx(
+            holdouts._bootstrap(plain, 0), rel=1e-12, nan_ok=True
+        )
+    assert np.isfinite(holdouts.interval("accuracy").low)
+    with np.errstate(all="raise"):
+        together = holdouts.draws.together(2, sets[2].statistic("auroc"))
+        assert together is not None
+        assert np.isnan(together(np.array([0, 1])))  # none of its subjects was drawn
+
+
 def test_rows_of_a_unit_are_drawn_together() -> None:
     """Twenty copies of each subject make no interval narrower if they are known to be copies."""
     one = scores_of(subjects=30)
