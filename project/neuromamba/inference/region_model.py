@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from neuromamba.inference.region_explain import (
 from neuromamba.inference.region_series import (
     PreparedSeries,
     check_atlas,
+    checked_tr,
     cleaning_of,
     find_series,
     prepare_series,
@@ -220,8 +220,6 @@ class RegionModel(Brief):
         return prepare_series(scan, self.metadata, atlas=self.atlas, tr=tr, strict=strict)
 
     def _prepare_array(self, series: Any, tr: float | None, strict: bool) -> PreparedSeries:
-        if tr is not None and not (math.isfinite(tr) and tr > 0):
-            raise UserInputError(f"prepare: tr is {tr}, expected seconds above 0, or None.")
         found = np.asarray(series)
         count = self.metadata["model"]["rois"]
         if found.ndim != 2 or found.shape[0] != count or found.dtype.kind not in "fiu":
@@ -233,7 +231,7 @@ class RegionModel(Brief):
             found.T.astype(np.float64),
             ScanFile(path=Path("array"), name="array", subject="array"),
             self.metadata,
-            tr=float("nan") if tr is None else tr,
+            tr=checked_tr(tr),
             actions=["read from memory"],
             problems=[],
             strict=strict,
@@ -326,18 +324,13 @@ class RegionModel(Brief):
         require_prepared(scan, "explain", PreparedSeries)
         if "references" in options:
             raise UserInputError(
-                "explain: references are for models of volumes; a model of regions compares with "
-                "the mean of its training scans. Leave them out."
+                "explain: references are for models of volumes; this one compares with its means."
             )
         how = RegionExplainOptions(**options)
         return explain_series(self._to_explain(), scan, self.predict(scan), how)
 
     def rollout(self, *_: Any, **__: Any) -> NoReturn:
-        """Refused: a classifier of series generates no frames.
-
-        Raises:
-            UserInputError: always.
-        """
+        """Refused, by a ``UserInputError``."""
         raise UserInputError(
             "rollout: NeuroSSM predicts a label and generates no frames. Load an FMamba backbone "
             "that was pre-trained with --use_autoregressive."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,6 +158,19 @@ def prepare_series(
         strict=strict,
         grid=grid,
     )
+
+
+def checked_tr(tr: float | None) -> float:
+    """The repetition time of an array in seconds; NaN if it is not known.
+
+    Raises:
+        UserInputError: it is no positive number.
+    """
+    if tr is None:
+        return math.nan
+    if not (math.isfinite(tr) and tr > 0):
+        raise UserInputError(f"prepare: tr is {tr}, expected seconds above 0, or None.")
+    return tr
 
 
 def prepared_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,14 @@ def test_interval_is_the_conformal_quantile(tmp_path: Path) -> None:
     assert found is not None
     assert found.half_width == pytest.approx(18)
     assert prediction(50.0, {}, found).interval == pytest.approx((32, 68))
+
+
+def test_a_scan_out_of_range_has_neither(tmp_path: Path) -> None:
+    found = Calibration(subjects=30, half_width=5.0, power=2.0)
+    value, chosen = prediction(50.0, {}, found), prediction("a", {"a": 0.8, "b": 0.2}, found)
+    assert value.interval == (45, 55) and chosen.calibrated is not None
+    assert dataclasses.replace(value, in_range=False).interval is None
+    assert dataclasses.replace(chosen, in_range=False).calibrated is None
 
 
 def test_interval_covers_what_it_promises() -> None:
