@@ -234,7 +234,7 @@ EXPORT_CHECKPOINT: dict[str, Any] = {
 DEMO: dict[str, Any] = {
     "output_dir": "output/demo",
     "subjects": None,
-    "effect_size": 1.0,
+    "effect_size": 0.9,
     "shuffle_labels": None,
     "seed": 0,
     "quick": False,

@@ -1,8 +1,8 @@
 """The table ``abide``: NeuroSSM beside linear models on people with autism and controls.
 
-From 776 scans of 20 sites (docs/results.md says where they come from): diagnosis, sex and age on
-ten holdouts stratified by site and class or value, and diagnosis of each site by models of all the
-others.
+From 776 scans of 20 sites (docs/results_abide.md says where they come from): diagnosis, sex and age
+on ten holdouts stratified by site and class or value, and diagnosis of each site by models of all
+the others.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ TABLE = RealTable(
     folder="abide_roi",
     source="series of the 200 regions of CC200 and a table of phenotypes, from the Preprocessed "
     "Connectomes Project, in any format that neuromamba regions import reads.",
-    document="docs/results.md",
+    document="docs/results_abide.md",
     seeds=tuple(range(10)),
     present=_present,
     steps=_steps,

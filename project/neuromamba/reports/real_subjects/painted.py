@@ -179,7 +179,7 @@ TABLE = RealTable(
     folder="abide_roi",
     source="series of the 200 regions of CC200, a table of phenotypes and the atlas, from the "
     "Preprocessed Connectomes Project, painted into the atlas at 3 mm.",
-    document="docs/results.md",
+    document="docs/results_abide.md",
     seeds=(0,),
     one_seed=True,
     present=_present,
