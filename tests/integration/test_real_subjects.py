@@ -136,7 +136,7 @@ def test_a_table_from_files_to_figure(
 def test_tables_without_their_files_are_left_out(run: Run, tmp_path: Path) -> None:
     status, out, err = run("--table abide")
     assert (status, out) == (2, "")
-    assert "'../shared/data/abide_roi' does not exist" in err and "docs/results.md" in err
+    assert "'../shared/data/abide_roi' does not exist" in err and "docs/results_abide.md" in err
     (tmp_path / "empty").mkdir()
     status, _, err = run("--table abide --data_dir empty")
     assert status == 2 and "'empty' does not hold its files" in err

@@ -227,7 +227,10 @@ class StepMetrics(_SumsOverWindows):
 
 def _demeaned(places: Tensor) -> Tensor:
     """Values (P, G, S, F, C) less the mean of each voxel over tokens and frames."""
-    return places - places.mean(_OVER_TIME, keepdim=True)
+    # One axis after the other: torch reduces both at once ten times as slowly on a CPU.
+    tokens, frames = _OVER_TIME
+    total = places.sum(tokens, keepdim=True).sum(frames, keepdim=True)
+    return places - total / (places.shape[tokens] * places.shape[frames])
 
 
 def _ratio(part: Tensor, whole: Tensor) -> Tensor:
