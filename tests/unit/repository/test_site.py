@@ -123,6 +123,15 @@ def test_a_page_has_one_purpose(page: Path) -> None:
     assert len(page.read_text(encoding="utf-8").split()) <= LONGEST
 
 
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def test_no_level_of_headings_is_left_out(page: Path) -> None:
+    """The site's build, which only `make docs` does, ends at such a page."""
+    text = re.sub(r"(?ms)^```.*?^```", "", page.read_text(encoding="utf-8"))
+    levels = [len(marks) for marks in re.findall(r"(?m)^(#+) ", text)]
+    steps = zip([0, *levels], levels, strict=False)
+    assert [(before, level) for before, level in steps if level > before + 1] == []
+
+
 def test_pages_that_messages_name_exist() -> None:
     named = {
         name
