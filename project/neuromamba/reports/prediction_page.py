@@ -63,13 +63,8 @@ def write_prediction_page(batch: Batch, model_name: str, command: str) -> Path:
 
 
 def _notice(model: TrainedModel, answered: Sequence[Mapping[str, Any]]) -> str:
-    out = [record for record in answered if record["result"]["in_range"] is False]
-    if out:
-        return (
-            f"{len(out)} of {len(answered)} scans differ from the training's in a way that the "
-            f"model has not seen (see the measures): their predictions may mean nothing, and have "
-            f"no calibrated probability and no interval."
-        )
+    if notice := range_notice(answered, "predictions"):
+        return f"{notice} They have no calibrated probability and no interval."
     if not model.contract.inputs:
         return (
             "The checkpoint does not say what the scans of its training looked like, so it is not "
