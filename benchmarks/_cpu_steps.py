@@ -2,9 +2,11 @@
 
     python benchmarks/_cpu_steps.py CASE THREADS REPEATS
 
-Prints a JSON list with the CPU seconds (all threads) of each step; an empty one where the checkout
-has no such case. Only what all checkouts since 1d599ae have is used here: of NeuroSSM, that one has
-the paper's recipe alone, as its defaults, and some names stand in other modules.
+Prints JSON: ``seconds``, the CPU seconds (all threads) of each step, none where the checkout has no
+such case; ``flops`` of a step's matrix products as torch's ``FlopCounterMode`` counts them, null
+for a whole epoch; ``rate``, FLOP per CPU second of products of 2,048 squared alone. Only what all
+checkouts since 1d599ae have is used here: of NeuroSSM, that one has the paper's recipe alone, as
+its defaults, and some names stand in other modules.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from neuromamba.config import model as model_configs
 from neuromamba.config.model import ModelConfig
@@ -71,7 +74,7 @@ def blocks(width: int, depth: int, windows: int, tokens: int) -> Callable[[], No
     return step
 
 
-def backbone(model: str, tokens: int) -> Callable[[], None]:
+def backbone(model: str, tokens: int, forward_only: bool = False) -> Callable[[], None]:
     """One window through the whole backbone; SwiFT reads the whole grid, whatever ``tokens``."""
     defaults = getattr(model_configs, "MODEL_DEFAULTS", {"fmamba": {}})
     if model not in defaults and model != "fmamba":
@@ -88,7 +91,13 @@ def backbone(model: str, tokens: int) -> Callable[[], None]:
         found = out.features if out.prediction is None else out.prediction
         found.square().mean().backward()
 
-    return step
+    def forward() -> None:
+        with torch.inference_mode():
+            module.forward_tokens(window)
+
+    if forward_only:
+        module.eval()
+    return forward if forward_only else step
 
 
 def recipe_of(recipe: str) -> tuple[NeuroSSMConfig, FitConfig]:
@@ -149,6 +158,17 @@ KINDS: dict[str, Callable[..., Callable[[], None]]] = {
 }
 
 
+def product_rate() -> float:
+    """FLOP per CPU second of fp32 products of 2,048 squared, the best of six."""
+    side, best = 2048, float("inf")
+    left, right = torch.randn(side, side), torch.randn(side, side)
+    for _ in range(6):
+        start = time.process_time()
+        left @ right
+        best = min(best, time.process_time() - start)
+    return 2 * side**3 / best
+
+
 def main() -> None:
     """Entry point."""
     kind, *sizes = json.loads(sys.argv[1])
@@ -157,7 +177,7 @@ def main() -> None:
     try:
         step, seconds = KINDS[kind](*sizes), []
     except NoSuchCaseError:
-        print("\n[]", flush=True)
+        print("\n" + json.dumps({"seconds": [], "flops": None, "rate": None}), flush=True)
         return
     for _ in range(int(sys.argv[3]) + 1):
         start = time.process_time()
@@ -166,7 +186,12 @@ def main() -> None:
         if seconds[0] > ENOUGH or sum(seconds[1:]) > ENOUGH:
             break
     # The first one warms up, unless it is so long that this does not matter.
-    print("\n" + json.dumps(seconds[1:] or seconds), flush=True)
+    found: dict[str, object] = {"seconds": seconds[1:] or seconds, "rate": product_rate()}
+    with FlopCounterMode(display=False) as counter:
+        if kind != "epoch":
+            step()
+    found["flops"] = counter.get_total_flops() or None
+    print("\n" + json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

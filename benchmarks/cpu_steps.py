@@ -6,6 +6,10 @@
 build-kernels`` in it). Each case runs in processes of its own, checkouts in turns, ``--rounds``
 times; the shortest step of all rounds counts (a step of many seconds is done once). CPU seconds of
 all threads are measured and not the clock, so that other programs disturb little. fp32.
+
+The share is the rate of a step's matrix products (torch's FlopCounterMode) over that of products of
+2,048 squared alone in the same process: how much is left to gain without computing less. Chunks of
+the scan count as full squares, so a share a little above 1 is possible for forward passes.
 """
 
 from __future__ import annotations
@@ -38,16 +42,20 @@ CASES: dict[str, list[Any]] = {
     "FMamba Base, 14,810 tokens": ["backbone", "fmamba", 14_810],
     "FMamba Base, 21,900 tokens": ["backbone", "fmamba", 21_900],
     "SwiFT, 96 x 96 x 96 x 20": ["backbone", "swift", 0],
+    "FMamba Base, 14,810 tokens, forward alone": ["backbone", "fmamba", 14_810, True],
+    "FMamba Base, 21,900 tokens, forward alone": ["backbone", "fmamba", 21_900, True],
+    "SwiFT, forward alone": ["backbone", "swift", 0, True],
 }
 QUICK_CASES: dict[str, list[Any]] = {
     "blocks": ["blocks", 32, 1, 2, 70],
+    "forward alone": ["backbone", "fmamba", 100, True],
     "NeuroSSM": ["neurossm", "robust", 2],
     "an epoch": ["epoch", "robust", 4],
 }
 
 
-def seconds(checkout: Path, case: list[Any], threads: int, repeats: int) -> list[float]:
-    """CPU seconds of the steps of a case, computed by a checkout; none where it has no such case.
+def measured(checkout: Path, case: list[Any], threads: int, repeats: int) -> dict[str, Any]:
+    """What ``_cpu_steps.py`` prints for a case computed by a checkout.
 
     Raises:
         UserInputError: the process failed.
@@ -62,8 +70,17 @@ def seconds(checkout: Path, case: list[Any], threads: int, repeats: int) -> list
     )
     if done.returncode:
         raise UserInputError(f"benchmarks: {case} failed with the code of {checkout}; see above.")
-    found: list[float] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def share_of_products(runs: list[dict[str, Any]]) -> float | None:
+    """The rate of the steps' products over that of products alone, the best of both."""
+    if not runs or runs[0]["flops"] is None:
+        return None
+    fastest = min(second for run in runs for second in run["seconds"])
+    share: float = runs[0]["flops"] / fastest / max(run["rate"] for run in runs)
+    return share
 
 
 def revision_of(checkout: Path) -> str:
@@ -93,14 +110,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     revisions = {name: revision_of(folder) for name, folder in checkouts.items()}
     started, rows = time.perf_counter(), {}
     for name, case in (QUICK_CASES if args.quick else CASES).items():
-        found: dict[str, list[float]] = {}
+        found: dict[str, list[dict[str, Any]]] = {}
         for turn in range(1 if args.quick else args.rounds):
             for which, folder in checkouts.items():
                 progress(f"{name}: {which}, round {turn + 1}")
-                found.setdefault(which, []).extend(
-                    seconds(folder, case, args.threads, args.repeats)
-                )
-        rows[name] = {which: {"min": min(s), "max": max(s)} for which, s in found.items() if s}
+                one = measured(folder, case, args.threads, args.repeats)
+                if one["seconds"]:
+                    found.setdefault(which, []).append(one)
+        rows[name] = {}
+        for which, runs in found.items():
+            steps = [second for one in runs for second in one["seconds"]]
+            rows[name][which] = {"min": min(steps), "max": max(steps)}
+        rows[name]["now"]["share"] = share_of_products(found["now"])
     lines = []
     for name, row in rows.items():
         now, before = row["now"], row.get("before")
@@ -112,13 +133,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "-" if before is None else f"{before['min'] / now['min']:.2f}x",
                 "-" if before is None else f"{1e3 * before['max']:.0f}",
                 f"{1e3 * now['max']:.0f}",
+                "-" if now["share"] is None else f"{now['share']:.2f}",
             ]
         )
     compared = f"; before: revision {revisions['before']}" if "before" in revisions else ""
     text = table(
-        f"CPU time of a training step (forward, backward; NeuroSSM: with AdamW), fp32{compared}.\n"
-        f"Milliseconds, the shortest of all steps, how many times as fast, and the longest.",
-        ["case", "before", "now", "before/now", "longest before", "longest now"],
+        f"CPU time of a training step (forward, backward; NeuroSSM: with AdamW) or of a forward\n"
+        f"pass, fp32{compared}. Milliseconds, the shortest of all steps, how many times as fast,\n"
+        f"the longest, and the rate of the step's matrix products over that of products alone.",
+        ["case", "before", "now", "before/now", "longest before", "longest now", "share"],
         lines,
     )
     save(args, started, {"revisions": revisions, "steps": rows}, text)
