@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import weakref
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +74,9 @@ class Buffers:
         self._in_one_call = in_one_call
         self._memory: dict[str, Tensor] = {}
         self._cuts: dict[tuple[tuple[int, ...], bool], SimpleNamespace] = {}
+        self._wholes: dict[bool, dict[str, Tensor]] = {}
+        # Of a pass forward and one back: what ``fused`` keeps beside them.
+        self.records: dict[bool, Any] = {}
 
     def block(self, lengths: tuple[int, ...], backward: bool) -> SimpleNamespace:
         """The buffers cut to a block of such sequences; their content is undefined.
@@ -92,10 +96,12 @@ class Buffers:
 
     def whole(self, backward: bool) -> dict[str, Tensor]:
         """All buffers, for as many tokens as fit in; see ``block``."""
-        with torch.inference_mode(False):
-            return {
-                name: self._buffer(name, *kind) for name, kind in self._shapes(backward).items()
-            }
+        if backward not in self._wholes:
+            with torch.inference_mode(False):
+                self._wholes[backward] = {
+                    name: self._buffer(name, *kind) for name, kind in self._shapes(backward).items()
+                }
+        return self._wholes[backward]
 
     def _buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         if name not in self._memory:

@@ -186,35 +186,51 @@ class FusedLayer:
     def _record(self, borders: Borders, zx: Tensor | None, backward: bool) -> _Block:
         """The record of a call, filled but for the arguments of either way."""
         x, layer = self._x, self._layer
-        room = memory.buffers(layer, x, projections=True, in_one_call=True).whole(backward)
-        call = _Block(width=x.shape[1], eps=NORM_EPS, ld=room["zx"].shape[1])
+        buffers = memory.buffers(layer, x, projections=True, in_one_call=True)
+        room = buffers.whole(backward)
+        if backward not in buffers.records:
+            buffers.records[backward] = _room_record(room, x.shape[1], backward)
+        call = _Block.from_buffer_copy(buffers.records[backward])
         state = x.new_empty(layer.heads, layer.state, layer.headdim)
         call.keeps = (state, room)
-        own = room["zx"] if zx is None else zx
         call.kept = zx is not None
         for name, tensor in {
-            "x": x, "mask": self._mask, "pre_norm": self._pre_norm, "zx": own, "state": state,
-            "tails": borders.tails, "states": borders.states, "product": room["projected"],
-            **{name: getattr(self._w, name) for name in _WEIGHTS},
-            **{name: room[name] for name in _ROOM},
+            "x": x, "mask": self._mask, "pre_norm": self._pre_norm, "state": state,
+            "tails": borders.tails, "states": borders.states,
+            **dict(zip(_WEIGHTS, self._w, strict=True)),
         }.items():  # fmt: skip
             setattr(call, name, None if tensor is None else tensor.data_ptr())
+        if zx is not None:
+            call.zx = zx.data_ptr()
         if backward:
-            call.dproduct = room["dprojected"].data_ptr()
-            for name in _ROOM_BACK:
-                setattr(call, name, room[name].data_ptr())
-            self._pack(room, call, "in_proj_back", "out_proj_back")
+            self._pack(room, "in_proj_back", "out_proj_back")
         if not backward or zx is None:
-            self._pack(room, call, "in_proj")
+            self._pack(room, "in_proj")
         if not backward:
-            self._pack(room, call, "out_proj")
+            self._pack(room, "out_proj")
         return call
 
-    def _pack(self, room: dict[str, Tensor], call: _Block, *names: str) -> None:
+    def _pack(self, room: dict[str, Tensor], *names: str) -> None:
         """Write the projections as the passes read them."""
         for name in names:
             back = name.endswith("_back")
             weight = getattr(self, "_" + name.removesuffix("_back"))
-            packed = room[name.replace("_proj", "_packed")]
-            self._kernels.pack(weight, packed, back)
-            setattr(call, name, packed.data_ptr())
+            self._kernels.pack(weight, room[_packed(name)], back)
+
+
+def _packed(name: str) -> str:
+    """The buffer of a projection as the passes read it."""
+    return name.replace("_proj", "_packed")
+
+
+def _room_record(room: dict[str, Tensor], width: int, backward: bool) -> _Block:
+    """What is the same in all calls with these buffers, which small layers need not fill again."""
+    record = _Block(width=width, eps=NORM_EPS, ld=room["zx"].shape[1])
+    names = {name: name for name in ("zx", *_ROOM)} | {"product": "projected"}
+    projections = ["in_proj", "out_proj"]
+    if backward:
+        names |= {name: name for name in _ROOM_BACK} | {"dproduct": "dprojected"}
+        projections += ["in_proj_back", "out_proj_back"]
+    for name, buffer in (names | {name: _packed(name) for name in projections}).items():
+        setattr(record, name, room[buffer].data_ptr())
+    return record

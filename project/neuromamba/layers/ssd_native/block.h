@@ -61,7 +61,7 @@ void block_pack(int64_t outputs, int64_t inputs, int64_t backward, const float *
 
 static inline int64_t rows_of(const Shape *s, int64_t k) { return s->stop[k] - s->start[k]; }
 
-static inline vec between(vec x) { return at_most(-at_most(-x, 87.0f), 88.0f); } /* see exp_clamped */
+static inline vec between(vec x) { return at_most(at_least(x, -87.0f), 88.0f); } /* see exp_clamped */
 
 /* All bits of the lanes j + lane <= i. */
 static inline bitvec up_to(int64_t i, int64_t j) {
@@ -337,17 +337,25 @@ static void project_back_chunk(const Shape *s, const Block *o, int64_t k) {
                            D, o->room + k * D);
 }
 
-/* Rows [from, to) of C [m, n] += A^T B, A [k, m] and B [k, n]: pieces of B along k stay in the cache for all of them. */
+/* The gradients of the projections, in stripes of their rows. */
+enum { STRIPE = 8 * TILE_ROWS };
+
+/* Rows [from, to) of C [m, n] += A^T B, A [k, m] and B [k, n]; from is a multiple of STRIPE, and rows of A can be read up
+ * to a multiple of LANES. Pieces along k stay in the cache, B's for all stripes; those of A are copied, since the few
+ * numbers that a stripe has of each row would push each other out of it. */
 static void add_outer(int64_t from, int64_t to, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
                       float *c) {
     enum { PIECE = 128 };
-    for (int64_t at = 0; at < k; at += PIECE)
-        transpose_product_added(DENSE, to - from, n, smaller(k - at, PIECE), a + at * lda + from, lda, b + at * n, n,
-                                c + from * n, n);
+    ALIGNED left[PIECE * STRIPE];
+    for (int64_t at = 0; at < k; at += PIECE) {
+        const int64_t rows = smaller(k - at, PIECE);
+        for (int64_t i = 0; i < rows; i++)
+            for (int64_t j = 0; j < to - from; j += LANES)
+                store_vec_f32(left + i * STRIPE + j, load_vec_f32(a + (at + i) * lda + from + j));
+        transpose_product_added(DENSE, to - from, n, rows, left, STRIPE, b + at * n, n, c + from * n, n);
+    }
 }
 
-/* The gradients of the projections, in stripes of their rows. */
-enum { STRIPE = 8 * TILE_ROWS };
 static inline int64_t stripes(int64_t rows) { return (rows + STRIPE - 1) / STRIPE; }
 
 static void projections_back(const Shape *s, const Block *o, int64_t stripe) {
