@@ -30,7 +30,6 @@ chunks of Q tokens in a block, H heads of P, N state size, W = I + 2N.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -45,7 +44,7 @@ from neuromamba.layers.ssd import passes as torch_passes
 from neuromamba.layers.ssd.blocks import Block, walk
 from neuromamba.layers.ssd.fused import Borders, FusedLayer, can_run
 from neuromamba.layers.ssd.passes import Layer, Totals, Weights
-from neuromamba.layers.ssd.types import BlockParams, MixerParams
+from neuromamba.layers.ssd.types import BlockParams, MixerParams, as_type, no_autocast
 
 
 def operand_type(tensor: Tensor) -> torch.dtype:
@@ -63,17 +62,6 @@ def operand_type(tensor: Tensor) -> torch.dtype:
 
 
 # -------------------------------------------------------------------------------------- autograd
-
-
-def _as_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor in this type; a small layer is not to wait for what changes nothing."""
-    return tensor if tensor.dtype == dtype else tensor.to(dtype)
-
-
-def _no_autocast(device: str) -> AbstractContextManager[Any]:
-    """Autocast off, where it is on."""
-    on = torch.is_autocast_enabled(device)
-    return torch.autocast(device, enabled=False) if on else nullcontext()
 
 
 class _Blockwise(torch.autograd.Function):
@@ -97,7 +85,7 @@ class _Blockwise(torch.autograd.Function):
         lent = None
         if backward and not sparing and in_proj is not None and layer.operand == torch.float32:
             lent = memory.lend(x, x.shape[0] * call.columns)
-        with _no_autocast(x.device.type):
+        with no_autocast(x.device.type):
             out, borders = call.forward(backward, lent)
         if backward:
             ctx.layer, ctx.borders, ctx.lent = layer, borders, lent
@@ -109,13 +97,13 @@ class _Blockwise(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         tensors, lent, wanted = ctx.saved_tensors, ctx.lent, ctx.needs_input_grad[3:]
         ctx.lent = None  # goes on to another call: a second pass back computes its content anew
-        with _no_autocast(dout.device.type):
+        with no_autocast(dout.device.type):
             call = _Call(ctx.layer, tensors)
             found = call.backward(dout.contiguous(), ctx.borders, lent, any(wanted[3:5]))
         if lent is not None:
             memory.give_back(lent)
         gradients = (
-            _as_type(g, t.dtype) if needed and g is not None else None
+            as_type(g, t.dtype) if needed and g is not None else None
             for g, t, needed in zip(found, tensors, wanted, strict=True)
         )
         return None, None, None, *gradients
@@ -133,19 +121,19 @@ class _Call:
         self.full = torch_passes.wide_type(layer.operand)
 
         def small(tensor: Tensor) -> Tensor:
-            return _as_type(tensor, self.full).contiguous()
+            return as_type(tensor, self.full).contiguous()
 
         self.w = Weights(
             conv_weight=small(conv_weight.t()),
             conv_bias=small(conv_bias),
             dt_bias=small(dt_bias),
-            A=torch.exp(_as_type(A_log, self.full)).neg_(),
+            A=torch.exp(as_type(A_log, self.full)).neg_(),
             D=small(D),
             norm=small(norm),
         )
         self.pre_norm = None if pre_norm is None else small(pre_norm)
-        self.in_proj = None if in_proj is None else _as_type(in_proj, layer.operand)
-        self.out_proj = None if out_proj is None else _as_type(out_proj, layer.operand)
+        self.in_proj = None if in_proj is None else as_type(in_proj, layer.operand)
+        self.out_proj = None if out_proj is None else as_type(out_proj, layer.operand)
         self.passes: ModuleType = torch_passes
         if native.can_run(x, layer.operand, layer.taps, residual=in_proj is not None):
             self.passes = native

@@ -1,4 +1,4 @@
-"""Types and constants that the layers, the scan and its backends share.
+"""Types, constants and small functions that the layers, the scan and its backends share.
 
 Shapes and letters are those of ``api``. This module imports no other of the package, so that every
 backend can import it.
@@ -7,8 +7,10 @@ backend can import it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 # Tokens of a chunk, inside which the scan is a matrix product: fewer waste the products, more raise
@@ -58,3 +60,14 @@ class BlockParams(NamedTuple):
 MixerFunction = Callable[[Tensor, MixerParams, tuple[int, ...]], Tensor]
 # (x [L, D], parameters, lengths, sparing, mask of the dropout [L, D] or None) -> [L, D]
 BlockFunction = Callable[[Tensor, BlockParams, tuple[int, ...], bool, Tensor | None], Tensor]
+
+
+def as_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in this type; a small layer is not to wait for what changes nothing."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
+def no_autocast(device: str) -> AbstractContextManager[Any]:
+    """Autocast off, where it is on."""
+    on = torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else nullcontext()
