@@ -40,8 +40,8 @@ COMMANDS: Mapping[str, Mapping[str, Command]] = {
     },
     "use a trained model": {
         "check": Command("check", "say whether scans fit a trained model"),
-        "predict": Command("predict", "predict of scans with a trained model"),
-        "embed": Command("embed", "embed scans with a trained model or backbone"),
+        "predict": Command("predict", "predict a class or value for scans with a trained model"),
+        "embed": Command("embed", "turn scans into features with a trained model or backbone"),
         "explain": Command("explain", "map which voxels a prediction rests on"),
         "rollout": Command("rollout", "generate the future frames of a scan"),
     },

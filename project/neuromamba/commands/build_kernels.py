@@ -16,13 +16,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from neuromamba.common.cli import ExampleFormatter
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the command."""
     parser = argparse.ArgumentParser(
         prog="neuromamba build-kernels",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=ExampleFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--force", action="store_true", help="compile again what is there")

@@ -16,7 +16,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from neuromamba.common.cli import run_command
+from neuromamba.common.cli import ExampleFormatter, run_command
 from neuromamba.data.store.check_options import CheckOptions
 
 
@@ -25,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="neuromamba check-store",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=ExampleFormatter,
     )
     add = parser.add_argument
     add("--image_path", required=True, metavar="STORE", help="folder of the store")
@@ -34,11 +34,11 @@ def build_parser() -> argparse.ArgumentParser:
         type=float,
         default=CheckOptions.sample,
         metavar="SHARE",
-        help="of the frames, whose statistics are computed again (default: %(default)s)",
+        help="share of the frames whose statistics are computed again and compared (default: 0.05)",
     )
-    add("--full", action="store_true", help="statistics of all frames, as --sample 1")
+    add("--full", action="store_true", help="compute those of all frames, as --sample 1")
     add("--clean", action="store_true", help="move bad files to the quarantine")
-    add("--quarantine", metavar="DIR", help="(default: STORE/quarantine)")
+    add("--quarantine", metavar="DIR", help="where to (default: STORE/quarantine)")
     add("--num_workers", type=int, metavar="N", help="processes (default: one per processor)")
     return parser
 

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from neuromamba.commands.preprocess import found_failures
-from neuromamba.common.cli import run_command
+from neuromamba.common.cli import ExampleFormatter, run_command
 from neuromamba.data.ingest.flags import add_store_flags, store_options
 from neuromamba.data.ingest.reference.options import BACKGROUNDS, TIME_AXES, ReferenceOptions
 
@@ -33,13 +33,18 @@ def build_parser(compression: str = ReferenceOptions.compression) -> argparse.Ar
     parser = argparse.ArgumentParser(
         prog="neuromamba convert-reference",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=ExampleFormatter,
     )
     add = parser.add_argument
     add("--input", required=True, metavar="DIR", help="frame_<t>.pt folders or *.h5, recursive")
     add("--output", required=True, metavar="IMAGE_PATH", help="folder of the store")
     add("--tr", required=True, type=float, metavar="SECONDS", help="TR of all runs")
-    add("--orientation", default=default.orientation, metavar="CODE", help="of the frames' axes")
+    add(
+        "--orientation",
+        default=default.orientation,
+        metavar="CODE",
+        help="orientation of the frames",
+    )
     add(
         "--voxel_size",
         nargs="+",
@@ -48,14 +53,18 @@ def build_parser(compression: str = ReferenceOptions.compression) -> argparse.Ar
         metavar="MM",
         help="one number, or three in the order of the axes (default: 2)",
     )
-    add("--space", default=default.space, metavar="NAME", help="recorded: MNI152NLin6Asym, ...")
+    add("--space", default=default.space, metavar="NAME", help="space to record in the store")
     add(
         "--background",
         choices=BACKGROUNDS,
         default=default.background,
         help="value outside the brain: 0, the run's minimum, or whichever the corners have",
     )
-    add("--time_axis", choices=TIME_AXES, help="of data sets of 4 dimensions, if not found out")
+    add(
+        "--time_axis",
+        choices=TIME_AXES,
+        help="of 4D data sets, if it is not recognised",
+    )
     add(
         "--img_size",
         nargs=3,

@@ -9,12 +9,11 @@ Exit status: 0 if a training can run here; 1 if something that it needs is missi
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
 
-from neuromamba.common.cli import run_command
+from neuromamba.common.cli import ExampleFormatter, run_command
 from neuromamba.common.json_flag import add_json, write_json
 from neuromamba.config.flag_parser import Parser, parse_arguments
 
@@ -24,7 +23,7 @@ def doctor_parser() -> Parser:
     parser = Parser(
         prog="neuromamba doctor",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=ExampleFormatter,
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -56,7 +55,7 @@ def check(argv: Sequence[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point: 0, 1 if something is missing, 2 for a user's mistake."""
+    """Entry point: 0, 1 if something is missing, 2 if a flag or a file is wrong."""
     words = list(sys.argv[1:] if argv is None else argv)
     logging.getLogger("neuromamba").setLevel(logging.ERROR)
     return run_command(lambda: check(words), "nothing was written.")

@@ -1,4 +1,4 @@
-"""Embed scans with a trained model or a pre-trained backbone.
+"""Turn scans into features with a trained model or a pre-trained backbone.
 
     neuromamba embed output/PROJECT/RUN derivatives/fmriprep -o OUT --pool window
 

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from neuromamba.checkpoints.paths import find_checkpoint
-from neuromamba.common.cli import run_command
+from neuromamba.common.cli import ExampleFormatter, run_command
 from neuromamba.common.errors import UserInputError
 from neuromamba.config.names import CONV_NAMES, EXPORT_DTYPES
 from neuromamba.fmamba.export_request import ExportRequest
@@ -38,7 +38,7 @@ def export_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="neuromamba export",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=ExampleFormatter,
     )
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", help="what to read")

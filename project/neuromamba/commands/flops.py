@@ -24,12 +24,18 @@ from neuromamba.fmamba.run_config import run_config
 
 def flops_parser() -> Parser:
     """Build the parser: the flags of ``neuromamba train``, and four of its own."""
-    parser = build_parser("neuromamba flops", __doc__)
+    return build_parser("neuromamba flops", __doc__, _add_own)
+
+
+def _add_own(parser: Parser) -> None:
     group = parser.add_argument_group("FLOPs")
     group.add_argument("--json", metavar="FILE", help="write the figures as JSON")
     group.add_argument("--output", metavar="FILE", help="write the table as text")
     group.add_argument(
-        "--windows_per_epoch", type=int, metavar="N", help="instead of counting the training set's"
+        "--windows_per_epoch",
+        type=int,
+        metavar="N",
+        help="windows of an epoch (default: counted in the store)",
     )
     group.add_argument(
         "--profiler",
@@ -38,7 +44,6 @@ def flops_parser() -> Parser:
         help="torch: its FlopCounterMode beside the formula; deepspeed: DeepSpeed's flops profiler "
         "as well, with every difference explained (has to be installed)",
     )
-    return parser
 
 
 def run(argv: Sequence[str]) -> dict[str, Any]:
@@ -72,7 +77,7 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point: 0, or 2 for a user's mistake."""
+    """Entry point: 0, or 2 if a flag or a file is wrong."""
     words = list(sys.argv[1:] if argv is None else argv)
 
     def command() -> None:

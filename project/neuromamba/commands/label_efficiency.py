@@ -8,7 +8,7 @@ split; both models are trained on them and tested on the same test subjects. Pri
 draws with intervals and writes label_efficiency.json and trainings.csv. Called again, it does the
 trainings that are missing.
 
-Exit status: 0; 2 with one line for a user's mistake; 130 after Ctrl-C.
+Exit status: 0; 2 if a flag or a file is wrong; 130 after Ctrl-C.
 """
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ def plan(argv: Sequence[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point: 0, 1 if nothing fits, 2 for a user's mistake."""
+    """Entry point: 0, 1 if nothing fits, 2 if a flag or a file is wrong."""
     words = list(sys.argv[1:] if argv is None else argv)
     logging.getLogger("neuromamba").setLevel(logging.ERROR)
     return run_command(lambda: plan(words), "nothing was written.")

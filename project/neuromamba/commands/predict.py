@@ -1,4 +1,4 @@
-"""Predict of scans with a trained model.
+"""Predict a class or value for scans with a trained model.
 
     neuromamba predict output/PROJECT/RUN sub-01_task-rest_bold.nii.gz -o OUT
 

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from neuromamba.common.cli import run_command
+from neuromamba.common.cli import ExampleFormatter, run_command
 from neuromamba.config.names import canonical_dataset_name
 from neuromamba.data.cohorts.registry import DATASETS
 from neuromamba.data.ingest.flags import add_store_flags, store_options
@@ -37,12 +37,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="neuromamba preprocess",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=ExampleFormatter,
     )
     add = parser.add_argument
     add("--input", required=True, metavar="DIR", help="folder with 4D *.nii, *.nii.gz, recursive")
     add("--output", required=True, metavar="IMAGE_PATH", help="folder of the store")
-    add("--layout", choices=(AUTO, *LAYOUTS), default=AUTO, help="how the folder is arranged")
+    add(
+        "--layout",
+        choices=(AUTO, *LAYOUTS),
+        default=AUTO,
+        help="arrangement of the folder; auto: recognised",
+    )
     add(
         "--space",
         default=default.space,
@@ -57,9 +62,22 @@ def build_parser() -> argparse.ArgumentParser:
         help="of several outputs of a run, take desc-NAME (default: preproc, else denoised, "
         "residual ...; smoothed ones last)",
     )
-    add("--img_size", nargs=3, type=int, default=default.img_size, metavar=("X", "Y", "Z"))
-    add("--mask", default=default.mask, metavar="auto|nonzero|computed|PATH", help="brain mask")
-    add("--tr", type=float, metavar="SECONDS", help="TR of all runs, against header and sidecar")
+    add(
+        "--img_size",
+        nargs=3,
+        type=int,
+        default=default.img_size,
+        metavar=("X", "Y", "Z"),
+        help="voxels of the grid that runs are cropped or padded to",
+    )
+    add(
+        "--mask",
+        default=default.mask,
+        metavar="auto|nonzero|computed|PATH",
+        help="brain mask: auto, the one beside a run, else its voxels that are not zero, else "
+        "computed from the image; or an image on the runs' grid",
+    )
+    add("--tr", type=float, metavar="SECONDS", help="TR of all runs; overrides the files")
     add("--resample", type=float, metavar="MM", help="resample to cubic voxels of this size")
     add(
         "--crop_offset",

@@ -9,7 +9,7 @@ subjects, an untrained backbone of the same configuration and features of the ra
 shows the scores for few labelled subjects. Data, split and, after a fine-tuning, the labels are
 those of the run unless flags say otherwise. docs/probes.md explains every row.
 
-Exit status: 0; 2 with one line for a user's mistake; 130 after Ctrl-C.
+Exit status: 0; 2 if a flag or a file is wrong; 130 after Ctrl-C.
 """
 
 from __future__ import annotations

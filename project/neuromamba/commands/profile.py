@@ -40,16 +40,19 @@ _REFUSED = (
 
 def profile_parser() -> Parser:
     """Build the parser: the flags of ``neuromamba train``, and those of the profile."""
-    parser = build_parser("neuromamba profile", __doc__)
+    return build_parser("neuromamba profile", __doc__, _add_own)
+
+
+def _add_own(parser: Parser) -> None:
     group = parser.add_argument_group("profile")
     add = group.add_argument
-    add("--profile_batches", type=int, default=20, metavar="N", help="batches that count")
+    add("--profile_batches", type=int, default=20, metavar="N", help="batches to measure")
     add(
         "--warm_up_batches",
         type=int,
         default=WARM_UP_BATCHES,
         metavar="N",
-        help="batches before them",
+        help="batches before them, which do not count",
     )
     add("--json", metavar="FILE", help="write the figures as JSON")
     add(
@@ -65,7 +68,6 @@ def profile_parser() -> Parser:
         metavar="SECONDS",
         help="time limit of each point of --scaling",
     )
-    return parser
 
 
 def checked(argv: Sequence[str]) -> RunConfig:
@@ -120,7 +122,7 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point: 0 on success, 2 with one line for a user's mistake, 130 after Ctrl-C."""
+    """Entry point: 0 on success, 2 if a flag or a file is wrong, 130 after Ctrl-C."""
     words = sys.argv[1:] if argv is None else argv
     return run_training(lambda: run(words))
 

@@ -15,7 +15,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from neuromamba.common.cli import run_command
+from neuromamba.common.cli import ExampleFormatter, run_command
 from neuromamba.config.names import RUN_SCALINGS
 from neuromamba.reports.quality.request import QualityRequest
 
@@ -25,18 +25,25 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="neuromamba quality",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=ExampleFormatter,
     )
     plain = QualityRequest(image_path="")
     add = parser.add_argument
     add("--image_path", required=True, metavar="STORE", help="folder of the store")
     add("--output", default="", metavar="FILE.html", help="default: STORE/quality/quality.html")
-    add("--patch_size", nargs=4, type=int, default=plain.patch_size, metavar=("X", "Y", "Z", "T"))
+    add(
+        "--patch_size",
+        nargs=4,
+        type=int,
+        default=plain.patch_size,
+        metavar=("X", "Y", "Z", "T"),
+        help="patch of the model, for the number of tokens",
+    )
     add(
         "--input_scaling_method",
         default=plain.input_scaling_method,
         metavar="NAME",
-        help=f"for histogram and background: {', '.join(RUN_SCALINGS)}",
+        help=f"scaling of histogram and background: {', '.join(RUN_SCALINGS)}",
     )
     add("--sequence_length", type=int, default=plain.sequence_length, help="frames of a window")
     add(

@@ -8,7 +8,7 @@ correctly classified holdout scans of all seeds, its reference map, their partia
 five images in maps/<DATASET>/<CLASS>/. Scores go to reports/<DATASET>/scores.json, and a page with
 pictures to report.html beside it.
 
-Exit status: 0; 2 with one line for a user's mistake.
+Exit status: 0; 2 if a flag or a file is wrong.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from neuromamba import neurossm
-from neuromamba.common.cli import run_command
+from neuromamba.common.cli import ExampleFormatter, run_command
 from neuromamba.common.errors import UserInputError
 from neuromamba.config.names import RANDOM_MAPS
 
@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="neuromamba regions explain-reference",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=ExampleFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument

@@ -7,7 +7,7 @@ It writes the file that "neuromamba regions train --dataset Own --data_file FILE
 reads, and beside it a quality page (.html) and what it was made from (.json). Runs that cannot be
 used are named and left out.
 
-Exit status: 0; 1 if runs were left out; 2 with one line for a user's mistake.
+Exit status: 0; 1 if runs were left out; 2 if a flag or a file is wrong.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from neuromamba.common.atomic_files import make_folder
-from neuromamba.common.cli import run_command
+from neuromamba.common.cli import ExampleFormatter, run_command
 from neuromamba.config.names import ATLAS_NAMES, CONFOUND_SETS
 from neuromamba.data.ingest.layouts import LAYOUTS, find_runs
 from neuromamba.data.ingest.sources import Choice
@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="neuromamba regions extract",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=ExampleFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument

@@ -13,7 +13,7 @@ extract". The table of labels is found beside the scans, or named with --labels.
 Every column of the table is kept; site, age, sex and motion are there under these names, too.
 FILE.json beside the file has the sources with their hashes, and all that was left out.
 
-Exit status: 0; 1 if scans were left out that cannot be used; 2 with one line for a user's mistake.
+Exit status: 0; 1 if scans were left out that cannot be used; 2 if a flag or a file is wrong.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from neuromamba.common.atomic_files import make_folder
-from neuromamba.common.cli import run_command
+from neuromamba.common.cli import ExampleFormatter, run_command
 from neuromamba.config.names import (
     COLLECTION_FORMATS,
     CONSTANT_REGIONS,
@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="neuromamba regions import",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=ExampleFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument

@@ -11,7 +11,7 @@ of the file. Regions are matched by the names that "neuromamba regions import" r
 file, else by their order. One frame is in memory at a time. --subjects 160 --stratify_by site
 paints fewer people, in proportion to their sites.
 
-Exit status: 0; 2 with one line for a user's mistake.
+Exit status: 0; 2 if a flag or a file is wrong.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from neuromamba.common.atomic_files import make_folder
-from neuromamba.common.cli import run_command
+from neuromamba.common.cli import ExampleFormatter, run_command
 from neuromamba.common.errors import UserInputError
 from neuromamba.config.names import ATLAS_NAMES
 
@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="neuromamba regions paint",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=ExampleFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument

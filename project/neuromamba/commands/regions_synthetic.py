@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from neuromamba.common.atomic_files import make_folder
-from neuromamba.common.cli import run_command
+from neuromamba.common.cli import ExampleFormatter, run_command
 from neuromamba.common.errors import UserInputError
 from neuromamba.data.regions.registry import DATASETS
 from neuromamba.data.synthetic.spec import MADE
@@ -24,20 +24,19 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="neuromamba regions synthetic",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=ExampleFormatter,
     )
-    parser.add_argument("--dataset", required=True, choices=MADE)
-    parser.add_argument("--output", required=True, metavar="DIR", help="the data folder")
-    parser.add_argument("--subjects", type=int, default=40, help="default: %(default)s")
-    parser.add_argument("--frames", type=int, help="default: the data set's first usual number")
+    parser.add_argument("--dataset", required=True, choices=MADE, help="whose layout to imitate")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder of the data sets")
+    parser.add_argument("--subjects", type=int, default=40, help="how many")
+    parser.add_argument("--frames", type=int, help="of a scan (default: as usual for the data set)")
     parser.add_argument(
         "--strength",
         type=float,
         default=2.5,
-        help="planted signal against noise, standard deviations; 0 plants nothing "
-        "(default: %(default)s)",
+        help="planted signal in standard deviations of the noise; 0 plants nothing",
     )
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     return parser
 
 
@@ -67,7 +66,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point: 0, or 2 with one line for a user's mistake."""
+    """Entry point: 0, or 2 if a flag or a file is wrong."""
     return run_command(lambda: run(sys.argv[1:] if argv is None else argv), "call again.")
 
 

@@ -7,7 +7,7 @@ on all of the rest and scored on the holdout. Results go to Results/<DATASET>/<M
 was interrupted continues when it is started again. docs/region_data.md describes the data,
 docs/region_protocol.md protocol and files.
 
-Exit status: 0; 2 with one line for a user's mistake; 75 after SIGTERM, 130 after Ctrl-C.
+Exit status: 0; 2 if a flag or a file is wrong; 75 after SIGTERM, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from neuromamba.common.cli import run_command
+from neuromamba.common.cli import ExampleFormatter, run_command
 from neuromamba.common.errors import UserInputError, look_up
 from neuromamba.config.names import PATHWAY_ABLATIONS, ROI_ORIENTATIONS, SSD_BACKENDS
 from neuromamba.config.tasks import TASK_TYPES
@@ -64,20 +64,31 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="neuromamba regions train",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=ExampleFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
     add("--dataset", required=True, metavar="NAME", help=", ".join(DATASET_NAMES))
     add("--model", default="NeuroSSM", metavar="NAME", help=", ".join(MODELS))
     add("--device", default="0", help="number of a GPU, or cpu (default: %(default)s)")
-    add("--seeds", type=int, nargs="+", default=[0], metavar="S", help="default: 0")
-    add("--skip_cross_validation", action="store_true", help="holdouts only")
-    add("--analysis", action="store_true", help="write CPA maps of the holdouts' scans")
+    add(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[0],
+        metavar="S",
+        help="of the holdouts: a split and a model for each",
+    )
+    add("--skip_cross_validation", action="store_true", help="holdouts only, no folds")
+    add(
+        "--analysis",
+        action="store_true",
+        help="write attribution maps (CPA) of the holdouts' scans",
+    )
 
     data = parser.add_argument_group("data")
     add = data.add_argument
-    add("--data_dir", default="Dataset/Data", metavar="DIR", help="default: %(default)s")
+    add("--data_dir", default="Dataset/Data", metavar="DIR", help="folder of the data sets")
     add(
         "--data_file",
         metavar="FILE",
@@ -89,16 +100,23 @@ def build_parser() -> argparse.ArgumentParser:
         help="scans of another cohort, which no split sees: the models of the holdouts are tested "
         "on them, too",
     )
-    add("--target", metavar="KEY", help=f"of a scan's pheno: what is predicted (--dataset {OWN})")
+    add(
+        "--target",
+        metavar="KEY",
+        help=f"label to predict, with --dataset {OWN}: a key of the scans' pheno, which holds the "
+        "columns of the table of subjects",
+    )
     add(
         "--task_type",
         choices=list(TASK_TYPES),
-        help="of the target; default: regression of age and intelligence, else classification",
+        help="kind of the target (default: regression of age and intelligence, else "
+        "classification)",
     )
     add(
         "--group_column",
         metavar="NAME",
-        help="of the subject table or pheno: families stay together",
+        help="column of the table of subjects, or key of pheno: subjects of one value, such as a "
+        "family, stay in one part",
     )
     add(
         "--confounds",
@@ -121,16 +139,21 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="CODE",
-        help="labels that mean not recorded (-9999 9): leave their scans out",
+        help="labels that stand for a missing value (-9999 9): leave their scans out",
     )
     add(
         "--orientation",
         choices=ROI_ORIENTATIONS,
         default="auto",
-        help="of the matrices; auto takes regions x time and refuses what looks otherwise "
-        "(default: auto)",
+        help="of the matrices of series; auto takes regions x time and refuses what looks "
+        "otherwise",
     )
-    add("--dynamic_length", type=int, metavar="T", help="frames of a training crop")
+    add(
+        "--dynamic_length",
+        type=int,
+        metavar="T",
+        help="frames of the part of a scan that a step reads",
+    )
     add(
         "--short_scans",
         choices=["pad", "refuse"],
@@ -138,7 +161,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="scans shorter than a crop: take them whole, padded frames do not count (default), "
         "or refuse them",
     )
-    add("--atlas", metavar="FILE", help="labels of the regions in MNI space, for pictures")
+    add("--atlas", metavar="FILE", help="image of the regions' labels in MNI space, for pictures")
 
     model = parser.add_argument_group("model")
     add = model.add_argument
@@ -146,12 +169,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--recipe",
         choices=list(RECIPES),
         default="paper",
-        help="defaults of the flags below: the paper's, or those for some hundreds of subjects "
-        "(default: %(default)s)",
+        help="defaults of the flags below: the paper's, or robust, for some hundreds of subjects",
     )
-    add("--signals", nargs="+", metavar="NAME", help=_default("signals"))
-    add("--scales", type=int, nargs="+", metavar="S", help=_default("scales"))
-    add("--embed_dim", type=int, help=_default("embed_dim"))
+    add("--signals", nargs="+", metavar="NAME", help=f"raw, diff; {_default('signals')}")
+    add("--scales", type=int, nargs="+", metavar="S", help=f"in frames; {_default('scales')}")
+    add("--embed_dim", type=int, help=f"width; {_default('embed_dim')}")
     add("--depth", type=int, help=f"Mamba2 layers of a pathway; {_default('depth')}")
     add("--dropout", type=float, help=_default("dropout"))
     add(
@@ -170,27 +192,28 @@ def build_parser() -> argparse.ArgumentParser:
         help="add what the baseline Tangent reads in the correlations of the scan, as a pathway; "
         + _default("second_order"),
     )
-    add("--ssd_backend", choices=SSD_BACKENDS, default="auto", help="default: %(default)s")
+    add("--ssd_backend", choices=SSD_BACKENDS, default="auto", help="state-space scan")
 
     fit = parser.add_argument_group("protocol and training")
     add = fit.add_argument
-    add("--folds", type=int, default=5, help="default: %(default)s")
+    add("--folds", type=int, default=5, help="of the cross-validation")
     add(
         "--stratify_by",
         nargs="+",
         default=[],
         metavar="NAME",
-        help="columns (site) that holdout and folds have the same shares of, as of the classes",
+        help="columns (site) whose values holdout and folds get in equal shares, as they do the "
+        "classes",
     )
     add(
         "--leave_out",
         metavar="NAME",
         help="column (site) whose values are left out in turn, in place of the folds",
     )
-    add("--epochs", type=int, help="default: 20")
-    add("--batch_size", type=int, help="default: 32")
+    add("--epochs", type=int, help="of a fit (default: 20)")
+    add("--batch_size", type=int, help="scans of a step (default: 32)")
     add("--learning_rate", type=float, help=f"at the start; {_default('learning_rate')}")
-    add("--max_learning_rate", type=float, help=_default("max_learning_rate"))
+    add("--max_learning_rate", type=float, help=f"peak; {_default('max_learning_rate')}")
     add("--weight_decay", type=float, help=f"of AdamW; {_default('weight_decay')}")
     add(
         "--label_smoothing",
@@ -210,7 +233,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="column (site) whose differences ComBat removes from the features of FC, "
         "PartialCorrelation and Tangent: further rows, beside those without",
     )
-    add("--results_dir", default="Results", metavar="DIR", help="default: %(default)s")
+    add("--results_dir", default="Results", metavar="DIR", help="folder of the results")
 
     cpa = parser.add_argument_group("Calibrated Pathway Attribution")
     add = cpa.add_argument
@@ -218,20 +241,19 @@ def build_parser() -> argparse.ArgumentParser:
         "--ablation",
         choices=PATHWAY_ABLATIONS,
         default="mean",
-        help="a pathway is replaced by its mean over the training scans, or by zero (default: "
-        "%(default)s)",
+        help="what replaces a pathway: its mean over the training scans, or zero",
     )
     add(
         "--cpa_gradient",
         choices=GRADIENTS,
         default="integrated",
-        help="along the way from zero to the scan, or at the scan alone (default: %(default)s)",
+        help="gradients along the way from zero to the scan, or at the scan alone",
     )
     add(
         "--analysis_dir",
         default="Analysis/Explainability",
         metavar="DIR",
-        help="default: %(default)s",
+        help="folder of the maps",
     )
     return parser
 

@@ -8,7 +8,7 @@ baselines fitted on exactly its subjects, ROC, precision and recall, confusion, 
 scatter, every test subject, curves, data, model, configuration. Other runs of the same task are
 compared with it, paired where they were tested on the same subjects.
 
-Exit status: 0; 2 with one line for a user's mistake; 130 after Ctrl-C.
+Exit status: 0; 2 if a flag or a file is wrong; 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from neuromamba.common.cli import run_command
+from neuromamba.common.cli import ExampleFormatter, run_command
 from neuromamba.common.errors import UserInputError
 
 
@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="neuromamba report",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=ExampleFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument

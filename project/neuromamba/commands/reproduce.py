@@ -25,7 +25,7 @@ Seeds can be run on several machines; --collect --add FILE... makes one table of
 --dry_run shows the jobs, and the cost of those of tables; --script writes an array job for Slurm or
 PBS, each task of which does one job; --collect writes the tables of what exists.
 
-Exit status: 0; 1 if a run failed; 2 with one line for a user's mistake, or if no table can be made
+Exit status: 0; 1 if a run failed; 2 if a flag or a file is wrong, or if no table can be made
 because its files are absent; 130 after Ctrl-C.
 """
 
@@ -35,7 +35,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from neuromamba.common.cli import run_command
+from neuromamba.common.cli import ExampleFormatter, run_command
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.stages import StageFailure
 from neuromamba.reports.objectives import SEEDS, STUDIES, checked_study, job_lines, run_study
@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="neuromamba reproduce",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=ExampleFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument

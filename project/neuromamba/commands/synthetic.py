@@ -26,9 +26,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--subjects", type=int, default=default.subjects, help="how many")
     parser.add_argument("--frames", type=int, default=default.frames, help="frames of a run")
     parser.add_argument(
-        "--grid", type=int, nargs=3, default=default.grid, metavar=("X", "Y", "Z"), help="voxels"
+        "--grid",
+        type=int,
+        nargs=3,
+        default=default.grid,
+        metavar=("X", "Y", "Z"),
+        help="voxels of a frame",
     )
-    parser.add_argument("--voxel_size", type=float, default=0.0, help="mm; 0 fits the brain")
+    parser.add_argument(
+        "--voxel_size", type=float, default=0.0, help="in mm; 0: so that the brain fits the grid"
+    )
     parser.add_argument(
         "--effect_size",
         type=float,
@@ -39,18 +46,20 @@ def _parser() -> argparse.ArgumentParser:
         "--network_radius",
         type=float,
         default=default.network_radius,
-        help="of the regions that oscillate, mm",
+        help="radius in mm of the regions that oscillate",
     )
     parser.add_argument(
         "--effect",
         default=default.effect,
         help=f"what differs between the classes: {', '.join(EFFECTS)}",
     )
-    parser.add_argument("--seed", type=int, default=default.seed, help="seed of everything")
-    parser.add_argument("--tr", type=float, default=default.tr, help="repetition time, s")
+    parser.add_argument("--seed", type=int, default=default.seed, help="seed of all random numbers")
+    parser.add_argument("--tr", type=float, default=default.tr, help="repetition time in seconds")
     parser.add_argument("--tsnr", type=float, default=default.tsnr, help="temporal SNR")
-    parser.add_argument("--orientation", default=default.orientation, help="RAS or LAS")
-    parser.add_argument("--num_workers", type=int, default=1, help="processes")
+    parser.add_argument(
+        "--orientation", default=default.orientation, help="of the files: RAS or LAS"
+    )
+    parser.add_argument("--num_workers", type=int, default=1, help="processes that write")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier data set")
     return parser
 

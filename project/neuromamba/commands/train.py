@@ -73,7 +73,7 @@ def run(argv: Sequence[str]) -> dict[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point: 0 on success, 2 with one line for a user's mistake, 130 after Ctrl-C.
+    """Entry point: 0 on success, 2 if a flag or a file is wrong, 130 after Ctrl-C.
 
     ``docs/fault_tolerance.md`` lists all exit statuses.
     """

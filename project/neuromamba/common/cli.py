@@ -39,13 +39,27 @@ class ExampleFormatter(
 ):
     """Keep the lines of a description, which holds an example, and add defaults to the flags.
 
-    A flag whose help says what happens without it, and one that has no value then, gets none.
+    Defaults are written as they are typed. A flag whose help says what happens without it, and one
+    that is off or has no value then, gets none.
     """
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, [], "") or "default" in (action.help or ""):
-            return action.help
-        return super()._get_help_string(action)
+        # Before Python 3.13 a switch has its default in its help already.
+        words = (action.help or "").replace(" (default: %(default)s)", "")
+        default = action.default
+        none = default is False or default in (None, [], (), "", argparse.SUPPRESS)
+        if none or re.search(r"\bdefault\b", words):
+            return words
+        if default is True:
+            return f"{words} (default: yes)"
+        values = default if isinstance(default, list | tuple) else [default]
+        typed = " ".join(f"{one:g}" if isinstance(one, float) else str(one) for one in values)
+        return f"{words} (default: {typed})"
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        """Name the value of ``--a_long_name`` N or X: numbers need no longer name."""
+        kinds: dict[object, str] = {int: "N", float: "X"}
+        return kinds.get(action.type) or super()._get_default_metavar_for_optional(action)
 
 
 def run_command(command: Callable[[], int | None], interrupted: str) -> int:

@@ -23,25 +23,26 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=list(default_of(DataConfig, "dataset_name")),
         metavar="NAME",
-        help=f"{', '.join(names.DATASET_NAMES)}; HCP is S1200",
+        help=f"cohort of each store: {', '.join(names.DATASET_NAMES)}. HCP is "
+        "S1200; Own is any other; Dummy is synthetic",
     )
-    add("--image_path", nargs="+", metavar="DIR", help="folder of each data set's HDF5 store")
+    add("--image_path", nargs="+", metavar="DIR", help="store of each data set")
     add(
         "--img_size",
         nargs="+",
         type=int,
         default=list(default_of(ModelConfig, "img_size")),
         metavar="N",
-        help="X Y Z T of a window",
+        help="voxels X Y Z and frames T of a window",
     )
     add("--sequence_length", type=int, help="frames of a window; default: T of --img_size")
-    value("stride_between_seq", float, "step between windows, in window lengths")
-    value("stride_within_seq", int, "step between the frames of a window")
+    value("stride_between_seq", float, "from one window to the next, in window lengths")
+    value("stride_within_seq", int, "read every N-th frame of a run")
     add(
         "--input_scaling_method",
         default=default_of(DataConfig, "input_scaling_method"),
         metavar="NAME",
-        help=", ".join(names.SCALING_METHODS),
+        help=f"scaling of the intensities: {', '.join(names.SCALING_METHODS)}",
     )
     add(
         "--scaling_statistics",
@@ -59,7 +60,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
         f"{' and '.join(names.VOXEL_SCALINGS)} take out, is embedded too and added to the tokens "
         "of each place",
     )
-    value("dataset_split_num", int, "which split of the subjects")
+    value("dataset_split_num", int, "number of the split of the subjects")
     value("train_split", float, "share of the subjects for training")
     value("val_split", float, "share for validation; the rest is for testing")
     add(
@@ -68,21 +69,22 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
         metavar="UNIT",
         help=f"what is split and scored as one: {', '.join(names.SPLIT_UNITS)}",
     )
-    value("family_column", str, "metadata column; subjects of one value stay in one part")
+    value("family_column", str, "column of the table of subjects; a family stays in one part")
     add(
         "--stratify_by",
         nargs="+",
         default=[],
         metavar="COLUMN",
-        help="metadata columns whose values every part gets in equal shares; none: no "
-        "stratification (default: the data set's own, SITE_ID for ABIDE)",
+        help="columns of the table of subjects whose values every part gets in equal shares; "
+        "none: no stratification (default: the data set's own, SITE_ID for ABIDE)",
     )
     add(
         "--match_on",
         nargs="+",
         default=[],
         metavar="COLUMN",
-        help="keep pairs of the two classes that agree in these columns (propensity matching)",
+        help="keep only pairs of the two classes that agree in these columns of the table of "
+        "subjects (propensity matching)",
     )
     value("match_caliper", float, "largest distance of a pair, in SD of the propensity's logit")
     add(
@@ -94,10 +96,10 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
         help="share of each data set in the training windows of an epoch (default: its size)",
     )
     add_switch(group, "balanced_sampling", False, "draw training windows of all classes alike")
-    value("batch_size", int, "windows of a training batch on each device")
-    add("--eval_batch_size", type=int, help="windows of an evaluation batch; default: --batch_size")
+    value("batch_size", int, "windows per training batch and device")
+    add("--eval_batch_size", type=int, help="of validation and test; default: --batch_size")
     value("num_workers", int, "processes that load data")
-    add_switch(group, "pin_memory", False, "page-locked batches, for CUDA")
+    add_switch(group, "pin_memory", False, "batches in page-locked memory, for CUDA")
     add_switch(
         group,
         "persistent_workers",
@@ -110,34 +112,36 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
         type=_number_or_word,
         default=default_of(DataConfig, "window_cache"),
         metavar="GB",
-        help="memory that keeps training windows; auto: all of them, if they fit into a quarter "
-        "of the free memory",
+        help="memory in which training windows are kept; auto: all of them, if they fit into a "
+        "quarter of the free memory",
     )
     for part in ("training", "validation", "test"):
-        value(f"limit_{part}_samples", float, f"share (<= 1) or number of the {part} subjects")
-    value("num_train_fMRI_segments", int, "at most this many windows of a training run")
-    value("bad_subj_path", str, "text file of subjects to leave out, one a line")
+        value(
+            f"limit_{part}_samples",
+            float,
+            f"use only this share (<= 1) or number of {part} subjects",
+        )
+    value("num_train_fMRI_segments", int, "at most N windows of each training run")
+    value("bad_subj_path", str, "text file of subjects to leave out, one per line")
     add_switch(group, "shuffle_time_sequence", False, "control: shuffle the frames of each window")
     add_switch(group, "include_valid_to_train", False, "train on the validation subjects as well")
     add_switch(
         group,
         "augment_during_training",
         False,
-        "move, smooth and add noise to training windows, each window alike in all its frames",
+        "augment training windows: move, smooth, add noise; all frames of a window alike",
     )
-    add_switch(group, "augment_only_affine", False, "move them only")
-    add_switch(group, "augment_only_intensity", False, "smooth and add noise only")
+    add_switch(group, "augment_only_affine", False, "augment by moving only")
+    add_switch(group, "augment_only_intensity", False, "augment by smoothing and noise only")
     add(
         "--augment_strength",
         type=float,
         default=default_of(AugmentConfig, "strength"),
         help="factor on the size of all augmentations",
     )
+    group.add_argument("--dummy_subjects", type=int, default=40, help="synthetic subjects of Dummy")
     group.add_argument(
-        "--dummy_subjects", type=int, default=40, help="Dummy without --image_path: subjects"
-    )
-    group.add_argument(
-        "--dummy_effect_size", type=float, default=2.0, help="Dummy: size of the planted effect"
+        "--dummy_effect_size", type=float, default=2.0, help="effect planted in Dummy"
     )
 
 

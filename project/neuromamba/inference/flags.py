@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from neuromamba.common.cli import ExampleFormatter
 from neuromamba.common.errors import UserInputError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -25,7 +26,7 @@ def model_parser(command: str, description: str | None, *, output: bool = True) 
     parser = argparse.ArgumentParser(
         prog=f"neuromamba {command}",
         description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=ExampleFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument

@@ -40,6 +40,18 @@ def test_a_page_of_a_command_lists_every_flag(name: str, monkeypatch: pytest.Mon
     assert f".. program:: neuromamba {name}" in text
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_every_flag_is_explained_and_defaults_are_as_typed(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parser = site_module("command_pages", monkeypatch).parser_of(ALL[name])
+    formatter = parser._get_formatter()
+    texts = {one.dest: formatter._expand_help(one) if one.help else "" for one in parser._actions}
+    assert [flag for flag, text in texts.items() if not text.strip()] == []
+    literals = re.compile(r"default: (?:[\[({'\"]|(?:None|True|False)\b)")
+    assert {flag: text for flag, text in texts.items() if literals.search(text)} == {}
+
+
 def test_text_of_help_has_no_meaning_as_markup(monkeypatch: pytest.MonkeyPatch) -> None:
     pages = site_module("command_pages", monkeypatch)
     assert pages.escaped("a*b |c| `d` e_f") == r"a\*b \|c\| \`d\` e\_f"

@@ -19,13 +19,34 @@ def add_store_flags(parser: argparse.ArgumentParser, compression: str) -> None:
     """
     default, add = StoreOptions(), parser.add_argument
     add("--drop_first", type=int, default=0, metavar="N", help="leave out the first N frames")
-    add("--dataset_name", default="", metavar="NAME", help=f"one of {', '.join(DATASETS)}")
-    add("--voxel_norm", action="store_true", help="also store every voxel's mean and deviation")
-    add("--compression", choices=COMPRESSIONS, default=compression)
+    add(
+        "--dataset_name",
+        default="",
+        metavar="NAME",
+        help=f"cohort, which knows its folders and tables: {', '.join(DATASETS)}",
+    )
+    add("--voxel_norm", action="store_true", help="also store each voxel's mean and SD")
+    add(
+        "--compression",
+        choices=COMPRESSIONS,
+        default=compression,
+        help="of the files; lz4: smaller, read a little more slowly",
+    )
     add("--num_workers", type=int, metavar="N", help="processes (default: one per processor)")
-    add("--min_frames", type=int, default=default.min_frames, metavar="N", help="refuse shorter")
+    add(
+        "--min_frames",
+        type=int,
+        default=default.min_frames,
+        metavar="N",
+        help="refuse shorter runs",
+    )
     add("--overwrite", action="store_true", help="convert again what is up to date")
-    add("--dry_run", "--dry-run", action="store_true", help="read headers, write nothing")
+    add(
+        "--dry_run",
+        "--dry-run",
+        action="store_true",
+        help="read headers, report, write nothing",
+    )
 
 
 def store_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -9,7 +9,7 @@ diagnoses are divided evenly. ``scores`` fits linear models on the training and 
 of a pre-training's split, and scores its test subjects: its frozen features, an untrained
 backbone's, FC of the series that were painted, and the site alone.
 
-Exit status: 0; 2 with one line for a user's mistake.
+Exit status: 0; 2 if a flag or a file is wrong.
 """
 
 from __future__ import annotations

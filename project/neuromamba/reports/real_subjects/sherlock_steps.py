@@ -10,7 +10,7 @@ r"""Steps of the table ``sherlock`` that are no commands of their own.
 folds of the table; ``decode`` scores the frozen
 features of a pre-training on the subjects that its split leaves out.
 
-Exit status: 0; 2 with one line for a user's mistake.
+Exit status: 0; 2 if a flag or a file is wrong.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ embeddings and by connectivity.
 
 Shapes: P people, D features.
 
-Exit status: 0; 2 with one line for a user's mistake.
+Exit status: 0; 2 if a flag or a file is wrong.
 """
 
 from __future__ import annotations
