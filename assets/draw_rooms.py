@@ -206,9 +206,9 @@ def draw(path: Path) -> None:
                 zorder=2,
             )
 
-    write(0.3, height - 0.2, "Rooms of the package neuromamba", 13, fontweight="bold")
+    write(0.3, height - 0.2, "Subpackages of neuromamba", 13, fontweight="bold")
     caption = (
-        "A room imports only from rows below its own. Arrows: imports in the code (dashed: by "
+        "Each imports only from rows below its own. Arrows: imports in the code (dashed: by "
         "name, when called);\nthose that follow from others are left out."
     )
     write(0.3, height - 0.5, caption, 8, color="black")

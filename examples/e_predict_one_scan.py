@@ -1,6 +1,6 @@
 """
-Predict of one scan
-===================
+Predict one scan
+================
 
 A run folder and a scan are enough. ``check`` says whether the scan fits the model, ``predict``
 answers with a page that says how far to trust the answer, and in Python the model is loaded once

@@ -1,6 +1,6 @@
 """
-Explain a prediction
-====================
+Explain it: a map beside that of random weights
+===============================================
 
 Which voxels does the score of the predicted class depend on? Beside every map stands the same map
 of a network with random weights: where they resemble each other, the map shows the input and not

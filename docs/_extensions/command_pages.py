@@ -79,7 +79,7 @@ def page(name: str, command: Command) -> str:
     usage = parser.usage or f"{parser.prog} [flags]"
     lines += [".. code-block:: text", "", f"   {usage}", ""] if parser.usage else []
     lines += [f".. program:: {title}", ""]
-    titles = {"options": "General", "positional arguments": "Arguments"}
+    titles = {"options": "Flags", "positional arguments": "Arguments"}
     for group in parser._action_groups:
         shown = [one for one in group._group_actions if one.help != argparse.SUPPRESS]
         if not shown or [one.dest for one in shown] == ["help"]:
@@ -113,7 +113,8 @@ def overview() -> str:
     ]
     for purpose, commands in COMMANDS.items():
         heading = purpose.capitalize()
-        lines += [heading, "-" * len(heading), "", ".. list-table::", "   :widths: 30 70", ""]
+        lines += [heading, "-" * len(heading), "", ".. list-table::", "   :widths: 35 65"]
+        lines += ["   :width: 100%", ""]
         for name, command in commands.items():
             lines.append(f"   * - :doc:`neuromamba {name} <{file_name(name)}>`")
             lines.append(f"     - {escaped(command.summary)}")

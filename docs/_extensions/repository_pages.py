@@ -3,7 +3,7 @@
 A link to a folder, which a site does not have, leads to the page that is made from it
 (``MADE_FROM``) or to the ``README.md`` in it; without either only its text is kept. Links to pages
 and files need nothing: Sphinx checks them, and copies linked files. A file that a program has
-written without a heading gets one of its name.
+written without a heading gets one (``TITLES``, or its name).
 """
 
 from __future__ import annotations
@@ -17,6 +17,22 @@ from typing import Any
 MADE_FROM = {
     "examples": "docs/gallery/index.rst",
     "docs/reference": "docs/reference/commands/index.rst",
+}
+# Pages that a program has written without a heading; others are called by their file's name.
+TITLES = {
+    "backbone": "Time and memory of the backbone",
+    "bf16_on_cpu": "bfloat16 on a CPU",
+    "cpu_steps": "Training steps on a CPU, before and now",
+    "ingest": "Time to convert a folder into a store",
+    "loader": "Windows loaded per second",
+    "loss_scaling": "Loss over parameters and tokens",
+    "memory_plan": "Predicted and measured memory",
+    "mixer": "Time and memory of one Mamba2 layer",
+    "scaling": "Cost over frames, windows and tokens",
+    "short_sequences": "Pathways with short sequences",
+    "start_up": "Start of the commands",
+    "training_step": "Time of a training step",
+    "use_a_model": "Time and memory of using a model",
 }
 LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s#:]+)\)")
 
@@ -48,7 +64,21 @@ def with_heading(text: str, page: Path) -> str:
     if re.search(r"(?m)^# ", text):
         return text
     name = page.stem.replace("_", " ")
-    return f"# {name[0].upper()}{name[1:]}\n\n{text}"
+    title = TITLES.get(page.stem, name[0].upper() + name[1:])
+    folder = page.parent.name  # below results/: of another kind of machine
+    if folder not in ("", "results"):
+        title += f", {folder.replace('_', ' ')}"
+    return f"# {title}\n\n{text}"
+
+
+def with_short_words(body: str) -> str:
+    """HTML in which words of code that fit into a line of a phone have a class of their own.
+
+    Browsers break a line after each hyphen, so that a flag would be cut after its ``--``.
+    """
+    return re.sub(
+        r'<span class="pre">([^<]{1,30})</span>', r'<span class="pre short">\1</span>', body
+    )
 
 
 def setup(app: Any) -> dict[str, bool]:
@@ -59,5 +89,10 @@ def setup(app: Any) -> dict[str, bool]:
         if path.suffix == ".md":
             source[0] = with_heading(without_folders(source[0], path, Path(app.srcdir)), path)
 
+    def written(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+        if "body" in context:
+            context["body"] = with_short_words(context["body"])
+
     app.connect("source-read", read)
+    app.connect("html-page-context", written)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

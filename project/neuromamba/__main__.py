@@ -36,7 +36,7 @@ COMMANDS: Mapping[str, Mapping[str, Command]] = {
     "train": {
         "train": Command("train", "pre-train, fine-tune and test FMamba on voxels"),
         "regions train": Command("regions_train", "train, test and explain NeuroSSM on regions"),
-        "export": Command("export", "write any checkpoint as one file"),
+        "export": Command("export", "export a checkpoint: a folder to share, or one file"),
     },
     "use a trained model": {
         "check": Command("check", "say whether scans fit a trained model"),

@@ -37,17 +37,28 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--root", required=True, metavar="DIR", help="maps of neuromamba regions train --analysis")
     add("--out", required=True, metavar="DIR", help="where results go")
-    add("--datasets", nargs="+", metavar="NAME", help="default: all below --root with terms")
+    add("--datasets", nargs="+", metavar="NAME", help="default: all with maps and terms")
     add(
         "--data_dir",
         default="Dataset/Data",
         metavar="DIR",
         help="holds neurosynth/ (downloaded on the first run) and atlases/ (default: %(default)s)",
     )
-    add("--terms", default=str(TERMS), metavar="FILE", help="class -> terms (default: terms.yaml)")
-    add("--atlas", metavar="FILE", help="labels of the regions in MNI space")
-    add("--null", choices=RANDOM_MAPS, default="moran", help="random maps (default: %(default)s)")
-    add("--draws", type=int, default=1000, help="random maps (default: %(default)s)")
+    add(
+        "--terms",
+        default=str(TERMS),
+        metavar="FILE",
+        help="terms of a class (default: terms.yaml)",
+    )
+    add("--atlas", metavar="FILE", help="image of the regions' labels")
+    add(
+        "--null",
+        choices=RANDOM_MAPS,
+        default="moran",
+        help="random maps of the p values: moran keeps the similarity of neighbours, permutation "
+        "shuffles the regions",
+    )
+    add("--draws", type=int, default=1000, help="number of random maps")
     add("--seed", type=int, default=0, help="of the random maps (default: %(default)s)")
     return parser
 

@@ -1,9 +1,9 @@
-"""A report of one or several finished runs, in one HTML file that needs no network.
+"""Write a report of one or several finished runs: one HTML file that needs no network.
 
     neuromamba report output/project/run [output/project/other ...]
 
-writes ``report/report.html`` into the first run's folder (or --output), and each figure as PNG and
-PDF into ``figures/`` beside it. The first run is shown in full: results with intervals beside
+It writes report/report.html into the first run's folder (or into --output), and each figure as PNG
+and PDF into figures/ beside it. The first run is shown in full: results with intervals beside
 baselines fitted on exactly its subjects, ROC, precision and recall, confusion, calibration or
 scatter, every test subject, curves, data, model, configuration. Other runs of the same task are
 compared with it, paired where they were tested on the same subjects.

@@ -1,1 +1,1 @@
-"""What every room uses: errors, texts, atomic files, worker processes, seeds, version."""
+"""What every subpackage uses: errors, texts, atomic files, worker processes, seeds, version."""

@@ -97,7 +97,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     )
     add_switch(group, "balanced_sampling", False, "draw training windows of all classes alike")
     value("batch_size", int, "windows per training batch and device")
-    add("--eval_batch_size", type=int, help="of validation and test; default: --batch_size")
+    add("--eval_batch_size", type=int, help="the same of an evaluation; default: --batch_size")
     value("num_workers", int, "processes that load data")
     add_switch(group, "pin_memory", False, "batches in page-locked memory, for CUDA")
     add_switch(

@@ -77,8 +77,20 @@ def test_links_to_folders_lead_to_their_page_or_become_text(
 
 def test_a_page_without_a_heading_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
     pages = site_module("repository_pages", monkeypatch)
-    assert pages.with_heading("text", Path("bf16_on_cpu.md")) == "# Bf16 on cpu\n\ntext"
+    assert pages.with_heading("text", Path("new_table.md")) == "# New table\n\ntext"
+    assert pages.with_heading("text", Path("bf16_on_cpu.md")) == "# bfloat16 on a CPU\n\ntext"
+    other = pages.with_heading("text", Path("results/without_bf16/cpu_steps.md"))
+    assert other.startswith("# Training steps on a CPU, before and now, without bf16\n")
+    results = {page.stem for page in (ROOT / "benchmarks" / "results").glob("*.md")}
+    assert pages.TITLES.keys() <= results
     assert pages.with_heading("# Own\n", Path("a.md")) == "# Own\n"
+
+
+def test_short_words_of_code_are_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = site_module("repository_pages", monkeypatch)
+    long = f'<span class="pre">{"long" * 8}</span>'
+    found = pages.with_short_words(f'<span class="pre">--flag</span> {long}')
+    assert found == f'<span class="pre short">--flag</span> {long}'
 
 
 def test_what_a_browser_would_fetch_elsewhere_is_found(

@@ -25,6 +25,7 @@ from neuromamba.reports.real_subjects.real_table import Group, RealTable, Row
 
 _COLUMNS = ("group", "model", "metric", "value", "low", "high")
 _TITLE = 44  # characters of a line of a panel's title
+_WIDEST = 11.0  # inches of a figure: 10 points are still 10 pixels on a page of the site
 _MORE = ("subjects", "splits", "split_hash", "seconds_a_fit", "note")
 
 
@@ -161,10 +162,11 @@ def _plain(interval: Interval) -> dict[str, float | None]:
 def results_figure(groups: Sequence[Group]) -> Figure:
     """A panel a group: the main metric of each row as a dot, its interval as a line."""
     most = max(len(group.rows) for group in groups)
-    across = min(2, len(groups))
-    down = math.ceil(len(groups) / across)
     longest = max(len(row.model) for group in groups for row in group.rows)
     wide = max(4.8, 2.8 + 0.085 * longest)  # of a panel: names of rows are as long as they are
+    # Two panels side by side only where their text can still be read on a page of the site.
+    across = 2 if len(groups) > 1 and 2 * wide <= _WIDEST else 1
+    down = math.ceil(len(groups) / across)
     figure = Figure(figsize=(wide * across, down * (1.1 + 0.36 * most)), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False).ravel()
     for axes, group in zip(panels, groups, strict=False):
