@@ -164,3 +164,15 @@ def test_pages_that_messages_name_exist() -> None:
     }
     assert len(named) > 10
     assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
+
+
+def test_titles_in_the_navigation_are_those_of_the_pages() -> None:
+    """A reader who lands under another title than the one followed believes to have mis-clicked."""
+    differ = []
+    for block in re.findall(r"(?ms)^```\{toctree\}\n(.*?)^```", (DOCS / "index.md").read_text()):
+        for title, target in re.findall(r"(?m)^(.+) <(.+)>$", block):
+            page = (DOCS / f"{target}.md").resolve()
+            if page.is_file():
+                (heading,) = re.findall(r"(?m)\A# (.+)$", page.read_text(encoding="utf-8"))
+                differ += [(title, heading)] if title != heading else []
+    assert differ == []
