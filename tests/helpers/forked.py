@@ -8,6 +8,7 @@ happen at a place of the training rather than after a time: ``Blow``.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import resource
@@ -120,14 +121,20 @@ class Nursery:
 
 def serve() -> None:
     """Fork ranks for every line, wait for them, and answer with their statuses."""
+    # What a run imports, also what it imports late.
     from neuromamba.commands import train as main  # noqa: F401
-    from neuromamba.fmamba import run  # noqa: F401
+    from neuromamba.fmamba import command_line, evaluation, remarks, run  # noqa: F401
 
     with contextlib.suppress(ImportError):
         import deepspeed  # noqa: F401
+
+        from neuromamba.training.zero_strategy import import_muon
+
+        import_muon()
     import torch
 
     torch.set_num_threads(1)
+    gc.freeze()  # no search for garbage in the ranks visits, and so copies, what is loaded
     for line in sys.stdin:
         job = json.loads(line)
         port = _free_port()

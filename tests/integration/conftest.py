@@ -39,7 +39,7 @@ def trained_regions(tmp_path_factory: pytest.TempPathFactory) -> TrainedRegions:
     return train_regions(tmp_path_factory.mktemp("private_place"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
     """Starts ranks."""
     found = Nursery(tmp_path_factory.mktemp("logs"))

@@ -69,6 +69,33 @@ def test_deepspeed_autocast(cli: CommandLine) -> None:
     assert found == [torch.bfloat16, torch.float32]
 
 
+def test_deepspeed_does_not_load_the_compiler() -> None:
+    """It would for Muon, which no run of ours uses; torch's switch is afterwards as it was."""
+    pytest.importorskip("deepspeed")
+    program = """
+import os, sys
+from neuromamba.training.zero_strategy import prepare_deepspeed
+
+for switch in (None, "0"):
+    if switch is not None:
+        os.environ["TORCHDYNAMO_DISABLE"] = switch
+    prepare_deepspeed("cpu")
+    assert os.environ.get("TORCHDYNAMO_DISABLE") == switch
+from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam  # as DeepSpeed does
+
+assert "torch._inductor.compile_fx" not in sys.modules
+"""
+    places = os.pathsep.join([str(ROOT / "project"), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [preloaded_python(), "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": places},
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_an_empty_deepspeed_folder_breaks_nothing(cli: CommandLine) -> None:
     """The reference's TORCH_EXTENSIONS_DIR=$PWD/deepspeed with PYTHONPATH=$PWD."""
     (cli.folder / "deepspeed").mkdir()

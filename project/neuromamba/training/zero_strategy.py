@@ -8,13 +8,14 @@ the same steps; DeepSpeed by itself would carry what is left of an epoch over in
 from __future__ import annotations
 
 import enum
+import importlib
 import math
 import os
 import pickle
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,24 @@ def _enum_member(kind: Any, name: str) -> enum.Enum:
 _enum_member.__module__, _enum_member.__qualname__ = "builtins", "getattr"  # the name looked up
 
 
+def import_muon() -> None:
+    """Import DeepSpeed's Muon, which it does for every optimiser, without compiling its functions.
+
+    To compile them, torch loads its whole compiler: more than a second in every process. By torch's
+    own switch the three functions stay as they are written; no optimiser of ours calls them.
+    """
+    switch = "TORCHDYNAMO_DISABLE"
+    before = os.environ.get(switch)
+    os.environ[switch] = "1"
+    try:
+        with suppress(ImportError):  # not in every release
+            importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        os.environ.pop(switch)
+        if before is not None:
+            os.environ[switch] = before
+
+
 def prepare_deepspeed(kind: str) -> None:
     """Import DeepSpeed for a kind of device: "cpu", "cuda" or "xpu"."""
     os.environ.setdefault("DS_ACCELERATOR", kind)
@@ -203,6 +222,7 @@ def prepare_deepspeed(kind: str) -> None:
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
+    import_muon()
     if kind == "cpu":
         # Its shared-memory collectives take a minute to compile; torch's serve as well. The module
         # is looked up by name because the package has torch itself as its attribute `torch`.
