@@ -121,7 +121,7 @@ def test_a_killed_process_is_named(
 ) -> None:
     """The system ends a process that takes too much memory."""
 
-    def all_killed(task: Any, items: Any, workers: int, killed: Any) -> Any:
+    def all_killed(task: Any, items: Any, workers: int, killed: Any, first: Any) -> Any:
         assert workers == 2
         return map(killed, items)
 

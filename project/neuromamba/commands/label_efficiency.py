@@ -95,6 +95,9 @@ def run(argv: Sequence[str]) -> None:
             f"class. Give a classification."
         )
     # Torch and Lightning take seconds: flags have been checked by now.
+    from neuromamba.training.lightning import load_lightning
+
+    load_lightning()
     from neuromamba.fmamba.label_efficiency import Study, lines_of, main_metric, run_study
     from neuromamba.layers.ssd_native.build import build_for_run
     from neuromamba.training.strategies import resolve_hardware

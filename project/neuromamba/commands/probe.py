@@ -59,6 +59,9 @@ def run(argv: Sequence[str]) -> ProbeResult:
     _check_folder("--output", args.output, ".html")
     request = probe_request(args, given)
     # Imported here: torch and scikit-learn take seconds, and flags have been checked by now.
+    from neuromamba.training.lightning import load_lightning
+
+    load_lightning()
     from neuromamba.common.atomic_files import write_text_atomically
     from neuromamba.fmamba.probing import probe
     from neuromamba.reports.probe_page import result_lines, write_page

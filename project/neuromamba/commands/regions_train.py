@@ -346,6 +346,9 @@ def run(argv: Sequence[str]) -> int:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("neuromamba").setLevel(logging.INFO)
     # Imported here: torch and Lightning take seconds, and a wrong flag need not wait for them.
+    from neuromamba.training.lightning import load_lightning
+
+    load_lightning()
     from neuromamba.layers.ssd_native.build import build_for_run
     from neuromamba.neurossm.evaluate import evaluate
     from neuromamba.training.stopping import StoppedRun

@@ -45,6 +45,9 @@ def run(argv: Sequence[str]) -> dict[str, float]:
         refuse_absent_checkpoints(config)
         return {}
     # Torch and Lightning take seconds: flags have been checked by now.
+    from neuromamba.training.lightning import load_lightning
+
+    load_lightning()
     from neuromamba.fmamba.run import Run
     from neuromamba.layers.ssd_native.build import build_for_run
     from neuromamba.training.launch import find_launcher

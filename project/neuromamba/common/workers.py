@@ -23,6 +23,7 @@ def in_processes(
     items: Sequence[ItemT],
     workers: int,
     killed: Callable[[ItemT], ResultT],
+    first: Callable[[], None] | None = None,
 ) -> Iterator[ResultT]:
     """Yield results in the order in which they finish; one worker is this process itself.
 
@@ -31,6 +32,7 @@ def in_processes(
         items: one for each call of ``task``.
         workers: processes, 1 or more.
         killed: the result for an item whose process died.
+        first: what a process does before it even imports ``task``, such as loading libraries.
 
     Raises:
         KeyboardInterrupt: Ctrl-C. One worker breaks off; several finish their items first.
@@ -45,7 +47,7 @@ def in_processes(
     running: dict[Future[ResultT], ItemT] = {}
     with (
         ProcessPoolExecutor(
-            workers, mp_context=context, initializer=_end_with, initargs=(os.getpid(),)
+            workers, mp_context=context, initializer=_begin, initargs=(os.getpid(), first)
         ) as pool,
         _ctrl_c_noted() as stop,
     ):
@@ -65,8 +67,8 @@ def in_processes(
         raise KeyboardInterrupt
 
 
-def _end_with(parent: int) -> None:
-    """Have this worker end soon after its parent; one that was killed cannot say goodbye."""
+def _begin(parent: int, first: Callable[[], None] | None) -> None:
+    """Have this worker end soon after its parent: one that was killed cannot say goodbye."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -74,6 +76,8 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    if first is not None:
+        first()
 
 
 def _submit(

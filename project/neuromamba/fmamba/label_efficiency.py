@@ -43,6 +43,7 @@ from neuromamba.fmamba.sample_rows import units_of
 from neuromamba.fmamba.stores import check_cohorts_have_target, locate_data
 from neuromamba.layers.ssd import select_backend
 from neuromamba.training.fit import assemble_trainer
+from neuromamba.training.lightning import load_lightning
 from neuromamba.training.strategies import Hardware, resolve_hardware
 
 PRETRAINED, SCRATCH = "pretrained", "scratch"
@@ -143,7 +144,8 @@ def run_study(study: Study) -> list[Point]:
     metric, units = main_metric(study.config), units_of(data, "test")
     found = {one: _scores_of(study, one, units) for one in done}
     missing = [one for one in wanted if one not in found]
-    for one in in_processes(partial(_train, study, data, hardware), missing, study.at_once, _ended):
+    task = partial(_train, study, data, hardware)
+    for one in in_processes(task, missing, study.at_once, _ended, load_lightning):
         found[one] = _scores_of(study, one, units)
         print(
             f"[{len(found)}/{len(wanted)}] {one}: {metric} {found[one].metrics()[metric]:.3f}",

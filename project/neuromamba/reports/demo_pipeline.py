@@ -139,6 +139,9 @@ def copy_command(out: Path) -> str:
 def write_report(out: Path, commands: Sequence[str], seconds: dict[str, float]) -> None:
     """Fit the baselines, draw the figures, write ``metrics.json`` and the page."""
     # Imported here: torch and scikit-learn take seconds, and the first stages do not need them.
+    from neuromamba.training.lightning import load_lightning
+
+    load_lightning()
     from neuromamba.common.atomic_files import write_text_atomically
     from neuromamba.evaluation.probe_rows import flat_probes, read_rows
     from neuromamba.evaluation.result_files import write_metrics

@@ -663,8 +663,10 @@ def test_a_plan_counts_what_the_training_process_loads_besides() -> None:
     """Where nothing that trains has been imported, and where all of it has."""
     program = """
 from neuromamba.planning import memory
+from neuromamba.training.lightning import load_lightning
 from neuromamba.training.peak_memory import resident_now
 before, planned = resident_now(), memory._process_itself()
+load_lightning()
 import neuromamba.fmamba.run
 print(planned - before, resident_now() - before, memory._process_itself() - resident_now())
 """
