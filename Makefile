@@ -4,8 +4,9 @@
 SHELL := /bin/bash
 VENV := $(or $(NEUROMAMBA_VENV_PATH),.venv)
 PY := "$(VENV)/bin/python"
-# One thread each: the two test processes, not the libraries, share out the cores.
-PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
+# One thread each: the two test processes, not the libraries, share out the cores. Compiled modules
+# are kept also where the environment says otherwise: the tests start some hundred processes.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev demo test test-all lint docs bench gpu-wheels clean
