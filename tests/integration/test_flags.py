@@ -220,6 +220,22 @@ CASES: dict[str, Case] = {
 }
 
 
+# (observation, base) -> what earlier cases have seen without their change.
+_SEEN: dict[tuple[Callable[..., Any], str], list[Any]] = {}
+
+
+def without_the_change(cli: CommandLine, case: Case, base: str) -> Any:
+    """Observed twice by the first case, once by the second in folders of its own; all must agree.
+
+    What neither repetition nor folder changes, the cases after them need not observe again.
+    """
+    seen = _SEEN.setdefault((case.observe, case.base), [])
+    for _ in range({0: 2, 1: 1, 2: 1}.get(len(seen), 0)):
+        seen.append(case.observe(cli, base))
+    assert all(one == seen[0] for one in seen), "not reproducible: a change would show anyway"
+    return seen[0]
+
+
 @pytest.mark.parametrize("flag", CASES)
 def test_flag_changes_something(cli: CommandLine, flag: str) -> None:
     case = CASES[flag]
@@ -231,8 +247,7 @@ def test_flag_changes_something(cli: CommandLine, flag: str) -> None:
     places = {"store": cli.store, "other": other, "bad": cli.folder / "bad.txt"}
     changed, base = case.changed.format(**places), case.base.format(**places)
     assert f"--{flag}" in changed or f"--no-{flag}" in changed
-    before = case.observe(cli, base)
-    assert case.observe(cli, base) == before, "not reproducible: a change would show anyway"
+    before = without_the_change(cli, case, base)
     after = case.observe(cli, f"{base} {changed}")
     assert after != before
     if case.expected is not None:

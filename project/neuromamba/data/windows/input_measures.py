@@ -47,21 +47,19 @@ def measures_of_run(
     header = dataset.headers[run]
     numbers = [i for i, window in enumerate(dataset.windows) if window.run == run]
     chosen = sorted({numbers[round(k)] for k in np.linspace(0, len(numbers) - 1, _WINDOWS)})
-    found = [_of_window(dataset, number) for number in chosen]
+    file = RunFile(dataset.paths[run])  # opened once: in small runs that takes most of the time
+    found = [_of_window(dataset, number, file) for number in chosen]
     measures = {name: float(np.mean([one[name] for one in found])) for name in found[0]}
-    file = RunFile(dataset.paths[run])
     measures["kept_tokens"] = float(kept_patches(file.vox, header.grid, patch_size).mean())
     file.close()
     return measures | {"tr": header.tr}
 
 
-def _of_window(dataset: WindowDataset, number: int) -> dict[str, float]:
+def _of_window(dataset: WindowDataset, number: int, file: RunFile) -> dict[str, float]:
     window, item = dataset.windows[number], dataset[number]
     header = dataset.headers[window.run]
     some = slice(None, None, max(1, header.n_voxels // _VOXELS))
-    file = RunFile(dataset.paths[window.run])
     stored = file.read(np.sort(dataset.frames_of(window)))[:, some]
-    file.close()
     raw = stored * np.float64(header.scale) + header.offset
     deviation = raw.std(axis=0)
     moves = deviation > 0
