@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import ModuleType
 
 import lightning_utilities.core.imports as questions
 import pytest
@@ -65,5 +66,6 @@ def test_releases_that_ask_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_loaded_already(monkeypatch: pytest.MonkeyPatch) -> None:
     """Then it is a program of somebody else, whose garbage stays his own."""
+    monkeypatch.setitem(sys.modules, "torchmetrics", ModuleType("torchmetrics"))
     monkeypatch.setattr("gc.freeze", lambda: pytest.fail("frozen"))
     load_lightning()
