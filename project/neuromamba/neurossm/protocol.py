@@ -113,10 +113,10 @@ class Protocol:
         scores = classifier.fit_and_score(train, [*test, *others], seed, place)
         seconds = round(time.monotonic() - start, 1)
         if others:
-            found = _result(seed, EXTERNAL, others, scores[len(test) :], len(train), seconds)
+            found = _result(seed, EXTERNAL, others, scores[len(test) :], train, seconds)
             place.with_name(EXTERNAL).mkdir(exist_ok=True)
             write_fit(found, place.with_name(EXTERNAL))  # first: the holdout's says all is there
-        result = _result(seed, split.name, test, scores[: len(test)], len(train), seconds)
+        result = _result(seed, split.name, test, scores[: len(test)], train, seconds)
         write_fit(result, place)
         print(f"{where}: {_shown(result.metrics)} ({seconds:.0f} s)", flush=True)
         return result
@@ -138,7 +138,7 @@ class Protocol:
         else:
             scores = classifier.fit_and_score(train, others, seed, place)
         seconds = round(time.monotonic() - start, 1)
-        found = _result(seed, EXTERNAL, others, scores, len(train), seconds)
+        found = _result(seed, EXTERNAL, others, scores, train, seconds)
         place.with_name(EXTERNAL).mkdir(exist_ok=True)
         write_fit(found, place.with_name(EXTERNAL))
         return found
@@ -176,7 +176,7 @@ def _result(
     split: str,
     scans: Sequence[Scan],
     scores: np.ndarray,
-    fitted: int,
+    fitted: Sequence[Scan],
     seconds: float,
 ) -> FitResult:
     predictions = Predictions(
@@ -185,8 +185,12 @@ def _result(
         np.array([scan.label for scan in scans]),
         np.asarray(scores, dtype=np.float64),
     )
-    metrics = metrics_of(predictions)
-    metrics |= {"scans_fitted": float(fitted), "scans_tested": float(len(scans))}
+    shares = None
+    if predictions.target.dtype.kind in "iu":
+        counts = np.bincount([scan.label for scan in fitted], minlength=predictions.score.shape[1])
+        shares = np.maximum(counts, 1) / len(fitted)
+    metrics = metrics_of(predictions, shares)
+    metrics |= {"scans_fitted": float(len(fitted)), "scans_tested": float(len(scans))}
     return FitResult(seed, split, predictions, metrics | {"seconds": seconds})
 
 

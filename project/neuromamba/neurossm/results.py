@@ -19,7 +19,7 @@ from neuromamba.common.json_text import parse_json
 from neuromamba.config.tasks import TASK_TYPES
 from neuromamba.data.regions.holdout import EXTERNAL, HOLDOUT_NAME
 from neuromamba.evaluation import result_files
-from neuromamba.evaluation.metrics import METRICS
+from neuromamba.evaluation.metrics import METRICS, balanced_accuracy
 from neuromamba.evaluation.result_files import PREDICTIONS, Predictions
 from neuromamba.evaluation.scores import SubjectScores
 from neuromamba.neurossm.config import COMBAT
@@ -60,6 +60,10 @@ _TEXTS = {
     "which a trained one gains what it has learned",
 }
 BASELINES = frozenset(_TEXTS)
+# Decides for the class whose probability exceeds its share of the training scans most, which gives
+# the best expected balanced accuracy if probabilities are calibrated. The most probable class may
+# be the same for every scan where the other one is rare.
+AT_PREVALENCE = "balanced_accuracy_at_prevalence"
 _LAST = ("scans_fitted", "scans_tested", "seconds")
 PARTS = ("cross_validation", HOLDOUT_NAME, EXTERNAL)
 
@@ -144,20 +148,29 @@ def subject_scores(found: Predictions, group_of: Mapping[str, str] | None = None
     )
 
 
-def metrics_of(found: Predictions) -> dict[str, float]:
-    """Compute the metrics of a fit, see ``FitResult.metrics``."""
-    metrics = _metrics(found)
+def metrics_of(found: Predictions, shares: np.ndarray | None = None) -> dict[str, float]:
+    """Compute the metrics of a fit, see ``FitResult.metrics``.
+
+    Args:
+        found: predictions of scans.
+        shares: [classes], of the training scans, for ``AT_PREVALENCE``; None leaves it out.
+    """
+    metrics = _metrics(found, shares)
     subjects = subject_scores(found)
     if len(subjects.subjects) < len(found.subject):
         names = subjects.subjects
-        over = _metrics(Predictions(names, names, subjects.target, subjects.score))
+        over = _metrics(Predictions(names, names, subjects.target, subjects.score), shares)
         metrics |= {f"subject/{name}": value for name, value in over.items()}
     return metrics
 
 
-def _metrics(found: Predictions) -> dict[str, float]:
+def _metrics(found: Predictions, shares: np.ndarray | None) -> dict[str, float]:
     score, target = torch.from_numpy(found.score), torch.from_numpy(found.target)
-    return {name: float(METRICS[name](score, target)) for name in METRIC_NAMES[_task_type(found)]}
+    names = METRIC_NAMES[_task_type(found)]
+    metrics = {name: float(METRICS[name](score, target)) for name in names}
+    if shares is not None:
+        metrics[AT_PREVALENCE] = float(balanced_accuracy(score / torch.from_numpy(shares), target))
+    return metrics
 
 
 def summary(results: Sequence[FitResult]) -> dict[str, dict[str, dict[str, float]]]:
@@ -213,7 +226,7 @@ def write_tables(folder: Path, name: str, results: Sequence[FitResult]) -> None:
     """Write ``results.csv``, one row per fit, and ``summary.json``."""
     rows = [{"model": name, "seed": r.seed, "split": r.split, **r.metrics} for r in results]
     # In one order, whether a fit was made now or read from its files.
-    first = ("model", "seed", "split", *METRIC_NAMES[results[0].task_type])
+    first = ("model", "seed", "split", *METRIC_NAMES[results[0].task_type], AT_PREVALENCE)
     there = dict.fromkeys(column for row in rows for column in row)
     header = [name for name in first if name in there]
     header += [*(name for name in there if "/" in name), *(n for n in _LAST if n in there)]

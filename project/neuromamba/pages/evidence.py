@@ -36,7 +36,8 @@ def evidence(scores: Mapping[str, SubjectScores], class_names: Sequence[str] = (
     """
     first = next(iter(scores.values()))
     if first.task_type == "classification":
-        said = _classes(first.units_per_class, class_names)
+        names = class_names or [f"class {label}" for label in range(first.score.shape[1])]
+        said = [*_classes(first.units_per_class, names), *_one_class_alone(scores, names)]
     else:
         said = _values(scores)
     if not decisive(first):
@@ -48,8 +49,7 @@ def evidence(scores: Mapping[str, SubjectScores], class_names: Sequence[str] = (
     return said
 
 
-def _classes(counts: Sequence[int], class_names: Sequence[str]) -> list[str]:
-    names = class_names or [f"class {label}" for label in range(len(counts))]
+def _classes(counts: Sequence[int], names: Sequence[str]) -> list[str]:
     absent = [name for name, count in zip(names, counts, strict=True) if not count]
     if absent:
         return [f"AUROC is not defined: no subject is {' or '.join(absent)}."]
@@ -60,6 +60,24 @@ def _classes(counts: Sequence[int], class_names: Sequence[str]) -> list[str]:
             f"{' and one '.join(rare)}, and one does not show how much subjects differ."
         ]
     return []
+
+
+def _one_class_alone(scores: Mapping[str, SubjectScores], names: Sequence[str]) -> list[str]:
+    """Say which models find the same class most probable for everybody, and what follows."""
+    first = next(iter(scores.values()))
+    if not all(first.units_per_class):
+        return []
+    same: dict[str, list[str]] = {}
+    for model, one in scores.items():
+        decided = set(one.score.argmax(axis=1).tolist())
+        if len(decided) == 1:
+            same.setdefault(names[decided.pop()], []).append(model)
+    return [
+        f"For everybody {name} is the most probable class by {', '.join(models)}: so accuracy is "
+        f"the share of that class, and balanced accuracy 1 / {len(names)}, whatever the model "
+        f"knows. AUROC does not depend on such a threshold."
+        for name, models in same.items()
+    ]
 
 
 def _values(scores: Mapping[str, SubjectScores]) -> list[str]:

@@ -155,3 +155,14 @@ def test_no_subject_of_a_class() -> None:
     assert evidence({"A": classified([0] * 12, [0] * 12)}, ("child", "adult"))[0] == (
         "AUROC is not defined: no subject is adult."
     )
+
+
+def test_a_model_that_calls_everybody_the_same_is_named() -> None:
+    target = [0] * 20 + [1] * 12
+    same, other = classified(target, [0] * 32), classified(target, [0] * 30 + [1] * 2)
+    (said,) = evidence({"A": same, "B": other, "C": same}, ("male", "female"))
+    assert said.startswith("For everybody male is the most probable class by A, C: so accuracy")
+    assert "balanced accuracy 1 / 2" in said and "AUROC does not depend" in said
+    assert evidence({"B": other}, ("male", "female")) == []
+    # Without subjects of the other class it is no wonder.
+    assert not any("everybody" in x for x in evidence({"A": classified([0] * 12, [0] * 12)}))
