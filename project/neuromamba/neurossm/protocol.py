@@ -19,13 +19,22 @@ import numpy as np
 from neuromamba.common.atomic_files import make_folder, write_text_atomically
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.json_text import read_json_record
+from neuromamba.common.text import some_of
 from neuromamba.data.regions.cohort import Cohort
 from neuromamba.data.regions.holdout import EXTERNAL, HOLDOUT_NAME, Split, splits_of
 from neuromamba.data.regions.scan import Scan
 from neuromamba.evaluation.result_files import Predictions
 from neuromamba.neurossm.classifiers import Classifier, NetworkClassifier
-from neuromamba.neurossm.results import FitResult, metrics_of, read_fit, write_fit, write_tables
+from neuromamba.neurossm.results import (
+    FitResult,
+    metrics_of,
+    read_fit,
+    read_fits,
+    write_fit,
+    write_tables,
+)
 
+_SPLITS = "splits.json"
 _SHOWN = ("accuracy", "auroc", "mae", "pearson_r")  # after each fit
 
 
@@ -79,25 +88,37 @@ class Protocol:
         splits, folder = self.splits(), self.folder(classifier)
         make_folder(folder, "--results_dir")
         self._claim(folder, classifier)
-        _write_splits(folder / "splits.json", self.cohort, splits)
+        _write_splits(folder / _SPLITS, self.cohort, splits)
         total = sum(map(len, splits.values()))
+        # With those of earlier calls that this one does not ask for: the tables keep them.
+        fits = read_fits(folder, _tested(folder / _SPLITS))
         results: list[FitResult] = []
         for seed, of_seed in splits.items():
             for split in of_seed:
                 place = folder / f"seed_{seed}" / split.name
                 where = f"{classifier.name} {len(results) + 1}/{total}: seed {seed}, {split.name}"
-                result = read_fit(place, seed, split.name)
+                result = fits[seed, split.name]
                 if result is None:
                     result = self._fit(classifier, seed, split, place, where)
                 else:
                     print(f"{where}: done before, {_shown(result.metrics)}", flush=True)
+                fits[seed, split.name] = result
                 results.append(result)
                 if split.name == HOLDOUT_NAME and self.external is not None:
                     other = read_fit(place.with_name(EXTERNAL), seed, EXTERNAL)
                     if other is None:  # --test_data was added to a finished run
                         other = self._test_external(classifier, seed, split, place)
+                    fits[seed, EXTERNAL] = other
                     results.append(other)
-                write_tables(folder, classifier.name, results)
+                write_tables(folder, classifier.name, [fit for fit in fits.values() if fit])
+        asked = {(result.seed, result.split) for result in results}
+        if earlier := [key for key, fit in fits.items() if fit and key not in asked]:
+            seeds = some_of(dict.fromkeys(seed for seed, _ in earlier))
+            print(
+                f"{classifier.name}: results.csv and summary.json hold {len(earlier)} fits of "
+                f"earlier calls, too (seeds {seeds}).",
+                flush=True,
+            )
         return results
 
     def _fit(
@@ -219,6 +240,16 @@ def _write_splits(path: Path, cohort: Cohort, splits: dict[int, list[Split]]) ->
             {split.name: sorted({cohort.scans[i].subject for i in split.test}) for split in of_seed}
         )
     write_text_atomically(path, json.dumps(known, indent=1) + "\n")
+
+
+def _tested(path: Path) -> dict[int, list[str]]:
+    """Seed -> names of its splits, of all calls in this folder."""
+    try:
+        return {int(seed): [*of_seed] for seed, of_seed in _read_json(path).items()}
+    except (ValueError, TypeError):
+        raise UserInputError(
+            f"--results_dir: '{path}' is damaged. Choose another folder, or remove that one."
+        ) from None
 
 
 def _shown(metrics: dict[str, float]) -> str:

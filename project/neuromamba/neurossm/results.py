@@ -222,6 +222,35 @@ def read_fit(folder: Path, seed: int, split: str) -> FitResult | None:
     return FitResult(seed, split, predictions, metrics)
 
 
+def read_fits(
+    folder: Path, splits: Mapping[int, Sequence[str]]
+) -> dict[tuple[int, str], FitResult | None]:
+    """Read all finished fits of a model, in the order of ``results.csv``.
+
+    Args:
+        folder: of the model.
+        splits: seed -> names of its splits, in any order.
+
+    Returns:
+        (seed, split) -> fit, None of one that is not finished; each holdout is followed by
+        ``EXTERNAL``.
+
+    Raises:
+        UserInputError: files of a fit are damaged.
+    """
+    found: dict[tuple[int, str], FitResult | None] = {}
+    for seed, names in sorted(splits.items()):
+        for split in sorted(names, key=lambda name: name == HOLDOUT_NAME):
+            place = folder / f"seed_{seed}"
+            found[seed, split] = read_fit(place / split, seed, split)
+            if split == HOLDOUT_NAME:
+                # Written before the holdout's, so that it may be there of a fit that was ended.
+                done = found[seed, split] is not None
+                other = read_fit(place / EXTERNAL, seed, EXTERNAL) if done else None
+                found[seed, EXTERNAL] = other
+    return found
+
+
 def write_tables(folder: Path, name: str, results: Sequence[FitResult]) -> None:
     """Write ``results.csv``, one row per fit, and ``summary.json``."""
     rows = [{"model": name, "seed": r.seed, "split": r.split, **r.metrics} for r in results]
