@@ -64,7 +64,9 @@ def test_a_table_of_finished_runs(run: Run, tmp_path: Path) -> None:
     linear = {(seed, "holdout"): 0.75 + 0.03 * (seed % 2) for seed in range(4)}
     diagnosis = tmp_path / "output/reproduce_abide/diagnosis/Own"
     write_results(diagnosis / "NeuroSSM", own)
-    write_results(diagnosis / "FC", linear)
+    write_results(diagnosis / "FC", linear | {(17, "holdout"): 0.1})  # of another call, left out
+    after = {(seed, "holdout"): 0.74 + 0.01 * seed for seed in (0, 1, 2)}
+    write_results(diagnosis / "FC-ComBat", after)
     write_results(tmp_path / "output/reproduce_abide/paper/Own/NeuroSSM", {(1, "holdout"): 0.99})
     sites = {(0, "without_A"): 1.0, (0, "without_B"): 0.95, (0, "without_C"): 0.6}
     sites[0, "holdout"] = 0.1
@@ -76,13 +78,19 @@ def test_a_table_of_finished_runs(run: Run, tmp_path: Path) -> None:
     assert found["command"] == "neuromamba reproduce --table abide"
     by_holdout, by_site = found["groups"]  # sex and age have no results yet
     assert [row["model"] for row in by_holdout["rows"]] == [
-        *("NeuroSSM, robust recipe", "FC", "NeuroSSM, paper's recipe"),
+        *("NeuroSSM, robust recipe", "FC", "FC-ComBat", "NeuroSSM, paper's recipe"),
     ]
-    neurossm, fc, paper = by_holdout["rows"]
+    neurossm, fc, combat, paper = by_holdout["rows"]
     expected = corrected_interval([*own.values()], 0.25)
     assert [*neurossm["metrics"]["auroc"].values()] == pytest.approx([*expected])
     less = corrected_interval([own[key] - linear[key] for key in own], 0.25)
     assert [*fc["first_less_this"].values()] == pytest.approx([*less])
+    assert combat["note"] == "3 of 4 splits"
+    (pair,) = by_holdout["pairs"]  # the other linear models have no results
+    change = corrected_interval([after[key] - linear[key] for key in after], 0.25)
+    assert (pair["model"], pair["other"], pair["splits"]) == ("FC-ComBat", "FC", 3)
+    assert [*pair["difference"].values()] == pytest.approx([*change])
+    assert by_site["pairs"] == []
     assert paper["note"] == "1 of 4 splits"
     assert paper["first_less_this"] == {"value": pytest.approx(-0.18), "low": None, "high": None}
     assert by_holdout["subjects"] == 40 and by_holdout["splits"] == 4
@@ -95,10 +103,15 @@ def test_a_table_of_finished_runs(run: Run, tmp_path: Path) -> None:
 
     with open(tmp_path / "paper/table.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
-    assert len(rows) == 3 * (3 + 1)
-    assert {row["split_hash"] for row in rows[:9]} == {by_holdout["split_hash"]}
+    assert len(rows) == 3 * (4 + 1) + 1
+    assert {row["split_hash"] for row in rows[:13]} == {by_holdout["split_hash"]}
+    assert rows[12]["model"] == "FC-ComBat less FC" and rows[12]["metric"] == "auroc_difference"
+    assert float(rows[12]["low"]) == pytest.approx(change.low, abs=1e-6)
     text = (tmp_path / "paper/table.md").read_text()
     assert "40 subjects tested in 4 splits" in text and "Tangent" not in text
+    assert f"| FC-ComBat less FC | {change} | 3 |" in text
+    # These results are of before balanced accuracy at prevalence.
+    assert "AUROC | Balanced accuracy | Accuracy |" in text
     assert (tmp_path / "paper/figure.png").is_file() and (tmp_path / "paper/figure.pdf").is_file()
 
     (diagnosis / "FC/results.csv").write_text("model,seed\nFC,x\n")
@@ -108,10 +121,8 @@ def test_a_table_of_finished_runs(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)  # five evaluations, each a few seconds on an idle processor
-def test_a_table_from_files_to_figure(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(abide, "BASELINES", ("FC", "Confounds"))
+def test_a_table_from_files_to_figure(run: Run, tmp_path: Path) -> None:
+    """All rows, each compared with NeuroSSM on the same splits, by one command."""
     write_abide_npz(tmp_path / "abide_roi", people(90))
     words = "--table abide --data_dir abide_roi --paper_dir paper --seeds 0"
     status, _, err = run(f"{words} -- --epochs 1")
@@ -123,7 +134,18 @@ def test_a_table_from_files_to_figure(
     assert groups["diagnosis_by_site"]["subjects"] == 90
     assert len({group["split_hash"] for group in groups.values()}) == 4
     models = [row["model"] for row in groups["diagnosis"]["rows"]]
-    assert models[1:4] == ["FC", "Confounds", "FC-ComBat"]
+    linear = ["Tangent", "FC", "PartialCorrelation"]
+    harmonised = [f"{name}-ComBat" for name in linear]
+    own, paper = "NeuroSSM, robust recipe", "NeuroSSM, paper's recipe"
+    assert models == [own, *linear, "MLP", "Confounds", *harmonised, paper]
+    for name in ("diagnosis_by_site", "sex", "age"):
+        found_of = [row["model"] for row in groups[name]["rows"]]
+        assert found_of == [own, *linear, "MLP", "Confounds"]
+    assert [pair["model"] for pair in groups["diagnosis"]["pairs"]] == harmonised
+    for group in groups.values():
+        assert all(row["first_less_this"] for row in group["rows"][1:])
+    assert "balanced_accuracy_at_prevalence" in groups["sex"]["rows"][0]["metrics"]
+    assert "balanced_accuracy_at_prevalence" not in groups["age"]["rows"][0]["metrics"]
     fc = pd.read_csv(tmp_path / "output/reproduce_abide/age/Own/FC/results.csv")
     row = next(row for row in groups["age"]["rows"] if row["model"] == "FC")
     assert row["metrics"]["mae"]["value"] == pytest.approx(fc.mae.mean())

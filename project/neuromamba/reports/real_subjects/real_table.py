@@ -77,6 +77,26 @@ class Row(NamedTuple):
     note: str = ""
 
 
+class Pair(NamedTuple):
+    """A row beside another than the first one, on the splits that both have.
+
+    Attributes:
+        model, other: names of the rows.
+        difference: of the group's main metric, the model's less the other's.
+        splits: number of them.
+    """
+
+    model: str
+    other: str
+    difference: Interval
+    splits: int
+
+    @property
+    def name(self) -> str:
+        """Both models, as tables name the difference."""
+        return f"{self.model} less {self.other}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Group:
     """Rows that are compared: one target, one protocol, the same splits.
@@ -93,6 +113,7 @@ class Group:
         chance: value of ``main`` without any information; None if there is none.
         unit: of the target's values.
         notes: sentences below the table.
+        pairs: of rows that are compared with each other as well.
     """
 
     name: str
@@ -106,6 +127,7 @@ class Group:
     chance: float | None = None
     unit: str = ""
     notes: tuple[str, ...] = ()
+    pairs: tuple[Pair, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from neuromamba.common.json_text import read_json_record
 from neuromamba.data.regions.holdout import HOLDOUT_NAME, LEFT_OUT
 from neuromamba.evaluation.corrected_t import corrected_interval, why_no_interval
 from neuromamba.evaluation.intervals import Interval
-from neuromamba.reports.real_subjects.real_table import Group, Row, hash_of
+from neuromamba.reports.real_subjects.real_table import Group, Pair, Row, hash_of
 
 Splits = Mapping[tuple[int, str], Mapping[str, float]]  # (seed, split) -> column -> value
 INTERVALS = (
@@ -62,8 +62,10 @@ def region_group(
     of_part: Callable[[str], bool],
     metrics: Sequence[str],
     *,
+    seeds: Sequence[int],
     unit: str = "",
     notes: Sequence[str] = (),
+    pairs: Sequence[tuple[str, str]] = (),
 ) -> Group | None:
     """The rows of finished results; None where the first entry has none.
 
@@ -71,15 +73,21 @@ def region_group(
         name, title, unit, notes: of the group.
         entries: the first is the model that the others are compared with.
         of_part: which splits: ``held_out`` or ``left_out``.
-        metrics: the first is the main one.
+        metrics: the first is the main one; another that results of an older version lack is left
+            out.
+        seeds: whose results are taken; a folder may hold those of more.
+        pairs: models of entries that are compared with each other, where both have results.
 
     Raises:
         UserInputError: a file of results is damaged.
     """
-    found = {entry: _read(entry.folder, of_part) for entry in entries}
+    found = {entry: _read(entry.folder, of_part, seeds) for entry in entries}
     own = found[entries[0]]
     if not own:
         return None
+    everywhere = [values for splits in found.values() for values in splits.values()]
+    others = [name for name in metrics[1:] if all(name in values for values in everywhere)]
+    metrics = [metrics[0], *others]
     tested = _tested(entries[0].folder, own)
     rows = []
     reasons: dict[str, list[str]] = {}  # why an interval is not defined -> of what
@@ -94,9 +102,8 @@ def region_group(
         less = None
         note = entry.note
         if entry is not entries[0]:
-            both = [key for key in own if key in splits]
-            apart = [own[key][metrics[0]] - splits[key][metrics[0]] for key in both]
-            less = corrected_interval(apart, _ratio(own, both))
+            apart = _apart(own, splits, metrics[0])
+            less = corrected_interval(apart, _ratio(own, _both(own, splits)))
             known(apart, f"the difference from {entry.model}")
         if len(splits) < len(own):
             note = f"{note + '; ' if note else ''}{len(splits)} of {len(own)} splits"
@@ -112,6 +119,15 @@ def region_group(
                 note=note,
             )
         )
+    compared = []
+    of_model = {entry.model: splits for entry, splits in found.items() if splits}
+    for model, other in pairs:
+        if model in of_model and other in of_model:
+            one, two = of_model[model], of_model[other]
+            both, apart = _both(one, two), _apart(one, two, metrics[0])
+            difference = corrected_interval(apart, _ratio(one, both))
+            compared.append(Pair(model, other, difference, len(both)))
+            known(apart, compared[-1].name)
     return Group(
         name=name,
         title=title,
@@ -127,7 +143,18 @@ def region_group(
             *notes,
             *(f"Not defined {why}: {', '.join(what)}." for why, what in reasons.items()),
         ),
+        pairs=tuple(compared),
     )
+
+
+def _both(one: Splits, two: Splits) -> list[tuple[int, str]]:
+    """The splits that both have results of."""
+    return [key for key in one if key in two]
+
+
+def _apart(one: Splits, two: Splits, metric: str) -> list[float]:
+    """The metric of one less that of the other, of each split of both."""
+    return [one[key][metric] - two[key][metric] for key in _both(one, two)]
 
 
 def _mean(splits: Splits, metric: str) -> Interval:
@@ -146,8 +173,8 @@ def _ratio(splits: Splits, keys: Sequence[tuple[int, str]]) -> float:
     )
 
 
-def _read(folder: Path, of_part: Callable[[str], bool]) -> Splits:
-    """The rows of ``results.csv``; empty where it is not there yet."""
+def _read(folder: Path, of_part: Callable[[str], bool], seeds: Sequence[int]) -> Splits:
+    """The rows of ``results.csv`` of these seeds; empty where it is not there yet."""
     path = folder / "results.csv"
     if not path.is_file():
         return {}
@@ -161,7 +188,7 @@ def _read(folder: Path, of_part: Callable[[str], bool]) -> Splits:
                 if column not in ("model", "seed", "split")
             }
             for row in rows
-            if of_part(row["split"])
+            if of_part(row["split"]) and int(row["seed"]) in seeds
         }
     except (ValueError, KeyError, TypeError):
         raise UserInputError(f"--output_dir: '{path}' is damaged. {_REMEDY}") from None

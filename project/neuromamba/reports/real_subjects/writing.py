@@ -87,8 +87,19 @@ def _markdown(table: RealTable, groups: Sequence[Group], command: str) -> str:
             f"`{group.split_hash}`)."
         )
         parts += [f"## {group.title}", "\n".join(lines)]
+        parts += [_pairs(group)] if group.pairs else []
         parts.append(" ".join((said, group.intervals, *group.notes)))
     return "\n\n".join(parts) + "\n"
+
+
+def _pairs(group: Group) -> str:
+    """A table of the rows that are compared with each other."""
+    lines = [
+        f"| the first row less the second | {metric_label(group.main)} | splits |",
+        "|---|---|---|",
+        *(f"| {pair.name} | {pair.difference} | {pair.splits} |" for pair in group.pairs),
+    ]
+    return "\n".join(lines)
 
 
 def _cells(row: Row, metrics: Sequence[str]) -> list[str]:
@@ -120,6 +131,10 @@ def _csv_rows(group: Group) -> list[list[Any]]:
                     row.note,
                 ]
             )
+    for pair in group.pairs:
+        values = [group.name, pair.name, f"{group.main}_difference", *map(_cell, pair.difference)]
+        of_splits = [group.subjects, pair.splits, group.split_hash]
+        lines.append([*values, "", "", "", *of_splits, "", ""])
     return lines
 
 
@@ -148,6 +163,15 @@ def _record(group: Group) -> Mapping[str, Any]:
                 "note": row.note,
             }
             for row in group.rows
+        ],
+        "pairs": [
+            {
+                "model": pair.model,
+                "other": pair.other,
+                "difference": _plain(pair.difference),
+                "splits": pair.splits,
+            }
+            for pair in group.pairs
         ],
     }
 
