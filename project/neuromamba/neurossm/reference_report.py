@@ -99,7 +99,7 @@ def write_reference_page(
 @styled
 def matrix_figure(correlation: np.ndarray, names: Sequence[str]) -> Figure:
     """Partial correlations, CPA maps in rows and references in columns."""
-    size = 2.6 + 0.6 * len(names)
+    size = 2.0 + 0.5 * len(names)  # seven classes are 6.3 inches, which a phone still shows
     figure = Figure(figsize=(size + 0.8, size), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(correlation, cmap="RdBu_r", vmin=-1, vmax=1)
