@@ -10,21 +10,24 @@ import nibabel
 
 from neuromamba.commands import embed, explain, predict, quality, regions_extract, report
 from neuromamba.commands import rollout as rollout_command
+from neuromamba.commands.train import run as train_run
 from tests.helpers.paths import ROOT
 from tests.helpers.preloaded import preloaded_python
+from tests.helpers.region_pages import REFERENCE_PAGES, write_reference_pages
 from tests.helpers.trained_model import Trained
 from tests.helpers.trained_regions import TrainedRegions, volumes_of
 
 RUNS = ("sex", "age", "backbone")
 PAGES = (
     *(f"report of {name}" for name in RUNS),
-    *("predict", "embed", "explain", "rollout", "quality", "regions train", "attribution"),
-    *("regions predict", "regions explain", "regions extract", "demo", "probe"),
+    *("predict", "embed", "embed with labels", "explain", "rollout", "quality", "demo", "probe"),
+    *("comparison of runs", "regions train", "attribution", "regions predict", "regions explain"),
+    *("regions extract", *REFERENCE_PAGES),
 )
 
 
 def write_pages(folder: Path, trained: Trained, regions: TrainedRegions) -> dict[str, Path]:
-    """Run the commands that write pages; about two minutes.
+    """Run the commands that write pages; some minutes.
 
     Args:
         folder: of all that is written.
@@ -61,6 +64,10 @@ def write_pages(folder: Path, trained: Trained, regions: TrainedRegions) -> dict
         store / "quality" / "quality.html",
     )
 
+    labels = ["--labels", str(trained.nifti / "participants.csv"), "--label_column", "sex"]
+    given = [str(trained.backbone), str(trained.nifti), *labels, "-o", str(folder / "labelled")]
+    called("embed with labels", embed.main(given), folder / "labelled" / "report.html")
+
     found["regions train"] = regions.results / "report.html"
     found["attribution"] = next(regions.maps.parent.rglob("*.html"))
     bold = folder / "bold" / "sub-01_task-rest_space-MNI152NLin6Asym_bold.nii.gz"
@@ -91,4 +98,15 @@ def write_pages(folder: Path, trained: Trained, regions: TrainedRegions) -> dict
     )
     found["demo"] = folder / "demo" / "report.html"
     found["probe"] = folder / "demo" / "probe.html"
+    other = folder / "runs" / "other"
+    shared = (
+        f"--dataset_name Dummy --image_path {trained.store} --img_size 12 12 12 8 --embed_dim 16 "
+        f"--depth 2 --train_split 0.5 --val_split 0.2 --max_epochs 1 --batch_size 2 "
+        f"--accelerator cpu --input_scaling_method voxelnorm_zeroback --downstream_task sex"
+    )
+    train_run(f"{shared} --seed 7 --learning_rate 1e-2 --output_dir {other}".split())
+    where = folder / "comparison"
+    status = report.main([str(folder / "runs" / "sex"), str(other), "--output", str(where)])
+    called("comparison of runs", status, where / "report.html")
+    found |= write_reference_pages(folder / "reference", regions)
     return found
