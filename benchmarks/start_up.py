@@ -5,9 +5,10 @@
 CPU seconds of a whole process (user and system, the shortest of N), because other programs may be
 running, and the number of modules that Python has loaded at its end, beside a process that only
 imports torch. ``--before`` measures the same commands of another checkout of this repository in
-turns. The use of a model is measured with a small one of random weights, on one small scan;
-``load`` is ``neuromamba.load`` in Python. ``--run`` adds ``neuromamba report`` of a finished run,
-called once beforehand so that its baselines are kept. Files go to a temporary folder.
+turns, "-" where it has no such command. The use of a model is measured with a small one of random
+weights, on one small scan; ``load`` is ``neuromamba.load`` in Python. ``--run`` adds ``neuromamba
+report`` of a finished run, called once beforehand so that its baselines are kept. Files go to a
+temporary folder.
 """
 
 from __future__ import annotations
@@ -92,6 +93,16 @@ def measure(checkout: Path, words: Sequence[str], folder: Path) -> tuple[float, 
     return seconds, modules
 
 
+def knows(checkout: Path, words: Sequence[str]) -> bool:
+    """Whether the checkout has the command; ``load`` came with ``predict``."""
+    if words[0].startswith("-") or words[0] == "import":
+        return True
+    name = "predict" if words[0] == "load" else words[0]
+    if name == "regions":
+        name = "_".join(words[:2])
+    return (checkout / "project" / "neuromamba" / "commands" / f"{name}.py").is_file()
+
+
 def write_model_and_scan(folder: Path) -> dict[str, str]:
     """A small model of random weights and a scan; word of ``USES`` -> path."""
     model, scan = folder / "model.ckpt", folder / "sub-01_bold.nii.gz"
@@ -124,9 +135,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         paths = {} if args.quick else write_model_and_scan(Path(name))
         commands += [] if args.quick else [words.split() for words in USES]
         for words in commands:
-            found: dict[str, Any] = {which: [] for which in checkouts}
+            able = {which: folder for which, folder in checkouts.items() if knows(folder, words)}
+            found: dict[str, Any] = {which: [] for which in able}
             for turn in range((1 if args.quick else args.repeats) + 1):  # the first is a warm-up
-                for which, checkout in checkouts.items():
+                for which, checkout in able.items():
                     calls += 1
                     places = paths | {OUT: str(Path(name) / f"out{calls}")}  # a new one each time
                     one = measure(checkout, [places.get(w, w) for w in words], Path(name))
@@ -142,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = table(
         f"CPU seconds of a whole process (shortest of {args.repeats}), and modules at its end.",
         ["command", *columns],
-        [[row["command"], *(row[column] for column in columns)] for row in rows],
+        [[row["command"], *(row.get(column, "-") for column in columns)] for row in rows],
     )
     save(args, started, {"commands": rows}, text)
     return 0
