@@ -95,7 +95,7 @@ def measure(checkout: Path, words: Sequence[str], folder: Path) -> tuple[float, 
 
 def knows(checkout: Path, words: Sequence[str]) -> bool:
     """Whether the checkout has the command; ``load`` came with ``predict``."""
-    if words[0].startswith("-") or words[0] == "import":
+    if words[0].startswith(("-", "import ")):
         return True
     name = "predict" if words[0] == "load" else words[0]
     if name == "regions":
