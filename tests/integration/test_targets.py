@@ -369,6 +369,20 @@ def test_a_model_of_another_space(
     assert "the model is of native space" in caplog.text
 
 
+def test_a_backbone_of_another_repetition_time(
+    runs: CommandLine, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = f"{runs.run(EVENTS).folder}/checkpoints/best.ckpt"
+    for tr, warned in ((2.1, False), (2.5, True)):
+        for i in range(10):
+            path = runs.store / "hdf5" / f"sub-01_run-{i + 1}.h5"
+            write_tiny_run(path, "sub-01", i, run=str(i + 1), space="native", tr=tr)
+        caplog.clear()
+        runs.run(f"{EVENTS} --load_model_path {checkpoint} --max_steps 1")
+        warning = "trained with a repetition time of 2 s, and there are runs of 2.5 s"
+        assert (warning in caplog.text) == warned
+
+
 def test_dropped_frames_move_the_events(runs: CommandLine) -> None:
     write_tiny_run(
         runs.store / "hdf5" / "sub-01_run-1.h5",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from neuromamba.data.cohorts.leak_guards import (
     trained_subjects,
     warn_of_unknown_subjects,
 )
+from neuromamba.data.ingest.repetition_time import differs, nearest_tr
 from neuromamba.data.windows.run_data import RunData
 from neuromamba.evaluation.target_scaling import TargetScaling
 from neuromamba.fmamba.downstream import DownstreamModule
@@ -50,6 +52,7 @@ def load_weights(module: FMambaModule, config: RunConfig, data: RunData) -> None
             metadata = load_backbone(module.model, path, flag)
             module.add_lora()
         check_space(metadata, data, flag, supervised=tested)
+        warn_of_other_repetition_times(metadata, data, flag)
         if metadata:
             group_by = config.data.group_by
             shared = trained_subjects(metadata["data"], data.stores, data.subjects, group_by)
@@ -92,3 +95,22 @@ def check_space(metadata: Mapping[str, Any], data: RunData, flag: str, *, superv
     if supervised:
         raise UserInputError(message)
     logger.warning("warning: %s", message)
+
+
+def warn_of_other_repetition_times(metadata: Mapping[str, Any], data: RunData, flag: str) -> None:
+    """Log a warning where runs have repetition times that the model has not been trained on.
+
+    A store is not resampled, so the model reads its signals faster or slower than it has learned.
+    """
+    known = [tr for tr in metadata.get("data", {}).get("tr") or () if math.isfinite(tr)]
+    here = {round(header.tr, 4) for store in data.stores for header in store.headers}
+    others = sorted(tr for tr in here if known and differs(tr, nearest_tr(tr, known)))
+    if others and is_first_rank():
+        logger.warning(
+            "warning: %s: the model was trained with a repetition time of %s s, and there are runs "
+            "of %s s. They are not resampled, so it sees their signals faster or slower than those "
+            "it has learned. docs/repetition_time.md says what can be done.",
+            flag,
+            " and ".join(f"{tr:g}" for tr in known),
+            " and ".join(f"{tr:g}" for tr in others),
+        )

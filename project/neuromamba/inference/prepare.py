@@ -20,6 +20,7 @@ from neuromamba.common.text import sentence
 from neuromamba.data.ingest.convert import convert_run
 from neuromamba.data.ingest.nifti import file_sha256
 from neuromamba.data.ingest.options import ConversionOptions
+from neuromamba.data.ingest.repetition_time import SAME_TR, differs, nearest_tr
 from neuromamba.data.ingest.space import voxel_sizes, whole_voxel_offset
 from neuromamba.data.store.header import RunHeader, RunSource
 from neuromamba.data.store.reader import RunFile, read_header
@@ -37,7 +38,6 @@ from neuromamba.inference.range_check import compare_with_training, coverage_pro
 from neuromamba.inference.sources import ScanFile
 from neuromamba.inference.time_resampling import resample_time
 
-SAME_TR = 0.1  # relative difference of repetition times that is left alone
 _NOT_RAW = 0.05  # of the standard deviation over voxels and frames: a mean of nothing
 _REMEDY = (
     "The model was trained on images in MNI space: normalise the scan first (docs/preprocessing.md "
@@ -313,8 +313,8 @@ def _wanted_tr(
             )
         )
         return None
-    nearest = min(contract.tr, key=lambda tr: abs(math.log(tr / header.tr)))
-    if abs(header.tr / nearest - 1) > SAME_TR:
+    nearest = nearest_tr(header.tr, contract.tr)
+    if differs(header.tr, nearest):
         return nearest
     if not math.isclose(header.tr, nearest, rel_tol=1e-3):
         actions.append(

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from neuromamba.common.errors import UserInputError, see
 from neuromamba.common.json_text import parse_json
 
+SAME_TR = 0.1  # relative difference of repetition times that is left alone
 _LONGEST_TR, _SHORTEST_TR = 30.0, 0.05  # seconds; outside, a TR is not believed
 _SECONDS = {"msec": 1e-3, "usec": 1e-6}  # of NIfTI's units
+
+
+def nearest_tr(tr: float, known: Iterable[float]) -> float:
+    """The one of the ``known`` repetition times with the smallest ratio to ``tr``; seconds."""
+    return min(known, key=lambda one: abs(math.log(one / tr)))
+
+
+def differs(tr: float, other: float) -> bool:
+    """Whether models see a difference between the repetition times; see ``SAME_TR``."""
+    return abs(tr / other - 1) > SAME_TR
 
 
 def check_tr(flag_tr: float | None) -> None:
