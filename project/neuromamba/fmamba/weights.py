@@ -102,8 +102,10 @@ def warn_of_other_repetition_times(metadata: Mapping[str, Any], data: RunData, f
 
     A store is not resampled, so the model reads its signals faster or slower than it has learned.
     """
-    known = [tr for tr in metadata.get("data", {}).get("tr") or () if math.isfinite(tr)]
-    here = {round(header.tr, 4) for store in data.stores for header in store.headers}
+    # Unknown ones (NaN, or 0 in files of other programs) cannot be compared.
+    known = [tr for tr in metadata.get("data", {}).get("tr") or () if 0 < tr < math.inf]
+    times = {round(header.tr, 4) for store in data.stores for header in store.headers}
+    here = [tr for tr in times if 0 < tr < math.inf]
     others = sorted(tr for tr in here if known and differs(tr, nearest_tr(tr, known)))
     if others and is_first_rank():
         logger.warning(
