@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from neuromamba.config import model as model_configs
 from neuromamba.config.model import ModelConfig
 from neuromamba.fmamba.build import build_model
+from neuromamba.fmamba.heads import build_head
 from neuromamba.fmamba.tokenizer import PackedTokens
 from neuromamba.layers.mamba2 import Mamba2, ResidualBlock
 from neuromamba.layers.packing import Packed
@@ -43,6 +44,13 @@ except ImportError:  # as it was in 1d599ae
     from neuromamba.neurossm.module import FitConfig, train  # type: ignore[no-redef]
 
     RECIPES = {}  # type: ignore[misc]
+
+
+try:
+    from neuromamba.common.denormals import flush_denormals
+except ImportError:  # before it existed
+
+    def flush_denormals() -> None: ...
 
 
 class NoSuchCaseError(Exception):
@@ -100,6 +108,22 @@ def backbone(model: str, tokens: int, forward_only: bool = False) -> Callable[[]
     return forward if forward_only else step
 
 
+def fine_tuning(head: str, tokens: int) -> Callable[[], None]:
+    """One window through backbone and head, in a process prepared as a training prepares it."""
+    flush_denormals()
+    config = ModelConfig()
+    module = build_model(config, output_layer=False)
+    classifier = build_head(model_configs.HeadConfig(name=head), config)  # type: ignore[arg-type]
+    places = torch.randperm(config.num_tokens)[:tokens].sort().values
+    window = PackedTokens(torch.randn(tokens, config.token_dim), places, (tokens,))
+
+    def step() -> None:
+        features = module.forward_tokens(window).features
+        nn.functional.cross_entropy(classifier(features, window), torch.tensor([1])).backward()
+
+    return step
+
+
 def recipe_of(recipe: str) -> tuple[NeuroSSMConfig, FitConfig]:
     """The network and its training, without the second-order pathway, which no step trains."""
     if not RECIPES:
@@ -153,6 +177,7 @@ def epoch(recipe: str, count: int) -> Callable[[], None]:
 KINDS: dict[str, Callable[..., Callable[[], None]]] = {
     "blocks": blocks,
     "backbone": backbone,
+    "fine_tuning": fine_tuning,
     "neurossm": neurossm,
     "epoch": epoch,
 }

@@ -42,12 +42,15 @@ CASES: dict[str, list[Any]] = {
     "FMamba Base, 14,810 tokens": ["backbone", "fmamba", 14_810],
     "FMamba Base, 21,900 tokens": ["backbone", "fmamba", 21_900],
     "SwiFT, 96 x 96 x 96 x 20": ["backbone", "swift", 0],
+    "fine-tuning, Mamba head, 14,810 tokens": ["fine_tuning", "mamba", 14_810],
+    "fine-tuning, Mamba head, 2,048 tokens": ["fine_tuning", "mamba", 2_048],
     "FMamba Base, 14,810 tokens, forward alone": ["backbone", "fmamba", 14_810, True],
     "FMamba Base, 21,900 tokens, forward alone": ["backbone", "fmamba", 21_900, True],
     "SwiFT, forward alone": ["backbone", "swift", 0, True],
 }
 QUICK_CASES: dict[str, list[Any]] = {
     "blocks": ["blocks", 32, 1, 2, 70],
+    "fine-tuning": ["fine_tuning", "mamba", 50],
     "forward alone": ["backbone", "fmamba", 100, True],
     "NeuroSSM": ["neurossm", "robust", 2],
     "an epoch": ["epoch", "robust", 4],

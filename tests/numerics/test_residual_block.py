@@ -336,3 +336,22 @@ class TestWhenTheLayersRunOneByOne:
         block[1].in_proj.register_forward_hook(lambda *_: seen.append(1))
         block(torch.zeros(3, Sizes.width, dtype=torch.float64), (3,))
         assert seen == [1] and not fused_calls
+
+
+def test_gradients_that_die_out_end_as_zeros(passes: str) -> None:
+    """Computing with denormal numbers would take many times as long."""
+    if "one C call" not in passes:
+        pytest.skip("torch's products do as the process does; see common.denormals")
+    block = block_of("cpu").float()
+    x = torch.randn(2_000, Sizes.width, requires_grad=True)
+    cotangent = torch.zeros_like(x)
+    cotangent[-1] = 1e-20
+    with torch.no_grad():
+        block[1].dt_bias.add_(2.0)  # so that states fade within some hundred tokens
+    block(x, (len(x),)).backward(cotangent)
+    assert x.grad is not None
+    size = x.grad.abs()
+    assert (size[-3:] > 0).all() and (size[0] == 0).all()
+    assert not ((size > 0) & (size < torch.finfo(torch.float32).tiny)).any()
+    # ... and the thread goes on as it did.
+    assert torch.tensor(2e-38) * torch.tensor(0.1) > 0

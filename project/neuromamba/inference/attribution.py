@@ -36,6 +36,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from neuromamba.common.denormals import flush_denormals
 from neuromamba.config.model import HeadConfig, ModelConfig
 from neuromamba.config.names import VOXEL_SCALINGS
 from neuromamba.data.store.header import RunHeader
@@ -226,6 +227,7 @@ def _weighted_gradients(
     ``points`` are positions on the line, from 0 (the baseline x0) to 1 (the window x). One forward
     and one backward pass at a time, so the memory is that of one window.
     """
+    flush_denormals()
     names = ["tokens"] if window.packed.anatomy is None else ["tokens", "anatomy"]
     start = [getattr(window.baseline, name) for name in names]
     steps = [getattr(window.packed, n) - x0 for n, x0 in zip(names, start, strict=True)]

@@ -203,24 +203,28 @@ static void note_tail(const Block *whole, const Piece *pieces, int64_t number) {
 void block_forward(int64_t count, const Piece *pieces, const Block *whole) {
     const int64_t size = pieces->shape.heads * pieces->shape.state * pieces->shape.headdim;
 #pragma omp parallel num_threads(pieces->shape.threads)
-    for (int64_t number = 0; number < count; number++) {
-        const Piece *piece = pieces + number;
-        const Shape *s = &piece->shape;
-        const Block here = at(whole, piece, number), *o = &here;
+    {
+        const uint64_t before = flush_denormals();
+        for (int64_t number = 0; number < count; number++) {
+            const Piece *piece = pieces + number;
+            const Shape *s = &piece->shape;
+            const Block here = at(whole, piece, number), *o = &here;
 #pragma omp single
-        {
-            note_tail(whole, pieces, number);
-            if (piece->begins) memset(o->state, 0, (size_t)size * sizeof(float));
-            if (o->states) memcpy(o->states + number * size, o->state, (size_t)size * sizeof(float));
+            {
+                note_tail(whole, pieces, number);
+                if (piece->begins) memset(o->state, 0, (size_t)size * sizeof(float));
+                if (o->states) memcpy(o->states + number * size, o->state, (size_t)size * sizeof(float));
+            }
+#pragma omp for schedule(static)
+            for (int64_t k = 0; k < s->chunks; k++) project_chunk(s, o, k);
+#pragma omp for schedule(static)
+            for (int64_t k = 0; k < s->chunks; k++) mix_chunk(s, o, k);
+#pragma omp for schedule(static)
+            for (int64_t hn = 0; hn < s->heads * s->state; hn++) scan_row_f32(s, hn, o->added, o->a, o->state, o->xs);
+#pragma omp for schedule(static)
+            for (int64_t k = 0; k < s->chunks; k++) finish_chunk(s, o, k);
         }
-#pragma omp for schedule(static)
-        for (int64_t k = 0; k < s->chunks; k++) project_chunk(s, o, k);
-#pragma omp for schedule(static)
-        for (int64_t k = 0; k < s->chunks; k++) mix_chunk(s, o, k);
-#pragma omp for schedule(static)
-        for (int64_t hn = 0; hn < s->heads * s->state; hn++) scan_row_f32(s, hn, o->added, o->a, o->state, o->xs);
-#pragma omp for schedule(static)
-        for (int64_t k = 0; k < s->chunks; k++) finish_chunk(s, o, k);
+        restore(before);
     }
 }
 
@@ -378,44 +382,48 @@ void block_backward(int64_t count, const Piece *pieces, const Block *whole) {
     const size_t size = (size_t)(I * pieces->shape.state) * sizeof(float), carry = (size_t)(3 * W) * sizeof(float);
     const int64_t all = stripes(W + I + H) + stripes(whole->width);
 #pragma omp parallel num_threads(pieces->shape.threads)
-    for (int64_t number = count - 1; number >= 0; number--) {
-        const Shape *s = &pieces[number].shape;
-        const Block here = at(whole, pieces + number, number), *o = &here;
+    {
+        const uint64_t before = flush_denormals();
+        for (int64_t number = count - 1; number >= 0; number--) {
+            const Shape *s = &pieces[number].shape;
+            const Block here = at(whole, pieces + number, number), *o = &here;
 #pragma omp single
-        {
-            if (number == count - 1 || pieces[number + 1].begins) {
-                memset(o->dstate, 0, size);
-                memset(o->carry, 0, carry);
+            {
+                if (number == count - 1 || pieces[number + 1].begins) {
+                    memset(o->dstate, 0, size);
+                    memset(o->carry, 0, carry);
+                }
+                memcpy(o->carried, o->carry, carry);
+                memcpy(o->state, o->states + number * (int64_t)(size / sizeof(float)), size);
             }
-            memcpy(o->carried, o->carry, carry);
-            memcpy(o->state, o->states + number * (int64_t)(size / sizeof(float)), size);
-        }
 #pragma omp for schedule(static)
-        for (int64_t k = 0; k < s->chunks; k++) project_chunk(s, o, k);
+            for (int64_t k = 0; k < s->chunks; k++) project_chunk(s, o, k);
 #pragma omp for schedule(static)
-        for (int64_t k = 0; k < s->chunks; k++) mix_chunk(s, o, k);
+            for (int64_t k = 0; k < s->chunks; k++) mix_chunk(s, o, k);
 #pragma omp for schedule(static)
-        for (int64_t hn = 0; hn < H * s->state; hn++) scan_row_f32(s, hn, o->added, o->a, o->state, o->xs);
+            for (int64_t hn = 0; hn < H * s->state; hn++) scan_row_f32(s, hn, o->added, o->a, o->state, o->xs);
 #pragma omp for schedule(static)
-        for (int64_t k = 0; k < s->chunks; k++) gate_back_chunk(s, o, k);
+            for (int64_t k = 0; k < s->chunks; k++) gate_back_chunk(s, o, k);
 #pragma omp single
-        collect_f32(s->chunks, I, o->room, I, o->dnorm);
+            collect_f32(s->chunks, I, o->room, I, o->dnorm);
 #pragma omp for schedule(static)
-        for (int64_t hn = 0; hn < H * s->state; hn++)
-            scan_backward_row_f32(s, hn, o->dxs, o->xs, o->a, o->dstate, o->dadded, o->dlast);
+            for (int64_t hn = 0; hn < H * s->state; hn++)
+                scan_backward_row_f32(s, hn, o->dxs, o->xs, o->a, o->dstate, o->dadded, o->dlast);
 #pragma omp for schedule(static)
-        for (int64_t k = 0; k < s->chunks; k++) mix_back_chunk(s, o, k);
+            for (int64_t k = 0; k < s->chunks; k++) mix_back_chunk(s, o, k);
 #pragma omp for schedule(static)
-        for (int64_t k = 0; k < s->chunks; k++) project_back_chunk(s, o, k);
+            for (int64_t k = 0; k < s->chunks; k++) project_back_chunk(s, o, k);
 #pragma omp single
-        {
-            collect_f32(s->chunks, o->width, o->room, o->width, o->dpre_norm);
-            collect_f32(s->chunks, 5 * W, o->room + s->chunks * o->width, 5 * W, o->dconv);
-            collect_heads_f32(s, o->room_heads, o->dheads);
-        }
-        if (o->din_proj) {
+            {
+                collect_f32(s->chunks, o->width, o->room, o->width, o->dpre_norm);
+                collect_f32(s->chunks, 5 * W, o->room + s->chunks * o->width, 5 * W, o->dconv);
+                collect_heads_f32(s, o->room_heads, o->dheads);
+            }
+            if (o->din_proj) {
 #pragma omp for schedule(static)
-            for (int64_t i = 0; i < all; i++) projections_back(s, o, i);
+                for (int64_t i = 0; i < all; i++) projections_back(s, o, i);
+            }
         }
+        restore(before);
     }
 }

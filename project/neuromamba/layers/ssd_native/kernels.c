@@ -15,6 +15,9 @@
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
 
 /* Keep in step with _Shape in __init__.py. */
 typedef struct {
@@ -156,6 +159,31 @@ static inline float sum_of(vec x) {
     for (int l = 0; l < LANES; l++) sum += x[l];
     return sum;
 }
+
+/* Numbers below the smallest normal one count as zero while a thread computes a block: where the loss depends on the
+ * last tokens alone, gradients die out towards the first ones, and computing with denormal numbers takes many times as
+ * long. Returns what the thread did before, for `restore`. Processors that are not named here compute with them. */
+#if defined(__SSE__)
+enum { FLUSH = 0x8040 }; /* flush to zero, denormals are zeros */
+static inline uint64_t flush_denormals(void) {
+    const unsigned before = _mm_getcsr();
+    _mm_setcsr(before | FLUSH);
+    return before;
+}
+static inline void restore(uint64_t before) { _mm_setcsr((unsigned)before); }
+#elif defined(__aarch64__)
+enum { FLUSH = 1 << 24 };
+static inline uint64_t flush_denormals(void) {
+    uint64_t before;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(before));
+    __asm__ volatile("msr fpcr, %0" : : "r"(before | FLUSH) : "memory");
+    return before;
+}
+static inline void restore(uint64_t before) { __asm__ volatile("msr fpcr, %0" : : "r"(before) : "memory"); }
+#else
+static inline uint64_t flush_denormals(void) { return 0; }
+static inline void restore(uint64_t before) { (void)before; }
+#endif
 
 static inline float load_f32(float value) { return value; }
 static inline float store_f32(float value) { return value; }
