@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -153,12 +154,27 @@ def neurossm(recipe: str, scans: int) -> Callable[[], None]:
     return step
 
 
-def epoch(recipe: str, count: int) -> Callable[[], None]:
+def in_bf16(kind: str, *sizes: Any) -> Callable[[], None]:
+    """A case as ``--precision bf16`` computes it on this processor."""
+    if kind == "epoch":
+        return epoch(*sizes, precision="bf16")
+    step = KINDS[kind](*sizes)
+    hardware = resolve_hardware({"accelerator": "cpu", "devices": 1, "precision": "bf16"})
+    narrow = getattr(hardware, "computed", "bf16-mixed") == "bf16-mixed"
+
+    def narrower() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            step()
+
+    return narrower
+
+
+def epoch(recipe: str, count: int, precision: str = "32") -> Callable[[], None]:
     """One epoch of ``neuromamba regions train``: z-scores, crops, loader, Trainer, steps."""
     config, fit = recipe_of(recipe)
     series = np.random.default_rng(0).standard_normal((count, REGIONS, 196), dtype=np.float32)
     scans = [Scan(str(i), str(i), i % 2, one, str(i)) for i, one in enumerate(series)]
-    hardware = resolve_hardware({"accelerator": "cpu", "devices": 1, "precision": "32"})
+    hardware = resolve_hardware({"accelerator": "cpu", "devices": 1, "precision": precision})
 
     def step() -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -180,6 +196,7 @@ KINDS: dict[str, Callable[..., Callable[[], None]]] = {
     "fine_tuning": fine_tuning,
     "neurossm": neurossm,
     "epoch": epoch,
+    "in_bf16": in_bf16,
 }
 
 
@@ -213,7 +230,7 @@ def main() -> None:
     # The first one warms up, unless it is so long that this does not matter.
     found: dict[str, object] = {"seconds": seconds[1:] or seconds, "rate": product_rate()}
     with FlopCounterMode(display=False) as counter:
-        if kind != "epoch":
+        if "epoch" not in (kind, *sizes):
             step()
     found["flops"] = counter.get_total_flops() or None
     print("\n" + json.dumps(found), flush=True)

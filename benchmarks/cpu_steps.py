@@ -5,7 +5,8 @@
 ``--before`` is another checkout (``git worktree add FOLDER COMMIT``, then ``neuromamba
 build-kernels`` in it). Each case runs in processes of its own, checkouts in turns, ``--rounds``
 times; the shortest step of all rounds counts (a step of many seconds is done once). CPU seconds of
-all threads are measured and not the clock, so that other programs disturb little. fp32.
+all threads are measured and not the clock, so that other programs disturb little. fp32, where a
+case does not name bf16, which is what ``--precision bf16`` does on the processor.
 
 The share is the rate of a step's matrix products (torch's FlopCounterMode) over that of products of
 2,048 squared alone in the same process: how much is left to gain without computing less. Chunks of
@@ -44,6 +45,9 @@ CASES: dict[str, list[Any]] = {
     "SwiFT, 96 x 96 x 96 x 20": ["backbone", "swift", 0],
     "fine-tuning, Mamba head, 14,810 tokens": ["fine_tuning", "mamba", 14_810],
     "fine-tuning, Mamba head, 2,048 tokens": ["fine_tuning", "mamba", 2_048],
+    "FMamba Base, 14,810 tokens, bf16": ["in_bf16", "backbone", "fmamba", 14_810],
+    "FMamba Base, 21,900 tokens, bf16": ["in_bf16", "backbone", "fmamba", 21_900],
+    "NeuroSSM, paper, an epoch of 620 scans, bf16": ["in_bf16", "epoch", "paper", 620],
     "FMamba Base, 14,810 tokens, forward alone": ["backbone", "fmamba", 14_810, True],
     "FMamba Base, 21,900 tokens, forward alone": ["backbone", "fmamba", 21_900, True],
     "SwiFT, forward alone": ["backbone", "swift", 0, True],
@@ -53,6 +57,8 @@ QUICK_CASES: dict[str, list[Any]] = {
     "fine-tuning": ["fine_tuning", "mamba", 50],
     "forward alone": ["backbone", "fmamba", 100, True],
     "NeuroSSM": ["neurossm", "robust", 2],
+    "blocks, bf16": ["in_bf16", "blocks", 32, 1, 2, 70],
+    "an epoch, bf16": ["in_bf16", "epoch", "robust", 4],
     "an epoch": ["epoch", "robust", 4],
 }
 
@@ -142,8 +148,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     compared = f"; before: revision {revisions['before']}" if "before" in revisions else ""
     text = table(
         f"CPU time of a training step (forward, backward; NeuroSSM: with AdamW) or of a forward\n"
-        f"pass, fp32{compared}. Milliseconds, the shortest of all steps, how many times as fast,\n"
-        f"the longest, and the rate of the step's matrix products over that of products alone.",
+        f"pass{compared}. fp32 unless bf16 is named.\n"
+        f"Milliseconds, the shortest of all steps, how many times as fast, the longest, and the\n"
+        f"rate of the step's matrix products over that of fp32 products alone.",
         ["case", "before", "now", "before/now", "longest before", "longest now", "share"],
         lines,
     )

@@ -2,7 +2,8 @@
 
 Processors without instructions for bf16 (avx512_bf16, amx_bf16, Arm's bf16) emulate it: a product
 takes 2 to 80 times as long as in fp32. There fp32 operands are used where bf16 was asked for, and
-results are at least as exact. Torch's list of the processor's instructions and a measured product
+results are at least as exact; so they are in narrow layers, which the C library computes in one
+call in fp32 (``too_narrow``). Torch's list of the processor's instructions and a measured product
 must both speak for bf16; the measured ratio is kept in the user's cache, by processor and torch.
 ``NEUROMAMBA_BF16=1`` always computes with bf16 operands, ``NEUROMAMBA_BF16=0`` never does on a CPU.
 """
@@ -25,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 SWITCH = "NEUROMAMBA_BF16"
 SLOWEST = 0.9  # time of a bf16 product over that of fp32 from which on it is not worth its rounding
+# Layers narrower than this take 1.5 to 2.5 times as long with bf16 operands as in fp32 in one call
+# (Xeon with AMX, widths 64 and 32; at 128 it is 0.9 times).
+NARROW = 128
 _SIZE = 384  # of the measured product: square matrices
 _SECONDS = 0.3  # that measuring may take, after the third round
 _ROUNDS = 12
@@ -65,6 +69,11 @@ def advice() -> str:
 def pays_on(device: torch.device) -> bool:
     """Whether bf16 operands are used on a device; on accelerators always."""
     return device.type != "cpu" or judge().pays
+
+
+def too_narrow(width: int, device: torch.device) -> bool:
+    """Whether a layer of this width is faster in one call in fp32 than call by call in bf16."""
+    return device.type == "cpu" and width < NARROW and os.environ.get(SWITCH) != "1"
 
 
 def say_once() -> None:

@@ -117,7 +117,9 @@ class Pathway(nn.Module):
 
     def forward(self, u: Packed) -> Tensor:
         """z of each scan."""
-        h = self.embed_norm(self.embed(self.region_dropout(u.frames)))
+        h = self.embed(self.region_dropout(u.frames))
+        # Autocast leaves bf16 here, to which the layers would add bf16 sums; theirs are fp32.
+        h = self.embed_norm(h.to(self.embed.weight.dtype))
         for layer in self.layers:
             h = layer(h, u.lengths)
         own = mean_over_scans(Packed(self.norm(h), u.lengths))

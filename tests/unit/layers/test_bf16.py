@@ -20,7 +20,7 @@ from neuromamba.layers import bf16
 from neuromamba.layers.mamba2 import Mamba2, ResidualBlock
 from neuromamba.layers.packing import pack
 from neuromamba.layers.rms_norm import RMSNorm
-from neuromamba.layers.ssd import blockwise
+from neuromamba.layers.ssd import blockwise, native
 from neuromamba.neurossm.config import NeuroSSMConfig
 from neuromamba.neurossm.model import NeuroSSM
 from neuromamba.training.strategies import resolve_hardware
@@ -130,9 +130,12 @@ def test_the_real_measurement_is_a_ratio() -> None:
 # --------------------------------------------------------------------------- what is computed
 
 
-def block() -> ResidualBlock:
+WIDTH = bf16.NARROW  # of layers that are wide enough for bf16
+
+
+def block(width: int = WIDTH) -> ResidualBlock:
     torch.manual_seed(0)
-    return ResidualBlock(RMSNorm(32), Mamba2(32, 8, 32), torch.nn.Dropout(0.0))
+    return ResidualBlock(RMSNorm(width), Mamba2(width, 8, 32), torch.nn.Dropout(0.0))
 
 
 def computed(
@@ -147,7 +150,7 @@ def computed(
 
 
 def test_a_block_computes_exactly_as_in_fp32(slow: None) -> None:
-    layer, x = block(), torch.randn(sum(LENGTHS), 32)
+    layer, x = block(), torch.randn(sum(LENGTHS), WIDTH)
     plain = computed(layer, x, LENGTHS, autocast=False)
     for ours, theirs in zip(computed(layer, x, LENGTHS, autocast=True), plain, strict=True):
         assert ours.dtype == theirs.dtype == torch.float32
@@ -155,16 +158,29 @@ def test_a_block_computes_exactly_as_in_fp32(slow: None) -> None:
 
 
 def test_a_block_computes_with_bf16_operands_where_they_are_fast(fast: None) -> None:
-    layer, x = block(), torch.randn(sum(LENGTHS), 32)
+    layer, x = block(), torch.randn(sum(LENGTHS), WIDTH)
     plain = computed(layer, x, LENGTHS, autocast=False)
     narrow = computed(layer, x, LENGTHS, autocast=True)
     assert not torch.equal(narrow[0], plain[0])
     torch.testing.assert_close(narrow[0], plain[0], rtol=0.05, atol=0.05)
 
 
+def test_a_narrow_block_computes_in_fp32_in_one_call(
+    fast: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, x = block(32), torch.randn(sum(LENGTHS), 32)
+    plain = computed(layer, x, LENGTHS, autocast=False)[0]
+    for library, value, same in ((True, "", True), (True, "1", False), (False, "", False)):
+        monkeypatch.setenv(bf16.SWITCH, value)
+        monkeypatch.setenv(native.SWITCH, "1" if library else "0")
+        if library and native.status().library is None:
+            pytest.skip(native.status().detail)
+        assert torch.equal(computed(layer, x, LENGTHS, autocast=True)[0], plain) == same
+
+
 def _mamba2(x: torch.Tensor) -> tuple[torch.nn.Module, tuple[Any, ...]]:
     torch.manual_seed(0)
-    return Mamba2(32, 8, 32), (LENGTHS,)
+    return Mamba2(WIDTH, 8, 32), (LENGTHS,)
 
 
 def _parts(x: torch.Tensor) -> tuple[torch.nn.Module, tuple[Any, ...]]:
@@ -178,7 +194,7 @@ def test_it_is_at_least_as_exact(
     made: Callable[..., Any], stored: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Under autocast, and with parameters and input stored in bf16, against fp64."""
-    x = torch.randn(sum(LENGTHS), 32, generator=torch.Generator().manual_seed(1)).to(stored)
+    x = torch.randn(sum(LENGTHS), WIDTH, generator=torch.Generator().manual_seed(1)).to(stored)
     errors = {}
     layer, rest = made(x)
     layer = layer.to(stored)
@@ -227,6 +243,18 @@ def test_of_neurossm_and_of_a_mamba_head(
         compute()
     assert len(seen) > 2
     assert set(seen) == {torch.bfloat16 if known else torch.float32}
+
+
+def test_neurossm_adds_to_an_fp32_stream(fast: None) -> None:
+    """Autocast would leave bf16 after the embedding, and the C passes add to fp32 only."""
+    model = NeuroSSM(NeuroSSMConfig(rois=6, classes=2, embed_dim=32))
+    seen: list[torch.dtype] = []
+    for module in model.modules():
+        if isinstance(module, ResidualBlock):
+            module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        model(pack([torch.randn(6, 40), torch.randn(6, 30)]))
+    assert len(seen) > 2 and set(seen) == {torch.float32}
 
 
 # ------------------------------------------------------------------------------ what is asked for

@@ -42,7 +42,7 @@ from neuromamba.layers.ssd import buffers as memory
 from neuromamba.layers.ssd import native
 from neuromamba.layers.ssd import passes as torch_passes
 from neuromamba.layers.ssd.blocks import Block, walk
-from neuromamba.layers.ssd.fused import Borders, FusedLayer, can_run
+from neuromamba.layers.ssd.fused import Borders, FusedLayer, can_run, fast_operand
 from neuromamba.layers.ssd.passes import Layer, Totals, Weights
 from neuromamba.layers.ssd.types import BlockParams, MixerParams, as_type, no_autocast
 
@@ -392,7 +392,7 @@ def residual_block(
         sparing: keep nothing for the backward pass but the input and the states between blocks.
         mask: [L, D] of a dropout, with what is kept scaled up; None for none.
     """
-    layer, graph = _layer(x, block.mixer, lengths), torch.is_grad_enabled()
+    layer, graph = fast_operand(_layer(x, block.mixer, lengths), x), torch.is_grad_enabled()
     wide = _widened(x, layer)
     out = _Blockwise.apply(layer, graph, sparing, wide, mask, *block[:3], *block.mixer[:6])
     return out.to(x.dtype)

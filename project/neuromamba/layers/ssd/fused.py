@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from neuromamba.layers import bf16
 from neuromamba.layers.rms_norm import NORM_EPS
 from neuromamba.layers.ssd import buffers as memory
 from neuromamba.layers.ssd import native
@@ -74,6 +75,13 @@ def can_run(layer: Layer, x: Tensor) -> bool:
     """Whether one call does such a layer with its projections, on input ``x`` [L, D]."""
     runs = native.can_run(x, layer.operand, layer.taps, residual=True)
     return runs and len(x) > 0 and kernels_for(layer, x.shape[1]) is not None
+
+
+def fast_operand(layer: Layer, x: Tensor) -> Layer:
+    """A narrow layer for bf16 operands with fp32 operands, where one call does it; see ``bf16``."""
+    in_one_call = layer._replace(operand=torch.float32)
+    narrow = layer.operand == torch.bfloat16 and bf16.too_narrow(x.shape[1], x.device)
+    return in_one_call if narrow and can_run(in_one_call, x) else layer
 
 
 def kernels_for(layer: Layer, width: int) -> native.LayerKernels | None:
