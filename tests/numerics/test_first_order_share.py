@@ -163,7 +163,7 @@ def test_logits_of_the_second_order_are_out_of_part(tmp_path: Path) -> None:
     assert own is not None and own.shape == (40, 2)
     np.testing.assert_allclose(own.sum(1), 0, atol=1e-9)
     labels = np.array([s.label for s in scans])
-    known = LinearClassifier("Tangent").fit_and_score(scans, scans, 0, tmp_path)
+    known = LinearClassifier("Tangent").fit(scans, 0, tmp_path)(scans)
     correct = (own.argmax(1) == labels).mean()
     assert 0.55 < correct <= (known.argmax(1) == labels).mean()
     assert fit_second_order(SecondOrder(ROIS, 2, 8), scans, 0) is None
@@ -201,7 +201,7 @@ def test_a_fit_chooses_and_keeps_the_share(tmp_path: Path) -> None:
     scans = two_classes(60, shift=1.5)
     train_scans, test_scans = scans[:40], scans[40:]
     network = NetworkClassifier("NeuroSSM", config(), fit, hardware_of("cpu"))
-    found = network.fit_and_score(train_scans, test_scans, 0, tmp_path)
+    found = network.fit(train_scans, 0, tmp_path)(test_scans)
     model = network.load(tmp_path)
     assert isinstance(model, NeuroSSM) and model.second_order is not None
     share = model.first_order_share
@@ -210,7 +210,7 @@ def test_a_fit_chooses_and_keeps_the_share(tmp_path: Path) -> None:
     with torch.no_grad():
         own = model.second_order(packed)[:, :2] + share * model.each(packed).mean(0)
     np.testing.assert_allclose(found, torch.softmax(own, 1).numpy(), atol=1e-4)
-    alone = LinearClassifier("Tangent").fit_and_score(train_scans, test_scans, 0, tmp_path)
+    alone = LinearClassifier("Tangent").fit(train_scans, 0, tmp_path)(test_scans)
     model.second_order.share.zero_()
     with torch.no_grad():
         without = torch.softmax(model(packed), 1).numpy()

@@ -80,7 +80,7 @@ def test_gradient_where_all_eigenvalues_are_equal() -> None:
 def test_its_logits_are_those_of_the_baseline(classes: int, tmp_path: Path) -> None:
     everybody = scans(classes)
     train, test = everybody[:TRAINED], everybody[TRAINED:]
-    wanted = LinearClassifier(TANGENT).fit_and_score(train, test, 3, tmp_path)
+    wanted = LinearClassifier(TANGENT).fit(train, 3, tmp_path)(test)
     pathway = SecondOrder(ROIS, classes, 8)
     fit_second_order(pathway, train, 3)
     found = pathway(pack([z_scored(scan.series) for scan in test]))

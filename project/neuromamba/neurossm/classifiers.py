@@ -30,7 +30,8 @@ from neuromamba.neurossm.linear import (
     MEASURES,
     LinearClassifier,
     Measured,
-    fit_and_predict,
+    Scorer,
+    fit_linear,
     fit_second_order,
 )
 from neuromamba.neurossm.model import NeuroSSM
@@ -65,12 +66,11 @@ class Classifier(Protocol):
     def settings(self) -> dict[str, Any]:
         """Everything that its numbers depend on, except data and splits."""
 
-    def fit_and_score(
-        self, train_scans: Sequence[Scan], test_scans: Sequence[Scan], seed: int, folder: Path
-    ) -> np.ndarray:
-        """Probabilities [test scans, classes], or values [test scans, 1].
+    def fit(self, train_scans: Sequence[Scan], seed: int, folder: Path) -> Scorer:
+        """Fit; files of the fit go to ``folder``.
 
-        Files of the fit go to ``folder``.
+        Returns:
+            What gives the scores of other scans.
         """
 
 
@@ -81,14 +81,14 @@ class NetworkClassifier:
     Attributes:
         name: of ``TRAINED``.
         model: architecture; the GRU takes its sizes from there.
-        fit: training.
+        training: how it is fitted.
         hardware: one device.
         measured: correlations that the baselines have computed, too.
     """
 
     name: str
     model: NeuroSSMConfig
-    fit: FitConfig
+    training: FitConfig
     hardware: Hardware
     measured: Measured = field(default_factory=Measured, repr=False, compare=False)
 
@@ -109,9 +109,9 @@ class NetworkClassifier:
 
         What came later is named only where it is used, so that older results can be continued.
         """
-        model, fit = dataclasses.asdict(self.model), dataclasses.asdict(self.fit)
+        model, fit = dataclasses.asdict(self.model), dataclasses.asdict(self.training)
         del model["ssd_backend"]
-        for record, one in ((model, self.model), (fit, self.fit)):
+        for record, one in ((model, self.model), (fit, self.training)):
             for name in LATER & record.keys():
                 if record[name] == type(one).__dataclass_fields__[name].default:
                     del record[name]
@@ -129,10 +129,8 @@ class NetworkClassifier:
             return None
         return standardising(np.array([scan.label for scan in train_scans]))
 
-    def fit_and_score(
-        self, train_scans: Sequence[Scan], test_scans: Sequence[Scan], seed: int, folder: Path
-    ) -> np.ndarray:
-        """Train, write the weights, score."""
+    def fit(self, train_scans: Sequence[Scan], seed: int, folder: Path) -> Scorer:
+        """Train, write the weights."""
         scaling = self.scaling(train_scans)
         parts = None
         if self._second_order:
@@ -140,7 +138,7 @@ class NetworkClassifier:
         model = train(
             build=self.build,
             scans=train_scans,
-            fit=self.fit,
+            fit=self.training,
             hardware=self.hardware,
             seed=seed,
             folder=folder,
@@ -152,7 +150,13 @@ class NetworkClassifier:
         state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
         with atomic_path(folder / WEIGHTS) as temporary:
             save_file(state, temporary)
-        return score(model, test_scans, self.fit.eval_batch_size, self.device).scaled(scaling)
+        return self._scorer(model, scaling)
+
+    def _scorer(self, model: nn.Module, scaling: TargetScaling | None) -> Scorer:
+        def scores(scans: Sequence[Scan]) -> np.ndarray:
+            return score(model, scans, self.training.eval_batch_size, self.device).scaled(scaling)
+
+        return scores
 
     @property
     def _second_order(self) -> bool:
@@ -169,27 +173,20 @@ class NetworkClassifier:
         second = fit_second_order(pathway, scans, seed, parts, self.measured)
         if parts is None or second is None:
             return
-        first = logits_of_left_out(model, scans, parts, self.fit.eval_batch_size, self.device)
+        batch = self.training.eval_batch_size
+        first = logits_of_left_out(model, scans, parts, batch, self.device)
         labels, scaling = np.array([scan.label for scan in scans]), self.scaling(scans)
         if scaling is not None:
             labels = (labels - scaling.center) / scaling.scale
         pathway.share.fill_(best_share(second, first, labels))
 
-    def score_finished(
-        self, folder: Path, train_scans: Sequence[Scan], test_scans: Sequence[Scan]
-    ) -> np.ndarray:
-        """Scores of other scans by a finished fit, as of ``fit_and_score``.
-
-        Args:
-            folder: of the fit.
-            train_scans: that it was fitted on.
-            test_scans: to score.
+    def finished(self, train_scans: Sequence[Scan], folder: Path) -> Scorer:
+        """What ``fit`` gave for these scans, from the weights that it wrote.
 
         Raises:
             UserInputError: see ``load``.
         """
-        model, scaling = self.load(folder), self.scaling(train_scans)
-        return score(model, test_scans, self.fit.eval_batch_size, self.device).scaled(scaling)
+        return self._scorer(self.load(folder), self.scaling(train_scans))
 
     def load(self, folder: Path) -> nn.Module:
         """The model of a finished fit, on its device and in evaluation mode.
@@ -225,16 +222,14 @@ class UntrainedClassifier:
         """The architecture; of the training only what the random weights depend on: nothing."""
         return {"features": self.name, "model": self.network.settings()["model"]}
 
-    def fit_and_score(
-        self, train_scans: Sequence[Scan], test_scans: Sequence[Scan], seed: int, folder: Path
-    ) -> np.ndarray:
-        """Draw the weights by the seed, as a training does; fit and score."""
+    def fit(self, train_scans: Sequence[Scan], seed: int, folder: Path) -> Scorer:
+        """Draw the weights by the seed, as a training does, and fit what reads them."""
         seed_run(seed)
         model = self.network.build()
         assert isinstance(model, NeuroSSM)
-        batch, device = self.network.fit.eval_batch_size, self.network.device
-        x, new = (_encoded(model, scans, batch, device) for scans in (train_scans, test_scans))
-        return fit_and_predict(x, new, train_scans, seed)
+        batch, device = self.network.training.eval_batch_size, self.network.device
+        predict = fit_linear(_encoded(model, train_scans, batch, device), train_scans, seed)
+        return lambda scans: predict(_encoded(model, scans, batch, device))
 
 
 @torch.no_grad()

@@ -35,6 +35,10 @@ from neuromamba.evaluation.target_scaling import standardising
 from neuromamba.neurossm.config import COMBAT
 from neuromamba.neurossm.second_order import SecondOrder
 
+Scorer = Callable[[Sequence[Scan]], np.ndarray]
+"""Scans -> probabilities [scans, classes], or values [scans, 1]. A number depends on the other
+scans of the call in its last digits, since products round by their size."""
+
 
 def region_connectivity(scan: Scan) -> np.ndarray:
     """Fisher's z [N (N - 1) / 2] of the z-scored series that the networks see, too."""
@@ -130,28 +134,30 @@ def fit_second_order(
     return logits
 
 
-def fit_and_predict(
-    x: np.ndarray, new: np.ndarray, scans: Sequence[Scan], seed: int, by: str = "auroc"
-) -> np.ndarray:
-    """Fit on the features of some scans, score others: logistic regression, or ridge of values.
+def fit_linear(
+    x: np.ndarray, scans: Sequence[Scan], seed: int, by: str = "auroc"
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Fit logistic regression, or ridge regression of values, on the features of scans.
 
     The penalty is chosen in inner folds of the training scans that keep groups together.
 
     Args:
         x: [training scans, features].
-        new: [test scans, features].
         scans: those of ``x``.
         seed: of the inner folds.
         by: of ``fit_logistic``.
 
     Returns:
-        Probabilities [test scans, classes]; of a regression predictions [test scans, 1].
+        Features [other scans, features] -> probabilities [other scans, classes]; of a regression
+        predictions [other scans, 1].
     """
     labels = np.array([scan.label for scan in scans])
     groups = np.array([scan.group for scan in scans])
     if labels.dtype.kind == "f":
-        return fit_ridge(x, labels, seed, groups)[0].predict(new)[:, None]
-    return fit_logistic(x, labels, seed, groups, by=by)[0].predict_proba(new)
+        ridge = fit_ridge(x, labels, seed, groups)[0]
+        return lambda new: ridge.predict(new)[:, None]
+    logistic = fit_logistic(x, labels, seed, groups, by=by)[0]
+    return lambda new: logistic.predict_proba(new)
 
 
 class Measured:
@@ -205,30 +211,40 @@ class LinearClassifier:
         of = {"harmonised": self.column, "columns_hash": hash_of_columns(self.sites)}
         return {"features": self.measure, **of}
 
-    def fit_and_score(
-        self, train_scans: Sequence[Scan], test_scans: Sequence[Scan], seed: int, folder: Path
-    ) -> np.ndarray:
-        """Fit and score."""
-        x, new = self.features(train_scans, test_scans)
+    def fit(self, train_scans: Sequence[Scan], seed: int, folder: Path) -> Scorer:
+        """Fit."""
+        x, features = self.features(train_scans)
         by = "log_loss" if self.measure == TANGENT else "auroc"
-        return fit_and_predict(x, new, train_scans, seed, by)
+        predict = fit_linear(x, train_scans, seed, by)
+        return lambda scans: predict(features(scans))
 
     def features(
-        self, train_scans: Sequence[Scan], test_scans: Sequence[Scan]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """float32 [scans, features] of both; the tangent space is that at the training scans."""
-        x, new = (
-            np.stack([self.measured.of(self.measure, scan) for scan in part])
-            for part in (train_scans, test_scans)
-        )
-        if self.measure == TANGENT:
-            space = TangentSpace(x)
-            x, new = space.transform(x), space.transform(new)
+        self, train_scans: Sequence[Scan]
+    ) -> tuple[np.ndarray, Callable[[Sequence[Scan]], np.ndarray]]:
+        """Features of the training scans, float32 [scans, features], and what gives others'.
+
+        The tangent space is that at the training scans, and so is the harmonisation.
+        """
+        x = self._measures(train_scans)
+        space = TangentSpace(x) if self.measure == TANGENT else None
+        if space:
+            x = space.transform(x)
+        combat = None
         if self.column:
-            own, other = (
-                np.array([self.sites[scan.scan] for scan in part])
-                for part in (train_scans, test_scans)
-            )
+            own = self._sites(train_scans)
             combat = Combat(x[own != ""], own[own != ""])
-            x, new = combat.transform(x, own), combat.transform(new, other)
-        return x, new
+            x = combat.transform(x, own)
+
+        def others(scans: Sequence[Scan]) -> np.ndarray:
+            new = self._measures(scans)
+            if space:
+                new = space.transform(new)
+            return combat.transform(new, self._sites(scans)) if combat else new
+
+        return x, others
+
+    def _measures(self, scans: Sequence[Scan]) -> np.ndarray:
+        return np.stack([self.measured.of(self.measure, scan) for scan in scans])
+
+    def _sites(self, scans: Sequence[Scan]) -> np.ndarray:
+        return np.array([self.sites[scan.scan] for scan in scans])

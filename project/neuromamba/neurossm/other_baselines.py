@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from neuromamba.data.regions.cohort import Cohort
 from neuromamba.data.regions.scan import Scan
 from neuromamba.evaluation.linear_models import Rotation
 from neuromamba.evaluation.target_scaling import standardising
-from neuromamba.neurossm.linear import Measured, fit_and_predict, hash_of_columns
+from neuromamba.neurossm.linear import Measured, Scorer, fit_linear, hash_of_columns
 
 CONFOUNDS, MLP = "Confounds", "MLP"
 WIDTH = 64  # of the network's hidden layer
@@ -106,44 +106,44 @@ class ConfoundClassifier:
         columns = {"columns": list(self.columns), "columns_hash": hash_of_columns(self.texts)}
         return {"features": self.name, **columns}
 
-    def fit_and_score(
-        self, train_scans: Sequence[Scan], test_scans: Sequence[Scan], seed: int, folder: Path
-    ) -> np.ndarray:
-        """Fit and score."""
-        x, new = self._features(train_scans, test_scans)
-        return fit_and_predict(x, new, train_scans, seed)
+    def fit(self, train_scans: Sequence[Scan], seed: int, folder: Path) -> Scorer:
+        """Fit."""
+        columns = [
+            _regressors([self.texts[scan.scan][place] for scan in train_scans])
+            for place in range(len(self.columns))
+        ]
 
-    def _features(
-        self, train: Sequence[Scan], test: Sequence[Scan]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        parts = []
-        for place in range(len(self.columns)):
-            own, other = ([self.texts[scan.scan][place] for scan in s] for s in (train, test))
-            parts.append(_regressors(own, other))
-        x, new = (np.hstack([part[side] for part in parts]) for side in (0, 1))
-        return x, new
+        def features(scans: Sequence[Scan]) -> np.ndarray:
+            texts = (
+                [self.texts[scan.scan][place] for scan in scans]
+                for place in range(len(self.columns))
+            )
+            return np.hstack([of(column) for of, column in zip(columns, texts, strict=True)])
+
+        predict = fit_linear(features(train_scans), train_scans, seed)
+        return lambda scans: predict(features(scans))
 
 
-def _regressors(own: Sequence[str], other: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Regressors [S, k] of the training and of the test scans, of one column."""
+def _regressors(own: Sequence[str]) -> Callable[[Sequence[str]], np.ndarray]:
+    """What turns texts of a column into regressors [S, k], by the training's texts."""
     known = [value for text in own if (value := number(text)) is not None]
     present = [text for text in own if text]
     if present and len(known) == len(present):
         mean = float(np.mean(known))
-        found = []
-        for texts in (own, other):
+
+        def of_numbers(texts: Sequence[str]) -> np.ndarray:
             values = [number(text) for text in texts]
             filled = [mean if value is None else value for value in values]
-            found.append(np.column_stack([filled, [float(value is None) for value in values]]))
-        return found[0], found[1]
+            return np.column_stack([filled, [float(value is None) for value in values]])
+
+        return of_numbers
     kinds = sorted({category(text).lower() for text in present})
-    one, two = (
-        np.array(
-            [[float(category(text).lower() == kind) for kind in kinds] for text in texts]
-        ).reshape(len(texts), len(kinds))
-        for texts in (own, other)
-    )
-    return one, two
+
+    def of_categories(texts: Sequence[str]) -> np.ndarray:
+        found = [[float(category(text).lower() == kind) for kind in kinds] for text in texts]
+        return np.array(found).reshape(len(texts), len(kinds))
+
+    return of_categories
 
 
 @dataclass(frozen=True)
@@ -165,14 +165,9 @@ class MLPOnFC:
         """The features and the width."""
         return {"features": "FC", "hidden": WIDTH}
 
-    def fit_and_score(
-        self, train_scans: Sequence[Scan], test_scans: Sequence[Scan], seed: int, folder: Path
-    ) -> np.ndarray:
-        """Fit and score."""
-        x, new = (
-            np.stack([self.measured.of("FC", scan) for scan in part])
-            for part in (train_scans, test_scans)
-        )
+    def fit(self, train_scans: Sequence[Scan], seed: int, folder: Path) -> Scorer:
+        """Fit."""
+        x = self._correlations(train_scans)
         labels = np.array([scan.label for scan in train_scans])
         how: dict[str, Any] = {
             "hidden_layer_sizes": (WIDTH,),
@@ -184,13 +179,24 @@ class MLPOnFC:
             "random_state": seed,
         }
         rotated = make_pipeline(StandardScaler(), Rotation()).fit(x)
-        x, new = rotated.transform(x), rotated.transform(new)
+        x = rotated.transform(x)
         size = np.sqrt((x**2).mean()) or 1.0  # one number: the axes keep their proportions
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # the last epoch is as good
-            if labels.dtype.kind == "f":
-                scaling = standardising(labels)
+            scaling = standardising(labels) if labels.dtype.kind == "f" else None
+            if scaling is not None:
                 wanted = (labels - scaling.center) / scaling.scale
-                values = MLPRegressor(**how).fit(x / size, wanted).predict(new / size)
-                return np.asarray(values * scaling.scale + scaling.center)[:, None]
-            return np.asarray(MLPClassifier(**how).fit(x / size, labels).predict_proba(new / size))
+                network = MLPRegressor(**how).fit(x / size, wanted)
+            else:
+                network = MLPClassifier(**how).fit(x / size, labels)
+
+        def scores(scans: Sequence[Scan]) -> np.ndarray:
+            new = rotated.transform(self._correlations(scans)) / size
+            if scaling is None:
+                return np.asarray(network.predict_proba(new))
+            return np.asarray(network.predict(new) * scaling.scale + scaling.center)[:, None]
+
+        return scores
+
+    def _correlations(self, scans: Sequence[Scan]) -> np.ndarray:
+        return np.stack([self.measured.of("FC", scan) for scan in scans])

@@ -130,14 +130,16 @@ class Protocol:
         place.mkdir(parents=True)
         start = time.monotonic()
         train, test = ([self.cohort.scans[i] for i in part] for part in (split.train, split.test))
-        others = self.external.scans if self.external and split.name == HOLDOUT_NAME else ()
-        scores = classifier.fit_and_score(train, [*test, *others], seed, place)
+        scorer = classifier.fit(train, seed, place)
+        scores = scorer(test)
         seconds = round(time.monotonic() - start, 1)
-        if others:
-            found = _result(seed, EXTERNAL, others, scores[len(test) :], train, seconds)
+        if self.external and split.name == HOLDOUT_NAME:
+            # In a call of its own: how a product rounds depends on the number of its rows.
+            others = self.external.scans
+            found = _result(seed, EXTERNAL, others, scorer(others), train, seconds)
             place.with_name(EXTERNAL).mkdir(exist_ok=True)
             write_fit(found, place.with_name(EXTERNAL))  # first: the holdout's says all is there
-        result = _result(seed, split.name, test, scores[: len(test)], train, seconds)
+        result = _result(seed, split.name, test, scores, train, seconds)
         write_fit(result, place)
         print(f"{where}: {_shown(result.metrics)} ({seconds:.0f} s)", flush=True)
         return result
@@ -155,9 +157,9 @@ class Protocol:
         start = time.monotonic()
         train = [self.cohort.scans[i] for i in split.train]
         if isinstance(classifier, NetworkClassifier):
-            scores = classifier.score_finished(place, train, others)
+            scores = classifier.finished(train, place)(others)
         else:
-            scores = classifier.fit_and_score(train, others, seed, place)
+            scores = classifier.fit(train, seed, place)(others)
         seconds = round(time.monotonic() - start, 1)
         found = _result(seed, EXTERNAL, others, scores, train, seconds)
         place.with_name(EXTERNAL).mkdir(exist_ok=True)

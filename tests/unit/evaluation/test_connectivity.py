@@ -96,10 +96,10 @@ def test_the_tangent_space_is_that_at_the_training_scans(tmp_path: Path) -> None
         for i in range(24)
     ]
     model = LinearClassifier(TANGENT)
-    together = model.fit_and_score(scans[:16], scans[16:], 0, tmp_path)
-    alone = LinearClassifier(TANGENT).fit_and_score(scans[:16], scans[-1:], 0, tmp_path)
+    together = model.fit(scans[:16], 0, tmp_path)(scans[16:])
+    alone = LinearClassifier(TANGENT).fit(scans[:16], 0, tmp_path)(scans[-1:])
     np.testing.assert_allclose(together[-1:], alone, rtol=1e-6)
     assert len(model.measured) == 24
-    other = model.fit_and_score(scans[8:], scans[:8], 0, tmp_path)  # nothing of the former fit
-    fresh = LinearClassifier(TANGENT).fit_and_score(scans[8:], scans[:8], 0, tmp_path)
+    other = model.fit(scans[8:], 0, tmp_path)(scans[:8])  # nothing of the former fit
+    fresh = LinearClassifier(TANGENT).fit(scans[8:], 0, tmp_path)(scans[:8])
     np.testing.assert_array_equal(other, fresh)

@@ -43,7 +43,7 @@ def test_confounds_alone_predict_what_they_tell() -> None:
     texts["s3"] = ("", "A")  # no age
     texts["s70"] = ("25.0", "C")  # a site that the training lacks
     model = ConfoundClassifier(("age", "site"), texts)
-    told = model.fit_and_score(scans[:60], scans[60:], 0, NOWHERE)
+    told = model.fit(scans[:60], 0, NOWHERE)(scans[60:])
     assert told.shape == (20, 2) and np.isfinite(told).all()
     assert area(told, labels[60:]) > 0.9
     other = ConfoundClassifier(("age", "site"), {**texts, "s5": ("99", "A")})
@@ -53,10 +53,10 @@ def test_confounds_alone_predict_what_they_tell() -> None:
 def test_the_network_reads_a_planted_correlation() -> None:
     labels = np.arange(160) % 2
     scans = scans_of(labels)
-    told = MLPOnFC(Measured()).fit_and_score(scans[:120], scans[120:], 0, NOWHERE)
+    told = MLPOnFC(Measured()).fit(scans[:120], 0, NOWHERE)(scans[120:])
     assert told.shape == (40, 2)
     assert area(told, labels[120:]) > 0.9
-    again = MLPOnFC(Measured()).fit_and_score(scans[:120], scans[120:], 0, NOWHERE)
+    again = MLPOnFC(Measured()).fit(scans[:120], 0, NOWHERE)(scans[120:])
     np.testing.assert_array_equal(told, again)
 
 
@@ -66,7 +66,7 @@ def test_the_network_predicts_values_in_their_units() -> None:
         scan._replace(label=float(value))
         for scan, value in zip(scans_of((values - 30) / 20), values, strict=True)
     ]
-    told = MLPOnFC(Measured()).fit_and_score(scans[:120], scans[120:], 0, NOWHERE)
+    told = MLPOnFC(Measured()).fit(scans[:120], 0, NOWHERE)(scans[120:])
     assert told.shape == (40, 1)
     assert np.corrcoef(told[:, 0], values[120:])[0, 1] > 0.7
     assert abs(told.mean() - 40) < 4
@@ -82,15 +82,15 @@ def test_harmonised_features_differ_in_the_site_that_differs() -> None:
         if sites[scan.scan] == "B":  # all regions share noise at this site
             scan.series[:] += 2 * rng.standard_normal(scan.series.shape[1])
     measured = Measured()
-    plain = LinearClassifier("FC", measured).features(scans[:40], scans[40:])
+    plain = LinearClassifier("FC", measured).features(scans[:40])[1](scans[40:])
     column = {"column": "site", "sites": sites}
-    after = LinearClassifier("FC-ComBat", measured, **column).features(scans[:40], scans[40:])
+    after = LinearClassifier("FC-ComBat", measured, **column).features(scans[:40])[1](scans[40:])
     of_b = np.array([sites[scan.scan] == "B" for scan in scans[40:]])
 
     def apart(x: np.ndarray) -> float:
         return float(np.abs(x[of_b].mean(0) - x[~of_b].mean(0)).mean())
 
-    assert apart(after[1]) < 0.4 * apart(plain[1])
+    assert apart(after) < 0.4 * apart(plain)
 
 
 def test_columns_are_read_of_scans_and_refused_where_they_lack_values() -> None:

@@ -38,7 +38,7 @@ def scans() -> list[Scan]:
 def scored(seed: int, folder: Path) -> np.ndarray:
     one = classifier(UNTRAINED, CONFIG, FitConfig(crop=40), hardware_of("cpu"))
     everybody = scans()
-    return one.fit_and_score(everybody[:TRAINED], everybody[TRAINED:], seed, folder)
+    return one.fit(everybody[:TRAINED], seed, folder)(everybody[TRAINED:])
 
 
 def test_it_is_a_linear_model_of_z_under_the_weights_that_a_training_starts_from(
