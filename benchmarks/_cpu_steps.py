@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,9 @@ except ImportError:  # as it was in 1d599ae
 
 
 try:
-    from neuromamba.common.denormals import flush_denormals
+    from neuromamba.common.denormals import denormals_as_zeros
 except ImportError:  # before it existed
-
-    def flush_denormals() -> None: ...
+    denormals_as_zeros = nullcontext  # type: ignore[assignment]
 
 
 class NoSuchCaseError(Exception):
@@ -110,8 +110,7 @@ def backbone(model: str, tokens: int, forward_only: bool = False) -> Callable[[]
 
 
 def fine_tuning(head: str, tokens: int) -> Callable[[], None]:
-    """One window through backbone and head, in a process prepared as a training prepares it."""
-    flush_denormals()
+    """One window through backbone and head."""
     config = ModelConfig()
     module = build_model(config, output_layer=False)
     classifier = build_head(model_configs.HeadConfig(name=head), config)  # type: ignore[arg-type]
@@ -122,7 +121,7 @@ def fine_tuning(head: str, tokens: int) -> Callable[[], None]:
         features = module.forward_tokens(window).features
         nn.functional.cross_entropy(classifier(features, window), torch.tensor([1])).backward()
 
-    return step
+    return denormals_as_zeros()(step) if denormals_as_zeros is not nullcontext else step
 
 
 def recipe_of(recipe: str) -> tuple[NeuroSSMConfig, FitConfig]:

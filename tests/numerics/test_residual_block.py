@@ -342,7 +342,6 @@ def test_gradients_that_die_out_end_as_zeros(passes: str) -> None:
     """Computing with denormal numbers would take many times as long."""
     if "one C call" not in passes:
         pytest.skip("torch's products do as the process does; see common.denormals")
-    torch.set_flush_denormal(False)  # a training in this process may have begun it
     block = block_of("cpu").float()
     x = torch.randn(2_000, Sizes.width, requires_grad=True)
     cotangent = torch.zeros_like(x)

@@ -6,14 +6,24 @@ end as such denormal numbers, with which most processors compute 10 to 100 times
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 
-def flush_denormals() -> None:
-    """Count denormal numbers as zero, in this thread and in those that it starts from now on.
+@contextmanager
+def denormals_as_zeros() -> Iterator[None]:
+    """Count denormal numbers as zero, in this thread and in those that it starts meanwhile.
 
-    Call it before anything is computed with several threads: those of torch, once started, keep
-    what they have. The C passes of the scan do this by themselves; see ``ssd_native/block.h``.
-    Processors that cannot do this compute with denormal numbers, more slowly.
+    Threads of torch that have started before keep what they have, so enter it early. The C passes
+    of the scan do this by themselves; see ``ssd_native/kernels.c``. Processors that cannot do it
+    compute with denormal numbers, more slowly. Also a decorator.
     """
+    smallest = torch.tensor(torch.finfo(torch.float32).tiny)
+    before = not bool(smallest * 0.5 > 0)
     torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)

@@ -23,6 +23,7 @@ import torch
 
 from neuromamba.checkpoints.io import read_checkpoint
 from neuromamba.common.atomic_files import make_folder, write_text_atomically
+from neuromamba.common.denormals import denormals_as_zeros
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.json_text import read_json_record
 from neuromamba.common.seeds import seed_run
@@ -215,6 +216,7 @@ def main_metric(config: RunConfig) -> str:
     return "auroc" if len(config.downstream.class_names) == 2 else "balanced_accuracy"
 
 
+@denormals_as_zeros()
 def train_once(study: Study, data: RunData, hardware: Hardware, one: Training) -> None:
     """Train on the labelled subjects of a draw, and write the predictions of the test subjects."""
     config, steps = study.config, study.steps

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from pytorch_lightning import Trainer
 
+from neuromamba.common.denormals import denormals_as_zeros
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.seeds import seed_run
 from neuromamba.data.windows.data_module import FMRIDataModule
@@ -103,6 +104,7 @@ class Run(PlannedRun):
         finally:
             fault_tolerance.end()
 
+    @denormals_as_zeros()
     def _execute(self, fault_tolerance: FaultTolerance) -> dict[str, float]:
         config = self.config
         self._prepare_process()

@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from neuromamba.common.denormals import flush_denormals
+from neuromamba.common.denormals import denormals_as_zeros
 from neuromamba.config.model import HeadConfig, ModelConfig
 from neuromamba.config.names import VOXEL_SCALINGS
 from neuromamba.data.store.header import RunHeader
@@ -219,6 +219,7 @@ def _without_weight_gradients(network: Network) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+@denormals_as_zeros()
 def _weighted_gradients(
     score: Score, window: TokenWindow, points: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
@@ -227,7 +228,6 @@ def _weighted_gradients(
     ``points`` are positions on the line, from 0 (the baseline x0) to 1 (the window x). One forward
     and one backward pass at a time, so the memory is that of one window.
     """
-    flush_denormals()
     names = ["tokens"] if window.packed.anatomy is None else ["tokens", "anatomy"]
     start = [getattr(window.baseline, name) for name in names]
     steps = [getattr(window.packed, n) - x0 for n, x0 in zip(names, start, strict=True)]

@@ -20,7 +20,6 @@ from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from neuromamba.common.denormals import flush_denormals
 from neuromamba.common.errors import UserInputError
 from neuromamba.training.callbacks import BatchSeed, PlainProgress
 from neuromamba.training.checkpoint_writer import AtomicCheckpoints
@@ -93,7 +92,6 @@ def assemble_trainer(
         UserInputError: Lightning refuses an argument.
     """
     quiet_lightning()
-    flush_denormals()
     # Lightning < 2.6 would unpickle whatever a checkpoint to resume from holds.
     os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
     bare = arguments.get("barebones", False)

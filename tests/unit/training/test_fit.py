@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import TQDMProgressBar
 
@@ -69,14 +68,3 @@ def test_barebones_has_nothing_of_it(tmp_path: Path) -> None:
 def test_what_lightning_refuses_is_the_users_mistake(tmp_path: Path) -> None:
     with pytest.raises(UserInputError, match=r"^Trainer: .*limit_train_batches"):
         assembled(tmp_path, limit_train_batches=-0.5)
-
-
-def test_denormal_numbers_count_as_zero(tmp_path: Path) -> None:
-    small, tenth = torch.tensor(2e-38), torch.tensor(0.1)
-    torch.set_flush_denormal(False)
-    try:
-        assert small * tenth > 0
-        assembled(tmp_path)
-        assert small * tenth == 0
-    finally:
-        torch.set_flush_denormal(False)
