@@ -8,6 +8,8 @@ beside those of an untrained backbone and of the raw signal, on the same subject
 
 # %%
 # Pre-train without labels
+# ------------------------
+# Two epochs take seconds and are too few to learn dynamics, as the last line says.
 
 import json
 

@@ -9,7 +9,8 @@ both beside linear baselines, with intervals over subjects and paired difference
 # %%
 # Pre-train, fine-tune, and train from scratch
 # --------------------------------------------
-# The second and the third command differ in ``--load_model_path`` alone.
+# The second and the third command differ in ``--load_model_path`` alone. All are short: the
+# pre-training says itself that it has not learned dynamics.
 
 import json
 
@@ -34,7 +35,9 @@ neuromamba(f"train {task} {data} --output_dir from_scratch")
 # Metrics with intervals
 # ----------------------
 # Metrics are computed over subjects: the probabilities of a subject's windows are averaged first.
-# Where the subjects are too few for an interval, it is not defined, and none is drawn.
+# Where the subjects are too few for an interval, it is not defined, and none is drawn. A high AUROC
+# beside an accuracy near chance says that the order of the probabilities is right and 0.5 is the
+# wrong threshold, here after two epochs; ``--adjust_thresh`` chooses it on the validation subjects.
 
 figure, axes = plt.subplots(figsize=(6, 2.2), layout="constrained")
 for row, name in enumerate(("from_scratch", "fine_tuned")):

@@ -28,6 +28,8 @@ scan = "new/sub-0002_task-rest_bold.nii.gz"
 # %%
 # Does the scan fit?
 # ------------------
+# Values a little outside the range of the training are no doubt yet: with few runs to compare with,
+# the range is widened.
 
 neuromamba(f"check model {scan}")
 

@@ -1,6 +1,6 @@
 """FMamba in the evaluation suite Brainmarks: ``neuromamba`` in its registry of models.
 
-Installed with ``pip install 'neuromamba[brainmarks]'``; ``brainmarks`` is a namespace package, so
+Installed with ``pip install '.[brainmarks]'``; ``brainmarks`` is a namespace package, so
 this file lies beside the suite's own. The suite was not at hand when this was written: its names
 ``brainmarks.models.registry.register_model`` and ``brainmarks.models.base.Embeddings`` follow its
 description, and the tests use a stand-in of that interface.

@@ -2,12 +2,12 @@
 
     neuromamba preprocess --input derivatives/fmriprep --output store --dry_run
 
-It reads the folders of fMRIPrep, HCP, UK Biobank and ABCD as they are, and any other folder of 4D
-runs in MNI space. It writes IMAGE_PATH/hdf5/<run>.h5, manifest.csv and, if runs failed,
-quarantine.tsv. Each run is reoriented to LAS, optionally resampled, masked, cropped or padded to
-the grid, and stored as int16 with its statistics (docs/preprocessing.md). A second call converts
-only what is new or has changed. A file that cannot be converted is reported, and the others are
-converted.
+It reads the folders of fMRIPrep, HCP and ABCD as they are, UK Biobank's after applywarp, and any
+other folder of 4D runs in MNI space. It writes IMAGE_PATH/hdf5/<run>.h5, manifest.csv and, if runs
+failed, quarantine.tsv. Each run is reoriented to LAS, optionally resampled, masked, cropped or
+padded to the grid, and stored as int16 with its statistics (docs/preprocessing.md). A second call
+converts only what is new or has changed. A file that cannot be converted is reported, and the
+others are converted.
 
 Exit status: 0; 1 if some files failed or, in a dry run, were refused; 2 for a wrong flag; 130 after
 Ctrl-C.

@@ -129,7 +129,7 @@ def _action(run: NiftiRun, options: ConversionOptions) -> str:
     pad = " ".join(str(max(0, step)) for step in steps)
     done = [f"crop {crop}"] if any(step < 0 for step in steps) else []
     done += [f"pad {pad}"] if any(step > 0 for step in steps) else []
-    return f"{axes}, {', '.join(done) or 'as is'}"
+    return f"{axes}, {', '.join(done) or 'grid kept'}"
 
 
 # Beside the other runs ----------------------------------------------------------------------------
