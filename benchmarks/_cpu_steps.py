@@ -11,6 +11,7 @@ its defaults, and some names stand in other modules.
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 import tempfile
@@ -116,10 +117,12 @@ def fine_tuning(head: str, tokens: int) -> Callable[[], None]:
     classifier = build_head(model_configs.HeadConfig(name=head), config)  # type: ignore[arg-type]
     places = torch.randperm(config.num_tokens)[:tokens].sort().values
     window = PackedTokens(torch.randn(tokens, config.token_dim), places, (tokens,))
+    takes_window = "packed" in inspect.signature(classifier.forward).parameters
+    shape = window if takes_window else window.lengths  # the lengths alone in 1d599ae
 
     def step() -> None:
         features = module.forward_tokens(window).features
-        nn.functional.cross_entropy(classifier(features, window), torch.tensor([1])).backward()
+        nn.functional.cross_entropy(classifier(features, shape), torch.tensor([1])).backward()
 
     return denormals_as_zeros()(step) if denormals_as_zeros is not nullcontext else step
 

@@ -7,6 +7,7 @@ the table takes a quarter of an hour of one core.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -140,7 +141,7 @@ def _group(out: Path, label: str) -> Group | None:
         if not all((run / "predictions.csv").is_file() for run in folders):
             continue
         scores = {k: v for run in folders for k, v in scores_of_run(run).items()}
-        seconds = sum(map(seconds_of_run, folders)) / len(folders)
+        seconds = statistics.median(map(seconds_of_run, folders))
         models.append(Scored(MODELS[name], scores, seconds))
     for row in parts[0]["scores"]:
         scores = {k: v for part in parts for k, v in part["scores"][row].items()}

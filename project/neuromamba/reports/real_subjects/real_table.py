@@ -66,7 +66,7 @@ class Row(NamedTuple):
         values: metric -> value with its interval, in the order of the columns.
         less: the first row's main metric less this one's, on the same splits or subjects; None of
             the first row, and where they have none in common.
-        seconds: of a fit, the mean; None where it was not measured.
+        seconds: of a fit, the median; None where it was not measured.
         note: what a reader must know of it.
     """
 

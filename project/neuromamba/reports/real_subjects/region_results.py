@@ -115,7 +115,7 @@ def region_group(
                 model=entry.model,
                 values={metric: _mean(splits, metric) for metric in metrics},
                 less=less,
-                seconds=float(np.mean([values["seconds"] for values in splits.values()])),
+                seconds=float(np.median([values["seconds"] for values in splits.values()])),
                 note=note,
             )
         )

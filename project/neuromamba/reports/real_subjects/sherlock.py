@@ -7,6 +7,7 @@ SwiFT trained on the labels for the same number of steps.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -187,7 +188,7 @@ def _supervised(out: Path, seed: int, state: dict[str, dict[str, float]]) -> Map
         state[model] = {}
         for run in runs:
             state[model] |= auroc_within_subjects(scores_of_run(run))
-        seconds[model] = sum(map(seconds_of_run, runs)) / len(runs)
+        seconds[model] = statistics.median(map(seconds_of_run, runs))
     return seconds
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -98,7 +99,7 @@ def _seconds_a_fit(out: Path) -> float:
         path = out / f"model_{part}" / "Own" / "NeuroSSM" / "results.csv"
         with open(path, newline="", encoding="utf-8") as stream:
             seconds += [float(row["seconds"]) for row in csv_records(stream)]
-    return sum(seconds) / len(seconds)
+    return statistics.median(seconds)
 
 
 TABLE = RealTable(

@@ -176,7 +176,7 @@ def rows_of(found: Mapping[str, Any], seconds_a_fit: float) -> list[Row]:
 
     Args:
         found: of ``identify``.
-        seconds_a_fit: of a model whose embeddings were used, the mean.
+        seconds_a_fit: of a model whose embeddings were used, the median.
     """
     from neuromamba.evaluation.exact_intervals import proportion_bounds
     from neuromamba.evaluation.intervals import CONFIDENCE, Interval

@@ -28,7 +28,7 @@ class Scored(NamedTuple):
     Attributes:
         model: name of the row.
         scores: subject -> score, higher for class 1.
-        seconds: of a fit, the mean.
+        seconds: of a fit, the median.
         note: what a reader must know of it.
     """
 
