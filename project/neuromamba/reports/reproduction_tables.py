@@ -158,8 +158,20 @@ def _here(row: Row, found: Measured, name: str) -> list[str]:
         return ["quoted" if not row.jobs else "not run" if not found.done else "", ""]
     mean, spread, interval = found.metrics[name]
     text = f"{mean:.4f}" + ("" if np.isnan(spread) else f" ± {spread:.4f}")
-    bounds = "" if interval is None else f"[{interval.low:.3f}, {interval.high:.3f}]"
-    return [text, bounds]
+    if interval is None:
+        return [text, ""]
+    if np.isnan(interval.low):
+        return [text, "not defined"]
+    return [text, f"[{interval.low:.3f}, {interval.high:.3f}]"]
+
+
+def _reference(table: PaperTable) -> str:
+    """A sentence on the rows that others are compared with; nothing where there are none."""
+    for row in table.rows:
+        for name, own, other in zip(table.header, row.labels, row.reference, strict=False):
+            if own != other:
+                return f" AUC less its reference: less that of the row with {name} = {other}."
+    return ""
 
 
 def _grid_text(found: Measured) -> str:
@@ -188,7 +200,8 @@ def write_table(
     )
     text = (
         f"# {title}\n\n{notice}Made by `{command}`. Here: mean ± standard deviation over seeds; "
-        f"95 %: bootstrap interval over the n test subjects of that mean; differences are paired.\n"
+        f"95 %: bootstrap interval over the n test subjects of that mean, not defined where no "
+        f"resample differs from another; differences are paired.{_reference(table)}\n"
         f"\n| {' | '.join(header)} |\n|{'---|' * len(header)}\n"
         + "".join(f"| {' | '.join(row)} |\n" for row in rows)
     )
