@@ -30,6 +30,7 @@ from torch import Tensor
 from benchmarks._contenders import our_block
 from benchmarks._measure import interleaved, progress, random_window
 from benchmarks._report import in_child, parser, prepare, run, save, spread, table
+from neuromamba.common.denormals import denormals_as_zeros
 from neuromamba.config.model import HeadConfig, ModelConfig
 from neuromamba.config.serialise import from_dict, to_dict
 from neuromamba.fmamba.build import build_model
@@ -98,6 +99,7 @@ def work(config: ModelConfig, part: str, tokens: int, backend: str) -> Callable[
     return run_it
 
 
+@denormals_as_zeros()  # as in a training
 def times(
     config: dict[str, Any], part: str, tokens: int, repeats: int, ssd_backend: str
 ) -> dict[str, Any]:
