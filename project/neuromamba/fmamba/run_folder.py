@@ -195,6 +195,17 @@ class RunFolder:
                 f"same. Restore it, or run again."
             )
 
+    def check_records(self) -> None:
+        """Read what pages show of a run, so that nothing is drawn of one with a damaged file.
+
+        Raises:
+            UserInputError: a file is missing or damaged.
+        """
+        for record in (self.metrics, self.evaluation):
+            assert isinstance(record, dict)
+        if not self.config.get("test_only"):
+            self.curve("train/loss")
+
     def has_scores(self, part: str) -> bool:
         """Whether there are predictions of a part."""
         return (self.path / PREDICTIONS[part]).is_file()

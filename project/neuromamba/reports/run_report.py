@@ -80,6 +80,8 @@ def run_report(
     """
     first = runs[0]
     _same_kind(runs)
+    for run in runs:
+        run.check_records()
     if first.task is None:
         sections = [_pretraining(first, figure_dir), _tokens(first, data, figure_dir)]
         title = f"Pre-training: {first.path.name}"
