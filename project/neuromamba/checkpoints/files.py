@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from neuromamba.common.errors import UserInputError
 from neuromamba.common.json_text import parse_json
+from neuromamba.common.similar_paths import did_you_mean
 from neuromamba.config.names import SAFETENSORS
 
 # How the files of a DeepSpeed folder are named; one of them is not a checkpoint by itself.
@@ -94,7 +95,7 @@ def read_file(
     if path.is_dir():
         raise UserInputError(f"{flag}: '{path}' is a folder, expected a file.")
     if not path.is_file():
-        raise UserInputError(f"{flag}: there is no file '{path}'.")
+        raise UserInputError(f"{flag}: there is no file '{path}'.{did_you_mean(path)}")
     if not lazily:
         check_file(path, flag)
     try:

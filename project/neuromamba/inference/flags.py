@@ -11,6 +11,7 @@ from typing import Any
 
 from neuromamba.common.cli import ExampleFormatter
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.similar_paths import did_you_mean
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -129,7 +130,9 @@ def check_flags(args: argparse.Namespace) -> None:
 
     check_tr(args.tr)
     if not Path(args.model).exists() and not _HUB_ID.fullmatch(args.model):
-        raise UserInputError(f"MODEL: there is no file or folder '{args.model}'.")
+        raise UserInputError(
+            f"MODEL: there is no file or folder '{args.model}'.{did_you_mean(args.model)}"
+        )
     if args.mask is not None and args.mask not in MASK_RULES and not Path(args.mask).is_file():
         raise UserInputError(
             f"--mask: '{args.mask}' is no file and none of {', '.join(MASK_RULES)}."
@@ -141,6 +144,7 @@ def check_flags(args: argparse.Namespace) -> None:
         raise UserInputError(
             f"BOLD: there is no file or folder '{missing[0]}'"
             f"{f', nor any of the other {len(missing) - 1}' if missing[1:] else ''}."
+            f"{did_you_mean(missing[0])}"
         )
 
 

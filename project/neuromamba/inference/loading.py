@@ -18,6 +18,7 @@ from neuromamba.checkpoints.io import (
 )
 from neuromamba.checkpoints.paths import find_checkpoint
 from neuromamba.common.errors import UserInputError, see
+from neuromamba.common.similar_paths import did_you_mean
 from neuromamba.config.model import HeadConfig
 from neuromamba.config.names import ORIENTATION
 from neuromamba.config.serialise import from_dict
@@ -111,8 +112,9 @@ def fetched(model: str | Path) -> Path:
         return path
     if importlib.util.find_spec("huggingface_hub") is None:
         raise UserInputError(
-            f"MODEL: there is no file or folder '{model}'. If it is a model on the Hugging Face "
-            f"hub, install huggingface_hub (pip install huggingface_hub) and call again."
+            f"MODEL: there is no file or folder '{model}'.{did_you_mean(path)} If it is a model on "
+            f"the Hugging Face hub, install huggingface_hub (pip install huggingface_hub) and call "
+            f"again."
         )
     from huggingface_hub import snapshot_download
 
@@ -122,7 +124,7 @@ def fetched(model: str | Path) -> Path:
         first = str(error).strip().split("\n")[0]
         raise UserInputError(
             f"MODEL: there is no file or folder '{model}', and the hub does not give a model of "
-            f"this name ({type(error).__name__}: {first})."
+            f"this name ({type(error).__name__}: {first}).{did_you_mean(path)}"
         ) from None
 
 

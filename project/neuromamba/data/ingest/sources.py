@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.similar_paths import did_you_mean
 from neuromamba.common.text import some_of
 from neuromamba.data.store.header import Affine, run_file_name, why_no_name
 
@@ -163,7 +164,10 @@ def scan(folder: str | Path, exclude: Path | None = None, flag: str = "--input")
     root = Path(folder)
     if not root.is_dir():
         found = "is a file" if root.exists() else "does not exist"
-        raise UserInputError(f"{flag}: '{root}' {found}; expected a folder of 4D NIfTI files.")
+        raise UserInputError(
+            f"{flag}: '{root}' {found}; expected a folder of 4D NIfTI files."
+            f"{'' if root.exists() else did_you_mean(root)}"
+        )
     unreadable: list[tuple[str, str]] = []
     found_names = list(walk_files(root, unreadable, _is_listed))
     left_out = exclude.resolve() if exclude else None

@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from neuromamba.common.errors import UserInputError
+from neuromamba.common.similar_paths import did_you_mean
 from neuromamba.data.store.header import CONVERT, CONVERT_REFERENCE
 
 _COUNT_UP_TO = 1000  # a message need not walk a whole file system
@@ -24,6 +25,7 @@ def no_store(path: str | Path) -> UserInputError:
     """The error of ``--image_path`` for a folder that is not there."""
     return UserInputError(
         f"--image_path: no folder '{path}'. Give the folder that {CONVERT} wrote."
+        f"{did_you_mean(path)}"
     )
 
 

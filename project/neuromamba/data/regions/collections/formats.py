@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neuromamba.common.errors import UserInputError, look_up
+from neuromamba.common.similar_paths import did_you_mean
 from neuromamba.common.text import some_of
 from neuromamba.config.names import COLLECTION_FORMATS
 from neuromamba.data.ingest.sources import PassedOver
@@ -94,7 +95,7 @@ def find_collection(
     """
     look_up(format_name, ("auto", *COLLECTION_FORMATS), "--format")
     if not source.exists():
-        raise UserInputError(f"{FLAG}: '{source}' does not exist.")
+        raise UserInputError(f"{FLAG}: '{source}' does not exist.{did_you_mean(source)}")
     if not source.is_dir():
         return _of_file(source, format_name, atlas)
     if format_name == LIST:
