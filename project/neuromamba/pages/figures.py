@@ -74,10 +74,13 @@ def save_figure(figure: Figure, path: Path, for_paper: bool = False, dpi: float 
     path.parent.mkdir(parents=True, exist_ok=True)
     _show_names(figure)
     if figure.get_layout_engine() is not None:
-        # Once: each file would lay it out twice, which takes half as long as drawing it.
+        # Once: each file would lay it out twice, which takes half as long as drawing it. With
+        # "none" in place of None each file would still be drawn twice.
         figure.set_dpi(dpi)
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()  # where None stands for no layout
+            figure.set_layout_engine(None)
     figure.savefig(path, dpi=dpi)
     if for_paper:
         figure.savefig(path.with_suffix(".pdf"))
