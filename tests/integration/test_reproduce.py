@@ -129,6 +129,7 @@ def test_a_table_from_nothing_and_again(
     assert {p.suffix for p in paper.glob("table_1.*")} == {".md", ".tex", ".csv", ".json"}
     text = (paper / "table_1.md").read_text()
     assert "Synthetic data, tiny models" in text and "0.8628 ± 0.08" in text
+    assert "less that of the row with tokens = all." in text and "nan" not in text
     record = json.loads((paper / "table_1.json").read_text())
     cell = next(row for row in record["rows"] if row["labels"] == ["linear", "brain"])
     areas = []

@@ -192,6 +192,7 @@ def test_damaged_runs(cli: CommandLine, capsys: pytest.CaptureFixture[str]) -> N
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
         path.write_bytes(before)
+    assert not list(done.folder.glob("report/**/*.png"))  # nothing was drawn, either
     assert not (done.folder / "report" / "report.html").exists()
     assert report([str(done.folder), "--no-baselines"]) == 0
 

@@ -200,8 +200,9 @@ def write_table(
     )
     text = (
         f"# {title}\n\n{notice}Made by `{command}`. Here: mean ± standard deviation over seeds; "
-        f"95 %: bootstrap interval over the n test subjects of that mean, not defined where no "
-        f"resample differs from another; differences are paired.{_reference(table)}\n"
+        f"95 %: bootstrap interval over the n test subjects of that mean, not defined where they "
+        f"are too few or no resample differs from another; differences are paired."
+        f"{_reference(table)}\n"
         f"\n| {' | '.join(header)} |\n|{'---|' * len(header)}\n"
         + "".join(f"| {' | '.join(row)} |\n" for row in rows)
     )
