@@ -97,7 +97,7 @@ def fit_second_order(
         None without ``parts``.
     """
     measured = measured or Measured()
-    matrices = np.stack([measured.of(TANGENT, scan) for scan in scans])
+    matrices = measured.of(TANGENT, scans)
     space = TangentSpace(matrices)
     x = space.transform(matrices)
     labels = np.array([scan.label for scan in scans])
@@ -170,12 +170,13 @@ class Measured:
     def __len__(self) -> int:
         return len(self._found)
 
-    def of(self, name: str, scan: Scan) -> np.ndarray:
-        """float32, ``MEASURES[name]`` of a scan."""
-        key = name, id(scan.series)
-        if key not in self._found:
-            self._found[key] = scan, MEASURES[name](scan).astype(np.float32)
-        return self._found[key][1]
+    def of(self, name: str, scans: Sequence[Scan]) -> np.ndarray:
+        """float32 [scans, ...], ``MEASURES[name]`` of each scan."""
+        for scan in scans:
+            key = name, id(scan.series)
+            if key not in self._found:
+                self._found[key] = scan, MEASURES[name](scan).astype(np.float32)
+        return np.stack([self._found[name, id(scan.series)][1] for scan in scans])
 
 
 def hash_of_columns(texts: Mapping[str, Any]) -> str:
@@ -225,7 +226,7 @@ class LinearClassifier:
 
         The tangent space is that at the training scans, and so is the harmonisation.
         """
-        x = self._measures(train_scans)
+        x = self.measured.of(self.measure, train_scans)
         space = TangentSpace(x) if self.measure == TANGENT else None
         if space:
             x = space.transform(x)
@@ -236,15 +237,12 @@ class LinearClassifier:
             x = combat.transform(x, own)
 
         def others(scans: Sequence[Scan]) -> np.ndarray:
-            new = self._measures(scans)
+            new = self.measured.of(self.measure, scans)
             if space:
                 new = space.transform(new)
             return combat.transform(new, self._sites(scans)) if combat else new
 
         return x, others
-
-    def _measures(self, scans: Sequence[Scan]) -> np.ndarray:
-        return np.stack([self.measured.of(self.measure, scan) for scan in scans])
 
     def _sites(self, scans: Sequence[Scan]) -> np.ndarray:
         return np.array([self.sites[scan.scan] for scan in scans])

@@ -167,7 +167,7 @@ class MLPOnFC:
 
     def fit(self, train_scans: Sequence[Scan], seed: int, folder: Path) -> Scorer:
         """Fit."""
-        x = self._correlations(train_scans)
+        x = self.measured.of("FC", train_scans)
         labels = np.array([scan.label for scan in train_scans])
         how: dict[str, Any] = {
             "hidden_layer_sizes": (WIDTH,),
@@ -191,12 +191,9 @@ class MLPOnFC:
                 network = MLPClassifier(**how).fit(x / size, labels)
 
         def scores(scans: Sequence[Scan]) -> np.ndarray:
-            new = rotated.transform(self._correlations(scans)) / size
+            new = rotated.transform(self.measured.of("FC", scans)) / size
             if scaling is None:
                 return np.asarray(network.predict_proba(new))
             return np.asarray(network.predict(new) * scaling.scale + scaling.center)[:, None]
 
         return scores
-
-    def _correlations(self, scans: Sequence[Scan]) -> np.ndarray:
-        return np.stack([self.measured.of("FC", scan) for scan in scans])

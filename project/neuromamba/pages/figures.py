@@ -78,8 +78,9 @@ def save_figure(figure: Figure, path: Path, for_paper: bool = False, dpi: float 
         # "none" in place of None each file would still be drawn twice.
         figure.set_dpi(dpi)
         figure.draw_without_rendering()
-        with matplotlib.rc_context():
-            matplotlib.rcdefaults()  # where None stands for no layout
+        with matplotlib.rc_context(
+            {"figure.autolayout": False, "figure.constrained_layout.use": False}
+        ):  # so that None stands for no layout
             figure.set_layout_engine(None)
     figure.savefig(path, dpi=dpi)
     if for_paper:

@@ -67,17 +67,16 @@ def fake_compiler(folder: Path, body: str) -> str:
 
 @compiler
 def test_every_variant_is_built_once(sources: Path) -> None:
-    folder = sources
     assert build.find_library("AVX512") is None
     assert build.build()[0].startswith("built with")
-    libraries = sorted((folder / "built").glob("*.so"))
+    libraries = sorted((sources / "built").glob("*.so"))
     assert len(libraries) == len(build._variants())
     assert build.build()[0].startswith("ready")
     best = build.find_library(next(iter(build._variants())))
     assert best is not None and best.path in libraries and best.openmp
     # A CPU that torch knows by another name gets the plain one.
     plain = build.find_library("unheard of")
-    assert plain is not None and plain.path == folder / "built" / build._name("DEFAULT")
+    assert plain is not None and plain.path == sources / "built" / build._name("DEFAULT")
 
 
 @compiler
@@ -127,10 +126,9 @@ def test_no_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> N
 @pytest.mark.skipif(os.name != "posix", reason="needs a shell script")
 def test_compiler_without_openmp(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One thread then does the work; that is said, and not taken for finished."""
-    folder = sources
     real = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     refuses = 'for a; do [ "$a" = -fopenmp ] && exit 1; done; '
-    script = fake_compiler(folder, f'{refuses}exec {real} "$@"')
+    script = fake_compiler(sources, f'{refuses}exec {real} "$@"')
     monkeypatch.setenv("CC", f"{script} -g0")  # arguments are allowed
     lines = build.build()
     assert "one thread: no OpenMP" in lines[0]
